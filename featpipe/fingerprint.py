@@ -1,0 +1,147 @@
+"""Fingerprints: short names for content, equal exactly when the content is equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+_BLOCK_BYTES = 1 << 20
+_CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock look like one
+
+
+def of_mapping(values: Any) -> str:
+    """Return the SHA-256 (hex) of a JSON-like value, whatever the order of its keys.
+
+    Examples
+    --------
+    >>> of_mapping({"a": 1, "b": 2}) == of_mapping({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_bytes(*blocks: bytes | memoryview) -> str:
+    """Return the SHA-256 (hex) of some bytes."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def of_file(path: Path, algorithm: str = "sha256") -> str:
+    """Return the hex digest of a file's content, read in blocks."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _resolved(paths: Iterable[str | Path]) -> Iterator[tuple[str, str | Path]]:
+    """Pair each path with its absolute form; each folder is resolved once, not for every file."""
+    folders: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        yield os.path.join(folders[folder], name), path
+
+
+class FileHashes:
+    """Content hashes that are computed once and remembered.
+
+    A hash is computed again when the size, the modification time or the time of the last change
+    of anything (``st_ctime``, which no program can set back) differs, so the second look at ten
+    thousand unchanged images costs ten thousand ``stat`` calls and no read.
+
+    Parameters
+    ----------
+    cache : Path or None
+        SQLite file of remembered hashes; ``None`` remembers nothing.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self.cache = cache
+
+    def many(
+        self,
+        paths: Iterable[str | Path],
+        algorithm: str = "sha256",
+        on_hashed: Callable[[], None] = lambda: None,
+    ) -> list[str]:
+        """Return the hex digests of files, in order.
+
+        Parameters
+        ----------
+        paths : iterable of str or Path
+        algorithm : str
+            Any name of :mod:`hashlib`.
+        on_hashed : callable
+            Called after each file that had to be read.
+        """
+        began = time.time_ns()
+        stamped = [(key, path, os.stat(path)) for key, path in _resolved(paths)]
+        known = self._known(algorithm)
+        digests, fresh = [], []
+        try:
+            for key, path, stat in stamped:
+                stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+                digest = known.get((key, *stamp))
+                if digest is None:
+                    digest = of_file(Path(path), algorithm)
+                    if began - stat.st_ctime_ns > _CLOCK_TICK_NS:
+                        fresh.append((key, algorithm, *stamp, digest))
+                    on_hashed()
+                digests.append(digest)
+        finally:
+            self._remember(fresh)  # an interrupted look at many files need not begin anew
+        return digests
+
+    def one(self, path: Path, algorithm: str = "sha256") -> str:
+        """Return the hex digest of one file."""
+        return self.many([path], algorithm)[0]
+
+    def _connect(self) -> sqlite3.Connection:
+        assert self.cache is not None
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.cache, timeout=30)
+        connection.execute(
+            "create table if not exists stamps (path text, algorithm text, size integer,"
+            " mtime_ns integer, ctime_ns integer, digest text, primary key (path, algorithm))"
+        )
+        return connection
+
+    def _known(self, algorithm: str) -> dict[tuple[str, int, int, int], str]:
+        if self.cache is None or not self.cache.exists():
+            return {}
+        try:
+            with closing(self._connect()) as connection:
+                rows = connection.execute(
+                    "select path, size, mtime_ns, ctime_ns, digest from stamps where algorithm = ?",
+                    (algorithm,),
+                ).fetchall()
+        except sqlite3.OperationalError:
+            return {}  # busy, or on a disk that is read-only: the hashes are computed again
+        except sqlite3.DatabaseError:
+            # Only a memory of what can be computed again: a damaged one is begun anew.
+            self.cache.unlink(missing_ok=True)
+            return {}
+        return {tuple(stamp): digest for *stamp, digest in rows}
+
+    def _remember(self, fresh: list[tuple[str, str, int, int, int, str]]) -> None:
+        if self.cache is None or not fresh:
+            return
+        with (
+            suppress(sqlite3.Error, OSError),  # what cannot be remembered is computed again
+            closing(self._connect()) as connection,
+            connection,
+        ):
+            connection.executemany("insert or replace into stamps values (?, ?, ?, ?, ?, ?)", fresh)

@@ -1,0 +1,106 @@
+"""Where things lie: one folder with data, features, results, models and reports."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from featpipe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds everything a project produces.
+
+    Parameters
+    ----------
+    root : Path
+        Root folder; the command line takes ``--workspace``, then the variable
+        ``FEATPIPE_WORKSPACE``, then the current folder.
+    """
+
+    root: Path
+
+    @classmethod
+    def find(cls, root: str | os.PathLike[str] | None = None) -> Workspace:
+        """Return the workspace a command should use."""
+        return cls(user_path(root or os.environ.get("FEATPIPE_WORKSPACE") or "."))
+
+    @property
+    def raw(self) -> Path:
+        """Datasets as they were downloaded."""
+        return self.root / "data" / "raw"
+
+    @property
+    def features(self) -> Path:
+        """Feature stores (HDF5)."""
+        return self.root / "data" / "features"
+
+    @property
+    def activations(self) -> Path:
+        """Activations at a frozen boundary (HDF5): what heads are trained on, not features."""
+        return self.root / "data" / "activations"
+
+    @property
+    def results(self) -> Path:
+        """Results (JSON) with their predictions (npz)."""
+        return self.root / "data" / "results"
+
+    @property
+    def models(self) -> Path:
+        """Trained classifiers (skops) and heads (safetensors)."""
+        return self.root / "data" / "models"
+
+    @property
+    def reports(self) -> Path:
+        """Reports (HTML and CSV)."""
+        return self.root / "reports"
+
+    @property
+    def hashes(self) -> Path:
+        """Remembered content hashes of input files."""
+        return self.root / "data" / "hashes.sqlite"
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as the user wrote it, ``~`` and ``~name`` expanded.
+
+    Raises
+    ------
+    UsageError
+        If there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"There is no home folder for {str(path)!r}.",
+            next_step="write the path in full, or ./~… for a name that begins with ~",
+        ) from None
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces ``path`` when the block ends well.
+
+    The data is on the disk (fsync) before the name changes, so a kill at any moment leaves
+    either the old file or the new one, never a torn one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are to be shared
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
