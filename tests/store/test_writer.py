@@ -1,0 +1,402 @@
+"""A store is sealed only when it is whole, and nothing that was promised is ever lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import featpipe.store.writer as writing
+from featpipe.errors import StoreError
+from featpipe.store import FeatureStore, StoreWriter, layout, seal
+from featpipe.store.journal import save_undo
+from tests import making
+
+KILLING = Path(__file__).with_name("killing.py")
+
+
+def part(arrays: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    return {name: values[start:stop] for name, values in arrays.items()}
+
+
+def assert_same(store: FeatureStore, arrays: dict[str, np.ndarray]) -> None:
+    np.testing.assert_array_equal(store.features(), arrays["avgpool"])
+    if "logits" in arrays:
+        np.testing.assert_array_equal(store.logits, arrays["logits"])
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    folds = (np.array([0, 3, 5]), np.array([1, 2]))
+    what = making.content(n=30, n_logits=4, folds=folds)
+    store = making.sealed(tmp_path / "new" / "a.h5", what)
+    assert_same(store, making.features(what))
+    assert store.ids == list(what.ids)
+    assert store.classes == what.classes
+    assert store.labels.tolist() == what.labels.tolist()
+    assert [fold.tolist() for fold in store.folds] == [[0, 3, 5], [1, 2]]
+    assert store.source_classes == what.source_classes
+    assert store.manifest == what.manifest
+    assert store.fingerprint == what.fingerprint
+    assert store.run == making.RUN
+    assert store.skipped == {}
+    assert [path.name for path in store.path.parent.iterdir()] == ["a.h5"]
+    store.verify()
+
+
+def test_features_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
+    features = making.sealed(tmp_path / "a.h5").features()
+    assert isinstance(features, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        features[0, 0] = 1
+
+
+def test_half_precision_is_for_features_only(tmp_path: Path) -> None:
+    what = making.content(n_logits=4, dtype="float16")
+    store = making.sealed(tmp_path / "a.h5", what)
+    arrays = making.features(what)
+    assert store.features().dtype == np.float16
+    assert store.logits.dtype == np.float32
+    np.testing.assert_array_equal(store.features(), arrays["avgpool"].astype(np.float16))
+
+
+def test_several_layers_keep_the_order_asked_for(tmp_path: Path) -> None:
+    what = making.content(n=6)
+    shapes = {"layer4": (2, 3, 3), "avgpool": (8,), "layer1": (5,)}
+    object.__setattr__(what, "shapes", shapes)
+    what.manifest["layers"] = list(shapes)
+    store = making.sealed(tmp_path / "a.h5", what)
+    assert store.layers == ("layer4", "avgpool", "layer1")
+    assert store.features().shape == (6, 2, 3, 3)
+    assert store.features("layer1").shape == (6, 5)
+
+
+def test_a_store_without_images_can_be_sealed(tmp_path: Path) -> None:
+    store = making.sealed(tmp_path / "a.h5", making.content(n=0))
+    store.verify()
+    assert store.features().shape == (0, 8)
+
+
+def test_more_layers_than_one_small_block_describes(tmp_path: Path) -> None:
+    what = making.content(n=3)
+    shapes = {f"layer{number}": (2,) for number in range(60)}
+    object.__setattr__(what, "shapes", shapes)
+    what.manifest["layers"] = list(shapes)
+    store = making.sealed(tmp_path / "a.h5", what)
+    store.verify()
+    assert len(store.layers) == 60
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    one = making.sealed(tmp_path / "a.h5").path.read_bytes()
+    two = making.sealed(tmp_path / "b.h5").path.read_bytes()
+    assert one == two
+
+
+def test_the_run_record_does_not_move_the_arrays(tmp_path: Path) -> None:
+    what = making.content()
+    for name, run in (("a.h5", making.RUN), ("b.h5", {**making.RUN, "seconds": 2.0})):
+        with StoreWriter(tmp_path / name, what) as writer:
+            writer.append(making.features(what))
+            writer.seal(run)
+    one, two = seal.Seal.read(tmp_path / "a.h5"), seal.Seal.read(tmp_path / "b.h5")
+    assert one.arrays == two.arrays
+    assert one.structure != two.structure
+
+
+def test_closing_and_opening_continues(tmp_path: Path) -> None:
+    what = making.content(n_logits=3)
+    arrays = making.features(what)
+    for start in (0, 20, 40):
+        with StoreWriter(tmp_path / "a.h5", what) as writer:
+            assert writer.rows == start
+            writer.append(part(arrays, start, start + 20))
+            if start == 40:
+                writer.seal(making.RUN)
+    assert_same(FeatureStore(tmp_path / "a.h5"), arrays)
+
+
+def test_skipped_rows_survive_a_break_and_hold_zeros(tmp_path: Path) -> None:
+    what = making.content()
+    arrays = making.features(what)
+    arrays["avgpool"][[1, 45]] = np.nan
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(part(arrays, 0, 30), {1: "it is a text file"})
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(part(arrays, 30, 60), {45: "cut off"})
+        store = writer.seal(making.RUN)
+    assert store.skipped == {1: "it is a text file", 45: "cut off"}
+    assert not store.features()[[1, 45]].any()
+    assert set(store.usable) == set(range(60)) - {1, 45}
+
+
+def test_another_fingerprint_begins_anew(tmp_path: Path) -> None:
+    what = making.content()
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(part(making.features(what), 0, 20))
+    with StoreWriter(tmp_path / "a.h5", making.content(dims=9)) as writer:
+        assert writer.rows == 0
+
+
+def test_missing_rows_are_never_sealed(tmp_path: Path) -> None:
+    what = making.content()
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(part(making.features(what), 0, 59))
+        with pytest.raises(StoreError, match="rows are missing"):
+            writer.seal(making.RUN)
+    with pytest.raises(StoreError, match="unfinished"):
+        FeatureStore(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_with_the_image(
+    tmp_path: Path, value: float
+) -> None:
+    what = making.content()
+    arrays = making.features(what)
+    arrays["avgpool"][7, 3] = value
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        with pytest.raises(StoreError, match=r"train/7\.png.*not finite") as caught:
+            writer.append(arrays)
+        assert writer.rows == 0
+    assert "weights" in caught.value.details["next"]
+
+
+def test_an_overflow_of_half_precision_says_what_to_do(tmp_path: Path) -> None:
+    what = making.content(dtype="float16")
+    arrays = making.features(what)
+    arrays["avgpool"][7, 3] = 1e6
+    with (
+        StoreWriter(tmp_path / "a.h5", what) as writer,
+        pytest.raises(StoreError, match="not finite") as caught,
+    ):
+        writer.append(arrays)
+    assert "--dtype float32" in caught.value.details["next"]
+
+
+def test_rows_that_became_nan_on_the_disk_are_not_sealed(tmp_path: Path) -> None:
+    what = making.content()
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(making.features(what))
+        writer._file["features/avgpool"][5] = np.nan
+        with pytest.raises(StoreError, match="row 5 of 'avgpool' is not finite"):
+            writer.seal(making.RUN)
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
+    with (
+        StoreWriter(tmp_path / "a.h5", making.content()) as writer,
+        pytest.raises(StoreError, match="another shape"),
+    ):
+        writer.append({"avgpool": np.zeros((3, 9), np.float32)})
+
+
+@pytest.mark.parametrize("rows", [0, 20])
+def test_a_second_writer_is_told_and_harms_nothing(tmp_path: Path, rows: int) -> None:
+    what = making.content()
+    arrays = making.features(what)
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(part(arrays, 0, rows)) if rows else None
+        with pytest.raises(StoreError, match="Another process is writing"):
+            StoreWriter(tmp_path / "a.h5", what)
+        writer.append(part(arrays, rows, 60))
+        store = writer.seal(making.RUN)
+    assert_same(store, arrays)
+
+
+def test_a_writer_that_was_refused_leaves_no_lock(tmp_path: Path) -> None:
+    what = making.content()
+    with StoreWriter(tmp_path / "a.h5", what), pytest.raises(StoreError):
+        StoreWriter(tmp_path / "a.h5", what)
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(making.features(what))
+        writer.seal(making.RUN)
+
+
+def interrupted_sealing(path: Path, what: layout.StoreContent) -> None:
+    """Leave a store whose rows are all promised, its undo saved, its HDF5 structure torn."""
+    with StoreWriter(path, what) as writer:
+        writer.append(making.features(what))
+        writer.promise()
+        save_undo(path, writer._places().values())
+    size = layout.partial_path(path).stat().st_size
+    with layout.partial_path(path).open("rb+") as file:
+        file.seek(4096)
+        file.write(b"\0" * 2000)
+        file.seek(size)
+        file.write(b"half of what sealing appends")
+
+
+def test_an_interrupted_sealing_is_taken_back(tmp_path: Path) -> None:
+    what = making.content(n_logits=5)
+    path = tmp_path / "a.h5"
+    interrupted_sealing(path, what)
+    with StoreWriter(path, what) as writer:
+        assert writer.rows == 60
+        store = writer.seal(making.RUN)
+    assert_same(store, making.features(what))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_left_overs_of_a_sealed_store_promise_nothing(tmp_path: Path) -> None:
+    """A kill right after the rename leaves journal and undo; then the store is deleted."""
+    what = making.content()
+    path = tmp_path / "a.h5"
+    interrupted_sealing(path, what)
+    layout.partial_path(path).unlink()
+    with StoreWriter(path, what) as writer:
+        assert writer.rows == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rows": 7}', '{"rows": -1}', "\0\0\0"])
+def test_a_damaged_journal_promises_nothing(tmp_path: Path, text: str) -> None:
+    what = making.content()
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(part(making.features(what), 0, 20))
+    layout.journal_path(tmp_path / "a.h5").write_text(text)
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        assert writer.rows == 0
+
+
+def test_a_damaged_unfinished_file_is_begun_anew(tmp_path: Path) -> None:
+    what = making.content()
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        writer.append(part(making.features(what), 0, 20))
+    partial = layout.partial_path(tmp_path / "a.h5")
+    partial.write_bytes(partial.read_bytes()[:5000])
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        assert writer.rows == 0
+        writer.append(making.features(what))
+        assert_same(writer.seal(making.RUN), making.features(what))
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    what = making.content(n=10, dims=1 << 40)
+    with pytest.raises(StoreError, match="Too little disk space") as caught:
+        StoreWriter(tmp_path / "a.h5", what)
+    assert "float16" in caught.value.details["next"]
+
+
+def test_a_folder_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("not a folder")
+    with pytest.raises(StoreError, match="cannot be written"):
+        StoreWriter(tmp_path / "data" / "a.h5", making.content())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of three megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mounting, check=False).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, *, leave: int) -> Path:
+    free = shutil.disk_usage(disk).free
+    (disk / "filling").write_bytes(b"x" * (free - leave))
+    return disk / "filling"
+
+
+@pytest.mark.parametrize("leave", [0, 8 << 10, 600 << 10, 1600 << 10])
+def test_a_disk_too_full_at_the_start_leaves_nothing_behind(small_disk: Path, leave: int) -> None:
+    what = making.content(n=2000, dims=64)
+    filling = fill(small_disk, leave=leave)
+    with pytest.raises(StoreError, match="disk") as caught:
+        StoreWriter(small_disk / "a.h5", what)
+    assert "free some space" in caught.value.details["next"]
+    assert list(small_disk.iterdir()) == [filling]
+    filling.unlink()
+    assert_same(making.sealed(small_disk / "a.h5", what), making.features(what))
+
+
+@pytest.mark.parametrize("leave", [0, 8 << 10, 600 << 10, 1000 << 10])
+def test_a_quota_that_nobody_announced_is_met_before_hdf5(
+    small_disk: Path, leave: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = making.content(n=4000, dims=64)
+    filling = fill(small_disk, leave=leave)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+    with pytest.raises(StoreError, match="The disk is full"):
+        StoreWriter(small_disk / "a.h5", what)
+    assert list(small_disk.iterdir()) == [filling]
+
+
+def test_a_disk_full_on_the_way_keeps_every_promise(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_JOURNAL_SECONDS", 0.0)
+    what = making.content(n=2000, dims=64)
+    arrays = making.features(what)
+    with StoreWriter(small_disk / "a.h5", what) as writer:
+        writer.append(part(arrays, 0, 1000))
+        filling = fill(small_disk, leave=0)
+        with pytest.raises(StoreError, match="disk is full"):
+            writer.append(part(arrays, 1000, 1100))
+    filling.unlink()
+    with StoreWriter(small_disk / "a.h5", what) as writer:
+        assert writer.rows == 1000
+        writer.append(part(arrays, 1000, 2000))
+        assert_same(writer.seal(making.RUN), arrays)
+
+
+@pytest.mark.parametrize("leave", [0, 4 << 10, 8 << 10, 12 << 10, 16 << 10, 60 << 10])
+def test_a_disk_full_while_sealing_is_made_good(small_disk: Path, leave: int) -> None:
+    what = making.content(n=1000, dims=64)
+    arrays = making.features(what)
+    with StoreWriter(small_disk / "a.h5", what) as writer:
+        writer.append(arrays)
+        writer.promise()
+        filling = fill(small_disk, leave=leave)
+        with pytest.raises(StoreError, match="disk is full"):
+            writer.seal(making.RUN)
+    assert not (small_disk / "a.h5").exists()
+    filling.unlink()
+    with StoreWriter(small_disk / "a.h5", what) as writer:
+        assert writer.rows == 1000
+        assert_same(writer.seal(making.RUN), arrays)
+
+
+def test_a_limit_on_the_size_of_files_is_explained(tmp_path: Path) -> None:
+    """As ``ulimit -f`` sets it; needs no rights."""
+    code = (
+        "import resource, sys, pathlib; from tests import making\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "from featpipe.errors import StoreError\n"
+        "try: making.sealed(pathlib.Path(sys.argv[1]), making.content(n=3000, dims=64))\n"
+        "except StoreError as error: print(error)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.h5"],
+        cwd=KILLING.parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "The disk is full" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.timeout(1200)
+def test_every_promised_row_survives_kills_at_random_moments(tmp_path: Path, kills: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, KILLING, tmp_path, str(kills), "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    met = json.loads(ended.stdout)
+    assert sum(met.values()) == kills
+    assert met.get("sealed", 0) < kills  # most kills came before the end
