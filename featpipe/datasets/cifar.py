@@ -1,0 +1,229 @@
+"""CIFAR-10 and CIFAR-100: 32 × 32 colour images, 50 000 to train, 10 000 to test.
+
+Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The binary version is
+read (and downloaded): it needs no pickle. Where only the Python version lies, as torchvision
+leaves it, its pickles are read after their MD5 sums were checked, by an unpickler that knows
+nothing but NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.datasets.base import ImageSource
+from featpipe.datasets.definition import Dataset, DatasetOptions
+from featpipe.datasets.obtain import Publication, check_digests, locate
+from featpipe.datasets.plain_pickle import load_plain_pickle
+from featpipe.datasets.sources import ArraySource, Identity, row_ids
+from featpipe.errors import DataError
+
+SIDE = 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One published version of a dataset.
+
+    Parameters
+    ----------
+    folder : str
+        Name of its folder.
+    train, test : tuple of str
+        Files of the splits, in order.
+    names : str
+        File of the class names.
+    label : str or int
+        Where the label is: key of a pickle, or position among the bytes before the pixels.
+    names_key : str
+        Key of the class names in a pickle.
+    label_bytes : int
+        Bytes before the pixels of each image; 0 for pickles.
+    """
+
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    names: str
+    label: str | int
+    names_key: str = ""
+    label_bytes: int = 0
+
+    def files(self, split: str) -> tuple[str, ...]:
+        """Files of a split."""
+        return self.train if split == "train" else self.test
+
+
+class Cifar10(Dataset):
+    """CIFAR-10; CIFAR-100 differs in data only.
+
+    Attributes
+    ----------
+    publication : Publication
+        The official archive of the binary version.
+    n_classes : int
+    binary, pickled : Layout
+        The two versions that are understood.
+    md5 : dict of str to str
+        File → MD5 sum. Those of the pickles and of the archive are published by torchvision and
+        by the author; those of the binary files were taken from public projects that check them.
+    """
+
+    publication: ClassVar[Publication] = Publication(
+        dataset="cifar10",
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        folder="cifar-10-batches-bin",
+        megabytes=170,
+    )
+    n_classes: ClassVar[int] = 10
+    binary: ClassVar[Layout] = Layout(
+        folder="cifar-10-batches-bin",
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        test=("test_batch.bin",),
+        names="batches.meta.txt",
+        label=0,
+        label_bytes=1,
+    )
+    pickled: ClassVar[Layout] = Layout(
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test=("test_batch",),
+        names="batches.meta",
+        label="labels",
+        names_key="label_names",
+    )
+    md5: ClassVar[dict[str, str]] = {
+        "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+        "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+        "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+        "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+        "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+        "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    }
+
+    def splits(self, path: str, options: DatasetOptions) -> tuple[str, ...]:
+        """Training and test split."""
+        return ("train", "test")
+
+    def open(self, path: str, split: str, options: DatasetOptions) -> ImageSource:
+        """Read one split into memory (150 MB at most)."""
+        folder, layout = self._find(split, options)
+        names = layout.files(split)
+        checked = names if layout is self.binary else (*names, layout.names)
+        digests = check_digests(folder, {name: self.md5[name] for name in checked}, options)
+        read = _read_binary if layout is self.binary else _read_pickle
+        parts = [read(folder / name, layout) for name in names]
+        pixels = np.concatenate([part[0] for part in parts])
+        labels = np.concatenate([part[1] for part in parts])
+        classes = self._class_names(folder / layout.names, layout)
+        identity = Identity(
+            self.publication.dataset, split, classes, row_ids(split, len(pixels)), labels
+        )
+        return ArraySource(identity, pixels, digests, folder)
+
+    def _find(self, split: str, options: DatasetOptions) -> tuple[Path, Layout]:
+        """Return the folder of a split and its layout, the one that lies first."""
+        folders = options.folders(self.binary.folder, self.pickled.folder)
+        binary = self.binary.files(split)
+        first = locate(folders, binary)
+        other = locate(folders, self.pickled.files(split))
+        if other and (first is None or folders.index(other) < folders.index(first)):
+            return other, self.pickled
+        files = [*binary, self.binary.names]
+        both = [*self.binary.train, *self.binary.test]
+        return self.publication.find(files, options, also=both), self.binary
+
+    def _class_names(self, path: Path, layout: Layout) -> tuple[str, ...]:
+        if layout.label_bytes:
+            text = path.read_bytes().decode("ascii", "replace") if path.is_file() else ""
+            names = tuple(text.split())
+        else:
+            names = tuple(str(name) for name in load_plain_pickle(path).get(layout.names_key, ()))
+        if len(names) != self.n_classes:
+            raise DataError(
+                "The file of the class names is missing or not complete.",
+                where=path,
+                expected=f"{self.n_classes} names",
+                got=f"{len(names)} names",
+            )
+        return names
+
+
+class Cifar100(Cifar10):
+    """CIFAR-100 with its 100 fine classes."""
+
+    publication = Publication(
+        dataset="cifar100",
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        folder="cifar-100-binary",
+        megabytes=169,
+    )
+    n_classes = 100
+    binary = Layout(
+        folder="cifar-100-binary",
+        train=("train.bin",),
+        test=("test.bin",),
+        names="fine_label_names.txt",
+        label=1,  # byte 0 is the coarse class
+        label_bytes=2,
+    )
+    pickled = Layout(
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        names="meta",
+        label="fine_labels",
+        names_key="fine_label_names",
+    )
+    md5: ClassVar[dict[str, str]] = {
+        "train.bin": "6172c7755cfe09b2fe270c85cebc1b15",
+        "test.bin": "4499cfba6c016c1be1438163640a0898",
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    }
+
+
+def _read_binary(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one binary file: for each image its label bytes and the planes, row by row."""
+    record = np.dtype(
+        [("labels", np.uint8, (layout.label_bytes,)), ("planes", np.uint8, (3, SIDE, SIDE))]
+    )
+    size = path.stat().st_size
+    if size == 0 or size % record.itemsize:
+        raise DataError(
+            "The file does not hold a whole number of images.",
+            where=path,
+            expected=f"a multiple of {record.itemsize} bytes",
+            got=f"{size} bytes",
+        )
+    records = np.fromfile(path, dtype=record)
+    return records["planes"].transpose(0, 2, 3, 1), records["labels"][:, int(layout.label)]
+
+
+def _read_pickle(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one pickled batch: ``data`` of shape (n, 3072) and a list of labels."""
+    batch: dict[str, Any] = load_plain_pickle(path)
+    data, labels = batch.get("data"), batch.get(str(layout.label))
+    if not isinstance(data, np.ndarray) or data.shape[1:] != (3 * SIDE * SIDE,) or labels is None:
+        raise DataError(
+            "The file is not a batch of images.",
+            where=path,
+            expected=f"data of shape (n, {3 * SIDE * SIDE}) and {layout.label}",
+            got=f"the keys {', '.join(sorted(batch))}",
+        )
+    pixels = data.astype(np.uint8, copy=False).reshape(-1, 3, SIDE, SIDE)
+    return pixels.transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.uint8)

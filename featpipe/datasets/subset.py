@@ -1,0 +1,225 @@
+"""Views of a source: some of its rows, some of its classes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featpipe.datasets.base import UNLABELLED, ImageSource
+from featpipe.errors import UnknownNameError, UsageError
+from featpipe.fingerprint import of_bytes, of_mapping
+from featpipe.registry import did_you_mean
+
+
+class Subset(ImageSource):
+    """Chosen rows of a source, in the order given.
+
+    Labels, ids and folds follow the rows; folds keep the rows that are left. The fingerprint is
+    derived from the source's and the rows, so that features of a subset are never taken for
+    features of the whole.
+
+    Parameters
+    ----------
+    source : ImageSource
+    rows : array-like of int of shape (m,)
+        Distinct rows of the source.
+
+    Raises
+    ------
+    UsageError
+        If a row does not exist or is named twice.
+    """
+
+    def __init__(self, source: ImageSource, rows: ArrayLike) -> None:
+        chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if np.any((chosen < 0) | (chosen >= len(source))):
+            raise UsageError(
+                f"A row does not exist in {source.name} {source.split}.",
+                expected=f"rows from 0 to {len(source) - 1}",
+                got=f"{chosen.min()} to {chosen.max()}",
+            )
+        if len(np.unique(chosen)) != len(chosen):
+            raise UsageError("A row is named twice in a subset.")
+        self.source, self.rows = source, chosen
+        self.name, self.split, self.classes = source.name, source.split, source.classes
+        self.ids = tuple(source.ids[row] for row in chosen.tolist())
+        self.labels = source.labels[chosen]
+        new_row = np.full(len(source), -1, dtype=np.int64)
+        new_row[chosen] = np.arange(len(chosen))
+        self.folds = tuple(new_row[fold][new_row[fold] >= 0] for fold in source.folds)
+        digest = of_bytes(chosen.astype("<i8").tobytes())
+        self.fingerprint = of_mapping({"of": source.fingerprint, "rows": digest})
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Return one image of the source."""
+        return self.source.read(int(self.rows[row]))
+
+
+class _ClassSubset(Subset):
+    """Rows of some classes, whose labels become indices into these classes."""
+
+    def __init__(self, source: ImageSource, kept: Sequence[int]) -> None:
+        new_label = np.full(len(source.classes) + 1, -2, dtype=np.int64)
+        new_label[-1] = UNLABELLED  # label -1 indexes the last place: unlabelled stays unlabelled
+        new_label[list(kept)] = np.arange(len(kept))
+        labels = new_label[source.labels]
+        super().__init__(source, np.flatnonzero(labels > -2))
+        self.classes = tuple(source.classes[label] for label in kept)
+        self.labels = new_label[self.labels]
+        self.fingerprint = of_mapping({"of": self.fingerprint, "classes": self.classes})
+
+
+def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
+    """Return the images of some classes (and the unlabelled ones), labels counted anew.
+
+    Parameters
+    ----------
+    source : ImageSource
+    chosen : str
+        As for :func:`choose_classes`.
+    """
+    kept = choose_classes(chosen, source.classes)
+    if len(kept) == len(source.classes):
+        return source
+    return _ClassSubset(source, kept)
+
+
+def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
+    """Return the indices of chosen classes, ascending.
+
+    Parameters
+    ----------
+    chosen : str
+        ``"first:50"``, or names separated by commas in any order.
+    classes : sequence of str
+
+    Raises
+    ------
+    UsageError
+        If the number is not from 1 to the number of classes.
+    UnknownNameError
+        If a name is not a class.
+
+    Examples
+    --------
+    >>> choose_classes("first:2", ["cat", "dog", "owl"])
+    [0, 1]
+    >>> choose_classes("owl, cat", ["cat", "dog", "owl"])
+    [0, 2]
+    """
+    if chosen.startswith("first:"):
+        number = chosen.removeprefix("first:").strip()
+        if not number.isdecimal() or not 1 <= int(number) <= len(classes):
+            raise UsageError(
+                "The number of classes to keep is not possible.",
+                where="--classes",
+                expected=f"first:N with N from 1 to {len(classes)}",
+                got=chosen,
+            )
+        return list(range(int(number)))
+    names = {name.strip() for name in chosen.split(",")}
+    for name in sorted(names - set(classes)):
+        raise UnknownNameError(
+            f"There is no class named {name!r}.",
+            where="--classes",
+            expected=", ".join(classes[:20]) + (" …" if len(classes) > 20 else ""),
+            next_step=did_you_mean(name, classes).strip() or None,
+        )
+    return [label for label, name in enumerate(classes) if name in names]
+
+
+def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:
+    """Choose ``n`` rows spread over the classes as evenly as their sizes allow.
+
+    Unlabelled rows are left out, unless there are only such rows.
+
+    Parameters
+    ----------
+    labels : array-like of int of shape (m,)
+    n : int
+        Number of rows to choose.
+    seed : int
+
+    Returns
+    -------
+    rows : ndarray of shape (n,), int64
+        Ascending. No class has two rows more than another that still had some to give.
+
+    Raises
+    ------
+    UsageError
+        If there are not ``n`` rows to choose from.
+
+    Examples
+    --------
+    >>> class_balanced_rows([0, 0, 0, 0, 1, 1, -1], 4, seed=0).size
+    4
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    candidates = np.flatnonzero(labels != UNLABELLED)
+    if not candidates.size:
+        candidates = np.arange(len(labels))
+    if not 1 <= n <= len(candidates):
+        raise UsageError(
+            "That many images cannot be chosen.", expected=f"1 to {len(candidates)}", got=n
+        )
+    order = candidates[seeded_order([str(row) for row in candidates], seed)]
+    # Deal the rows like cards: every class's first row, then every class's second one, and so on.
+    round_of = np.empty(len(order), dtype=np.int64)
+    for label in np.unique(labels[order]):
+        members = labels[order] == label
+        round_of[members] = np.arange(members.sum())
+    dealt = np.argsort(round_of, kind="stable")
+    return np.sort(order[dealt[:n]])
+
+
+def seeded_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Return a pseudo-random permutation that depends on names and seed only.
+
+    Each name is drawn by a SHA-256 of its own. Unlike a random generator's stream this cannot
+    change with a library's version, and one image more does not reshuffle the others.
+
+    Returns
+    -------
+    order : ndarray of shape (n,), int64
+
+    Examples
+    --------
+    >>> sorted(seeded_order(["a", "b", "c"], seed=1).tolist())
+    [0, 1, 2]
+    """
+    drawn = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
+    return np.array(sorted(range(len(names)), key=drawn.__getitem__), dtype=np.int64)
+
+
+def stratified_split(
+    ids: Sequence[str], labels: ArrayLike, test_share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split rows into training and test rows, with the same share of every class.
+
+    scikit-learn's ``train_test_split`` does this too, but its result is tied to the order of the
+    rows and to the stream of NumPy's generator; see :func:`seeded_order`.
+
+    Parameters
+    ----------
+    ids : sequence of str
+    labels : array-like of int of shape (n,)
+    test_share : float
+        Share of the test rows, rounded to whole images in each class.
+    seed : int
+
+    Returns
+    -------
+    train, test : ndarray of int64
+        Ascending, disjoint, together all rows.
+    """
+    labels = np.asarray(labels, dtype=np.int64)
+    order = seeded_order(ids, seed)
+    test = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        test[members[: round(len(members) * test_share)]] = True
+    return np.flatnonzero(~test), np.flatnonzero(test)

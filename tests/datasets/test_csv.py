@@ -1,0 +1,171 @@
+"""csv:PATH: what the table says, and every way in which it can be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featpipe.datasets import open_source, splits_of
+from featpipe.errors import DataError
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a table beside three images, a.png, b.png and sub/c d.png."""
+    (tmp_path / "sub").mkdir()
+    for number, name in enumerate(("a.png", "b.png", "sub/c d.png")):
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / name)
+    path = tmp_path / "images.csv"
+
+    def write(text, encoding="utf-8"):
+        path.write_bytes(text.encode(encoding))
+        return f"csv:{path}"
+
+    write.path = path
+    return write
+
+
+def test_without_a_split_column_there_is_one_split(table, options):
+    spec = table("path,label\na.png,dog\nb.png,cat\nsub/c d.png,dog\n")
+    assert splits_of(spec, options) == ("all",)
+    source = open_source(spec, "all", options)
+    assert source.classes == ("cat", "dog")
+    assert list(source.ids) == ["a.png", "b.png", "sub/c d.png"]
+    assert source.labels.tolist() == [1, 0, 1]
+    assert source.read(2)[0, 0, 0] == 2
+
+
+def test_splits_in_their_usual_order_with_one_numbering(table, options):
+    spec = table("path,label,split\na.png,x10,val\nb.png,x9,train\nsub/c d.png,x9,odd\n")
+    assert splits_of(spec, options) == ("train", "val", "odd")
+    for split, labels in (("val", [1]), ("train", [0]), ("odd", [0])):
+        source = open_source(spec, split, options)
+        assert source.classes == ("x9", "x10")
+        assert source.labels.tolist() == labels
+
+
+def test_an_empty_label_is_unlabelled(table, options):
+    source = open_source(table("path,label\na.png,\nb.png,cat\n"), "all", options)
+    assert source.labels.tolist() == [-1, 0]
+
+
+def test_no_labels_at_all(table, options):
+    source = open_source(table("path,label\na.png,\nb.png,\n"), "all", options)
+    assert source.labels.tolist() == [-1, -1]
+    assert source.classes == ()
+
+
+def test_what_spreadsheets_write(table, options):
+    text = '﻿label,remark,path\r\n"big, red","said ""no""",a.png\r\n\r\nΚαλή, ,b.png\r\n'
+    source = open_source(table(text), "all", options)
+    assert source.classes == ("big, red", "Καλή")
+    assert list(source.ids) == ["a.png", "b.png"]
+
+
+def test_absolute_paths(table, options, tmp_path):
+    source = open_source(table(f"path,label\n{tmp_path / 'a.png'},x\n"), "all", options)
+    assert source.read(0)[0, 0, 0] == 0
+
+
+def test_missing_files_are_listed_with_their_lines(table, options):
+    lines = [f"no{number}.png,x" for number in range(8)]
+    spec = table("path,label\na.png,x\n" + "\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"8 file\(s\)") as caught:
+        open_source(spec, "all", options)
+    message = str(caught.value)
+    assert "line 3: no0.png" in message
+    assert "and 3 more" in message
+    assert str(table.path) in message
+
+
+def test_a_folder_is_no_image(table, options):
+    with pytest.raises(DataError, match="missing"):
+        open_source(table("path,label\nsub,x\n"), "all", options)
+
+
+def test_an_image_listed_twice(table, options):
+    with pytest.raises(DataError, match="twice") as caught:
+        open_source(table("path,label\na.png,x\nb.png,x\na.png,y\n"), "all", options)
+    assert "lines 2 and 4" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("path,label\na.png,x\n,y\n", 3),
+        ("path,label\na.png\n", 2),
+        ("path,label,split\na.png,x,train\nb.png,x,\n", 3),
+        ("path,label,split\na.png,x\n", 2),
+    ],
+)
+def test_an_incomplete_line_is_named(table, options, text, line):
+    with pytest.raises(DataError, match="not complete") as caught:
+        splits_of(table(text), options)
+    assert f"line {line}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "an empty file"),
+        ("file,label\na.png,x\n", "file,label"),
+        ("path;label\na.png;x\n", "commas"),
+        ("path\tlabel\na.png\tx\n", "commas"),
+        ("path,labels\na.png,x\n", "did you mean 'labels'?"),
+        ("a.png,cat\nb.png,dog\n", "path,label"),
+    ],
+)
+def test_a_header_that_does_not_fit(table, options, text, hint):
+    with pytest.raises(DataError, match="no column") as caught:
+        splits_of(table(text), options)
+    assert hint in str(caught.value)
+
+
+def test_a_header_only(table, options):
+    with pytest.raises(DataError, match="lists no images"):
+        splits_of(table("path,label\n"), options)
+
+
+@pytest.mark.parametrize("content", ["path,label\nä.png,ö\n".encode("latin-1"), b"\xff\xfep\0a\0"])
+def test_another_encoding(table, options, content):
+    table.path.write_bytes(content)
+    with pytest.raises(DataError, match="UTF-8"):
+        splits_of(f"csv:{table.path}", options)
+
+
+def test_a_quote_that_never_ends(table, options):
+    with pytest.raises(DataError, match="not a CSV"):
+        splits_of(table('path,label\n"a.png,x\n'), options)
+
+
+def test_other_columns_and_rows_of_other_splits_do_not_change_the_fingerprint(table, options):
+    before = open_source(table("path,label,split\na.png,x,train\nb.png,x,test\n"), "train", options)
+    after = open_source(
+        table("path,label,split,note\na.png,x,train,!\nsub/c d.png,x,test,?\n"), "train", options
+    )
+    assert before.fingerprint == after.fingerprint
+    relabelled = open_source(
+        table("path,label,split\na.png,y,train\nb.png,x,test\n"), "train", options
+    )
+    assert relabelled.fingerprint != before.fingerprint
+
+
+def test_a_folder_in_the_place_of_the_table(tmp_path, options):
+    with pytest.raises(DataError, match="cannot be read"):
+        splits_of(f"csv:{tmp_path}", options)
+
+
+def test_the_home_folder_may_be_abbreviated(table, options, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    table("path,label\na.png,x\n")
+    assert len(open_source("csv:~/images.csv", "all", replace(options))) == 1
+
+
+def test_labels_of_a_column_are_natural(table, options):
+    source = open_source(table("path,label\na.png,10\nb.png,9\n"), "all", options)
+    assert source.classes == ("9", "10")
+    np.testing.assert_array_equal(source.labels, [1, 0])
