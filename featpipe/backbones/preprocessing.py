@@ -1,0 +1,136 @@
+"""From any upright RGB image to the numbers a network was trained on. It belongs to the weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from featpipe.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Part of every fingerprint: raise it when the code below starts to give other numbers.
+VERSION = 2
+
+_SMALLEST, _LARGEST = 8, 2048
+# Beyond this ratio of the sides the ends of an image are cut off before it is resized: they lie
+# outside the centre crop anyway, and a line of 1 x 5000 pixels would grow to a gigabyte first.
+_ELONGATED = 8
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are resized, cropped and normalised for one set of weights.
+
+    There is one way of resizing in featpipe: torchvision's, on uint8, always antialiased. Against
+    Pillow's bilinear resize and the same crop, measured on 200 photographs of dogs and cats: the
+    same but for 0.17 % of the values, which differ by 1 of 255 (torchvision on floats, rounded:
+    16 %), in half of the time; on 200 STL-10 images (96 pixels, enlarged) no value differs. With
+    ``fit="whole"`` 1.6 % of the values differ by 1.
+
+    Parameters
+    ----------
+    resize : int
+        Length in pixels that the shorter side gets before the crop.
+    crop : int
+        Side S in pixels of the square that the network sees.
+    mean, std : tuple of float
+        Mean and standard deviation per channel of images scaled to [0, 1].
+    interpolation : {"bilinear", "bicubic"}
+    fit : {"auto", "crop", "whole"}
+        ``"crop"`` gives the shorter side ``resize`` pixels and keeps the centre, exactly as
+        torchvision does. ``"auto"`` does so with images larger than the network's input; smaller
+        ones get no margin: their shorter side is enlarged to S, and one that is S x S is used as
+        it is. ``"whole"`` squeezes the whole image into the square.
+
+    Notes
+    -----
+    The margin was made for photographs with pixels to spare. From a 96 x 96 image it takes the
+    rim, and one of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear SVM, official
+    fold 0) leaving it out is worth 0.9525 instead of 0.9470 accuracy.
+
+    Examples
+    --------
+    >>> Preprocessing(resize=256, crop=224).with_image_size(112).resize
+    128
+    """
+
+    resize: int
+    crop: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    fit: Literal["auto", "crop", "whole"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not _SMALLEST <= self.crop <= _LARGEST:
+            raise UsageError(
+                "The image size is not possible.",
+                expected=f"{_SMALLEST} to {_LARGEST} pixels",
+                got=self.crop,
+            )
+        if self.resize < self.crop:
+            raise UsageError(
+                "An image cannot be resized to less than is cropped from it.",
+                expected=f"resize of at least {self.crop} pixels",
+                got=self.resize,
+            )
+
+    def prepare(self, image: NDArray[np.uint8]) -> Tensor:
+        """Resize and crop one image; safe to call from several threads.
+
+        Parameters
+        ----------
+        image : ndarray of shape (height, width, 3), uint8
+
+        Returns
+        -------
+        tensor : Tensor of shape (3, S, S), uint8
+        """
+        height, width = image.shape[:2]
+        # The array stays in its own memory order: torchvision's uint8 kernel is made for it.
+        # Read-only arrays (memory-mapped data sets) are copied: torch cannot promise not to write.
+        tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
+        if self.fit == "whole":
+            return self._resized(tensor, [self.crop, self.crop])
+        longest = _ELONGATED * min(height, width)
+        if max(height, width) > longest:
+            tensor = transforms.center_crop(tensor, [min(height, longest), min(width, longest)])
+        small = self.fit == "auto" and min(height, width) <= self.crop
+        tensor = self._resized(tensor, [self.crop if small else self.resize])
+        return transforms.center_crop(tensor, [self.crop, self.crop])
+
+    def _resized(self, image: Tensor, size: list[int]) -> Tensor:
+        how = InterpolationMode(self.interpolation)
+        return transforms.resize(image, size, interpolation=how, antialias=True)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 images (n, 3, S, S) as normalised float32, on the device they are on."""
+        mean, std = (
+            torch.tensor(values, device=images.device).view(1, -1, 1, 1) * 255
+            for values in (self.mean, self.std)
+        )
+        return (images.float() - mean) / std
+
+    def with_image_size(self, size: int) -> Preprocessing:
+        """Return the same for another input side; the margin around the crop keeps its ratio."""
+        return replace(self, resize=max(size, round(size * self.resize / self.crop)), crop=size)
+
+    def with_fit(self, fit: str) -> Preprocessing:
+        """Return the same with another way to make images square: auto, crop or whole."""
+        if fit not in ("auto", "crop", "whole"):
+            raise UsageError("The fit is not known.", expected="auto, crop, whole", got=repr(fit))
+        return replace(self, fit=cast(Literal["auto", "crop", "whole"], fit))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything that changes the numbers, as JSON-like values."""
+        values = {"version": VERSION, "antialias": True, **asdict(self)}
+        return values | {"mean": list(self.mean), "std": list(self.std)}

@@ -1,0 +1,120 @@
+"""What every registered model promises; the registry is the list of tests."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featpipe.assets import GLYPHNET
+from featpipe.backbones import MODELS, load_backbone, weights_file
+from featpipe.backbones.architecture import Architecture, layer_outputs
+from featpipe.errors import UnknownNameError, WeightsError
+from tests.backbones.making import random_backbone, random_images
+
+# Those of at most 12 million parameters run for real; the others are looked at without memory.
+SMALL = ("glyphnet", "resnet18", "cifar_resnet20", "cifar_resnet56")
+
+
+def parameters(network: torch.nn.Module) -> int:
+    return sum(value.numel() for value in network.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_a_model_is_complete(name: str) -> None:
+    architecture: Architecture = MODELS.load(name)
+    assert architecture.name == name
+    assert "DEFAULT" in architecture.published
+    for key, weights in architecture.published.items():
+        assert key == key.upper()
+        classes = weights.source_classes()
+        assert len(set(classes.ids)) == len(classes.ids) == len(classes.names)
+        assert weights.preprocessing.crop >= 32
+    assert architecture.file_preprocessing.crop >= 32
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_shapes_are_known_without_running(name: str) -> None:
+    architecture: Architecture = MODELS.load(name)
+    outputs = layer_outputs(architecture, 7, image_size=64)
+    promised = re.search(r"(\d+) features", MODELS.entry(name).summary)
+    assert promised is not None
+    assert outputs[architecture.default_layer].shape[0] == int(promised[1])
+    assert outputs[architecture.classifier].shape == (7,)
+    stages = [outputs[stage].shape for stage in ("layer1", "layer2", "layer3")]
+    assert [b[0] / a[0] for a, b in pairwise(stages)] == [2, 2]
+    assert [a[1] / b[1] for a, b in pairwise(stages)] == [2, 2]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_embedding_keeps_its_promises(name: str, tmp_path: Path) -> None:
+    backbone = random_backbone(name, tmp_path, num_classes=7, image_size=32)
+    layers = ("conv1", "layer1", "layer2:map", "layer3", "avgpool", "logits")
+    images = random_images(3, 32)
+    features = backbone.embed(images, layers)
+    assert tuple(features) == layers
+    for layer, values in features.items():
+        assert values.shape == (3, *backbone.dim(layer))
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all()
+        assert values.std() > 0
+    again = backbone.embed(images, layers)
+    assert all(np.array_equal(features[layer], again[layer]) for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("depth", "published_millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]
+)
+def test_cifar_resnets_have_the_papers_size(depth: int, published_millions: float) -> None:
+    network = MODELS.load(f"resnet{depth}").on_meta(10)
+    digits = 1 if depth == 110 else 2
+    assert round(parameters(network) / 1e6, digits) == published_millions
+
+
+def test_a_cifar_resnet_counts_as_deep_as_its_name() -> None:
+    for depth in (20, 32, 44, 56, 110):
+        network = MODELS.load(f"cifar_resnet{depth}").on_meta(10)
+        weighted = [
+            m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+        ]
+        assert len(weighted) == depth
+
+
+def test_names_are_listed_without_torch() -> None:
+    code = (
+        "import sys, featpipe.backbones as b; b.MODELS.names(); b.weights_file('glyphnet');"
+        "heavy = {'torch', 'torchvision', 'sklearn', 'h5py', 'pandas'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_model_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'resnext50_32x4d'"):
+        load_backbone("resnext50_32x4")
+
+
+def test_published_and_embedded_weights_are_told_from_files(tmp_path: Path) -> None:
+    file = tmp_path / "mine.pth"
+    file.touch()
+    assert weights_file("resnet18", str(file)) == file
+    assert weights_file("resnet18", "IMAGENET1K_V1") is None
+    assert weights_file("glyphnet", "default") == GLYPHNET
+
+
+@pytest.mark.parametrize("missing", ["none.pth", "some/where", "some/where/weights.safetensors"])
+def test_a_missing_weights_file_is_said(missing: str) -> None:
+    with pytest.raises(WeightsError, match="no such weights file"):
+        load_backbone("resnet18", missing)
+
+
+def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="a folder"):
+        load_backbone("resnet18", str(tmp_path))

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.models import ResNet50_Weights
+from torchvision.transforms.functional import center_crop
+
+from featpipe.backbones import MODELS
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.errors import UsageError
+from featpipe.fingerprint import of_mapping
+
+IMAGENET = Preprocessing(resize=256, crop=224)
+SMALL = Preprocessing(resize=36, crop=32)
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth shapes and some noise, as photographs have."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    return (smooth * 0.8 + rng.integers(0, 50, smooth.shape)).astype(np.uint8)
+
+
+def with_pillow(image: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint8]:
+    """The same in Pillow, whose resize always antialiases."""
+    picture = Image.fromarray(image)
+    filter_ = Image.Resampling[how.interpolation.upper()]
+    if how.fit == "whole":
+        return np.asarray(picture.resize((how.crop, how.crop), filter_))
+    width, height = picture.size
+    short = min(width, height)
+    target = how.crop if how.fit == "auto" and short <= how.crop else how.resize
+    size = [int(target * side / short) for side in (width, height)]
+    return np.asarray(center_crop(picture.resize(tuple(size), filter_), [how.crop, how.crop]))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("fit", ["auto", "crop", "whole"])
+@pytest.mark.parametrize("shape", [(500, 333), (96, 96), (150, 240), (257, 640), (1200, 900)])
+def test_resizing_is_pillows(shape: tuple[int, int], fit: str, interpolation: str) -> None:
+    how = replace(IMAGENET.with_fit(fit), interpolation=interpolation)
+    image = picture(*shape)
+    ours = how.prepare(image).permute(1, 2, 0).numpy().astype(int)
+    difference = np.abs(ours - with_pillow(image, how))
+    # Pillow rounds between its two passes; which comes first matters where both sides shrink.
+    assert difference.max() <= (2 if fit == "whole" else 1)
+    assert difference.mean() < (0.3 if fit == "whole" else 0.02)
+
+
+def test_shrinking_is_antialiased() -> None:
+    # Lines of one pixel, black and white: without antialiasing they come out black or white.
+    lines = np.zeros((640, 640, 3), np.uint8)
+    lines[:, ::2] = 255
+    middle = SMALL.prepare(lines).float()
+    assert middle.min() > 110
+    assert middle.max() < 145
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    fit=st.sampled_from(["auto", "crop", "whole"]),
+)
+def test_any_image_becomes_the_networks_square(height: int, width: int, fit: str) -> None:
+    image = np.full((height, width, 3), 77, np.uint8)
+    prepared = SMALL.with_fit(fit).prepare(image)
+    assert prepared.shape == (3, 32, 32)
+    assert prepared.dtype == torch.uint8
+    assert (prepared == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (20_000, 1), (3, 9000)])
+def test_a_line_of_pixels_does_not_explode(shape: tuple[int, int]) -> None:
+    # Shorter side to 256 would make five million columns of it.
+    prepared = IMAGENET.prepare(np.full((*shape, 3), 9, np.uint8))
+    assert prepared.shape == (3, 224, 224)
+    assert (prepared == 9).all()
+
+
+def test_the_centre_of_a_long_image_is_what_a_shorter_one_shows() -> None:
+    long = picture(40, 40 * 20)
+    middle = long[:, 40 * 6 : 40 * 14]  # eight to one: the longest that is resized as a whole
+    assert torch.equal(SMALL.prepare(long), SMALL.prepare(middle))
+
+
+def test_an_image_of_the_networks_size_is_used_as_it_is() -> None:
+    image = picture(224, 224)
+    assert np.array_equal(IMAGENET.prepare(image).permute(1, 2, 0).numpy(), image)
+
+
+@pytest.mark.parametrize(("side", "kept"), [(96, True), (224, True), (225, False), (400, False)])
+def test_a_margin_is_cut_from_larger_images_only(side: int, kept: bool) -> None:
+    image = np.zeros((side, side, 3), np.uint8)
+    image[0] = image[-1] = image[:, 0] = image[:, -1] = 255
+    assert (IMAGENET.prepare(image)[:, 0].min() > 0) == kept
+    assert IMAGENET.with_fit("crop").prepare(image).max() == 0
+
+
+def test_the_whole_image_is_kept_where_asked() -> None:
+    image = np.zeros((50, 200, 3), np.uint8)
+    image[:, :20] = image[:, -20:] = 255  # bright at both ends, which a centre crop loses
+    assert SMALL.prepare(image).max() == 0
+    assert SMALL.with_fit("whole").prepare(image)[:, :, [0, -1]].min() == 255
+
+
+def test_the_callers_array_is_neither_needed_writable_nor_changed() -> None:
+    image = picture(80, 60)
+    image.setflags(write=False)
+    before = image.copy()
+    prepared = SMALL.prepare(image)
+    SMALL.normalise(prepared[None])
+    assert np.array_equal(image, before)
+    same_size = picture(32, 32)
+    same_size.setflags(write=False)
+    SMALL.prepare(same_size).zero_()
+    assert same_size.any()
+
+
+def test_strided_arrays_are_understood() -> None:
+    planes = np.ascontiguousarray(picture(50, 70).transpose(2, 1, 0))  # STL-10's order on disk
+    assert torch.equal(SMALL.prepare(planes.transpose(2, 1, 0)), SMALL.prepare(picture(50, 70)))
+
+
+def test_threads_get_the_same_result() -> None:
+    images = [picture(60 + i, 90, seed=i) for i in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(SMALL.prepare, images))
+    assert all(
+        torch.equal(one, SMALL.prepare(image)) for one, image in zip(threaded, images, strict=True)
+    )
+
+
+def test_prepared_and_normalised_as_torchvision_does() -> None:
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    how = MODELS.load("resnet50").published["DEFAULT"].preprocessing
+    image = picture(300, 400)
+    ours = how.normalise(how.prepare(image)[None])
+    theirs = weights.transforms()(Image.fromarray(image))  # Pillow resizes: 1 of 255 apart
+    torch.testing.assert_close(ours[0], theirs, rtol=0, atol=1.01 / 255 / min(how.std))
+    assert (ours[0] - theirs).abs().mean() < 1e-3
+
+
+def test_another_image_size_keeps_the_margin() -> None:
+    assert IMAGENET.with_image_size(448) == replace(IMAGENET, resize=512, crop=448)
+    assert Preprocessing(32, 32).with_image_size(64) == Preprocessing(64, 64)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 7, 5000])
+def test_impossible_sizes_are_refused(size: int) -> None:
+    with pytest.raises(UsageError, match="8 to 2048"):
+        IMAGENET.with_image_size(size)
+
+
+def test_a_crop_larger_than_the_image_is_refused() -> None:
+    with pytest.raises(UsageError, match="at least 224"):
+        Preprocessing(resize=200, crop=224)
+
+
+def test_an_unknown_fit_is_refused() -> None:
+    with pytest.raises(UsageError, match="auto, crop, whole"):
+        IMAGENET.with_fit("stretch")
+
+
+def test_every_setting_changes_the_fingerprint() -> None:
+    variants = [
+        IMAGENET,
+        IMAGENET.with_fit("whole"),
+        IMAGENET.with_image_size(112),
+        replace(IMAGENET, resize=232),
+        replace(IMAGENET, mean=(0.5, 0.5, 0.5)),
+        replace(IMAGENET, std=(0.5, 0.5, 0.5)),
+        replace(IMAGENET, interpolation="bicubic"),
+    ]
+    assert len({of_mapping(variant.as_dict()) for variant in variants}) == len(variants)
+    assert json.loads(json.dumps(IMAGENET.as_dict())) == IMAGENET.as_dict()
