@@ -1,0 +1,407 @@
+"""Extraction: the right numbers, continued after any break, and never a stale store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featpipe.backbones import load_backbone
+from featpipe.datasets import DatasetOptions, ImageSource, open_source
+from featpipe.errors import ImageError, StoreError, UnknownNameError, UsageError
+from featpipe.extract import ExtractOptions, extract_source
+from featpipe.progress import Silent
+from featpipe.steps import Context, ExtractStep, Outcome
+from featpipe.store import FeatureStore
+from featpipe.store.journal import Journal
+from featpipe.workspace import Workspace
+from tests import images
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return images.weights_file(tmp_path_factory.mktemp("weights") / "w.safetensors")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return images.photo_folder(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture
+def extract(weights: Path, photos: Path, tmp_path: Path) -> Any:
+    """Return a function that runs the step in a workspace of its own."""
+
+    def run(**options: Any) -> Outcome:
+        step = {"model": images.MODEL, "weights": weights, "dataset": f"folder:{photos}", **options}
+        step["weights"] = str(step["weights"])
+        return ExtractStep(device="cpu", **step).run(Context(Workspace(tmp_path / "work")))
+
+    return run
+
+
+def only_store(outcome: Outcome) -> FeatureStore:
+    (path,) = outcome.paths
+    return FeatureStore(path)
+
+
+def test_features_are_those_of_the_backbone(extract: Any, weights: Path, photos: Path) -> None:
+    store = only_store(extract(layer="layer2,avgpool"))
+    backbone = load_backbone(images.MODEL, str(weights), device="cpu")
+    source = open_source(f"folder:{photos}", "all", DatasetOptions())
+    batch = torch.stack([backbone.preprocessing.prepare(source.read(r)) for r in range(12)])
+    wanted = backbone.embed(batch, ("layer2", "avgpool", "logits"))
+    assert store.layers == ("layer2", "avgpool")
+    np.testing.assert_array_equal(store.features("layer2"), wanted["layer2"])
+    np.testing.assert_array_equal(store.features("avgpool"), wanted["avgpool"])
+    np.testing.assert_array_equal(store.logits, wanted["logits"])
+    assert store.ids == list(source.ids)
+    assert store.labels.tolist() == source.labels.tolist()
+    assert store.classes == ("ant", "bee", "cät")
+    assert len(store.source_classes[0]) == 10
+    store.verify()
+
+
+def test_the_run_record_says_how_it_was_made(extract: Any, photos: Path) -> None:
+    run = only_store(extract(batch_size=5)).run
+    assert run["batch_size"] == 5
+    assert run["device"] == "cpu"
+    assert set(run["shares"]) == {"read", "compute", "write"}
+    assert run["seconds"] > 0
+    assert run["source"]["dataset"] == f"folder:{photos}"
+    assert "torch" in run["environment"]["packages"]
+
+
+def test_the_batch_size_changes_nothing(extract: Any, tmp_path: Path) -> None:
+    archive = images.photo_archive(tmp_path / "toy.npz", 70)
+    one = only_store(extract(dataset=f"npz:{archive}", batch_size=1)).features().copy()
+    shutil.rmtree(tmp_path / "work")
+    many = only_store(extract(dataset=f"npz:{archive}", batch_size=64)).features()
+    assert np.abs(one - many).max() <= 1e-4 * np.abs(many).max()
+
+
+def test_half_precision_rounds_and_nothing_else(extract: Any) -> None:
+    full = only_store(extract()).features()
+    half = only_store(extract(dtype="float16"))
+    assert half.features().dtype == np.float16
+    np.testing.assert_array_equal(half.features(), full.astype(np.float16))
+    assert half.logits.dtype == np.float32
+
+
+def test_a_map_of_a_layer_keeps_its_shape(extract: Any) -> None:
+    assert only_store(extract(layer="layer3:map")).features().shape == (12, 64, 8, 8)
+
+
+def test_logits_can_be_asked_for_as_features(extract: Any) -> None:
+    store = only_store(extract(layer="logits"))
+    np.testing.assert_array_equal(store.features(), store.logits)
+
+
+def test_weights_with_other_classes_store_no_logits(extract: Any, tmp_path: Path) -> None:
+    own = images.weights_file(tmp_path / "own.safetensors", num_classes=7)
+    store = only_store(extract(weights=own))
+    assert store.logits is None
+    assert store.source_classes is None
+
+
+# --- up to date, or made anew
+
+
+def test_the_second_run_finds_the_first(extract: Any) -> None:
+    first = extract()
+    second = extract()
+    assert (first.status, second.status) == ("done", "up to date")
+    assert first.paths == second.paths
+    assert second.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 3},
+        {"workers": 1},
+        {"on_error": "skip"},
+        {"layer": "avgpool"},
+        {"layer": "avgpool,avgpool"},
+        {"limit": 12},
+        {"limit": 99},
+        {"classes": "ant,bee,cät"},
+        {"classes": "first:3"},
+        {"split": "all"},
+        {"image_size": 32},
+    ],
+)
+def test_what_changes_no_number_is_not_computed_again(extract: Any, options: Any) -> None:
+    first = extract()
+    second = extract(**options)
+    assert second.status == "up to date" or second.paths == first.paths
+    assert len(list(first.paths[0].parent.glob("*.h5"))) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "float16"},
+        {"layer": "layer3"},
+        {"layer": "avgpool,layer3"},
+        {"layer": "avgpool:map"},
+        {"fit": "whole"},
+        {"image_size": 48},
+        {"limit": 6},
+        {"limit": 6, "split_seed": 1},
+        {"classes": "ant,bee"},
+        {"classes": "first:1"},
+    ],
+    ids=str,
+)
+def test_a_changed_option_never_reuses_a_store(extract: Any, options: Any) -> None:
+    first = extract()
+    changed = extract(**options)
+    assert changed.status == "done"
+    assert changed.paths != first.paths
+    assert extract(**options).paths == changed.paths
+    assert extract().paths == first.paths
+
+
+def test_other_weights_under_the_same_name(extract: Any, tmp_path: Path) -> None:
+    file = images.weights_file(tmp_path / "w.safetensors", seed=1)
+    first = extract(weights=file)
+    images.weights_file(file, seed=2)
+    second = extract(weights=file)
+    assert second.status == "done"
+    assert (only_store(first).features() != only_store(second).features()).any()
+
+
+def test_other_pixels_under_the_same_name_size_and_time(extract: Any, tmp_path: Path) -> None:
+    folder = images.photo_folder(tmp_path / "photos")
+    first = extract(dataset=f"folder:{folder}")
+    file = folder / "ant" / "1.png"
+    stat, content = file.stat(), bytearray(file.read_bytes())
+    swapped = (folder / "ant" / "2.png").read_bytes()
+    content = swapped[: len(content)].ljust(len(content), b"\0")
+    Image.open(file)  # both are PNG of one size; the tail is ignored by the decoder
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert extract(dataset=f"folder:{folder}", on_error="skip").paths != first.paths
+
+
+def test_one_image_more(extract: Any, tmp_path: Path) -> None:
+    folder = images.photo_folder(tmp_path / "photos")
+    first = extract(dataset=f"folder:{folder}")
+    shutil.copy(folder / "ant" / "1.png", folder / "ant" / "9.png")
+    assert len(only_store(extract(dataset=f"folder:{folder}"))) == len(only_store(first)) + 1
+
+
+def test_a_folder_that_moved_is_still_up_to_date(extract: Any, tmp_path: Path) -> None:
+    folder = images.photo_folder(tmp_path / "here" / "photos")
+    first = extract(dataset=f"folder:{folder}")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    second = extract(dataset=f"folder:{tmp_path / 'there' / 'photos'}")
+    assert second.status == "up to date"
+    assert second.paths == first.paths
+
+
+def test_a_damaged_store_of_other_options_is_no_obstacle(extract: Any) -> None:
+    other = extract(dtype="float16")
+    other.paths[0].write_bytes(b"damaged")
+    assert extract().status == "done"
+    with pytest.raises(StoreError):
+        extract(dtype="float16")
+
+
+# --- splits, subsets, labels
+
+
+def test_a_limit_is_spread_over_the_classes(extract: Any) -> None:
+    assert np.bincount(only_store(extract(limit=6)).labels).tolist() == [2, 2, 2]
+
+
+def test_every_labelled_split_has_a_store(extract: Any, tmp_path: Path) -> None:
+    split = np.array(["train", "test", "ext/ra *"] * 4)
+    path = tmp_path / "toy.npz"
+    np.savez(path, images=images.pictures(12), labels=np.arange(12) % 3, split=split)
+    outcome = extract(dataset=f"npz:{path}")
+    found = {FeatureStore(path).manifest["dataset"]["split"] for path in outcome.paths}
+    assert found == {"train", "test", "ext/ra *"}
+    assert len({path.parent for path in outcome.paths}) == 1
+    assert extract(dataset=f"npz:{path}").status == "up to date"
+    only = extract(dataset=f"npz:{path}", split="test")
+    assert len(only_store(only)) == 4
+
+
+def test_unlabelled_images_are_embedded_too(extract: Any, tmp_path: Path) -> None:
+    path = tmp_path / "toy.npz"
+    np.savez(path, images=images.pictures(3), labels=[0, -1, 1])
+    store = only_store(extract(dataset=f"npz:{path}"))
+    assert store.labels.tolist() == [0, -1, 1]
+    assert store.usable.tolist() == [0, 2]
+    assert np.isfinite(store.features()).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"layer": "avgpol"}, UnknownNameError, "'avgpool'"),
+        ({"split": "al"}, UnknownNameError, "'all'"),
+        ({"device": "cpux"}, UnknownNameError, "'cpu'"),
+        ({"classes": "ant,bea"}, UnknownNameError, "'bee'"),
+        ({"image_size": 4}, UsageError, "8 to"),
+        ({"dataset": "digts"}, UnknownNameError, "'digits'"),
+        ({"model": "resnet51"}, UnknownNameError, "'resnet5"),
+    ],
+)
+def test_wrong_names_say_the_nearest_right_one(
+    weights: Path, photos: Path, tmp_path: Path, options: Any, kind: type, says: str
+) -> None:
+    right = {
+        "model": images.MODEL,
+        "weights": str(weights),
+        "dataset": f"folder:{photos}",
+        "device": "cpu",
+    }
+    with pytest.raises(kind) as caught:
+        ExtractStep(**{**right, **options}).run(Context(Workspace(tmp_path)))
+    assert says in str(caught.value)
+    assert not list(tmp_path.rglob("*.h5*"))
+
+
+# --- images that cannot be read
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    folder = images.photo_folder(tmp_path / "broken")
+    (folder / "bee" / "2.png").write_bytes(b"no image")
+    (folder / "cät" / "0.png").write_bytes(b"")
+    return folder
+
+
+def test_fail_keeps_the_rows_so_far_and_says_what_to_do(extract: Any, broken: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        extract(dataset=f"folder:{broken}", batch_size=3)
+    assert caught.value.details["where"] == str(broken / "bee" / "2.png")
+    assert "--on-error skip" in caught.value.details["next"]
+    (partial,) = broken.parent.rglob("*.h5.partial")
+    journal = Journal.read(partial.with_suffix(""))
+    assert journal is not None
+    assert journal.rows == 6
+    outcome = extract(dataset=f"folder:{broken}", batch_size=3, on_error="skip")
+    assert not partial.exists()
+    assert sorted(only_store(outcome).skipped) == [6, 8]
+
+
+def test_skip_says_so_everywhere(extract: Any, broken: Path, extract_whole: np.ndarray) -> None:
+    outcome = extract(dataset=f"folder:{broken}", on_error="skip")
+    store = only_store(outcome)
+    assert outcome.exit_code == 1
+    assert "2 skipped" in outcome.message
+    assert outcome.facts["stores"][0]["skipped"] == ["bee/2.png", "cät/0.png"]
+    assert {store.ids[row] for row in store.skipped} == {"bee/2.png", "cät/0.png"}
+    assert all(str(broken) not in reason for reason in store.skipped.values())
+    assert not store.features()[list(store.skipped)].any()
+    rest = store.usable
+    np.testing.assert_allclose(store.features()[rest], extract_whole[rest], rtol=1e-4, atol=1e-5)
+    again = extract(dataset=f"folder:{broken}", on_error="skip")
+    assert (again.status, again.exit_code) == ("up to date", 1)
+
+
+@pytest.fixture
+def extract_whole(weights: Path, photos: Path, tmp_path: Path) -> np.ndarray:
+    backbone = load_backbone(images.MODEL, str(weights), device="cpu")
+    source = open_source(f"folder:{photos}", "all", DatasetOptions())
+    return extract_source(source, backbone, tmp_path / "whole.h5").features()
+
+
+def test_what_was_skipped_is_refused_where_skipping_was_not_asked_for(
+    extract: Any, broken: Path
+) -> None:
+    extract(dataset=f"folder:{broken}", on_error="skip")
+    with pytest.raises(ImageError, match="2 of 12 images could not be read") as caught:
+        extract(dataset=f"folder:{broken}")
+    assert caught.value.details["where"] == "bee/2.png"
+
+
+# --- interruptions
+
+
+class Stopping(ImageSource):
+    """A source in front of which somebody presses Ctrl-C at one image."""
+
+    def __init__(self, source: ImageSource, at: int) -> None:
+        self.__dict__.update(source.__dict__)
+        self.inner, self.at = source, at
+
+    def read(self, row: int) -> Any:
+        if row == self.at:
+            raise KeyboardInterrupt
+        return self.inner.read(row)
+
+
+@pytest.mark.parametrize("at", [0, 7, 29])
+def test_ctrl_c_and_again_gives_the_same_features(weights: Path, tmp_path: Path, at: int) -> None:
+    archive = images.photo_archive(tmp_path / "toy.npz", 30)
+    backbone = load_backbone(images.MODEL, str(weights), device="cpu")
+    source = open_source(f"npz:{archive}", "all", DatasetOptions())
+    options = ExtractOptions(batch_size=4)
+    whole = extract_source(source, backbone, tmp_path / "whole.h5", options)
+    with pytest.raises(KeyboardInterrupt):
+        extract_source(Stopping(source, at), backbone, tmp_path / "a.h5", options)
+    journal = Journal.read(tmp_path / "a.h5")
+    assert journal is not None
+    assert journal.rows == at // 4 * 4
+    started = []
+
+    class Listening(Silent):
+        def task(self, label: str, total: int, done: int = 0) -> Any:
+            started.append(done)
+            return super().task(label, total, done)
+
+    store = extract_source(
+        source, backbone, tmp_path / "a.h5", ExtractOptions(batch_size=4, progress=Listening())
+    )
+    assert started == [at // 4 * 4]
+    np.testing.assert_array_equal(store.features(), whole.features())
+    np.testing.assert_array_equal(store.logits, whole.logits)
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_continues(
+    weights: Path, tmp_path: Path, extract: Any, by: signal.Signals
+) -> None:
+    archive = images.photo_archive(tmp_path / "toy.npz", 1500)
+    arguments = ["extract", "--model", images.MODEL, "--weights", weights, "--device", "cpu"]
+    arguments += ["--dataset", f"npz:{archive}", "--batch-size", "2", "-q"]
+    arguments += ["--workspace", tmp_path / "work"]
+    process = subprocess.Popen([sys.executable, "-m", "featpipe", *arguments], cwd=REPOSITORY)
+    rows = 0
+    try:
+        while process.poll() is None and not rows:
+            time.sleep(0.02)
+            for file in (tmp_path / "work").rglob("*.journal"):
+                journal = Journal.read(file.with_suffix(""))
+                rows = journal.rows if journal else 0
+    finally:
+        process.send_signal(by)
+    assert process.wait() == -by
+    assert 0 < rows < 1500
+    store = only_store(extract(dataset=f"npz:{archive}", batch_size=2))
+    backbone = load_backbone(images.MODEL, str(weights), device="cpu")
+    source = open_source(f"npz:{archive}", "all", DatasetOptions())
+    for part in (range(0, 40), range(max(0, rows - 20), min(1500, rows + 60)), range(1460, 1500)):
+        batch = torch.stack([backbone.preprocessing.prepare(source.read(row)) for row in part])
+        wanted = backbone.embed(batch)["avgpool"]
+        np.testing.assert_allclose(store.features()[part], wanted, rtol=1e-4, atol=1e-5)
+    assert not list((tmp_path / "work").rglob("*.partial"))
