@@ -1,0 +1,294 @@
+"""Label maps: the classes of a source classifier → the classes of a dataset, plus "other".
+
+A map is a CSV file that a person can review: one row for every source class, keyed by the class's
+id (for ImageNet its WordNet id) and never by its position. ``docs/labelmaps.md`` describes the
+format, ``featpipe/labelmaps/README.md`` how the built-in maps were made.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe import fingerprint
+from featpipe.errors import LabelMapError, UnknownNameError
+from featpipe.labelmap_file import OTHER, MapFile, Row, quoted
+from featpipe.registry import did_you_mean
+from featpipe.workspace import user_path
+
+__all__ = [
+    "OTHER",
+    "LabelMap",
+    "Row",
+    "SourceClasses",
+    "Summary",
+    "builtin_names",
+    "check",
+    "for_pair",
+    "summary",
+]
+
+_FOLDER = Path(__file__).with_name("labelmaps")
+_SOURCE_FILES = {"imagenet": "imagenet_classes.csv", "glyphs": "glyph_classes.csv"}
+
+
+@dataclass(frozen=True)
+class SourceClasses:
+    """The classes of a classifier, in the order of its logits.
+
+    Attributes
+    ----------
+    ids : tuple of str
+        One unique, stable id per class (``"n02123045"``, ``"U+0041"``).
+    names : tuple of str
+        One readable name per class.
+
+    Examples
+    --------
+    >>> SourceClasses.load("glyphs").names[8:12]
+    ('8', '9', 'A', 'B')
+    """
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def load(cls, name: str) -> SourceClasses:
+        """Return the classes of ``"imagenet"`` (torchvision's order) or ``"glyphs"``.
+
+        Raises
+        ------
+        UnknownNameError
+            If featpipe holds no class list of that name.
+        """
+        if name not in _SOURCE_FILES:
+            raise UnknownNameError(
+                f"There is no list of source classes named {name!r}.",
+                expected=", ".join(_SOURCE_FILES),
+                next_step=did_you_mean(name, _SOURCE_FILES).strip() or None,
+            )
+        with (_FOLDER / _SOURCE_FILES[name]).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        return cls(tuple(r["source_id"] for r in rows), tuple(r["name"] for r in rows))
+
+    @property
+    def name(self) -> str | None:
+        """Name of the built-in list with these ids in this order, or ``None``."""
+        found = (name for name in _SOURCE_FILES if SourceClasses.load(name).ids == self.ids)
+        return next(found, None)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Complete and unambiguous map from source classes to target classes plus "other".
+
+    Attributes
+    ----------
+    name : str
+        Name of the built-in map, or the file it was read from.
+    targets : tuple of str
+        Target classes, in the order of the dataset's labels.
+    rows : tuple of Row
+        One row per source class, in the order of the source's logits.
+
+    Examples
+    --------
+    >>> stl10 = LabelMap.load("imagenet_to_stl10")
+    >>> stl10.without_source
+    ('deer',)
+    >>> sorrel = stl10.source_names.index("sorrel")
+    >>> stl10.targets[stl10.columns()[sorrel]]
+    'horse'
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        target_classes: Sequence[str] | None = None,
+        source_ids: Sequence[str] | None = None,
+    ) -> LabelMap:
+        """Read and check a map.
+
+        Parameters
+        ----------
+        name_or_path : str or path
+            A name out of :func:`builtin_names`, or a CSV file.
+        target_classes : sequence of str, optional
+            Classes of the dataset in label order; the map must know exactly these. Left out, the
+            map's own targets are taken.
+        source_ids : sequence of str, optional
+            Ids of the classifier's columns in order; the map must have one row for each. Left
+            out, the classes of the source that the file declares are taken, and where it declares
+            none, the file's own ids.
+
+        Raises
+        ------
+        LabelMapError
+            If the file cannot be read, or is not complete and unambiguous; the message says the
+            line.
+        UnknownNameError
+            If there is neither such a built-in map nor such a file, or if the file declares a
+            source that featpipe does not know.
+        """
+        path = _locate(name_or_path)
+        read = MapFile.read(path)
+        if source_ids is None and read.source:
+            source_ids = SourceClasses.load(read.source).ids
+        name = path.stem if path.parent == _FOLDER else str(path)
+        return cls(name, read.checked_targets(target_classes), read.checked_rows(source_ids))
+
+    @property
+    def source_ids(self) -> tuple[str, ...]:
+        """Ids of the source classes, in the order of the logits."""
+        return tuple(row.source_id for row in self.rows)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Readable names of the source classes, in the order of the logits."""
+        return tuple(row.source_name for row in self.rows)
+
+    @property
+    def without_source(self) -> tuple[str, ...]:
+        """Target classes that no source class maps to: they can never be predicted."""
+        mapped = {row.target for row in self.rows}
+        return tuple(target for target in self.targets if target not in mapped)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of what the map does; names and reasons do not change it."""
+        pairs = [(row.source_id, row.target) for row in self.rows]
+        return fingerprint.of_mapping({"targets": self.targets, "rows": pairs})
+
+    def columns(self) -> NDArray[np.int64]:
+        """Return the target of every column of the source's logits.
+
+        Returns
+        -------
+        columns : ndarray of shape (n_source,), int64
+            Index into ``targets``; ``len(targets)`` means other.
+        """
+        index = {target: i for i, target in enumerate((*self.targets, OTHER))}
+        return np.array([index[row.target] for row in self.rows], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a map does, in numbers.
+
+    Attributes
+    ----------
+    name : str
+        Name of the map.
+    n_source : int
+        Number of source classes.
+    source_names : mapping of str to tuple of str
+        For every target class the names of the source classes that map to it.
+    n_other : int
+        Number of source classes that map to "other".
+    without_source : tuple of str
+        Target classes that no source class maps to.
+    """
+
+    name: str
+    n_source: int
+    source_names: Mapping[str, tuple[str, ...]]
+    n_other: int
+    without_source: tuple[str, ...]
+
+
+def summary(label_map: LabelMap) -> Summary:
+    """Return what a map does, in numbers.
+
+    Examples
+    --------
+    >>> summary(LabelMap.load("imagenet_to_stl10_narrow")).source_names["ship"]
+    ('liner',)
+    """
+    names = {
+        target: tuple(row.source_name for row in label_map.rows if row.target == target)
+        for target in label_map.targets
+    }
+    n_other = sum(row.target == OTHER for row in label_map.rows)
+    return Summary(label_map.name, len(label_map.rows), names, n_other, label_map.without_source)
+
+
+def check(
+    name_or_path: str | os.PathLike[str],
+    target_classes: Sequence[str] | None = None,
+    source_ids: Sequence[str] | None = None,
+) -> Summary:
+    """Return the summary of a map that is right; :meth:`LabelMap.load` says what it raises."""
+    return summary(LabelMap.load(name_or_path, target_classes, source_ids))
+
+
+def builtin_names() -> list[str]:
+    """Return the names of the maps that come with featpipe.
+
+    Examples
+    --------
+    >>> builtin_names()
+    ['glyphs_to_digits', 'imagenet_to_cifar10', 'imagenet_to_stl10', 'imagenet_to_stl10_narrow']
+    """
+    return sorted(path.stem for path in _FOLDER.glob("*_to_*.csv"))
+
+
+def for_pair(source_name: str, target_classes: Sequence[str]) -> LabelMap:
+    """Return the built-in map from a source to the classes of a dataset.
+
+    A map that calls itself a variant of another is only ever used by name.
+
+    Parameters
+    ----------
+    source_name : str
+        ``"imagenet"`` or ``"glyphs"``.
+    target_classes : sequence of str
+        Classes of the dataset in label order.
+
+    Raises
+    ------
+    LabelMapError
+        If no built-in map has exactly these targets.
+
+    Examples
+    --------
+    >>> for_pair("glyphs", list("0123456789")).name
+    'glyphs_to_digits'
+    """
+    files = {name: MapFile.read(_FOLDER / f"{name}.csv") for name in builtin_names()}
+    files = {name: file for name, file in files.items() if not file.variant_of}
+    for name, file in files.items():
+        if file.source == source_name and set(file.targets) == set(target_classes):
+            return LabelMap.load(name, target_classes)
+    example = next((n for n, file in files.items() if file.source == source_name), min(files))
+    raise LabelMapError(
+        f"There is no built-in label map from {source_name} to the classes of this dataset.",
+        expected=f"the classes of {', '.join(files)}",
+        got=quoted(target_classes),
+        next_step="write your own and pass it with --map FILE.csv; to start from a built-in one: "
+        f"featpipe labelmap show {example}",
+    )
+
+
+def _locate(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the file of a built-in map or of the user's own."""
+    if name_or_path in builtin_names():
+        return _FOLDER / f"{name_or_path}.csv"
+    path = user_path(name_or_path)
+    if not path.exists():
+        raise UnknownNameError(
+            f"There is no label map and no file named {str(name_or_path)!r}.",
+            expected=f"{', '.join(builtin_names())}, or the path of a CSV file",
+            next_step=did_you_mean(str(name_or_path), builtin_names()).strip() or None,
+        )
+    return path
