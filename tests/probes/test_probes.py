@@ -1,0 +1,154 @@
+"""Probes keep scikit-learn's contract; what is inside them is what they claim to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import make_classification
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from featpipe.probes import NearestMean, centroid_probe, knn_probe, logistic_probe, svm_probe
+from featpipe.probes.probe import converged, n_parameters
+
+PROBES = {
+    "svm": svm_probe((1e-3, 1e-1)),
+    "logistic": logistic_probe((1e-3, 1e-1)),
+    "knn": knn_probe((3, 5)),
+    "centroid": centroid_probe(),
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    X, y = make_classification(90, 12, n_informative=8, n_classes=3, random_state=0)
+    return X.astype(np.float32), y
+
+
+@parametrize_with_checks([NearestMean()])
+def test_the_nearest_mean_passes_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_are_cloned_searched_and_cross_validated(name, data):
+    probe = PROBES[name]
+    again = clone(probe.estimator)
+    assert repr(again) == repr(probe.estimator)
+    grid = {probe.path: list(probe.values)} if probe.parameter else {}
+    search = GridSearchCV(probe.estimator, grid, cv=3).fit(*data)
+    assert search.score(*data) > 0.5
+    assert len(cross_val_score(again, *data, cv=3)) == 3
+    assert not hasattr(probe.estimator[-1], "classes_")  # the definition itself stays unfitted
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_normalisation_is_inside_the_pipeline(name, data):
+    X, y = data
+    fitted = clone(PROBES[name].estimator).fit(X[:60], y[:60])
+    if name in ("svm", "logistic"):
+        assert np.allclose(fitted[0].mean_, X[:60].mean(axis=0), atol=1e-6)
+    else:
+        assert np.allclose(np.linalg.norm(fitted[0].transform(X), axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_svm_is_one_binary_svm_per_class(data, n_classes):
+    X, y = data
+    keep = y < n_classes
+    probe = svm_probe((0.01,))
+    X, y = X[keep], y[keep]
+    fitted = probe.sized(*X.shape).set_params(**{probe.path: 0.01}).fit(X, y)
+    standard = (X - X.mean(axis=0)) / X.std(axis=0)
+    solvers = fitted[-1].estimators_
+    assert len(solvers) == (n_classes if n_classes > 2 else 1)
+    for number, solver in enumerate(solvers):
+        mine = LinearSVC(C=0.01, dual=False, tol=1e-8).fit(
+            standard, y == max(number, 3 - n_classes)
+        )
+        assert np.allclose(mine.coef_, solver.coef_, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "dual"), [(50, True), (400, False)])
+def test_both_solvers_of_the_svm_find_the_same(rows, dual):
+    X, y = make_classification(rows, 20, n_informative=10, n_classes=3, random_state=1)
+    probe = svm_probe((0.01,))
+    chosen = probe.sized(*X.shape).fit(X, y)
+    assert chosen[-1].estimator.dual is dual
+    path = probe.path.replace("C", "dual")
+    other = probe.sized(*X.shape).set_params(**{path: not dual}).fit(X, y)
+    assert (chosen.predict(X) == other.predict(X)).mean() > 0.97
+
+
+def test_the_logistic_probe_is_multinomial(data):
+    X, y = data
+    fitted = clone(PROBES["logistic"].estimator).fit(X, y)
+    assert fitted[-1].coef_.shape == (3, 12)
+    assert np.allclose(fitted.predict_proba(X).sum(axis=1), 1)
+
+
+def test_neighbours_are_nearest_by_cosine(data):
+    X, y = data
+    nearest = cosine_similarity(X[60:], X[:60]).argmax(axis=1)
+    probe = knn_probe((1,))
+    fitted = clone(probe.estimator).set_params(**{probe.path: 1}).fit(X[:60], y[:60])
+    assert (fitted.predict(X[60:]) == y[:60][nearest]).all()
+
+
+def test_neighbours_above_the_number_of_rows_are_left_out():
+    assert knn_probe((1, 5, 50)).grid(20) == [5, 1]  # more neighbours are smoother: they go first
+
+
+def test_the_nearest_mean_scores_as_it_predicts(data):
+    X, y = data
+    model = NearestMean().fit(X, y)
+    means = np.stack([X[y == c].mean(axis=0) for c in range(3)])
+    distances = ((X[:, None] - means) ** 2).sum(axis=2)
+    assert (model.predict(X) == distances.argmin(axis=1)).all()
+    assert (model.decision_function(X).argmax(axis=1) == model.predict(X)).all()
+    # Half the squared distance, but for a number that all classes of a row share.
+    differences = model.decision_function(X) + distances / 2
+    assert np.ptp(differences, axis=1).max() < 1e-4
+
+
+def test_the_nearest_mean_of_one_row_per_class_is_the_nearest_row():
+    model = NearestMean().fit([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [0, 1, 2])
+    assert model.predict([[0.1, 1.0], [0.9, 0.1]]).tolist() == [0, 1]
+    assert np.isfinite(model.decision_function([[5.0, 5.0]])).all()
+
+
+def test_two_classes_have_one_decision_value_above_zero_for_the_second():
+    model = NearestMean().fit([[0.0], [2.0]], ["a", "b"])
+    scores = model.decision_function([[0.5], [1.5]])
+    assert scores.shape == (2,)
+    assert (scores > 0).tolist() == [False, True]
+
+
+def test_an_unfitted_nearest_mean_says_so():
+    with pytest.raises(NotFittedError):
+        NearestMean().predict([[1.0]])
+
+
+@pytest.mark.parametrize("name", ["svm", "logistic"])
+def test_a_solver_that_was_stopped_is_found_out(name, data):
+    make = {"svm": svm_probe, "logistic": logistic_probe}[name]
+    probe = make((1.0,), max_iter=1)
+    with pytest.warns(UserWarning, match="converge"):
+        stopped = clone(probe.estimator).set_params(**{probe.path: 1.0}).fit(*data)
+    assert not converged(stopped)
+    assert converged(clone(PROBES[name].estimator).fit(*data))
+
+
+def test_what_has_no_solver_has_converged(data):
+    assert converged(clone(PROBES["knn"].estimator).fit(*data))
+    assert converged(LogisticRegression())  # not fitted: nothing was stopped
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("svm", 39), ("logistic", 39), ("centroid", 36)])
+def test_learned_numbers_are_counted(name, numbers, data):
+    assert n_parameters(clone(PROBES[name].estimator).fit(*data)) == numbers
