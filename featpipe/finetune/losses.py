@@ -1,0 +1,156 @@
+"""What training minimises: cross-entropy, and on request terms on the features before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from featpipe.errors import FitError, MissingExtraError, UsageError
+from featpipe.finetune import LOSSES
+
+_CROSS_ENTROPY = "cross-entropy"
+
+
+def parse_losses(specs: Sequence[str]) -> dict[str, float]:
+    """Return the weights of the terms beside cross-entropy, by name.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such loss.
+    UsageError
+        If a weight is not a positive number, or cross-entropy is given one.
+
+    Examples
+    --------
+    >>> parse_losses(["cross-entropy", "center:0.1"])
+    {'center': 0.1}
+    """
+    weights = {}
+    for spec in specs:
+        name, _, argument = spec.partition(":")
+        LOSSES.entry(name)
+        try:
+            weight = float(argument or 1.0)
+        except ValueError:
+            weight = 0.0
+        if not 0 < weight < float("inf") or (name == _CROSS_ENTROPY and argument):
+            raise UsageError(
+                f"{spec!r} is not a loss.",
+                expected=f"{_CROSS_ENTROPY}, triplet:W or center:W with a weight W above zero",
+            )
+        if name != _CROSS_ENTROPY:
+            weights[name] = weight
+    return weights
+
+
+class HeadLoss(nn.Module):
+    """Cross-entropy on the logits plus weighted terms on the features.
+
+    The terms count in training mode only, so that validation losses of different runs measure
+    the same thing: cross-entropy.
+
+    Parameters
+    ----------
+    losses : sequence of str
+        See :func:`parse_losses`.
+    label_smoothing : float
+    n_classes, n_features : int
+        What the head gives.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[str] = (_CROSS_ENTROPY,),
+        label_smoothing: float = 0.0,
+        n_classes: int = 0,
+        n_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.weights = parse_losses(losses)
+        self.terms = nn.ModuleDict(
+            {name: LOSSES.load(name)(n_classes, n_features) for name in self.weights}
+        )
+
+    def forward(self, output: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of what the head gave, a scalar."""
+        logits, features = (part.float() for part in output)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        if self.training:
+            for name, weight in self.weights.items():
+                loss = loss + weight * self.terms[name](features, labels)
+        return loss
+
+
+class CenterLoss(nn.Module):
+    """Half the squared distance of features from the centre of their class, averaged.
+
+    The centres follow the features by the rule of the paper's equation 4, not by the optimizer.
+
+    Parameters
+    ----------
+    n_classes, n_features : int
+    rate : float
+        How far centres move towards their batch (alpha in the paper).
+
+    References
+    ----------
+    Wen, Zhang, Li, Qiao: A Discriminative Feature Learning Approach for Deep Face Recognition,
+    ECCV 2016.
+    """
+
+    centers: Tensor
+
+    def __init__(self, n_classes: int, n_features: int, rate: float = 0.5) -> None:
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("centers", torch.zeros(n_classes, n_features))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, and move the centres."""
+        loss = (features - self.centers[labels]).square().sum(dim=1).mean() / 2
+        with torch.no_grad():
+            away = self.centers[labels] - features
+            total = torch.zeros_like(self.centers).index_add_(0, labels, away)
+            count = torch.bincount(labels, minlength=len(self.centers)).unsqueeze(1)
+            self.centers -= self.rate * total / (1 + count)
+        return loss
+
+
+class _Triplet(nn.Module):
+    """Triplet margin loss on triplets mined from each batch."""
+
+    def __init__(self, metric: Any) -> None:
+        super().__init__()
+        self.loss = metric.losses.TripletMarginLoss(margin=0.2)
+        self.miner = metric.miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        if len(torch.unique(labels)) < 2:
+            raise FitError(
+                "A batch holds a single class, so there is no triplet to learn from.",
+                got=f"{len(labels)} rows of class {int(labels[0])}",
+                next_step="shuffle the rows, or take a larger --batch-size",
+            )
+        return self.loss(features, labels, self.miner(features, labels))
+
+
+def triplet(n_classes: int, n_features: int) -> nn.Module:
+    """Return the triplet loss: margin 0.2, semi-hard mining (Schroff et al. 2015).
+
+    Raises
+    ------
+    MissingExtraError
+        If pytorch-metric-learning is not installed.
+    """
+    try:
+        import pytorch_metric_learning as metric  # noqa: PLC0415 - an extra
+        from pytorch_metric_learning import losses, miners  # noqa: F401, PLC0415
+    except ImportError:
+        raise MissingExtraError("pytorch-metric-learning", "metric") from None
+    return _Triplet(metric)
