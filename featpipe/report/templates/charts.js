@@ -1,0 +1,309 @@
+// Charts from data: lines, intervals, scatter, matrix. Each returns nothing and fills its figure.
+
+function drawLines(figure, spec) {
+  const plot = figure.querySelector(".plot");
+  const lines = spec.series.map((one) => ({
+    ...one,
+    x: spec.unit ? one.x.map((value) => value / spec.unit) : one.x,
+    y: spec.unit ? one.y.map((value) => value / spec.unit) : one.y,
+  }));
+  const wide = plot.clientWidth;
+  const height = spec.square ? Math.min(wide * 0.9, 400) : Math.min(Math.max(wide * 0.6, 220), 320);
+  const { canvas, width } = frame(plot, Math.round(height), plot.dataset.title);
+  const box = { left: 54, right: width - 14, top: 26, bottom: height - 44 };
+  const xs = lines.flatMap((one) => one.x);
+  const ys = lines.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? [])]);
+  const x = scale(spec.x, xs, box.left, box.right);
+  const y = scale(spec.y, ys, box.bottom, box.top);
+  drawAxes(canvas, x, y, box);
+  if (spec.diagonal) {
+    canvas.append(shape("line",
+      { x1: x(0), y1: y(0), x2: x(1), y2: y(1), class: "diagonal" }));
+  }
+  const hidden = figure.hiddenSeries ?? (figure.hiddenSeries = new Set());
+  const targets = [];
+  const groups = lines.map((one, index) =>
+    drawOneLine({ one, index, spec, x, y, targets, hidden, strongest: lines.length }));
+  // Averages last, so that they lie on top of the many.
+  const order = groups.map((_, i) => i).sort((a, b) => Number(!!lines[a].strong) - Number(!!lines[b].strong));
+  canvas.append(...order.map((i) => groups[i]));
+  watch(canvas, targets, 60);
+  if (lines.length > 1) drawLegend(figure, lines, groups, hidden);
+}
+
+function colour(one, index, lines) {
+  if (lines.some((other) => !other.strong) && one.strong) {
+    return one.name.startsWith("macro") ? "ink dashed" : "ink";
+  }
+  const coloured = lines.some((other) => !other.strong) ? lines.filter((other) => !other.strong) : lines;
+  const place = Math.max(0, coloured.indexOf(one));
+  return `k${place % 10}${place >= 10 ? " dashed" : ""}`;
+}
+
+function drawOneLine({ one, index, spec, x, y, targets, hidden }) {
+  const lines = spec.series;
+  const kind = colour(lines[index], index, lines);
+  const group = shape("g", { class: `series ${kind}${one.strong ? " strong" : ""}` });
+  if (hidden.has(one.name)) group.classList.add("off");
+  const steps = spec.steps ? stepPath : linePath;
+  if (one.low) group.append(shape("path", { d: bandPath(one, x, y), class: "band" }));
+  if (!(spec.dots && one.size)) group.append(shape("path", { d: steps(one, x, y), class: "path" }));
+  const largest = Math.max(...(one.size ?? [1]));
+  one.x.forEach((value, i) => {
+    if (one.y[i] === null) return;
+    const cx = x(value);
+    const cy = y(one.y[i]);
+    const radius = one.size ? 3 + 9 * Math.sqrt(one.size[i] / largest) : 3.2;
+    const nodes = [];
+    if (spec.dots) {
+      if (one.marked?.[i]) group.append(shape("circle", { cx, cy, r: 7, class: "ring" }));
+      const dot = shape("circle", { cx, cy, r: radius, class: "dot" });
+      group.append(dot);
+      nodes.push(dot);
+    }
+    targets.push({
+      x: cx, y: cy, nodes: [group, ...nodes], hidden: () => group.classList.contains("off"),
+      show: () => [
+        line(one.name + (one.value ? ` (${one.value})` : ""), true),
+        line(`${spec.x.label}: ${text(value, spec.x)}`),
+        line(`${spec.y.label}: ${text(one.y[i], spec.y)}`),
+        ...(one.low ? [line(`± one sd: ${text(one.low[i], spec.y)} to ${text(one.high[i], spec.y)}`)] : []),
+        ...(one.size ? [line(`answers: ${text(one.size[i])}`)] : []),
+        ...(one.marked?.[i] ? [line("chosen")] : []),
+      ],
+    });
+  });
+  return group;
+}
+
+function linePath(one, x, y) {
+  let pen = "M";
+  return one.x.map((value, i) => {
+    if (one.y[i] === null) { pen = "M"; return ""; }
+    const point = `${pen}${x(value)} ${y(one.y[i])}`;
+    pen = "L";
+    return point;
+  }).join("");
+}
+
+// Between two recalls the precision is that of the right one.
+function stepPath(one, x, y) {
+  return one.x.map((value, i) =>
+    i === 0 ? `M${x(value)} ${y(one.y[0])}` : `V${y(one.y[i])}H${x(value)}`).join("");
+}
+
+function bandPath(one, x, y) {
+  const upper = one.x.map((value, i) => `${i ? "L" : "M"}${x(value)} ${y(one.high[i])}`);
+  const lower = one.x.map((value, i) => `L${x(value)} ${y(one.low[i])}`).reverse();
+  return `${upper.join("")}${lower.join("")}Z`;
+}
+
+function drawLegend(figure, lines, groups, hidden) {
+  const legend = figure.querySelector(".legend");
+  legend.replaceChildren(...lines.map((one, index) => {
+    const button = make("button", {
+      type: "button", class: groups[index].getAttribute("class").replace("series", "key"),
+      "aria-pressed": String(!hidden.has(one.name)),
+    }, make("span", { class: "swatch" }), one.name, ...(one.value ? [make("b", {}, one.value)] : []));
+    button.addEventListener("click", () => {
+      const off = groups[index].classList.toggle("off");
+      button.setAttribute("aria-pressed", String(!off));
+      if (off) hidden.add(one.name); else hidden.delete(one.name);
+    });
+    const light = (on) => {
+      groups[index].classList.toggle("on", on);
+      groups[index].ownerSVGElement?.classList.toggle("active", on);
+    };
+    button.addEventListener("pointerenter", () => light(true));
+    button.addEventListener("pointerleave", () => light(false));
+    return button;
+  }));
+}
+
+function numbersOfLines(spec) {
+  const unit = spec.unit ?? 1;
+  const rows = spec.series.flatMap((one) => one.x.map((value, i) => [
+    one.name, text(value / unit, spec.x), one.y[i] === null ? "–" : text(one.y[i] / unit, spec.y),
+    ...(one.low ? [text(one.low[i], spec.y), text(one.high[i], spec.y)] : []),
+    ...(one.size ? [text(one.size[i])] : []),
+  ]));
+  const first = spec.series[0];
+  return tableOf(["series", spec.x.label, spec.y.label,
+    ...(first.low ? ["mean − sd", "mean + sd"] : []), ...(first.size ? ["answers"] : [])], rows);
+}
+
+// -- intervals ---------------------------------------------------------------------------------
+
+function drawIntervals(figure, spec) {
+  const plot = figure.querySelector(".plot");
+  const narrow = plot.clientWidth < 520;
+  const rowHeight = narrow ? 44 : 34;
+  const height = spec.entries.length * rowHeight + 56;
+  const { canvas, width } = frame(plot, height, plot.dataset.title);
+  const longest = Math.max(...spec.entries.map((entry) => entry.label.length));
+  const left = narrow ? 12 : Math.min(24 + longest * 6.6, width * 0.42);
+  const box = { left, right: width - 22, top: 8, bottom: height - 46 };
+  const values = spec.entries.flatMap((entry) =>
+    [entry.value, entry.low ?? null, entry.high ?? null, ...(entry.dots ?? [])]);
+  const x = scale(spec.x, values, box.left, box.right);
+  drawAxes(canvas, x, null, box);
+  const targets = [];
+  spec.entries.forEach((entry, index) => {
+    const at = box.top + (index + (narrow ? 0.68 : 0.5)) * rowHeight;
+    const kind = `interval${entry.published ? " published" : ""}${entry.best ? " best" : ""}`;
+    const group = shape("g", { class: kind });
+    const room = Math.floor((narrow ? width - 24 : left - 16) / 6.6);
+    const name = entry.label.length > room ? `${entry.label.slice(0, room - 1)}…` : entry.label;
+    group.append(shape("text", narrow
+      ? { x: 12, y: at - 13, class: "row-name" }
+      : { x: left - 14, y: at + 4, "text-anchor": "end", class: "row-name" }, name));
+    if (entry.low !== undefined && entry.low !== null) {
+      group.append(shape("line", { x1: x(entry.low), x2: x(entry.high), y1: at, y2: at, class: "range" }));
+    }
+    const dots = (entry.dots ?? []).map((value, i) => {
+      const dot = shape("circle", { cx: x(value), cy: at, r: 3.4, class: "model" });
+      targets.push({
+        x: x(value), y: at, nodes: [dot],
+        show: () => [line(entry.label, true), line(`${entry.names[i]}: ${text(value, spec.x)}`)],
+      });
+      return dot;
+    });
+    const mark = entry.published
+      ? shape("rect", { x: x(entry.value) - 4.5, y: at - 4.5, width: 9, height: 9,
+        transform: `rotate(45 ${x(entry.value)} ${at})`, class: "value" })
+      : shape("circle", { cx: x(entry.value), cy: at, r: 5.5, class: "value" });
+    group.append(...dots, mark);
+    targets.push({ x: x(entry.value), y: at, nodes: [group], show: () => [
+      line(entry.label, true),
+      line(`${entry.dots ? "mean" : spec.x.label}: ${text(entry.value, spec.x)}`),
+      ...(entry.low !== undefined && entry.low !== null
+        ? [line(`95 % interval: ${text(entry.low, spec.x)} to ${text(entry.high, spec.x)}`)] : []),
+      ...(entry.sd !== undefined && entry.sd !== null ? [line(`standard deviation: ${text(entry.sd, spec.x)}`)] : []),
+      ...(entry.note ? [line(entry.note)] : []),
+    ] });
+    canvas.append(group);
+  });
+  watch(canvas, targets, 34);
+}
+
+function numbersOfIntervals(spec) {
+  const rows = spec.entries.map((entry) => [
+    entry.label, text(entry.value, spec.x),
+    entry.dots ? entry.dots.map((value) => text(value, spec.x)).join(", ")
+      : `${text(entry.low, spec.x)} to ${text(entry.high, spec.x)}`,
+    entry.note ?? (entry.sd === undefined ? "" : text(entry.sd, spec.x)),
+  ]);
+  const models = spec.entries.some((entry) => entry.dots);
+  return tableOf(models ? ["method", "mean", "models", "standard deviation"]
+    : ["method", spec.x.label, "95 % interval", "verdict"], rows);
+}
+
+// -- scatter -----------------------------------------------------------------------------------
+
+function drawScatter(figure, spec) {
+  const plot = figure.querySelector(".plot");
+  const controls = figure.querySelector(".controls");
+  if (!controls.firstChild && spec.choices.length > 1) {
+    const select = make("select", { "aria-label": "Cost" },
+      ...spec.choices.map((choice, i) => make("option", { value: i }, choice.x.label)));
+    select.addEventListener("change", () => {
+      figure.choice = Number(select.value);
+      drawScatter(figure, spec);
+    });
+    controls.append(make("label", {}, "Cost: ", select));
+  }
+  const choice = spec.choices[figure.choice ?? 0];
+  const height = Math.round(Math.min(Math.max(plot.clientWidth * 0.62, 240), 340));
+  const { canvas, width } = frame(plot, height, `${plot.dataset.title}: ${choice.x.label}`);
+  const box = { left: 54, right: width - 18, top: 26, bottom: height - 44 };
+  const x = scale(choice.x, choice.points.map((point) => point.x), box.left, box.right);
+  const y = scale(spec.y, choice.points.flatMap((point) => [point.low, point.high]), box.bottom, box.top);
+  drawAxes(canvas, x, y, box);
+  const taken = choice.points.flatMap((point) => {
+    const cx = x(point.x);
+    const cy = y(point.y);
+    return [{ left: cx - 7, right: cx + 7, top: cy - 7, bottom: cy + 7 },
+      { left: cx - 1, right: cx + 1, top: y(point.high), bottom: y(point.low) }];
+  });
+  const targets = choice.points.map((point, index) => {
+    const cx = x(point.x);
+    const cy = y(point.y);
+    const group = shape("g", { class: `cost${index === 0 ? " best" : ""}` },
+      shape("line", { x1: cx, x2: cx, y1: y(point.low), y2: y(point.high), class: "range" }),
+      shape("circle", { cx, cy, r: 5.5, class: "value" }));
+    const label = freeLabel(point.label, cx, cy, box, taken);
+    if (label) group.append(label);
+    canvas.append(group);
+    return { x: cx, y: cy, nodes: [group], show: () => [
+      line(point.label, true),
+      line(`${spec.y.label}: ${text(point.y, spec.y)} (${text(point.low, spec.y)} to ${text(point.high, spec.y)})`),
+      line(`${choice.x.label}: ${text(point.x, choice.x)}`),
+    ] };
+  });
+  watch(canvas, targets, 50);
+}
+
+// A label beside its point, where it covers no other; none where there is no room.
+function freeLabel(name, cx, cy, box, taken) {
+  const wide = name.length * 6.3;
+  const places = [
+    [cx + 10, cy + 4, "start"], [cx - 10, cy + 4, "end"],
+    [cx + 10, cy - 10, "start"], [cx - 10, cy - 10, "end"],
+    [cx + 10, cy + 18, "start"], [cx - 10, cy + 18, "end"],
+  ];
+  for (const [px, py, anchor] of places) {
+    const left = anchor === "start" ? px : px - wide;
+    const area = { left, right: left + wide, top: py - 11, bottom: py + 3 };
+    const inside = area.left >= box.left && area.right <= box.right + 14 && area.top >= 14 && area.bottom <= box.bottom;
+    const free = taken.every((other) => area.right < other.left || area.left > other.right
+      || area.bottom < other.top || area.top > other.bottom);
+    if (inside && free) {
+      taken.push(area);
+      return shape("text", { x: px, y: py, "text-anchor": anchor, class: "point-name" }, name);
+    }
+  }
+  return null;
+}
+
+function numbersOfScatter(spec) {
+  const names = spec.choices[0].points.map((point) => point.label);
+  const all = [...new Set([...names, ...spec.choices.flatMap((c) => c.points.map((p) => p.label))])];
+  return tableOf(["method", spec.y.label, ...spec.choices.map((choice) => choice.x.label)],
+    all.map((name) => {
+      const found = spec.choices.map((choice) => choice.points.find((point) => point.label === name));
+      return [name, text(found.find(Boolean).y, spec.y), ...found.map((point) => text(point?.x))];
+    }));
+}
+
+// -- matrix: more classes than a table can show ------------------------------------------------
+
+function drawMatrix(figure, spec) {
+  const plot = figure.querySelector(".plot");
+  const side = Math.min(plot.clientWidth, 720);
+  const { canvas } = frame(plot, side, plot.dataset.title);
+  canvas.setAttribute("width", side);
+  canvas.setAttribute("viewBox", `0 0 ${side} ${side}`);
+  const cell = side / Math.max(spec.classes.length, spec.columns.length);
+  const totals = spec.classes.map(() => 0);
+  spec.cells.forEach(([row, , count]) => { totals[row] += count; });
+  canvas.append(shape("rect", { width: side, height: side, class: "ground" }));
+  const targets = spec.cells.map(([row, column, count]) => {
+    const level = Math.ceil(10 * Math.sqrt(count / totals[row]));
+    canvas.append(shape("rect", {
+      x: round(column * cell), y: round(row * cell), width: round(cell), height: round(cell),
+      class: `cell h${level}${row === column ? " right" : ""}`,
+    }));
+    return { x: (column + 0.5) * cell, y: (row + 0.5) * cell, show: () => [
+      line(`${spec.classes[row]} → ${spec.columns[column]}`, true),
+      line(`${count} of ${totals[row]}, ${((100 * count) / totals[row]).toFixed(1)} %`),
+    ] };
+  });
+  watch(canvas, targets, Math.max(12, cell));
+}
+
+function numbersOfMatrix(spec) {
+  const errors = spec.cells.filter(([row, column]) => row !== column)
+    .sort((a, b) => b[2] - a[2]).slice(0, 200);
+  return tableOf(["true class", "answer", "images"],
+    errors.map(([row, column, count]) => [spec.classes[row], spec.columns[column], String(count)]));
+}

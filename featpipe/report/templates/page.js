@@ -1,0 +1,118 @@
+// What ties the page together: drawing when seen, switches, theme, printing.
+
+const KINDS = {
+  lines: [drawLines, numbersOfLines],
+  intervals: [drawIntervals, numbersOfIntervals],
+  scatter: [drawScatter, numbersOfScatter],
+  matrix: [drawMatrix, numbersOfMatrix],
+  map: [drawMap, numbersOfMap],
+};
+
+const figures = [...document.querySelectorAll("figure.chart")];
+
+function specOf(figure) {
+  figure.spec ??= JSON.parse(figure.querySelector("script").textContent);
+  return figure.spec;
+}
+
+function draw(figure) {
+  const width = figure.querySelector(".plot").clientWidth;
+  if (!width || figure.drawnAt === width) return;
+  figure.drawnAt = width;
+  KINDS[figure.dataset.kind][0](figure, specOf(figure));
+  figure.dataset.drawn = "yes";
+}
+
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
+}, { rootMargin: "600px" });
+
+for (const figure of figures) {
+  seen.observe(figure);
+  const numbers = figure.querySelector("details.numbers");
+  numbers.addEventListener("toggle", () => {
+    const room = numbers.querySelector(".scroll");
+    if (numbers.open && !room.firstChild) room.append(KINDS[figure.dataset.kind][1](specOf(figure)));
+  });
+}
+
+let waiting = 0;
+window.addEventListener("resize", () => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => figures.filter((figure) => figure.dataset.drawn).forEach(draw), 120);
+});
+
+// -- switches ----------------------------------------------------------------------------------
+
+for (const block of document.querySelectorAll(".confusion")) {
+  const buttons = [...block.querySelectorAll("[data-show]")];
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      block.dataset.mode = button.dataset.show;
+      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+    });
+  }
+}
+
+// -- links into closed parts, and where the reader is ---------------------------------------------
+
+function openTarget() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target instanceof HTMLDetailsElement) {
+    target.open = true;
+    target.scrollIntoView();
+  }
+}
+window.addEventListener("hashchange", openTarget);
+openTarget();
+
+const contents = document.querySelector("nav.contents");
+if (contents) {
+  const links = new Map([...contents.querySelectorAll("a")].map((a) => [a.hash.slice(1), a]));
+  const reader = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      for (const link of links.values()) link.removeAttribute("aria-current");
+      links.get(entry.target.id)?.setAttribute("aria-current", "true");
+    }
+  }, { rootMargin: "-10% 0px -80% 0px" });
+  document.querySelectorAll("main section[id]").forEach((section) => reader.observe(section));
+  const small = matchMedia("(max-width: 68rem)");
+  const fold = () => { contents.querySelector("details").open = !small.matches; };
+  small.addEventListener("change", fold);
+  fold();
+}
+
+// -- light and dark ----------------------------------------------------------------------------
+
+const theme = document.querySelector("button.theme");
+const prefersDark = matchMedia("(prefers-color-scheme: dark)");
+
+function isDark() {
+  return (document.documentElement.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
+}
+
+function nameTheme() {
+  theme.textContent = isDark() ? "Light" : "Dark";
+  theme.setAttribute("aria-label", isDark() ? "Show in light colours" : "Show in dark colours");
+}
+
+theme.hidden = false;
+theme.addEventListener("click", () => {
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  nameTheme();
+});
+prefersDark.addEventListener("change", nameTheme);
+nameTheme();
+
+// -- paper -------------------------------------------------------------------------------------
+
+let closed = [];
+window.addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll("main details:not(.numbers)")].filter((part) => !part.open);
+  for (const part of closed) part.open = true;
+  for (const figure of figures) draw(figure);
+});
+window.addEventListener("afterprint", () => {
+  for (const part of closed) part.open = false;
+});
