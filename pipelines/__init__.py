@@ -1,0 +1,1 @@
+"""The recipes that come with featpipe; they are installed as ``featpipe.pipelines``."""

@@ -1,0 +1,85 @@
+"""``featpipe init``: a recipe for one's own images, whatever their layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featpipe.errors import DataError, UnknownNameError, UsageError
+from featpipe.pipeline import Plan
+from featpipe.pipeline.template import guess_layout, write_recipe
+from featpipe.recipe import read_recipe
+from featpipe.steps import Context
+from featpipe.workspace import Workspace
+
+
+@pytest.fixture
+def context(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Context(Workspace(tmp_path))
+
+
+def draw(folder, *names):
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * number, np.uint8)).save(path)
+
+
+def test_a_folder_of_class_folders(context, tmp_path):
+    draw(tmp_path / "my photos", "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
+    outcome = write_recipe("pets", tmp_path / "my photos", "resnet18", None, context)
+    text = (tmp_path / "pets.yaml").read_text()
+    assert "2 classes; 4 images in 'all'" in text
+    assert "featpipe run pets.yaml" in outcome.message
+    plan = Plan.of(read_recipe(tmp_path / "pets.yaml"), context)
+    assert [task.name for task in plan.tasks] == [
+        *("extract", "svm", "logistic", "knn", "compare", "report")
+    ]
+    assert plan.tasks[0].step.dataset == f"folder:{tmp_path / 'my photos'}"
+    (extract, *_) = plan.forecast()
+    assert extract.why == "4 of all to embed"
+
+
+def test_train_and_test_folders(context, tmp_path):
+    draw(tmp_path / "a", "train/x/1.png", "train/y/2.png", "test/x/3.png")
+    write_recipe("a", None, "resnet50", "own.safetensors", context)
+    text = (tmp_path / "a.yaml").read_text()
+    assert "Trained on 'train', tested once on 'test'." in text
+    step = read_recipe(tmp_path / "a.yaml").steps[0].variants[0].step
+    assert (step.dataset, step.weights) == ("folder:a", "own.safetensors")
+
+
+def test_a_folder_with_a_table(context, tmp_path):
+    draw(tmp_path / "b", "1.png", "2.png")
+    (tmp_path / "b" / "notes.csv").write_text("this,that\n1,2\n")
+    (tmp_path / "b" / "labels.csv").write_text("path,label\n1.png,x\n2.png,y\n")
+    assert guess_layout(tmp_path / "b", context)[0] == f"csv:{tmp_path / 'b' / 'labels.csv'}"
+    (tmp_path / "b" / "more.csv").write_text("path,label\n1.png,x\n")
+    with pytest.raises(DataError, match="Several tables"):
+        guess_layout(tmp_path / "b", context)
+
+
+def test_a_file(context, tmp_path):
+    np.savez(tmp_path / "c.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=[0, 1, 0, 1])
+    assert guess_layout(tmp_path / "c.npz", context)[0] == f"npz:{tmp_path / 'c.npz'}"
+    (tmp_path / "c.txt").touch()
+    with pytest.raises(DataError, match="lists no images"):
+        guess_layout(tmp_path / "c.txt", context)
+
+
+def test_nothing_is_overwritten_and_nothing_is_guessed_from_nothing(context, tmp_path):
+    (tmp_path / "d.yaml").touch()
+    with pytest.raises(UsageError, match="exists already"):
+        write_recipe("d", tmp_path, "resnet18", None, context)
+    with pytest.raises(UsageError, match="Where are the images"):
+        write_recipe("e", None, "resnet18", None, context)
+    with pytest.raises(DataError, match="no such images"):
+        write_recipe("e", tmp_path / "none", "resnet18", None, context)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="class folders"):
+        write_recipe("e", tmp_path / "empty", "resnet18", None, context)
+    with pytest.raises(UnknownNameError):
+        write_recipe("e", tmp_path / "empty", "reznet", None, context)
+    assert not (tmp_path / "e.yaml").exists()
