@@ -1,0 +1,160 @@
+"""How long a report of 10 methods × 8000 test images takes, and how much memory.
+
+Makes a dataset, stores and results of made-up predictions (nothing is trained), then builds the
+report in a fresh process. Limits: 5 s and 1 GiB after imports.
+
+    python benchmarks/report_speed.py [--methods 10] [--images 8000] [--classes 10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from featpipe import fingerprint
+from featpipe.datasets import DatasetOptions, open_source
+from featpipe.evaluate.assemble import Tested
+from featpipe.evaluate.methods import Evaluated
+from featpipe.evaluate.protocol import RowSet, Split
+from featpipe.evaluate.result import build_result, save_result
+from featpipe.provenance import environment
+from featpipe.steps import Context, LogisticStep, SvmStep
+from featpipe.store import FeatureStore, StoreContent, StoreWriter
+from featpipe.workspace import Workspace
+
+LIMIT_SECONDS, LIMIT_BYTES = 5.0, 1 << 30
+DIMS = 2048
+SIDE = 64
+
+
+def make_store(root: Path, images: int, classes: int) -> FeatureStore:
+    """Write photographs-like noise as a dataset, and its store of ResNet-50-like features."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(classes, size=images)
+    coarse = rng.integers(256, size=(images, 8, 8, 3), dtype=np.uint8)
+    np.savez(
+        root / "made.npz",
+        images=coarse.repeat(SIDE // 8, axis=1).repeat(SIDE // 8, axis=2),
+        labels=labels,
+        classes=np.array([f"class {i}" for i in range(classes)]),
+    )
+    spec = f"npz:{root / 'made.npz'}"
+    source = open_source(spec, "all", DatasetOptions())
+    dataset = {"name": "npz:made.npz", "split": "all", "images": images}
+    manifest = {
+        "dataset": {**dataset, "fingerprint": source.fingerprint},
+        "backbone": {"model": "made up", "weights": {}},
+        "layers": ["avgpool"],
+    }
+    content = StoreContent(
+        ids=list(source.ids),
+        labels=labels,
+        classes=source.classes,
+        shapes={"avgpool": (DIMS,)},
+        dtype="float32",
+        manifest=manifest,
+        fingerprint=fingerprint.of_mapping(manifest),
+    )
+    centres = rng.normal(size=(classes, DIMS)).astype(np.float32)
+    with StoreWriter(root / "made.h5", content) as writer:
+        for rows in np.array_split(labels, 16):
+            noise = 3 * rng.standard_normal((len(rows), DIMS), dtype=np.float32)
+            writer.append({"avgpool": centres[rows] + noise})
+        return writer.seal({"created": "2024-01-01", "seconds": 1.0, "source": {"dataset": spec}})
+
+
+def make_results(root: Path, store: FeatureStore, methods: int) -> None:
+    """Write results whose predictions are drawn: right in four to nine cases of ten."""
+    rows = RowSet(store, store.usable)
+    split = Split("split", rows, rows)
+    for number in range(methods):
+        rng = np.random.default_rng(number)
+        scores = rng.normal(size=(len(rows), len(store.classes)))
+        scores[np.arange(len(rows)), rows.labels] += 1.5 + 0.25 * number
+        probabilities = bool(number % 2)
+        if probabilities:
+            scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        step = (
+            LogisticStep(title=f"Method {number}")
+            if probabilities
+            else SvmStep(title=f"Method {number}")
+        )
+        tested = Tested(split, scores.argmax(axis=1), scores.astype(np.float32), probabilities)
+        evaluated = Evaluated(
+            "", [tested], {"train_seconds": 1.0 + number, "parameters_trained": 1}, [], {}
+        )
+        result, table = build_result(step, f"{number:064d}", "split", evaluated, Context())
+        save_result(result, Workspace(root).results / f"method-{number}.json", table)
+
+
+def measure(root: Path) -> dict[str, float]:
+    """Build the report of all results and return what it took; runs in a process of its own."""
+    from featpipe.report import ReportOptions, build_report  # noqa: PLC0415 - not timed
+    from featpipe.results import scan_results  # noqa: PLC0415
+
+    before = psutil.Process().memory_info().rss
+    start, busy = time.perf_counter(), time.process_time()
+    workspace = Workspace(root)
+    results, _ = scan_results(workspace.results)
+    path = build_report(results, workspace.reports / "made", ReportOptions(workspace=workspace))
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(busy, 2),  # what it takes on a machine that does nothing else
+        "rss_after_imports_bytes": before,
+        "peak_rss_bytes": peak,
+        "peak_above_imports_bytes": peak - before,
+        "html_bytes": path.stat().st_size,
+    }
+
+
+def main() -> int:
+    """Run and record; the exit code says whether the limits were kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", type=int, default=10)
+    parser.add_argument("--images", type=int, default=8000)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.measure:
+        print(json.dumps(measure(asked.measure)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), asked.images, asked.classes)
+        make_results(Path(folder), store, asked.methods)
+        again = [sys.executable, __file__, "--measure", folder]
+        runs = [
+            json.loads(subprocess.run(again, check=True, stdout=subprocess.PIPE).stdout)
+            for _ in range(asked.runs)
+        ]
+    # The fastest run says what the report takes; the others, what else the machine was doing.
+    best = {key: min(run[key] for run in runs) for key in runs[0]}
+    memory = max(run["peak_above_imports_bytes"] for run in runs)
+    record = {
+        "asked": {k: v for k, v in vars(asked).items() if k != "measure"},
+        "runs": runs,
+        "best": best,
+        "environment": environment(),
+    }
+    kept = best["seconds"] <= LIMIT_SECONDS and memory <= LIMIT_BYTES
+    record["limits_kept"] = kept
+    out = Path(__file__).parent / "results" / "report_speed.json"
+    if (asked.methods, asked.images, asked.classes) == (10, 8000, 10):
+        out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record["runs"], indent=1), "limits kept" if kept else "LIMITS BROKEN")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
