@@ -36,7 +36,7 @@ steps:
 
 
 def the_worker():
-    """Return the process that carries out tasks; other tests may have left children of their own."""
+    """Return the process that carries out tasks; other tests may have left children too."""
     module = "featpipe.pipeline.worker"
     (worker,) = [child for child in psutil.Process().children() if module in child.cmdline()]
     return worker
