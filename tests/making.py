@@ -1,7 +1,8 @@
-"""Small real stores for tests: made by the writer itself, from numbers drawn with a seed."""
+"""Small real stores for tests, made by the writer itself, and files that have settled."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,14 @@ import numpy as np
 
 from featpipe import fingerprint
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
+
+
+def let_files_settle() -> None:
+    """Wait until files just written may be remembered.
+
+    One that changed within the clock's resolution is read again: it may have changed unseen.
+    """
+    time.sleep(0.1)
 
 
 def content(

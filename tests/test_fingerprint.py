@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featpipe.fingerprint import FileHashes, of_bytes, of_file, of_mapping
+from tests.making import let_files_settle
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -46,7 +46,7 @@ def test_files_and_bytes(tmp_path: Path) -> None:
 def hashed(tmp_path: Path) -> Path:
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
-    time.sleep(0.03)  # longer than a tick of the clock that stamps files
+    let_files_settle()
     return file
 
 
@@ -121,7 +121,7 @@ def test_an_interruption_keeps_what_was_hashed(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}" for number in range(3)]
     for file in files:
         file.write_bytes(file.name.encode())
-    time.sleep(0.03)
+    let_files_settle()
     hashes = FileHashes(tmp_path / "h.sqlite")
 
     def interrupt() -> None:

@@ -85,7 +85,9 @@ def test_print_comes_from_fonts_and_the_held_out_ones_stay_out() -> None:
 
 
 def test_a_few_steps_of_training_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_glyphnet, "BATCH", 48)  # a fifth of the real one: enough to see it
+    # A fifth of the real batch, and a rate as much lower: twelve steps of the real one are chaotic.
+    monkeypatch.setattr(train_glyphnet, "BATCH", 48)
+    monkeypatch.setattr(train_glyphnet, "PEAK_LEARNING_RATE", 0.05)
     everything = written(1, np.random.default_rng(0))
     some = torch.isin(everything.labels, torch.tensor([CLASSES.index(g) for g in "1Mo"]))
     bank = GlyphBank(everything.distances[some], everything.labels[some], everything.reach[some])
@@ -94,7 +96,7 @@ def test_a_few_steps_of_training_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = train(network, bank, torch.ones(3), 12, torch.Generator().manual_seed(0))
     # From not knowing 62 classes (log 62 is 4.1) to knowing which three there are (log 3 is 1.1).
     assert len(losses) == 12
-    assert losses[-1] < 2.5 < losses[0]
+    assert max(losses[-2:]) < 2.5 < losses[0]
     assert not network.training
     found = validate(network, bank, torch.Generator().manual_seed(0), rounds=3)
     assert 0 <= found["accuracy"] <= found["accuracy_without_case"] <= 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +13,7 @@ from PIL import Image
 from featpipe.datasets import open_source, splits_of
 from featpipe.datasets.listing import images_below, natural_key
 from featpipe.errors import DataError, ImageError
-
-# A file that changed within the clock's resolution is not remembered: it may change again unseen.
-_SETTLED_SECONDS = 0.1
+from tests.making import let_files_settle
 
 
 @pytest.fixture
@@ -199,7 +196,7 @@ def test_a_file_that_vanishes_is_an_image_error(tree, options):
 def test_an_unchanged_folder_is_not_read_again(tree, options, listener):
     spec = tree("cat/1.png", "dog/1.png")
     options = replace(options, progress=listener)
-    time.sleep(_SETTLED_SECONDS)
+    let_files_settle()
     open_source(spec, "all", options)
     assert listener.steps == 2
     open_source(spec, "all", options)
@@ -218,7 +215,7 @@ def test_hashes_are_remembered_although_the_look_was_interrupted(tree, options, 
             if self.steps == 4:
                 raise KeyboardInterrupt
 
-    time.sleep(_SETTLED_SECONDS)
+    let_files_settle()
     with pytest.raises(KeyboardInterrupt):
         open_source(spec, "all", replace(options, progress=Impatient()))
     open_source(spec, "all", replace(options, progress=listener))
