@@ -97,8 +97,7 @@ class _Job:
 
     @cached_property
     def source(self) -> SourceRequest:
-        step = self.step
-        return SourceRequest(step.dataset, step.data, step.classes, step.split_seed, step.limit)
+        return SourceRequest.of(self.step)
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -9,7 +9,7 @@ from typing import Any
 from featpipe.datasets import DatasetOptions, Subset, class_balanced_rows, open_source
 from featpipe.datasets.base import ImageSource
 from featpipe.fingerprint import FileHashes
-from featpipe.steps import Context
+from featpipe.steps import Context, ImageStep
 from featpipe.workspace import user_path
 
 
@@ -36,6 +36,11 @@ class SourceRequest:
     classes: str | None = None
     split_seed: int = 0
     limit: int | None = None
+
+    @classmethod
+    def of(cls, step: ImageStep) -> SourceRequest:
+        """Return what a step asks for."""
+        return cls(step.dataset, step.data, step.classes, step.split_seed, step.limit)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-like values from which the request can be made again, anywhere."""

@@ -53,7 +53,7 @@ class Material:
     @cached_property
     def sources(self) -> list[ImageSource]:
         """Images of the training split and, where there is one, of the test split."""
-        options = self._request.options(self.context, download=self.step.download)
+        options = SourceRequest.of(self.step).options(self.context, download=self.step.download)
         splits = self.step.split or splits_of(self.step.dataset, options)
         if len(splits) > 2:
             raise UsageError(
@@ -62,7 +62,9 @@ class Material:
                 next_step=f"--split {splits[0]},{splits[-1]}",
             )
         alone = self.step.protocol.partition(":")[0] in ("kfold", "holdout")
-        return [self._request.open(name, options) for name in splits[: 1 if alone else 2]]
+        return [
+            SourceRequest.of(self.step).open(name, options) for name in splits[: 1 if alone else 2]
+        ]
 
     @property
     def fingerprints(self) -> list[str]:
@@ -80,11 +82,6 @@ class Material:
                 self.sources, self._prefixes, self.fingerprints, strict=True
             )
         ]
-
-    @property
-    def _request(self) -> SourceRequest:
-        step = self.step
-        return SourceRequest(step.dataset, step.data, step.classes, step.split_seed, step.limit)
 
     @cached_property
     def _prefixes(self) -> list[Prefix]:
@@ -106,7 +103,7 @@ class Material:
             return FeatureStore(path)
         record = {
             "command": self.context.command,
-            "source": self._request.as_dict(),
+            "source": SourceRequest.of(self.step).as_dict(),
             "weights": trunk_request(self.step).weights,
         }
         # A Prefix has everything of a Backbone that extraction uses.

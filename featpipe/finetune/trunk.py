@@ -35,7 +35,7 @@ class TrunkRequest:
         ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
     norm : {"batch", "layer"}
     image_size : int or None
-    fit : {"crop", "whole"}
+    fit : {"auto", "crop", "whole"}
     device : str
     seed : int
         Of untrained weights.
@@ -45,7 +45,7 @@ class TrunkRequest:
     weights: str = "DEFAULT"
     norm: str = "batch"
     image_size: int | None = None
-    fit: str = "crop"
+    fit: str = "auto"
     device: str = "cpu"
     seed: int = 0
 

@@ -107,12 +107,12 @@ def _look(task: Task, known: Mapping[str, Forecast], book: _Records, context: Co
 def _existing(step: Any, context: Context) -> tuple[str, str | None]:
     """Return the key of the result of a step, and its file where it exists."""
     assert isinstance(step, EvaluationStep)
-    from featpipe.evaluate.run import result_name  # noqa: PLC0415 - brings scikit-learn
+    from featpipe.evaluate.run import result_name, up_to_date  # noqa: PLC0415 - brings scikit-learn
     from featpipe.evaluate.select import select_stores  # noqa: PLC0415
 
     name = result_name(step, *select_stores(step, context))
     path = context.workspace.results / f"{name}.json"
-    there = path.exists() and not step.force
+    there = up_to_date(step, path, context)
     return name.rpartition("-")[2], str(path) if there else None
 
 
@@ -126,7 +126,7 @@ def _existing_training(
     from featpipe.extract.engine import dataset_identity  # noqa: PLC0415 - brings h5py
     from featpipe.extract.sources import SourceRequest  # noqa: PLC0415
 
-    request = SourceRequest(step.dataset, step.data, step.classes, step.split_seed, step.limit)
+    request = SourceRequest.of(step)
     options = request.options(context, download=False)
     splits = step.split or splits_of(step.dataset, options)
     images = [dataset_identity(request.open(split, options)) for split in splits]

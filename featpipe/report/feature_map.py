@@ -159,7 +159,8 @@ def project(X: NDArray[np.float32], seed: int) -> tuple[dict[str, NDArray[np.flo
     views : dict of str to ndarray of shape (n, 2)
     share : float
     """
-    with threadpool_limits(1):
+    # Equal rows have no variance to share out: 0 / 0.
+    with threadpool_limits(1), np.errstate(invalid="ignore"):
         kept = min(_KEPT, *X.shape)
         pca = PCA(
             kept, random_state=seed, svd_solver="randomized" if kept < min(X.shape) else "full"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from featpipe.steps.base import Context, OptionSpec, Outcome, Step, options_of
 from featpipe.steps.extract import ExtractStep
 from featpipe.steps.finetune import ExplainStep, FinetuneStep
+from featpipe.steps.images import ImageStep
 from featpipe.steps.probes import (
     CentroidStep,
     EvaluationStep,
@@ -41,6 +42,7 @@ __all__ = [
     "ExplainStep",
     "ExtractStep",
     "FinetuneStep",
+    "ImageStep",
     "KnnStep",
     "LogisticStep",
     "OptionSpec",

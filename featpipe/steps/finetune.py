@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featpipe.steps.base import Step, option
+from featpipe.steps.images import ImageStep
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneStep(Step):
+class FinetuneStep(ImageStep):
     """Train a new head, some stages under it, or a whole network."""
 
     kind = "finetune"
@@ -24,10 +25,6 @@ class FinetuneStep(Step):
 
     model: str = option(
         help="Network: a backbone, resnet9, timm:NAME …", registry="featpipe.finetune:NETWORKS"
-    )
-    dataset: str = option(
-        help="Dataset: a name, folder:PATH, csv:PATH or npz:PATH.",
-        registry="featpipe.datasets:DATASETS",
     )
     weights: str = option(
         "DEFAULT", help="DEFAULT, the name of published weights, a file, or none: from scratch."
@@ -112,31 +109,6 @@ class FinetuneStep(Step):
         help="split, folds, fold:K, kfold:K or holdout:F, as for featpipe svm.",
     )
     seed: int = option(0, help="Seed of every random choice.", minimum=0)
-    split: tuple[str, ...] | None = option(
-        None, help="Splits to use: that of the training rows, then that of the test rows."
-    )
-    data: Path | None = option(
-        None, help="Folder to look for the dataset in before the workspace's data/raw."
-    )
-    classes: str | None = option(
-        None, help="Only these classes: first:50, or names separated by commas."
-    )
-    limit: int | None = option(
-        None, help="Only N images of each split, spread evenly over the classes.", minimum=1
-    )
-    split_seed: int = option(
-        0, help="Seed of splits that the dataset itself leaves open.", minimum=0
-    )
-    download: bool = option(True, help="Fetch what is missing where there is a network.")
-    image_size: int | None = option(
-        None, help="Side of the network's input; default: that of the weights.", minimum=1
-    )
-    fit: str = option(
-        "crop",
-        help="crop: resize the shorter side and cut the centre; whole: squeeze the whole image.",
-        choices=("crop", "whole"),
-    )
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.")
     title: str | None = option(None, help="Name of the method in tables and reports.")
     force: bool = option(False, help="Compute again what is up to date.")
 
