@@ -18,10 +18,16 @@ def commands(material: Material) -> list[str]:
 
 
 def recipes(material: Material) -> list[str]:
-    """Return the recipes that results came from, as YAML, each once."""
+    """Return the recipes that results came from, as YAML, each once whatever its tasks."""
     found = [method.result.extra.get("recipe") for method in material.methods]
     texts = [
-        yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) for recipe in found if recipe
+        yaml.safe_dump(
+            {key: value for key, value in recipe.items() if key != "task"},
+            sort_keys=False,
+            allow_unicode=True,
+        )
+        for recipe in found
+        if recipe
     ]
     return list(dict.fromkeys(texts))
 

@@ -116,6 +116,16 @@ def test_the_same_results_give_the_same_bytes(made: Made, tmp_path: Path) -> Non
         assert (tables / name).read_bytes() == (tmp_path / "toy-tables" / name).read_bytes()
 
 
+def test_a_recipe_stands_once_whatever_its_tasks(made: Made, tmp_path: Path) -> None:
+    recipe = {"name": "mine", "steps": [{"step": "svm"}, {"step": "centroid"}]}
+    results = [
+        replace(result, extra={**result.extra, "recipe": {"task": result.method, **recipe}})
+        for result in made.results[:2]
+    ]
+    text = made.again(tmp_path / "toy", results).read_text()
+    assert text.count("name: mine\n") == 1
+
+
 def test_csv_tables_hold_unrounded_numbers(made: Made) -> None:
     tables = made.page.with_name("toy-tables")
     comparison = pd.read_csv(tables / "comparison.csv").set_index("name")
