@@ -18,7 +18,7 @@ from featpipe.finetune import NETWORKS
 from featpipe.finetune.networks.normalisation import with_layer_norm
 from featpipe.finetune.networks.timm_models import timm_stages
 from featpipe.finetune.stages import body_of
-from featpipe.fingerprint import FileHashes
+from featpipe.fingerprint import FileHashes, of_bytes
 
 UNTRAINED = "none"
 
@@ -142,7 +142,7 @@ def _untrained(request: TrunkRequest) -> Trunk:
         network = architecture.build(2)  # the classifier is replaced by a head
     stages, last = body_of(network, architecture.classifier)
     preprocessing = _sized(architecture.file_preprocessing, request)
-    return _finish(request, architecture.name, stages, last, preprocessing)
+    return _finish(request, architecture.name, stages, last, preprocessing, {"name": UNTRAINED})
 
 
 def _timm_trunk(request: TrunkRequest, name: str) -> Trunk:
@@ -155,8 +155,17 @@ def _timm_trunk(request: TrunkRequest, name: str) -> Trunk:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         stages, width, preprocessing = timm_stages(name, pretrained=request.pretrained)
+    weights = {"name": UNTRAINED}
+    if request.pretrained:
+        weights = {"name": "timm's own", "fingerprint": _content(stages)}
     last = nn.Linear(width, 2)
-    return _finish(request, f"timm-{name}", stages, last, _sized(preprocessing, request))
+    preprocessing = _sized(preprocessing, request)
+    return _finish(request, f"timm-{name}", stages, last, preprocessing, weights)
+
+
+def _content(network: nn.Module) -> str:
+    """Return a fingerprint of all parameters and buffers."""
+    return of_bytes(*(value.numpy().tobytes() for value in network.state_dict().values()))
 
 
 def _sized(preprocessing: Preprocessing, request: TrunkRequest) -> Preprocessing:
@@ -172,12 +181,13 @@ def _finish(
     stages: nn.Sequential,
     last: nn.Linear,
     preprocessing: Preprocessing,
+    weights: dict[str, str],
 ) -> Trunk:
     if request.norm == "layer":
         with_layer_norm(stages)
     description = {
         "model": name,
-        "weights": {"name": "timm's own" if request.pretrained else UNTRAINED},
+        "weights": weights,
         "preprocessing": preprocessing.as_dict(),
         "norm": request.norm,
         **({} if request.pretrained else {"seed": request.seed}),

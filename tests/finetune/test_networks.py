@@ -106,6 +106,19 @@ def test_any_other_model_of_timm_is_one_stage():
     assert (logits.shape, features.shape) == ((2, 3), (2, 4))
 
 
+def test_weights_of_timm_are_told_apart(monkeypatch):
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **kw: create(name, **kw))
+
+    def fingerprint(seed):  # drawn weights stand for downloaded ones
+        trunk = load_trunk(TrunkRequest("timm:test_resnet", seed=seed))
+        assert trunk.pretrained
+        return trunk.description["weights"]["fingerprint"]
+
+    assert fingerprint(1) == fingerprint(1) != fingerprint(2)
+
+
 def test_an_unknown_timm_model_is_named():
     pytest.importorskip("timm")
     with pytest.raises(UnknownNameError, match="resnetv2_50x1_bot") as caught:
