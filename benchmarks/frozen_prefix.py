@@ -1,6 +1,6 @@
 """What computing the frozen prefix once is worth, against running the network in every epoch.
 
-    python benchmarks/frozen_prefix.py --shared ../shared --images 300 --image-size 96
+    python benchmarks/frozen_prefix.py --shared ../shared --images 400 --image-size 224
 
 Both ways train the same new head on real STL-10 images (Adam, cosine schedule, 20 epochs) with
 the same estimator, seed and split; only ``views`` differs. Wall time is what a user waits for,
@@ -55,8 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=20)
     arguments = parser.parse_args()
     weights = arguments.shared / "weights" / f"{arguments.model}-imagenet-pqf.safetensors"
