@@ -96,6 +96,20 @@ def save_result(result: Result, path: Path, table: PredictionTable) -> None:
     result.save(path)
 
 
+def complete_result(path: Path, *models: Path) -> Result | None:
+    """Return the result at a path if it, its predictions and its models are all there.
+
+    Raises
+    ------
+    ResultError
+        If the result is damaged.
+    """
+    if not all(file.exists() for file in (path, *models)):
+        return None
+    result = Result.load(path)
+    return result if path.with_name(result.files["predictions"]).exists() else None
+
+
 def outcome_of(result: Result, status: str) -> Outcome:
     """Say in the terminal, and as data, what was measured."""
     accuracy = result.summary["accuracy"]

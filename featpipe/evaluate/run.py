@@ -8,7 +8,7 @@ from featpipe import fingerprint
 from featpipe.evaluate.methods import Evaluated, load_map, run_probe, run_zeroshot
 from featpipe.evaluate.models import save_model
 from featpipe.evaluate.protocol import make_splits, resolve
-from featpipe.evaluate.result import build_result, outcome_of, save_result
+from featpipe.evaluate.result import build_result, complete_result, outcome_of, save_result
 from featpipe.evaluate.select import select_stores
 from featpipe.naming import slug
 from featpipe.provenance import package_version
@@ -44,14 +44,12 @@ def up_to_date(step: EvaluationStep, path: Path, context: Context) -> Result | N
     ResultError
         If the result is damaged.
     """
-    if step.force or not path.exists():
+    if step.force:
         return None
-    result = Result.load(path)
-    files = [path.with_name(result.files["predictions"])]
-    if isinstance(step, ProbeStep) and step.save_model:
-        files.append(_model_path(path, context))
-    same_title = result.settings["title"] == step.title
-    return result if same_title and all(file.exists() for file in files) else None
+    wants_model = isinstance(step, ProbeStep) and step.save_model
+    models = [_model_path(path, context)] if wants_model else []
+    result = complete_result(path, *models)
+    return result if result and result.settings["title"] == step.title else None
 
 
 def evaluate(

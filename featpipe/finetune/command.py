@@ -16,7 +16,7 @@ from featpipe import fingerprint
 from featpipe.evaluate.assemble import Tested
 from featpipe.evaluate.methods import Evaluated
 from featpipe.evaluate.protocol import RowSet, Split, make_splits
-from featpipe.evaluate.result import build_result, outcome_of, save_result
+from featpipe.evaluate.result import build_result, complete_result, outcome_of, save_result
 from featpipe.evaluate.workload import check_rows
 from featpipe.finetune.augment import Augmentation, Canvas
 from featpipe.finetune.classifier import HeadClassifier
@@ -54,8 +54,9 @@ def run_finetune(step: FinetuneStep, context: Context) -> Outcome:
     job = _Job(step, context, material)
     name = f"{slug(step.dataset)}-{trunk.name}-finetune-{job.key[:8]}"
     path = context.workspace.results / f"{name}.json"
-    if path.exists() and not step.force:
-        return outcome_of(Result.load(path), "up to date")
+    existing = None if step.force else complete_result(path, job.model_path(path))
+    if existing is not None:
+        return outcome_of(job.titled(existing), "up to date")
     return outcome_of(job.run(path), "done")
 
 
@@ -113,7 +114,7 @@ class _Job:
         ]
         evaluated = self._evaluated(trainings, factory)
         result, table = build_result(step, self.key, protocol, evaluated, self.context)
-        model = self.context.workspace.models / f"{path.stem}.safetensors"
+        model = self.model_path(path)
         result.cost["model_bytes"] = save_head(
             model,
             trainings[0].estimator.module_,
@@ -130,6 +131,19 @@ class _Job:
         for number in range(len(splits)):
             for checkpoint in self._run_name(path, number).paths:
                 checkpoint.unlink(missing_ok=True)
+        return result
+
+    def model_path(self, path: Path) -> Path:
+        """Return where the trained part of the network lies."""
+        return self.context.workspace.models / f"{path.stem}.safetensors"
+
+    def titled(self, result: Result) -> Result:
+        """Give an existing result the title asked for; no training is repeated for a name."""
+        if result.settings["title"] != self.step.title:
+            result.settings["title"] = self.step.title
+            result.title = self.step.title or self._title()
+            assert result.path is not None
+            result.save(result.path)
         return result
 
     def _run_name(self, path: Path, number: int) -> _RunName:

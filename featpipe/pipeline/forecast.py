@@ -123,6 +123,7 @@ def _existing_training(
 
     The key itself needs the network and therefore torch; a plan must not take that long.
     """
+    from featpipe.evaluate.result import complete_result  # noqa: PLC0415 - brings scikit-learn
     from featpipe.extract.engine import dataset_identity  # noqa: PLC0415 - brings h5py
     from featpipe.extract.sources import SourceRequest  # noqa: PLC0415
 
@@ -134,7 +135,10 @@ def _existing_training(
         same_images = all(store["manifest"]["dataset"] in images for store in result.stores)
         same = same_images and _numbers(result.settings) == _numbers(step.settings())
         if same and result.method == step.kind and not step.force:
-            return result.key[:8], str(result.path)
+            assert result.path is not None
+            model = context.workspace.models / result.files["model"]
+            there = complete_result(result.path, model)
+            return result.key[:8], str(result.path) if there else None
     return "", None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,7 +65,18 @@ def test_what_is_up_to_date_is_not_computed_again(context, weights, images):
     settings = {"model": "glyphnet", "weights": str(weights), "dataset": f"npz:{images}"}
     step = FinetuneStep.from_mapping({**settings, "epochs": 1, "batch_size": 4, "device": "cpu"})
     assert step.run(context).status == "done"
+    outcome = step.run(context)
+    assert outcome.status == "up to date"
+    result = Result.load(outcome.paths[0])
+
+    outcome = replace(step, title="Mine").run(context)
+    assert outcome.status == "up to date", "a name is no reason to train again"
+    assert Result.load(result.path).title == "Mine"
     assert step.run(context).status == "up to date"
+    assert Result.load(result.path).title == result.title
+
+    (context.workspace.models / result.files["model"]).unlink()
+    assert step.run(context).status == "done", "the trained head is part of what was asked for"
 
 
 def test_views_are_stored_beside_the_image_as_it_is(finetune, context):
