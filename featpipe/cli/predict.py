@@ -25,25 +25,19 @@ def command(_: str) -> click.Command:
 def predict_images(
     session: Session, model: str, images: tuple[Path, ...], weights: str | None, device: str
 ) -> None:
-    """Classify IMAGES with MODEL, a .skops file or the name of its result."""
-    from featpipe.predict import find_model, predict  # noqa: PLC0415 - --help is fast
+    """Classify IMAGES with MODEL: the name of a result, a .skops or a .safetensors file."""
+    from featpipe.predict import open_predictor, predict  # noqa: PLC0415 - --help is fast
 
-    answers = predict(
-        find_model(session.workspace.models, model),
-        images,
-        weights=weights,
-        device=device,
-        progress=session.console,
-    )
-    unread = sum(answer.error is not None for answer in answers)
-    rows = [
-        {"image": a.image, "class": a.label or f"unreadable: {a.error}", "score": a.score}
-        for a in answers
-    ]
+    predictor = open_predictor(session.workspace.models, model, weights, device)
+    answers = predict(predictor, images, session.console)
+    unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
+    rows = [{"image": a.image, "class": a.label or "unreadable", "score": a.score} for a in answers]
     session.finish(
         Outcome(
             "done",
-            f"{unread} of {len(answers)} images could not be read" if unread else "",
+            "\n".join([*unread, f"{len(unread)} of {len(answers)} images could not be read"])
+            if unread
+            else "",
             facts={"answers": [asdict(answer) for answer in answers]},
             exit_code=1 if unread else 0,
             table=rows,

@@ -1,0 +1,82 @@
+"""Saved models answer for new images what they answered for the same images when tested."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featpipe.cli import main
+from featpipe.datasets import DatasetOptions, open_source
+from featpipe.errors import ResultError
+from featpipe.predict import open_predictor, predict
+from featpipe.results import Result
+from featpipe.steps import Context, ExtractStep, FinetuneStep, SvmStep
+from featpipe.workspace import Workspace
+
+DIGITS = {"model": "glyphnet", "dataset": "digits", "limit": 60, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory):
+    context = Context(Workspace(tmp_path_factory.mktemp("predict")), jobs=1)
+    ExtractStep.from_mapping(DIGITS).run(context)
+    return context
+
+
+def trained(step, context):
+    return Result.load(step.run(context).paths[0])
+
+
+@pytest.fixture(
+    scope="module",
+    params=[SvmStep(), FinetuneStep(**DIGITS, epochs=2, batch_size=16, dtype="float32")],
+    ids=["probe", "head"],
+)
+def result(request, context):
+    return trained(request.param, context)
+
+
+@pytest.fixture(scope="module")
+def pictures(context):
+    """Write the tested images as files and return their paths by id."""
+    source = open_source("digits", "test", DatasetOptions())
+    folder = context.workspace.root / "new"
+    folder.mkdir()
+    paths = {}
+    for row, name in enumerate(source.ids):
+        paths[name] = folder / f"{row}.png"
+        Image.fromarray(np.asarray(source.read(row))).save(paths[name])
+    return paths
+
+
+def test_new_images_get_the_tested_answers(result, context, pictures):
+    table = result.predictions()
+    names = table.ids[table.row].tolist()
+    predictor = open_predictor(context.workspace.models, result.name)
+    answers = predict(predictor, [pictures[name] for name in names])
+    classes = result.dataset["classes"]
+    assert [answer.label for answer in answers] == [classes[i] for i in table.predicted]
+    expected = table.scores[np.arange(len(names)), table.predicted]
+    np.testing.assert_allclose([a.score for a in answers], expected, atol=1e-3)
+
+
+def test_the_command_names_what_it_could_not_read(result, context, pictures, tmp_path, capsys):
+    (tmp_path / "notes.png").write_text("no image")
+    good = next(iter(pictures.values()))
+    line = ["predict", result.name, str(good), str(tmp_path / "notes.png")]
+    with pytest.raises(SystemExit) as ended:
+        main([*line, "--json", "--workspace", str(context.workspace.root)])
+    assert ended.value.code == 1
+    read, unread = json.loads(capsys.readouterr().out.splitlines()[-1])["answers"]
+    assert read["label"] in result.dataset["classes"]
+    assert unread["label"] is None
+    assert "not an image" in unread["error"]
+
+
+def test_an_unknown_model_is_named_with_the_nearest(result, context):
+    with pytest.raises(ResultError, match="no model") as caught:
+        open_predictor(context.workspace.models, f"{result.name}x")
+    assert result.name in str(caught.value)
