@@ -1,4 +1,4 @@
-"""Names of datasets as they stand in tables and in paths."""
+"""Names as they stand in tables, paths and stores."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from featpipe.workspace import user_path
+
+IMAGE_LAYER = "image"  # what a store calls prepared images, where a network is trained as a whole
 
 
 def short_name(dataset: str) -> str:

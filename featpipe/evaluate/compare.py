@@ -121,7 +121,8 @@ def _numbered(groups: dict[str, str]) -> dict[str, int]:
 def _row(result: Result, group: str) -> dict[str, Any]:
     accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
     spread = result.summary["spread"].get("accuracy") or {}
-    backbone = result.stores[0]["manifest"]["backbone"]["model"] if result.stores else None
+    seen = result.stores[0]["manifest"]["backbone"] if result.stores else {}
+    backbone = result.extra.get("network", seen).get("model")
     return {
         "name": result.name,
         "method": result.title,

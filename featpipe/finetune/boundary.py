@@ -20,11 +20,14 @@ from featpipe.backbones.folding import fold_batch_norm
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.finetune.augment import Augmentation, Canvas
 from featpipe.finetune.seeding import derived_seed
-from featpipe.finetune.stages import IMAGE, Cut, part
+from featpipe.finetune.stages import Cut, part
 from featpipe.finetune.trunk import Trunk
+from featpipe.naming import IMAGE_LAYER
 
 if TYPE_CHECKING:
     from featpipe.labelmap import SourceClasses
+
+PREPARED = "prepared"
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Prefix:
 
     Attributes
     ----------
+    name : str
+        That of the network; ``"prepared"`` where only prepared images are stored, which every
+        network of the same preprocessing can share.
     default_layer : str
         Name of the boundary: ``"image"``, ``"layer3:map"``, ``"avgpool"``.
     """
@@ -64,7 +70,7 @@ class Prefix:
 
     def __init__(self, trunk: Trunk, cut: Cut, views: Views | None = None) -> None:
         self.trunk = trunk
-        self.name = trunk.name
+        self.name = trunk.name if cut.frozen else PREPARED
         self.device = trunk.device
         self.preprocessing: Preprocessing = trunk.preprocessing
         self.views = views or Views()
@@ -84,7 +90,7 @@ class Prefix:
 
     def _boundary(self, cut: Cut) -> str:
         if not cut.frozen:
-            return IMAGE
+            return IMAGE_LAYER
         named = [n for n in cut.frozen if not isinstance(self.network.get_submodule(n), nn.Flatten)]
         return f"{named[-1]}:map" if len(self._shape) == 3 else named[-1]
 
@@ -122,6 +128,8 @@ class Prefix:
 
     def describe(self) -> dict[str, Any]:
         """Return everything that changes the activations, as JSON-like values."""
+        if self.default_layer == IMAGE_LAYER:
+            return {"model": PREPARED, "preprocessing": self.preprocessing.as_dict()}
         if not self.views.count:
             return self.trunk.description
         views = {**self.views.__dict__, "augment": list(self.views.augment)}

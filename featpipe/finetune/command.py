@@ -200,7 +200,7 @@ class _Job:
             "running_statistics": counts["running_statistics"],
         }
         first = trainings[0].tested.facts
-        extra = {"history": first["history"]}
+        extra = {"history": first["history"], "network": self.material.trunk.description}
         if self.step.gradient_flow:
             extra["gradient_flow"] = first["gradient_flow"]
         return Evaluated(self._title(), [one.tested for one in trainings], cost, [], extra)

@@ -14,10 +14,10 @@ from featpipe.extract.engine import ExtractOptions, content_of, extract_source
 from featpipe.extract.sources import SourceRequest
 from featpipe.finetune.boundary import Prefix, Views
 from featpipe.finetune.settings import resolve_cut, resolve_views, trunk_request
-from featpipe.finetune.stages import IMAGE, Cut, cut_of
+from featpipe.finetune.stages import Cut, cut_of
 from featpipe.finetune.trunk import Trunk, load_trunk
 from featpipe.fingerprint import FileHashes
-from featpipe.naming import slug
+from featpipe.naming import IMAGE_LAYER, slug
 from featpipe.steps import Context, FinetuneStep
 from featpipe.store import FeatureStore
 
@@ -93,11 +93,11 @@ class Material:
         return [Prefix(self.trunk, self.cut, views) for views in kinds]
 
     def _options(self, prefix: Prefix) -> ExtractOptions:
-        dtype = "uint8" if prefix.default_layer == IMAGE else self.step.dtype
+        dtype = "uint8" if prefix.default_layer == IMAGE_LAYER else self.step.dtype
         return ExtractOptions(dtype=dtype, progress=self.context.progress)
 
     def _store(self, source: ImageSource, prefix: Prefix, name: str) -> FeatureStore:
-        folder = self.context.workspace.activations / slug(self.step.dataset) / self.trunk.name
+        folder = self.context.workspace.activations / slug(self.step.dataset) / prefix.name
         path = folder / f"{source.split}-{name[:12]}.h5"
         if path.exists():
             return FeatureStore(path)

@@ -12,8 +12,6 @@ from featpipe.backbones.cifar_resnets import CifarResNet
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.registry import did_you_mean
 
-IMAGE = "image"  # the boundary in front of everything: nothing is frozen
-
 
 def body_of(network: nn.Module, classifier: str) -> tuple[nn.Sequential, nn.Linear]:
     """Return a network's stages in the order of its forward pass, and its last linear layer.

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from featpipe.datasets import class_balanced_rows
 from featpipe.errors import FeatpipeError
+from featpipe.naming import IMAGE_LAYER
 from featpipe.report.charts import Missing
 from featpipe.report.formats import percent
 from featpipe.report.images import Pictures, sprite
@@ -68,6 +69,8 @@ class Atlas:
         self, key: tuple[str, str], group: Group, method: Method, pictures: Pictures
     ) -> FeatureMap | Missing:
         title = f"{method.row['features']} {key[1]}{group.suffix}"
+        if key[1] == IMAGE_LAYER:
+            return Missing(title, "the network was trained as a whole: no features are stored")
         if key in self._drawn:
             return Missing(title, f"the same features are drawn for {self._drawn[key]}")
         if len(self._drawn) == MAX_MAPS:

@@ -51,6 +51,9 @@ def facts(method: Method) -> list[tuple[str, str]]:
     ]
     for store in result.stores:
         rows += _store(store)
+    network = result.extra.get("network")
+    if network:
+        rows.append(("Network", f"{network['model']}, weights {_weights(network)}"))
     label_map = result.extra.get("label_map")
     if label_map:
         rows.append(("Label map", f"{label_map['name']}, {label_map['fingerprint'][:16]}"))
@@ -67,18 +70,22 @@ def facts(method: Method) -> list[tuple[str, str]]:
 def _store(store: dict[str, Any]) -> list[tuple[str, str]]:
     manifest = store["manifest"]
     backbone = manifest.get("backbone", {})
-    weights = backbone.get("weights", {})
-    named = [f"{key} {value}" for key, value in weights.items() if value]
     split = manifest["dataset"]["split"]
-    return [
+    rows = [
         (
             f"Features of {split}",
             f"{backbone.get('model', '?')} {store['layer']}, store {store['fingerprint'][:16]}, "
             f"made {store['run'].get('created', '?')}",
         ),
-        (f"Weights ({split})", ", ".join(named) or "not recorded"),
         (f"Images of {split}", _dataset(manifest["dataset"])),
     ]
+    if "weights" in backbone:
+        rows.insert(1, (f"Weights ({split})", _weights(backbone)))
+    return rows
+
+
+def _weights(backbone: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in backbone["weights"].items() if value)
 
 
 def _dataset(dataset: dict[str, Any]) -> str:

@@ -79,6 +79,17 @@ def test_what_is_up_to_date_is_not_computed_again(context, weights, images):
     assert step.run(context).status == "done", "the trained head is part of what was asked for"
 
 
+def test_networks_trained_as_a_whole_share_prepared_images(context, images):
+    settings = {"dataset": f"npz:{images}", "epochs": 1, "batch_size": 4, "device": "cpu"}
+    one, other = (
+        Result.load(FinetuneStep(model="resnet9", **settings, **choice).run(context).paths[0])
+        for choice in ({"seed": 1}, {"norm": "layer"})
+    )
+    assert [s["path"] for s in one.stores] == [s["path"] for s in other.stores]
+    assert one.extra["network"] != other.extra["network"]
+    assert one.extra["network"]["model"] == "resnet9"
+
+
 def test_views_are_stored_beside_the_image_as_it_is(finetune, context):
     plain = finetune(unfreeze="layer3")
     views = finetune(unfreeze="layer3", augment="crop:4,flip", views=2)
