@@ -58,7 +58,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--lr", type=float, nargs="+", default=[3e-5, 1e-4, 3e-4])
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-5, 3e-5, 1e-4])
+    parser.add_argument("--head-init", default="probe", choices=("probe", "random"))
     parser.add_argument("--workspace", type=Path, default=None)
     arguments = parser.parse_args()
     folder = arguments.workspace or Path(tempfile.mkdtemp())
@@ -87,6 +88,7 @@ def main() -> None:
             "schedule": "cosine",
             "validation": 0.2,
             "refit": True,
+            "head_init": arguments.head_init,
         }
     )
     tried = choose(step, arguments.lr, context)
@@ -113,7 +115,7 @@ def main() -> None:
         "environment": environment(),
         "created": now(),
     }
-    path = HERE / "results" / f"finetune_stl10_{arguments.image_size}.json"
+    path = HERE / "results" / f"finetune-stl10-{arguments.head_init}.json"
     path.write_text(json.dumps(record, indent=1, default=str) + "\n")
     print(json.dumps(record, indent=1, default=str))
 

@@ -203,6 +203,29 @@ WRONG = {
     ),
     "scalar object": ("steps: !!python/name:os.system x", "This is not YAML", "line 1", None),
     "unknown alias": ("steps: *nobody", "This is not YAML", "line 1", None),
+    "key a number": ("steps: []\n7: x", "A key has to be a text", "line 2", None),
+    "key nothing": ("~: x\nsteps: []", "A key has to be a text", "line 1", None),
+    "name of dots": ("steps:\n  - {step: svm, name: ..}", "cannot be a name", "line 2", None),
+    "protocol": ("steps:\n  - {step: svm, protocol: kfold:1}", "not a protocol", "line 2", None),
+    "schedule": (
+        "steps:\n  - step: finetune\n    model: resnet9\n    dataset: cifar10\n"
+        "    schedule: multistep:5,3",
+        "needs ascending epochs",
+        "line 5",
+        None,
+    ),
+    "head": (
+        "steps:\n  - step: finetune\n    model: resnet9\n    dataset: cifar10\n    head: mlp:0",
+        "needs its number of hidden neurons",
+        "line 5",
+        None,
+    ),
+    "views": (
+        "steps:\n  - {step: finetune, model: resnet18, dataset: cifar10, views: 3}",
+        "stores augmented views",
+        "line 2",
+        None,
+    ),
     "too many tasks": (
         f"steps:\n  - step: svm\n    seed: {list(range(60))}\n    repeats: {list(range(1, 60))}",
         "make too many tasks",

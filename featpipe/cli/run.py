@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from featpipe.cli.session import Session, with_session
+from featpipe.cli.session import Session, jobs_option, with_session
 from featpipe.steps import Outcome
 
 
@@ -31,8 +31,8 @@ def command(name: str) -> click.Command:
     help="Change an option: seed=1 in every step that has it, svm.seed=1 in one step.",
 )
 @click.option("--only", multiple=True, metavar="STEP", help="Only this step and what it needs.")
-@click.option("--limit", type=int, metavar="N", help="Only N images of each split.")
-@click.option("--jobs", type=int, default=-1, help="Worker processes [default: one per core].")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images of each split.")
+@jobs_option
 @click.option(
     "--track",
     type=click.Choice(["mlflow", "tensorboard"]),

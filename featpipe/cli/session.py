@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from featpipe.cli.console import Console, make_console
+from featpipe.errors import UsageError
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import Workspace
 
@@ -32,6 +33,21 @@ class Session:
         """Tell the outcome and leave with its exit code."""
         self.console.outcome(outcome)
         raise click.exceptions.Exit(outcome.exit_code)
+
+
+def _jobs(_: click.Context, __: click.Parameter, value: int) -> int:
+    if value == 0:
+        raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), 1, 2 …")
+    return value
+
+
+jobs_option = click.option(
+    "--jobs",
+    type=int,
+    default=-1,
+    callback=_jobs,
+    help="Worker processes [default: one per core].",
+)
 
 
 def with_session(function: Callable[..., Any]) -> Callable[..., Any]:

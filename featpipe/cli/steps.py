@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from featpipe.cli.session import Session, with_session
-from featpipe.errors import UnknownNameError, UsageError
+from featpipe.cli.session import Session, jobs_option, with_session
+from featpipe.errors import UnknownNameError
 from featpipe.steps import STEPS, OptionSpec, Step, options_of
 
 _METAVARS = {int: "N", float: "X"}
@@ -18,10 +18,8 @@ def command(name: str) -> click.Command:
     step = STEPS[name]
 
     @with_session
-    @click.option("--jobs", type=int, default=-1, help="Worker processes [default: one per core].")
+    @jobs_option
     def run(session: Session, jobs: int, **values: Any) -> None:
-        if jobs == 0:
-            raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), 1, 2 …")
         given = {key: value for key, value in values.items() if value not in (None, ())}
         session.finish(step.from_mapping(given).run(session.context(jobs)))
 

@@ -27,6 +27,15 @@ class Folder(Dataset):
         root = _root(path, options)
         inside = {folder.name: folder for folder in subfolders(root)}
         found = tuple(name for name in _SPLITS if name in inside and subfolders(inside[name]))
+        flat = [name for name in inside if name in _SPLITS and name not in found]
+        if "train" in found and flat and set(inside) <= set(_SPLITS):
+            raise DataError(
+                f"The split {flat[0]!r} has no class folders.",
+                where=inside[flat[0]],
+                expected="a subfolder of images for each class, as in 'train'",
+                next_step="sort its images into folders, or move it away: featpipe predict "
+                "classifies images without labels",
+            )
         return found if len(found) > 1 or len(found) == len(inside) > 0 else ("all",)
 
     def open(self, path: str, split: str, options: DatasetOptions) -> ImageSource:

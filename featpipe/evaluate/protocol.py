@@ -7,7 +7,7 @@ hyper-parameters are chosen on rows of the training part (:mod:`featpipe.evaluat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from featpipe.errors import FitError, UsageError
+from featpipe.steps import grammar
 from featpipe.store import FeatureStore
 
 Rows = NDArray[np.int64]
@@ -128,20 +129,17 @@ def make_splits(
     for store in (train, test):
         if store is not None:
             _need_unique_ids(store)
-    kind, colon, argument = protocol.partition(":")
-    makers = {
+    kind, number = grammar.protocol(protocol)
+    if test is not None and kind != "all":
+        _need_other_images(train, test)
+    makers: dict[str, Callable[[], list[Split]]] = {
         "all": lambda: _every_row(train, test),
         "split": lambda: _own_split(train, test),
         "folds": lambda: list(_official_folds(train, test)),
-        "fold": lambda: _one_fold(train, test, _whole(argument, protocol)),
-        "kfold": lambda: list(_kfold(train, _whole(argument, protocol, 2), seed)),
-        "holdout": lambda: _holdout(train, _share(argument, protocol), seed),
+        "fold": lambda: _one_fold(train, test, int(number or 0)),
+        "kfold": lambda: list(_kfold(train, int(number or 0), seed)),
+        "holdout": lambda: _holdout(train, number or 0.0, seed),
     }
-    if kind not in makers or (colon and kind in ("all", "split", "folds")):
-        raise UsageError(
-            f"{protocol!r} is not a protocol.",
-            expected="auto, split, folds, fold:K, kfold:K, holdout:F or, for zeroshot, all",
-        )
     return protocol, makers[kind]()
 
 
@@ -154,6 +152,20 @@ def _need_unique_ids(store: FeatureStore) -> None:
             where=store.path,
             got=", ".join(twice[:5]),
             next_step="extract from a source that lists every image once",
+        )
+
+
+def _need_other_images(train: FeatureStore, test: FeatureStore) -> None:
+    """Refuse test rows that are training rows."""
+    one, other = (store.manifest["dataset"] for store in (train, test))
+    same_split = (one["name"], one["split"]) == (other["name"], other["split"])
+    shared = sorted(set(train.ids) & set(test.ids)) if same_split else []
+    if shared or one["fingerprint"] == other["fingerprint"]:
+        raise FitError(
+            "The test rows are training rows: the same images would train and test.",
+            where=f"{train.path} and {test.path}",
+            got=f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None,
+            next_step="name another test split, or let one be cut: --protocol holdout:0.2",
         )
 
 
@@ -283,24 +295,3 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
                     )
                 )
     return drawn
-
-
-def _whole(text: str, protocol: str, least: int = 0) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise UsageError(
-            f"{protocol!r} is not a protocol.",
-            expected=f"a whole number of at least {least} after the colon",
-        )
-    return int(text)
-
-
-def _share(text: str, protocol: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = np.nan
-    if not 0 < share < 1:
-        raise UsageError(
-            f"{protocol!r} is not a protocol.", expected="a share between 0 and 1 after the colon"
-        )
-    return share

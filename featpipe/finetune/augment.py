@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UsageError
 from featpipe.finetune import AUGMENTATIONS
+from featpipe.steps import grammar
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ def cutout(amount: float, canvas: Canvas) -> v2.Transform:
     )
 
 
-# Default amount, and the smallest and largest one that makes sense for a side in pixels.
-_LIMITS: dict[str, tuple[float | None, float, Callable[[int], float]]] = {
-    "crop": (None, 1, lambda side: side / 2),
-    "rotation": (None, 0.1, lambda side: 180),
-    "cutout": (None, 1, lambda side: side - 1),
-    "flip": (0, 0, lambda side: 0),
+# The largest amount that makes sense for a side in pixels.
+_MOST: dict[str, Callable[[int], float]] = {
+    "crop": lambda side: side // 2,
+    "rotation": lambda side: 180,
+    "cutout": lambda side: side - 1,
+    "flip": lambda side: 0,
 }
 
 
@@ -91,19 +92,13 @@ class Augmentation:
 
 
 def _transform(spec: str, canvas: Canvas) -> v2.Transform:
-    name, _, argument = spec.partition(":")
-    entry = AUGMENTATIONS.entry(name)
-    default, least, most_of = _LIMITS[entry.name]
-    most = most_of(canvas.side)
-    try:
-        amount = float(argument) if argument else default
-    except ValueError:
-        amount = None
-    if amount is None or not least <= amount <= most:
+    entry = AUGMENTATIONS.entry(spec.partition(":")[0])
+    name, amount = grammar.augmentation(spec)
+    most = _MOST[entry.name](canvas.side)
+    if amount > most:
         raise UsageError(
-            f"{spec!r} is not an augmentation of images of {canvas.side} × {canvas.side} pixels.",
-            expected=f"{name}:{least:g} to {name}:{most:g}" if most else name,
-            next_step=entry.summary,
+            f"{spec!r} is too much for images of {canvas.side} × {canvas.side} pixels.",
+            expected=f"up to {name}:{most:g}",
         )
     transform: v2.Transform = entry.load()(amount, canvas)
     return transform

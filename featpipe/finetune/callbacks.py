@@ -43,7 +43,7 @@ class EpochRecord(Callback):
         """Count one batch."""
         loss = float(step["loss"].detach())
         if not math.isfinite(loss):
-            raise _diverged(net, loss)
+            raise diverged(net, f"its loss is {loss}")
         labels = batch[1]
         sums = self.sums_["train" if training else "valid"]
         right = step["y_pred"][0].argmax(dim=1).cpu() == labels
@@ -65,14 +65,15 @@ class EpochRecord(Callback):
         net.history.record("images_per_s", round(rate, 1))
 
 
-def _diverged(net: Any, loss: float) -> FitError:
+def diverged(net: Any, sign: str) -> FitError:
+    """Return the error of a training that can come to nothing good any more."""
     done = len(net.history) - 1
     kept = f"the state after epoch {done} is kept: {net.checkpoint}" if net.checkpoint else None
     return FitError(
-        f"The training diverged in epoch {done + 1}: its loss is {loss}.",
+        f"The training diverged in epoch {done + 1}: {sign}.",
         where=kept if done else None,
         got=f"learning rate {net.history[-1, 'lr']:g}",
-        next_step="lower --lr, or --precision float32",
+        next_step="lower --lr" + (", or --precision float32" * (net.precision == "mixed")),
     )
 
 

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from featpipe.finetune.classifier import HeadClassifier
 
 _FORMAT = 1
+# What reading a file raises that is cut off, or whole and something else.
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),
+    *(ValueError, KeyError, TypeError, IndexError),
+)
 
 
 def save_training(net: HeadClassifier) -> None:
@@ -28,13 +33,14 @@ def save_training(net: HeadClassifier) -> None:
         "optimizer": net.optimizer_.state_dict(),
         "schedule": net.schedule_.state(),
         "best": net.callback("best").state(),
+        "probe_c": net.probe_c_,
     }
     lines = [{k: v for k, v in epoch.items() if k != "batches"} for epoch in net.history]
     write_checkpoint(net.checkpoint, net.run, state, lines)
 
 
-def continue_training(net: HeadClassifier) -> None:
-    """Take up the state of an interrupted training, if there is one.
+def continue_training(net: HeadClassifier) -> bool:
+    """Take up the state of an interrupted training; return whether there is one.
 
     Raises
     ------
@@ -43,18 +49,20 @@ def continue_training(net: HeadClassifier) -> None:
     """
     found = read_checkpoint(net.checkpoint, net.run) if net.checkpoint else None
     if found is None:
-        return
+        return False
     content, lines = found
     net.module_.load_trained_state(content["module"])
     net.criterion_.load_state_dict(content["criterion"])
     net.optimizer_.load_state_dict(content["optimizer"])
     net.schedule_.load(content["schedule"])
     net.callback("best").load(content["best"])
+    net.probe_c_ = content["probe_c"]
     for line in lines:
         net.history.new_epoch()
         for name, value in line.items():
             net.history.record(name, value)
     net.callback("bar").continued(len(lines))
+    return True
 
 
 def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[Any]) -> None:
@@ -87,9 +95,11 @@ def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str
     advice = f"to begin anew: rm {str(path)!r}"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("no checkpoint of a training")
         found, form = content["run"], content["format"]
         history = json.loads(content["history"])
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise FitError(
             "The checkpoint is damaged.",
             where=path,

@@ -18,10 +18,12 @@ from featpipe.finetune.callbacks import (
     EpochProgress,
     EpochRecord,
     GradientFlow,
+    diverged,
 )
 from featpipe.finetune.checkpoint import continue_training, save_training
 from featpipe.finetune.checks import check_training
 from featpipe.finetune.losses import HeadLoss, parse_losses
+from featpipe.finetune.probe_start import start_from_probe
 from featpipe.finetune.rows import ActivationDataset, HoldOut
 from featpipe.finetune.schedules import Plan, make_schedule
 from featpipe.finetune.seeding import derived_seed
@@ -56,6 +58,10 @@ class HeadClassifier(NeuralNetClassifier):
     shuffle : bool
     precision : {"float32", "mixed"}
         ``"mixed"``: bfloat16 where torch's autocast allows it.
+    head_init : {"random", "probe"}
+        Where the last layer starts; see :mod:`featpipe.finetune.probe_start`.
+    probe_c : float or None
+        Regularisation of that probe; ``None``: chosen on validation rows.
     gradient_flow : bool
         Whether the history holds the gradients of every layer.
     seed : int
@@ -76,6 +82,8 @@ class HeadClassifier(NeuralNetClassifier):
         One line per epoch: losses, accuracies, learning rate, seconds, images per second.
     best_epoch_ : int
         The epoch whose weights the network has.
+    probe_c_ : float or None
+        Regularisation of the probe that the head started from.
     """
 
     def __init__(  # noqa: PLR0913 - an estimator takes each of its settings by name
@@ -92,6 +100,8 @@ class HeadClassifier(NeuralNetClassifier):
         augment: Callable[[Tensor], Tensor] | None = None,
         shuffle: bool = True,
         precision: str = "float32",
+        head_init: str = "random",
+        probe_c: float | None = None,
         gradient_flow: bool = False,
         seed: int = 0,
         checkpoint: Path | None = None,
@@ -110,6 +120,8 @@ class HeadClassifier(NeuralNetClassifier):
         self.augment = augment
         self.shuffle = shuffle
         self.precision = precision
+        self.head_init = head_init
+        self.probe_c = probe_c
         self.gradient_flow = gradient_flow
         self.seed = seed
         self.checkpoint = checkpoint
@@ -234,7 +246,9 @@ class HeadClassifier(NeuralNetClassifier):
         plan = Plan(self.max_epochs, len(batches))
         self.schedule_ = make_schedule(self.schedule, self.optimizer_, plan)
         best = self.callback("best")
-        continue_training(self)
+        self.probe_c_ = None
+        if not continue_training(self) and self.head_init == "probe":
+            self.probe_c_ = start_from_probe(self, train, valid)
         for epoch in range(len(self.history) + 1, self.epochs_to_run + 1):
             if best.exhausted(epoch - 1):
                 break
@@ -244,6 +258,8 @@ class HeadClassifier(NeuralNetClassifier):
             self.run_single_epoch(
                 validation, training=False, prefix="valid", step_fn=self.validation_step
             )
+            if validation is None:
+                self._see_divergence(batches)
             self.notify("on_epoch_end", dataset_train=train, dataset_valid=valid)
             last = self.history[-1]
             self.schedule_.after_epoch(
@@ -252,6 +268,12 @@ class HeadClassifier(NeuralNetClassifier):
             save_training(self)
         best.restore(self)
         return self
+
+    def _see_divergence(self, batches: Any) -> None:
+        """Look whether the last step of an epoch broke the network; no validation loss says so."""
+        logits, _ = self.evaluation_step(next(iter(batches)), training=False)
+        if not torch.isfinite(logits).all():
+            raise diverged(self, "its outputs are not finite")
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Learn from one batch."""

@@ -25,7 +25,6 @@ from featpipe.finetune.module import NetworkFactory, count_parameters
 from featpipe.finetune.rows import ActivationDataset, StoreRows
 from featpipe.finetune.saved import save_head
 from featpipe.finetune.settings import (
-    check,
     make_estimator,
     make_factory,
     trunk_request,
@@ -37,17 +36,17 @@ from featpipe.provenance import package_version
 from featpipe.results import Result
 from featpipe.steps import Context, FinetuneStep, Outcome
 
-FINETUNE_VERSION = 1  # raised when the same settings would give other numbers
+FINETUNE_VERSION = 2  # raised when the same settings would give other numbers
 
 _NOT_IN_KEY = (
     *("dataset", "model", "weights", "data", "download", "device", "title", "force"),
     *("split", "classes", "limit", "split_seed", "image_size", "fit", "dtype", "norm"),
+    *("on_error", "workers"),
 )
 
 
 def run_finetune(step: FinetuneStep, context: Context) -> Outcome:
     """Train and test what a step says, unless the same result exists already."""
-    check(step)
     material = Material(step, context)
     trunk = material.trunk
     Augmentation(step.augment or (), Canvas.of(trunk.preprocessing))  # refuses what is wrong
@@ -161,22 +160,25 @@ class _Job:
             progress=self.context.progress,
             label=f"{self.material.trunk.name} · {split.name}",
         )
-        start = time.perf_counter()
         train = dataset_of(split.train, estimator)
         estimator.fit(train, split.train.labels)
         lines, best = estimator.epochs_, estimator.best_epoch_
         flow = estimator.gradient_flow_
+        spent = _seconds(lines)
         if step.refit:
             again = {"validation": 0.0, "stop_after": best, "patience": None}
+            again |= {"probe_c": estimator.probe_c_}
             files = {"checkpoint": run.paths[1], "run": f"{run.key} {run.number} refit {best}"}
             estimator = clone(estimator).set_params(**again, **files)
             estimator.fit(train, split.train.labels)
-        trained = time.perf_counter()
+            spent += _seconds(estimator.epochs_)
+        began = time.perf_counter()
         scores: NDArray[np.float32] = estimator.predict_proba(dataset_of(split.test, estimator))
-        seconds = {"fit": trained - start, "predict": time.perf_counter() - trained}
+        seconds = {"fit": spent, "predict": time.perf_counter() - began}
+        start = {} if estimator.probe_c_ is None else {"probe c": estimator.probe_c_}
         by = "validation accuracy" if step.validation else "the last one"
         facts = {
-            "chosen": {"epoch": best, "by": by},
+            "chosen": {"epoch": best, "by": by, **start},
             "seconds": seconds,
             "history": lines,
             "gradient_flow": flow,
@@ -242,6 +244,11 @@ def dataset_of(rows: RowSet, estimator: HeadClassifier) -> ActivationDataset:
         views=stored["count"],
         augment=estimator.augment,
     )
+
+
+def _seconds(epochs: list[dict[str, Any]]) -> float:
+    """Return what epochs took, those before an interruption included."""
+    return sum(float(epoch["seconds"]) for epoch in epochs)
 
 
 def _parameters(trunk: Trunk, stage: str) -> Any:

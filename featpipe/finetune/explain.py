@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from featpipe.errors import ResultError, UsageError
+from featpipe.errors import ResultError
 from featpipe.extract.sources import SourceRequest
 from featpipe.finetune.gradcam import choose_layer, grad_cam, overlay
 from featpipe.finetune.saved import TrainedHead, load_head
@@ -36,8 +36,6 @@ def run_explain(step: ExplainStep, context: Context) -> Outcome:
     MissingExtraError
         If captum is not installed.
     """
-    if step.strength > 1:
-        raise UsageError("--strength is an opacity.", expected="0 to 1", got=step.strength)
     result = find_results(context.workspace.results, [step.result])[0]
     head = _head_of(result, step, context)
     layer = choose_layer(head, step.layer)
@@ -58,6 +56,10 @@ def run_explain(step: ExplainStep, context: Context) -> Outcome:
     assert result.path is not None
     result.save(result.path)
     folder = result.path.with_name(f"{result.path.stem}.explained")
+    kept = {Path(one["file"]).name for one in shown}
+    for picture_file in folder.glob("*.png"):
+        if picture_file.name not in kept:
+            picture_file.unlink()
     message = f"done: {len(shown)} mistakes explained at {layer}\n  → {folder}"
     return Outcome("done", message, (folder, result.path), {"layer": layer, "images": len(shown)})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from featpipe.errors import UsageError
 from featpipe.finetune import HEADS
+from featpipe.steps import grammar
 
 
 class Head(nn.Module):
@@ -30,23 +30,15 @@ class Head(nn.Module):
         return self.classifier(features), features
 
 
-def linear(n_features: int, n_classes: int, argument: str, *, bias: bool = True) -> Head:
+def linear(n_features: int, n_classes: int, neurons: int, *, bias: bool = True) -> Head:
     """Return a single linear layer."""
-    if argument:
-        raise UsageError("The head 'linear' takes no number.", got=f"linear:{argument}")
     return Head(nn.Identity(), nn.Linear(n_features, n_classes, bias=bias))
 
 
-def mlp(n_features: int, n_classes: int, argument: str, *, bias: bool = True) -> Head:
+def mlp(n_features: int, n_classes: int, neurons: int, *, bias: bool = True) -> Head:
     """Return a hidden layer with ReLU and a linear layer."""
-    if not argument.isdigit() or int(argument) < 1:
-        raise UsageError(
-            "The head 'mlp' needs its number of hidden neurons.",
-            expected="mlp:50",
-            got=f"mlp:{argument}" if argument else "mlp",
-        )
-    hidden = nn.Sequential(nn.Linear(n_features, int(argument)), nn.ReLU())
-    return Head(hidden, nn.Linear(int(argument), n_classes, bias=bias))
+    hidden = nn.Sequential(nn.Linear(n_features, neurons), nn.ReLU())
+    return Head(hidden, nn.Linear(neurons, n_classes, bias=bias))
 
 
 def make_head(spec: str, n_features: int, n_classes: int, *, bias: bool, seed: int) -> Head:
@@ -73,8 +65,9 @@ def make_head(spec: str, n_features: int, n_classes: int, *, bias: bool, seed: i
     >>> make_head("mlp:50", 2048, 10, bias=True, seed=0).classifier
     Linear(in_features=50, out_features=10, bias=True)
     """
-    name, _, argument = spec.partition(":")
+    maker = HEADS.load(spec.partition(":")[0])
+    neurons = grammar.head(spec)[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head: Head = HEADS.load(name)(n_features, n_classes, argument, bias=bias)
+        head: Head = maker(n_features, n_classes, neurons, bias=bias)
     return head

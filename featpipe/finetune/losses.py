@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featpipe.errors import FitError, MissingExtraError, UsageError
+from featpipe.errors import FitError, MissingExtraError
 from featpipe.finetune import LOSSES
+from featpipe.steps import grammar
 
 _CROSS_ENTROPY = "cross-entropy"
 
@@ -32,17 +33,8 @@ def parse_losses(specs: Sequence[str]) -> dict[str, float]:
     """
     weights = {}
     for spec in specs:
-        name, _, argument = spec.partition(":")
-        LOSSES.entry(name)
-        try:
-            weight = float(argument or 1.0)
-        except ValueError:
-            weight = 0.0
-        if not 0 < weight < float("inf") or (name == _CROSS_ENTROPY and argument):
-            raise UsageError(
-                f"{spec!r} is not a loss.",
-                expected=f"{_CROSS_ENTROPY}, triplet:W or center:W with a weight W above zero",
-            )
+        LOSSES.entry(spec.partition(":")[0])
+        name, weight = grammar.loss(spec)
         if name != _CROSS_ENTROPY:
             weights[name] = weight
     return weights

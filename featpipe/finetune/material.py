@@ -10,7 +10,12 @@ from featpipe.backbones.base import Backbone
 from featpipe.datasets import splits_of
 from featpipe.datasets.base import ImageSource
 from featpipe.errors import UsageError
-from featpipe.extract.engine import ExtractOptions, content_of, extract_source
+from featpipe.extract.engine import (
+    ExtractOptions,
+    content_of,
+    extract_source,
+    refuse_skipped,
+)
 from featpipe.extract.sources import SourceRequest
 from featpipe.finetune.boundary import Prefix, Views
 from featpipe.finetune.settings import resolve_cut, resolve_views, trunk_request
@@ -59,7 +64,7 @@ class Material:
             raise UsageError(
                 "Fine-tuning takes one training split and one test split.",
                 got=", ".join(splits),
-                next_step=f"--split {splits[0]},{splits[-1]}",
+                next_step=f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}",
             )
         alone = self.step.protocol.partition(":")[0] in ("kfold", "holdout")
         return [
@@ -94,13 +99,21 @@ class Material:
 
     def _options(self, prefix: Prefix) -> ExtractOptions:
         dtype = "uint8" if prefix.default_layer == IMAGE_LAYER else self.step.dtype
-        return ExtractOptions(dtype=dtype, progress=self.context.progress)
+        return ExtractOptions(
+            dtype=dtype,
+            on_error=self.step.on_error,
+            workers=self.step.workers,
+            progress=self.context.progress,
+        )
 
     def _store(self, source: ImageSource, prefix: Prefix, name: str) -> FeatureStore:
         folder = self.context.workspace.activations / slug(self.step.dataset) / prefix.name
         path = folder / f"{source.split}-{name[:12]}.h5"
         if path.exists():
-            return FeatureStore(path)
+            store = FeatureStore(path)
+            if self.step.on_error == "fail":
+                refuse_skipped(store.ids, store.skipped)
+            return store
         record = {
             "command": self.context.command,
             "source": SourceRequest.of(self.step).as_dict(),

@@ -141,7 +141,11 @@ def load_head(
     try:
         network.load_trained_state(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ResultError(f"The head cannot be read: {error}", where=path) from None
+        raise ResultError(
+            f"The head cannot be read: {error}",
+            where=path,
+            next_step="train it again: the same command with --force",
+        ) from None
     return TrainedHead(network.eval().to(trunk.device), trunk, known, content["title"])
 
 

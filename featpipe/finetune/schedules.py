@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
 
-from featpipe.errors import UsageError
 from featpipe.finetune import SCHEDULES
+from featpipe.steps import grammar
 
 _FACTOR = 0.1  # by which steps and plateaus lower the rate
 
@@ -80,14 +80,8 @@ def make_schedule(spec: str, optimizer: Optimizer, plan: Plan) -> Schedule:
     UsageError
         If its numbers are missing or wrong.
     """
-    name, _, argument = spec.partition(":")
-    maker = SCHEDULES.load(name)
-    if argument and name not in ("multistep", "plateau"):
-        raise UsageError(f"The schedule {name!r} takes no number.", got=spec)
-    numbers = [part.strip() for part in argument.split(",") if part.strip()]
-    if not all(number.isdigit() for number in numbers):
-        raise UsageError(f"{spec!r} is not a schedule.", expected=SCHEDULES.entry(name).summary)
-    schedule: Schedule = maker(optimizer, plan, [int(number) for number in numbers])
+    maker = SCHEDULES.load(spec.partition(":")[0])
+    schedule: Schedule = maker(optimizer, plan, grammar.schedule(spec)[1])
     return schedule
 
 
@@ -98,12 +92,6 @@ def none(optimizer: Optimizer, plan: Plan, numbers: list[int]) -> Schedule:
 
 def multistep(optimizer: Optimizer, plan: Plan, numbers: list[int]) -> Schedule:
     """Divide the learning rate by ten at the end of some epochs."""
-    if not numbers or sorted(set(numbers)) != numbers:
-        raise UsageError(
-            "The schedule 'multistep' needs ascending epochs.",
-            expected="multistep:80,120",
-            got=f"multistep:{','.join(map(str, numbers))}",
-        )
     return Schedule(lr_scheduler.MultiStepLR(optimizer, numbers, gamma=_FACTOR))
 
 
@@ -114,8 +102,6 @@ def cosine(optimizer: Optimizer, plan: Plan, numbers: list[int]) -> Schedule:
 
 def plateau(optimizer: Optimizer, plan: Plan, numbers: list[int]) -> Schedule:
     """Divide the learning rate by ten where the loss stays."""
-    if len(numbers) > 1:
-        raise UsageError("The schedule 'plateau' takes one number.", expected="plateau:5")
     patience = numbers[0] if numbers else 5
     return Schedule(
         lr_scheduler.ReduceLROnPlateau(optimizer, factor=_FACTOR, patience=patience), "loss"
@@ -123,7 +109,14 @@ def plateau(optimizer: Optimizer, plan: Plan, numbers: list[int]) -> Schedule:
 
 
 def onecycle(optimizer: Optimizer, plan: Plan, numbers: list[int]) -> Schedule:
-    """Raise the learning rate to the one given, then lower it to almost nothing."""
-    highest = optimizer.param_groups[0]["lr"]
-    steps = plan.epochs * plan.batches
-    return Schedule(lr_scheduler.OneCycleLR(optimizer, max_lr=highest, total_steps=steps), "batch")
+    """Raise the learning rate to the one given, then lower it to almost nothing.
+
+    Momentum and betas stay as they were given; torch would cycle them, too.
+    """
+    cycle = lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=optimizer.param_groups[0]["lr"],
+        total_steps=plan.epochs * plan.batches,
+        cycle_momentum=False,
+    )
+    return Schedule(cycle, "batch")

@@ -5,29 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from featpipe.errors import UsageError
 from featpipe.finetune import OPTIMIZERS
 from featpipe.finetune.augment import Augmentation, Canvas
 from featpipe.finetune.boundary import Views
 from featpipe.finetune.classifier import HeadClassifier
-from featpipe.finetune.head import make_head
-from featpipe.finetune.losses import parse_losses
 from featpipe.finetune.module import NetworkFactory
-from featpipe.finetune.schedules import Plan, make_schedule
 from featpipe.finetune.stages import Cut, cut_of
 from featpipe.finetune.trunk import Trunk, TrunkRequest
 from featpipe.steps import FinetuneStep
-
-# Options that only some optimizers have, under torch's names.
-_OPTIONS_OF = {
-    "sgd": {"momentum", "nesterov"},
-    "adam": {"betas", "eps"},
-    "adamw": {"betas", "eps"},
-    "nadam": {"betas", "eps"},
-    "rmsprop": {"momentum", "eps"},
-}
 
 
 def trunk_request(step: FinetuneStep) -> TrunkRequest:
@@ -44,66 +30,16 @@ def trunk_request(step: FinetuneStep) -> TrunkRequest:
     )
 
 
-def check(step: FinetuneStep) -> None:
-    """Refuse a step that cannot be right, before anything is loaded.
-
-    Raises
-    ------
-    UsageError
-        Naming the options that contradict each other.
-    """
-    optimizer_options(step)
-    make_head(step.head, 1, 2, bias=True, seed=0)
-    losses = parse_losses(step.loss)
-    weight = torch.nn.Parameter(torch.zeros(1))
-    make_schedule(step.schedule, torch.optim.SGD([weight], lr=1.0), Plan(step.epochs, 1))
-    for name, value in (("label_smoothing", step.label_smoothing), ("validation", step.validation)):
-        if value >= 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be below 1.", got=value)
-    if "triplet" in losses and step.batch_size < 2:
-        raise UsageError(
-            "A triplet loss needs batches of several classes.",
-            expected="--batch-size of at least 2, better 32",
-            got=step.batch_size,
-        )
-    if not step.validation and (step.patience or step.refit):
-        option = "--patience" if step.patience else "--refit"
-        raise UsageError(
-            f"{option} chooses by validation rows, and there are none.",
-            next_step="add --validation 0.1",
-        )
-    if step.views and not step.augment:
-        raise UsageError("--views stores augmented views.", next_step="say how: --augment crop:4")
-
-
 def optimizer_options(step: FinetuneStep) -> dict[str, Any]:
-    """Return what the optimizer is to be made with, beside the learning rate.
-
-    Raises
-    ------
-    UsageError
-        If an option is given that this optimizer does not have, or a value is not possible.
-    """
-    name = OPTIMIZERS.entry(step.optimizer).name
+    """Return what the optimizer is to be made with, beside the learning rate."""
     given = {
         "momentum": step.momentum,
         "nesterov": step.nesterov or None,
         "betas": step.betas,
         "eps": step.eps,
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    foreign = sorted(set(given) - _OPTIONS_OF[name])
-    if foreign:
-        raise UsageError(
-            f"The optimizer {name} has no --{foreign[0]}.",
-            expected=", ".join(f"--{key}" for key in sorted(_OPTIONS_OF[name])),
-        )
-    options = {**given, "weight_decay": step.weight_decay}
-    try:
-        OPTIMIZERS.load(name)([torch.nn.Parameter(torch.zeros(1))], lr=step.lr, **options)
-    except (ValueError, TypeError, IndexError) as error:  # torch says which value is wrong
-        raise UsageError(f"{name} cannot be set up like this: {error}") from None
-    return options
+    options = {key: value for key, value in given.items() if value is not None}
+    return {**options, "weight_decay": step.weight_decay}
 
 
 def resolve_cut(step: FinetuneStep, trunk: Trunk) -> Cut:
@@ -177,6 +113,7 @@ def make_estimator(
         augment=augment,
         shuffle=step.shuffle,
         precision="mixed" if mixed else "float32",
+        head_init=step.head_init,
         gradient_flow=step.gradient_flow,
         seed=step.seed,
         lr=step.lr,

@@ -168,6 +168,20 @@ def _content(network: nn.Module) -> str:
     return of_bytes(*(value.numpy().tobytes() for value in network.state_dict().values()))
 
 
+def _need_size(stages: nn.Sequential, side: int) -> None:
+    """Refuse images that the network cannot take, before a dataset of them is prepared."""
+    stages.eval()
+    try:
+        with torch.inference_mode():
+            stages(torch.zeros(1, 3, side, side))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"The network cannot take images of {side} × {side} pixels.",
+            got=str(error).partition("\n")[0],
+            next_step="another --image-size, or none: the network's own",
+        ) from None
+
+
 def _sized(preprocessing: Preprocessing, request: TrunkRequest) -> Preprocessing:
     preprocessing = preprocessing.with_fit(request.fit)
     if request.image_size is None:
@@ -185,6 +199,7 @@ def _finish(
 ) -> Trunk:
     if request.norm == "layer":
         with_layer_norm(stages)
+    _need_size(stages, preprocessing.crop)
     description = {
         "model": name,
         "weights": weights,

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
-from featpipe.backbones import MODELS
+import numpy as np
+
+from featpipe.backbones import MODELS, weights_file
 from featpipe.datasets import DatasetOptions, open_source, splits_of
 from featpipe.errors import DataError, UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.recipe import parse_recipe
+from featpipe.recipe.checks import A_NAME, is_name
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write
 
+_FEW = 2  # one image of a class cannot both train and test
 _TEMPLATE = Template("""\
 # $name: three methods on the frozen features of $model, one report.
 #
@@ -83,12 +87,23 @@ def write_recipe(
         raise UsageError(
             "The recipe exists already.", where=target, next_step="choose another name, or edit it"
         )
+    if not is_name(target.stem):
+        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
     MODELS.entry(model)
+    if weights is not None:
+        weights_file(model, weights)
     dataset, splits = guess_layout(data or _named_folder(target), context)
     options = _options(context)
     sources = [open_source(dataset, split, options) for split in splits]
     found = "; ".join(f"{len(source)} images in {source.split!r}" for source in sources)
     classes = sources[0].classes
+    if len(classes) < 2:
+        raise DataError(
+            "There is nothing to tell apart: the images are of one class.",
+            where=data or target.stem,
+            got=", ".join(classes),
+            expected="a folder of images for each class, not one of them",
+        )
     text = _TEMPLATE.substitute(
         name=target.stem,
         file=target,
@@ -102,7 +117,11 @@ def write_recipe(
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    counts = np.bincount(sources[0].labels, minlength=len(classes))
+    rare = [classes[label] for label in np.flatnonzero(counts < _FEW)]
     message = f"{len(classes)} classes; {found}\n→ {target}\nnow: featpipe run {target}"
+    if rare:
+        message += f"\nfewer than {_FEW} images, too few to train and test: {', '.join(rare)}"
     return Outcome("done", message, (target,), {"dataset": dataset, "splits": list(splits)})
 
 

@@ -45,10 +45,16 @@ def normal_keys(options: Options) -> Options:
 def name_of(node: Located, where: str) -> str:
     """Return a name; it becomes part of file names and of task names."""
     name = str(node.plain())
-    if not name or not all(char.isalnum() or char in "-_." for char in name):
+    if not is_name(name):
         raise RecipeError(
-            f"{name!r} cannot be a name.",
-            where=f"{where}, line {node.line}",
-            expected="letters, digits, '-', '_' and '.'",
+            f"{name!r} cannot be a name.", where=f"{where}, line {node.line}", expected=A_NAME
         )
     return name
+
+
+A_NAME = "letters, digits, '-', '_' and '.', at least one letter or digit"
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be part of file names and of task names."""
+    return any(map(str.isalnum, text)) and all(c.isalnum() or c in "-_." for c in text)

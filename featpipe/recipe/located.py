@@ -129,7 +129,13 @@ class _Walk:
                 for part in self._merged(value_node, line):
                     merged = {**part, **merged}
                 continue
-            key = str(self.visit(key_node).value)
+            key = self.visit(key_node).value
+            if not isinstance(key, str):
+                raise RecipeError(
+                    "A key has to be a text.",
+                    where=f"{self.where}, line {line}",
+                    got=key_node.value if isinstance(key_node, yaml.ScalarNode) else "a collection",
+                )
             if key in own:
                 raise RecipeError(
                     f"The key {key!r} stands twice.",

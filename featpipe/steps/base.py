@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
@@ -20,14 +20,18 @@ from featpipe.progress import SILENT, Progress
 from featpipe.registry import Registry, did_you_mean
 from featpipe.workspace import Workspace, user_path
 
+LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
 
-def option(
+
+def option(  # noqa: PLR0913 - one keyword per property of an option
     default: Any = MISSING,
     *,
     help: str,
     choices: tuple[str, ...] | None = None,
     registry: str | None = None,
     minimum: float | None = None,
+    maximum: float | None = None,
+    grammar: Callable[[str], Any] | None = None,
     positional: bool = False,
 ) -> Any:
     """Declare an option of a step.
@@ -42,8 +46,11 @@ def option(
         The only values allowed.
     registry : str, optional
         ``"module:REGISTRY"`` that must know the name; ``name:argument`` looks up ``name``.
-    minimum : float, optional
-        Smallest number allowed.
+    minimum, maximum : float, optional
+        Smallest and largest number allowed.
+    grammar : callable, optional
+        Reads the value's small language and raises ``UsageError`` where it is none of it; see
+        :mod:`featpipe.steps.grammar`.
     positional : bool
         Whether the command line takes it without ``--name``.
     """
@@ -52,6 +59,8 @@ def option(
         "choices": choices,
         "registry": registry,
         "minimum": minimum,
+        "maximum": maximum,
+        "grammar": grammar,
         "positional": positional,
     }
     if default is MISSING:
@@ -123,6 +132,10 @@ class Step:
     def __post_init__(self) -> None:
         for name, spec in options_of(type(self)).items():
             object.__setattr__(self, name, spec.parse(getattr(self, name)))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse options that contradict each other; a step that has such says which."""
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "") -> Self:
@@ -178,6 +191,8 @@ class OptionSpec:
     choices: tuple[str, ...] | None
     registry: str | None
     minimum: float | None
+    maximum: float | None
+    grammar: Callable[[str], Any] | None
     positional: bool
 
     @property
@@ -235,6 +250,10 @@ class OptionSpec:
             )
         if self.minimum is not None and (not math.isfinite(converted) or converted < self.minimum):
             raise self._wrong(value, f"a number of at least {self.minimum:g}")
+        if self.maximum is not None and converted > self.maximum:
+            raise self._wrong(value, f"a number of at most {self.maximum:g}")
+        if self.grammar is not None:
+            self.grammar(converted)
         return converted
 
     def _convert(self, value: Any) -> Any:

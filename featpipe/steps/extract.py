@@ -30,11 +30,3 @@ class ExtractStep(ImageStep):
     batch_size: int | None = option(
         None, help="Images per forward pass; auto or left out: chosen for the device.", minimum=1
     )
-    on_error: str = option(
-        "fail",
-        help="What to do with an image that cannot be read.",
-        choices=("fail", "skip"),
-    )
-    workers: int | None = option(
-        None, help="Threads that read images; default: one per core.", minimum=1
-    )

@@ -5,8 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from featpipe.steps.base import Step, option
+from featpipe.errors import UsageError
+from featpipe.steps import grammar
+from featpipe.steps.base import LARGEST_SEED, Step, option
 from featpipe.steps.images import ImageStep
+
+# Options that only some optimizers have.
+_OPTIMIZER_OPTIONS = {
+    "sgd": {"momentum", "nesterov"},
+    "adam": {"betas", "eps"},
+    "adamw": {"betas", "eps"},
+    "nadam": {"betas", "eps"},
+    "rmsprop": {"momentum", "eps"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +49,13 @@ class FinetuneStep(ImageStep):
         "linear",
         help="linear, or mlp:50: fifty neurons, then the classes.",
         registry="featpipe.finetune:HEADS",
+        grammar=grammar.head,
+    )
+    head_init: str = option(
+        "random",
+        help="Where the last layer starts: at random, or where a logistic probe of its features "
+        "ends, so that it does not distort pretrained stages while it learns.",
+        choices=("random", "probe"),
     )
     norm: str = option(
         "batch", help="Normalisation of an untrained network.", choices=("batch", "layer")
@@ -53,7 +71,7 @@ class FinetuneStep(ImageStep):
     optimizer: str = option(
         "adam", help="How weights follow gradients.", registry="featpipe.finetune:OPTIMIZERS"
     )
-    lr: float = option(1e-3, help="Learning rate, at most.", minimum=1e-12)
+    lr: float = option(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
     momentum: float | None = option(None, help="Momentum of sgd and rmsprop.", minimum=0)
     nesterov: bool = option(False, help="Nesterov's momentum for sgd.")
     betas: tuple[float, ...] | None = option(
@@ -65,17 +83,20 @@ class FinetuneStep(ImageStep):
         "none",
         help="none, multistep:80,120, cosine, plateau:5 or onecycle.",
         registry="featpipe.finetune:SCHEDULES",
+        grammar=grammar.schedule,
     )
     loss: tuple[str, ...] = option(
         ("cross-entropy",),
         help="cross-entropy; triplet:W or center:W add W times that loss to it.",
         registry="featpipe.finetune:LOSSES",
+        grammar=grammar.loss,
     )
     label_smoothing: float = option(0.0, help="Share of the target given to all.", minimum=0)
     augment: tuple[str, ...] | None = option(
         None,
         help="crop:4, flip, rotation:5, cutout:16: random changes of training images.",
         registry="featpipe.finetune:AUGMENTATIONS",
+        grammar=grammar.augmentation,
     )
     views: int | None = option(
         None,
@@ -107,10 +128,61 @@ class FinetuneStep(ImageStep):
     protocol: str = option(
         "auto",
         help="split, folds, fold:K, kfold:K or holdout:F, as for featpipe svm.",
+        grammar=grammar.protocol,
     )
-    seed: int = option(0, help="Seed of every random choice.", minimum=0)
+    seed: int = option(0, help="Seed of every random choice.", minimum=0, maximum=LARGEST_SEED)
     title: str | None = option(None, help="Name of the method in tables and reports.")
     force: bool = option(False, help="Compute again what is up to date.")
+
+    def check(self) -> None:
+        """Refuse what cannot be right, before anything is loaded."""
+        grammar.need_training(self.protocol)
+        terms = [grammar.loss(text)[0] for text in self.loss]
+        if len(set(terms)) < len(terms):
+            raise UsageError("--loss names a term twice.", got=", ".join(self.loss))
+        if "triplet" in terms and self.batch_size < 2:
+            raise UsageError(
+                "A triplet loss needs batches of several classes.",
+                expected="--batch-size of at least 2, better 32",
+                got=self.batch_size,
+            )
+        for name in ("label_smoothing", "validation", "momentum", "betas"):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value or 0.0,)
+            if any(one >= 1 for one in values):
+                raise UsageError(f"--{name.replace('_', '-')} must be below 1.", got=value)
+        if self.betas is not None and len(self.betas) != 2:
+            raise UsageError("--betas takes two numbers.", expected="0.9,0.999", got=self.betas)
+        if self.head_init == "probe" and self.head != "linear":
+            raise UsageError(
+                "A probe is one linear layer.", expected="--head linear", got=self.head
+            )
+        self._check_optimizer()
+        if not self.validation and (self.patience or self.refit):
+            raise UsageError(
+                f"{'--patience' if self.patience else '--refit'} chooses by validation rows, "
+                "and there are none.",
+                next_step="add --validation 0.1",
+            )
+        if self.views and not self.augment:
+            raise UsageError(
+                "--views stores augmented views.", next_step="say how: --augment crop:4"
+            )
+
+    def _check_optimizer(self) -> None:
+        taken = _OPTIMIZER_OPTIONS[self.optimizer.lower()]
+        given = {
+            name
+            for name in ("momentum", "nesterov", "betas", "eps")
+            if getattr(self, name) not in (None, False)
+        }
+        if foreign := sorted(given - taken):
+            raise UsageError(
+                f"The optimizer {self.optimizer} has no --{foreign[0]}.",
+                expected=", ".join(f"--{key}" for key in sorted(taken)),
+            )
+        if self.nesterov and not self.momentum:
+            raise UsageError("--nesterov is a kind of momentum.", next_step="add --momentum 0.9")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +199,7 @@ class ExplainStep(Step):
     layer: str | None = option(
         None, help="Stage whose maps are shown; default: the last one that has maps."
     )
-    strength: float = option(0.5, help="Opacity of the heat map, up to 1.", minimum=0)
+    strength: float = option(0.5, help="Opacity of the heat map, up to 1.", minimum=0, maximum=1)
     limit: int = option(24, help="Images at most, the surest mistakes first.", minimum=1)
     data: Path | None = option(None, help="Folder to look for the images in.")
     weights: str | None = option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from featpipe.steps.base import Step, option
+from featpipe.steps.base import LARGEST_SEED, Step, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,10 @@ class ImageStep(Step):
         None, help="Only N images of each split, spread evenly over the classes.", minimum=1
     )
     split_seed: int = option(
-        0, help="Seed of splits that the dataset itself leaves open.", minimum=0
+        0,
+        help="Seed of splits that the dataset itself leaves open.",
+        minimum=0,
+        maximum=LARGEST_SEED,
     )
     download: bool = option(True, help="Fetch what is missing where there is a network.")
     image_size: int | None = option(
@@ -43,5 +46,13 @@ class ImageStep(Step):
         "squeeze the whole image; auto: crop, but no margin is cut from images that are not larger "
         "than the network's input.",
         choices=("auto", "crop", "whole"),
+    )
+    on_error: str = option(
+        "fail",
+        help="What to do with an image that cannot be read.",
+        choices=("fail", "skip"),
+    )
+    workers: int | None = option(
+        None, help="Threads that read images; default: one per core.", minimum=1
     )
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from featpipe.steps.base import Step, option
+from featpipe.steps import grammar
+from featpipe.steps.base import LARGEST_SEED, Step, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,9 @@ class EvaluationStep(Step):
         "fold:K: on one of them; kfold:K: cross-validation; holdout:F: a share F of the rows is "
         "tested; all (zeroshot only): every row is tested. auto: split where there are two "
         "stores, else holdout:0.2.",
+        grammar=grammar.protocol,
     )
-    seed: int = option(0, help="Seed of every random choice.", minimum=0)
+    seed: int = option(0, help="Seed of every random choice.", minimum=0, maximum=LARGEST_SEED)
     title: str | None = option(None, help="Name of the method in tables and reports.")
     force: bool = option(False, help="Compute again what is up to date.")
 
@@ -43,12 +45,17 @@ class ProbeStep(EvaluationStep):
         "auto",
         help="How hyper-parameters are chosen on training rows: holdout:F or kfold:K; "
         "auto: kfold:3 below 2000 training rows, else holdout:0.2.",
+        grammar=grammar.validation,
     )
     train_per_class: tuple[int, ...] | None = option(
         None, help="Low-shot curve: train on N rows of each class, for each N.", minimum=1
     )
     repeats: int = option(5, help="Random draws for each N of a low-shot curve.", minimum=1)
     save_model: bool = option(True, help="Save the trained classifier beside the result.")
+
+    def check(self) -> None:
+        """Refuse a protocol without training rows."""
+        grammar.need_training(self.protocol)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,6 +206,13 @@ def test_an_unchanged_folder_is_not_read_again(tree, options, listener):
     assert listener.steps == 3, "only the changed file"
 
 
+def test_a_split_without_labels_is_no_class(tree, options):
+    spec = tree("train/cat/1.png", "train/dog/2.png", "test/3.png", "test/4.png")
+    with pytest.raises(DataError, match="The split 'test' has no class folders") as caught:
+        splits_of(spec, options)
+    assert "featpipe predict" in str(caught.value)
+
+
 def test_hashes_are_remembered_although_the_look_was_interrupted(tree, options, listener):
     spec = tree(*(f"cat/{number}.png" for number in range(10)))
 

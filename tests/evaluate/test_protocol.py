@@ -106,6 +106,14 @@ def test_auto_takes_the_test_split_where_there_is_one(tmp_path):
     assert make_splits("auto", train, None, 0)[0] == "holdout:0.2"
 
 
+def test_training_rows_cannot_be_tested(tmp_path):
+    train = sealed(tmp_path / "a.h5", content(30))
+    some = sealed(tmp_path / "b.h5", content(12), seed=1)  # of the same split, by another limit
+    for test in (train, some):
+        with pytest.raises(FitError, match="test rows are training rows"):
+            make_splits("split", train, test, seed=0)
+
+
 def test_split_without_test_rows_names_the_command_that_makes_them(tmp_path):
     with pytest.raises(UsageError) as caught:
         make_splits("split", store_of(np.arange(6) % 3, tmp_path), None, 0)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from featpipe.errors import FitError, UsageError
+from featpipe.errors import UsageError
 from featpipe.evaluate import evaluate, run_evaluation, workload
 from featpipe.evaluate.run import result_name
 from featpipe.results import Result
@@ -270,7 +270,7 @@ def test_a_layer_that_is_not_stored_is_refused_with_the_ones_that_are(tmp_path):
 
 def test_a_probe_cannot_be_tested_on_all_rows(tmp_path):
     train, _ = pair(tmp_path)
-    with pytest.raises(FitError, match="at least two classes"):
+    with pytest.raises(UsageError, match="it is for zeroshot"):
         evaluate(SvmStep(protocol="all"), train)
 
 

@@ -103,6 +103,30 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
         read_checkpoint(path, "run")
 
 
+@pytest.mark.parametrize("content", [[1], 7, torch.zeros(2), {"run": "r", "history": 5}])
+def test_another_file_of_torch_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "c"
+    torch.save(content, path)
+    with pytest.raises(FitError, match="damaged"):
+        read_checkpoint(path, "r")
+
+
+def test_a_continued_training_remembers_the_probe_it_started_from(tmp_path):
+    X, y = toy.rows()
+    settings = {"checkpoint": tmp_path / "c", "run": "r", "head_init": "probe"}
+    first = toy.estimator(**settings, stop_after=2).fit(X, y)
+    again = toy.estimator(**settings).fit(X, y)
+    assert again.probe_c_ == first.probe_c_ is not None
+
+
+def test_divergence_in_the_last_step_is_seen_without_validation_rows(tmp_path):
+    X, y = toy.rows()
+    wild = {"optimizer": torch.optim.SGD, "lr": 1e38, "max_epochs": 1, "validation": 0}
+    with pytest.raises(FitError, match="outputs are not finite"):
+        toy.estimator(checkpoint=tmp_path / "c", batch_size=60, **wild).fit(X, y)
+    assert not (tmp_path / "c").exists()
+
+
 def test_foreign_code_in_a_checkpoint_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -118,7 +142,7 @@ def test_foreign_code_in_a_checkpoint_is_not_run(tmp_path):
 def test_divergence_is_said_and_the_last_good_state_kept(tmp_path):
     X, y = toy.rows()
     path = tmp_path / "c"
-    wild = {"optimizer": torch.optim.SGD, "lr": 1e30, "run": "r", "head": "mlp:4", "validation": 0}
+    wild = {"optimizer": torch.optim.SGD, "lr": 1e6, "run": "r", "head": "mlp:4", "validation": 0}
     with pytest.raises(FitError, match="diverged in epoch") as caught:
         toy.estimator(checkpoint=path, max_epochs=50, batch_size=60, **wild).fit(X, y)
     assert "lower --lr" in str(caught.value)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from featpipe.errors import FitError, UsageError
 from featpipe.finetune import OPTIMIZERS
@@ -92,6 +95,38 @@ def test_schedules_change_the_rate_as_they_say():
     cycle = [line["lr"] for line in toy.estimator(schedule="onecycle").fit(X, y).epochs_]
     assert cycle[0] < max(cycle) <= 0.01
     assert cycle[-1] < max(cycle)
+
+
+def test_one_cycle_leaves_momentum_as_it_was_given():
+    X, y = toy.rows()
+    sgd = {"optimizer": torch.optim.SGD, "schedule": "onecycle"}
+    given = toy.estimator(**sgd, optimizer__momentum=0.5).fit(X, y)
+    assert given.optimizer_.param_groups[0]["momentum"] == 0.5
+    assert toy.numbers(given) != toy.numbers(toy.estimator(**sgd).fit(X, y))
+
+
+@pytest.mark.parametrize("classes", [(0, 1, 2), (0, 2)], ids=["all", "two of three"])
+def test_a_head_can_start_where_a_probe_ends(classes):
+    X, y = toy.rows(90)
+    X, y = X[np.isin(y, classes)], y[np.isin(y, classes)]
+    still = {"head_init": "probe", "lr": 1e-12, "max_epochs": 1, "validation": 0.0}
+    head = toy.estimator(**still, probe_c=0.1).fit(X, y)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(X, y)
+    answers = head.predict_proba(X)[:, list(classes)]
+    np.testing.assert_allclose(
+        answers / answers.sum(1, keepdims=True), probe.predict_proba(X), atol=1e-3
+    )
+    np.testing.assert_array_equal(head.predict(X), probe.predict(X))
+
+
+def test_the_probe_of_a_start_is_chosen_on_validation_rows():
+    X, y = toy.rows()
+    chosen = toy.estimator(head_init="probe").fit(X, y)
+    assert chosen.probe_c_ in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    assert toy.estimator(head_init="probe", validation=0.0).fit(X, y).probe_c_ == 0.01
+    assert toy.estimator().fit(X, y).probe_c_ is None
+    first = chosen.epochs_[0]["train_loss"]
+    assert first < toy.estimator().fit(X, y).epochs_[0]["train_loss"]
 
 
 def test_plateau_lowers_the_rate_when_the_loss_stays():

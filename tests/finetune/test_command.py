@@ -8,9 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from featpipe.datasets import DatasetOptions, open_source
-from featpipe.errors import FeatpipeError, ResultError, UnknownNameError, UsageError, WeightsError
+from featpipe.errors import (
+    FeatpipeError,
+    ImageError,
+    ResultError,
+    UnknownNameError,
+    UsageError,
+    WeightsError,
+)
 from featpipe.finetune.saved import load_head
 from featpipe.results import Result
 from featpipe.steps import STEPS, FinetuneStep
@@ -170,14 +178,29 @@ def test_a_head_of_other_classes_or_weights_is_refused(finetune, context, tmp_pa
         ({"optimizer": "sgd", "betas": "0.9,0.999"}, "has no --betas"),
         ({"optimizer": "adam", "momentum": 0.9}, "has no --momentum"),
         ({"optimizer": "sgd", "nesterov": True}, "Nesterov"),
-        ({"optimizer": "adam", "betas": "0.9"}, "cannot be set up"),
+        ({"optimizer": "adam", "betas": "0.9"}, "takes two numbers"),
         ({"optimizer": "adam", "betas": "0.9,1.5"}, "beta"),
         ({"schedule": "multistep"}, "ascending epochs"),
         ({"head": "mlp"}, "number of hidden neurons"),
         ({"head": "mpl:50"}, "did you mean 'mlp'"),
         ({"views": 3}, "augmented views"),
+        ({"betas": "0.9,0.99,0.999"}, "takes two numbers"),
+        ({"optimizer": "sgd", "momentum": 1.5}, "must be below 1"),
+        ({"lr": 1e40}, "at most 1e+12"),
+        ({"seed": 2**40}, "at most"),
+        ({"head": "mlp:99999999999"}, "at most mlp:65536"),
+        ({"head": "mlp:²"}, "hidden neurons"),
+        ({"head": "mlp:50", "head_init": "probe"}, "one linear layer"),
+        ({"schedule": "multistep:0"}, "ascending epochs"),
+        ({"schedule": "plateau:²"}, "one whole number"),
+        ({"loss": "triplet:1,triplet:2"}, "names a term twice"),
+        ({"augment": "crop:1.5"}, "whole pixels"),
+        ({"protocol": "kfold:1"}, "is not a protocol"),
+        ({"protocol": "all"}, "it is for zeroshot"),
+        ({"split": "train,train"}, "test rows are training rows"),
+        ({"model": "resnet18_32_stem", "weights": "none", "image_size": 8}, "cannot take images"),
         ({"views": 3, "augment": "flip", "unfreeze": "all"}, "nothing is frozen"),
-        ({"augment": "cutout:99"}, "not an augmentation"),
+        ({"augment": "cutout:99"}, "too much for images"),
         ({"validation": 0, "patience": 3}, "chooses by validation rows"),
         ({"validation": 1.0}, "must be below 1"),
         ({"classes": "red"}, "at least two classes"),
@@ -190,6 +213,34 @@ def test_what_cannot_be_right_is_refused(finetune, options, message):
     with pytest.raises(FeatpipeError) as caught:
         finetune(**options)
     assert message.lower() in str(caught.value).lower()
+
+
+def test_what_is_wrong_by_itself_is_refused_before_anything_is_stored(finetune, context):
+    for options in ({"protocol": "kfold:1"}, {"schedule": "multistep"}, {"views": 3}):
+        with pytest.raises(UsageError):
+            finetune(**options)
+    assert not context.workspace.activations.exists()
+
+
+def test_an_image_that_cannot_be_read_may_be_left_out(context, weights, tmp_path):
+    for number in range(12):
+        path = tmp_path / "photos" / ("dark" if number % 2 else "light") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * number, 9, 9)).save(path)
+    path.write_bytes(b"damaged")
+    settings = {
+        "model": "glyphnet",
+        "weights": str(weights),
+        "dataset": f"folder:{path.parents[1]}",
+    }
+    step = FinetuneStep(**settings, epochs=1, batch_size=4, device="cpu", validation=0.0)
+    with pytest.raises(ImageError, match="not an image") as caught:
+        step.run(context)
+    assert "--on-error skip" in str(caught.value)
+    outcome = replace(step, on_error="skip").run(context)
+    assert Result.load(outcome.paths[0]).protocol["n_test"] == 2
+    with pytest.raises(ImageError, match="1 of 12 images"):
+        replace(step, force=True).run(context)
 
 
 def test_the_steps_are_registered():

@@ -85,7 +85,7 @@ def test_a_layer_without_maps_is_refused(poor, context):
 
 
 def test_an_opacity_above_one_is_refused(poor, context):
-    with pytest.raises(UsageError, match="opacity"):
+    with pytest.raises(UsageError, match="--strength cannot be 2"):
         ExplainStep(result=str(poor.path), strength=2, device="cpu").run(context)
 
 

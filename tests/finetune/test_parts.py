@@ -57,7 +57,7 @@ def test_rotation_turns_but_little():
     "wrong", ["cutout", "cutout:16", "crop:x", "crop:9", "rotation:200", "flip:1", "rotation:nan"]
 )
 def test_impossible_augmentations_are_refused(wrong):
-    with pytest.raises(UsageError, match="not an augmentation"):
+    with pytest.raises(UsageError, match=r"augmentation|too much"):
         Augmentation([wrong], CANVAS)
 
 

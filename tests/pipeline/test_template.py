@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featpipe.errors import DataError, UnknownNameError, UsageError
+from featpipe.errors import DataError, UnknownNameError, UsageError, WeightsError
 from featpipe.pipeline import Plan
 from featpipe.pipeline.template import guess_layout, write_recipe
 from featpipe.recipe import read_recipe
@@ -44,11 +44,29 @@ def test_a_folder_of_class_folders(context, tmp_path):
 
 def test_train_and_test_folders(context, tmp_path):
     draw(tmp_path / "a", "train/x/1.png", "train/y/2.png", "test/x/3.png")
+    (tmp_path / "own.safetensors").touch()
     write_recipe("a", None, "resnet50", "own.safetensors", context)
     text = (tmp_path / "a.yaml").read_text()
     assert "Trained on 'train', tested once on 'test'." in text
     step = read_recipe(tmp_path / "a.yaml").steps[0].variants[0].step
     assert (step.dataset, step.weights) == ("folder:a", "own.safetensors")
+
+
+def test_what_could_not_run_is_not_written(context, tmp_path):
+    draw(tmp_path / "one", "cat/1.png", "cat/2.png")
+    draw(tmp_path / "two", "cat/1.png", "dog/2.png")
+    with pytest.raises(DataError, match="of one class"):
+        write_recipe("one", None, "resnet18", None, context)
+    with pytest.raises(WeightsError, match="no such weights"):
+        write_recipe("two", None, "resnet18", "gone.safetensors", context)
+    for name in ("a b", "..", "#"):
+        with pytest.raises(UsageError, match="cannot be a name"):
+            write_recipe(name, tmp_path / "two", "resnet18", None, context)
+    assert not list(tmp_path.glob("*.yaml"))
+    assert (
+        "too few to train and test: cat, dog"
+        in write_recipe("two", None, "resnet18", None, context).message
+    )
 
 
 def test_a_folder_with_a_table(context, tmp_path):
