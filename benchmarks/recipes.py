@@ -35,15 +35,15 @@ SMALL: dict[str, str] = {
     "dogs_vs_cats_optimizers": "--set data={data}",
     "two_class_resnet34": "--set data={data} --set model=resnet18"
     " --set weights={weights}/resnet18-imagenet-pqf.safetensors",
-    "cifar10_resnets": "--limit 500 --set dataset=npz:{data}/cifar10/train_first4000.npz"
-    " --set epochs=2 --set pretrained.weights={weights}/resnet50-imagenet-pqf.safetensors"
+    "cifar10_resnets": "--limit 1000 --set dataset=npz:{data}/cifar10/train_first4000.npz"
+    " --set epochs=4 --set batch-size=32 --set pretrained.weights={weights}/resnet50-imagenet-pqf.safetensors"
     " --set pretrained.image-size=64",
     "cifar10_bit": "--limit 100 --set dataset=npz:{data}/cifar10/train_first4000.npz"
     " --set weights=none --set image-size=32 --set epochs=1 --set batch-size=16",
     "cifar10_gradcam": "--limit 1000 --set dataset=npz:{data}/cifar10/train_first4000.npz"
-    " --set epochs=3",
-    "cifar10_resnet9": "--set dataset=npz:{data}/cifar10/train_first4000.npz --set epochs=5"
-    " --set batch-size=128",
+    " --set epochs=4 --set batch-size=32",
+    "cifar10_resnet9": "--set dataset=npz:{data}/cifar10/train_first4000.npz --set epochs=6"
+    " --set batch-size=128 --set one-cycle.lr=0.1",
 }
 
 

@@ -209,6 +209,8 @@ def open_predictor(
 
 def _find(folder: Path, name: str) -> Path:
     kinds = (".skops", ".safetensors")
+    if name.endswith(".json"):  # the file of a result stands for its model
+        name = Path(name).stem
     for path in (user_path(name), *(folder / f"{name}{kind}" for kind in kinds)):
         if path.is_file():
             return path

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from featpipe.backbones import MODELS
 from featpipe.backbones.architecture import Architecture, layer_outputs
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import Capture, EagerRuntime, choose_device
+from featpipe.backbones.runtime import Capture, EagerRuntime, Runtime, choose_device
 from featpipe.backbones.state_dicts import build_with, load_state_dict
 from featpipe.backbones.weights import WeightsInfo, resolve
 from featpipe.errors import UnknownNameError, UsageError
@@ -73,7 +73,7 @@ class Backbone:
         self.weights = weights
         self.preprocessing = preprocessing
         self.default_layer = architecture.default_layer
-        self.runtime = EagerRuntime(self.network, preprocessing, device)
+        self.runtime: Runtime = EagerRuntime(self.network, preprocessing, device)
         self.num_classes: int = network.get_submodule(architecture.classifier).out_features  # type: ignore[assignment]
         self.source_classes: SourceClasses | None = (
             weights.published.source_classes()

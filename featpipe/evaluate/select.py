@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from featpipe import fingerprint
+from featpipe.backbones import MODELS
 from featpipe.errors import StoreError, UsageError
 from featpipe.naming import short_name
 from featpipe.steps import Context, EvaluationStep
@@ -68,10 +69,15 @@ def _fits(store: FeatureStore, step: EvaluationStep) -> bool:
     manifest = store.manifest
     return (
         (step.dataset is None or short_name(step.dataset) == manifest["dataset"]["name"])
-        and step.model in (None, manifest["backbone"]["model"])
+        and _model_name(step.model) in (None, manifest["backbone"]["model"])
         and (step.layer is None or step.layer in store.layers)
         and manifest["dataset"]["split"] != "unlabeled"
     )
+
+
+def _model_name(asked: str | None) -> str | None:
+    """Return the name that stores are made under; a model may be asked for by an alias."""
+    return MODELS.entry(asked).name if asked is not None and asked in MODELS else asked
 
 
 def _groups(stores: Sequence[FeatureStore]) -> list[list[FeatureStore]]:
@@ -86,6 +92,11 @@ def _groups(stores: Sequence[FeatureStore]) -> list[list[FeatureStore]]:
 
 def train_and_test(group: Sequence[FeatureStore]) -> tuple[FeatureStore, FeatureStore | None]:
     """Return the stores of the training and of the test rows out of those of one extraction."""
+    if not group:
+        raise StoreError(
+            "There are only unlabelled rows: nothing can be trained or tested on them.",
+            next_step="extract a labelled split, too",
+        )
     by_split: dict[str, FeatureStore] = {}
     for store in group:
         split = store.manifest["dataset"]["split"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from featpipe.datasets import DatasetOptions, Subset, class_balanced_rows, open_
 from featpipe.datasets.base import ImageSource
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import Context, ImageStep
-from featpipe.workspace import user_path
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class SourceRequest:
         kind, colon, path = self.dataset.partition(":")
         values = asdict(self)
         if path:
-            values["dataset"] = f"{kind}{colon}{user_path(path).resolve()}"
+            named = DatasetOptions(data=self.data).resolve(path)
+            values["dataset"] = f"{kind}{colon}{named.resolve()}"
         if self.data is not None:
             values["data"] = str(self.data.resolve())
         return values
@@ -57,6 +57,14 @@ class SourceRequest:
         """Return the request that :meth:`as_dict` wrote down."""
         data = values.get("data")
         return cls(**{**values, "data": None if data is None else Path(data)})
+
+    def moved(self, data: Path) -> SourceRequest:
+        """Return the request for a dataset that lies in another folder now."""
+        kind, _, path = self.dataset.partition(":")
+        if not path:
+            return replace(self, data=data)
+        inside = data / Path(path).name
+        return replace(self, dataset=f"{kind}:{inside if inside.exists() else data}", data=None)
 
     def options(self, context: Context, *, download: bool = False) -> DatasetOptions:
         """Return how the dataset is to be opened in a workspace."""

@@ -41,7 +41,7 @@ FINETUNE_VERSION = 2  # raised when the same settings would give other numbers
 _NOT_IN_KEY = (
     *("dataset", "model", "weights", "data", "download", "device", "title", "force"),
     *("split", "classes", "limit", "split_seed", "image_size", "fit", "dtype", "norm"),
-    *("on_error", "workers"),
+    "workers",
 )
 
 

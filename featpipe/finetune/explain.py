@@ -117,10 +117,9 @@ def _read_images(
 ) -> Tensor:
     """Open the test images again and prepare the ones that are shown."""
     store = result.stores[-1]
-    asked = dict(store["run"]["source"])
+    request = SourceRequest.from_dict(store["run"]["source"])
     if step.data is not None:
-        asked["data"] = str(step.data)
-    request = SourceRequest.from_dict(asked)
+        request = request.moved(step.data)
     source = request.open(store["manifest"]["dataset"]["split"], request.options(context))
     if source.fingerprint != store["manifest"]["dataset"]["fingerprint"]:
         raise ResultError(

@@ -43,8 +43,8 @@ def parse_losses(specs: Sequence[str]) -> dict[str, float]:
 class HeadLoss(nn.Module):
     """Cross-entropy on the logits plus weighted terms on the features.
 
-    The terms count in training mode only, so that validation losses of different runs measure
-    the same thing: cross-entropy.
+    Terms and smoothing count in training mode only, so that validation losses of different runs
+    measure the same thing: cross-entropy.
 
     Parameters
     ----------
@@ -72,7 +72,8 @@ class HeadLoss(nn.Module):
     def forward(self, output: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """Return the loss of what the head gave, a scalar."""
         logits, features = (part.float() for part in output)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         if self.training:
             for name, weight in self.weights.items():
                 loss = loss + weight * self.terms[name](features, labels)

@@ -7,9 +7,7 @@ from functools import cached_property
 from typing import cast
 
 from featpipe.backbones.base import Backbone
-from featpipe.datasets import splits_of
 from featpipe.datasets.base import ImageSource
-from featpipe.errors import UsageError
 from featpipe.extract.engine import (
     ExtractOptions,
     content_of,
@@ -18,6 +16,7 @@ from featpipe.extract.engine import (
 )
 from featpipe.extract.sources import SourceRequest
 from featpipe.finetune.boundary import Prefix, Views
+from featpipe.finetune.images import open_images
 from featpipe.finetune.settings import resolve_cut, resolve_views, trunk_request
 from featpipe.finetune.stages import Cut, cut_of
 from featpipe.finetune.trunk import Trunk, load_trunk
@@ -58,18 +57,7 @@ class Material:
     @cached_property
     def sources(self) -> list[ImageSource]:
         """Images of the training split and, where there is one, of the test split."""
-        options = SourceRequest.of(self.step).options(self.context, download=self.step.download)
-        splits = self.step.split or splits_of(self.step.dataset, options)
-        if len(splits) > 2:
-            raise UsageError(
-                "Fine-tuning takes one training split and one test split.",
-                got=", ".join(splits),
-                next_step=f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}",
-            )
-        alone = self.step.protocol.partition(":")[0] in ("kfold", "holdout")
-        return [
-            SourceRequest.of(self.step).open(name, options) for name in splits[: 1 if alone else 2]
-        ]
+        return open_images(self.step, self.context, download=self.step.download)
 
     @property
     def fingerprints(self) -> list[str]:

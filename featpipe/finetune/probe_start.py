@@ -49,10 +49,16 @@ def start_from_probe(
     if net.probe_c is not None or valid is None:
         probe = _fit(net.probe_c or _DEFAULT, features, labels, bias=_has_bias(net))
     else:
+        known = np.unique(labels)
         features_v, labels_v = _features(net, valid)
+        kept = np.isin(labels_v, known)
+        features_v, labels_v = features_v[kept], labels_v[kept]
         probes = [_fit(c, features, labels, bias=_has_bias(net)) for c in _VALUES]
         # By the loss that training goes on with: accuracy would not mind logits of any size.
-        probe = min(probes, key=lambda one: log_loss(labels_v, one.predict_proba(features_v)))
+        probe = min(
+            probes,
+            key=lambda one: log_loss(labels_v, one.predict_proba(features_v), labels=known),
+        )
     _copy(probe, net)
     return float(probe[-1].C)
 

@@ -125,9 +125,7 @@ class HoldOut:
         self.share = share
         self.seed = seed
 
-    def __call__(
-        self, dataset: ActivationDataset, y: ArrayLike | None = None
-    ) -> tuple[ActivationDataset, ActivationDataset]:
+    def __call__(self, dataset: ActivationDataset) -> tuple[ActivationDataset, ActivationDataset]:
         """Return the training and the validation part.
 
         Raises

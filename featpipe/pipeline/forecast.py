@@ -10,7 +10,6 @@ from typing import Any
 
 from featpipe import fingerprint
 from featpipe.backbones import MODELS
-from featpipe.datasets import splits_of
 from featpipe.errors import FeatpipeError
 from featpipe.pipeline.task import Task, gives_result
 from featpipe.pipeline.worker import bind
@@ -125,12 +124,9 @@ def _existing_training(
     """
     from featpipe.evaluate.result import complete_result  # noqa: PLC0415 - brings scikit-learn
     from featpipe.extract.engine import dataset_identity  # noqa: PLC0415 - brings h5py
-    from featpipe.extract.sources import SourceRequest  # noqa: PLC0415
+    from featpipe.finetune.images import open_images  # noqa: PLC0415
 
-    request = SourceRequest.of(step)
-    options = request.options(context, download=False)
-    splits = step.split or splits_of(step.dataset, options)
-    images = [dataset_identity(request.open(split, options)) for split in splits]
+    images = [dataset_identity(s) for s in open_images(step, context, download=False)]
     for result in book.results:
         same_images = all(store["manifest"]["dataset"] in images for store in result.stores)
         same = same_images and _numbers(result.settings) == _numbers(step.settings())
@@ -143,7 +139,8 @@ def _existing_training(
 
 
 def _numbers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in settings if key not in ("title", "force", "data")}
+    no_numbers = ("title", "force", "data", "download", "workers")
+    return {key: settings[key] for key in settings if key not in no_numbers}
 
 
 def _look_at_extraction(

@@ -62,7 +62,8 @@ class WorkerProcess:
                 return event
             on_event(event)
         self._process, self._busy = None, False
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # closing tries once more to send the order
+            process.stdin.close()
         process.stdout.close()
         return {"event": "failed", **describe_death(process.wait())}
 

@@ -39,6 +39,7 @@ def make_tasks(recipe: Recipe, workspace: Workspace) -> list[Task]:
     for part in ranked:
         made[part.name] = list(_tasks_of(part, recipe, made, workspace))
     tasks = [task for part in recipe.steps for task in made[part.name]]
+    _check_names(recipe, tasks)
     _check_overwriting(recipe, tasks)
     return in_order(tasks)
 
@@ -93,6 +94,12 @@ def _evaluations(
     if step.train is not None:
         yield Task(_task_name(part.name, variant.label), part.name, part.line, step)
         return
+    if step.test is not None:
+        raise recipe.error(
+            f"The step {part.name!r} names a store of test rows and none of training rows.",
+            part.line,
+            next_step="name both, train: FILE and test: FILE, or neither",
+        )
     extractions = _sources(part, recipe, made, ExtractStep)
     fitting = [task for task in extractions if _fits(step, task.step)]
     if not fitting:
@@ -171,8 +178,9 @@ def _gathering(
     sources = [t for t in _sources(part, recipe, made, Step) if gives_result(t.step)]
     if step.dataset is not None:
         sources = [t for t in sources if getattr(t.step, "dataset", None) == step.dataset]
-        step = dataclasses.replace(step, dataset=None)  # results are named, nothing else is chosen
     needs = tuple(task.name for task in sources)
+    if needs:
+        step = dataclasses.replace(step, dataset=None)  # results are named, nothing else is chosen
     if not needs and step.results is None:
         raise recipe.error(
             f"The step {part.name!r} needs results that no step of the recipe makes.",
@@ -202,6 +210,19 @@ def _sources(
                 part.line,
             )
     return [task for name in names for task in made[name] if isinstance(task.step, kind)]
+
+
+def _check_names(recipe: Recipe, tasks: Sequence[Task]) -> None:
+    """Complain about two tasks of one name: the second would take the place of the first."""
+    seen: set[str] = set()
+    for task in tasks:
+        if task.name in seen:
+            raise recipe.error(
+                f"Two tasks are called {task.name!r}.",
+                task.line,
+                expected="options that tell them apart, or steps of their own names",
+            )
+        seen.add(task.name)
 
 
 def _check_overwriting(recipe: Recipe, tasks: Sequence[Task]) -> None:

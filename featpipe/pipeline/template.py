@@ -117,7 +117,8 @@ def write_recipe(
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    counts = np.bincount(sources[0].labels, minlength=len(classes))
+    labels = sources[0].labels
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
     rare = [classes[label] for label in np.flatnonzero(counts < _FEW)]
     message = f"{len(classes)} classes; {found}\n→ {target}\nnow: featpipe run {target}"
     if rare:

@@ -59,7 +59,8 @@ def bind(step: Step, needed: Sequence[Sequence[str]]) -> Step:
     if isinstance(step, ExplainStep):
         return dataclasses.replace(step, result=needed[0][0])
     if isinstance(step, CompareStep | ReportStep):
-        return dataclasses.replace(step, results=tuple(paths[0] for paths in needed))
+        made = tuple(paths[0] for paths in needed)
+        return dataclasses.replace(step, results=(*(step.results or ()), *made))
     return step
 
 

@@ -165,10 +165,13 @@ class EntryReader:
         for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
             options = shared | alternative
             axes = {key: self._axis(specs[key], node) for key, node in options.items()}
-            for values in product(*axes.values()):
-                chosen = dict(zip(axes, values, strict=True))
-                varying = [key for key in axes if len(axes[key]) > 1]
-                label = ",".join([prefix] * bool(prefix) + [_label(k, chosen[k]) for k in varying])
+            labelled = [
+                zip(nodes, _labels(key, nodes) if len(nodes) > 1 else [""], strict=True)
+                for key, nodes in axes.items()
+            ]
+            for values in product(*labelled):
+                chosen = dict(zip(axes, (node for node, _ in values), strict=True))
+                label = ",".join(text for text in (prefix, *(text for _, text in values)) if text)
                 made = self._step(step, chosen, line)
                 variants.setdefault(made, Variant(label, made))
                 if len(variants) > _MAX_TASKS:
@@ -213,20 +216,23 @@ class EntryReader:
         return RecipeError(what, where=f"{self.where}, line {line}", **details)
 
 
-def _label(key: str, node: Located) -> str:
-    value = node.plain()
-    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-    return f"{key}={text.rpartition('/')[2]}"
+def _labels(key: str, nodes: Sequence[Located]) -> list[str]:
+    """Return short labels of values; paths by their last parts where these tell them apart."""
+    values = [node.plain() for node in nodes]
+    texts = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]
+    short = [text.rpartition("/")[2] for text in texts]
+    told_apart = len(set(short)) == len(set(texts))
+    return [f"{key}={text}" for text in (short if told_apart else texts)]
 
 
 def _distinguishing(each: list[Options]) -> list[str]:
     """Return a short label per entry of ``each``: only keys that tell more of them apart."""
     labels = [""] * len(each)
     for key in dict.fromkeys(key for entry in each for key in entry if key != "title"):
-        longer = [
-            ",".join([label] * bool(label) + [_label(key, entry[key])]) if key in entry else label
-            for label, entry in zip(labels, each, strict=True)
-        ]
+        having = [number for number, entry in enumerate(each) if key in entry]
+        longer = list(labels)
+        for number, text in zip(having, _labels(key, [each[n][key] for n in having]), strict=True):
+            longer[number] = ",".join(filter(None, (labels[number], text)))
         if len(set(longer)) > len(set(labels)):
             labels = longer
     return labels

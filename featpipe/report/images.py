@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -137,7 +136,7 @@ class Pictures:
         tested = result.dataset["test"]
         request = SourceRequest.from_dict(asked)
         if options.data is not None:
-            request = _moved(request, options.data)
+            request = request.moved(options.data)
         try:
             source = self.sheet.open(request, tested["split"], options)
         except (FeatpipeError, OSError) as error:
@@ -158,15 +157,6 @@ class Pictures:
         for row, (image_id, name) in enumerate(zip(source.ids, names, strict=True)):
             if self._classes.get(image_id, "") == name:
                 self._rows[image_id] = (source, row)
-
-
-def _moved(request: SourceRequest, data: Path) -> SourceRequest:
-    """Return the request for a dataset that lies in another folder now."""
-    kind, _, path = request.dataset.partition(":")
-    if not path:
-        return dataclasses.replace(request, data=data)
-    inside = data / Path(path).name
-    return dataclasses.replace(request, dataset=f"{kind}:{inside if inside.exists() else data}")
 
 
 def sprite(images: Iterable[NDArray[np.uint8] | None], side: int, columns: int) -> str:

@@ -170,7 +170,7 @@ class FinetuneStep(ImageStep):
             )
 
     def _check_optimizer(self) -> None:
-        taken = _OPTIMIZER_OPTIONS[self.optimizer.lower()]
+        taken = _OPTIMIZER_OPTIONS[self.optimizer]
         given = {
             name
             for name in ("momentum", "nesterov", "betas", "eps")

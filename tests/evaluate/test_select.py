@@ -8,7 +8,7 @@ import pytest
 
 from featpipe import fingerprint
 from featpipe.errors import StoreError, UsageError
-from featpipe.evaluate.select import select_stores
+from featpipe.evaluate.select import select_stores, train_and_test
 from featpipe.steps import Context, SvmStep
 from featpipe.workspace import Workspace
 from tests.making import content, sealed
@@ -149,3 +149,14 @@ def test_features_of_two_backbones_are_never_mixed(put, tmp_path, other):
 def test_a_store_that_is_not_there(tmp_path):
     with pytest.raises(StoreError, match="no such feature store"):
         select(tmp_path, train=tmp_path / "none.h5")
+
+
+def test_a_model_may_be_asked_for_by_its_other_name(put, tmp_path):
+    train = put(model="cifar_resnet20")
+    found, _ = select_stores(SvmStep(model="resnet20"), Context(Workspace(tmp_path)))
+    assert found.path == train.path
+
+
+def test_unlabelled_rows_alone_are_refused():
+    with pytest.raises(StoreError, match="only unlabelled rows"):
+        train_and_test([])

@@ -129,6 +129,12 @@ def test_the_probe_of_a_start_is_chosen_on_validation_rows():
     assert first < toy.estimator().fit(X, y).epochs_[0]["train_loss"]
 
 
+def test_a_class_too_rare_for_validation_does_not_stop_the_probe():
+    X, y = toy.rows(64)
+    y = np.where(np.arange(64) < 62, np.arange(64) % 2, 2)
+    assert toy.estimator(head_init="probe").fit(X, y).probe_c_ is not None
+
+
 def test_plateau_lowers_the_rate_when_the_loss_stays():
     X, y = toy.rows()
     fitted = toy.estimator(schedule="plateau:0", lr=1e-6, max_epochs=3).fit(X, y)

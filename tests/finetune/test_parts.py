@@ -53,6 +53,13 @@ def test_rotation_turns_but_little():
     assert abs(int(turned[0, 0, 7, 7]) - 200) < 30
 
 
+def test_smoothing_counts_in_training_only():
+    output = torch.tensor([[9.0, 0.0, 0.0]]), torch.zeros(1, 2)
+    loss = HeadLoss(("cross-entropy",), 0.2, 3, 2)
+    assert loss.train()(output, torch.tensor([0])) > 1
+    assert loss.eval()(output, torch.tensor([0])) < 0.001
+
+
 @pytest.mark.parametrize(
     "wrong", ["cutout", "cutout:16", "crop:x", "crop:9", "rotation:200", "flip:1", "rotation:nan"]
 )

@@ -17,6 +17,7 @@ import pytest
 from featpipe.errors import RecipeError
 from featpipe.pipeline import Plan
 from featpipe.pipeline.ownership import claim
+from featpipe.pipeline.process import WorkerProcess
 from featpipe.pipeline.records import DONE, FAILED, NOT_RUN, UP_TO_DATE
 from featpipe.pipeline.worker import Reporting, carry_out, make_order
 from featpipe.recipe import parse_recipe, read_recipe
@@ -201,6 +202,18 @@ def test_ctrl_c_ends_with_130_a_summary_and_no_orphan(workspace):
     assert [task["status"] for task in outcome["tasks"]] == ["interrupted", "not run"]
     assert "continue with: featpipe run" in outcome["message"]
     assert ends(children[0]), "the worker outlives the run"
+
+
+def test_a_worker_that_died_between_two_tasks_fails_only_the_next(workspace):
+    order = make_order(STEPS["centroid"](train=workspace.root / "a.h5"), [], Context(workspace))
+    with WorkerProcess() as worker:
+        assert worker.run(order, lambda _: None)["event"] == "finished"
+        process = the_worker()
+        process.kill()
+        assert ends(process)
+        failed = worker.run(order, lambda _: None)
+        assert "SIGKILL" in failed["message"]
+        assert worker.run(order, lambda _: None)["event"] == "finished"
 
 
 class Greedy(Step):

@@ -6,6 +6,7 @@ import pytest
 
 from featpipe.errors import RecipeError, UsageError
 from featpipe.pipeline import Plan
+from featpipe.pipeline.worker import bind
 from featpipe.recipe import parse_recipe
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
@@ -52,6 +53,26 @@ def test_from_chooses_among_extractions_and_two_alike_get_names(plan_of):
         "knn[from=a]": ("a",),
         "knn[from=b]": ("b",),
     }
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["weights: [x/a.pt, y/a.pt]", "each: [{weights: x/a.pt}, {weights: y/a.pt}]"],
+    ids=["axis", "each"],
+)
+def test_files_of_one_name_in_two_folders_make_two_tasks(plan_of, choice):
+    plan = plan_of(f"  - {{step: finetune, model: resnet18, dataset: stl10, {choice}}}\n")
+    assert [task.name for task in plan.tasks] == [
+        "finetune[weights=x/a.pt]",
+        "finetune[weights=y/a.pt]",
+    ]
+
+
+def test_results_named_in_a_recipe_stand_beside_its_own(plan_of):
+    plan = plan_of(EXTRACT + "  - step: svm\n  - {step: compare, results: [old.json]}")
+    task = plan.tasks[-1]
+    bound = bind(task.step, [["one.json"], ["two.json"]])
+    assert bound.results == ("old.json", "one.json", "two.json")
 
 
 def test_steps_may_stand_in_any_order(plan_of):

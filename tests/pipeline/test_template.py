@@ -87,6 +87,15 @@ def test_a_file(context, tmp_path):
         guess_layout(tmp_path / "c.txt", context)
 
 
+def test_a_table_may_hold_images_without_label(context, tmp_path):
+    draw(tmp_path / "e", "1.png", "2.png", "3.png")
+    (tmp_path / "e.csv").write_text("path,label\ne/1.png,x\ne/2.png,y\ne/3.png,\n")
+    assert (
+        "2 classes; 3 images"
+        in write_recipe("mine", tmp_path / "e.csv", "resnet18", None, context).message
+    )
+
+
 def test_nothing_is_overwritten_and_nothing_is_guessed_from_nothing(context, tmp_path):
     (tmp_path / "d.yaml").touch()
     with pytest.raises(UsageError, match="exists already"):
