@@ -161,7 +161,7 @@ class _Job:
         return extract_source(source, self.backbone, path, options, record), True
 
     def find_store(self, source: ImageSource) -> FeatureStore | None:
-        """Return the store that the same request made from the same images, in under a second."""
+        """Return the store that the same request made from the same images; torch is not needed."""
         for path in sorted(self.folder.glob(f"{slug(source.split)}-*.h5")):
             try:
                 store = FeatureStore(path)
