@@ -36,7 +36,8 @@ SMALL: dict[str, str] = {
     "two_class_resnet34": "--set data={data} --set model=resnet18"
     " --set weights={weights}/resnet18-imagenet-pqf.safetensors",
     "cifar10_resnets": "--limit 1000 --set dataset=npz:{data}/cifar10/train_first4000.npz"
-    " --set epochs=4 --set batch-size=32 --set pretrained.weights={weights}/resnet50-imagenet-pqf.safetensors"
+    " --set epochs=4 --set batch-size=32"
+    " --set pretrained.weights={weights}/resnet50-imagenet-pqf.safetensors"
     " --set pretrained.image-size=64",
     "cifar10_bit": "--limit 100 --set dataset=npz:{data}/cifar10/train_first4000.npz"
     " --set weights=none --set image-size=32 --set epochs=1 --set batch-size=16",
