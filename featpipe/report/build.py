@@ -19,6 +19,7 @@ from featpipe.report.index import GENERATOR, write_index
 from featpipe.report.material import Group, Material, Method, gather
 from featpipe.report.options import ReportOptions
 from featpipe.report.render import render
+from featpipe.report.sweeps import sweep_charts
 from featpipe.results import Result, find_results
 from featpipe.steps import Context, Outcome, ReportStep
 from featpipe.workspace import atomic_write
@@ -149,7 +150,11 @@ def _group_values(
         "disagreements": gallery.disagreements(group, pictures, options.gallery),
         "few": [
             chart
-            for chart in (progress_charts.low_shot_chart(group), progress_charts.fold_chart(group))
+            for chart in (
+                progress_charts.low_shot_chart(group),
+                progress_charts.fold_chart(group),
+                *sweep_charts(group),
+            )
             if chart
         ],
     }
