@@ -20,6 +20,7 @@ from featpipe.evaluate.result import build_result, complete_result, outcome_of, 
 from featpipe.evaluate.workload import check_rows
 from featpipe.finetune.augment import Augmentation, Canvas
 from featpipe.finetune.classifier import HeadClassifier
+from featpipe.finetune.losses import HeadLoss
 from featpipe.finetune.material import Material
 from featpipe.finetune.module import NetworkFactory, count_parameters
 from featpipe.finetune.rows import ActivationDataset, StoreRows
@@ -49,7 +50,9 @@ def run_finetune(step: FinetuneStep, context: Context) -> Outcome:
     """Train and test what a step says, unless the same result exists already."""
     material = Material(step, context)
     trunk = material.trunk
-    Augmentation(step.augment or (), Canvas.of(trunk.preprocessing))  # refuses what is wrong
+    # Both refuse what is wrong or not installed, before anything is computed.
+    Augmentation(step.augment or (), Canvas.of(trunk.preprocessing))
+    HeadLoss(step.loss, n_classes=2, n_features=2)
     job = _Job(step, context, material)
     name = f"{slug(step.dataset)}-{trunk.name}-finetune-{job.key[:8]}"
     path = context.workspace.results / f"{name}.json"

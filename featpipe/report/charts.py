@@ -15,6 +15,7 @@ from featpipe.report.formats import percent
 from featpipe.report.material import Group, Material, Method
 
 MAX_CLASS_CURVES = 12  # more lines than these cannot be told apart
+_LOG_SPAN = 20
 _STEPS = 10_000  # curve coordinates are whole ten-thousandths: half the bytes of decimals
 
 
@@ -49,6 +50,11 @@ class Missing:
 def axis(label: str, low: float | None = None, high: float | None = None, **more: Any) -> Any:
     """Return an axis: its label, its limits where they are fixed, ``log``, ``format``."""
     return {"label": label, "low": low, "high": high, **more}
+
+
+def number_axis(label: str, values: Sequence[float]) -> Any:
+    """Return the axis of a parameter; one whose values span orders of magnitude is logarithmic."""
+    return axis(label, log=min(values) > 0 and max(values) / min(values) >= _LOG_SPAN)
 
 
 def series(name: str, x: Sequence[Any], y: Sequence[Any], **more: Any) -> dict[str, Any]:

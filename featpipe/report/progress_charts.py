@@ -7,13 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from featpipe.report.charts import Chart, Missing, axis, series
+from featpipe.report.charts import Chart, Missing, axis, number_axis, series
 from featpipe.report.formats import count
 from featpipe.report.material import Group, Method
 
 _NOT_PARAMETERS = {"accuracy", "converged", "sd", "seconds", "loss"}
 _FEW_LINES = 6
-_LOG_SPAN = 20  # a grid wider than this factor is read on a logarithmic axis
 
 
 def search_parts(method: Method) -> list[Chart | dict[str, Any]]:
@@ -49,11 +48,10 @@ def _search_lines(name: str, grids: Sequence[tuple[str, Any, Any]]) -> Chart:
             )
         )
     label = "C" if name == "c" else name  # as the literature writes it
-    logarithmic = values[0] > 0 and values[-1] / values[0] >= _LOG_SPAN
     spec = {
         "kind": "lines",
         "dots": True,
-        "x": axis(label, log=logarithmic),
+        "x": number_axis(label, values),
         "y": axis("validation accuracy", format="percent"),
         "series": lines,
     }

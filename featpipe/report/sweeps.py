@@ -6,13 +6,12 @@ import json
 from collections import defaultdict
 from typing import Any
 
-from featpipe.report.charts import Chart, axis, series
+from featpipe.report.charts import Chart, axis, number_axis, series
 from featpipe.report.material import Group, Method
 
 _LEAST_POINTS = 3  # two points are a comparison, and that is in the table
 _NO_SETTING = {"title", "train", "test", "force", "save_model", "data", "workers", "download"}
 _NO_SWEEP = {"seed", "split_seed"}  # more draws of the same, not more of something
-_LOG_SPAN = 20
 
 
 def sweep_charts(group: Group) -> list[Chart]:
@@ -48,7 +47,7 @@ def _sweep(key: str, group: Group) -> Chart | None:
     spec = {
         "kind": "lines",
         "dots": True,
-        "x": axis(label, log=min(values) > 0 and max(values) / min(values) >= _LOG_SPAN),
+        "x": number_axis(label, values),
         "y": axis("accuracy", format="percent"),
         "series": [
             series(

@@ -69,7 +69,10 @@ class FinetuneStep(ImageStep):
     epochs: int = option(20, help="Times the training rows are seen.", minimum=1)
     batch_size: int = option(64, help="Images per step.", minimum=1)
     optimizer: str = option(
-        "adam", help="How weights follow gradients.", registry="featpipe.finetune:OPTIMIZERS"
+        "adam",
+        help="How weights follow gradients.",
+        registry="featpipe.finetune:OPTIMIZERS",
+        grammar=grammar.bare_name,
     )
     lr: float = option(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
     momentum: float | None = option(None, help="Momentum of sgd and rmsprop.", minimum=0)

@@ -14,13 +14,22 @@ _MOST_NEURONS = 65_536
 _FREE = {"none", "cosine", "onecycle"}  # schedules without a number
 
 
-def protocol(text: str) -> tuple[str, float | None]:
-    """Read how rows are split, as its kind and its number.
+def bare_name(text: str) -> str:
+    """Read a name that takes no argument.
 
     Raises
     ------
     UsageError
         Here and below: if the text is not of this language.
+    """
+    name, colon, _ = text.partition(":")
+    if colon:
+        raise UsageError(f"{name!r} takes nothing behind a colon.", expected=name, got=text)
+    return name
+
+
+def protocol(text: str) -> tuple[str, float | None]:
+    """Read how rows are split, as its kind and its number.
 
     Examples
     --------

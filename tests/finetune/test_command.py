@@ -14,6 +14,7 @@ from featpipe.datasets import DatasetOptions, open_source
 from featpipe.errors import (
     FeatpipeError,
     ImageError,
+    MissingExtraError,
     ResultError,
     UnknownNameError,
     UsageError,
@@ -185,6 +186,7 @@ def test_a_head_of_other_classes_or_weights_is_refused(finetune, context, tmp_pa
         ({"head": "mpl:50"}, "did you mean 'mlp'"),
         ({"views": 3}, "augmented views"),
         ({"betas": "0.9,0.99,0.999"}, "takes two numbers"),
+        ({"optimizer": "adam:1"}, "nothing behind a colon"),
         ({"optimizer": "sgd", "momentum": 1.5}, "must be below 1"),
         ({"lr": 1e40}, "at most 1e+12"),
         ({"seed": 2**40}, "at most"),
@@ -219,6 +221,13 @@ def test_what_is_wrong_by_itself_is_refused_before_anything_is_stored(finetune, 
     for options in ({"protocol": "kfold:1"}, {"schedule": "multistep"}, {"views": 3}):
         with pytest.raises(UsageError):
             finetune(**options)
+    assert not context.workspace.activations.exists()
+
+
+def test_a_missing_extra_is_named_before_anything_is_stored(finetune, context, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pytorch_metric_learning", None)
+    with pytest.raises(MissingExtraError, match="metric"):
+        finetune(loss="triplet:1")
     assert not context.workspace.activations.exists()
 
 
