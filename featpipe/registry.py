@@ -1,18 +1,22 @@
 """Named things that are imported only when they are used.
 
-A registry maps a name to ``"module:attribute"``. Names can therefore be listed, checked and
-completed without importing torch or scikit-learn.
+A registry knows the names of its built-in entries, and of those that other installed packages
+bring as entry points, before anything is imported: names are listed, checked and completed without
+torch or scikit-learn.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
-from featpipe.errors import UnknownNameError
+from featpipe.errors import UnknownNameError, UsageError
+
+T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -25,6 +29,127 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"did you mean {nearest[0]!r}? " if nearest else ""
+
+
+def summary_of(entry: Any) -> str:
+    """Return one line about a registered object: its ``summary``, or its docstring's first line."""
+    text = getattr(entry, "summary", None) or (entry.__doc__ or "").strip().partition("\n")[0]
+    return str(text)
+
+
+class Registry(Generic[T]):
+    """Objects of one kind by name; each has a ``name`` and says in one line what it is.
+
+    Parameters
+    ----------
+    kind : str
+        What is registered, in the singular, as it appears in messages (``"model"``). Other
+        packages register theirs as entry points of the group ``featpipe.KINDs``.
+    builtin : mapping of str to str
+        Names of the built-in entries, each with the module that registers it.
+    aliases : mapping of str to str, optional
+        Other names of entries.
+
+    Examples
+    --------
+    >>> shapes = Registry("shape")
+    >>> @shapes.register
+    ... class Circle:
+    ...     '''Round.'''
+    ...     name = "circle"
+    >>> shapes.get("circle").__name__, summary_of(Circle)
+    ('Circle', 'Round.')
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        builtin: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.group = f"featpipe.{kind.replace(' ', '_')}s"
+        self._modules = dict(builtin or {})
+        self._aliases = dict(aliases or {})
+        self._loaded: dict[str, T] = {}
+
+    @cached_property
+    def _entry_points(self) -> dict[str, Any]:
+        """Entry points of other packages by name; a name of ours cannot be taken over."""
+        from importlib.metadata import entry_points  # noqa: PLC0415 - a fifth of `--help`
+
+        found = {point.name: point for point in entry_points(group=self.group)}
+        if taken := sorted(set(found) & {*self._modules, *self._aliases}):
+            raise UsageError(
+                f"The package {found[taken[0]].dist.name!r} registers a {self.kind} named "
+                f"{taken[0]!r}, which is a {self.kind} of featpipe.",
+                next_step="uninstall that package, or ask its authors to choose another name",
+            )
+        return found
+
+    def register(self, entry: T) -> T:
+        """Register an object under its ``name``; to be used as a decorator."""
+        self._loaded[entry.name] = entry  # type: ignore[attr-defined]
+        return entry
+
+    def names(self) -> list[str]:
+        """Return all names, aliases left out; nothing is imported."""
+        return list(dict.fromkeys([*self._modules, *self._entry_points, *self._loaded]))
+
+    def canonical(self, name: str) -> str:
+        """Return the name that an alias means; nothing is imported.
+
+        Raises
+        ------
+        UnknownNameError
+            If no entry has this name; the message gives the nearest one.
+        """
+        found = self._aliases.get(name, name)
+        if found not in self._modules and found not in self._loaded:
+            known = self.names()
+            if found not in known:
+                raise UnknownNameError(
+                    f"There is no {self.kind} named {name!r}.",
+                    expected=", ".join(known),
+                    next_step=did_you_mean(name, [*known, *self._aliases]).strip() or None,
+                )
+        return found
+
+    def aliases_of(self, name: str) -> list[str]:
+        """Return the other names of an entry."""
+        return [alias for alias, target in self._aliases.items() if target == name]
+
+    def get(self, name: str) -> T:
+        """Return the object registered under a name or alias; its module is imported.
+
+        Raises
+        ------
+        UnknownNameError
+            If no entry has this name.
+        UsageError
+            If the package that brings it cannot be imported.
+        """
+        name = self.canonical(name)
+        if name not in self._loaded:
+            if name in self._modules:
+                importlib.import_module(self._modules[name])
+            else:
+                point = self._entry_points[name]
+                try:
+                    self._loaded[name] = point.load()
+                except Exception as error:  # whatever another package may raise
+                    raise UsageError(
+                        f"The {self.kind} {name!r} cannot be loaded: {error}",
+                        where=f"{point.value} of the package {point.dist.name}",
+                        next_step="repair or uninstall that package",
+                    ) from error
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._aliases or name in self.names()
+
+    def __iter__(self) -> Iterator[T]:
+        return (self.get(name) for name in self.names())
 
 
 @dataclass(frozen=True)
@@ -42,7 +167,7 @@ class Entry:
         return getattr(importlib.import_module(module), attribute)
 
 
-class Registry:
+class OldRegistry:
     """Names of one kind, each with the place of its object.
 
     Parameters
@@ -52,7 +177,7 @@ class Registry:
 
     Examples
     --------
-    >>> shapes = Registry("shape")
+    >>> shapes = OldRegistry("shape")
     >>> shapes.add("ordered", "collections:OrderedDict", "a dict that keeps its order")
     >>> shapes.load("ordered").__name__
     'OrderedDict'

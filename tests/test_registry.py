@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from featpipe.backbones import MODELS
 from featpipe.datasets import DATASETS
 from featpipe.errors import UnknownNameError
-from featpipe.registry import Registry, did_you_mean
+from featpipe.registry import OldRegistry, did_you_mean
 
 
 @pytest.fixture
-def shapes() -> Registry:
-    registry = Registry("shape")
+def shapes() -> OldRegistry:
+    registry = OldRegistry("shape")
     registry.add("ordered", "collections:OrderedDict", "a dict that keeps order", ["od"])
     registry.add("broken", "no_such_module:thing", "never imported")
     return registry
 
 
-def test_nothing_is_imported_before_it_is_loaded(shapes: Registry) -> None:
+def test_nothing_is_imported_before_it_is_loaded(shapes: OldRegistry) -> None:
     assert shapes.names() == ["ordered", "broken"]
     assert "broken" in shapes
     assert shapes.entry("broken").summary == "never imported"
@@ -30,13 +30,13 @@ def test_nothing_is_imported_before_it_is_loaded(shapes: Registry) -> None:
         shapes.load("broken")
 
 
-def test_aliases_mean_the_same(shapes: Registry) -> None:
+def test_aliases_mean_the_same(shapes: OldRegistry) -> None:
     assert shapes.load("od") is shapes.load("ordered")
     assert "od" in shapes
     assert len(shapes) == len(list(shapes)) == 2
 
 
-def test_an_unknown_name_names_kind_nearest_and_all(shapes: Registry) -> None:
+def test_an_unknown_name_names_kind_nearest_and_all(shapes: OldRegistry) -> None:
     with pytest.raises(UnknownNameError) as caught:
         shapes.entry("orderd")
     text = str(caught.value)
@@ -53,7 +53,7 @@ def test_any_other_name_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("registry", [MODELS, DATASETS], ids=lambda registry: registry.kind)
-def test_every_registered_target_exists(registry: Registry) -> None:
+def test_every_registered_target_exists(registry: OldRegistry) -> None:
     for entry in registry:
         assert entry.load() is not None, entry
         assert entry.summary

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from featpipe.assets import GLYPHNET
 from featpipe.errors import WeightsError
 from featpipe.fingerprint import FileHashes
-from featpipe.registry import Registry
+from featpipe.registry import OldRegistry
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["MODELS", "WEIGHTS_SUFFIXES", "load_backbone", "weights_file"]
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
-MODELS = Registry("model")
+MODELS = OldRegistry("model")
 MODELS.add(
     "glyphnet",
     "featpipe.backbones.glyphnet:glyphnet",

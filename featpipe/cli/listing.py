@@ -6,7 +6,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from featpipe.cli.session import Session, with_session
-from featpipe.registry import Registry
+from featpipe.registry import OldRegistry
 from featpipe.steps import Outcome
 
 
@@ -63,7 +63,7 @@ def results(session: Session) -> None:
     session.finish(Outcome("done", message, table=rows))
 
 
-def _listed(registry: Registry) -> Outcome:
+def _listed(registry: OldRegistry) -> Outcome:
     rows = [
         {"name": entry.name, "also": ", ".join(entry.aliases), "what": entry.summary}
         for entry in registry

@@ -9,7 +9,7 @@ from featpipe.datasets.base import UNLABELLED, ImageSource
 from featpipe.datasets.definition import Dataset, DatasetOptions, unknown_split
 from featpipe.datasets.subset import Subset, class_balanced_rows, keep_classes
 from featpipe.errors import UsageError
-from featpipe.registry import Registry
+from featpipe.registry import OldRegistry
 
 __all__ = [
     "DATASETS",
@@ -23,7 +23,7 @@ __all__ = [
     "splits_of",
 ]
 
-DATASETS = Registry("dataset")
+DATASETS = OldRegistry("dataset")
 for _name, _target, _summary in (
     ("stl10", "stl10:Stl10", "STL-10, 96 × 96, ten classes, ten official folds (downloads)"),
     ("cifar10", "cifar:Cifar10", "CIFAR-10, 32 × 32, ten classes (downloads)"),

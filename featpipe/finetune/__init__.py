@@ -6,11 +6,11 @@ Names are known here without torch; see ``docs/finetuning.md``.
 from __future__ import annotations
 
 from featpipe.backbones import MODELS
-from featpipe.registry import Registry
+from featpipe.registry import OldRegistry
 
 __all__ = ["AUGMENTATIONS", "HEADS", "LOSSES", "NETWORKS", "OPTIMIZERS", "SCHEDULES"]
 
-NETWORKS = Registry("network")
+NETWORKS = OldRegistry("network")
 for _entry in MODELS:
     NETWORKS.add(_entry.name, _entry.target, _entry.summary, _entry.aliases)
 for _name, _target, _summary in (
@@ -24,11 +24,11 @@ for _name, _target, _summary in (
 ):
     NETWORKS.add(_name, f"featpipe.finetune.networks.{_target}", f"untrained: {_summary}")
 
-HEADS = Registry("head")
+HEADS = OldRegistry("head")
 HEADS.add("linear", "featpipe.finetune.head:linear", "one linear layer")
 HEADS.add("mlp", "featpipe.finetune.head:mlp", "mlp:N, N hidden neurons (ReLU), then the classes")
 
-OPTIMIZERS = Registry("optimizer")
+OPTIMIZERS = OldRegistry("optimizer")
 for _name, _class, _summary in (
     ("sgd", "SGD", "stochastic gradient descent: momentum, nesterov"),
     ("adam", "Adam", "Kingma and Ba 2014: betas, eps"),
@@ -38,7 +38,7 @@ for _name, _class, _summary in (
 ):
     OPTIMIZERS.add(_name, f"torch.optim:{_class}", _summary)
 
-SCHEDULES = Registry("schedule")
+SCHEDULES = OldRegistry("schedule")
 for _name, _summary in (
     ("none", "the learning rate stays"),
     ("multistep", "multistep:80,120, divided by ten at the end of these epochs"),
@@ -48,14 +48,14 @@ for _name, _summary in (
 ):
     SCHEDULES.add(_name, f"featpipe.finetune.schedules:{_name}", _summary)
 
-LOSSES = Registry("loss")
+LOSSES = OldRegistry("loss")
 LOSSES.add("cross-entropy", "torch.nn:CrossEntropyLoss", "always part of the loss")
 LOSSES.add(
     "triplet", "featpipe.finetune.losses:triplet", "triplet:W, plus W × triplet (extra: metric)"
 )
 LOSSES.add("center", "featpipe.finetune.losses:CenterLoss", "center:W, plus W × center loss")
 
-AUGMENTATIONS = Registry("augmentation")
+AUGMENTATIONS = OldRegistry("augmentation")
 for _name, _summary in (
     ("crop", "crop:N, N pixels padded, then cut at a random place"),
     ("flip", "mirrored left to right, half of the time"),
