@@ -28,7 +28,7 @@ from featpipe.finetune.material import Material
 from featpipe.finetune.settings import make_estimator, make_factory
 from featpipe.provenance import environment, now
 from featpipe.results import Result
-from featpipe.steps import Context, ExtractStep, FinetuneStep, SvmStep
+from featpipe.steps.old import Context, ExtractStep, FinetuneStep, SvmStep
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
 

@@ -27,7 +27,7 @@ from featpipe.evaluate.methods import Evaluated
 from featpipe.evaluate.protocol import RowSet, Split
 from featpipe.evaluate.result import build_result, save_result
 from featpipe.provenance import environment
-from featpipe.steps import Context, LogisticStep, SvmStep
+from featpipe.steps.old import Context, LogisticStep, SvmStep
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
 

@@ -44,6 +44,7 @@ class FeatpipeError(Exception):
     """
 
     exit_code = 1
+    option = ""  # name of the step's option whose value is wrong, where one is
 
     def __init__(
         self,

@@ -1,48 +1,106 @@
 """How long work tells how far it is, without knowing who listens.
 
-The library reports to a :class:`Progress`; the command line shows it as a bar, as JSON lines or
-not at all.
+Work reports to a :class:`Progress`; whoever shows it (a bar, JSON lines, the parent of a worker
+process) gets :class:`Event` records, all of one shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 
-class Task(Protocol):
-    """One piece of work under way."""
+@dataclass(frozen=True)
+class Event:
+    """One thing that running work tells.
 
-    def advance(self, steps: int = 1, **facts: Any) -> None:
-        """Say that ``steps`` more units are done; ``facts`` are shown beside the bar."""
+    Parameters
+    ----------
+    event : {"started", "progress", "note"}
+        A task of a recipe starts; work goes on; something the user should know.
+    message : str
+        The note, or what is worked on.
+    done, total : int
+        Units of work; of ``started``, the number of the task and of all tasks.
+    facts : mapping
+        What is shown beside the bar.
+    task : str
+        Name of the recipe's task; empty for a command.
+    """
+
+    event: str
+    message: str = ""
+    done: int = 0
+    total: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the event as JSON-like values, without what a note has not."""
+        values = {"event": self.event, "message": self.message}
+        if self.event != "note":
+            values |= {"done": self.done, "total": self.total, **self.facts}
+        return {**values, **({"task": self.task} if self.task else {})}
 
 
-class Progress(Protocol):
-    """Where work reports to."""
+class Progress:
+    """Where work reports to.
 
-    def task(self, label: str, total: int, done: int = 0) -> Any:
-        """Context manager that yields a :class:`Task` of ``total`` units, ``done`` of them done."""
+    Parameters
+    ----------
+    listener : callable
+        Gets every event, progress at most once in ``seconds_between``.
+    seconds_between : float
+    """
+
+    def __init__(self, listener: Callable[[Event], None], seconds_between: float = 0.2) -> None:
+        self._listener = listener
+        self._seconds_between = seconds_between
 
     def note(self, message: str) -> None:
         """Tell the user one line that matters."""
-
-
-class _SilentTask:
-    def advance(self, steps: int = 1, **facts: Any) -> None:
-        pass
-
-
-class Silent:
-    """The default of the Python API: says nothing."""
+        self._listener(Event("note", message))
 
     @contextmanager
-    def task(self, label: str, total: int, done: int = 0) -> Iterator[_SilentTask]:
-        """Yield a task that ignores what it is told."""
-        yield _SilentTask()
+    def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:
+        """Yield a :class:`Task` of ``total`` units, ``done`` of them done."""
+        task = Task(self._listener, self._seconds_between, label, total, done)
+        task.emit()
+        yield task
+        task.emit()
 
-    def note(self, message: str) -> None:
-        """Ignore the line."""
+
+class Task:
+    """One piece of work under way."""
+
+    def __init__(
+        self,
+        listener: Callable[[Event], None],
+        seconds_between: float,
+        label: str,
+        total: int,
+        done: int,
+    ) -> None:
+        self._listener = listener
+        self._seconds_between = seconds_between
+        self._label, self._total, self._done = label, total, done
+        self._facts: Mapping[str, Any] = {}
+        self._emitted = 0.0
+
+    def advance(self, steps: int = 1, **facts: Any) -> None:
+        """Say that ``steps`` more units are done; ``facts`` are shown beside the bar."""
+        self._done += steps
+        self._facts = facts
+        if time.monotonic() - self._emitted > self._seconds_between:
+            self.emit()
+
+    def emit(self) -> None:
+        """Tell how far the work is now."""
+        self._listener(Event("progress", self._label, self._done, self._total, self._facts))
+        self._emitted = time.monotonic()
 
 
-SILENT = Silent()
+SILENT = Progress(lambda event: None)

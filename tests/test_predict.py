@@ -13,7 +13,7 @@ from featpipe.datasets import DatasetOptions, open_source
 from featpipe.errors import ResultError
 from featpipe.predict import open_predictor, predict
 from featpipe.results import Result
-from featpipe.steps import Context, ExtractStep, FinetuneStep, SvmStep
+from featpipe.steps.old import Context, ExtractStep, FinetuneStep, SvmStep
 from featpipe.workspace import Workspace
 
 DIGITS = {"model": "glyphnet", "dataset": "digits", "limit": 60, "device": "cpu"}

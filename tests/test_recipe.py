@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from featpipe.errors import FeatpipeError, RecipeError, UsageError
 from featpipe.recipe import parse_recipe, read_recipe
 from featpipe.recipe.located import read_located
-from featpipe.steps import ExtractStep, SvmStep
+from featpipe.steps.old import ExtractStep, SvmStep
 
 RECIPES = Path(__file__).resolve().parents[1] / "pipelines"
 EXTRACT = "  - {step: extract, model: resnet18, dataset: stl10}\n"

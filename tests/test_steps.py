@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featpipe.errors import FeatpipeError, UsageError
-from featpipe.steps import STEPS, ExtractStep, Outcome, Step, SvmStep, options_of
-from featpipe.steps.base import Context, option
+from featpipe.steps.old import STEPS, ExtractStep, Outcome, Step, SvmStep, options_of
+from featpipe.steps.oldbase import Context, option
 
 RIGHT = {"model": "resnet50", "dataset": "stl10"}
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from featpipe.errors import FeatpipeError
-from featpipe.steps import Outcome
+from featpipe.steps.old import Outcome
 
 _EVENT_SECONDS = 1.0
 

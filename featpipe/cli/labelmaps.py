@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from featpipe.cli.session import Session, with_session
-from featpipe.steps import Outcome
+from featpipe.steps.old import Outcome
 
 
 @click.group(help="Show and check label maps.")

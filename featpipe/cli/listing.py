@@ -7,7 +7,7 @@ from click.shell_completion import get_completion_class
 
 from featpipe.cli.session import Session, with_session
 from featpipe.registry import OldRegistry
-from featpipe.steps import Outcome
+from featpipe.steps.old import Outcome
 
 
 def command(name: str) -> click.Command:

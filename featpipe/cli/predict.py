@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from featpipe.cli.session import Session, with_session
-from featpipe.steps import Outcome
+from featpipe.steps.old import Outcome
 
 
 def command(_: str) -> click.Command:

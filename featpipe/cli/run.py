@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from featpipe.cli.session import Session, jobs_option, with_session
-from featpipe.steps import Outcome
+from featpipe.steps.old import Outcome
 
 
 def command(name: str) -> click.Command:

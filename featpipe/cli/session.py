@@ -13,7 +13,7 @@ import click
 
 from featpipe.cli.console import Console, make_console
 from featpipe.errors import UsageError
-from featpipe.steps import Context, Outcome
+from featpipe.steps.old import Context, Outcome
 from featpipe.workspace import Workspace
 
 

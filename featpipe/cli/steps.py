@@ -8,7 +8,7 @@ import click
 
 from featpipe.cli.session import Session, jobs_option, with_session
 from featpipe.errors import UnknownNameError
-from featpipe.steps import STEPS, OptionSpec, Step, options_of
+from featpipe.steps.old import STEPS, OptionSpec, Step, options_of
 
 _METAVARS = {int: "N", float: "X"}
 

@@ -9,7 +9,7 @@ import click
 
 from featpipe.cli.session import Session, with_session
 from featpipe.errors import StoreError
-from featpipe.steps import Outcome
+from featpipe.steps.old import Outcome
 
 
 @click.group(help="List, describe, verify and export feature stores.")

@@ -17,7 +17,7 @@ from featpipe.evaluate.protocol import Split, low_shot
 from featpipe.labelmap import LabelMap, SourceClasses, for_pair
 from featpipe.probes import MappedClassifier, Probe, probe_of
 from featpipe.probes.probe import n_parameters
-from featpipe.steps import Context, ProbeStep, ZeroshotStep
+from featpipe.steps.old import Context, ProbeStep, ZeroshotStep
 from featpipe.store import FeatureStore
 
 

@@ -10,7 +10,7 @@ from featpipe.evaluate.assemble import low_shot_curve, prediction_table, summari
 from featpipe.evaluate.methods import Evaluated
 from featpipe.provenance import environment, now
 from featpipe.results import PredictionTable, Result
-from featpipe.steps import Context, Outcome, Step
+from featpipe.steps.old import Context, Outcome, Step
 from featpipe.store import FeatureStore
 
 

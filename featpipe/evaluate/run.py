@@ -13,7 +13,7 @@ from featpipe.evaluate.select import select_stores
 from featpipe.naming import slug
 from featpipe.provenance import package_version
 from featpipe.results import Result
-from featpipe.steps import Context, EvaluationStep, Outcome, ProbeStep, ZeroshotStep
+from featpipe.steps.old import Context, EvaluationStep, Outcome, ProbeStep, ZeroshotStep
 from featpipe.store import FeatureStore
 
 EVALUATION_VERSION = 1  # raised when the same settings would give other numbers

@@ -23,7 +23,7 @@ from featpipe.extract.engine import (
 from featpipe.extract.sources import SourceRequest
 from featpipe.naming import short_name, slug
 from featpipe.provenance import package_version
-from featpipe.steps import Context, ExtractStep, Outcome
+from featpipe.steps.old import Context, ExtractStep, Outcome
 from featpipe.store import FeatureStore
 from featpipe.workspace import user_path
 

@@ -9,7 +9,7 @@ from typing import Any
 from featpipe.datasets import DatasetOptions, Subset, class_balanced_rows, open_source
 from featpipe.datasets.base import ImageSource
 from featpipe.fingerprint import FileHashes
-from featpipe.steps import Context, ImageStep
+from featpipe.steps.old import Context, ImageStep
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from featpipe.finetune.trunk import Trunk
 from featpipe.naming import slug
 from featpipe.provenance import package_version
 from featpipe.results import Result
-from featpipe.steps import Context, FinetuneStep, Outcome
+from featpipe.steps.old import Context, FinetuneStep, Outcome
 
 FINETUNE_VERSION = 2  # raised when the same settings would give other numbers
 

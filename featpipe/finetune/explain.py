@@ -18,7 +18,7 @@ from featpipe.finetune.gradcam import choose_layer, grad_cam, overlay
 from featpipe.finetune.saved import TrainedHead, load_head
 from featpipe.fingerprint import of_mapping
 from featpipe.results import PredictionTable, Result, find_results
-from featpipe.steps import Context, ExplainStep, Outcome
+from featpipe.steps.old import Context, ExplainStep, Outcome
 from featpipe.workspace import atomic_write
 
 _BATCH = 8

@@ -6,7 +6,7 @@ from featpipe.datasets import splits_of
 from featpipe.datasets.base import ImageSource
 from featpipe.errors import UsageError
 from featpipe.extract.sources import SourceRequest
-from featpipe.steps import Context, FinetuneStep
+from featpipe.steps.old import Context, FinetuneStep
 
 
 def open_images(step: FinetuneStep, context: Context, *, download: bool) -> list[ImageSource]:

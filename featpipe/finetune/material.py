@@ -22,7 +22,7 @@ from featpipe.finetune.stages import Cut, cut_of
 from featpipe.finetune.trunk import Trunk, load_trunk
 from featpipe.fingerprint import FileHashes
 from featpipe.naming import IMAGE_LAYER, slug
-from featpipe.steps import Context, FinetuneStep
+from featpipe.steps.old import Context, FinetuneStep
 from featpipe.store import FeatureStore
 
 

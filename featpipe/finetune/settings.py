@@ -13,7 +13,7 @@ from featpipe.finetune.classifier import HeadClassifier
 from featpipe.finetune.module import NetworkFactory
 from featpipe.finetune.stages import Cut, cut_of
 from featpipe.finetune.trunk import Trunk, TrunkRequest
-from featpipe.steps import FinetuneStep
+from featpipe.steps.old import FinetuneStep
 
 
 def trunk_request(step: FinetuneStep) -> TrunkRequest:

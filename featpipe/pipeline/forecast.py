@@ -14,7 +14,7 @@ from featpipe.errors import FeatpipeError
 from featpipe.pipeline.task import Task, gives_result
 from featpipe.pipeline.worker import bind
 from featpipe.results import Result, scan_results
-from featpipe.steps import Context, EvaluationStep, ExtractStep, FinetuneStep
+from featpipe.steps.old import Context, EvaluationStep, ExtractStep, FinetuneStep
 from featpipe.store import FeatureStore, scan_stores
 
 UNKNOWN = "unknown"

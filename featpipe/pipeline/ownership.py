@@ -13,7 +13,7 @@ from pathlib import Path
 from featpipe.errors import RecipeError
 from featpipe.pipeline.task import Task
 from featpipe.recipe import Recipe
-from featpipe.steps import CompareStep, ReportStep
+from featpipe.steps.old import CompareStep, ReportStep
 from featpipe.workspace import Workspace, atomic_write
 
 Book = dict[str, dict[str, str]]

@@ -11,7 +11,7 @@ from featpipe.pipeline.records import Record, RunSummary
 from featpipe.pipeline.task import Task, only
 from featpipe.pipeline.tasks import make_tasks
 from featpipe.recipe import Recipe
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 
 if TYPE_CHECKING:
     from featpipe.pipeline.forecast import Forecast

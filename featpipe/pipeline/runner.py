@@ -19,7 +19,7 @@ from featpipe.pipeline.records import (
 from featpipe.pipeline.task import Task
 from featpipe.pipeline.worker import make_order
 from featpipe.recipe import Recipe
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 
 
 class Observer(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from featpipe.errors import UsageError
 from featpipe.registry import did_you_mean
-from featpipe.steps import CompareStep, ExplainStep, ExtractStep, ReportStep, Step
+from featpipe.steps.old import CompareStep, ExplainStep, ExtractStep, ReportStep, Step
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from featpipe.backbones import MODELS
 from featpipe.pipeline.task import Task, file_part, gives_result, in_order
 from featpipe.recipe import PENDING, Recipe, RecipeStep, Variant
-from featpipe.steps import (
+from featpipe.steps.old import (
     CompareStep,
     EvaluationStep,
     ExplainStep,

@@ -16,7 +16,7 @@ from featpipe.errors import DataError, UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.recipe import parse_recipe
 from featpipe.recipe.checks import A_NAME, is_name
-from featpipe.steps import Context, Outcome
+from featpipe.steps.old import Context, Outcome
 from featpipe.workspace import atomic_write
 
 _FEW = 2  # one image of a class cannot both train and test

@@ -19,7 +19,7 @@ from featpipe.pipeline.records import FAILED, Record
 from featpipe.pipeline.task import Task, file_part, gives_result
 from featpipe.recipe import Recipe
 from featpipe.results import Result
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 
 
 def make_tracker(kind: str, recipe: Recipe, context: Context) -> Tracker:

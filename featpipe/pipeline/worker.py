@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from featpipe.errors import FeatpipeError
 from featpipe.pipeline.process import TERMINATED
-from featpipe.steps import (
+from featpipe.steps.old import (
     STEPS,
     CompareStep,
     Context,

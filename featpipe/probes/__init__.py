@@ -6,7 +6,7 @@ from featpipe.probes.linear import logistic_probe, svm_probe
 from featpipe.probes.mapped import MappedClassifier
 from featpipe.probes.neighbours import NearestMean, centroid_probe, knn_probe
 from featpipe.probes.probe import Probe
-from featpipe.steps import CentroidStep, KnnStep, LogisticStep, ProbeStep, SvmStep
+from featpipe.steps.old import CentroidStep, KnnStep, LogisticStep, ProbeStep, SvmStep
 
 __all__ = [
     "MappedClassifier",

@@ -12,7 +12,7 @@ from featpipe.recipe.checks import Options, known_keys, mapping_of, name_of, nor
 from featpipe.recipe.located import Located
 from featpipe.recipe.model import PENDING, RecipeStep, Variant
 from featpipe.registry import did_you_mean
-from featpipe.steps import STEPS, OptionSpec, Step, options_of
+from featpipe.steps.old import STEPS, OptionSpec, Step, options_of
 
 _STEP_KEYS = ("step", "name", "from", "grid", "each")
 _MAX_TASKS = 2_000

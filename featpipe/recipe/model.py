@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featpipe.errors import RecipeError
-from featpipe.steps import Step
+from featpipe.steps.old import Step
 
 PENDING = "(made by this recipe)"  # stands for a required option until the plan fills it in
 

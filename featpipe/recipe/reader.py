@@ -10,7 +10,7 @@ from featpipe.recipe.checks import Options, known_keys, mapping_of, name_of, nor
 from featpipe.recipe.entries import EntryReader, Override
 from featpipe.recipe.located import Located, locate, read_located
 from featpipe.recipe.model import Recipe
-from featpipe.steps import STEPS, options_of
+from featpipe.steps.old import STEPS, options_of
 
 _TOP_KEYS = ("name", "about", "defaults", "steps")
 

@@ -21,7 +21,7 @@ from featpipe.report.options import ReportOptions
 from featpipe.report.render import render
 from featpipe.report.sweeps import sweep_charts
 from featpipe.results import Result, find_results
-from featpipe.steps import Context, Outcome, ReportStep
+from featpipe.steps.old import Context, Outcome, ReportStep
 from featpipe.workspace import atomic_write
 
 

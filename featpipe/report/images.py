@@ -17,7 +17,7 @@ from featpipe.errors import FeatpipeError
 from featpipe.extract.sources import SourceRequest
 from featpipe.report.material import Group
 from featpipe.report.options import ReportOptions
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 
 THUMBNAIL = 96  # pixels of the longer side
 _LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right

@@ -1,56 +1,27 @@
-"""All steps: what a command does, what a recipe is made of."""
+"""Steps: what a command does, what a recipe is made of, and how recipes are planned and run.
+
+Nothing in this package knows a kind of step; each registers itself in :data:`STEPS`.
+"""
 
 from __future__ import annotations
 
-from featpipe.steps.base import Context, OptionSpec, Outcome, Step, options_of
-from featpipe.steps.extract import ExtractStep
-from featpipe.steps.finetune import ExplainStep, FinetuneStep
-from featpipe.steps.images import ImageStep
-from featpipe.steps.probes import (
-    CentroidStep,
-    EvaluationStep,
-    KnnStep,
-    LogisticStep,
-    ProbeStep,
-    SvmStep,
-    ZeroshotStep,
+from featpipe.registry import Registry
+from featpipe.steps.base import Context, Needs, Outcome, Status, Step, option, options_of
+
+__all__ = ["STEPS", "Context", "Needs", "Outcome", "Status", "Step", "option", "options_of"]
+
+STEPS: Registry[type[Step]] = Registry(
+    "step",
+    {
+        "extract": "featpipe.extract.step",
+        "svm": "featpipe.probes.svm",
+        "logistic": "featpipe.probes.logistic",
+        "knn": "featpipe.probes.neighbours",
+        "centroid": "featpipe.probes.nearest_mean",
+        "zeroshot": "featpipe.probes.zeroshot",
+        "finetune": "featpipe.finetune.step",
+        "explain": "featpipe.finetune.explain",
+        "compare": "featpipe.statistics.comparison",
+        "report": "featpipe.report.step",
+    },
 )
-from featpipe.steps.report import CompareStep, ReportStep
-
-STEPS: dict[str, type[Step]] = {
-    step.kind: step
-    for step in (
-        ExtractStep,
-        SvmStep,
-        LogisticStep,
-        KnnStep,
-        CentroidStep,
-        ZeroshotStep,
-        FinetuneStep,
-        ExplainStep,
-        CompareStep,
-        ReportStep,
-    )
-}
-
-__all__ = [
-    "STEPS",
-    "CentroidStep",
-    "CompareStep",
-    "Context",
-    "EvaluationStep",
-    "ExplainStep",
-    "ExtractStep",
-    "FinetuneStep",
-    "ImageStep",
-    "KnnStep",
-    "LogisticStep",
-    "OptionSpec",
-    "Outcome",
-    "ProbeStep",
-    "ReportStep",
-    "Step",
-    "SvmStep",
-    "ZeroshotStep",
-    "options_of",
-]

@@ -1,71 +1,32 @@
-"""What a step is: one definition gives its YAML keys, its options, their help and their checks.
+"""What a step is: one class gives the command, the YAML keys, the identity and the plan.
 
-A step is a frozen dataclass whose fields are made by :func:`option`. Nothing here knows what a
-step does; ``runner`` names the function that does it, imported when the step runs.
+A step is a frozen dataclass whose fields are made by :func:`option`. Its class says what it needs
+and what it makes; everything that plans, names, skips or runs steps asks the step and never its
+kind. Modules that define steps import nothing heavy: what a step does is imported in ``run``.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import importlib
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from featpipe.errors import UsageError
+from featpipe import fingerprint
+from featpipe.errors import FeatpipeError, MissingExtraError, UsageError
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import OldRegistry, did_you_mean
+from featpipe.registry import Registry, did_you_mean
 from featpipe.workspace import Workspace, user_path
 
 LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
 
-
-def option(  # noqa: PLR0913 - one keyword per property of an option
-    default: Any = MISSING,
-    *,
-    help: str,
-    choices: tuple[str, ...] | None = None,
-    registry: str | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    grammar: Callable[[str], Any] | None = None,
-    positional: bool = False,
-) -> Any:
-    """Declare an option of a step.
-
-    Parameters
-    ----------
-    default : object
-        Left out: the option is required.
-    help : str
-        One sentence for ``--help``.
-    choices : tuple of str, optional
-        The only values allowed.
-    registry : str, optional
-        ``"module:REGISTRY"`` that must know the name; ``name:argument`` looks up ``name``.
-    minimum, maximum : float, optional
-        Smallest and largest number allowed.
-    grammar : callable, optional
-        Reads the value's small language and raises ``UsageError`` where it is none of it; see
-        :mod:`featpipe.steps.grammar`.
-    positional : bool
-        Whether the command line takes it without ``--name``.
-    """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "registry": registry,
-        "minimum": minimum,
-        "maximum": maximum,
-        "grammar": grammar,
-        "positional": positional,
-    }
-    if default is MISSING:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+SUCCEEDED = ("done", "up to date")
 
 
 @dataclass(frozen=True)
@@ -84,7 +45,7 @@ class Context:
         The resolved recipe that the step belongs to, kept with its result.
     """
 
-    workspace: Workspace = dataclasses.field(default_factory=Workspace.find)
+    workspace: Workspace = field(default_factory=Workspace.find)
     progress: Progress = SILENT
     jobs: int = -1
     command: str = ""
@@ -93,21 +54,27 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step has done.
+    """How a step ended: what a worker process returns, ``--json`` prints and a tracker stores.
 
     Parameters
     ----------
-    status : {"done", "up to date"}
+    status : {"done", "up to date", "failed", "not run", "interrupted", "planned"}
     message : str
-        One line for the terminal.
+        What it did, or why it failed, for the terminal.
     paths : tuple of Path
         Files it made or found.
     facts : mapping
-        The same as data, for ``--json``.
+        The same as JSON-like data.
     exit_code : int
         0, or 1 where the step did its work but something was left out (skipped images).
     table : list of dict, optional
         Rows to show as a table.
+    details : mapping of str to str
+        Of a failure: where, expected, got, next.
+    task : str
+        Name of the recipe's task; empty for a command.
+    seconds : float
+        How long the task took; 0 for a command.
     """
 
     status: str
@@ -116,72 +83,144 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
     exit_code: int = 0
     table: list[dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """Base of all steps; see the module's docstring."""
-
-    kind: ClassVar[str]
-    summary: ClassVar[str]
-    examples: ClassVar[tuple[str, ...]] = ()
-    runner: ClassVar[str]
-    chosen: ClassVar[tuple[str, ...]] = ()  # options that list values to choose from
-    filled: ClassVar[tuple[str, ...]] = ()  # required options that a recipe fills in itself
-
-    def __post_init__(self) -> None:
-        for name, spec in options_of(type(self)).items():
-            object.__setattr__(self, name, spec.parse(getattr(self, name)))
-        self.check()
-
-    def check(self) -> None:
-        """Refuse options that contradict each other; a step that has such says which."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    task: str = ""
+    seconds: float = 0.0
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], where: str = "") -> Self:
-        """Make a step from YAML keys (``image_size`` or ``image-size``).
+    def failure(cls, error: FeatpipeError) -> Outcome:
+        """Return the outcome of a step that raised an error."""
+        facts = {"error": type(error).__name__}
+        return cls("failed", error.what, (), facts, error.exit_code, details=error.details)
 
-        Raises
-        ------
-        UsageError
-            Naming the unknown, missing or wrong key and the nearest right one.
-        """
-        known = options_of(cls)
-        normal = {str(key).replace("-", "_"): value for key, value in values.items()}
-        if len(normal) != len(values):
-            raise UsageError(
-                f"The step {cls.kind!r} has an option written twice, with '-' and with '_'.",
-                where=where or None,
-                got=", ".join(map(str, values)),
-            )
-        for key in normal:
-            if key not in known:
-                raise UsageError(
-                    f"The step {cls.kind!r} has no option {key!r}.",
-                    where=where or None,
-                    expected=", ".join(known),
-                    next_step=did_you_mean(key, known).strip() or None,
-                )
-        missing = [name for name, spec in known.items() if spec.required and name not in normal]
-        if missing:
-            raise UsageError(
-                f"The step {cls.kind!r} needs {', '.join(missing)}.", where=where or None
-            )
-        return cls(**normal)
+    @property
+    def succeeded(self) -> bool:
+        """Whether what depends on it can run."""
+        return self.status in SUCCEEDED
 
-    def settings(self) -> dict[str, Any]:
-        """Return all options as JSON-like values."""
-        return {name: _plain(getattr(self, name)) for name in options_of(type(self))}
+    def as_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON-like values, facts beside the rest, empty parts left out."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        values |= {"paths": [str(path) for path in self.paths], "seconds": round(self.seconds, 2)}
+        facts = values.pop("facts")
+        kept = ("status", "message", "paths")
+        return {**facts, **{k: v for k, v in values.items() if v or k in kept}}
 
-    def run(self, context: Context | None = None) -> Outcome:
-        """Run the step."""
-        module, _, function = self.runner.partition(":")
-        return getattr(importlib.import_module(module), function)(self, context or Context())
+
+@dataclass(frozen=True)
+class Status:
+    """What is known about a step before it runs.
+
+    Parameters
+    ----------
+    done : bool
+    why : str
+        Why it is done or still to do.
+    key : str
+        First letters of what names its files; empty where that is not known yet.
+    paths : tuple of Path
+        Files of a step that is done, as :attr:`Outcome.paths` would list them.
+    seconds, n_bytes : float or None
+        What it is likely to take; ``None`` where nothing alike has run in this workspace.
+    basis : str
+        What the time is estimated from.
+    """
+
+    done: bool
+    why: str
+    key: str = ""
+    paths: tuple[Path, ...] = ()
+    seconds: float | None = None
+    n_bytes: float | None = None
+    basis: str = ""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a step works on where other steps of a recipe make it.
+
+    Parameters
+    ----------
+    output : str
+        One of what steps make: ``"features"``, ``"result"``, ``"network"``, ``"pictures"``.
+    each : bool
+        One task for each step that makes it; otherwise one task for all of them.
+    """
+
+    output: str
+    each: bool = True
+
+
+def option(  # noqa: PLR0913 - one keyword per property of an option
+    default: Any = MISSING,
+    *,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    registry: Registry[Any] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    check: Callable[[Any], Any] | None = None,
+    affects_result: bool = True,
+    selects_input: bool = False,
+    neutral: Any = MISSING,
+    tunable: bool = False,
+    bound: bool = False,
+    positional: bool = False,
+) -> Any:
+    """Declare an option of a step.
+
+    Parameters
+    ----------
+    default : object
+        Left out: the option is required.
+    help : str
+        One sentence for ``--help``.
+    choices : tuple of str, optional
+        The only values allowed.
+    registry : Registry, optional
+        Must know the name; of ``name:argument``, ``name``.
+    minimum, maximum : float, optional
+        Smallest and largest number allowed.
+    check : callable, optional
+        Reads the value and raises ``UsageError`` where it is wrong; see
+        :mod:`featpipe.steps.grammar`.
+    affects_result : bool
+        Whether another value may give other numbers.
+    selects_input : bool
+        Whether the option only says which input is used: the input's own fingerprint is part of
+        the identity, so the option need not be.
+    neutral : object, optional
+        The value that reproduces what the step did before the option existed; such a value is no
+        part of the identity. Default: the option's default.
+    tunable : bool
+        Whether the option lists values that the method chooses among (``grid`` in a recipe).
+    bound : bool
+        Whether a recipe fills in a required option with what another step makes.
+    positional : bool
+        Whether the command line takes it without ``--name``.
+    """
+    properties = {
+        "help": help,
+        "choices": choices,
+        "registry": registry,
+        "minimum": minimum,
+        "maximum": maximum,
+        "check": check,
+        "affects_result": affects_result,
+        "selects_input": selects_input,
+        "neutral": default if neutral is MISSING else neutral,
+        "tunable": tunable,
+        "bound": bound,
+        "positional": positional,
+    }
+    if default is MISSING and not bound:
+        return field(metadata=properties)
+    return field(default=None if default is MISSING else default, metadata=properties)
 
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One option, as the command line and the recipe reader need it."""
+    """One option, as the command line and the recipe reader need it; see :func:`option`."""
 
     name: str
     type: Any
@@ -189,10 +228,15 @@ class OptionSpec:
     default: Any
     help: str
     choices: tuple[str, ...] | None
-    registry: str | None
+    registry: Registry[Any] | None
     minimum: float | None
     maximum: float | None
-    grammar: Callable[[str], Any] | None
+    check: Callable[[Any], Any] | None
+    affects_result: bool
+    selects_input: bool
+    neutral: Any
+    tunable: bool
+    bound: bool
     positional: bool
 
     @property
@@ -211,22 +255,29 @@ class OptionSpec:
         bare = _without_none(self.type)
         return get_args(bare)[0] if self.many else bare
 
-    def names(self) -> list[str] | None:
-        """Return the values that can be completed, if they are known."""
-        if self.registry is not None:
-            return self._registry().names()
-        return list(self.choices) if self.choices else None
-
-    def _registry(self) -> OldRegistry:
-        module, _, attribute = str(self.registry).partition(":")
-        return getattr(importlib.import_module(module), attribute)
+    def names(self) -> list[str]:
+        """Return the values that can be completed."""
+        return self.registry.names() if self.registry else list(self.choices or ())
 
     def parse(self, value: Any) -> Any:
-        """Check a value from YAML, the command line or Python and return it in its type."""
+        """Check a value from YAML, the command line or Python and return it in its type.
+
+        Raises
+        ------
+        UsageError
+            If it is not one; the error's ``option`` is the name of this one.
+        """
+        try:
+            return self._parse(value)
+        except UsageError as error:
+            error.option = self.name
+            raise
+
+    def _parse(self, value: Any) -> Any:
         if value == "auto" and self.item_type is int and self.default is None:
             value = None
         if value is None:
-            if self.type is _without_none(self.type):
+            if self.type is _without_none(self.type) and not self.bound:
                 raise self._wrong(value)
             return None
         if not self.many:
@@ -235,13 +286,13 @@ class OptionSpec:
         if isinstance(value, str):
             items = [part.strip() for part in value.split(",") if part.strip()]
         if not items:
-            raise self._wrong(value, "at least one value, or nothing said at all")
+            raise self._wrong(value, "at least one value, or the option left out")
         return tuple(self._item(item) for item in items)
 
     def _item(self, value: Any) -> Any:
         converted = self._convert(value)
         if self.registry is not None:
-            self._registry().entry(str(converted).partition(":")[0])
+            self.registry.canonical(str(converted).partition(":")[0])
         if self.choices and converted not in self.choices:
             raise UsageError(
                 f"{converted!r} is not a choice of {self.flag}.",
@@ -252,8 +303,8 @@ class OptionSpec:
             raise self._wrong(value, f"a number of at least {self.minimum:g}")
         if self.maximum is not None and converted > self.maximum:
             raise self._wrong(value, f"a number of at most {self.maximum:g}")
-        if self.grammar is not None:
-            self.grammar(converted)
+        if self.check is not None:
+            self.check(converted)
         return converted
 
     def _convert(self, value: Any) -> Any:
@@ -274,14 +325,204 @@ class OptionSpec:
             raise self._wrong(value) from None
 
     def _wrong(self, value: Any, expected: str | None = None) -> UsageError:
-        article = {int: "a whole number", float: "a number", bool: "true or false"}
+        kinds = {int: "a whole number", float: "a number", bool: "true or false"}
         return UsageError(
             f"{self.flag} cannot be {value!r}.",
-            expected=expected or article.get(self.item_type, "a text"),
+            expected=expected or kinds.get(self.item_type, "a text"),
             got=repr(value),
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Base of all steps; see the module's docstring.
+
+    The first line of a subclass's docstring is the help of its command.
+
+    Attributes
+    ----------
+    name : str
+        Name of the command, and of the step in a recipe.
+    revision : int
+        Raised when the same options would give other numbers: when the code that computes them
+        changes, or a default. It is part of the identity.
+    examples : tuple of str
+        Command lines for ``--help``.
+    needs : Needs or None
+        What it works on; ``None`` where it opens images itself.
+    makes : tuple of str
+        What other steps can work on.
+    waits_for : str or None
+        Outputs that have to be there before, if the recipe makes them of the same inputs.
+    """
+
+    name: ClassVar[str]
+    revision: ClassVar[int] = 1
+    examples: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[Needs | None] = None
+    makes: ClassVar[tuple[str, ...]] = ()
+    waits_for: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        for name, spec in options_of(type(self)).items():
+            object.__setattr__(self, name, spec.parse(getattr(self, name)))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse options that contradict each other; a step that has such says which."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, bound: bool = False) -> Self:
+        """Make a step from YAML keys (``image_size`` or ``image-size``); each is parsed once.
+
+        Parameters
+        ----------
+        values : mapping
+        bound : bool
+            Whether a recipe fills in the options that another step's output gives.
+
+        Raises
+        ------
+        UsageError
+            Naming the unknown, missing or wrong key and the nearest right one.
+        """
+        known = options_of(cls)
+        normal = {str(key).replace("-", "_"): value for key, value in values.items()}
+        if len(normal) != len(values):
+            raise UsageError(
+                f"The step {cls.name!r} has an option written twice, with '-' and with '_'.",
+                got=", ".join(map(str, values)),
+            )
+        for key in normal:
+            if key not in known:
+                raise UsageError(
+                    f"The step {cls.name!r} has no option {key!r}.",
+                    expected=", ".join(known),
+                    next_step=did_you_mean(key, known).strip() or None,
+                )
+        missing = [
+            name
+            for name, spec in known.items()
+            if spec.required and name not in normal and not (bound and spec.bound)
+        ]
+        if missing:
+            raise UsageError(f"The step {cls.name!r} needs {', '.join(missing)}.")
+        return cls(**normal)
+
+    def replace(self, **options: Any) -> Self:
+        """Return a copy with other values of some options, which are taken as they are."""
+        other = copy.copy(self)
+        for name, value in options.items():
+            object.__setattr__(other, name, value)
+        return other
+
+    def settings(self) -> dict[str, Any]:
+        """Return all options as JSON-like values."""
+        return {name: plain(getattr(self, name)) for name in options_of(type(self))}
+
+    def requirements(self) -> Iterable[tuple[str, str]]:
+        """Return the packages that these options need beyond the installation, with their extra.
+
+        Pairs of a module's name and the extra of featpipe that brings it.
+        """
+        return ()
+
+    def check_requirements(self) -> None:
+        """Raise ``MissingExtraError`` unless everything that the options need is installed."""
+        for package, extra in self.requirements():
+            if find_spec(package) is None:
+                raise MissingExtraError(package, extra)
+
+    def identity(self, inputs: Mapping[str, Any], **resolved: Any) -> dict[str, Any]:
+        """Return what the numbers follow from, JSON-like: equal identities, equal numbers.
+
+        Parameters
+        ----------
+        inputs : mapping
+            Fingerprints of what the step works on, and versions of what computes.
+        **resolved
+            Options whose value was chosen automatically, as what they meant.
+        """
+        options = {
+            name: plain(resolved.get(name, getattr(self, name)))
+            for name, spec in options_of(type(self)).items()
+            if spec.affects_result
+            and not spec.selects_input
+            and resolved.get(name, getattr(self, name)) != spec.neutral
+        }
+        return {
+            "step": self.name,
+            "revision": self.revision,
+            "inputs": dict(inputs),
+            "options": options,
+        }
+
+    def key(self, inputs: Mapping[str, Any], **resolved: Any) -> str:
+        """Return the fingerprint (hex) of :meth:`identity`, which names results."""
+        return fingerprint.of_mapping(self.identity(inputs, **resolved))
+
+    # What a plan asks.
+
+    def has_inputs(self) -> bool:
+        """Whether the options themselves name the inputs, so that no other step is needed."""
+        return self.needs is None
+
+    def accepts(self, producer: Step) -> bool:
+        """Whether this step, in a recipe, is meant to work on what ``producer`` makes."""
+        return True
+
+    def planned(self, producer: Step) -> Self:
+        """Return the step with the options that follow from the step that it works on."""
+        return self
+
+    def placed(self, recipe: str, task: str, workspace: Workspace) -> Self:
+        """Return the step with the names of files that follow from the recipe.
+
+        Parameters
+        ----------
+        recipe : str
+        task : str
+            Name of the task as part of a path; empty where it is the only one of its kind.
+        workspace : Workspace
+        """
+        return self
+
+    def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
+        """Return the step with its inputs filled in: the files of each task that it needs."""
+        return self
+
+    def output(self) -> Hashable:
+        """Return what tells its files from those of another task on the same inputs.
+
+        Two tasks of a recipe with equal outputs would overwrite each other.
+        """
+        options = options_of(type(self)).values()
+        return tuple(
+            str(getattr(self, spec.name))
+            for spec in options
+            if spec.affects_result or spec.selects_input
+        )
+
+    def status(self, context: Context) -> Status:
+        """Look at the disk and say whether the step is done; torch is not imported.
+
+        Raises
+        ------
+        FeatpipeError
+            If that cannot be known, because an input is missing for example.
+        """
+        return Status(False, "written each time")
+
+    def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
+        """Return seconds, bytes and their basis, from earlier runs, or ``None``."""
+        return None
+
+    def run(self, context: Context) -> Outcome:
+        """Run the step."""
+        raise NotImplementedError
+
+
+@cache
 def options_of(step: type[Step]) -> dict[str, OptionSpec]:
     """Return the options of a step class, in the order of their definition."""
     hints = get_type_hints(step)
@@ -289,7 +530,7 @@ def options_of(step: type[Step]) -> dict[str, OptionSpec]:
         item.name: OptionSpec(
             item.name,
             hints[item.name],
-            item.default is MISSING,
+            item.default is MISSING or item.metadata["bound"],
             None if item.default is MISSING else item.default,
             **item.metadata,
         )
@@ -297,13 +538,14 @@ def options_of(step: type[Step]) -> dict[str, OptionSpec]:
     }
 
 
+def plain(value: Any) -> Any:
+    """Return the value of an option as JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 def _without_none(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         return next(kind for kind in get_args(hint) if kind is not type(None))
     return hint
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featpipe.steps.base import option
+from featpipe.steps.oldbase import option
 from featpipe.steps.images import ImageStep
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featpipe.errors import UsageError
 from featpipe.steps import grammar
-from featpipe.steps.base import LARGEST_SEED, Step, option
+from featpipe.steps.oldbase import LARGEST_SEED, Step, option
 from featpipe.steps.images import ImageStep
 
 # Options that only some optimizers have.

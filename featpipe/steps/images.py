@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from featpipe.steps.base import LARGEST_SEED, Step, option
+from featpipe.steps.oldbase import LARGEST_SEED, Step, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featpipe.steps import grammar
-from featpipe.steps.base import LARGEST_SEED, Step, option
+from featpipe.steps.oldbase import LARGEST_SEED, Step, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import pytest
 
 from featpipe.cli import main
 from featpipe.cli.main import _COMMANDS, featpipe
-from featpipe.steps import STEPS
+from featpipe.steps.old import STEPS
 from featpipe.store import FeatureStore
 from tests import images
 

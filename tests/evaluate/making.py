@@ -9,7 +9,7 @@ import numpy as np
 
 from featpipe.evaluate import evaluate
 from featpipe.results import Result
-from featpipe.steps import Context, EvaluationStep
+from featpipe.steps.old import Context, EvaluationStep
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
 from tests.making import RUN, content, features, sealed

@@ -25,7 +25,7 @@ from featpipe.evaluate.compare import (
 )
 from featpipe.evaluate.significance import holm, mcnemar_exact
 from featpipe.results import PredictionTable, Result
-from featpipe.steps import CompareStep
+from featpipe.steps.old import CompareStep
 from tests.evaluate.making import context
 
 

@@ -13,7 +13,7 @@ import pytest
 from featpipe.errors import FeatpipeError, LabelMapError, StoreError
 from featpipe.evaluate import evaluate
 from featpipe.labelmap import SourceClasses
-from featpipe.steps import ZeroshotStep
+from featpipe.steps.old import ZeroshotStep
 from featpipe.store import StoreContent
 from featpipe.workspace import Workspace
 from tests.evaluate.making import judged, written

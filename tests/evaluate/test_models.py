@@ -8,7 +8,7 @@ from skops import io as skops_io
 
 from featpipe.errors import ResultError
 from featpipe.evaluate.models import load_model
-from featpipe.steps import CentroidStep, KnnStep, LogisticStep, SvmStep
+from featpipe.steps.old import CentroidStep, KnnStep, LogisticStep, SvmStep
 from tests.evaluate.making import judged, pair
 
 

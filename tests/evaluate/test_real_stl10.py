@@ -6,7 +6,7 @@ import pytest
 
 from featpipe.evaluate import evaluate
 from featpipe.evaluate.compare import compare
-from featpipe.steps import CentroidStep, LogisticStep, SvmStep, ZeroshotStep
+from featpipe.steps.old import CentroidStep, LogisticStep, SvmStep, ZeroshotStep
 from tests.evaluate.making import judged
 
 pytestmark = pytest.mark.real

@@ -12,7 +12,7 @@ from featpipe.errors import UsageError
 from featpipe.evaluate import evaluate, run_evaluation, workload
 from featpipe.evaluate.run import result_name
 from featpipe.results import Result
-from featpipe.steps import CentroidStep, KnnStep, LogisticStep, SvmStep
+from featpipe.steps.old import CentroidStep, KnnStep, LogisticStep, SvmStep
 from tests.evaluate.making import context, judged, numbers, pair
 from tests.making import content, sealed
 

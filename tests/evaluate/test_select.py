@@ -9,7 +9,7 @@ import pytest
 from featpipe import fingerprint
 from featpipe.errors import StoreError, UsageError
 from featpipe.evaluate.select import select_stores, train_and_test
-from featpipe.steps import Context, SvmStep
+from featpipe.steps.old import Context, SvmStep
 from featpipe.workspace import Workspace
 from tests.making import content, sealed
 

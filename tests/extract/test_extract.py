@@ -21,7 +21,7 @@ from featpipe.datasets import DatasetOptions, ImageSource, open_source
 from featpipe.errors import ImageError, StoreError, UnknownNameError, UsageError
 from featpipe.extract import ExtractOptions, extract_source
 from featpipe.progress import Silent
-from featpipe.steps import Context, ExtractStep, Outcome
+from featpipe.steps.old import Context, ExtractStep, Outcome
 from featpipe.store import FeatureStore
 from featpipe.store.journal import Journal
 from featpipe.workspace import Workspace

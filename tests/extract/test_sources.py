@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from featpipe.extract.sources import SourceRequest
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 from featpipe.workspace import Workspace
 
 

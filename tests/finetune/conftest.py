@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from featpipe.backbones.glyphnet import build
 from featpipe.results import Result
-from featpipe.steps import Context, FinetuneStep
+from featpipe.steps.old import Context, FinetuneStep
 from featpipe.workspace import Workspace
 
 CLASSES = ("red", "green", "blue")

@@ -22,7 +22,7 @@ from featpipe.errors import (
 )
 from featpipe.finetune.saved import load_head
 from featpipe.results import Result
-from featpipe.steps import STEPS, FinetuneStep
+from featpipe.steps.old import STEPS, FinetuneStep
 from featpipe.store import FeatureStore
 from tests.finetune import toy
 

@@ -13,7 +13,7 @@ from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, Us
 from featpipe.finetune.explain import grad_cam, overlay
 from featpipe.finetune.saved import load_head
 from featpipe.results import Result
-from featpipe.steps import ExplainStep
+from featpipe.steps.old import ExplainStep
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from featpipe.errors import RecipeError
 from featpipe.pipeline import Plan, built_in, find_recipe
 from featpipe.recipe import read_recipe
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 from featpipe.workspace import Workspace
 
 EXPECTED = {

@@ -10,7 +10,7 @@ import pytest
 
 from featpipe.pipeline import built_in
 from featpipe.recipe import read_recipe
-from featpipe.steps import STEPS
+from featpipe.steps.old import STEPS
 
 
 def featpipe(*arguments, cwd):

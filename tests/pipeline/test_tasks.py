@@ -8,7 +8,7 @@ from featpipe.errors import RecipeError, UsageError
 from featpipe.pipeline import Plan
 from featpipe.pipeline.worker import bind
 from featpipe.recipe import parse_recipe
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 from featpipe.workspace import Workspace
 
 EXTRACT = "  - {step: extract, model: [resnet18, resnet50], dataset: stl10}\n"

@@ -10,7 +10,7 @@ from featpipe.errors import DataError, UnknownNameError, UsageError, WeightsErro
 from featpipe.pipeline import Plan
 from featpipe.pipeline.template import guess_layout, write_recipe
 from featpipe.recipe import read_recipe
-from featpipe.steps import Context
+from featpipe.steps.old import Context
 from featpipe.workspace import Workspace
 
 

@@ -10,7 +10,7 @@ from featpipe.pipeline.records import DONE, FAILED, Record
 from featpipe.pipeline.task import Task
 from featpipe.pipeline.tracking import curves_of, make_tracker, numbers_of
 from featpipe.recipe import parse_recipe
-from featpipe.steps import CentroidStep, CompareStep, Context
+from featpipe.steps.old import CentroidStep, CompareStep, Context
 from featpipe.workspace import Workspace
 from tests.making import sealed
 

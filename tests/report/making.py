@@ -15,7 +15,7 @@ from featpipe.datasets.base import ImageSource
 from featpipe.evaluate.run import evaluate
 from featpipe.naming import short_name
 from featpipe.results import Result
-from featpipe.steps import (
+from featpipe.steps.old import (
     CentroidStep,
     Context,
     EvaluationStep,

@@ -20,7 +20,7 @@ from PIL import Image
 from featpipe.errors import ResultError, UsageError
 from featpipe.report import ReportOptions, build_report, run_report, write_index
 from featpipe.results import PredictionTable, Result
-from featpipe.steps import CentroidStep, Context, LogisticStep, ReportStep, SvmStep
+from featpipe.steps.old import CentroidStep, Context, LogisticStep, ReportStep, SvmStep
 from tests.report.conftest import Made
 from tests.report.making import HOSTILE, Plan, make_world
 
