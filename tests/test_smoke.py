@@ -8,9 +8,8 @@ import sys
 
 import pytest
 
-from featpipe.pipeline import built_in
-from featpipe.recipe import read_recipe
-from featpipe.steps.old import STEPS
+from featpipe.steps import STEPS
+from featpipe.steps.recipe import find_recipe, read_recipe
 
 
 def featpipe(*arguments, cwd):
@@ -35,7 +34,8 @@ def first(folder):
 
 
 def test_smoke_has_every_kind_of_step():
-    assert {part.kind for part in read_recipe(built_in()["smoke"]).steps} == set(STEPS)
+    kinds = {part.kind.name for part in read_recipe(find_recipe("smoke")).steps}
+    assert kinds == set(STEPS.names())
 
 
 def test_every_task_is_done(first, folder):
@@ -49,11 +49,12 @@ def test_every_task_is_done(first, folder):
 
 def test_the_run_can_be_followed(first):
     _, events, _ = first
-    kinds = [event["event"] for event in events]
-    finished = [event for event in events if event["event"] == "task_finished"]
-    assert kinds.count("task_started") == len(finished) == len(events[-1]["tasks"])
-    assert {"task", "label", "done", "total"} <= set(events[kinds.index("progress")])
-    assert finished[-1]["seconds_left"] == 0
+    started = [event["task"] for event in events if event["event"] == "started"]
+    ended = [event for event in events[:-1] if event["event"] == "outcome"]
+    assert started == [event["task"] for event in ended]
+    assert len(started) == len(events[-1]["tasks"])
+    progress = next(event for event in events if event["event"] == "progress")
+    assert {"task", "message", "done", "total"} <= set(progress)
 
 
 def test_then_the_plan_has_nothing_left_but_to_write(first, folder):

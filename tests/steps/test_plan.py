@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from featpipe.errors import RecipeError, UsageError
-from featpipe.pipeline import Plan
-from featpipe.pipeline.worker import bind
-from featpipe.recipe import parse_recipe
-from featpipe.steps.old import Context
+from featpipe.errors import MissingExtraError, RecipeError, UsageError
+from featpipe.steps import Context
+from featpipe.steps.plan import Plan
+from featpipe.steps.recipe import parse_recipe
 from featpipe.workspace import Workspace
 
 EXTRACT = "  - {step: extract, model: [resnet18, resnet50], dataset: stl10}\n"
@@ -68,19 +69,19 @@ def test_files_of_one_name_in_two_folders_make_two_tasks(plan_of, choice):
     ]
 
 
-def test_results_named_in_a_recipe_stand_beside_its_own(plan_of):
+def test_results_named_in_a_recipe_are_compared_with_its_own(plan_of):
     plan = plan_of(EXTRACT + "  - step: svm\n  - {step: compare, results: [old.json]}")
     task = plan.tasks[-1]
-    bound = bind(task.step, [["one.json"], ["two.json"]])
-    assert bound.results == ("old.json", "one.json", "two.json")
+    bound = task.step.bind([[Path("one.json")], [Path("two.json")]])
+    assert [str(name) for name in bound.results] == ["old.json", "one.json", "two.json"]
 
 
-def test_steps_may_stand_in_any_order(plan_of):
+def test_steps_may_be_written_in_any_order(plan_of):
     plan = plan_of("  - step: report\n  - step: svm\n" + EXTRACT.replace("[resnet18, ", "[") + "")
     assert [task.name for task in plan.tasks] == ["extract", "svm", "report"]
 
 
-def test_results_are_gathered_from_all_methods_or_those_named(plan_of):
+def test_results_come_from_all_methods_or_those_named(plan_of):
     plan = plan_of(
         "  - {step: extract, model: resnet18, dataset: stl10}\n  - step: svm\n  - step: knn\n"
         "  - {step: finetune, model: resnet18, dataset: stl10}\n  - step: explain\n"
@@ -95,7 +96,7 @@ def test_results_are_gathered_from_all_methods_or_those_named(plan_of):
     assert names.index("explain") < names.index("report")
 
 
-def test_a_report_per_dataset_gathers_the_results_on_it(plan_of):
+def test_a_report_per_dataset_has_the_results_on_it(plan_of):
     plan = plan_of(
         "  - {step: extract, model: resnet18, dataset: [stl10, digits]}\n  - step: svm\n"
         "  - {step: report, dataset: [stl10, digits]}"
@@ -132,16 +133,16 @@ WRONG = {
         "line 2",
     ),
     "itself": ("  - {step: svm, from: [svm]}", "circle", "line 2"),
-    "no extraction": ("  - step: svm", "needs features that no step", "line 2"),
-    "other model": (EXTRACT + "  - {step: svm, model: resnet34}", "needs features", "line 3"),
+    "no extraction": ("  - step: svm", "makes the features that 'svm' needs", "line 2"),
+    "other model": (EXTRACT + "  - {step: svm, model: resnet34}", "makes the features", "line 3"),
     "other layer": (
         "  - {step: extract, model: resnet18, dataset: stl10, layer: [avgpool]}\n"
         "  - {step: svm, layer: layer3}",
-        "needs features",
+        "makes the features",
         "line 3",
     ),
-    "no results": (EXTRACT + "  - step: compare", "needs results", "line 3"),
-    "no network": (EXTRACT + "  - step: explain", "needs a network", "line 3"),
+    "no results": (EXTRACT + "  - step: compare", "makes the result", "line 3"),
+    "no network": (EXTRACT + "  - step: explain", "makes the network", "line 3"),
     "from a method": (
         EXTRACT + "  - step: svm\n  - {step: knn, from: [svm]}",
         "makes no features",
@@ -149,7 +150,7 @@ WRONG = {
     ),
     "from features": (
         EXTRACT + "  - step: svm\n  - {step: report, from: [extract]}",
-        "makes no results",
+        "makes no result",
         "line 4",
     ),
     "training from": (
@@ -178,3 +179,20 @@ def test_a_plan_that_cannot_be_is_refused_with_its_line(plan_of, case):
         plan_of(text)
     assert what in caught.value.what
     assert caught.value.details["where"] == f"my.yaml, {line}"
+
+
+def test_two_layers_explained_are_two_tasks(plan_of):
+    plan = plan_of(
+        "  - {step: finetune, model: resnet18, dataset: stl10}\n"
+        "  - {step: explain, layer: [layer3, layer4]}\n  - step: report"
+    )
+    assert needs(plan)["explain[layer=layer3]"] == ("finetune",)
+    assert needs(plan)["explain[layer=layer4]"] == ("finetune",)
+    assert [task.name for task in plan.tasks][-1] == "report"
+
+
+def test_an_extra_that_is_missing_is_found_before_anything_runs(plan_of, monkeypatch):
+    monkeypatch.setattr("featpipe.steps.base.find_spec", lambda name: None)
+    text = "  - {step: finetune, model: resnet18, dataset: stl10, loss: [cross-entropy, triplet:1]}"
+    with pytest.raises(MissingExtraError, match="pytorch_metric_learning"):
+        plan_of(EXTRACT + "  - step: svm\n" + text)

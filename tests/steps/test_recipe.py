@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featpipe.errors import FeatpipeError, RecipeError, UsageError
-from featpipe.recipe import parse_recipe, read_recipe
-from featpipe.recipe.located import read_located
-from featpipe.steps.old import ExtractStep, SvmStep
+from featpipe.steps import STEPS
+from featpipe.steps.located import read_located
+from featpipe.steps.recipe import find_recipe, parse_recipe, read_recipe
 
-RECIPES = Path(__file__).resolve().parents[1] / "pipelines"
+RECIPES = Path(__file__).resolve().parents[2] / "pipelines"
 EXTRACT = "  - {step: extract, model: resnet18, dataset: stl10}\n"
 
 
@@ -44,7 +44,9 @@ def test_a_list_at_an_option_of_one_value_is_an_axis():
 
 def test_an_option_of_several_values_keeps_its_list_and_a_list_of_lists_is_an_axis():
     recipe = parsed("steps:\n  - {step: svm, c: [0.1, 1]}")
-    assert [variant.step for variant in recipe.steps[0].variants] == [SvmStep(c=(0.1, 1.0))]
+    assert [variant.step for variant in recipe.steps[0].variants] == [
+        STEPS.get("svm")(c=(0.1, 1.0))
+    ]
     recipe = parsed("steps:\n  - {step: svm, c: [[0.1, 1], [2]]}")
     assert labels(recipe) == ["c=0.1+1", "c=2"]
     assert [variant.step.c for variant in recipe.steps[0].variants] == [(0.1, 1.0), (2.0,)]
@@ -52,7 +54,7 @@ def test_an_option_of_several_values_keeps_its_list_and_a_list_of_lists_is_an_ax
 
 def test_grid_gives_a_method_the_values_it_chooses_from():
     recipe = parsed("steps:\n  - {step: svm, grid: {c: [1e-3, 1.0e-2]}}")
-    assert recipe.steps[0].variants[0].step == SvmStep(c=(0.001, 0.01))
+    assert recipe.steps[0].variants[0].step == STEPS.get("svm")(c=(0.001, 0.01))
 
 
 def test_each_couples_options_and_its_label_is_as_short_as_it_can_be():
@@ -353,3 +355,46 @@ def test_the_resolved_recipe_is_a_recipe_for_the_same_tasks(text):
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_recipe_that_comes_along_can_be_read(path):
     assert read_recipe(path).name == path.stem
+
+
+def test_an_axis_over_an_option_that_changes_no_number_is_refused():
+    text = "steps:\n  - step: extract\n    model: glyphnet\n    dataset: digits\n"
+    for line in ("batch-size: [8, 64]", "on_error: [fail, skip]", "each: [{workers: [1, 2]}]"):
+        with pytest.raises(RecipeError, match="changes no number") as caught:
+            parsed(text + f"    {line}")
+        assert "line 5" in caught.value.details["where"]
+    assert parsed(text + "    batch-size: [8]").steps[0].variants[0].step.batch_size == 8
+
+
+def test_an_option_is_parsed_once_for_each_task(monkeypatch):
+    from featpipe.steps.base import OptionSpec
+
+    values = []
+    parse = OptionSpec.parse
+    monkeypatch.setattr(
+        OptionSpec, "parse", lambda spec, value: values.append(value) or parse(spec, value)
+    )
+    parsed("steps:\n  - {step: svm, title: only once, seed: 3}")
+    assert values.count("only once") == 1
+
+
+# Where recipes are
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.yaml", "pipelines/demo.yaml"])
+def test_a_recipe_is_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(name).samefile(RECIPES / "demo.yaml")
+
+
+def test_a_file_of_ones_own_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("demo.yaml").touch()
+    assert find_recipe("demo.yaml") == Path("demo.yaml")
+
+
+@pytest.mark.parametrize("name", ["dmeo", "other/demo.yaml", "."])
+def test_what_is_no_recipe_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match="no recipe"):
+        find_recipe(name)
