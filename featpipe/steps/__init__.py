@@ -21,7 +21,7 @@ STEPS: Registry[type[Step]] = Registry(
         "zeroshot": "featpipe.probes.zeroshot",
         "finetune": "featpipe.finetune.step",
         "explain": "featpipe.finetune.explain",
-        "compare": "featpipe.statistics.comparison",
+        "compare": "featpipe.statistics.step",
         "report": "featpipe.report.step",
     },
 )

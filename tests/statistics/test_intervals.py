@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from featpipe.errors import ResultError
-from featpipe.evaluate.intervals import accuracy_interval, bootstrap_mean, mean_sd, wilson
+from featpipe.statistics.intervals import accuracy_interval, bootstrap_mean, mean_sd, wilson
 
 SETTINGS = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -138,7 +138,7 @@ def test_same_seed_same_numbers_and_another_seed_others():
 def test_blocks_do_not_change_the_numbers(monkeypatch):
     values = np.random.default_rng(1).random(30)
     whole = bootstrap_mean(values, resamples=500)
-    monkeypatch.setattr("featpipe.evaluate.intervals._BLOCK_VALUES", 1000)
+    monkeypatch.setattr("featpipe.statistics.intervals._BLOCK_VALUES", 1000)
     assert bootstrap_mean(values, resamples=500) == whole
 
 

@@ -11,9 +11,11 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from featpipe.errors import ResultError, UsageError
-from featpipe.evaluate.compare import (
+from featpipe.results import PredictionTable, Result
+from featpipe.statistics.comparison import (
     ALONE,
     BEST,
     LIKE_BEST,
@@ -23,10 +25,9 @@ from featpipe.evaluate.compare import (
     run_compare,
     write_comparison,
 )
-from featpipe.evaluate.significance import holm, mcnemar_exact
-from featpipe.results import PredictionTable, Result
-from featpipe.steps.old import CompareStep
-from tests.evaluate.making import context
+from featpipe.statistics.paired_tests import holm
+from featpipe.steps import CompareStep, Context
+from featpipe.workspace import Workspace
 
 
 def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 0.1},), **more):
@@ -62,6 +63,7 @@ def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 
 
 
 def pattern(n: int, wrong: range) -> np.ndarray:
+    """Answers that are right but on the rows in ``wrong``."""
     right = np.ones(n, dtype=bool)
     right[list(wrong)] = False
     return right
@@ -77,7 +79,7 @@ def three(tmp_path):
     ]
 
 
-def test_verdicts_say_how_each_stands_to_the_best(three):
+def test_verdicts_compare_each_with_the_best(three):
     comparison = compare(three[::-1])
     assert [row["name"] for row in comparison.rows] == ["a", "b", "c"]
     assert [row["verdict"] for row in comparison.rows] == [BEST, LIKE_BEST, WORSE]
@@ -86,7 +88,8 @@ def test_verdicts_say_how_each_stands_to_the_best(three):
 def test_p_values_are_mcnemars_corrected_by_holm(three):
     pairs = {(p["a"], p["b"]): p for p in compare(three).pairs}
     right = {r.name: r.predictions().correct for r in three}
-    plain = [mcnemar_exact(right[a], right[b]).p_value for a, b in pairs]
+    only = [((right[a] & ~right[b]).sum(), (right[b] & ~right[a]).sum()) for a, b in pairs]
+    plain = [stats.binomtest(one, one + two).pvalue for one, two in only]
     assert [p["p_value"] for p in pairs.values()] == pytest.approx(plain)
     assert [p["p_adjusted"] for p in pairs.values()] == pytest.approx(holm(plain))
     assert not pairs["a", "b"]["distinguishable"]
@@ -129,7 +132,7 @@ def test_each_group_of_test_rows_has_its_own_best(tmp_path):
     assert verdicts == {"a": BEST, "b": WORSE, "c": BEST, "d": WORSE}
 
 
-def test_published_numbers_stand_apart_and_are_never_tested(tmp_path):
+def test_published_numbers_are_set_apart_and_never_tested(tmp_path):
     result = result_of(tmp_path, "a", pattern(50, range(1)), dataset="stl10")
     comparison = compare([result])
     assert len(comparison.published) >= 3
@@ -138,6 +141,9 @@ def test_published_numbers_stand_apart_and_are_never_tested(tmp_path):
     assert {row["verdict"] for row in comparison.published} == {"published, not measured here"}
     assert comparison.table()["published"].tolist() == [False] + [True] * len(comparison.published)
     assert compare([result], published=False).published == []
+    reference = compare([result], published=["cifar10/resnet9", "two-class"]).published
+    assert {row["dataset"] for row in reference} == {"stl10"}  # shown beside these results
+    assert [row["name"] for row in reference] == ["resnet9", "resnet34_frozen"]
     shown = display_rows(comparison)
     assert [row["protocol"] for row in shown[1:]] == ["published"] * len(comparison.published)
 
@@ -216,7 +222,7 @@ def workspace(tmp_path):
 
 
 def test_the_command_says_each_test_in_words(workspace):
-    outcome = run_compare(CompareStep(out=workspace / "t.md"), context(workspace))
+    outcome = run_compare(CompareStep(out=workspace / "t.md"), Context(Workspace(workspace)))
     assert len(outcome.table) == 3
     assert "Method a (toynet) and Method b (toynet) are not distinguishable" in outcome.message
     assert "Method a (toynet) and Method c (toynet) differ: difference +35.00" in outcome.message
@@ -228,19 +234,19 @@ def test_the_command_says_each_test_in_words(workspace):
 def test_of_many_pairs_only_those_with_the_best_are_said(workspace):
     for name in "defg":
         result_of(workspace / "data" / "results", name, pattern(100, range(50)))
-    message = run_compare(CompareStep(), context(workspace)).message
+    message = run_compare(CompareStep(), Context(Workspace(workspace))).message
     assert message.count("Method a") == 6
     assert "15 further pairs were tested" in message
 
 
 def test_results_are_named_by_name_or_path_and_misspellings_are_met_with_help(workspace):
     path = str(workspace / "data" / "results" / "b.json")
-    outcome = run_compare(CompareStep(results=("a", path)), context(workspace))
+    outcome = run_compare(CompareStep(results=("a", path)), Context(Workspace(workspace)))
     assert {row["name"] for row in outcome.facts["rows"]} == {"a", "b"}
     with pytest.raises(ResultError, match="no result 'ab'"):
-        run_compare(CompareStep(results=("ab",)), context(workspace))
+        run_compare(CompareStep(results=("ab",)), Context(Workspace(workspace)))
     with pytest.raises(ResultError, match="no result on 'zoo'"):
-        run_compare(CompareStep(dataset="zoo"), context(workspace))
+        run_compare(CompareStep(dataset="zoo"), Context(Workspace(workspace)))
 
 
 def test_on_the_terminal_and_as_json(workspace):

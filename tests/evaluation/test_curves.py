@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from featpipe.errors import ResultError
-from featpipe.evaluate.curves import (
-    MAX_POINTS,
-    pr_curves,
-    reliability,
-    reliability_curve,
-    roc_curves,
-)
-from featpipe.evaluate.metrics import Predictions, classification_metrics
+from featpipe.evaluation.curves import MAX_POINTS, pr_curves, reliability_curve, roc_curves
+from featpipe.evaluation.metrics import classification_metrics
+from featpipe.evaluation.predictions import Predictions
 
 SETTINGS = settings(deadline=None, max_examples=25, derandomize=True)
 
@@ -32,6 +27,13 @@ def predictions(n, k=3, seed=0, skill=1.0, ties=False, absent=None):
     scores = scores.round() if ties else scores
     names = tuple("abcdefghij"[:k])
     return Predictions(np.arange(n), y_true, scores.argmax(axis=1), names, scores)
+
+
+def answered(confidence, correct):
+    """Predictions of the first of two classes with this confidence."""
+    wrong, zeros = (~np.asarray(correct)).astype(int), np.zeros(len(correct), int)
+    probabilities = np.column_stack([confidence, 1 - confidence])
+    return Predictions(zeros, wrong, zeros, ("a", "b"), probabilities=probabilities)
 
 
 def step_area(curve):
@@ -132,7 +134,7 @@ def test_without_scores_the_message_says_what_is_missing():
 def test_ece_is_the_weighted_gap_of_the_bins(rows, bins):
     confidence = np.array([c for c, _ in rows])
     correct = np.array([r for _, r in rows])
-    result = reliability(confidence, correct, bins)
+    result = reliability_curve(answered(confidence, correct), bins)
     edges = np.linspace(0, 1, bins + 1)
     gap = 0.0
     for i in range(bins):
@@ -148,7 +150,8 @@ def test_ece_is_the_weighted_gap_of_the_bins(rows, bins):
 
 
 def test_bins_are_closed_on_the_right():
-    bins = reliability(np.array([0.0, 0.5, 0.51, 1.0]), np.ones(4, bool), bins=2)["bins"]
+    p = answered(np.array([0.0, 0.5, 0.51, 1.0]), np.ones(4, bool))
+    bins = reliability_curve(p, bins=2)["bins"]
     assert [b["count"] for b in bins] == [2, 2]
 
 
@@ -156,15 +159,6 @@ def test_a_calibrated_method_has_a_small_ece_and_a_boasting_one_a_large_one():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.2, 1, 20_000)
     honest = rng.random(20_000) < confidence
-    assert reliability(confidence, honest)["ece"] < 0.02
-    assert reliability(np.full(20_000, 0.99), honest)["ece"] == pytest.approx(0.39, abs=0.02)
-
-
-def test_confidence_is_the_probability_of_the_answer_given():
-    # A mapped classifier may answer with a class that is not the likeliest of the summed ones.
-    p = Predictions(
-        np.array(["a"]), np.array([0]), np.array([0]), ("x", "y"),
-        probabilities=np.array([[0.3, 0.7]]),
-    )  # fmt: skip
-    filled = [b for b in reliability_curve(p)["bins"] if b["count"]]
-    assert [(b["confidence"], b["accuracy"]) for b in filled] == [(0.3, 1.0)]
+    assert reliability_curve(answered(confidence, honest))["ece"] < 0.02
+    boasting = answered(np.full(20_000, 0.99), honest)
+    assert reliability_curve(boasting)["ece"] == pytest.approx(0.39, abs=0.02)

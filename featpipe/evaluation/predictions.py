@@ -1,4 +1,4 @@
-"""What a method said about some test rows: the one input of all metrics and tests."""
+"""What a method answered on some test rows: the one input of all metrics and curves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import ResultError
-
-OTHER = "other"
+from featpipe.labelmap import OTHER
 
 # Softmax outputs of 10 to 1000 classes rounded to float16 were off by at most 4e-4.
 _SUM_TOLERANCE = 2e-3
@@ -30,7 +29,7 @@ class Predictions:
     y_true : ndarray of shape (n,), int
         True class, an index into ``classes``; every row is labelled.
     y_pred : ndarray of shape (n,), int
-        Predicted class; ``len(classes)`` stands for "other" where ``other`` is set.
+        Predicted class; ``len(classes)`` means "other" where ``other`` is set.
     classes : tuple of str
         Names of the target classes.
     scores : ndarray of shape (n, k) or (n, k + 1), float, optional
@@ -73,12 +72,20 @@ class Predictions:
                 "Predictions do not belong together: their lengths differ.",
                 got=f"{len(self.ids)} ids, {len(self.y_true)} labels, {len(self.y_pred)} answers",
             )
-        self._check_range("true class", self.y_true, len(self.classes))
-        self._check_range("predicted class", self.y_pred, len(self.columns))
+        self._check_labels("true class", self.y_true, len(self.classes))
+        self._check_labels("predicted class", self.y_pred, len(self.columns))
         self._check_columns("scores", self.scores, {len(self.classes), len(self.columns)})
         self._check_columns("probabilities", self.probabilities, {len(self.columns)})
-        if self.probabilities is not None:
-            self._check_probabilities(self.probabilities)
+        if self.probabilities is None:
+            return
+        total, lowest = self.probabilities.sum(axis=1, dtype=np.float64), self.probabilities.min(1)
+        wrong = np.flatnonzero((np.abs(total - 1) > _SUM_TOLERANCE) | (lowest < 0))
+        if len(wrong):
+            raise ResultError(
+                "Probabilities must be between 0 and 1 and add up to 1.",
+                where=f"row {wrong[0]} ({self.ids[wrong[0]]})",
+                got=f"sum {total[wrong[0]]:.4f}, lowest {lowest[wrong[0]]:.4f}",
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -104,9 +111,8 @@ class Predictions:
         chosen = np.take_along_axis(self.probabilities, np.asarray(self.y_pred)[:, None], axis=1)
         return np.clip(chosen[:, 0].astype(np.float64), 0.0, 1.0)
 
-    def _check_range(self, what: str, labels: NDArray[Any], limit: int) -> None:
-        labels = np.asarray(labels)
-        wrong = np.flatnonzero((labels < 0) | (labels >= limit))
+    def _check_labels(self, what: str, labels: NDArray[Any], limit: int) -> None:
+        wrong = np.flatnonzero((np.asarray(labels) < 0) | (np.asarray(labels) >= limit))
         if len(wrong):
             raise ResultError(
                 f"A {what} is none of the classes.",
@@ -129,14 +135,4 @@ class Predictions:
             row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise ResultError(
                 f"The {what} hold values that are not finite.", where=f"row {row} ({self.ids[row]})"
-            )
-
-    def _check_probabilities(self, values: NDArray[Any]) -> None:
-        total = values.sum(axis=1, dtype=np.float64)
-        wrong = np.flatnonzero((np.abs(total - 1) > _SUM_TOLERANCE) | (values.min(axis=1) < 0))
-        if len(wrong):
-            raise ResultError(
-                "Probabilities must lie between 0 and 1 and add up to 1.",
-                where=f"row {wrong[0]} ({self.ids[wrong[0]]})",
-                got=f"sum {total[wrong[0]]:.4f}, lowest {values[wrong[0]].min():.4f}",
             )

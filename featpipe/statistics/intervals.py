@@ -6,9 +6,9 @@ to one row are not independent: the rows are then resampled whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +33,7 @@ class Interval:
     method : str
         How the limits were found, in words for a table's footnote.
     confidence : float
-        Nominal coverage, 0.95 by default.
+        Nominal coverage.
     """
 
     value: float
@@ -42,9 +42,7 @@ class Interval:
     method: str
     confidence: float = CONFIDENCE
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict ready for JSON."""
-        return asdict(self)
+    as_dict = asdict  # ready for JSON
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,15 @@ class Spread:
     sd: float | None
     n: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as a dict ready for JSON."""
-        return asdict(self)
+    as_dict = asdict
+
+
+class RowSums(NamedTuple):
+    """The distinct rows, sorted, with the sum and the number of the values of each."""
+
+    ids: NDArray[Any]
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
 
 
 def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
@@ -128,14 +132,17 @@ def bootstrap_mean(
         If there are no values or the lengths differ.
     """
     values = np.asarray(values, dtype=np.float64)
-    rows = np.arange(len(values)) if rows is None else np.asarray(rows)
-    sums, counts = sum_by_row(values, rows)[1:]
+    _, sums, counts = sum_by_row(np.arange(len(values)) if rows is None else rows, values)
     kinds, frequency = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
-    means = np.concatenate(
-        [drawn @ kinds[0] / (drawn @ kinds[1]) for drawn in _resampled(frequency, resamples, seed)]
-    )
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK_VALUES // len(frequency))
+    means = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = rng.multinomial(len(sums), frequency / len(sums), size=size)
+        means.append(drawn @ kinds[0] / (drawn @ kinds[1]))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     value = float(values.mean())
     method = f"bootstrap over rows, {resamples} resamples, seed {seed}"
     return Interval(value, min(float(low), value), max(float(high), value), method, confidence)
@@ -156,18 +163,17 @@ def accuracy_interval(
     Returns
     -------
     interval : Interval
-        ``method`` says which way was taken. Rows that leave a bootstrap nothing to vary (each
+        ``method`` names the one that was used. Rows that leave a bootstrap nothing to vary (each
         has the same share of right answers) get Wilson's interval of as many rows as there are,
         rounded outwards, instead of an interval of width zero.
     """
     right = np.asarray(correct, dtype=np.float64)
-    ids, sums, counts = sum_by_row(right, np.asarray(rows))
-    if len(ids) == len(right):
-        return wilson(int(right.sum()), len(right), confidence)
-    share = sums / counts
+    ids, sums, counts = sum_by_row(rows, right)
+    n, share = len(ids), sums / counts
+    if n == len(right):
+        return wilson(int(right.sum()), n, confidence)
     if np.ptp(share) > 0:
-        return bootstrap_mean(right, np.asarray(rows), confidence=confidence, seed=seed)
-    n = len(ids)
+        return bootstrap_mean(right, rows, confidence=confidence, seed=seed)
     low = wilson(int(np.floor(share[0] * n)), n, confidence).low
     high = wilson(int(np.ceil(share[0] * n)), n, confidence).high
     method = "Wilson over rows (all rows alike)"
@@ -188,16 +194,15 @@ def mean_sd(values: Sequence[float]) -> Spread:
     return Spread(float(np.mean(values)), sd, len(values))
 
 
-def sum_by_row(
-    values: NDArray[np.float64], rows: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.int64]]:
-    """Return the sorted distinct rows, and the sum and number of values of each.
+def sum_by_row(rows: ArrayLike, values: ArrayLike) -> RowSums:
+    """Add up the values of each row; ``rows`` says which row each value belongs to.
 
     Raises
     ------
     ResultError
         If there are no values or the lengths differ.
     """
+    rows, values = np.asarray(rows), np.asarray(values, dtype=np.float64)
     if len(values) == 0 or len(values) != len(rows):
         raise ResultError(
             "There must be at least one value, and one row id for each.",
@@ -205,15 +210,4 @@ def sum_by_row(
         )
     ids, which, counts = np.unique(rows, return_inverse=True, return_counts=True)
     sums = np.bincount(which, weights=values).astype(np.float64)
-    return ids, sums, counts.astype(np.int64)
-
-
-def _resampled(
-    frequency: NDArray[np.int64], resamples: int, seed: int
-) -> Iterator[NDArray[np.int64]]:
-    """Yield blocks of shape (block, kinds): how often each kind of row was drawn."""
-    rng = np.random.default_rng(seed)
-    n = int(frequency.sum())
-    block = max(1, _BLOCK_VALUES // len(frequency))
-    for start in range(0, resamples, block):
-        yield rng.multinomial(n, frequency / n, size=min(block, resamples - start))
+    return RowSums(ids, sums, counts.astype(np.int64))

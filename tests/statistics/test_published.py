@@ -7,8 +7,9 @@ import math
 
 import pytest
 
-from featpipe.evaluate.metrics import metrics_from_confusion
-from featpipe.published import published_datasets, published_rows
+from featpipe.errors import UnknownNameError
+from featpipe.evaluation.metrics import metrics_from_confusion
+from featpipe.statistics.published import find_published, published_datasets, published_rows
 
 STL10 = {row.method: row for row in published_rows("stl10")}
 
@@ -34,10 +35,10 @@ def test_our_metrics_give_the_printed_accuracy_back(method, accuracy):
 def test_what_is_printed_as_class_wise_accuracy_is_truncated_precision(method):
     row = STL10[method]
     entries = metrics_from_confusion(row.confusion, row.classes, row.other)["per_class"]
-    scale = 10**row.printed.decimals
+    scale = 10 ** row.printed["decimals"]
     truncated = [math.floor(entry["precision"] * scale) / scale for entry in entries]
-    assert (row.printed.metric, row.printed.rounding) == ("precision", "truncated")
-    assert truncated == list(row.printed.values)
+    assert (row.printed["metric"], row.printed["rounding"]) == ("precision", "truncated")
+    assert truncated == row.printed["values"]
     # Neither rounding nor recall, which is what class-wise accuracy means, gives the same.
     assert [round(entry["precision"], 4) for entry in entries] != truncated
     assert not any(
@@ -67,12 +68,11 @@ def test_the_mapped_classifier_sends_most_images_to_other_and_finds_no_deer():
     assert ours["coverage"] == pytest.approx(1 - 6170 / 8000)
 
 
-def test_rows_are_marked_and_every_number_has_a_source_and_a_protocol():
+def test_every_number_has_a_source_and_a_protocol():
     for dataset in published_datasets():
         rows = published_rows(dataset)
         assert rows
         for row in rows:
-            assert row.published
             assert row.dataset == dataset
             assert all((row.title, row.source, row.protocol))
             assert row.note if row.accuracy is None else 0 < row.accuracy < 1
@@ -80,6 +80,16 @@ def test_rows_are_marked_and_every_number_has_a_source_and_a_protocol():
 
 def test_a_dataset_of_which_nothing_is_published_has_no_rows():
     assert published_rows("digits") == []
+
+
+def test_rows_are_found_by_dataset_and_method_and_misspellings_get_help():
+    assert find_published("stl10") == list(STL10.values())
+    (row,) = find_published("cifar10/resnet9")
+    assert (row.dataset, row.method) == ("cifar10", "resnet9")
+    with pytest.raises(UnknownNameError, match="did you mean 'stl10'"):
+        find_published("stl")
+    with pytest.raises(UnknownNameError, match="did you mean 'cifar10/resnet9'"):
+        find_published("cifar10/resnet99")
 
 
 @pytest.mark.real
@@ -99,9 +109,9 @@ def test_no_fact_was_lost_or_changed(shared):
             row = ours[method]
             assert row.accuracy == entry["accuracy"]
             if "confusion" in entry:
-                assert [list(counts) for counts in row.confusion] == entry["confusion"]
+                assert row.confusion == entry["confusion"]
                 printed = entry.get("printed_as_class_wise_accuracy")
-                assert printed == (list(row.printed.values) if row.printed else None)
+                assert printed == (row.printed["values"] if row.printed else None)
                 continue
             known = {**row.settings, **row.reported, "remark": row.note}
             for name in set(entry) - {"accuracy"}:

@@ -13,25 +13,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from featpipe.errors import ResultError
-from featpipe.evaluate.significance import (
-    DIFFERENT_ROWS,
-    compare_all,
-    holm,
-    mcnemar_exact,
-    paired_test,
-)
+from featpipe.statistics.paired_tests import DIFFERENT_ROWS, compare_all, holm, paired_test
 
 SETTINGS = settings(deadline=None, max_examples=60, derandomize=True)
 
 
-def table(both, only_a, only_b, neither):
-    """Outcomes of two methods with these counts of rows."""
-    a = np.repeat([True, True, False, False], [both, only_a, only_b, neither])
-    b = np.repeat([True, False, True, False], [both, only_a, only_b, neither])
-    return a, b
-
-
 def once(correct):
+    """Answers of a method that predicted each row once."""
     return np.arange(len(correct)), np.asarray(correct)
 
 
@@ -52,7 +40,10 @@ def brute_force(differences):
     [((1, 1, 7, 12), 0.0703, -0.5084, -0.0134), ((59, 6, 16, 80), 0.0525, -0.1195, -0.0032)],
 )
 def test_textbook_tables(counts, p_value, low, high):
-    test = mcnemar_exact(*table(*counts))
+    a = np.repeat([True, True, False, False], counts)
+    b = np.repeat([True, False, True, False], counts)
+    test = paired_test(once(a), once(b))
+    assert test.method == "McNemar exact"
     assert test.p_value == pytest.approx(p_value, abs=5e-5)
     assert (test.ci_low, test.ci_high) == (
         pytest.approx(low, abs=5e-5),
@@ -67,32 +58,31 @@ correctness = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_
 
 @SETTINGS
 @given(correctness)
-def test_mcnemar_is_the_enumeration_of_all_sign_patterns(pairs):
+def test_one_prediction_per_row_is_mcnemar(pairs):
     a, b = np.array(pairs).T
-    expected = brute_force([int(x) - int(y) for x, y in pairs if x != y])
-    assert mcnemar_exact(a, b).p_value == pytest.approx(expected)
-    assert paired_test(once(a), once(b)).p_value == pytest.approx(expected)
+    test, n = paired_test(once(a), once(b)), len(pairs)
+    assert test.p_value == pytest.approx(brute_force([int(x) - int(y) for x, y in pairs if x != y]))
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b:
+        binomial = stats.binomtest(only_a, only_a + only_b).pvalue
+        assert test.p_value == pytest.approx(binomial)
+    assert (test.a_better, test.b_better, test.n) == (only_a, only_b, n)
+    # Bonett and Price 2012: the Wald interval after adding one row to each of the two counts.
+    p12, p21 = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
+    reach = stats.norm.ppf(0.975) * np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    assert test.ci_low == pytest.approx(max(-1, p12 - p21 - reach))
+    assert test.ci_high == pytest.approx(min(1, p12 - p21 + reach))
 
 
 @SETTINGS
 @given(correctness)
 def test_swapping_the_methods_mirrors_everything_but_the_p_value(pairs):
     a, b = np.array(pairs).T
-    one, two = mcnemar_exact(a, b), mcnemar_exact(b, a)
+    one, two = paired_test(once(a), once(b)), paired_test(once(b), once(a))
     assert one.p_value == pytest.approx(two.p_value)
     assert one.difference == -two.difference
     assert (one.a_better, one.b_better) == (two.b_better, two.a_better)
     assert one.ci_low == pytest.approx(-two.ci_high)
-
-
-@SETTINGS
-@given(correctness)
-def test_one_prediction_per_row_is_mcnemar_in_every_field(pairs):
-    a, b = np.array(pairs).T
-    exact, general = mcnemar_exact(a, b).as_dict(), paired_test(once(a), once(b)).as_dict()
-    assert general.pop("p_value") == pytest.approx(exact.pop("p_value"))
-    assert general == exact
-    assert exact["method"] == "McNemar exact"
 
 
 @SETTINGS
@@ -134,7 +124,7 @@ def test_order_and_kind_of_row_ids_do_not_matter():
 
 
 def test_a_method_predicted_once_is_compared_with_one_predicted_ten_times():
-    # An untrained method needs no folds: its one answer stands against the mean of ten.
+    # An untrained method needs no folds: its one answer is compared with the mean of ten.
     rng = np.random.default_rng(0)
     rows = np.tile(np.arange(300), 10)
     a, b = rng.random(3000) < 0.9, rng.random(300) < 0.7
@@ -157,7 +147,7 @@ def test_rows_weigh_as_much_as_they_have_predictions():
 def test_the_same_answers_are_not_distinguished_and_the_interval_has_a_width():
     a = np.arange(100) < 90
     twice = np.arange(100) // 2, a
-    for test in (mcnemar_exact(a, a), paired_test(twice, twice)):
+    for test in (paired_test(once(a), once(a)), paired_test(twice, twice)):
         assert (test.difference, test.p_value) == (0.0, 1.0)
         assert test.ci_low < 0 < test.ci_high
 
@@ -249,7 +239,5 @@ def test_different_rows_are_refused_with_what_is_shared():
     with pytest.raises(ResultError, match="different rows") as error:
         paired_test((["a", "b"], [True, True]), (["b", "c"], [True, True]))
     assert "1 shared" in str(error.value)
-    with pytest.raises(ResultError, match="same rows"):
-        mcnemar_exact([True], [True, False])
     with pytest.raises(ResultError, match="at least one value"):
         paired_test(([], []), ([], []))

@@ -1,0 +1,1 @@
+"""Judge methods by an honest protocol; see ``docs/evaluation.md``."""
