@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,67 @@ class Console:
             self.task_ended(record)
 
 
+class TerminalConsole(Console):
+    """For people: results on standard output; progress, notes and errors on standard error."""
+
+    _bars: Any = None
+
+    @property
+    def _rich(self) -> Any:
+        from featpipe.cli import terminal  # noqa: PLC0415 - "up to date" is said without rich
+
+        return terminal
+
+    def hear(self, event: Event) -> None:
+        """Print a note, or move a bar where there is a terminal."""
+        if self.quiet:
+            return
+        if event.event == "note":
+            self._say(event.message)
+        elif sys.stderr.isatty():
+            self._bars = self._bars or self._rich.Bars()
+            self._bars.show(event)
+
+    def task_ended(self, outcome: Outcome) -> None:
+        """Print what a task did, and its table."""
+        if self.quiet:
+            return
+        if self._bars is not None:
+            self._bars.end_task()
+        if outcome.table is not None and outcome.succeeded:
+            self._say(f"{outcome.task}:")
+            self._rich.print_table(outcome.table)
+        self._say(f"{outcome.status}: {outcome.task} ({outcome.seconds:.1f} s)")
+        for line in outcome.message.removeprefix(outcome.status).lstrip(": \n").splitlines():
+            self._say(f"    {line}")
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Print the message and, where there is one, the table."""
+        self._stop()
+        if self.quiet:
+            return
+        if outcome.table is not None:
+            self._rich.print_table(outcome.table)
+        if outcome.message:
+            print(outcome.message)
+
+    def error(self, error: FeatpipeError) -> None:
+        """Print the explanation to standard error."""
+        self._stop()
+        self._rich.print_error(error)
+
+    def _say(self, line: str) -> None:
+        if self._bars is None:
+            print(line, file=sys.stderr)
+        else:
+            self._bars.print(line)
+
+    def _stop(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
 class JsonConsole(Console):
     """For scripts: one JSON object per line on standard output, the outcome last."""
 
@@ -85,8 +147,4 @@ def _print_json(values: Mapping[str, Any]) -> None:
 
 def make_console(*, as_json: bool, quiet: bool = False) -> Console:
     """Return the console that the common options ask for."""
-    if as_json:
-        return JsonConsole(quiet=quiet)
-    from featpipe.cli.terminal import TerminalConsole  # noqa: PLC0415 - brings rich
-
-    return TerminalConsole(quiet=quiet)
+    return JsonConsole(quiet=quiet) if as_json else TerminalConsole(quiet=quiet)
