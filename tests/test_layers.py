@@ -20,7 +20,7 @@ LAYERS = {
         *("datasets", "store", "results", "npz", "published", "provenance"),
         *("labelmap", "labelmap_file"),
     ),
-    2: ("backbones", "probes", "assets"),
+    2: ("backbones", "probes"),
     3: ("extract", "evaluate", "finetune", "report", "predict"),
     4: ("pipeline", "api"),
     5: ("cli", "__main__"),
