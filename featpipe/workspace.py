@@ -1,15 +1,18 @@
-"""Where things lie: one folder with data, features, results, models and reports."""
+"""Where things are stored: one folder with data, features, results and reports; names in it."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from featpipe.errors import UsageError
+
+IMAGE_LAYER = "image"  # what a store calls prepared images, where a network is trained as a whole
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,19 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         ) from None
 
 
+def slug(name: str) -> str:
+    """Return the name of a dataset as part of a path.
+
+    Examples
+    --------
+    >>> slug("folder:/home/me/My photos"), slug("stl10"), slug("npz:data/toy.npz")
+    ('folder-My-photos', 'stl10', 'npz-toy')
+    """
+    kind, _, path = name.partition(":")
+    words = re.findall(r"\w+", f"{kind} {Path(path).stem}")
+    return "-".join(words)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends well.
@@ -91,16 +107,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     either the old file or the new one, never a torn one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch(exist_ok=False)  # permissions follow the umask: results are to be shared
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are to be shared
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "featpipe"
 LAYERS = {
     0: ("errors", "registry", "recipe", "steps", "fingerprint", "workspace", "progress", "naming"),
     1: (
-        *("datasets", "store", "results", "npz", "published", "provenance"),
+        *("datasets", "store", "results", "published", "provenance"),
         *("labelmap", "labelmap_file"),
     ),
     2: ("backbones", "probes"),
