@@ -1,9 +1,8 @@
-"""Where things are stored: one folder with data, features, results and reports; names in it."""
+"""Where things are stored: one folder with data, features, results and reports."""
 
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,19 +83,6 @@ def user_path(path: str | os.PathLike[str]) -> Path:
             f"There is no home folder for {str(path)!r}.",
             next_step="write the path in full, or ./~… for a name that begins with ~",
         ) from None
-
-
-def slug(name: str) -> str:
-    """Return the name of a dataset as part of a path.
-
-    Examples
-    --------
-    >>> slug("folder:/home/me/My photos"), slug("stl10"), slug("npz:data/toy.npz")
-    ('folder-My-photos', 'stl10', 'npz-toy')
-    """
-    kind, _, path = name.partition(":")
-    words = re.findall(r"\w+", f"{kind} {Path(path).stem}")
-    return "-".join(words)
 
 
 @contextmanager

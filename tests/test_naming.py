@@ -1,21 +1,22 @@
-"""Names of datasets as tables show them."""
+"""Names of datasets in tables and paths."""
 
 from __future__ import annotations
 
 import pytest
 
-from featpipe.naming import short_name
+from featpipe.naming import short_name, slug
 
 
 @pytest.mark.parametrize(
-    ("dataset", "name"),
+    ("dataset", "name", "part"),
     [
-        ("stl10", "stl10"),
-        ("folder:/home/me/My photos/", "folder:My photos"),
-        ("folder:/home/me/Völkel ☃", "folder:Völkel ☃"),
-        ("npz:data/../toy.npz", "npz:toy.npz"),
-        ("csv:a;rm -rf.csv", "csv:a;rm -rf.csv"),
+        ("stl10", "stl10", "stl10"),
+        ("folder:/home/me/My photos/", "folder:My photos", "folder-My-photos"),
+        ("folder:/home/me/Völkel ☃", "folder:Völkel ☃", "folder-Völkel"),
+        ("npz:data/../toy.npz", "npz:toy.npz", "npz-toy"),
+        ("csv:a;rm -rf.csv", "csv:a;rm -rf.csv", "csv-a-rm-rf"),
     ],
 )
-def test_the_folder_is_left_out(dataset: str, name: str) -> None:
+def test_names_of_datasets(dataset: str, name: str, part: str) -> None:
     assert short_name(dataset) == name
+    assert slug(dataset) == part

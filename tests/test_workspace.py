@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featpipe.errors import UsageError
-from featpipe.workspace import Workspace, atomic_write, slug, user_path
+from featpipe.workspace import Workspace, atomic_write, user_path
 
 
 def test_everything_is_below_the_root(tmp_path: Path) -> None:
@@ -68,17 +68,3 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
-
-
-@pytest.mark.parametrize(
-    ("dataset", "part"),
-    [
-        ("stl10", "stl10"),
-        ("folder:/home/me/My photos/", "folder-My-photos"),
-        ("folder:/home/me/Völkel ☃", "folder-Völkel"),
-        ("npz:data/../toy.npz", "npz-toy"),
-        ("csv:a;rm -rf.csv", "csv-a-rm-rf"),
-    ],
-)
-def test_a_dataset_is_part_of_a_path(dataset: str, part: str) -> None:
-    assert slug(dataset) == part

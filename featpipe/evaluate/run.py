@@ -10,11 +10,11 @@ from featpipe.evaluate.models import save_model
 from featpipe.evaluate.protocol import make_splits, resolve
 from featpipe.evaluate.result import build_result, complete_result, outcome_of, save_result
 from featpipe.evaluate.select import select_stores
+from featpipe.naming import slug
 from featpipe.provenance import package_version
 from featpipe.results import Result
 from featpipe.steps.old import Context, EvaluationStep, Outcome, ProbeStep, ZeroshotStep
 from featpipe.store import FeatureStore
-from featpipe.workspace import slug
 
 EVALUATION_VERSION = 1  # raised when the same settings would give other numbers
 

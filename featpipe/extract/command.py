@@ -21,11 +21,11 @@ from featpipe.extract.engine import (
     refuse_skipped,
 )
 from featpipe.extract.sources import SourceRequest
-from featpipe.naming import short_name
+from featpipe.naming import short_name, slug
 from featpipe.provenance import package_version
 from featpipe.steps.old import Context, ExtractStep, Outcome
 from featpipe.store import FeatureStore
-from featpipe.workspace import slug, user_path
+from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
     from featpipe.backbones.base import Backbone

@@ -32,10 +32,10 @@ from featpipe.finetune.settings import (
     unfreeze_of,
 )
 from featpipe.finetune.trunk import Trunk
+from featpipe.naming import slug
 from featpipe.provenance import package_version
 from featpipe.results import Result
 from featpipe.steps.old import Context, FinetuneStep, Outcome
-from featpipe.workspace import slug
 
 FINETUNE_VERSION = 2  # raised when the same settings would give other numbers
 

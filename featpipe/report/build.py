@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from featpipe.errors import UsageError
+from featpipe.naming import slug
 from featpipe.report import export, gallery, progress_charts, provenance, tables
 from featpipe.report.charts import Chart, Missing, accuracy_chart, cost_chart, method_curves
 from featpipe.report.conclusion import conclude
@@ -21,7 +22,7 @@ from featpipe.report.render import render
 from featpipe.report.sweeps import sweep_charts
 from featpipe.results import Result, find_results
 from featpipe.steps.old import Context, Outcome, ReportStep
-from featpipe.workspace import atomic_write, slug
+from featpipe.workspace import atomic_write
 
 
 def run_report(step: ReportStep, context: Context) -> Outcome:
