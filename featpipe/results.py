@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import ResultError
-from featpipe.npz import write_npz
 from featpipe.registry import did_you_mean
 from featpipe.workspace import atomic_write, user_path
 
@@ -227,8 +226,8 @@ class PredictionTable:
             for item in dataclasses.fields(self)
             if getattr(self, item.name) is not None
         }
-        with atomic_write(path) as temporary:
-            write_npz(temporary, arrays)
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> PredictionTable:

@@ -1,6 +1,6 @@
 """Train the embedded backbone ``glyphnet`` on drawn glyphs and write its weights.
 
-    python -m featpipe.assets.train_glyphnet
+    python tools/glyphnet/train.py
 
 Everything is drawn from one seed. scikit-learn's handwritten digits, which the demo embeds with
 the trained network, play no part here: neither images nor labels.
@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featpipe.assets import GLYPHNET
-from featpipe.assets.drawing import draw
-from featpipe.assets.glyphs import CLASSES, GlyphBank, printed, written
+from drawing import draw
+from featpipe.backbones import GLYPHNET
 from featpipe.backbones.glyphnet import PREPROCESSING, build
+from glyphs import CLASSES, GlyphBank, printed, written
 
 BATCH = 256
 PEAK_LEARNING_RATE = 0.3

@@ -7,6 +7,7 @@ with any thickness.
 from __future__ import annotations
 
 import string
+import sys
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from featpipe.assets.strokes import write
-from featpipe.errors import MissingExtraError
+from strokes import write
 
 CLASSES = string.digits + string.ascii_uppercase + string.ascii_lowercase
 MAP_SIZE = 48  # side of a distance map in pixels
@@ -74,13 +74,7 @@ class GlyphBank:
 
 
 def printed(held_out: bool = False) -> GlyphBank:
-    """Return the glyphs of the training fonts, or of the held-out ones.
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib, whose fonts these are, is not installed.
-    """
+    """Return the glyphs of the training fonts, or of the held-out ones."""
     maps, labels = [], []
     for face, font, drawable in _fonts():
         if face.startswith(HELD_OUT) is not held_out:
@@ -114,12 +108,11 @@ def _bank(
 
 def _fonts() -> Iterator[tuple[str, ImageFont.FreeTypeFont, Container[int]]]:
     """Yield the name of each face, its font, and the characters it can draw."""
-    try:
-        # Only whoever trains the network needs it.
+    try:  # only training needs it
         import matplotlib  # noqa: PLC0415
         from matplotlib.ft2font import FT2Font  # noqa: PLC0415
     except ImportError:
-        raise MissingExtraError("matplotlib", "train-glyphnet") from None
+        sys.exit("The fonts come with matplotlib: pip install -r tools/glyphnet/requirements.txt")
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     for face in _PLAIN_FACES:
         file = folder / f"{face}.ttf"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featpipe.assets.glyphs import BODY, MAP_SIZE, GlyphBank
+from glyphs import BODY, MAP_SIZE, GlyphBank
 
 PICTURE = 32  # side of the pictures in pixels: the input of the network
 
