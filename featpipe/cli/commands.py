@@ -15,7 +15,7 @@ from featpipe.cli.console import Console, make_console
 from featpipe.errors import UsageError
 from featpipe.registry import summary_of
 from featpipe.steps import Context, Outcome, Step, options_of
-from featpipe.steps.base import OptionSpec
+from featpipe.steps.options import OptionSpec
 from featpipe.workspace import Workspace
 
 _METAVARS = {int: "N", float: "X"}

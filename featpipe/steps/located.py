@@ -115,6 +115,7 @@ class _Walk:
             return Located([self.visit(item) for item in node.value], line)
         if isinstance(node, yaml.ScalarNode):
             return Located(self.loader.construct_object(node), line)
+        assert isinstance(node, yaml.MappingNode)
         own: dict[str, int] = {}
         for key, _ in node.value:
             if key.tag != _MERGE:

@@ -17,8 +17,9 @@ from typing import Any
 from featpipe.errors import RecipeError, UsageError
 from featpipe.registry import did_you_mean
 from featpipe.steps import STEPS
-from featpipe.steps.base import OptionSpec, Step, options_of
+from featpipe.steps.base import Step
 from featpipe.steps.located import Located, locate, read_located
+from featpipe.steps.options import OptionSpec, options_of
 
 A_NAME = "letters, digits, '-', '_' and '.', at least one letter or digit"
 

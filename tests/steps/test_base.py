@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featpipe.registry import summary_of
 from featpipe.errors import FeatpipeError, MissingExtraError, UsageError
-from featpipe.steps import STEPS, Context, Outcome, Step, option, options_of
-from featpipe.steps.base import OptionSpec
+from featpipe.registry import summary_of
+from featpipe.steps import STEPS, Step, option, options_of
+from featpipe.steps.options import OptionSpec
 
 RIGHT = {"model": "resnet50", "dataset": "stl10"}
 EXTRACT = STEPS.get("extract")

@@ -348,7 +348,7 @@ def test_the_resolved_recipe_is_a_recipe_for_the_same_tasks(text):
     assert [part.variants for part in again.steps] == [part.variants for part in recipe.steps]
     assert [part.sources for part in again.steps] == [part.sources for part in recipe.steps]
     assert again.name == recipe.name
-    assert isinstance(again.steps[0].variants[0].step, ExtractStep)
+    assert isinstance(again.steps[0].variants[0].step, STEPS.get("extract"))
     assert again.steps[0].variants[0].step.limit == 3
 
 
@@ -367,7 +367,7 @@ def test_an_axis_over_an_option_that_changes_no_number_is_refused():
 
 
 def test_an_option_is_parsed_once_for_each_task(monkeypatch):
-    from featpipe.steps.base import OptionSpec
+    from featpipe.steps.options import OptionSpec
 
     values = []
     parse = OptionSpec.parse
