@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 from click.shell_completion import get_completion_class
 
 from featpipe.cli.session import Session, with_session
-from featpipe.registry import OldRegistry
+from featpipe.registry import OldRegistry, Registry, summary_of
 from featpipe.steps import Outcome
 
 
@@ -63,11 +65,21 @@ def results(session: Session) -> None:
     session.finish(Outcome("done", message, table=rows))
 
 
-def _listed(registry: OldRegistry) -> Outcome:
-    rows = [
-        {"name": entry.name, "also": ", ".join(entry.aliases), "what": entry.summary}
-        for entry in registry
-    ]
+def _listed(registry: OldRegistry | Registry[Any]) -> Outcome:
+    if isinstance(registry, OldRegistry):
+        rows = [
+            {"name": entry.name, "also": ", ".join(entry.aliases), "what": entry.summary}
+            for entry in registry
+        ]
+    else:
+        rows = [
+            {
+                "name": name,
+                "also": ", ".join(registry.aliases_of(name)),
+                "what": summary_of(registry.get(name)),
+            }
+            for name in registry.names()
+        ]
     return Outcome("done", "", table=rows)
 
 

@@ -13,10 +13,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.base import UNLABELLED, ImageSource
-from featpipe.datasets.definition import Dataset, DatasetOptions
-from featpipe.datasets.obtain import Publication, check_digests
-from featpipe.datasets.sources import ArraySource, Identity, row_ids
+from featpipe.datasets.archive import RemoteArchive, check_digests
+from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 
 CLASSES = (
@@ -27,20 +26,21 @@ _BYTES_PER_IMAGE = 3 * SIDE * SIDE
 _FOLDS = "fold_indices.txt"
 
 
+@DATASETS.register
 class Stl10(Dataset):
-    """The official binary files, memory-mapped.
+    """STL-10, 96 × 96, ten classes, ten official folds (downloads).
 
     Attributes
     ----------
-    publication : Publication
-        The official archive.
+    archive : RemoteArchive
     md5 : dict of str to dict of str to str
         Split → file → MD5 sum as published; only the files of the split asked for must exist.
     """
 
+    name = "stl10"
+    splits = ("train", "test")
     more_splits = ("unlabeled",)
-    publication: ClassVar[Publication] = Publication(
-        dataset="stl10",
+    archive: ClassVar[RemoteArchive] = RemoteArchive(
         url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
         md5="91f7769df0f17e558f3565bffb0c7dfb",
         folder="stl10_binary",
@@ -58,25 +58,8 @@ class Stl10(Dataset):
         "unlabeled": {"unlabeled_X.bin": "5242ba1fed5e4be9e1e742405eb56ca4"},
     }
 
-    def splits(self, path: str, options: DatasetOptions) -> tuple[str, ...]:
-        """Training and test split; ``unlabeled`` exists too."""
-        return ("train", "test")
-
-    def open(self, path: str, split: str, options: DatasetOptions) -> ImageSource:
-        """Map one split; its files are checked against the published sums once."""
-        folder = self._find(split, options)
-        digests = check_digests(folder, self.md5[split], options)
-        images = folder / f"{split}_X.bin"
-        pixels = _map_images(images)
-        labels = np.full(len(pixels), UNLABELLED, dtype=np.int64)
-        if split != "unlabeled":
-            labels = _read_labels(folder / f"{split}_y.bin")
-        folds = _read_folds(folder / _FOLDS) if split == "train" else ()
-        identity = Identity("stl10", split, CLASSES, row_ids(split, len(pixels)), labels, folds)
-        return ArraySource(identity, pixels, digests, images)
-
-    def _find(self, split: str, options: DatasetOptions) -> Path:
-        """Return the folder of a split.
+    def open(self, split: str) -> ImageSource:
+        """Map one split; its files are checked against the published sums once.
 
         A download keeps both labelled splits, whichever was asked for: they are a seventh of the
         archive, and whoever asks for the one wants the other next. The unlabelled images are
@@ -84,7 +67,16 @@ class Stl10(Dataset):
         """
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
         labelled = [*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"]
-        return self.publication.find(files, options, also=labelled)
+        folder = self.archive.find(self, files, also=labelled)
+        digests = check_digests(folder, self.md5[split], self.options)
+        images = folder / f"{split}_X.bin"
+        pixels = _map_images(images)
+        labels = np.full(len(pixels), UNLABELLED, dtype=np.int64)
+        if split != "unlabeled":
+            labels = _read_labels(folder / f"{split}_y.bin")
+        folds = _read_folds(folder / _FOLDS) if split == "train" else ()
+        identity = Identity(self.name, split, CLASSES, row_ids(split, len(pixels)), labels, folds)
+        return ArraySource(identity, pixels, digests, images)
 
 
 def _map_images(path: Path) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 
 from featpipe.errors import UsageError
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import OldRegistry, did_you_mean
+from featpipe.registry import OldRegistry, Registry, did_you_mean
 from featpipe.workspace import Workspace, user_path
 
 LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
@@ -217,7 +217,7 @@ class OptionSpec:
             return self._registry().names()
         return list(self.choices) if self.choices else None
 
-    def _registry(self) -> OldRegistry:
+    def _registry(self) -> OldRegistry | Registry[Any]:
         module, _, attribute = str(self.registry).partition(":")
         return getattr(importlib.import_module(module), attribute)
 
@@ -241,7 +241,8 @@ class OptionSpec:
     def _item(self, value: Any) -> Any:
         converted = self._convert(value)
         if self.registry is not None:
-            self._registry().entry(str(converted).partition(":")[0])
+            name, registry = str(converted).partition(":")[0], self._registry()
+            registry.entry(name) if isinstance(registry, OldRegistry) else registry.canonical(name)
         if self.choices and converted not in self.choices:
             raise UsageError(
                 f"{converted!r} is not a choice of {self.flag}.",
