@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from featpipe.datasets import short_name, slug
 from featpipe.errors import UsageError
-from featpipe.naming import short_name, slug
 from featpipe.workspace import Workspace, atomic_write, user_path
 
 

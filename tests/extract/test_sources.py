@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from featpipe.extract.sources import SourceRequest
+from featpipe.datasets import SourceRequest
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 
