@@ -78,10 +78,10 @@ class RemoteArchive:
         archive.unlink()
         return own
 
-    def fetch_folder(self, dataset: Dataset, leave_out: str | None = None) -> Path:
+    def fetch_folder(self, dataset: Dataset, leave_out: str) -> Path:
         """Download the archive (zip), keep its folder and remove the archive."""
-        progress, own = dataset.options.progress, dataset.options.raw / self.folder
-        archive = self._fetch(dataset)
+        own, archive = dataset.options.raw / self.folder, self._fetch(dataset)
+        progress = dataset.options.progress
         extract_folder(archive, self.folder, own, leave_out=leave_out, progress=progress)
         archive.unlink()
         return own
@@ -147,17 +147,7 @@ def extract_members(
     progress: Progress = SILENT,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Copy named members of a gzipped tar file, reading it once from front to back.
-
-    Parameters
-    ----------
-    archive : Path
-    members : mapping of str to Path
-        Name in the archive → file to write. Each file appears complete or not at all.
-    progress : Progress
-        Told the bytes of the archive that were read.
-    max_bytes : int
-        Most that all members together may hold.
+    """Copy members of a gzipped tar file: name in it → file, which appears complete or not at all.
 
     Raises
     ------
@@ -196,21 +186,9 @@ def extract_folder(
     progress: Progress = SILENT,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Unpack one top-level folder of a zip file; the target appears complete or not at all.
+    """Unpack a top-level folder of a zip file without one of its subfolders.
 
-    Parameters
-    ----------
-    archive : Path
-    folder : str
-        Name of the folder in the archive.
-    target : Path
-        The folder to make; must not exist.
-    leave_out : str, optional
-        Subfolder that is not wanted.
-    progress : Progress
-        Told the number of files.
-    max_bytes : int
-        Most that the archive may unpack to.
+    The target must not exist, and appears complete or not at all.
 
     Raises
     ------
@@ -226,15 +204,19 @@ def extract_folder(
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
     with _translate_errors(archive), zipfile.ZipFile(archive) as package:
-        entries = dict(_checked_entries(archive, package))
-        inside = {path: entry for path, entry in entries.items() if path.parts[:1] == (folder,)}
-        if not inside:
+        found, chosen = False, {}
+        for entry in package.infolist():
+            name, path = entry.filename, PurePosixPath(entry.filename)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.name:
+                raise _refused(archive, name, "it would be written outside of the folder")
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                raise _refused(archive, name, "it is a link")
+            first, *inner = path.parts or ("",)
+            found = found or first == folder
+            if first == folder and not entry.is_dir() and inner[:1] != [leave_out]:
+                chosen[partial.joinpath(*inner)] = entry
+        if not found:
             raise _incomplete(archive, f"{folder}/…")
-        chosen = {
-            partial.joinpath(*path.parts[1:]): entry
-            for path, entry in inside.items()
-            if not entry.is_dir() and path.parts[1:2] != (leave_out,)
-        }
         n_bytes = sum(entry.file_size for entry in chosen.values())
         _reserve(archive, folder, n_bytes, max_bytes, target.parent)
         with progress.task(f"unpacking {archive.name}", total=len(chosen)) as task:
@@ -246,29 +228,16 @@ def extract_folder(
         partial.rename(target)
 
 
-def _checked_entries(
-    archive: Path, package: zipfile.ZipFile
-) -> Iterator[tuple[PurePosixPath, zipfile.ZipInfo]]:
-    """Yield every entry of a zip file, or refuse the file."""
-    for entry in package.infolist():
-        path = PurePosixPath(entry.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in path.name:
-            raise _refused(archive, entry.filename, "it would be written outside of the folder")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise _refused(archive, entry.filename, "it is a link")
-        yield path, entry
-
-
+@dataclass
 class _Counted:
     """A file that tells a progress task what was read from it."""
 
-    def __init__(self, stream: IO[bytes], task: Task) -> None:
-        self._stream = stream
-        self._task = task
+    stream: IO[bytes]
+    task: Task
 
     def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(size)
-        self._task.advance(len(block))
+        block = self.stream.read(size)
+        self.task.advance(len(block))
         return block
 
 

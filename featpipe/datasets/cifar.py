@@ -26,29 +26,14 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """One published version of a dataset.
-
-    Parameters
-    ----------
-    folder : str
-    files : dict of str to tuple of str
-        Files of the splits, in order.
-    names : str
-        File of the class names.
-    label : str or int
-        Where the label is: key of a pickle, or position among the bytes before the pixels.
-    names_key : str
-        Key of the class names in a pickle.
-    label_bytes : int
-        Bytes before the pixels of each image; 0 for pickles.
-    """
+    """One published version of a dataset."""
 
     folder: str
-    files: dict[str, tuple[str, ...]]
-    names: str
-    label: str | int
-    names_key: str = ""
-    label_bytes: int = 0
+    files: dict[str, tuple[str, ...]]  # of the splits, in order
+    names: str  # file of the class names
+    label: str | int  # key of a pickle, or position among the bytes before the pixels
+    names_key: str = ""  # key of the class names in a pickle
+    label_bytes: int = 0  # before the pixels of each image; 0 for pickles
 
 
 @DATASETS.register
@@ -115,10 +100,10 @@ class Cifar10(Dataset):
     def open(self, split: str) -> ImageSource:
         """Read one split into memory (150 MB at most)."""
         folder, layout = self._find(split)
-        names = layout.files[split]
-        checked = names if layout is self.binary else (*names, layout.names)
+        names, binary = layout.files[split], layout is self.binary
+        checked = names if binary else (*names, layout.names)
         digests = check_digests(folder, {name: self.md5[name] for name in checked}, self.options)
-        read = _read_binary if layout is self.binary else _read_pickle
+        read = _read_binary if binary else _read_pickle
         parts = [read(folder / name, layout) for name in names]
         pixels = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
@@ -221,7 +206,7 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in an old protocol: as text in Latin-1."""
+    """Encode as Python 3 writes bytes in an old protocol: as text in Latin-1."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
     return text.encode("latin1")

@@ -38,21 +38,11 @@ _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long a download is tried.
+    """How often and how long a download is tried."""
 
-    Parameters
-    ----------
-    attempts : int
-        Failures in a row, none of them bringing a single byte, after which it is given up.
-    first_wait_s : float
-        Pause after the first failure in seconds; it doubles with each further one.
-    timeout_s : float
-        Silence of the server in seconds that counts as a failure.
-    """
-
-    attempts: int = 5
-    first_wait_s: float = 1.0
-    timeout_s: float = 30.0
+    attempts: int = 5  # failures in a row, none bringing a single byte, after which it is given up
+    first_wait_s: float = 1.0  # after the first failure; doubled with each further one
+    timeout_s: float = 30.0  # silence of the server that counts as a failure
 
 
 def fetch(
@@ -73,16 +63,11 @@ def fetch(
     url : str
         ``http`` or ``https`` address.
     target : Path
-        File to write; one that exists already is checked and kept.
+        File to write; one that exists already is checked and kept. Returned.
     digest : str, optional
         ``"md5:<hex>"`` or ``"sha256:<hex>"`` of the whole file.
     progress : Progress
-        Told the bytes.
     retries : RetryPolicy
-
-    Returns
-    -------
-    target : Path
 
     Raises
     ------
@@ -108,14 +93,7 @@ def fetch(
 
 
 class PartFile:
-    """The unfinished file, and beside it a note of which version of the file it is a part of.
-
-    Parameters
-    ----------
-    target : Path
-        Name of the file when it is finished; the part is called ``<target>.part``.
-    url : str
-    """
+    """The unfinished file, and beside it a note of which version of the file it is a part of."""
 
     def __init__(self, target: Path, url: str) -> None:
         self.url = url

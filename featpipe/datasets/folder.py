@@ -141,26 +141,13 @@ def images_below(
     """Return the image files in a folder and its subfolders, in natural order.
 
     Hidden files and folders and files of other types are left out. Links are followed, except
-    back into a folder that is being listed.
-
-    Parameters
-    ----------
-    folder : str or Path
-    prefix : str
-        Put before each path.
-    above : frozenset of (device, inode)
-        The folders that are being listed.
+    back into a folder that is being listed (``above``: devices and inodes).
 
     Returns
     -------
     paths : list of str
-        Relative to the folder, with slashes. Text and not ``Path``, which saves a second with
-        100 000 images.
-
-    Raises
-    ------
-    DataError
-        If a folder cannot be read or a name is not valid text.
+        Relative to the folder, after ``prefix``, with slashes. Text and not ``Path``, which saves
+        a second with 100 000 images.
     """
     entries = _entries(folder)
     status = os.stat(folder)

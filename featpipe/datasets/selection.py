@@ -59,14 +59,7 @@ class Subset(ImageSource):
 
 
 def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
-    """Return the images of some classes and the unlabelled ones, labels renumbered from 0.
-
-    Parameters
-    ----------
-    source : ImageSource
-    chosen : str
-        As for :func:`choose_classes`.
-    """
+    """Return the images of some classes and the unlabelled ones, labels renumbered from 0."""
     kept = choose_classes(chosen, source.classes)
     if len(kept) == len(source.classes):
         return source
@@ -82,17 +75,6 @@ def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
 
 def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
     """Return the indices of chosen classes, ascending.
-
-    Parameters
-    ----------
-    chosen : str
-        ``"first:50"``, or names separated by commas in any order.
-    classes : sequence of str
-
-    Raises
-    ------
-    UsageError
-        If the number is not from 1 to the number of classes, or a name is no class.
 
     Examples
     --------
@@ -190,18 +172,10 @@ def stratified_split(
     scikit-learn's ``train_test_split`` does this too, but its result is tied to the order of the
     rows and to the stream of NumPy's generator; see :func:`seeded_order`.
 
-    Parameters
-    ----------
-    ids : sequence of str
-    labels : array-like of int of shape (n,)
-    test_share : float
-        Share of the test rows, rounded to whole images in each class.
-    seed : int
-
     Returns
     -------
     train, test : ndarray of int64
-        Ascending, disjoint, together all rows.
+        Ascending, disjoint, together all rows; ``test_share`` is rounded in each class.
     """
     labels = np.asarray(labels, dtype=np.int64)
     order = seeded_order(ids, seed)

@@ -20,14 +20,7 @@ UNLABELLED = -1
 class Identity:
     """What identifies the images of one split, whatever they are stored in.
 
-    Parameters
-    ----------
-    name, split : str
-    classes : tuple of str
-    ids : sequence of str
-    labels : array-like of int of shape (n,)
-    folds : tuple of ndarray of int64
-        As the attributes of :class:`ImageSource`.
+    The fields are those attributes of an :class:`ImageSource`; labels may be any array-like.
     """
 
     name: str

@@ -111,18 +111,14 @@ def _read_folds(path: Path) -> tuple[NDArray[np.int64], ...]:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         folds = tuple(np.array(line.split(), dtype=np.int64) for line in lines if line.strip())
-    except FileNotFoundError:
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
         raise DataError(
-            "The official folds of STL-10 are missing.",
-            where=path,
-            next_step="copy fold_indices.txt from the official archive beside train_X.bin",
-        ) from None
-    except ValueError as error:
-        raise DataError(
-            "The official folds of STL-10 cannot be read.",
+            f"The official folds of STL-10 {'are missing' if missing else 'cannot be read'}.",
             where=path,
             expected="lines of row numbers",
-            got=error,
+            got=None if missing else error,
+            next_step=f"copy {_FOLDS} from the official archive beside train_X.bin",
         ) from None
     if not folds:
         raise DataError("The file of the official folds is empty.", where=path)
