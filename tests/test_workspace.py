@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from featpipe.datasets import short_name, slug
 from featpipe.errors import UsageError
 from featpipe.workspace import Workspace, atomic_write, user_path
 
@@ -69,18 +68,3 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
-
-
-@pytest.mark.parametrize(
-    ("dataset", "name", "part"),
-    [
-        ("stl10", "stl10", "stl10"),
-        ("folder:/home/me/My photos/", "folder:My photos", "folder-My-photos"),
-        ("folder:/home/me/Völkel ☃", "folder:Völkel ☃", "folder-Völkel"),
-        ("npz:data/../toy.npz", "npz:toy.npz", "npz-toy"),
-        ("csv:a;rm -rf.csv", "csv:a;rm -rf.csv", "csv-a-rm-rf"),
-    ],
-)
-def test_names_of_datasets(dataset: str, name: str, part: str) -> None:
-    assert short_name(dataset) == name
-    assert slug(dataset) == part

@@ -53,13 +53,7 @@ class DatasetOptions:
     progress: Progress = SILENT
 
     def folders(self, *names: str) -> list[Path]:
-        """Return the folders where a dataset with these folder names may be, best first.
-
-        Raises
-        ------
-        DataError
-            If the folder to look in first does not exist: then the user meant another one.
-        """
+        """Return the folders where a dataset with these folder names may be, best first."""
         if self.data is not None and not self.data.exists():
             raise DataError(
                 "The data folder does not exist.",
@@ -76,13 +70,7 @@ class DatasetOptions:
         return next((path for path in below if path.exists()), named)
 
     def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
-        """Return the content hashes of files; progress is shown only if any has to be read.
-
-        Raises
-        ------
-        DataError
-            If a file is missing or cannot be read.
-        """
+        """Return the content hashes of files; progress is shown only if any has to be read."""
         with ExitStack() as stack:
             task: Any = None
 
@@ -210,7 +198,7 @@ class PathDataset(Dataset):
     def moved(cls, argument: str, data: Path) -> str:
         """Return the path below another folder, or that folder itself."""
         inside = data / Path(argument).name
-        return str(inside if inside.exists() else data)
+        return str((inside if inside.exists() else data).resolve())
 
 
 DATASETS: Registry[type[Dataset]] = Registry(
@@ -233,18 +221,10 @@ DATASETS: Registry[type[Dataset]] = Registry(
 def splits_of(spec: str, options: DatasetOptions) -> tuple[str, ...]:
     """Return the splits meant for training and evaluation, the training split first.
 
-    Parameters
-    ----------
-    spec : str
-        Dataset as the user names it: ``"stl10"``, ``"folder:photos"``.
-    options : DatasetOptions
-
     Raises
     ------
-    UnknownNameError
-        If there is no such dataset.
     UsageError
-        If its argument is missing or there is one too many.
+        If there is no such dataset, or its argument is missing or there is one too many.
     DataError
         If the splits are told by files and those cannot be read.
     """
@@ -338,20 +318,9 @@ def _parts(spec: str) -> tuple[type[Dataset], str, str]:
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """The options that say which images a store is made from, so that they are found again.
+    """Which images a store is made from, so that they are found again.
 
-    Parameters
-    ----------
-    dataset : str
-        Name, or ``name:ARGUMENT``.
-    data : Path or None
-        Folder to look for the dataset in.
-    classes : str or None
-        Only these classes.
-    split_seed : int
-        Seed of splits that the dataset itself leaves open, and of ``limit``.
-    limit : int or None
-        Only so many images of a split, spread evenly over the classes.
+    The fields are options of :class:`featpipe.steps.ImageStep`.
     """
 
     dataset: str
@@ -400,13 +369,7 @@ class SourceRequest:
         )
 
     def open(self, split: str, options: DatasetOptions) -> ImageSource:
-        """Open one split.
-
-        Raises
-        ------
-        DataError
-            If the images are not there, or not what they should be.
-        """
+        """Open one split; ``limit`` images of it, spread evenly over the classes."""
         source = open_source(self.dataset, split, options)
         if self.limit is None or self.limit >= len(source):
             return source

@@ -7,7 +7,6 @@ RFC 9110 section 13.1.5: the server sends the rest only if the file is still the
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -259,14 +258,9 @@ def _append(response: HTTPResponse, path: Path, start: int, task: Task) -> None:
                 return
             try:
                 stream.write(block)
-            except OSError as error:
-                full = error.errno == errno.ENOSPC
-                raise DownloadError(
-                    "There is no space left." if full else "The file cannot be written.",
-                    where=path,
-                    got=error,
-                    next_step="free some space and run again: what has arrived is kept",
-                ) from error
+            except OSError as error:  # as a rule the disk is full
+                what, next_step = "The file cannot be written.", "free some space and run again"
+                raise DownloadError(what, where=path, got=error, next_step=next_step) from error
             task.advance(len(block))
 
 

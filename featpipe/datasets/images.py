@@ -162,7 +162,18 @@ def _too_large(path: Path, pixels: object = "more") -> ImageError:
 
 
 def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    white = _white(image, path)
+    # Pillow opens 16-bit PNM files, and before version 10.3 16-bit PNG files, as 32-bit mode "I".
+    white = None
+    if image.mode == "F":
+        white = 1.0
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        white = 65535.0
+    elif image.mode == "I":
+        raise ImageError(
+            "The image holds 32-bit integers, for which no value is agreed to be white.",
+            where=path,
+            next_step="convert it to 8 or 16 bits per channel",
+        )
     # Not ImageOps.exif_transpose: it also rewrites the whole EXIF block, and fails where any tag
     # of it is damaged, although the pixels and the orientation are intact.
     image.load()  # a TIFF turns itself here and forgets the tag
@@ -176,22 +187,6 @@ def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
         layered = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     return np.array(upright.convert("RGB"))
-
-
-def _white(image: Image.Image, path: Path) -> float | None:
-    """Return the value that means white where pixels have more than 8 bits, else None."""
-    if image.mode == "F":
-        return 1.0
-    # Pillow opens 16-bit PNM files, and before version 10.3 16-bit PNG files, as 32-bit mode "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return 65535.0
-    if image.mode == "I":
-        raise ImageError(
-            "The image holds 32-bit integers, for which no value is agreed to be white.",
-            where=path,
-            next_step="convert it to 8 or 16 bits per channel",
-        )
-    return None
 
 
 def _wide_to_rgb(image: Image.Image, white: float, path: Path) -> NDArray[np.uint8]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from featpipe.datasets import DatasetOptions
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOORS = Path(__file__).with_name("doors")
 
@@ -115,8 +117,10 @@ def test_its_features_are_extracted_once(run, tmp_path):
     assert store.parent.parent.name == "shapes-dark-bright-6"
 
 
-def test_results_of_a_package_that_is_gone_keep_their_names():
-    from featpipe.datasets import short_name, slug
-
-    assert short_name("gone:a/b.c") == "gone:a/b.c"
-    assert slug("gone:a/b.c") == "gone-a-b-c"
+def test_the_example_of_the_documentation():
+    text = (REPOSITORY / "docs" / "datasets.md").read_text(encoding="utf-8")
+    example = text.partition("## Adding a dataset")[2].partition("```python\n")[2]
+    namespace = {}
+    exec(example.partition("```")[0], namespace)
+    source = namespace["Noise"]("30", DatasetOptions()).open("test")
+    assert (source.name, len(source)) == ("noise:30", 30)

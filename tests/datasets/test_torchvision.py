@@ -240,6 +240,8 @@ def test_every_dataset_of_torchvision_is_offered_refused_or_no_classification():
     groups = [set(OFFERED), set(REFUSED), NOT_CLASSIFICATION]
     assert len(set.union(*groups)) == sum(map(len, groups))
     assert set(datasets.__all__) <= set.union(*groups)
+    documented = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    assert [name for name in OFFERED if f"`{name}`" not in documented] == []
 
 
 @pytest.mark.parametrize("name", OFFERED)
