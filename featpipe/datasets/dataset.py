@@ -84,10 +84,8 @@ class DatasetOptions:
             try:
                 return self.hashes.many(paths, algorithm, on_hashed)
             except OSError as error:
-                where, got = error.filename, error.strerror
-                raise DataError(
-                    "A file of the dataset cannot be read.", where=where, got=got
-                ) from error
+                what = "A file of the dataset cannot be read."
+                raise DataError(what, where=error.filename, got=error.strerror) from error
 
 
 class Dataset(ABC):
@@ -145,8 +143,8 @@ class Dataset(ABC):
         what = f"The dataset {self.spec!r} is not here."
         return DataError(what, where=where, expected=expected, **details)
 
-    # How the argument is written elsewhere. A dataset whose text has parts that identify no
-    # images (a server's address, a password) leaves them out here.
+    # How the argument is written elsewhere. A dataset whose text has parts that do not change the
+    # images (a server's address) leaves them out of `short`.
 
     @classmethod
     def short(cls, argument: str) -> str:

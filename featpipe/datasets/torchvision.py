@@ -100,6 +100,7 @@ class TorchVision(Dataset):
             return ("train", "test")
         if "split" not in self._parameters:
             return ("all",)
+        known: list[str] = []
         try:  # a signature does not say which values there are; each class checks this one first
             self._class(root=os.devnull, split="?")
         except ValueError as error:
@@ -126,17 +127,15 @@ class TorchVision(Dataset):
         if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
             import h5py  # noqa: PLC0415 - needed here only
 
-            files = [
-                found._base_folder / found._FILES[split][key][0] for key in ("images", "targets")
-            ]
-            images, targets = (h5py.File(file)[key] for file, key in zip(files, "xy", strict=True))
+            names = found._FILES[split]
+            files = [found._base_folder / names[key][0] for key in ("images", "targets")]
+            images, targets = h5py.File(files[0])["x"], h5py.File(files[1])["y"]
             identity = self._identity(found, split, ids, targets[:, 0, 0, 0])
             return ArraySource(identity, images, self.options.digests(files), files[0])
         drawn = [found[row] for row in range(len(found))]
-        pixels = np.stack(
-            [image if image.mode == "L" else image.convert("RGB") for image, _ in drawn]
-        )
-        return ArraySource(self._identity(found, split, ids, [y for _, y in drawn]), pixels)
+        images = [image if image.mode == "L" else image.convert("RGB") for image, _ in drawn]
+        identity = self._identity(found, split, ids, [y for _, y in drawn])
+        return ArraySource(identity, np.stack(images))
 
     def _identity(self, found: Any, split: str, ids: Any, targets: Any) -> Identity:
         labels = np.array([UNLABELLED if y is None else int(y) for y in targets], dtype=np.int64)
