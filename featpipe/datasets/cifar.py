@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.archive import RemoteArchive, check_digests, locate
+from featpipe.datasets.archive import RemoteArchive, check_digests, check_size, locate
 from featpipe.datasets.dataset import DATASETS, Dataset
 from featpipe.datasets.source import ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
@@ -178,14 +178,7 @@ def _read_binary(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray
     record = np.dtype(
         [("labels", np.uint8, (layout.label_bytes,)), ("planes", np.uint8, (3, SIDE, SIDE))]
     )
-    size = path.stat().st_size
-    if size == 0 or size % record.itemsize:
-        raise DataError(
-            "The file does not hold a whole number of images.",
-            where=path,
-            expected=f"a multiple of {record.itemsize} bytes",
-            got=f"{size} bytes",
-        )
+    check_size(path, record.itemsize)
     records = np.fromfile(path, dtype=record)
     return records["planes"].transpose(0, 2, 3, 1), records["labels"][:, int(layout.label)]
 

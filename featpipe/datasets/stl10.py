@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.archive import RemoteArchive, check_digests
+from featpipe.datasets.archive import RemoteArchive, check_digests, check_size
 from featpipe.datasets.dataset import DATASETS, Dataset
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
@@ -22,7 +22,6 @@ CLASSES = (
     "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
 )  # fmt: skip
 SIDE = 96
-_BYTES_PER_IMAGE = 3 * SIDE * SIDE
 _FOLDS = "fold_indices.txt"
 
 
@@ -70,27 +69,15 @@ class Stl10(Dataset):
         folder = self.archive.find(self, files, also=labelled)
         digests = check_digests(folder, self.md5[split], self.options)
         images = folder / f"{split}_X.bin"
-        pixels = _map_images(images)
+        check_size(images, 3 * SIDE * SIDE)
+        planes = np.memmap(images, dtype=np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
+        pixels = planes.transpose(0, 3, 2, 1)  # channel, column, row → row, column, channel
         labels = np.full(len(pixels), UNLABELLED, dtype=np.int64)
         if split != "unlabeled":
             labels = _read_labels(folder / f"{split}_y.bin")
         folds = _read_folds(folder / _FOLDS) if split == "train" else ()
         identity = Identity(self.name, split, CLASSES, row_ids(split, len(pixels)), labels, folds)
         return ArraySource(identity, pixels, digests, images)
-
-
-def _map_images(path: Path) -> NDArray[np.uint8]:
-    """Map the images as an array of shape (n, 96, 96, 3); nothing is read yet."""
-    size = path.stat().st_size
-    if size == 0 or size % _BYTES_PER_IMAGE:
-        raise DataError(
-            "The image file does not hold a whole number of images.",
-            where=path,
-            expected=f"a multiple of {_BYTES_PER_IMAGE} bytes",
-            got=f"{size} bytes",
-        )
-    planes = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
-    return planes.transpose(0, 3, 2, 1)  # image, channel, column, row → image, row, column, channel
 
 
 def _read_labels(path: Path) -> NDArray[np.int64]:

@@ -110,31 +110,23 @@ class TorchVision(Dataset):
 
     def open(self, split: str) -> ImageSource:
         """Open one split: image files where there are such, else all images in memory."""
-        root, found = self._find(split)
-        if self.argument in ARRAYS:
-            return self._in_memory(split, found)
-        if self.argument in LISTED:
-            listed = list(LISTED[self.argument](found))
-        else:
-            listed = [found[row] for row in range(len(found))]
-        pairs = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in listed]
-        pairs.sort(key=lambda pair: natural_key(pair[0]))  # some are listed in no order
-        ids, labels = [name for name, _ in pairs], [y for _, y in pairs]
-        return FileSource(self._identity(found, split, ids, labels), root, self.options)
-
-    def _in_memory(self, split: str, found: Any) -> ImageSource:
+        root, found, samples = self._find(split)
+        if self.argument not in ARRAYS:
+            pairs = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
+            pairs.sort(key=lambda pair: natural_key(pair[0]))  # some are listed in no order
+            names, labels = zip(*pairs, strict=True) if pairs else ((), ())
+            return FileSource(self._identity(found, split, names, labels), root, self.options)
         ids = row_ids(split, len(found))
         if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
             import h5py  # noqa: PLC0415 - needed here only
 
-            names = found._FILES[split]
-            files = [found._base_folder / names[key][0] for key in ("images", "targets")]
+            parts = found._FILES[split]
+            files = [found._base_folder / parts[key][0] for key in ("images", "targets")]
             images, targets = h5py.File(files[0])["x"], h5py.File(files[1])["y"]
             identity = self._identity(found, split, ids, targets[:, 0, 0, 0])
             return ArraySource(identity, images, self.options.digests(files), files[0])
-        drawn = [found[row] for row in range(len(found))]
-        images = [image if image.mode == "L" else image.convert("RGB") for image, _ in drawn]
-        identity = self._identity(found, split, ids, [y for _, y in drawn])
+        images = [image if image.mode == "L" else image.convert("RGB") for image, _ in samples]
+        identity = self._identity(found, split, ids, [y for _, y in samples])
         return ArraySource(identity, np.stack(images))
 
     def _identity(self, found: Any, split: str, ids: Any, targets: Any) -> Identity:
@@ -163,8 +155,8 @@ class TorchVision(Dataset):
             )
         return names
 
-    def _find(self, split: str) -> tuple[Path, Any]:
-        """Return the folder that holds a split, and torchvision's dataset of it."""
+    def _find(self, split: str) -> tuple[Path, Any, list[Any]]:
+        """Return the folder that holds a split, torchvision's dataset of it, and its samples."""
         folders = [*self.options.folders("torchvision"), self.options.raw]
         reasons = []
         for folder in folders:
@@ -178,7 +170,7 @@ class TorchVision(Dataset):
             looked_for = folder / (self.argument.lower() if "Caltech" in self.argument else "")
             if looked_for.is_dir() or "root" not in self._parameters:
                 try:
-                    return folder, self._make(folder, split)
+                    return folder, *self._make(folder, split)
                 except (RuntimeError, FileNotFoundError) as error:
                     reasons.append(f"{folder}: {error}")
                 except Exception as error:  # whatever a damaged file leads to
@@ -196,12 +188,12 @@ class TorchVision(Dataset):
             got="; ".join(reasons) or None,
         )
 
-    def _fetch(self, split: str) -> tuple[Path, Any]:
+    def _fetch(self, split: str) -> tuple[Path, Any, list[Any]]:
         root = self.options.raw / "torchvision"
         root.mkdir(parents=True, exist_ok=True)
         self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")
         try:
-            return root, self._make(root, split, download=True)
+            return root, *self._make(root, split, download=True)
         except Exception as error:  # torchvision names no kinds of errors
             raise DownloadError(
                 f"torchvision could not fetch its dataset {self.argument}.",
@@ -210,13 +202,17 @@ class TorchVision(Dataset):
                 next_step="fetch it by another way and name its root folder with --data DIR",
             ) from error
 
-    def _make(self, root: Path, split: str, *, download: bool = False) -> Any:
-        """Return torchvision's dataset; a loader ``str`` gives paths in the place of images."""
+    def _make(self, root: Path, split: str, *, download: bool = False) -> tuple[Any, list[Any]]:
+        """Return torchvision's dataset and its samples: image, or path of a file, and label."""
         settings = {
             "root": str(root),
             "train": split == "train",
             "split": split,
-            "loader": str,
+            "loader": str,  # gives paths in the place of images
             "download": download,
         }
-        return self._class(**{k: v for k, v in settings.items() if k in self._parameters})
+        found = self._class(**{k: v for k, v in settings.items() if k in self._parameters})
+        if self.argument in LISTED:
+            return found, list(LISTED[self.argument](found))
+        rows = 0 if self.argument == "PCAM" else len(found)
+        return found, [found[row] for row in range(rows)]

@@ -286,6 +286,16 @@ def test_a_damaged_file_is_reported_with_its_folder(tmp_path, monkeypatch, optio
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_file_that_torchvision_stumbles_over_while_it_reads(tmp_path, monkeypatch, options):
+    svhn(tmp_path, monkeypatch)
+    file = tmp_path / "test_32x32.mat"
+    savemat(file, {"X": pictures(2).transpose(1, 2, 3, 0), "y": [[1]]})
+    lists = {**datasets.SVHN.split_list, "test": ["no url", file.name, md5(file)]}
+    monkeypatch.setattr(datasets.SVHN, "split_list", lists)
+    with pytest.raises(DataError, match="cannot read its dataset SVHN"):
+        open_source("torchvision:SVHN", "test", replace(options, data=tmp_path))
+
+
 def test_what_torchvision_misses_is_told(tmp_path, monkeypatch, options):
     oxford_pets(tmp_path, monkeypatch)
     (tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt").unlink()
