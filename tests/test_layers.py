@@ -36,6 +36,7 @@ FORBIDDEN = {
 ALLOWED = {
     ("featpipe.store.export", "pandas"): "parquet and CSV are tables",
     ("featpipe.datasets.digits", "sklearn"): "its digits are the dataset",
+    ("featpipe.datasets.torchvision", "torchvision"): "its datasets are the datasets",
 }
 
 

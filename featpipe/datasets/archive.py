@@ -1,4 +1,4 @@
-"""Unpack archives without trusting them.
+"""Published archives: found unpacked, or fetched, unpacked without trust and checked.
 
 No member chooses where it is written. From a tar file only named, plain members are copied, each
 to a path that the caller chose, which is stricter than the extraction filters of ``tarfile`` (and
@@ -13,11 +13,14 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from featpipe.datasets.dataset import Dataset, DatasetOptions
+from featpipe.datasets.download import fetch
 from featpipe.errors import DataError
 from featpipe.progress import SILENT, Progress, Task
 from featpipe.workspace import atomic_write
@@ -26,23 +29,137 @@ MAX_BYTES = 4 << 30
 """Most that is unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes."""
 
 
+@dataclass(frozen=True)
+class RemoteArchive:
+    """An archive as its publisher offers it.
+
+    Parameters
+    ----------
+    url : str
+    md5 : str
+        MD5 sum of the archive.
+    folder : str
+        The one folder that the archive holds.
+    megabytes : int
+        Size of the archive, for messages.
+    """
+
+    url: str
+    md5: str
+    folder: str
+    megabytes: int
+
+    def find(self, dataset: Dataset, files: Sequence[str], also: Iterable[str] = ()) -> Path:
+        """Return the folder with these files; fetch the archive if that is allowed and needed.
+
+        A download (tar.gz) keeps the files in ``also`` too, and nothing else of the archive.
+
+        A folder that holds only some of the files is returned too, so that the check that
+        follows can name the missing ones; unless it is our own download, which is completed.
+
+        Raises
+        ------
+        DataError
+            If the files are nowhere and may not be downloaded.
+        """
+        options = dataset.options
+        own = options.raw / self.folder
+        found = locate(options.folders(self.folder), files)
+        if found is not None:
+            complete = all((found / name).is_file() for name in files)
+            if complete or found != own or not options.download:
+                return found
+        if not options.download:
+            raise self.missing(dataset, files)
+        archive = self._fetch(dataset)
+        missing = [name for name in (*files, *also) if not (own / name).is_file()]
+        wanted = {f"{self.folder}/{name}": own / name for name in missing}
+        extract_members(archive, wanted, options.progress)
+        archive.unlink()
+        return own
+
+    def fetch_folder(self, dataset: Dataset, leave_out: str) -> Path:
+        """Download the archive (zip), keep its folder and remove the archive."""
+        own, archive = dataset.options.raw / self.folder, self._fetch(dataset)
+        progress = dataset.options.progress
+        extract_folder(archive, self.folder, own, leave_out=leave_out, progress=progress)
+        archive.unlink()
+        return own
+
+    def missing(self, dataset: Dataset, files: Iterable[str]) -> DataError:
+        """Build the error for a dataset that is in none of the folders where it may be."""
+        return dataset.not_found(
+            dataset.options.folders(self.folder),
+            ", ".join(files),
+            next_step=f"allow the download ({self.megabytes} MB), or unpack {self.url} yourself "
+            "and name its folder with --data DIR",
+        )
+
+    def _fetch(self, dataset: Dataset) -> Path:
+        progress = dataset.options.progress
+        progress.note(f"{dataset.name} is not here: fetching {self.url}")
+        archive = dataset.options.raw / self.url.rpartition("/")[2]
+        return fetch(self.url, archive, digest=f"md5:{self.md5}", progress=progress)
+
+
+def locate(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
+    """Return the first folder that holds all of these files, else the first that holds any."""
+    held = {folder: sum((folder / name).is_file() for name in files) for folder in folders}
+    # max returns the first of equals, and folders come best first.
+    best = max(held, key=lambda folder: (held[folder] == len(files), held[folder] > 0))
+    return best if held[best] else None
+
+
+def check_digests(
+    folder: Path, expected: Mapping[str, str], options: DatasetOptions
+) -> dict[str, str]:
+    """Check files against the MD5 sums their publisher lists; return the sums.
+
+    Raises
+    ------
+    DataError
+        Naming the first file that is missing or differs.
+    """
+    if missing := [name for name in expected if not (folder / name).is_file()]:
+        raise DataError(
+            "A file of the dataset is missing.",
+            where=folder,
+            expected=", ".join(expected),
+            got=f"no {', '.join(missing)}",
+        )
+    sums = options.digests([folder / name for name in expected], "md5")
+    got = dict(zip(expected, sums, strict=True))
+    for name, digest in expected.items():
+        if got[name] != digest:
+            raise DataError(
+                f"The file {name} is damaged or another version.",
+                where=folder / name,
+                expected=f"md5 {digest}",
+                got=f"md5 {got[name]}, {(folder / name).stat().st_size} bytes",
+                next_step=f"remove {folder / name} and fetch it again",
+            )
+    return got
+
+
+def check_size(path: Path, bytes_per_image: int) -> None:
+    """Raise DataError unless a file holds a whole number of images, and at least one."""
+    size = path.stat().st_size
+    if size == 0 or size % bytes_per_image:
+        raise DataError(
+            "The file does not hold a whole number of images.",
+            where=path,
+            expected=f"a multiple of {bytes_per_image} bytes",
+            got=f"{size} bytes",
+        )
+
+
 def extract_members(
     archive: Path,
     members: Mapping[str, Path],
     progress: Progress = SILENT,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Copy named members of a gzipped tar file, reading it once from front to back.
-
-    Parameters
-    ----------
-    archive : Path
-    members : mapping of str to Path
-        Name in the archive → file to write. Each file appears complete or not at all.
-    progress : Progress
-        Told the bytes of the archive that were read.
-    max_bytes : int
-        Most that all members together may hold.
+    """Copy members of a gzipped tar file: name in it → file, which appears complete or not at all.
 
     Raises
     ------
@@ -52,7 +169,7 @@ def extract_members(
     missing = dict(members)
     label = f"unpacking {archive.name}"
     with (
-        _explained(archive),
+        _translate_errors(archive),
         archive.open("rb") as raw,
         progress.task(label, total=archive.stat().st_size) as task,
         tarfile.open(fileobj=_Counted(raw, task), mode="r|gz") as tar,  # type: ignore[call-overload]
@@ -69,12 +186,7 @@ def extract_members(
                 shutil.copyfileobj(content, stream, 1 << 20)
             if not missing:
                 return
-    raise DataError(
-        "The archive does not hold what it should.",
-        where=archive,
-        expected=", ".join(members),
-        got=f"no {', '.join(missing)}",
-    )
+    raise _incomplete(archive, ", ".join(members), f"no {', '.join(missing)}")
 
 
 def extract_folder(
@@ -86,21 +198,9 @@ def extract_folder(
     progress: Progress = SILENT,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Unpack one top-level folder of a zip file; the target appears complete or not at all.
+    """Unpack a top-level folder of a zip file without one of its subfolders.
 
-    Parameters
-    ----------
-    archive : Path
-    folder : str
-        Name of the folder in the archive.
-    target : Path
-        The folder to make; must not exist.
-    leave_out : str, optional
-        Subfolder that is not wanted.
-    progress : Progress
-        Told the number of files.
-    max_bytes : int
-        Most that the archive may unpack to.
+    The target must not exist, and appears complete or not at all.
 
     Raises
     ------
@@ -115,53 +215,42 @@ def extract_folder(
         )
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left
-    with _explained(archive), zipfile.ZipFile(archive) as package:
-        chosen = dict(_entries_of(archive, package, folder, leave_out))
+    with _translate_errors(archive), zipfile.ZipFile(archive) as package:
+        found, chosen = False, {}
+        for entry in package.infolist():
+            name, path = entry.filename, PurePosixPath(entry.filename)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.name:
+                raise _refused(archive, name, "it would be written outside of the folder")
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                raise _refused(archive, name, "it is a link")
+            first, *inner = path.parts or ("",)
+            found = found or first == folder
+            if first == folder and not entry.is_dir() and inner[:1] != [leave_out]:
+                chosen[partial.joinpath(*inner)] = entry
+        if not found:
+            raise _incomplete(archive, f"{folder}/…")
         n_bytes = sum(entry.file_size for entry in chosen.values())
         _reserve(archive, folder, n_bytes, max_bytes, target.parent)
         with progress.task(f"unpacking {archive.name}", total=len(chosen)) as task:
-            for path, entry in chosen.items():
-                (partial / path).parent.mkdir(parents=True, exist_ok=True)
-                with package.open(entry) as content, (partial / path).open("wb") as stream:
+            for file, entry in chosen.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with package.open(entry) as content, file.open("wb") as stream:
                     shutil.copyfileobj(content, stream)
                 task.advance()
         partial.rename(target)
 
 
+@dataclass
 class _Counted:
     """A file that tells a progress task what was read from it."""
 
-    def __init__(self, stream: IO[bytes], task: Task) -> None:
-        self._stream = stream
-        self._task = task
+    stream: IO[bytes]
+    task: Task
 
     def read(self, size: int = -1) -> bytes:
-        block = self._stream.read(size)
-        self._task.advance(len(block))
+        block = self.stream.read(size)
+        self.task.advance(len(block))
         return block
-
-
-def _entries_of(
-    archive: Path, package: zipfile.ZipFile, folder: str, leave_out: str | None
-) -> Iterator[tuple[PurePosixPath, zipfile.ZipInfo]]:
-    """Check every entry of a zip file; yield the wanted files with their path in the folder."""
-    found = False
-    for entry in package.infolist():
-        path = PurePosixPath(entry.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or ":" in path.name:
-            raise _refused(archive, entry.filename, "it would be written outside of the folder")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise _refused(archive, entry.filename, "it is a link")
-        if path.parts[:1] != (folder,):
-            continue
-        found = True
-        inner = PurePosixPath(*path.parts[1:])
-        if not entry.is_dir() and inner.parts[:1] != (leave_out,):
-            yield inner, entry
-    if not found:
-        raise DataError(
-            "The archive does not hold what it should.", where=archive, expected=f"{folder}/…"
-        )
 
 
 def _reserve(archive: Path, name: str, n_bytes: int, allowed: int, folder: Path) -> int:
@@ -185,8 +274,13 @@ def _refused(archive: Path, name: str, reason: str) -> DataError:
     return DataError(f"The archive is unsafe: {name!r} is refused, {reason}.", where=archive)
 
 
+def _incomplete(archive: Path, expected: str, got: str | None = None) -> DataError:
+    what = "The archive does not hold what it should."
+    return DataError(what, where=archive, expected=expected, got=got)
+
+
 @contextmanager
-def _explained(archive: Path) -> Iterator[None]:
+def _translate_errors(archive: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:

@@ -1,13 +1,14 @@
 """CIFAR-10 and CIFAR-100: 32 × 32 colour images, 50 000 to train, 10 000 to test.
 
 Krizhevsky, "Learning multiple layers of features from tiny images", 2009. The binary version is
-read (and downloaded): it needs no pickle. Where only the Python version lies, as torchvision
+read (and downloaded): it needs no pickle. Where there is only the Python version, as torchvision
 leaves it, its pickles are read after their MD5 sums were checked, by an unpickler that knows
 nothing but NumPy arrays.
 """
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,11 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.base import ImageSource
-from featpipe.datasets.definition import Dataset, DatasetOptions
-from featpipe.datasets.obtain import Publication, check_digests, locate
-from featpipe.datasets.plain_pickle import load_plain_pickle
-from featpipe.datasets.sources import ArraySource, Identity, row_ids
+from featpipe.datasets.archive import RemoteArchive, check_digests, check_size, locate
+from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets.source import ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 
 SIDE = 32
@@ -27,43 +26,23 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class Layout:
-    """One published version of a dataset.
-
-    Parameters
-    ----------
-    folder : str
-        Name of its folder.
-    train, test : tuple of str
-        Files of the splits, in order.
-    names : str
-        File of the class names.
-    label : str or int
-        Where the label is: key of a pickle, or position among the bytes before the pixels.
-    names_key : str
-        Key of the class names in a pickle.
-    label_bytes : int
-        Bytes before the pixels of each image; 0 for pickles.
-    """
+    """One published version of a dataset."""
 
     folder: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    names: str
-    label: str | int
-    names_key: str = ""
-    label_bytes: int = 0
-
-    def files(self, split: str) -> tuple[str, ...]:
-        """Files of a split."""
-        return self.train if split == "train" else self.test
+    files: dict[str, tuple[str, ...]]  # of the splits, in order
+    names: str  # file of the class names
+    label: str | int  # key of a pickle, or position among the bytes before the pixels
+    names_key: str = ""  # key of the class names in a pickle
+    label_bytes: int = 0  # before the pixels of each image; 0 for pickles
 
 
+@DATASETS.register
 class Cifar10(Dataset):
-    """CIFAR-10; CIFAR-100 differs in data only.
+    """CIFAR-10, 32 × 32, ten classes (downloads).
 
     Attributes
     ----------
-    publication : Publication
+    archive : RemoteArchive
         The official archive of the binary version.
     n_classes : int
     binary, pickled : Layout
@@ -73,8 +52,9 @@ class Cifar10(Dataset):
         by the author; those of the binary files were taken from public projects that check them.
     """
 
-    publication: ClassVar[Publication] = Publication(
-        dataset="cifar10",
+    name = "cifar10"
+    splits = ("train", "test")
+    archive: ClassVar[RemoteArchive] = RemoteArchive(
         url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         md5="c32a1d4ab5d03f1284b67883e8d87530",
         folder="cifar-10-batches-bin",
@@ -83,16 +63,20 @@ class Cifar10(Dataset):
     n_classes: ClassVar[int] = 10
     binary: ClassVar[Layout] = Layout(
         folder="cifar-10-batches-bin",
-        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-        test=("test_batch.bin",),
+        files={
+            "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+            "test": ("test_batch.bin",),
+        },
         names="batches.meta.txt",
         label=0,
         label_bytes=1,
     )
     pickled: ClassVar[Layout] = Layout(
         folder="cifar-10-batches-py",
-        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
-        test=("test_batch",),
+        files={
+            "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+            "test": ("test_batch",),
+        },
         names="batches.meta",
         label="labels",
         names_key="label_names",
@@ -113,44 +97,37 @@ class Cifar10(Dataset):
         "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
     }
 
-    def splits(self, path: str, options: DatasetOptions) -> tuple[str, ...]:
-        """Training and test split."""
-        return ("train", "test")
-
-    def open(self, path: str, split: str, options: DatasetOptions) -> ImageSource:
+    def open(self, split: str) -> ImageSource:
         """Read one split into memory (150 MB at most)."""
-        folder, layout = self._find(split, options)
-        names = layout.files(split)
-        checked = names if layout is self.binary else (*names, layout.names)
-        digests = check_digests(folder, {name: self.md5[name] for name in checked}, options)
-        read = _read_binary if layout is self.binary else _read_pickle
+        folder, layout = self._find(split)
+        names, binary = layout.files[split], layout is self.binary
+        checked = names if binary else (*names, layout.names)
+        digests = check_digests(folder, {name: self.md5[name] for name in checked}, self.options)
+        read = _read_binary if binary else _read_pickle
         parts = [read(folder / name, layout) for name in names]
         pixels = np.concatenate([part[0] for part in parts])
         labels = np.concatenate([part[1] for part in parts])
         classes = self._class_names(folder / layout.names, layout)
-        identity = Identity(
-            self.publication.dataset, split, classes, row_ids(split, len(pixels)), labels
-        )
+        identity = Identity(self.name, split, classes, row_ids(split, len(pixels)), labels)
         return ArraySource(identity, pixels, digests, folder)
 
-    def _find(self, split: str, options: DatasetOptions) -> tuple[Path, Layout]:
-        """Return the folder of a split and its layout, the one that lies first."""
-        folders = options.folders(self.binary.folder, self.pickled.folder)
-        binary = self.binary.files(split)
-        first = locate(folders, binary)
-        other = locate(folders, self.pickled.files(split))
+    def _find(self, split: str) -> tuple[Path, Layout]:
+        """Return the folder of a split and its layout, that of the first folder."""
+        folders = self.options.folders(self.binary.folder, self.pickled.folder)
+        first = locate(folders, self.binary.files[split])
+        other = locate(folders, self.pickled.files[split])
         if other and (first is None or folders.index(other) < folders.index(first)):
             return other, self.pickled
-        files = [*binary, self.binary.names]
-        both = [*self.binary.train, *self.binary.test]
-        return self.publication.find(files, options, also=both), self.binary
+        files = [*self.binary.files[split], self.binary.names]
+        both = [name for names in self.binary.files.values() for name in names]
+        return self.archive.find(self, files, also=both), self.binary
 
     def _class_names(self, path: Path, layout: Layout) -> tuple[str, ...]:
         if layout.label_bytes:
             text = path.read_bytes().decode("ascii", "replace") if path.is_file() else ""
             names = tuple(text.split())
         else:
-            names = tuple(str(name) for name in load_plain_pickle(path).get(layout.names_key, ()))
+            names = tuple(map(str, load_plain_pickle(path).get(layout.names_key, ())))
         if len(names) != self.n_classes:
             raise DataError(
                 "The file of the class names is missing or not complete.",
@@ -161,11 +138,12 @@ class Cifar10(Dataset):
         return names
 
 
+@DATASETS.register
 class Cifar100(Cifar10):
-    """CIFAR-100 with its 100 fine classes."""
+    """CIFAR-100, 32 × 32, 100 fine classes (downloads)."""
 
-    publication = Publication(
-        dataset="cifar100",
+    name = "cifar100"
+    archive = RemoteArchive(
         url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
         md5="03b5dce01913d631647c71ecec9e9cb8",
         folder="cifar-100-binary",
@@ -174,16 +152,14 @@ class Cifar100(Cifar10):
     n_classes = 100
     binary = Layout(
         folder="cifar-100-binary",
-        train=("train.bin",),
-        test=("test.bin",),
+        files={"train": ("train.bin",), "test": ("test.bin",)},
         names="fine_label_names.txt",
         label=1,  # byte 0 is the coarse class
         label_bytes=2,
     )
     pickled = Layout(
         folder="cifar-100-python",
-        train=("train",),
-        test=("test",),
+        files={"train": ("train",), "test": ("test",)},
         names="meta",
         label="fine_labels",
         names_key="fine_label_names",
@@ -202,14 +178,7 @@ def _read_binary(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray
     record = np.dtype(
         [("labels", np.uint8, (layout.label_bytes,)), ("planes", np.uint8, (3, SIDE, SIDE))]
     )
-    size = path.stat().st_size
-    if size == 0 or size % record.itemsize:
-        raise DataError(
-            "The file does not hold a whole number of images.",
-            where=path,
-            expected=f"a multiple of {record.itemsize} bytes",
-            got=f"{size} bytes",
-        )
+    check_size(path, record.itemsize)
     records = np.fromfile(path, dtype=record)
     return records["planes"].transpose(0, 2, 3, 1), records["labels"][:, int(layout.label)]
 
@@ -227,3 +196,58 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray
         )
     pixels = data.astype(np.uint8, copy=False).reshape(-1, 3, SIDE, SIDE)
     return pixels.transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.uint8)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Encode as Python 3 writes bytes in an old protocol: as text in Latin-1."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
+    return text.encode("latin1")
+
+
+# The functions that an array's own pickle names, taken from one: their module has moved between
+# NumPy 1 and 2, and old files name the old place.
+_RECONSTRUCT = np.empty(0, dtype=np.uint8).__reduce__()[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
+
+
+def load_plain_pickle(path: Path) -> dict[str, Any]:
+    """Return the dict that a pickle file holds; byte strings of Python 2 become str.
+
+    A pickle is a program: whoever unpickles a foreign file runs it. Nothing but dicts, lists,
+    strings, numbers and NumPy arrays is built here.
+
+    Raises
+    ------
+    DataError
+        If the file holds anything else than a dict of arrays and plain values.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = _PlainUnpickler(stream, encoding="latin1").load()
+    except OSError as error:
+        raise DataError("The file cannot be read.", where=path, got=error.strerror) from error
+    except Exception as error:
+        # Damaged pickles raise almost anything: UnpicklingError, EOFError, IndexError, KeyError …
+        raise DataError(
+            "The file is refused: it is no pickle of plain arrays.",
+            where=path,
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError("The file does not hold a dict.", where=path, got=type(content).__name__)
+    return content

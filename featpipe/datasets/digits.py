@@ -13,48 +13,41 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.base import ImageSource
-from featpipe.datasets.definition import Dataset, DatasetOptions
-from featpipe.datasets.sources import ArraySource, Identity
-from featpipe.datasets.subset import stratified_split
-from featpipe.fingerprint import of_bytes
+from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets.selection import stratified_split
+from featpipe.datasets.source import ArraySource, Identity, ImageSource
 
-CLASSES = tuple("0123456789")
 TEST_SHARE = 0.3
 _MOST_INK = 16
 
 
+@DATASETS.register
 class Digits(Dataset):
-    """Split 70:30 within each class by the seed."""
+    """scikit-learn's handwritten digits, 8 × 8, always offline, split 70:30 by seed."""
 
-    def splits(self, path: str, options: DatasetOptions) -> tuple[str, ...]:
-        """Training and test split."""
-        return ("train", "test")
+    name = "digits"
+    splits = ("train", "test")
 
-    def open(self, path: str, split: str, options: DatasetOptions) -> ImageSource:
+    def open(self, split: str) -> ImageSource:
         """Read one split into memory."""
         values, labels = load_values()
         ids = [f"digits/{row:04d}" for row in range(len(labels))]
-        train, test = stratified_split(ids, labels, TEST_SHARE, options.seed)
+        train, test = stratified_split(ids, labels, TEST_SHARE, self.options.seed)
         rows = train if split == "train" else test
         pixels = np.rint(values[rows] * (255 / _MOST_INK)).astype(np.uint8)
-        identity = Identity("digits", split, CLASSES, [ids[row] for row in rows], labels[rows])
-        return ArraySource(identity, pixels, of_bytes(pixels.tobytes()), "scikit-learn")
+        chosen = [ids[row] for row in rows]
+        return ArraySource(
+            Identity(self.name, split, tuple("0123456789"), chosen, labels[rows]), pixels
+        )
 
 
 def load_values() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the stored values and labels.
+    """Return the ink of shape (1797, 8, 8), 0..16, and the labels of shape (1797,).
 
     The table is read from the installed package without importing it: on two slow cores the
     import took 5 to 6 s and the reading 0.02 s, and a second run that finds its features up to
     date should answer in less than one. Should a later scikit-learn keep the table elsewhere,
     its own loader gives the same numbers.
-
-    Returns
-    -------
-    values : ndarray of shape (1797, 8, 8), int64
-        Ink, 0..16.
-    labels : ndarray of shape (1797,), int64
     """
     spec = find_spec("sklearn")
     places = spec.submodule_search_locations if spec else None

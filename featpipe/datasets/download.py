@@ -7,43 +7,41 @@ RFC 9110 section 13.1.5: the server sends the rest only if the file is still the
 
 from __future__ import annotations
 
-import errno
+import json
+import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, build_opener
 
-from featpipe.datasets.partfile import PartFile
 from featpipe.errors import DownloadError, UsageError
 from featpipe.fingerprint import of_file
 from featpipe.progress import SILENT, Progress, Task
+
+try:
+    import fcntl
+except ImportError:  # Windows: two downloads of one file at a time are caught by the digest
+    fcntl = None  # type: ignore[assignment]
 
 _BLOCK_BYTES = 1 << 18
 _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How often and how long a download is tried.
+class RetryPolicy:
+    """How often and how long a download is tried."""
 
-    Parameters
-    ----------
-    attempts : int
-        Failures in a row, none of them bringing a single byte, after which it is given up.
-    first_wait_s : float
-        Pause after the first failure in seconds; it doubles with each further one.
-    timeout_s : float
-        Silence of the server in seconds that counts as a failure.
-    """
-
-    attempts: int = 5
-    first_wait_s: float = 1.0
-    timeout_s: float = 30.0
+    attempts: int = 5  # failures in a row, none bringing a single byte, after which it is given up
+    first_wait_s: float = 1.0  # after the first failure; doubled with each further one
+    timeout_s: float = 30.0  # silence of the server that counts as a failure
 
 
 def fetch(
@@ -52,7 +50,7 @@ def fetch(
     *,
     digest: str | None = None,
     progress: Progress = SILENT,
-    patience: Patience = Patience(),
+    retries: RetryPolicy = RetryPolicy(),
 ) -> Path:
     """Download a file, or continue where an earlier call was interrupted.
 
@@ -64,16 +62,11 @@ def fetch(
     url : str
         ``http`` or ``https`` address.
     target : Path
-        File to write; one that exists already is checked and kept.
+        File to write; one that exists already is checked and kept. Returned.
     digest : str, optional
         ``"md5:<hex>"`` or ``"sha256:<hex>"`` of the whole file.
     progress : Progress
-        Told the bytes.
-    patience : Patience
-
-    Returns
-    -------
-    target : Path
+    retries : RetryPolicy
 
     Raises
     ------
@@ -88,7 +81,7 @@ def fetch(
     target.parent.mkdir(parents=True, exist_ok=True)
     part = PartFile(target, url)
     with part.locked():
-        _with_retries(part, progress, patience)
+        _with_retries(part, progress, retries)
         try:
             _check_digest(part.path, digest, url, next_step="run again: it starts from the top")
         except DownloadError:
@@ -96,6 +89,67 @@ def fetch(
             raise
         part.finish(target)
     return target
+
+
+class PartFile:
+    """The unfinished file, and beside it a note of which version of the file it is a part of."""
+
+    def __init__(self, target: Path, url: str) -> None:
+        self.url = url
+        self.path = target.with_name(target.name + ".part")
+        self._note = target.with_name(target.name + ".part.json")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process from writing into the same part."""
+        with self.path.open("ab") as stream:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DownloadError(
+                    "Another process is downloading this file.",
+                    where=self.path,
+                    next_step="wait until it is done and run again",
+                ) from None
+            try:
+                yield
+            finally:
+                if self.size() == 0:
+                    self.discard()
+
+    def size(self) -> int:
+        """Return the bytes that are here."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def known(self) -> dict[str, Any]:
+        """Return what was noted when this part was started; empty if it cannot be continued."""
+        try:
+            note = json.loads(self._note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        usable = isinstance(note, dict) and note.get("url") == self.url and note.get("validator")
+        return note if usable and self.size() else {}
+
+    def start(self, response: HTTPResponse, total: int | None) -> None:
+        """Note which version of the file the bytes to come belong to."""
+        etag = response.headers.get("ETag", "")
+        strong = etag if etag and not etag.startswith("W/") else None
+        validator = strong or response.headers.get("Last-Modified")
+        note = {"url": self.url, "validator": validator, "total": total}
+        self._note.write_text(json.dumps(note), encoding="utf-8")
+
+    def discard(self) -> None:
+        """Forget what is here, to start again."""
+        self.path.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
+
+    def finish(self, target: Path) -> None:
+        """Give the file its name, once its bytes are on the disk."""
+        with self.path.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        self.path.replace(target)
+        self._note.unlink(missing_ok=True)
 
 
 class _TransferError(Exception):
@@ -106,19 +160,19 @@ class _NoSuchHostError(_TransferError):
     """The server's name cannot be resolved: as a rule this machine is offline."""
 
 
-def _with_retries(part: PartFile, progress: Progress, patience: Patience) -> None:
+def _with_retries(part: PartFile, progress: Progress, retries: RetryPolicy) -> None:
     failures, arrived = 0, False
     while True:
         before = part.size()
         try:
-            _transfer(part, progress, patience.timeout_s)
+            _transfer(part, progress, retries.timeout_s)
             return
         except _TransferError as error:
             # A slow line that breaks off again and again still arrives in the end.
             moved = part.size() > before
             failures, arrived = (1 if moved else failures + 1), arrived or moved
             offline = isinstance(error, _NoSuchHostError) and not arrived
-            if offline or failures >= patience.attempts:
+            if offline or failures >= retries.attempts:
                 kept = f": {part.size()} bytes are kept in {part.path}" if part.size() else ""
                 raise DownloadError(
                     "The download did not succeed.",
@@ -127,7 +181,7 @@ def _with_retries(part: PartFile, progress: Progress, patience: Patience) -> Non
                     next_step=f"check the network and run again{kept}; "
                     "or fetch the file by another way and name its folder with --data DIR",
                 ) from error
-            time.sleep(patience.first_wait_s * 2 ** (failures - 1))
+            time.sleep(retries.first_wait_s * 2 ** (failures - 1))
 
 
 def _transfer(part: PartFile, progress: Progress, timeout_s: float) -> None:
@@ -139,27 +193,40 @@ def _transfer(part: PartFile, progress: Progress, timeout_s: float) -> None:
     if known:
         headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
     with _open(Request(part.url, headers=headers), part, timeout_s) as response:  # noqa: S310
-        start = _start_of(response, have, part)
+        start = have if response.status == 206 else 0
+        sent = response.headers.get("Content-Range", "")
+        if response.status == 206 and not sent.startswith(f"bytes {have}-"):
+            part.discard()
+            raise _TransferError(f"the server sent another range ({sent}) than asked for ({have}-)")
         length = response.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
         if start == 0:
-            part.begin(response, total)
-        _check_space(part.path, (total or start) - start)
+            part.start(response, total)
+        needed, free = (total or start) - start, shutil.disk_usage(part.path.parent).free
+        if free < needed:
+            raise DownloadError(
+                "There is not enough space for the download.",
+                where=part.path.parent,
+                expected=f"{needed / 1e6:,.0f} MB free",
+                got=f"{free / 1e6:,.0f} MB free",
+                next_step="free some space, or choose another --workspace",
+            )
         label = f"downloading {part.path.name.removesuffix('.part')}"
         with progress.task(label, total=total or 0, done=start) as task:
-            _append(response, part, start, task)
+            _append(response, part.path, start, task)
     if total is not None and part.size() != total:
         raise _TransferError(f"the connection closed after {part.size()} of {total} bytes")
 
 
 def _open(request: Request, part: PartFile, timeout_s: float) -> HTTPResponse:
+    """Send a request; a failure is either worth another try or final."""
     try:
         # urlopen would remember the proxies of its first call for the life of the process.
         response: HTTPResponse = build_opener().open(request, timeout=timeout_s)
         return response
     except HTTPError as error:
         error.close()
-        if error.code == 416:  # the part is longer than the file: begin again
+        if error.code == 416:  # the part is longer than the file: start again
             part.discard()
             raise _TransferError("the server has fewer bytes than were here") from None
         if error.code in _WORTH_ANOTHER_TRY:
@@ -177,19 +244,9 @@ def _open(request: Request, part: PartFile, timeout_s: float) -> HTTPResponse:
         raise _TransferError(f"{type(error).__name__}: {error}") from error
 
 
-def _start_of(response: HTTPResponse, have: int, part: PartFile) -> int:
-    """Return the position in the file where the bytes of this response belong."""
-    if response.status != 206:
-        return 0
-    sent = response.headers.get("Content-Range", "")
-    if not sent.startswith(f"bytes {have}-"):
-        part.discard()
-        raise _TransferError(f"the server sent another range ({sent}) than asked for ({have}-)")
-    return have
-
-
-def _append(response: HTTPResponse, part: PartFile, start: int, task: Task) -> None:
-    with part.path.open("rb+" if part.path.exists() else "wb") as stream:
+def _append(response: HTTPResponse, path: Path, start: int, task: Task) -> None:
+    """Write the bytes of a response at their place in the file."""
+    with path.open("rb+" if path.exists() else "wb") as stream:
         stream.truncate(start)
         stream.seek(start)
         while True:
@@ -201,31 +258,10 @@ def _append(response: HTTPResponse, part: PartFile, start: int, task: Task) -> N
                 return
             try:
                 stream.write(block)
-            except OSError as error:
-                raise _write_failed(part.path, error) from error
+            except OSError as error:  # as a rule the disk is full
+                what, next_step = "The file cannot be written.", "free some space and run again"
+                raise DownloadError(what, where=path, got=error, next_step=next_step) from error
             task.advance(len(block))
-
-
-def _write_failed(path: Path, error: OSError) -> DownloadError:
-    full = error.errno == errno.ENOSPC
-    return DownloadError(
-        "There is no space left for the download." if full else "The file cannot be written.",
-        where=path,
-        got=None if full else str(error),
-        next_step="free some space and run again: what has arrived is kept" if full else None,
-    )
-
-
-def _check_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise DownloadError(
-            "There is not enough space for the download.",
-            where=path.parent,
-            expected=f"{needed / 1e6:,.0f} MB free",
-            got=f"{free / 1e6:,.0f} MB free",
-            next_step="free some space, or choose another --workspace",
-        )
 
 
 def _check_digest(path: Path, digest: str | None, url: str, next_step: str) -> None:

@@ -1,4 +1,4 @@
-"""Any image file to upright RGB, by one rule in every path.
+"""Image files: any of them to upright RGB, by one rule in every path.
 
 What is done, and what is deliberately not done:
 
@@ -26,13 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from featpipe.datasets.dataset import DatasetOptions
+from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import ImageError
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
-)
-"""File name endings (lower case) that make a file an image in a folder."""
 
 # Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
 # raster formats are ever tried.
@@ -65,15 +61,30 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
-def is_image_name(name: str) -> bool:
-    """Tell from its name whether a file is taken for an image.
+class FileSource(ImageSource):
+    """Images that are files, decoded when they are read.
 
-    Examples
-    --------
-    >>> is_image_name("photo.JPG"), is_image_name("notes.txt"), is_image_name(".hidden.png")
-    (True, False, False)
+    Parameters
+    ----------
+    identity : Identity
+        Its ids are the paths of the files, relative to ``root`` (or absolute).
+    root : Path
+    options : DatasetOptions
+        Its remembered hashes make the fingerprint: the content of the files, not their place.
+    where : object, optional
+        List the files came from, for messages; default: ``root``.
     """
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+    def __init__(
+        self, identity: Identity, root: Path, options: DatasetOptions, where: object = None
+    ) -> None:
+        self.root = root
+        digests = options.digests([os.path.join(root, name) for name in identity.ids])
+        super().__init__(identity, digests, where or root)
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Decode one image file to upright RGB."""
+        return read_image(self.root / self.ids[row])
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -97,7 +108,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with path.open("rb") as stream, Image.open(stream, formats=_formats()) as image:
-            _check_size(image, path)
+            pixels = image.width * image.height
+            if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+                raise _too_large(path, pixels)
             return _to_rgb(image, path)
     except ImageError:
         raise
@@ -108,10 +121,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except PermissionError:
         raise ImageError("The image file may not be read.", where=path) from None
     except UnidentifiedImageError:
-        raise _not_an_image(path) from None
+        n_bytes = path.stat().st_size
+        if n_bytes == 0:
+            raise ImageError("The image file is empty.", where=path, got="0 bytes") from None
+        raise ImageError(
+            "The file is not an image that can be read.",
+            where=path,
+            expected=f"one of {', '.join(_formats())}",
+            got=f"{n_bytes} bytes of something else, or an image cut off in its header",
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        pixels = re.search(r"\((\d+) pixels\)", str(error))
-        raise _too_large(path, int(pixels[1]) if pixels else None) from None
+        raise _too_large(path, *re.findall(r"\((\d+) pixels\)", str(error))) from None
     except Exception as error:
         # Pillow's parsers raise whatever they trip over in damaged bytes: OSError, SyntaxError,
         # struct.error, zlib.error, ValueError, EOFError, IndexError …
@@ -131,74 +151,42 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _PLUGINS if name in Image.OPEN)
 
 
-def _not_an_image(path: Path) -> ImageError:
-    n_bytes = path.stat().st_size
-    if n_bytes == 0:
-        return ImageError("The image file is empty.", where=path, got="0 bytes")
-    return ImageError(
-        "The file is not an image that can be read.",
-        where=path,
-        expected=f"one of {', '.join(_formats())}",
-        got=f"{n_bytes} bytes of something else, or an image cut off in its header",
-    )
-
-
-def _too_large(path: Path, pixels: int | None) -> ImageError:
+def _too_large(path: Path, pixels: object = "more") -> ImageError:
     return ImageError(
         "The image is absurdly large; decoding it could exhaust the memory.",
         where=path,
         expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
-        got=f"{pixels} pixels" if pixels else None,
+        got=f"{pixels} pixels",
         next_step="make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
     )
 
 
-def _check_size(image: Image.Image, path: Path) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    pixels = image.width * image.height
-    if limit is not None and pixels > limit:
-        raise _too_large(path, pixels)
-
-
 def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    white = _white(image, path)
-    upright = _upright(image)
+    # Pillow opens 16-bit PNM files, and before version 10.3 16-bit PNG files, as 32-bit mode "I".
+    white = None
+    if image.mode == "F":
+        white = 1.0
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        white = 65535.0
+    elif image.mode == "I":
+        raise ImageError(
+            "The image holds 32-bit integers, for which no value is agreed to be white.",
+            where=path,
+            next_step="convert it to 8 or 16 bits per channel",
+        )
+    # Not ImageOps.exif_transpose: it also rewrites the whole EXIF block, and fails where any tag
+    # of it is damaged, although the pixels and the orientation are intact.
+    image.load()  # a TIFF turns itself here and forgets the tag
+    turn = None
+    with suppress(Exception):  # a block that cannot be read has no orientation
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    upright = image if turn is None else image.transpose(turn)
     if white is not None:
         return _wide_to_rgb(upright, white, path)
     if upright.has_transparency_data:
         layered = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
     return np.array(upright.convert("RGB"))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image as its EXIF orientation says.
-
-    Not ``ImageOps.exif_transpose``: it also writes the whole EXIF block anew, and fails where any
-    tag of it is damaged, although the pixels and the orientation are whole.
-    """
-    image.load()  # a TIFF turns itself here and forgets the tag
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        turn = None  # a block that cannot be read says nothing about the orientation
-    return image if turn is None else image.transpose(turn)
-
-
-def _white(image: Image.Image, path: Path) -> float | None:
-    """Return the value that means white where pixels have more than 8 bits, else None."""
-    if image.mode == "F":
-        return 1.0
-    # Pillow opens 16-bit PNM files, and before version 10.3 16-bit PNG files, as 32-bit mode "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return 65535.0
-    if image.mode == "I":
-        raise ImageError(
-            "The image holds 32-bit integers, for which no value is agreed to be white.",
-            where=path,
-            next_step="convert it to 8 or 16 bits per channel",
-        )
-    return None
 
 
 def _wide_to_rgb(image: Image.Image, white: float, path: Path) -> NDArray[np.uint8]:

@@ -13,34 +13,33 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.base import UNLABELLED, ImageSource
-from featpipe.datasets.definition import Dataset, DatasetOptions
-from featpipe.datasets.obtain import Publication, check_digests
-from featpipe.datasets.sources import ArraySource, Identity, row_ids
+from featpipe.datasets.archive import RemoteArchive, check_digests, check_size
+from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 
 CLASSES = (
     "airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck",
 )  # fmt: skip
 SIDE = 96
-_BYTES_PER_IMAGE = 3 * SIDE * SIDE
 _FOLDS = "fold_indices.txt"
 
 
+@DATASETS.register
 class Stl10(Dataset):
-    """The official binary files, memory-mapped.
+    """STL-10, 96 × 96, ten classes, ten official folds (downloads).
 
     Attributes
     ----------
-    publication : Publication
-        The official archive.
+    archive : RemoteArchive
     md5 : dict of str to dict of str to str
         Split → file → MD5 sum as published; only the files of the split asked for must exist.
     """
 
+    name = "stl10"
+    splits = ("train", "test")
     more_splits = ("unlabeled",)
-    publication: ClassVar[Publication] = Publication(
-        dataset="stl10",
+    archive: ClassVar[RemoteArchive] = RemoteArchive(
         url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
         md5="91f7769df0f17e558f3565bffb0c7dfb",
         folder="stl10_binary",
@@ -58,25 +57,8 @@ class Stl10(Dataset):
         "unlabeled": {"unlabeled_X.bin": "5242ba1fed5e4be9e1e742405eb56ca4"},
     }
 
-    def splits(self, path: str, options: DatasetOptions) -> tuple[str, ...]:
-        """Training and test split; ``unlabeled`` exists too."""
-        return ("train", "test")
-
-    def open(self, path: str, split: str, options: DatasetOptions) -> ImageSource:
-        """Map one split; its files are checked against the published sums once."""
-        folder = self._find(split, options)
-        digests = check_digests(folder, self.md5[split], options)
-        images = folder / f"{split}_X.bin"
-        pixels = _map_images(images)
-        labels = np.full(len(pixels), UNLABELLED, dtype=np.int64)
-        if split != "unlabeled":
-            labels = _read_labels(folder / f"{split}_y.bin")
-        folds = _read_folds(folder / _FOLDS) if split == "train" else ()
-        identity = Identity("stl10", split, CLASSES, row_ids(split, len(pixels)), labels, folds)
-        return ArraySource(identity, pixels, digests, images)
-
-    def _find(self, split: str, options: DatasetOptions) -> Path:
-        """Return the folder of a split.
+    def open(self, split: str) -> ImageSource:
+        """Map one split; its files are checked against the published sums once.
 
         A download keeps both labelled splits, whichever was asked for: they are a seventh of the
         archive, and whoever asks for the one wants the other next. The unlabelled images are
@@ -84,21 +66,18 @@ class Stl10(Dataset):
         """
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
         labelled = [*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"]
-        return self.publication.find(files, options, also=labelled)
-
-
-def _map_images(path: Path) -> NDArray[np.uint8]:
-    """Map the images as an array of shape (n, 96, 96, 3); nothing is read yet."""
-    size = path.stat().st_size
-    if size == 0 or size % _BYTES_PER_IMAGE:
-        raise DataError(
-            "The image file does not hold a whole number of images.",
-            where=path,
-            expected=f"a multiple of {_BYTES_PER_IMAGE} bytes",
-            got=f"{size} bytes",
-        )
-    planes = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
-    return planes.transpose(0, 3, 2, 1)  # image, channel, column, row → image, row, column, channel
+        folder = self.archive.find(self, files, also=labelled)
+        digests = check_digests(folder, self.md5[split], self.options)
+        images = folder / f"{split}_X.bin"
+        check_size(images, 3 * SIDE * SIDE)
+        planes = np.memmap(images, dtype=np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
+        pixels = planes.transpose(0, 3, 2, 1)  # channel, column, row → row, column, channel
+        labels = np.full(len(pixels), UNLABELLED, dtype=np.int64)
+        if split != "unlabeled":
+            labels = _read_labels(folder / f"{split}_y.bin")
+        folds = _read_folds(folder / _FOLDS) if split == "train" else ()
+        identity = Identity(self.name, split, CLASSES, row_ids(split, len(pixels)), labels, folds)
+        return ArraySource(identity, pixels, digests, images)
 
 
 def _read_labels(path: Path) -> NDArray[np.int64]:
@@ -119,18 +98,14 @@ def _read_folds(path: Path) -> tuple[NDArray[np.int64], ...]:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         folds = tuple(np.array(line.split(), dtype=np.int64) for line in lines if line.strip())
-    except FileNotFoundError:
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
         raise DataError(
-            "The official folds of STL-10 are missing.",
-            where=path,
-            next_step="copy fold_indices.txt from the official archive beside train_X.bin",
-        ) from None
-    except ValueError as error:
-        raise DataError(
-            "The official folds of STL-10 cannot be read.",
+            f"The official folds of STL-10 {'are missing' if missing else 'cannot be read'}.",
             where=path,
             expected="lines of row numbers",
-            got=error,
+            got=None if missing else error,
+            next_step=f"copy {_FOLDS} from the official archive beside train_X.bin",
         ) from None
     if not folds:
         raise DataError("The file of the official folds is empty.", where=path)

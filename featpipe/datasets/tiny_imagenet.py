@@ -6,94 +6,87 @@ images in a folder per class, validation images in one folder with a list of the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from featpipe.datasets.base import ImageSource
-from featpipe.datasets.definition import Dataset, DatasetOptions
-from featpipe.datasets.listing import images_below, natural_key
-from featpipe.datasets.obtain import Publication, locate
-from featpipe.datasets.sources import FileSource, Identity
-from featpipe.datasets.subset import choose_classes
+from featpipe.datasets.archive import RemoteArchive, locate
+from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets.folder import images_below, natural_key
+from featpipe.datasets.images import FileSource
+from featpipe.datasets.selection import choose_classes
+from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError
 
 _NAMES = "wnids.txt"
+_CHOOSE = "choose the classes that are here with --classes, for instance --classes first:50"
 
 
+@DATASETS.register
 class TinyImageNet(Dataset):
-    """The official layout; classes are WordNet ids in ascending order.
+    """Tiny-ImageNet, 64 × 64, 200 classes (downloads).
 
-    ``wnids.txt`` lists the ids in no order. They are sorted here, as every reader that goes by
-    the class folders does, so ``first:50`` means the same fifty classes everywhere.
+    ``wnids.txt`` lists the WordNet ids in no order. They are sorted here, as every reader that
+    goes by the class folders does, so ``first:50`` means the same fifty classes everywhere. The
+    labels of the test split were never published.
     """
 
+    name = "tiny-imagenet"
+    splits = ("train", "val")
     selects_classes = True
-    publication: ClassVar[Publication] = Publication(
-        dataset="tiny-imagenet",
+    archive: ClassVar[RemoteArchive] = RemoteArchive(
         url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         md5="90528d7ca1a48142e341f4ef8d21d0de",
         folder="tiny-imagenet-200",
         megabytes=248,
     )
 
-    def splits(self, path: str, options: DatasetOptions) -> tuple[str, ...]:
-        """Training and validation split; the labels of the test split were never published."""
-        return ("train", "val")
-
-    def open(self, path: str, split: str, options: DatasetOptions) -> ImageSource:
+    def open(self, split: str) -> ImageSource:
         """List the images of one split, of the chosen classes only."""
-        root = self._find(options)
+        folders = self.options.folders(self.archive.folder)
+        root = locate(folders, [_NAMES])
+        if root is None:
+            if not self.options.download:
+                raise self.archive.missing(self, [_NAMES, "train/", "val/"])
+            root = self.archive.fetch_folder(self, leave_out="test")
         known = sorted((root / _NAMES).read_text(encoding="utf-8").split())
-        classes = tuple(known)
-        if options.classes is not None:
-            classes = tuple(known[label] for label in choose_classes(options.classes, known))
+        chosen = self.options.classes
+        kept = range(len(known)) if chosen is None else choose_classes(chosen, known)
+        classes = tuple(known[label] for label in kept)
         labelled = (_train_images if split == "train" else _val_images)(root, classes)
         label_of = {wnid: label for label, wnid in enumerate(classes)}
         ids = [image for image, _ in labelled]
         labels = [label_of[wnid] for _, wnid in labelled]
-        identity = Identity("tiny-imagenet", split, classes, ids, labels)
-        return FileSource(identity, root, options, root)
-
-    def _find(self, options: DatasetOptions) -> Path:
-        folders = options.folders(self.publication.folder)
-        found = locate(folders, [_NAMES])
-        if found is not None:
-            return found
-        if not options.download:
-            raise self.publication.missing(folders, [_NAMES, "train/", "val/"])
-        return self.publication.fetch_folder(options, leave_out="test")
+        return FileSource(Identity(self.name, split, classes, ids, labels), root, self.options)
 
 
-def _train_images(root: Path, classes: tuple[str, ...]) -> list[tuple[str, str]]:
-    missing = [wnid for wnid in classes if not (root / "train" / wnid).is_dir()]
-    if missing:
-        there = len(classes) - len(missing)
+def _train_images(root: Path, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair the training images with their classes."""
+    train = root / "train"
+    if missing := [wnid for wnid in classes if not (train / wnid).is_dir()]:
         raise DataError(
             f"{len(missing)} class folder(s) are missing.",
-            where=root / "train",
+            where=train,
             expected=f"{len(classes)} folders, one for each id of {_NAMES}",
-            got=f"no {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}",
-            next_step=f"if only {there} classes lie here, choose them with --classes, "
-            "for instance --classes first:50",
+            got=f"no {_first(missing)}",
+            next_step=_CHOOSE,
         )
-    found = [
-        (image, wnid)
-        for wnid in classes
-        for image in images_below(root / "train" / wnid, f"train/{wnid}/")
-    ]
-    if empty := sorted(set(classes) - {wnid for _, wnid in found}):
-        raise DataError(
-            "A class folder holds no images.", where=root / "train", got=", ".join(empty)
-        )
-    return found
+    found = {wnid: images_below(train / wnid, f"train/{wnid}/") for wnid in classes}
+    if empty := [wnid for wnid, images in found.items() if not images]:
+        raise DataError("A class folder holds no images.", where=train, got=_first(empty))
+    return [(image, wnid) for wnid, images in found.items() for image in images]
 
 
-def _val_images(root: Path, classes: tuple[str, ...]) -> list[tuple[str, str]]:
+def _val_images(root: Path, classes: Sequence[str]) -> list[tuple[str, str]]:
     """Pair the validation images with their classes, in natural order of the files."""
     annotations = root / "val" / "val_annotations.txt"
-    chosen = set(classes)
-    found = []
-    for number, line in enumerate(_lines(annotations), start=1):
+    try:
+        lines = annotations.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        what = "The annotations cannot be read."
+        raise DataError(what, where=annotations, got=error) from error
+    chosen, found = set(classes), []
+    for number, line in enumerate(filter(str.strip, lines), start=1):
         fields = line.split("\t")
         if len(fields) < 2:
             raise DataError(
@@ -105,24 +98,17 @@ def _val_images(root: Path, classes: tuple[str, ...]) -> list[tuple[str, str]]:
         if fields[1] in chosen:
             found.append((f"val/images/{fields[0]}", fields[1]))
     if absent := [image for image, _ in found if not (root / image).is_file()]:
-        raise DataError(
-            f"{len(absent)} validation image(s) are missing.",
-            where=root,
-            got=f"no {', '.join(absent[:5])}{' …' if len(absent) > 5 else ''}",
-        )
+        what = f"{len(absent)} validation image(s) are missing."
+        raise DataError(what, where=root, got=f"no {_first(absent)}")
     if unseen := sorted(chosen - {wnid for _, wnid in found}):
         raise DataError(
             f"{len(unseen)} class(es) have no validation images.",
             where=annotations,
-            got=f"none of {', '.join(unseen[:5])}{' …' if len(unseen) > 5 else ''}",
-            next_step="choose the classes that are here with --classes, "
-            "for instance --classes first:50",
+            got=f"none of {_first(unseen)}",
+            next_step=_CHOOSE,
         )
     return sorted(found, key=lambda pair: natural_key(pair[0]))
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("The annotations cannot be read.", where=path, got=error) from error
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

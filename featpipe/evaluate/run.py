@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from featpipe import fingerprint
+from featpipe.datasets import slug
 from featpipe.evaluate.methods import Evaluated, load_map, run_probe, run_zeroshot
 from featpipe.evaluate.models import save_model
 from featpipe.evaluate.protocol import make_splits, resolve
 from featpipe.evaluate.result import build_result, complete_result, outcome_of, save_result
 from featpipe.evaluate.select import select_stores
-from featpipe.naming import slug
 from featpipe.provenance import package_version
 from featpipe.results import Result
 from featpipe.steps.old import Context, EvaluationStep, Outcome, ProbeStep, ZeroshotStep

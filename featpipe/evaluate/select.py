@@ -8,9 +8,9 @@ from pathlib import Path
 
 from featpipe import fingerprint
 from featpipe.backbones import MODELS
+from featpipe.datasets import short_name
 from featpipe.errors import StoreError, UsageError
-from featpipe.naming import short_name
-from featpipe.steps.old import Context, EvaluationStep
+from featpipe.steps import Context, EvaluationStep
 from featpipe.store import FeatureStore, scan_stores
 
 _TEST_SPLITS = ("test", "val", "valid", "validation")

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featpipe import fingerprint
 from featpipe.backbones import MODELS, weights_file
-from featpipe.datasets import splits_of
-from featpipe.datasets.base import ImageSource
+from featpipe.datasets import ImageSource, SourceRequest, short_name, slug, splits_of
 from featpipe.errors import StoreError
 from featpipe.extract.engine import (
     EXTRACTION_VERSION,
@@ -20,8 +19,6 @@ from featpipe.extract.engine import (
     extract_source,
     refuse_skipped,
 )
-from featpipe.extract.sources import SourceRequest
-from featpipe.naming import short_name, slug
 from featpipe.provenance import package_version
 from featpipe.steps.old import Context, ExtractStep, Outcome
 from featpipe.store import FeatureStore

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe import fingerprint
-from featpipe.datasets.base import ImageSource
+from featpipe.datasets import ImageSource, short_name
 from featpipe.errors import ImageError
-from featpipe.naming import short_name
 from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.store import LOGITS, FeatureStore, StoreContent, StoreWriter

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from featpipe import fingerprint
+from featpipe.datasets import slug
 from featpipe.evaluate.assemble import Tested
 from featpipe.evaluate.methods import Evaluated
 from featpipe.evaluate.protocol import RowSet, Split, make_splits
@@ -32,7 +33,6 @@ from featpipe.finetune.settings import (
     unfreeze_of,
 )
 from featpipe.finetune.trunk import Trunk
-from featpipe.naming import slug
 from featpipe.provenance import package_version
 from featpipe.results import Result
 from featpipe.steps.old import Context, FinetuneStep, Outcome

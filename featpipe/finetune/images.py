@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from featpipe.datasets import splits_of
-from featpipe.datasets.base import ImageSource
+from featpipe.datasets import ImageSource, SourceRequest, splits_of
 from featpipe.errors import UsageError
-from featpipe.extract.sources import SourceRequest
-from featpipe.steps.old import Context, FinetuneStep
+from featpipe.steps import Context, FinetuneStep
 
 
 def open_images(step: FinetuneStep, context: Context, *, download: bool) -> list[ImageSource]:

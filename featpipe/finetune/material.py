@@ -7,24 +7,22 @@ from functools import cached_property
 from typing import cast
 
 from featpipe.backbones.base import Backbone
-from featpipe.datasets.base import ImageSource
+from featpipe.datasets import ImageSource, SourceRequest, slug
 from featpipe.extract.engine import (
     ExtractOptions,
     content_of,
     extract_source,
     refuse_skipped,
 )
-from featpipe.extract.sources import SourceRequest
 from featpipe.finetune.boundary import Prefix, Views
 from featpipe.finetune.images import open_images
 from featpipe.finetune.settings import resolve_cut, resolve_views, trunk_request
 from featpipe.finetune.stages import Cut, cut_of
 from featpipe.finetune.trunk import Trunk, load_trunk
 from featpipe.fingerprint import FileHashes
-from featpipe.naming import slug
-from featpipe.steps.old import Context, FinetuneStep
-from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
+from featpipe.steps import Context, FinetuneStep
+from featpipe.store import FeatureStore
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from featpipe.datasets import slug
 from featpipe.errors import UsageError
-from featpipe.naming import slug
 from featpipe.report import export, gallery, progress_charts, provenance, tables
 from featpipe.report.charts import Chart, Missing, accuracy_chart, cost_chart, method_curves
 from featpipe.report.conclusion import conclude

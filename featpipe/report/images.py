@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featpipe.datasets.base import ImageSource
+from featpipe.datasets import ImageSource, SourceRequest
 from featpipe.errors import FeatpipeError
-from featpipe.extract.sources import SourceRequest
 from featpipe.report.material import Group
 from featpipe.report.options import ReportOptions
 from featpipe.steps.old import Context

@@ -14,7 +14,7 @@ class ImageStep(Step):
 
     model: str = option(help="Backbone to use.", registry="featpipe.backbones:MODELS")
     dataset: str = option(
-        help="Dataset: a name, folder:PATH, csv:PATH or npz:PATH.",
+        help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH or torchvision:CLASS.",
         registry="featpipe.datasets:DATASETS",
     )
     weights: str = option("DEFAULT", help="DEFAULT, the name of published weights, or a file.")

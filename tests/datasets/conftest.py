@@ -19,8 +19,8 @@ from PIL import Image
 from featpipe.datasets import DatasetOptions
 from featpipe.datasets.cifar import Cifar10, Cifar100
 from featpipe.datasets.digits import load_values
+from featpipe.datasets.selection import stratified_split
 from featpipe.datasets.stl10 import Stl10
-from featpipe.datasets.subset import stratified_split
 from featpipe.fingerprint import FileHashes
 
 # Other work on the machine must not fail a property.
@@ -90,7 +90,7 @@ def write_cifar(folder: Path, kind: type[Cifar10], version: str, n: int = 4) -> 
     seed = 0
     for split in ("train", "test"):
         images, labels = [], []
-        for name in layout.files(split):
+        for name in layout.files[split]:
             seed += 1
             batch, batch_labels = pictures(n, 32, seed), [(seed + at) % 10 for at in range(n)]
             planes = batch.transpose(0, 3, 1, 2).reshape(n, -1)
@@ -163,7 +163,7 @@ def _make_cifar(kind: type[Cifar10], version: str) -> Callable[[Path, pytest.Mon
             monkeypatch.setattr(kind, "md5", {f.name: md5_of(f) for f in folder.iterdir()})
 
         def change() -> None:
-            file = folder / layout.train[0]
+            file = folder / layout.files["train"][0]
             if version == "binary":
                 content = bytearray(file.read_bytes())
                 content[1000] ^= 255
@@ -176,7 +176,7 @@ def _make_cifar(kind: type[Cifar10], version: str) -> Callable[[Path, pytest.Mon
 
         adopt()
         return Made(
-            kind.publication.dataset,
+            kind.name,
             tmp,
             {split: images for split, (images, _) in made.items()},
             {split: labels for split, (_, labels) in made.items()},
@@ -302,6 +302,25 @@ def _make_digits(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     )
 
 
+def _make_torchvision(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """The Describable Textures Dataset."""
+    images, labels = {}, {}
+    for seed, split in enumerate(("train", "val", "test")):
+        images[split], labels[split] = pictures(4, seed=seed), [0, 0, 1, 1]
+        lines = []
+        for at, image in enumerate(images[split]):
+            name = f"{('banded', 'woven')[at // 2]}/{split}_{at}.jpg"
+            lines.append(name)
+            file = tmp / "dtd" / "dtd" / "images" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file, "PNG")
+        (tmp / "dtd" / "dtd" / "labels").mkdir(exist_ok=True)
+        (tmp / "dtd" / "dtd" / "labels" / f"{split}1.txt").write_text("\n".join(lines))
+    first = tmp / "dtd" / "dtd" / "images" / "banded" / "train_0.jpg"
+    classes, change = ("banded", "woven"), _inverting(first, "PNG")
+    return Made("torchvision:DTD", tmp, images, labels, classes, change)
+
+
 MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "stl10": _make_stl10,
     "cifar10": _make_cifar(Cifar10, "binary"),
@@ -313,6 +332,7 @@ MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "folder": _make_folder,
     "csv": _make_csv,
     "npz": _make_npz,
+    "torchvision": _make_torchvision,
     "digits": _make_digits,
 }
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from featpipe.datasets import open_source
-from featpipe.datasets.cifar import Cifar10, Cifar100
-from featpipe.datasets.plain_pickle import load_plain_pickle
+from featpipe.datasets.cifar import Cifar10, Cifar100, load_plain_pickle
 from featpipe.errors import DataError
 from featpipe.fingerprint import FileHashes
 
@@ -32,7 +31,9 @@ def test_the_version_that_lies_first_is_read(make, options_for, tmp_path, kind, 
     made = make(f"{dataset} pickled")
     options = options_for(made)
     (tmp_path / "raw" / kind.binary.folder).mkdir(parents=True)
-    (tmp_path / "raw" / kind.binary.folder / kind.binary.test[0]).write_bytes(b"incomplete")
+    (tmp_path / "raw" / kind.binary.folder / kind.binary.files["test"][0]).write_bytes(
+        b"incomplete"
+    )
     assert len(open_source(dataset, "test", options)) == 4
 
 
@@ -96,10 +97,10 @@ def test_the_binary_version_is_downloaded(make, web, options, monkeypatch, tmp_p
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(made.data / layout.folder, layout.folder)
     web.content = archive.read_bytes()
-    publication = replace(
-        kind.publication, url=web.url("cifar.tar.gz"), md5=FileHashes().one(archive, "md5")
+    remote = replace(
+        kind.archive, url=web.url("cifar.tar.gz"), md5=FileHashes().one(archive, "md5")
     )
-    monkeypatch.setattr(kind, "publication", publication)
+    monkeypatch.setattr(kind, "archive", remote)
     shutil.rmtree(made.data)
     options = replace(options, download=True)
     for split in ("train", "test"):
@@ -112,7 +113,7 @@ def test_the_binary_version_is_downloaded(make, web, options, monkeypatch, tmp_p
 @BOTH
 def test_the_sums_of_the_pickles_are_those_that_torchvision_lists(kind, dataset, listed_by):
     listed = listed_by("cifar")
-    names = [*kind.pickled.train, *kind.pickled.test]
+    names = [name for files in kind.pickled.files.values() for name in files]
     assert all(f'["{name}", "{kind.md5[name]}"]' in listed for name in names)
     assert f'"md5": "{kind.md5[kind.pickled.names]}"' in listed
     assert f'base_folder = "{kind.pickled.folder}"' in listed

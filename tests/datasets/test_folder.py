@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from featpipe.datasets import open_source, splits_of
-from featpipe.datasets.listing import images_below, natural_key
+from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name, natural_key
 from featpipe.errors import DataError, ImageError
 from tests.making import let_files_settle
 
@@ -239,6 +239,12 @@ def test_natural_key_is_a_total_order():
 def test_a_folder_that_vanished(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         images_below(tmp_path / "gone")
+
+
+def test_names_of_image_files():
+    assert all(is_image_name(f"a{suffix}") for suffix in IMAGE_SUFFIXES)
+    assert is_image_name("UPPER.JPEG")
+    assert not any(map(is_image_name, ["a.txt", ".a.jpg", "._a.jpg", "jpg", "a.jpg.txt", "a.eps"]))
 
 
 @pytest.mark.real

@@ -137,8 +137,8 @@ def published(made, web, monkeypatch, tmp_path):
     digest = FileHashes().one(archive, "md5")
     shutil.rmtree(folder)
     archive.unlink()
-    publication = replace(Stl10.publication, url=web.url("stl10_binary.tar.gz"), md5=digest)
-    monkeypatch.setattr(Stl10, "publication", publication)
+    remote = replace(Stl10.archive, url=web.url("stl10_binary.tar.gz"), md5=digest)
+    monkeypatch.setattr(Stl10, "archive", remote)
     return replace(options, data=None, download=True)
 
 
@@ -198,8 +198,8 @@ def test_the_published_sums_are_those_that_torchvision_lists(listed_by):
     listed = listed_by("stl10")
     sums = {name: md5 for files in Stl10.md5.values() for name, md5 in files.items()}
     assert all(f'["{name}", "{md5}"]' in listed for name, md5 in sums.items())
-    assert f'url = "{Stl10.publication.url}"' in listed
-    assert f'tgz_md5 = "{Stl10.publication.md5}"' in listed
+    assert f'url = "{Stl10.archive.url}"' in listed
+    assert f'tgz_md5 = "{Stl10.archive.md5}"' in listed
 
 
 @pytest.mark.real

@@ -113,12 +113,12 @@ def test_the_download_leaves_out_the_images_without_labels(made, web, monkeypatc
             package.write(path, f"tiny-imagenet-200/{path.relative_to(root).as_posix()}")
         package.writestr("tiny-imagenet-200/test/images/test_0.JPEG", b"x")
     web.content = archive.read_bytes()
-    publication = replace(
-        TinyImageNet.publication,
+    remote = replace(
+        TinyImageNet.archive,
         url=web.url("tiny-imagenet-200.zip"),
         md5=FileHashes().one(archive, "md5"),
     )
-    monkeypatch.setattr(TinyImageNet, "publication", publication)
+    monkeypatch.setattr(TinyImageNet, "archive", remote)
     here = open_source("tiny-imagenet", "train", options).fingerprint
     shutil.rmtree(root)
     archive.unlink()

@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featpipe.datasets import Subset, class_balanced_rows, keep_classes
-from featpipe.datasets.sources import ArraySource, Identity
-from featpipe.datasets.subset import choose_classes, seeded_order, stratified_split
+from featpipe.datasets import Subset, class_balanced_rows
+from featpipe.datasets.selection import (
+    choose_classes,
+    keep_classes,
+    seeded_order,
+    stratified_split,
+)
+from featpipe.datasets.source import ArraySource, Identity
 from featpipe.errors import UnknownNameError, UsageError
 
 CLASSES = ("ant", "bee", "cat", "dog")

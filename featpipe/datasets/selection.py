@@ -1,4 +1,4 @@
-"""Views of a source: some of its rows, some of its classes."""
+"""Some of a source's rows, some of its classes, and rows drawn by a seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featpipe.datasets.base import UNLABELLED, ImageSource
+from featpipe.datasets.source import UNLABELLED, ImageSource
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 from featpipe.registry import did_you_mean
@@ -58,50 +58,23 @@ class Subset(ImageSource):
         return self.source.read(int(self.rows[row]))
 
 
-class _ClassSubset(Subset):
-    """Rows of some classes, whose labels become indices into these classes."""
-
-    def __init__(self, source: ImageSource, kept: Sequence[int]) -> None:
-        new_label = np.full(len(source.classes) + 1, -2, dtype=np.int64)
-        new_label[-1] = UNLABELLED  # label -1 indexes the last place: unlabelled stays unlabelled
-        new_label[list(kept)] = np.arange(len(kept))
-        labels = new_label[source.labels]
-        super().__init__(source, np.flatnonzero(labels > -2))
-        self.classes = tuple(source.classes[label] for label in kept)
-        self.labels = new_label[self.labels]
-        self.fingerprint = of_mapping({"of": self.fingerprint, "classes": self.classes})
-
-
 def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
-    """Return the images of some classes (and the unlabelled ones), labels counted anew.
-
-    Parameters
-    ----------
-    source : ImageSource
-    chosen : str
-        As for :func:`choose_classes`.
-    """
+    """Return the images of some classes and the unlabelled ones, labels renumbered from 0."""
     kept = choose_classes(chosen, source.classes)
     if len(kept) == len(source.classes):
         return source
-    return _ClassSubset(source, kept)
+    new_label = np.full(len(source.classes) + 1, -2, dtype=np.int64)
+    new_label[-1] = UNLABELLED  # label -1 indexes the last place: unlabelled stays unlabelled
+    new_label[kept] = np.arange(len(kept))
+    subset = Subset(source, np.flatnonzero(new_label[source.labels] > -2))
+    subset.classes = tuple(source.classes[label] for label in kept)
+    subset.labels = new_label[subset.labels]
+    subset.fingerprint = of_mapping({"of": subset.fingerprint, "classes": subset.classes})
+    return subset
 
 
 def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
     """Return the indices of chosen classes, ascending.
-
-    Parameters
-    ----------
-    chosen : str
-        ``"first:50"``, or names separated by commas in any order.
-    classes : sequence of str
-
-    Raises
-    ------
-    UsageError
-        If the number is not from 1 to the number of classes.
-    UnknownNameError
-        If a name is not a class.
 
     Examples
     --------
@@ -180,11 +153,7 @@ def seeded_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Return a pseudo-random permutation that depends on names and seed only.
 
     Each name is drawn by a SHA-256 of its own. Unlike a random generator's stream this cannot
-    change with a library's version, and one image more does not reshuffle the others.
-
-    Returns
-    -------
-    order : ndarray of shape (n,), int64
+    change with a library's version, and one more image does not reshuffle the others.
 
     Examples
     --------
@@ -203,18 +172,10 @@ def stratified_split(
     scikit-learn's ``train_test_split`` does this too, but its result is tied to the order of the
     rows and to the stream of NumPy's generator; see :func:`seeded_order`.
 
-    Parameters
-    ----------
-    ids : sequence of str
-    labels : array-like of int of shape (n,)
-    test_share : float
-        Share of the test rows, rounded to whole images in each class.
-    seed : int
-
     Returns
     -------
     train, test : ndarray of int64
-        Ascending, disjoint, together all rows.
+        Ascending, disjoint, together all rows; ``test_share`` is rounded in each class.
     """
     labels = np.asarray(labels, dtype=np.int64)
     order = seeded_order(ids, seed)

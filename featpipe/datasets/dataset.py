@@ -1,0 +1,374 @@
+"""Datasets by name: what one is, how it is named, and how the images asked for are opened."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from featpipe.datasets.selection import Subset, class_balanced_rows, keep_classes
+from featpipe.datasets.source import ImageSource
+from featpipe.errors import DataError, UnknownNameError, UsageError
+from featpipe.fingerprint import FileHashes
+from featpipe.progress import SILENT, Progress
+from featpipe.registry import Registry, did_you_mean
+from featpipe.workspace import user_path
+
+if TYPE_CHECKING:
+    from featpipe.steps import Context, ImageStep
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """How a dataset is to be found and opened.
+
+    Parameters
+    ----------
+    data : Path, optional
+        Where to look first: the dataset's own folder or the folder above it.
+    raw : Path
+        Where to look second, and where downloads go.
+    hashes : FileHashes
+        Remembered content hashes, so that unchanged files are not read again.
+    classes : str, optional
+        Only these classes: ``"first:50"`` or names separated by commas.
+    seed : int
+        Seed of the splits that a dataset does not prescribe itself.
+    download : bool
+        Whether a dataset that is nowhere may be fetched from its publisher.
+    progress : Progress
+        Told about downloads, unpacking and hashing.
+    """
+
+    data: Path | None = None
+    raw: Path = Path("data/raw")
+    hashes: FileHashes = field(default_factory=FileHashes)
+    classes: str | None = None
+    seed: int = 0
+    download: bool = False
+    progress: Progress = SILENT
+
+    def folders(self, *names: str) -> list[Path]:
+        """Return the folders where a dataset with these folder names may be, best first."""
+        if self.data is not None and not self.data.exists():
+            raise DataError(
+                "The data folder does not exist.",
+                where=self.data,
+                next_step="correct --data, or leave it out to use the workspace's own folder",
+            )
+        first = [] if self.data is None else [self.data, *(self.data / name for name in names)]
+        return [*first, *(self.raw / name for name in names)]
+
+    def resolve(self, path: str) -> Path:
+        """Return the path that the user named: below the data folder if it is there."""
+        named = user_path(path)
+        below = [folder / named for folder in self.folders()]
+        return next((path for path in below if path.exists()), named)
+
+    def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
+        """Return the content hashes of files; progress is shown only if any has to be read."""
+        with ExitStack() as stack:
+            task: Any = None
+
+            def on_hashed() -> None:
+                nonlocal task
+                if task is None:
+                    started = self.progress.task("checking files", total=len(paths))
+                    task = stack.enter_context(started)
+                task.advance()
+
+            try:
+                return self.hashes.many(paths, algorithm, on_hashed)
+            except OSError as error:
+                what = "A file of the dataset cannot be read."
+                raise DataError(what, where=error.filename, got=error.strerror) from error
+
+
+class Dataset(ABC):
+    """A dataset by name, as it is asked for; opening a split gives an :class:`ImageSource`.
+
+    To add one, derive a class, give it a ``name``, write :meth:`open` and register it: with
+    ``@DATASETS.register``, or as an entry point of the group ``featpipe.datasets``. The first
+    line of its docstring is what ``featpipe datasets`` shows.
+
+    Parameters
+    ----------
+    argument : str
+        What follows the colon of ``"name:ARGUMENT"``.
+    options : DatasetOptions
+
+    Attributes
+    ----------
+    name : str
+    argument_name : str or None
+        What messages call the argument (``"PATH"``); ``None`` where the dataset takes none. An
+        argument is text, except for a :class:`PathDataset`.
+    splits : tuple of str
+        The splits for training and evaluation, the training split first.
+    more_splits : tuple of str
+        Splits that exist but are not meant for training and evaluation.
+    selects_classes : bool
+        Whether :meth:`open` heeds ``options.classes`` itself; for all others it is done after.
+    """
+
+    name: ClassVar[str]
+    argument_name: ClassVar[str | None] = None
+    more_splits: tuple[str, ...] = ()
+    selects_classes: ClassVar[bool] = False
+
+    def __init__(self, argument: str, options: DatasetOptions) -> None:
+        self.argument, self.options = argument, options
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits for training and evaluation, the training split first."""
+        return ("all",)
+
+    @abstractmethod
+    def open(self, split: str) -> ImageSource:
+        """Open one split, known to be one of the dataset's."""
+
+    @property
+    def spec(self) -> str:
+        """The dataset as the user names it."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+    def not_found(self, folders: Iterable[Path], expected: str, **details: Any) -> DataError:
+        """Build the error for a dataset that is in none of the folders where it may be."""
+        where = "looked in " + ", ".join(map(str, folders))
+        what = f"The dataset {self.spec!r} is not here."
+        return DataError(what, where=where, expected=expected, **details)
+
+    # How the argument is written elsewhere. A dataset whose text has parts that do not change the
+    # images (a server's address) leaves them out of `short`.
+
+    @classmethod
+    def short(cls, argument: str) -> str:
+        """Return the argument as manifests and results name it."""
+        return argument
+
+    @classmethod
+    def stem(cls, argument: str) -> str:
+        """Return the argument as a part of file names; what no file name holds becomes ``-``."""
+        return cls.short(argument)
+
+    @classmethod
+    def absolute(cls, argument: str, data: Path | None) -> str:
+        """Return the argument so that it means the same in every folder."""
+        return argument
+
+    @classmethod
+    def moved(cls, argument: str, data: Path) -> str:
+        """Return the argument for a dataset that is in another data folder now."""
+        return argument
+
+
+class PathDataset(Dataset):
+    """A dataset whose argument is the path of a file or folder, known by its last part."""
+
+    argument_name = "PATH"
+
+    @property
+    def path(self) -> Path:
+        """The path, below the data folder if it is there."""
+        return self.options.resolve(self.argument)
+
+    @classmethod
+    def short(cls, argument: str) -> str:
+        """Return the last part of the path: where a folder is does not change its images."""
+        return user_path(argument).resolve().name
+
+    @classmethod
+    def stem(cls, argument: str) -> str:
+        """Return the last part of the path without its suffix."""
+        return Path(argument).stem
+
+    @classmethod
+    def absolute(cls, argument: str, data: Path | None) -> str:
+        """Return the absolute path."""
+        return str(DatasetOptions(data=data).resolve(argument).resolve())
+
+    @classmethod
+    def moved(cls, argument: str, data: Path) -> str:
+        """Return the path below another folder, or that folder itself."""
+        inside = data / Path(argument).name
+        return str((inside if inside.exists() else data).resolve())
+
+
+DATASETS: Registry[type[Dataset]] = Registry(
+    "dataset",
+    {
+        "stl10": "featpipe.datasets.stl10",
+        "cifar10": "featpipe.datasets.cifar",
+        "cifar100": "featpipe.datasets.cifar",
+        "tiny-imagenet": "featpipe.datasets.tiny_imagenet",
+        "dogs-vs-cats": "featpipe.datasets.dogs_vs_cats",
+        "folder": "featpipe.datasets.folder",
+        "csv": "featpipe.datasets.tables",
+        "npz": "featpipe.datasets.tables",
+        "torchvision": "featpipe.datasets.torchvision",
+        "digits": "featpipe.datasets.digits",
+    },
+)
+
+
+def splits_of(spec: str, options: DatasetOptions) -> tuple[str, ...]:
+    """Return the splits meant for training and evaluation, the training split first.
+
+    Raises
+    ------
+    UsageError
+        If there is no such dataset, or its argument is missing or there is one too many.
+    DataError
+        If the splits are told by files and those cannot be read.
+    """
+    return _dataset(spec, options).splits
+
+
+def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
+    """Open one split of a dataset: found, checked, fingerprinted, ready to be read.
+
+    Parameters
+    ----------
+    spec : str
+        Dataset as the user names it: ``"stl10"``, ``"folder:photos"``.
+    split : str
+    options : DatasetOptions
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such dataset, split or class.
+    DataError
+        If the dataset is missing, damaged or laid out otherwise.
+
+    Examples
+    --------
+    >>> digits = open_source("digits", "test", DatasetOptions(seed=0))
+    >>> len(digits), digits.read(0).shape
+    (539, (8, 8, 3))
+    """
+    dataset = _dataset(spec, options)
+    splits = (*dataset.splits, *dataset.more_splits)
+    if split not in splits:
+        raise UnknownNameError(
+            f"The dataset {spec!r} has no split {split!r}.",
+            expected=", ".join(splits),
+            next_step=did_you_mean(split, splits).strip() or None,
+        )
+    source = dataset.open(split)
+    if options.classes is not None and not dataset.selects_classes:
+        return keep_classes(source, options.classes)
+    return source
+
+
+def _dataset(spec: str, options: DatasetOptions) -> Dataset:
+    name, _, argument = spec.partition(":")
+    kind = DATASETS.get(name)
+    if kind.argument_name and not argument:
+        raise UsageError(
+            f"The dataset {name!r} needs a {kind.argument_name.lower()}.",
+            got=spec,
+            expected=f"{name}:{kind.argument_name}",
+        )
+    if argument and not kind.argument_name:
+        raise UsageError(f"The dataset {name!r} takes no argument.", got=spec, expected=name)
+    return kind(argument, options)
+
+
+def short_name(spec: str) -> str:
+    """Return the name of a dataset as manifests and results hold it.
+
+    Examples
+    --------
+    >>> short_name("folder:/home/me/My photos"), short_name("stl10")
+    ('folder:My photos', 'stl10')
+    """
+    kind, name, argument = _parts(spec)
+    return f"{name}:{kind.short(argument)}" if argument else name
+
+
+def slug(name: str) -> str:
+    """Return the name of a dataset, or another name, as part of a path.
+
+    Examples
+    --------
+    >>> slug("folder:/home/me/My photos"), slug("stl10"), slug("npz:data/toy.npz")
+    ('folder-My-photos', 'stl10', 'npz-toy')
+    """
+    kind, name, argument = _parts(name)
+    parts = [name, kind.stem(argument)] if argument else [name]
+    return "-".join(re.sub(r"[^\w]+", "-", part).strip("-") for part in parts).strip("-")
+
+
+def _parts(spec: str) -> tuple[type[Dataset], str, str]:
+    """Return class, name and argument; without an argument the class does not matter."""
+    name, _, argument = spec.partition(":")
+    try:
+        return (DATASETS.get(name) if argument else Dataset), name, argument
+    except UnknownNameError:  # an old result, made with a package that is no longer installed
+        return Dataset, name, argument
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """Which images a store is made from, so that they are found again.
+
+    The fields are options of :class:`featpipe.steps.ImageStep`.
+    """
+
+    dataset: str
+    data: Path | None = None
+    classes: str | None = None
+    split_seed: int = 0
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, step: ImageStep) -> SourceRequest:
+        """Return what a step asks for."""
+        return cls(step.dataset, step.data, step.classes, step.split_seed, step.limit)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-like values from which the request can be made again, anywhere."""
+        kind, name, argument = _parts(self.dataset)
+        values = asdict(self)
+        if argument:
+            values["dataset"] = f"{name}:{kind.absolute(argument, self.data)}"
+        if self.data is not None:
+            values["data"] = str(self.data.resolve())
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SourceRequest:
+        """Return the request that :meth:`as_dict` wrote down."""
+        data = values.get("data")
+        return cls(**{**values, "data": None if data is None else Path(data)})
+
+    def moved(self, data: Path) -> SourceRequest:
+        """Return the request for a dataset that is in another folder now."""
+        kind, name, argument = _parts(self.dataset)
+        dataset = f"{name}:{kind.moved(argument, data)}" if argument else name
+        return replace(self, dataset=dataset, data=data)
+
+    def options(self, context: Context, *, download: bool = False) -> DatasetOptions:
+        """Return how the dataset is to be opened in a workspace."""
+        return DatasetOptions(
+            data=self.data,
+            raw=context.workspace.raw,
+            hashes=FileHashes(context.workspace.hashes),
+            classes=self.classes,
+            seed=self.split_seed,
+            download=download,
+            progress=context.progress,
+        )
+
+    def open(self, split: str, options: DatasetOptions) -> ImageSource:
+        """Open one split; ``limit`` images of it, spread evenly over the classes."""
+        source = open_source(self.dataset, split, options)
+        if self.limit is None or self.limit >= len(source):
+            return source
+        return Subset(source, class_balanced_rows(source.labels, self.limit, self.split_seed))

@@ -1,0 +1,187 @@
+"""One split of a dataset: raw pixels with what identifies them; no transform, no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featpipe.errors import DataError
+from featpipe.fingerprint import of_bytes, of_mapping
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What identifies the images of one split, whatever they are stored in.
+
+    The fields are those attributes of an :class:`ImageSource`; labels may be any array-like.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    labels: ArrayLike
+    folds: tuple[NDArray[np.int64], ...] = ()
+
+
+class ImageSource(ABC):
+    """Images of one split of a dataset, with what identifies them.
+
+    Parameters
+    ----------
+    identity : Identity
+    content : object
+        JSON-like value that changes whenever the pixels do.
+    where : object
+        File or folder that the images came from, for messages.
+
+    Attributes
+    ----------
+    name : str
+        The dataset as the user names it (``"stl10"``, ``"folder:photos"``).
+    split : str
+        Name of the split (``"train"``, ``"test"``, ``"all"`` …).
+    classes : tuple of str
+        Class names; a label is an index into them.
+    ids : sequence of str
+        One unique, stable id per image (a relative path or a row number).
+    labels : ndarray of shape (n,), int64
+        Class of each image; ``-1`` means unlabelled.
+    folds : tuple of ndarray of int64
+        Training folds that the dataset itself prescribes, as rows; empty where there are none.
+    fingerprint : str
+        Hex digest of everything that makes these images and labels what they are.
+
+    Raises
+    ------
+    DataError
+        If classes, ids, labels and folds do not fit together: no later step has to ask.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    labels: NDArray[np.int64]
+    folds: tuple[NDArray[np.int64], ...] = ()
+    fingerprint: str
+
+    def __init__(self, identity: Identity, content: object, where: object) -> None:
+        self.name, self.split, self.classes = identity.name, identity.split, identity.classes
+        self.ids, self.folds = identity.ids, identity.folds
+        self.labels = np.ascontiguousarray(identity.labels, dtype=np.int64)
+        _check_identity(self, where)
+        self.fingerprint = of_mapping(
+            {
+                "split": self.split,
+                "classes": self.classes,
+                "ids": list(self.ids),
+                "labels": self.labels.tolist(),
+                "folds": [fold.tolist() for fold in self.folds],
+                "content": content,
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Return one image as upright RGB; safe to call from several threads at once.
+
+        Returns
+        -------
+        image : ndarray of shape (height, width, 3), uint8
+            A fresh array that the caller may change.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be decoded; the message names its file.
+        """
+
+
+class ArraySource(ImageSource):
+    """Images that are the rows of one array, in memory or memory-mapped.
+
+    Parameters
+    ----------
+    identity : Identity
+    pixels : ndarray of shape (n, height, width, 3) or (n, height, width), uint8
+        One for each id; any strides; grey images have no channel axis.
+    content : object, optional
+        JSON-like value that changes whenever the pixels do; default: their hash.
+    where : object, optional
+        File or folder that the array came from, for messages.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        pixels: NDArray[np.uint8],
+        content: object = None,
+        where: object = None,
+    ) -> None:
+        content = of_bytes(pixels.tobytes()) if content is None else content
+        super().__init__(identity, content, where or identity.name)
+        self._pixels = pixels
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Return one image as RGB; grey is repeated in the three channels."""
+        image = self._pixels[row]
+        if image.ndim == 2:
+            return np.repeat(image[..., None], 3, axis=2)
+        return np.array(image, order="C")
+
+
+def row_ids(split: str, n: int) -> tuple[str, ...]:
+    """Ids of images that have no name of their own: split and row number.
+
+    Examples
+    --------
+    >>> row_ids("test", 2)
+    ('test/00000', 'test/00001')
+    """
+    return tuple(f"{split}/{row:05d}" for row in range(n))
+
+
+def _check_identity(source: ImageSource, where: object) -> None:
+    classes, labels, n = source.classes, source.labels, len(source.labels)
+
+    def refuse(what: str, got: object = None, expected: object = None) -> None:
+        raise DataError(what, where=where, expected=expected, got=got)
+
+    if not classes and np.any(labels != UNLABELLED):
+        refuse("The dataset has no class names.", expected="at least one")
+    if any(not name.strip() for name in classes):
+        refuse("A class has a blank name.", list(classes)[:10])
+    if twice := _repeated(classes):
+        refuse("Class names are not unique.", f"repeated: {twice}", "each name once")
+    wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= len(classes)))
+    if wrong.size:
+        refuse(
+            f"{wrong.size} label(s) name no class.",
+            f"{labels[wrong[0]]} in row {wrong[0]}",
+            f"0 to {len(classes) - 1}, or {UNLABELLED} for unlabelled",
+        )
+    if len(source.ids) != n:
+        images = len(source.ids)
+        refuse("Not every image has one label.", f"{n} labels", f"{images} labels, one per image")
+    if twice := _repeated(source.ids):
+        refuse("Two images have the same id.", twice)
+    for number, fold in enumerate(source.folds):
+        if len(np.unique(fold)) != len(fold) or np.any((fold < 0) | (fold >= n)):
+            expected = f"distinct rows from 0 to {n - 1}"
+            refuse(f"Fold {number} does not name rows of this dataset, each once.", None, expected)
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """Return the first names that occur more than once."""
+    return ", ".join([name for name, count in Counter(names).items() if count > 1][:5])

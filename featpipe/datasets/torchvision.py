@@ -1,0 +1,218 @@
+"""``torchvision:CLASS``: the image classification datasets of ``torchvision.datasets``.
+
+torchvision lists files and labels, and fetches and unpacks where that is allowed; image files are
+decoded here, by the rule of all datasets. Offered are the classes that read plain data. Their
+source was read for this: a class that a later version brings is not offered until that was done.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.datasets.dataset import DATASETS, Dataset, DatasetOptions
+from featpipe.datasets.folder import natural_key
+from featpipe.datasets.images import FileSource
+from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
+from featpipe.datasets.tables import numbered, ordered_splits
+from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
+from featpipe.registry import did_you_mean
+
+# Image files, listed by a class that can be given its ``loader``.
+FILES = (
+    "CLEVRClassification", "Country211", "DTD", "EuroSAT", "FGVCAircraft", "Flowers102", "Food101",
+    "Imagenette", "Places365", "RenderedSST2", "StanfordCars", "SUN397",
+)  # fmt: skip
+# Image files of the classes that cannot: pairs of file and label.
+LISTED: dict[str, Callable[[Any], Iterable[tuple[str | Path, int]]]] = {
+    "Caltech101": lambda found: (
+        (f"{found.root}/101_ObjectCategories/{found.categories[y]}/image_{number:04d}.jpg", y)
+        for number, y in zip(found.index, found.y, strict=True)
+    ),
+    "Caltech256": lambda found: (
+        (f"{found.root}/256_ObjectCategories/{found.categories[y]}/{y + 1:03d}_{number:04d}.jpg", y)
+        for number, y in zip(found.index, found.y, strict=True)
+    ),
+    "GTSRB": lambda found: found._samples,
+    "OxfordIIITPet": lambda found: zip(found._images, found._labels, strict=True),
+}
+# Arrays of images of one size.
+ARRAYS = (
+    "FakeData", "FashionMNIST", "FER2013", "KMNIST", "MNIST", "PCAM", "QMNIST", "SEMEION", "SVHN",
+    "USPS",
+)  # fmt: skip
+OFFERED = (*FILES, *LISTED, *ARRAYS)
+# Splits that overlap another one or have no labels: opened only when asked for.
+MORE_SPLITS = {
+    "CLEVRClassification": ("test",),
+    "FGVCAircraft": ("trainval",),
+    "Places365": ("train-challenge", "test"),
+    "SVHN": ("extra",),
+}
+REFUSED = {
+    "CIFAR10": "it unpickles its files; cifar10 reads them without",
+    "CIFAR100": "it unpickles its files; cifar100 reads them without",
+    "ImageNet": "it reads its class names with torch.load; name its images folder:PATH",
+    "LSUN": "it unpickles a list of keys from the current folder",
+    "LSUNClass": "it unpickles a list of keys from the current folder",
+    "PhotoTour": "it reads its patches with torch.load",
+    "STL10": "stl10 reads it, with its official folds",
+    "ImageFolder": "folder:PATH reads such folders",
+    "DatasetFolder": "folder:PATH reads such folders",
+    "EMNIST": "a name cannot say which of its six sets of classes is meant",
+    "INaturalist": "a name cannot say which of its versions is meant; name its images folder:PATH",
+    "Omniglot": "its two sets have different classes",
+    "LFWPeople": "its training and test images show different people",
+    "CelebA": "its labels are forty attributes at once",
+}
+
+
+@DATASETS.register
+class TorchVision(Dataset):
+    """torchvision:CLASS, a classification dataset of torchvision.datasets (downloads)."""
+
+    name = "torchvision"
+    argument_name = "CLASS"
+
+    def __init__(self, argument: str, options: DatasetOptions) -> None:
+        if reason := REFUSED.get(argument):
+            raise UsageError(f"{argument} of torchvision is not used: {reason}.")
+        if argument not in OFFERED:
+            raise UnknownNameError(
+                f"torchvision has no image classification dataset {argument!r} that is known here.",
+                expected=", ".join(OFFERED),
+                next_step=did_you_mean(argument, OFFERED).strip() or None,
+            )
+        super().__init__(argument, options)
+        self.more_splits = MORE_SPLITS.get(argument, ())
+
+    @cached_property
+    def splits(self) -> tuple[str, ...]:
+        """The values of the parameter ``train`` or ``split``; ``all`` where there is neither."""
+        if "train" in self._parameters:
+            return ("train", "test")
+        if "split" not in self._parameters:
+            return ("all",)
+        known: list[str] = []
+        try:  # a signature does not say which values there are; each class checks this one first
+            self._class(root=os.devnull, split="?")
+        except ValueError as error:
+            known = re.findall(r"'([\w-]+)'", str(error).partition("Valid values are")[2])
+        splits = [name for name in ordered_splits(known) if name not in self.more_splits]
+        return tuple(sorted(splits, key=lambda name: not name.startswith("train")))
+
+    def open(self, split: str) -> ImageSource:
+        """Open one split: image files where there are such, else all images in memory."""
+        root, found, samples = self._find(split)
+        if self.argument not in ARRAYS:
+            pairs = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
+            pairs.sort(key=lambda pair: natural_key(pair[0]))  # some are listed in no order
+            names, labels = zip(*pairs, strict=True) if pairs else ((), ())
+            return FileSource(self._identity(found, split, names, labels), root, self.options)
+        ids = row_ids(split, len(found))
+        if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
+            import h5py  # noqa: PLC0415 - needed here only
+
+            parts = found._FILES[split]
+            files = [found._base_folder / parts[key][0] for key in ("images", "targets")]
+            images, targets = h5py.File(files[0])["x"], h5py.File(files[1])["y"]
+            identity = self._identity(found, split, ids, targets[:, 0, 0, 0])
+            return ArraySource(identity, images, self.options.digests(files), files[0])
+        images = [image if image.mode == "L" else image.convert("RGB") for image, _ in samples]
+        identity = self._identity(found, split, ids, [y for _, y in samples])
+        return ArraySource(identity, np.stack(images))
+
+    def _identity(self, found: Any, split: str, ids: Any, targets: Any) -> Identity:
+        labels = np.array([UNLABELLED if y is None else int(y) for y in targets], dtype=np.int64)
+        names = getattr(found, "classes", None) or getattr(found, "categories", None)
+        classes = [name if isinstance(name, str) else ", ".join(name) for name in names or ()]
+        return Identity(self.spec, split, tuple(classes) or numbered(labels), ids, labels)
+
+    @cached_property
+    def _class(self) -> Any:
+        from torchvision import datasets  # noqa: PLC0415 - takes seconds
+
+        if not hasattr(datasets, self.argument):
+            raise UsageError(f"This version of torchvision has no dataset {self.argument!r}.")
+        return getattr(datasets, self.argument)
+
+    @cached_property
+    def _parameters(self) -> set[str]:
+        names = set(inspect.signature(self._class).parameters)
+        if "kwargs" in names:
+            names |= set(inspect.signature(self._class.__base__).parameters)
+        if self.argument in FILES and "loader" not in names:
+            raise UsageError(
+                f"This version of torchvision does not tell the files of {self.argument}.",
+                next_step="pip install --upgrade torchvision",
+            )
+        return names
+
+    def _find(self, split: str) -> tuple[Path, Any, list[Any]]:
+        """Return the folder that holds a split, torchvision's dataset of it, and its samples."""
+        folders = [*self.options.folders("torchvision"), self.options.raw]
+        reasons = []
+        for folder in folders:
+            if old := list(folder.glob(f"{self.argument}/processed/*.pt")):
+                raise DataError(
+                    "torchvision would read a file of its old versions with torch.load; refused.",
+                    where=old[0],
+                    next_step=f"remove {old[0].parent}",
+                )
+            # Caltech's classes would make the folder that they look for.
+            looked_for = folder / (self.argument.lower() if "Caltech" in self.argument else "")
+            if looked_for.is_dir() or "root" not in self._parameters:
+                try:
+                    return folder, *self._make(folder, split)
+                except (RuntimeError, FileNotFoundError) as error:
+                    reasons.append(f"{folder}: {error}")
+                except Exception as error:  # whatever a damaged file leads to
+                    raise DataError(
+                        f"torchvision cannot read its dataset {self.argument}.",
+                        where=folder,
+                        got=f"{type(error).__name__}: {error}",
+                    ) from error
+        if self.options.download and "download" in self._parameters:
+            return self._fetch(split)
+        raise self.not_found(
+            folders,
+            f"the files of {split!r} where torchvision.datasets.{self.argument} keeps them",
+            next_step="allow the download if torchvision has one, or name its root with --data DIR",
+            got="; ".join(reasons) or None,
+        )
+
+    def _fetch(self, split: str) -> tuple[Path, Any, list[Any]]:
+        root = self.options.raw / "torchvision"
+        root.mkdir(parents=True, exist_ok=True)
+        self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")
+        try:
+            return root, *self._make(root, split, download=True)
+        except Exception as error:  # torchvision names no kinds of errors
+            raise DownloadError(
+                f"torchvision could not fetch its dataset {self.argument}.",
+                where=root,
+                got=f"{type(error).__name__}: {error}",
+                next_step="fetch it by another way and name its root folder with --data DIR",
+            ) from error
+
+    def _make(self, root: Path, split: str, *, download: bool = False) -> tuple[Any, list[Any]]:
+        """Return torchvision's dataset and its samples: image, or path of a file, and label."""
+        settings = {
+            "root": str(root),
+            "train": split == "train",
+            "split": split,
+            "loader": str,  # gives paths in the place of images
+            "download": download,
+        }
+        found = self._class(**{k: v for k, v in settings.items() if k in self._parameters})
+        if self.argument in LISTED:
+            return found, list(LISTED[self.argument](found))
+        rows = 0 if self.argument == "PCAM" else len(found)
+        return found, [found[row] for row in range(rows)]
