@@ -19,7 +19,7 @@ from featpipe.errors import UnknownNameError
 from featpipe.evaluate.compare import Comparison, compare
 from featpipe.progress import SILENT, Progress
 from featpipe.registry import did_you_mean
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import STEPS, Context, EvaluationStep, ExtractStep, ReportStep
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace

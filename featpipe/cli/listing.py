@@ -42,7 +42,7 @@ def datasets(session: Session) -> None:
 @with_session
 def results(session: Session) -> None:
     """List the results of the workspace, damaged ones too."""
-    from featpipe.results import scan_results  # noqa: PLC0415 - --help is fast
+    from featpipe.evaluation.result import scan_results  # noqa: PLC0415 - --help is fast
 
     folder = session.workspace.results
     found, damaged = scan_results(folder)

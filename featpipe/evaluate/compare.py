@@ -15,7 +15,7 @@ from featpipe.evaluate.intervals import wilson
 from featpipe.evaluate.significance import compare_all
 from featpipe.published import published_datasets, published_rows
 from featpipe.registry import did_you_mean
-from featpipe.results import Result, find_results
+from featpipe.evaluation.result import Result, find_results
 from featpipe.steps.old import CompareStep, Context, Outcome
 from featpipe.workspace import atomic_write
 

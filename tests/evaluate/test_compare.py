@@ -24,9 +24,9 @@ from featpipe.evaluate.compare import (
     write_comparison,
 )
 from featpipe.evaluate.significance import holm, mcnemar_exact
-from featpipe.results import PredictionTable, Result
+from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.steps.old import CompareStep
-from tests.evaluate.making import context
+from tests.evaluation.making import context
 
 
 def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 0.1},), **more):

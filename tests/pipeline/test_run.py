@@ -21,7 +21,7 @@ from featpipe.pipeline.process import WorkerProcess
 from featpipe.pipeline.records import DONE, FAILED, NOT_RUN, UP_TO_DATE
 from featpipe.pipeline.worker import Reporting, carry_out, make_order
 from featpipe.recipe import parse_recipe, read_recipe
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import STEPS, Context, Step
 from featpipe.workspace import Workspace
 from tests.making import content, sealed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from featpipe.errors import FeatpipeError
-from featpipe.evaluate import evaluate
+from featpipe.evaluation.run import evaluate
 from featpipe.pipeline.records import DONE, FAILED, Record
 from featpipe.pipeline.task import Task
 from featpipe.pipeline.tracking import curves_of, make_tracker, numbers_of

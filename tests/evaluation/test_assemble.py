@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featpipe.evaluate import assemble
-from featpipe.evaluate.assemble import low_shot_curve, prediction_table, summarise
-from featpipe.evaluate.protocol import make_splits
+from featpipe.evaluation.assemble import (
+    SplitPredictions,
+    low_shot_curve,
+    prediction_table,
+    summarise,
+)
+from featpipe.evaluation.protocol import make_splits
 from tests.making import content, sealed
 
 CLASSES = ("ant", "bee", "cat")
@@ -18,11 +22,11 @@ def store(tmp_path):
     return sealed(tmp_path / "s.h5", content(12, CLASSES))
 
 
-def answered(split, wrong: int, **more) -> assemble.Tested:
+def answered(split, wrong: int, **more) -> SplitPredictions:
     """Answer right but for the first ``wrong`` rows."""
     predicted = split.test.labels.copy()
     predicted[:wrong] = (predicted[:wrong] + 1) % 3
-    return assemble.Tested(split, predicted, **more)
+    return SplitPredictions(split, predicted, **more)
 
 
 def test_a_row_tested_by_several_models_is_stored_once(store, tmp_path):
@@ -65,7 +69,7 @@ def test_metrics_of_scores_are_averaged_over_models(store):
     for number, split in enumerate(splits):
         scores = np.eye(3, dtype=np.float32)[split.test.labels]
         scores[0] = np.roll(scores[0], number)  # the second model ranks one row wrong
-        parts.append(assemble.Tested(split, scores.argmax(axis=1), scores))
+        parts.append(SplitPredictions(split, scores.argmax(axis=1), scores))
     records = [part.record() for part in parts]
     summary = summarise(records, prediction_table(parts), CLASSES, other=False)
     each = [record["metrics"]["roc_auc_macro"] for record in records]
@@ -76,10 +80,10 @@ def test_metrics_of_scores_are_averaged_over_models(store):
 def test_a_metric_that_one_split_lacks_has_no_value_and_a_reason(store):
     _, splits = make_splits("kfold:2", store, None, 0)
     parts = [
-        assemble.Tested(
+        SplitPredictions(
             splits[0], splits[0].test.labels, np.eye(3, dtype=np.float32)[splits[0].test.labels]
         ),
-        assemble.Tested(splits[1], splits[1].test.labels),
+        SplitPredictions(splits[1], splits[1].test.labels),
     ]
     records = [part.record() for part in parts]
     for order in (records, records[::-1]):

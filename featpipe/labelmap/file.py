@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from featpipe.errors import LabelMapError
@@ -38,14 +39,12 @@ class MapFile:
     Attributes
     ----------
     path : Path
-    source : str
-        What the line ``# source:`` says; empty where there is none.
-    variant_of : str
-        What the line ``# variant of:`` says; empty where there is none.
+    source, variant_of : str
+        What the lines ``# source:`` and ``# variant of:`` say; empty where there is none.
     targets : tuple of str
         What the line ``# targets:`` lists, or else every target that a row names.
     targets_line : int or None
-        Where the line ``# targets:`` stands.
+        Number of the line ``# targets:``.
     header_line : int
     rows : tuple of Row
         In the order of the file.
@@ -75,13 +74,23 @@ class MapFile:
         rows: list[Row] = []
         for line, cells in _lines(path):
             if cells[0].startswith("#"):
-                key, values = _note(cells)
+                key, _, first = cells[0].lstrip("# ").partition(":")
+                key = key.strip().lower()
+                # A spreadsheet pads the line with empty cells; they are no values.
+                values = [value for value in (first.strip(), *cells[1:]) if value]
                 notes.setdefault(key, []).extend(values)
                 note_lines.setdefault(key, line)
-            elif not header:
-                header, header_line = _checked_header(cells, f"{path}, line {line}"), line
-            else:
+            elif header:
                 rows.append(_row(line, cells, header, path))
+            else:
+                header, header_line = cells, line
+                if missing := [name for name in REQUIRED_COLUMNS if name not in cells]:
+                    raise LabelMapError(
+                        f"The label map lacks the column {quoted(missing)}.",
+                        where=f"{path}, line {line}",
+                        expected="source_id,source_name,target,why",
+                        got=",".join(cells),
+                    )
         if not rows:
             raise LabelMapError(
                 "The label map is empty.",
@@ -107,7 +116,7 @@ class MapFile:
         ------
         LabelMapError
             If the map names a class that the dataset (or the map's own list) does not hold, or
-            says nothing about one that the dataset holds.
+            does not name one that the dataset holds.
         """
         targets = self.targets if target_classes is None else tuple(target_classes)
         if OTHER in targets:
@@ -123,13 +132,16 @@ class MapFile:
         for row in self.rows:
             self._check_target(row.target, (*targets, OTHER), row.line)
             self._check_target(row.target, (*self.targets, OTHER), row.line)
-        unheard = [target for target in targets if target not in self.targets]
-        if unheard:
+        unmatched = [target for target in targets if target not in self.targets]
+        if unmatched:
+            line = io.StringIO()
+            csv.writer(line, lineterminator="").writerow([f"# targets: {targets[0]}", *targets[1:]])
             raise LabelMapError(
-                f"The label map does not know {_some(unheard, 'class', 'classes')} of the dataset.",
+                f"The label map does not know {_some(unmatched, 'class', 'classes')} of the "
+                "dataset.",
                 where=self.path,
-                expected=f"rows that map to {quoted(unheard)}, or, where no source class is "
-                f"meant, a line “{_csv_line([f'# targets: {targets[0]}', *targets[1:]])}”",
+                expected=f"rows that map to {quoted(unmatched)}, or, where no source class is "
+                f"meant, a line “{line.getvalue()}”",
                 next_step="add them to the file, or choose another map with --map FILE.csv",
             )
         return targets
@@ -145,63 +157,70 @@ class MapFile:
         Raises
         ------
         LabelMapError
-            If an id is doubled, unknown or missing.
+            If an id is repeated, unknown or missing.
         """
-        own = (row.source_id for row in self.rows)
+        own = [row.source_id for row in self.rows]
         known = dict.fromkeys(own if source_ids is None else source_ids)
-        by_id: dict[str, Row] = {}
-        if not any(row.source_id in known for row in self.rows):
+        if not any(source_id in known for source_id in own):
             raise LabelMapError(
                 "The label map is for another source classifier: it has none of its classes.",
                 where=self.path,
                 expected=f"ids such as {quoted(known)}",
-                got=f"ids such as {quoted(row.source_id for row in self.rows)}",
+                got=f"ids such as {quoted(own)}",
                 next_step="choose another map with --map",
             )
+        by_id: dict[str, Row] = {}
         for row in self.rows:
             if row.source_id not in known:
                 raise LabelMapError(
                     f"The label map has an unknown source class: {row.source_id!r}.",
-                    where=self._at(row.line),
+                    where=f"{self.path}, line {row.line}",
                     next_step=did_you_mean(row.source_id, known).strip() or None,
                 )
             if row.source_id in by_id:
                 raise LabelMapError(
                     f"The label map has the source class {row.source_id!r} twice.",
-                    where=self._at(row.line),
+                    where=f"{self.path}, line {row.line}",
                     got=f"its first row is line {by_id[row.source_id].line}",
                 )
             by_id[row.source_id] = row
-        self._check_complete(list(known), by_id)
-        return tuple(by_id[source_id] for source_id in known)
-
-    def _check_complete(self, known: list[str], by_id: dict[str, Row]) -> None:
-        missing = [source_id for source_id in known if source_id not in by_id]
-        if missing:
-            before = [by_id[i].line for i in known[: known.index(missing[0])]]
+        if missing := [source_id for source_id in known if source_id not in by_id]:
+            before = [by_id[i].line for i in takewhile(by_id.__contains__, known)]
             raise LabelMapError(
                 f"The label map lacks {_some(missing, 'source class', 'source classes')}.",
                 where=f"{self.path}, after line {before[-1] if before else self.header_line}",
                 expected=f"{len(known)} rows, one for every source class",
                 got=f"{len(by_id)} rows",
             )
+        return tuple(by_id[source_id] for source_id in known)
 
     def _check_target(self, target: str, known: tuple[str, ...], line: int) -> None:
         if target not in known:
             raise LabelMapError(
                 f"The label map has an unknown target class: {target!r}.",
-                where=self._at(line),
+                where=f"{self.path}, line {line}",
                 expected=", ".join(known),
                 next_step=did_you_mean(target, known).strip() or None,
             )
 
-    def _at(self, line: int) -> str:
-        return f"{self.path}, line {line}"
-
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield every line that is not blank, with its number."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True, skipinitialspace=True)
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # spreadsheets begin a UTF-8 file with a byte order mark
+    except OSError as error:
+        raise LabelMapError(
+            "The label map cannot be read.", where=path, got=error.strerror
+        ) from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise LabelMapError(
+            "The label map is not UTF-8 text.",
+            where=f"{path}, line {line}",
+            next_step="save it as CSV UTF-8",
+        ) from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     line = 1
     try:
         for raw in reader:
@@ -217,60 +236,18 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         ) from None
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LabelMapError(
-            "The label map cannot be read.", where=path, got=error.strerror
-        ) from None
-    try:
-        return data.decode("utf-8-sig")  # spreadsheets begin a UTF-8 file with a byte order mark
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise LabelMapError(
-            "The label map is not UTF-8 text.",
-            where=f"{path}, line {line}",
-            next_step="save it as CSV UTF-8",
-        ) from None
-
-
-def _note(cells: list[str]) -> tuple[str, list[str]]:
-    # A spreadsheet pads the line with empty cells; they are no values.
-    key, _, first = cells[0].lstrip("# ").partition(":")
-    return key.strip().lower(), [value for value in (first.strip(), *cells[1:]) if value]
-
-
-def _checked_header(cells: list[str], where: str) -> list[str]:
-    missing = [name for name in REQUIRED_COLUMNS if name not in cells]
-    if missing:
-        raise LabelMapError(
-            f"The label map lacks the column {quoted(missing)}.",
-            where=where,
-            expected="source_id,source_name,target,why",
-            got=",".join(cells),
-        )
-    return cells
-
-
 def _row(line: int, cells: list[str], header: list[str], path: Path) -> Row:
     if len(cells) != len(header):
         raise LabelMapError(
             "The label map has a line of another length than its header.",
             where=f"{path}, line {line}",
-            expected=f"{len(header)} cells; a cell that holds a comma stands in double quotes",
+            expected=f"{len(header)} cells; a cell that holds a comma needs double quotes",
             got=f"{len(cells)} cells",
         )
     row = dict(zip(header, cells, strict=True))
     return Row(
         line, row["source_id"], row.get("source_name", ""), row["target"], row.get("why", "")
     )
-
-
-def _csv_line(cells: list[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
 
 
 def quoted(names: Iterable[str]) -> str:

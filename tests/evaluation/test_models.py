@@ -7,15 +7,18 @@ import pytest
 from skops import io as skops_io
 
 from featpipe.errors import ResultError
-from featpipe.evaluate.models import load_model
-from featpipe.steps.old import CentroidStep, KnnStep, LogisticStep, SvmStep
-from tests.evaluate.making import judged, pair
+from featpipe.evaluation.models import load_model
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.probes.neighbours import Knn
+from featpipe.probes.svm import Svm
+from tests.evaluation.making import evaluated, pair
 
 
-@pytest.mark.parametrize("step", [SvmStep(), LogisticStep(), KnnStep(), CentroidStep()])
+@pytest.mark.parametrize("step", [Svm(), Logistic(), Knn(), Centroid()])
 def test_a_saved_model_comes_back_and_predicts_the_same(tmp_path, step):
     train, test = pair(tmp_path)
-    result = judged(step, tmp_path, train, test)
+    result = evaluated(step, tmp_path, train, test)
     model = load_model(tmp_path / "data" / "models" / result.files["model"])
     assert model.classes == train.classes
     assert model.backbone == train.manifest["backbone"]
@@ -31,7 +34,7 @@ class Foreign:
 
 def test_foreign_types_are_refused_before_they_are_made(tmp_path):
     path = tmp_path / "foreign.skops"
-    skops_io.dump({"featpipe_model": 1, "estimator": Foreign()}, path)
+    skops_io.dump({"featpipe_model": 2, "estimator": Foreign()}, path)
     with pytest.raises(ResultError, match="not trusted") as caught:
         load_model(path)
     assert "Foreign" in caught.value.details["got"]
@@ -40,7 +43,7 @@ def test_foreign_types_are_refused_before_they_are_made(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     train, test = pair(tmp_path)
-    result = judged(CentroidStep(), tmp_path, train, test)
+    result = evaluated(Centroid(), tmp_path, train, test)
     return tmp_path / "data" / "models" / result.files["model"]
 
 
@@ -63,7 +66,7 @@ def test_what_is_no_model_of_ours_is_refused(tmp_path):
 
 def test_a_model_that_lacks_a_part_is_refused(tmp_path):
     path = tmp_path / "part.skops"
-    skops_io.dump({"featpipe_model": 1, "classes": ["a"]}, path)
+    skops_io.dump({"featpipe_model": 2, "classes": ["a"]}, path)
     with pytest.raises(ResultError, match="not a model of featpipe"):
         load_model(path)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from featpipe.errors import FeatpipeError, LabelMapError, StoreError
-from featpipe.evaluate import evaluate
+from featpipe.evaluation.run import evaluate
 from featpipe.labelmap import SourceClasses
-from featpipe.steps.old import ZeroshotStep
+from featpipe.probes.zeroshot import Zeroshot
 from featpipe.store import StoreContent
 from featpipe.workspace import Workspace
-from tests.evaluate.making import judged, written
+from tests.evaluation.making import evaluated, written
 from tests.making import content
 
 CLASSES = ("ant", "bee", "cat")
@@ -47,8 +47,8 @@ def store(tmp_path):
 
 
 def zeroshot(store, tmp_path, policy="argmax", **options):
-    step = ZeroshotStep(policy=policy, map=str(write_map(tmp_path / "map.csv")), protocol="all")
-    return judged(step, tmp_path, store, **options)
+    step = Zeroshot(policy=policy, map=str(write_map(tmp_path / "map.csv")), protocol="all")
+    return evaluated(step, tmp_path, store, **options)
 
 
 def test_the_share_sent_to_other_and_accuracy_with_and_without_classes_without_source(
@@ -104,8 +104,8 @@ def test_official_folds_all_see_the_same_test_rows(tmp_path):
         tmp_path / "train.h5", [0] * 9, [0, 1, 2] * 3, folds=(np.arange(3), np.arange(6))
     )
     test = store_of(tmp_path / "test.h5", [0, 2], [0, 1], split="test")
-    step = ZeroshotStep(map=str(write_map(tmp_path / "map.csv")), protocol="folds")
-    result = judged(step, tmp_path, train, test)
+    step = Zeroshot(map=str(write_map(tmp_path / "map.csv")), protocol="folds")
+    result = evaluated(step, tmp_path, train, test)
     assert result.protocol["splits"] == 2
     assert result.summary["accuracy"]["value"] == 1.0
 
@@ -113,13 +113,13 @@ def test_official_folds_all_see_the_same_test_rows(tmp_path):
 def test_a_store_without_logits_names_the_command_that_makes_one(tmp_path):
     store = written(tmp_path / "plain.h5", content(6))
     with pytest.raises(StoreError, match="no logits") as caught:
-        evaluate(ZeroshotStep(protocol="all"), store)
+        evaluate(Zeroshot(protocol="all"), store)
     assert "featpipe extract --dataset toy --model resnet50" in caught.value.details["next"]
 
 
 def test_no_built_in_map_for_these_classes(store):
     with pytest.raises(LabelMapError, match="no built-in label map") as caught:
-        evaluate(ZeroshotStep(protocol="all"), store)
+        evaluate(Zeroshot(protocol="all"), store)
     assert "--map" in caught.value.details["next"]
 
 
@@ -136,7 +136,7 @@ def test_no_built_in_map_for_these_classes(store):
 def test_a_map_that_does_not_fit_is_refused_with_its_line(store, tmp_path, rows, line, said):
     path = write_map(tmp_path / "bad.csv", rows)
     with pytest.raises(LabelMapError) as caught:
-        evaluate(ZeroshotStep(protocol="all", map=str(path)), store)
+        evaluate(Zeroshot(protocol="all", map=str(path)), store)
     text = str(caught.value)
     assert str(path) in text
     assert said in text
@@ -147,7 +147,7 @@ def test_more_classes_than_the_map_knows_is_refused(tmp_path):
     what = content(4, (*CLASSES, "deer"), n_logits=5)
     store = written(tmp_path / "more.h5", what)
     with pytest.raises(LabelMapError, match="deer"):
-        evaluate(ZeroshotStep(protocol="all", map=str(write_map(tmp_path / "map.csv"))), store)
+        evaluate(Zeroshot(protocol="all", map=str(write_map(tmp_path / "map.csv"))), store)
 
 
 def test_a_class_named_other_is_refused_or_kept_apart(tmp_path):
@@ -155,14 +155,14 @@ def test_a_class_named_other_is_refused_or_kept_apart(tmp_path):
     store = written(tmp_path / "other.h5", what)
     path = write_map(tmp_path / "map.csv", targets=("ant", "other"))
     with pytest.raises(FeatpipeError):
-        evaluate(ZeroshotStep(protocol="all", map=str(path)), store)
+        evaluate(Zeroshot(protocol="all", map=str(path)), store)
 
 
 def test_the_map_belongs_to_the_key(store, tmp_path):
     mine = write_map(tmp_path / "map.csv")
     other = write_map(tmp_path / "other.csv", [*MAP[:4], ("s4", "cat")])
     keys = [
-        evaluate(ZeroshotStep(protocol="all", map=str(path)), store).key
+        evaluate(Zeroshot(protocol="all", map=str(path)), store).key
         for path in (mine, other, mine)
     ]
     assert keys[0] == keys[2] != keys[1]
@@ -178,8 +178,8 @@ def test_the_order_of_the_columns_does_not_matter(tmp_path):
     def answers(ids, names, values, name):
         named = StoreContent(**{**vars(what), "source_classes": (list(ids), list(names))})
         store = written(tmp_path / name, named, logits=values)
-        step = ZeroshotStep(protocol="all", map="glyphs_to_digits")
-        return judged(step, tmp_path / name[:-3], store).predictions().predicted.tolist()
+        step = Zeroshot(protocol="all", map="glyphs_to_digits")
+        return evaluated(step, tmp_path / name[:-3], store).predictions().predicted.tolist()
 
     plain = answers(glyphs.ids, glyphs.names, logits, "plain.h5")
     turned = answers(glyphs.ids[::-1], glyphs.names[::-1], logits[:, ::-1], "turned.h5")

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featpipe.errors import ResultError
-from featpipe.results import PredictionTable, Result, find_results, scan_results
+from featpipe.evaluation.result import PredictionTable, Result, find_results, scan_results
 
 
 def result(**changes: Any) -> Result:

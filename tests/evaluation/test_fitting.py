@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from featpipe.errors import FitError, UsageError
-from featpipe.evaluate import workload
-from featpipe.evaluate.fitting import FitSettings, fit_splits, predict_with_scores
-from featpipe.evaluate.protocol import RowSet, Split, make_splits
-from featpipe.evaluate.validation import describe, validation_rows
-from featpipe.evaluate.workload import check_memory, n_fits, workers_for
-from featpipe.probes import Probe, centroid_probe, knn_probe, logistic_probe, svm_probe
-from tests.evaluate.making import pair, written
+from featpipe.evaluation import fitting
+from featpipe.evaluation.fitting import (
+    at_edge,
+    check_memory,
+    fit_splits,
+    n_fits,
+    predict_with_scores,
+    workers_for,
+)
+from featpipe.evaluation.assemble import SplitPredictions
+from featpipe.evaluation.protocol import RowSet, Split, make_splits, validation_rows
+from featpipe.probes.base import Probe
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.probes.neighbours import Knn
+from featpipe.probes.svm import Svm
+from tests.evaluation.making import pair, written
 from tests.making import content, sealed
 
 PROBES = {
-    "svm": svm_probe((1e-4, 1e-2, 1.0)),
-    "logistic": logistic_probe((1e-4, 1e-2, 1.0)),
-    "knn": knn_probe((1, 3, 9)),
-    "centroid": centroid_probe(),
+    "svm": Svm(c=(1e-4, 1e-2, 1.0)),
+    "logistic": Logistic(c=(1e-4, 1e-2, 1.0)),
+    "knn": Knn(k=(1, 3, 9)),
+    "centroid": Centroid(),
 }
 
 
@@ -34,9 +46,34 @@ def one_split(store, protocol="holdout:0.3") -> Split:
     return make_splits(protocol, store, None, 0)[1][0]
 
 
-def fit_one(split, probe, **settings):
-    (fit,) = fit_splits([split], probe, FitSettings(**settings))
+@dataclass
+class Fit:
+    """One fitted split: its estimator, its predictions, and what is recorded of it."""
+
+    estimator: BaseEstimator
+    predictions: SplitPredictions
+
+    def __getattr__(self, name: str):
+        facts = self.predictions.facts
+        return facts[name] if name in facts else getattr(self.predictions, name)
+
+
+def fit_all(splits, probe, jobs=1) -> list[Fit]:
+    return [Fit(*fit) for fit in fit_splits(splits, probe, jobs)]
+
+
+def fit_one(split, probe, jobs=1) -> Fit:
+    (fit,) = fit_all([split], probe, jobs)
     return fit
+
+
+class Wrapped(Probe):
+    """A probe of an estimator that a test makes up."""
+
+    name, display_name = "wrapped", "Wrapped"
+
+    def estimator(self, n_rows: int, n_features: int):
+        return make_pipeline(FunctionTransformer(), self.made())
 
 
 # -- workers ---------------------------------------------------------------------------------------
@@ -44,7 +81,7 @@ def fit_one(split, probe, **settings):
 
 @pytest.fixture
 def always_workers(monkeypatch):
-    monkeypatch.setattr(workload, "_WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "_WORTH_WORKERS_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("protocol", ["holdout:0.3", "kfold:3"])
@@ -52,8 +89,8 @@ def test_the_number_of_jobs_changes_no_number(tmp_path, always_workers, protocol
     store = sealed(tmp_path / "s.h5", content(90, dims=40), noise=5.0)
     _, splits = make_splits(protocol, store, None, 0)
     for probe in (PROBES["svm"], PROBES["logistic"]):
-        alone = list(fit_splits(splits, probe, FitSettings(jobs=1)))
-        two = list(fit_splits(splits, probe, FitSettings(jobs=2)))
+        alone = fit_all(splits, probe, jobs=1)
+        two = fit_all(splits, probe, jobs=2)
         for a, b in zip(alone, two, strict=True):
             assert (a.chosen, a.search, a.converged) == (b.chosen, b.search, b.converged)
             np.testing.assert_array_equal(a.predicted, b.predicted)
@@ -83,11 +120,15 @@ class KindOfInput(ClassifierMixin, BaseEstimator):
         return np.zeros(len(X), dtype=np.int64)
 
 
+class KindProbe(Wrapped):
+    made = KindOfInput
+
+
 def test_workers_map_the_store_instead_of_copying_it(tmp_path, always_workers):
     train, test = pair(tmp_path, 60, 30)
     splits = [Split(str(i), RowSet(train, train.usable), RowSet(test, test.usable)) for i in (1, 2)]
-    probe = Probe("kind", "Kind", make_pipeline(FunctionTransformer(), KindOfInput()))
-    fits = list(fit_splits(splits, probe, FitSettings(jobs=2)))
+    probe = KindProbe()
+    fits = fit_all(splits, probe, jobs=2)
     for fit in fits:
         kind = fit.estimator[-1]
         assert kind.pid_ != psutil.Process().pid
@@ -107,19 +148,19 @@ def test_what_is_sent_to_a_worker_does_not_grow_with_the_features(tmp_path):
 def test_small_problems_stay_in_this_process(tmp_path):
     store = sealed(tmp_path / "s.h5", content(60))
     split = one_split(store)
-    assert workers_for([split], PROBES["svm"], FitSettings(jobs=-1)) == 1
-    probe = Probe("kind", "Kind", make_pipeline(FunctionTransformer(), KindOfInput()))
-    (fit, _) = fit_splits([split, split], probe, FitSettings(jobs=2))
+    assert workers_for([split], PROBES["svm"], -1) == 1
+    probe = KindProbe()
+    (fit, _) = fit_all([split, split], probe, jobs=2)
     assert fit.estimator[-1].pid_ == psutil.Process().pid
 
 
 def test_large_problems_get_workers(tmp_path):
     store = sealed(tmp_path / "s.h5", content(120, dims=3000))
     _, splits = make_splits("kfold:5", store, None, 0)
-    probe = svm_probe(tuple(np.logspace(-5, -1, 9)))
-    assert n_fits(splits[0], probe, FitSettings()) == 9 * 3 + 1
-    assert workers_for(splits, probe, FitSettings(jobs=3)) == 3
-    assert workers_for(splits, probe, FitSettings(jobs=1)) == 1
+    probe = Svm(c=tuple(np.logspace(-5, -1, 9)))
+    assert n_fits(splits[0], probe) == 9 * 3 + 1
+    assert workers_for(splits, probe, 3) == 3
+    assert workers_for(splits, probe, 1) == 1
 
 
 def test_no_jobs_at_all_is_refused(tmp_path):
@@ -139,10 +180,10 @@ class Available:
 @pytest.mark.parametrize(("room", "advice"), [(1.5, "--jobs 1"), (0.5, "--train-per-class N")])
 def test_a_fit_that_would_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch, room, advice):
     split = one_split(sealed(tmp_path / "s.h5", content(60, dims=100)))
-    alone = len(split.train) * 100 * PROBES["svm"].cost.bytes_per_value
+    alone = len(split.train) * 100 * PROBES["svm"].bytes_per_value
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(room * alone))
     with pytest.raises(FitError, match="not fit into memory") as caught:
-        check_memory([split], PROBES["svm"], FitSettings(), 2)
+        check_memory([split], PROBES["svm"], 2)
     assert advice in caught.value.details["next"]
     assert "42 training rows of 100 features in 2 processes" in caught.value.details["got"]
 
@@ -152,15 +193,15 @@ def test_advice_never_names_the_probe_that_was_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(1))
     for probe in (PROBES["knn"], PROBES["centroid"]):
         with pytest.raises(FitError) as caught:
-            check_memory([split], probe, FitSettings(), 1)
+            check_memory([split], probe, 1)
         assert "featpipe" not in caught.value.details["next"]
 
 
 def test_a_fit_that_just_fits_is_let_through(tmp_path, monkeypatch):
     split = one_split(sealed(tmp_path / "s.h5", content(60, dims=100)))
-    alone = len(split.train) * 100 * PROBES["svm"].cost.bytes_per_value
+    alone = len(split.train) * 100 * PROBES["svm"].bytes_per_value
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(2 * alone))
-    check_memory([split], PROBES["svm"], FitSettings(), 2)
+    check_memory([split], PROBES["svm"], 2)
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -168,30 +209,28 @@ def test_a_fit_that_just_fits_is_let_through(tmp_path, monkeypatch):
 
 def test_the_best_value_of_the_table_is_chosen_and_ties_go_to_the_most_regularised(tmp_path):
     easy = sealed(tmp_path / "easy.h5", noise=0.01)
-    fit = fit_one(one_split(easy), svm_probe((1.0, 0.01, 0.1)))
+    fit = fit_one(one_split(easy), Svm(c=(1.0, 0.01, 0.1)))
     assert [row["c"] for row in fit.search] == [0.01, 0.1, 1.0]
     assert {row["accuracy"] for row in fit.search} == {1.0}
     assert fit.chosen == {"c": 0.01, "by": "accuracy on 3 folds of the training rows"}
 
 
 def test_the_number_of_neighbours_that_is_smoothest_wins_a_tie(tmp_path):
-    fit = fit_one(one_split(sealed(tmp_path / "easy.h5", noise=0.01)), knn_probe((1, 5)))
+    fit = fit_one(one_split(sealed(tmp_path / "easy.h5", noise=0.01)), Knn(k=(1, 5)))
     assert fit.chosen["k"] == 5
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "best", "edge"),
-    [([0.9, 0.8, 0.7], 0, True), ([0.9, 0.9, 0.7], 0, False), ([0.7, 0.8, 0.9], 2, True),
-     ([0.7, 0.9, 0.9], 1, False), ([0.9], 0, False)],
+    ("accuracies", "edge"),
+    [([0.9, 0.8, 0.7], True), ([0.9, 0.9, 0.7], False), ([0.7, 0.8, 0.9], True),
+     ([0.7, 0.9, 0.9], False), ([0.9], False)],
 )  # fmt: skip
-def test_the_edge_of_the_grid_is_where_accuracy_still_rises(accuracies, best, edge):
-    from featpipe.evaluate.fitting import _at_edge
-
-    assert _at_edge(np.array(accuracies), best) is edge
+def test_the_edge_of_the_grid_is_where_accuracy_still_rises(accuracies, edge):
+    assert at_edge(np.array(accuracies)) is edge
 
 
 def test_a_single_value_is_taken_as_given(tmp_path):
-    fit = fit_one(one_split(sealed(tmp_path / "s.h5")), svm_probe((0.5,)))
+    fit = fit_one(one_split(sealed(tmp_path / "s.h5")), Svm(c=(0.5,)))
     assert fit.chosen == {"c": 0.5, "by": "given"}
     assert fit.estimator[-1].estimators_[0].C == 0.5
 
@@ -200,7 +239,7 @@ def test_one_row_of_a_class_leaves_the_default(tmp_path):
     labels = np.array([0] * 10 + [1] * 10 + [2])
     train = sealed(tmp_path / "train.h5", content(21, labels=labels))
     test = sealed(tmp_path / "test.h5", content(9, split="test"))
-    fit = fit_one(make_splits("split", train, test, 0)[1][0], svm_probe((0.1, 0.001, 0.01)))
+    fit = fit_one(make_splits("split", train, test, 0)[1][0], Svm(c=(0.1, 0.001, 0.01)))
     assert fit.chosen["c"] == 0.01
     assert fit.chosen["by"].startswith("default")
     assert fit.search == []
@@ -209,16 +248,16 @@ def test_one_row_of_a_class_leaves_the_default(tmp_path):
 def test_neighbours_that_a_validation_fold_lacks_are_left_out(tmp_path):
     store = sealed(tmp_path / "s.h5", content(18))
     split = one_split(store, "holdout:0.5")
-    fit = fit_one(split, knn_probe((1, 3, 5, 50)), validation="kfold:3")
+    fit = fit_one(split, Knn(k=(1, 3, 5, 50), validation="kfold:3"))
     assert [row["k"] for row in fit.search] == [5, 3, 1]
-    fit = fit_one(split, knn_probe((1, 5, 50)), validation="holdout:.7")
+    fit = fit_one(split, Knn(k=(1, 5, 50), validation="holdout:.7"))
     assert [row["k"] for row in fit.search] == [1]
 
 
 def test_more_neighbours_than_rows_is_refused(tmp_path):
     split = one_split(sealed(tmp_path / "s.h5", content(18)))
     with pytest.raises(FitError, match="k=50") as caught:
-        fit_one(split, knn_probe((50,)))
+        fit_one(split, Knn(k=(50,)))
     assert "--k" in caught.value.details["next"]
 
 
@@ -237,10 +276,14 @@ def test_more_validation_folds_than_rows_of_a_class_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("n", "words"), [(1998, "3 folds"), (2001, "400 held-out rows"), (6, "2 folds")]
+    ("n", "folds", "held_out"), [(1998, 3, None), (2001, None, 400), (6, 2, None)]
 )
-def test_few_rows_are_validated_by_folds_and_many_by_a_holdout(n, words):
-    assert describe(validation_rows("auto", np.arange(n) % 3, 0)) == words
+def test_few_rows_are_validated_by_folds_and_many_by_a_holdout(n, folds, held_out):
+    cv = validation_rows("auto", np.arange(n) % 3, 0)
+    if isinstance(cv, StratifiedKFold):
+        assert cv.n_splits == folds
+    else:
+        assert cv.test_size == held_out
 
 
 def test_the_search_does_not_leave_the_training_rows(tmp_path):
@@ -254,12 +297,12 @@ def test_the_search_does_not_leave_the_training_rows(tmp_path):
 # -- convergence -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [svm_probe, logistic_probe])
-def test_a_stopped_solver_is_recorded_and_nothing_is_printed(tmp_path, make):
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_a_stopped_solver_is_recorded_and_nothing_is_printed(tmp_path, kind):
     store = sealed(tmp_path / "s.h5", noise=5.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit = fit_one(one_split(store), make((0.1, 10.0), max_iter=1))
+        fit = fit_one(one_split(store), kind(c=(0.1, 10.0), max_iter=1))
     assert not fit.converged
     assert [row["converged"] for row in fit.search] == [False, False]
 
@@ -281,8 +324,12 @@ class GivesUp(ClassifierMixin, BaseEstimator):
         return np.zeros(len(X), dtype=np.int64)
 
 
+class GivesUpProbe(Wrapped):
+    made = GivesUp
+
+
 def test_a_solver_that_only_warns_did_not_converge_and_other_warnings_are_passed_on(tmp_path):
-    probe = Probe("up", "Gives up", make_pipeline(FunctionTransformer(), GivesUp()))
+    probe = GivesUpProbe()
     with pytest.warns(RuntimeWarning, match="something else") as told:
         fit = fit_one(one_split(sealed(tmp_path / "s.h5")), probe)
     assert not fit.converged

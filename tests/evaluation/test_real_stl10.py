@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from featpipe.evaluate import evaluate
+from featpipe.evaluation.run import evaluate
 from featpipe.evaluate.compare import compare
-from featpipe.steps.old import CentroidStep, LogisticStep, SvmStep, ZeroshotStep
-from tests.evaluate.making import judged
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.probes.svm import Svm
+from featpipe.probes.zeroshot import Zeroshot
+from tests.evaluation.making import judged
 
 pytestmark = pytest.mark.real
 
@@ -18,8 +21,8 @@ HALF = "holdout:0.5"
 def results(stl10_resnet18_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     return [
-        judged(step, folder, stl10_resnet18_store)
-        for step in (SvmStep(protocol=HALF), LogisticStep(protocol=HALF))
+        evaluated(step, folder, stl10_resnet18_store)
+        for step in (Svm(protocol=HALF), Logistic(protocol=HALF))
     ]
 
 
@@ -48,7 +51,7 @@ def test_two_good_probes_are_not_told_apart_by_100_images(results):
 
 
 def test_more_labels_bring_more(stl10_resnet18_store):
-    step = CentroidStep(protocol=HALF, train_per_class=(1, 5), repeats=3)
+    step = Centroid(protocol=HALF, train_per_class=(1, 5), repeats=3)
     one, five = evaluate(step, stl10_resnet18_store).extra["low_shot"]
     assert five["mean"] > one["mean"] + 0.05
 
@@ -58,7 +61,7 @@ def test_more_labels_bring_more(stl10_resnet18_store):
     [("argmax", 0.5, 0.72), ("group", 0.5, 0.72), ("restricted", 0.65, 0.87)],
 )
 def test_the_imagenet_classifier_itself(stl10_resnet18_store, policy, low, high):
-    result = evaluate(ZeroshotStep(policy=policy, protocol="all"), stl10_resnet18_store)
+    result = evaluate(Zeroshot(policy=policy, protocol="all"), stl10_resnet18_store)
     metrics = result.summary["metrics"]
     assert low < result.summary["accuracy"]["value"] < high
     assert metrics["classes_without_source"] == ["deer"]

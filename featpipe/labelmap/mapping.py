@@ -1,40 +1,25 @@
-"""Label maps: the classes of a source classifier → the classes of a dataset, plus "other".
-
-A map is a CSV file that a person can review: one row for every source class, keyed by the class's
-id (for ImageNet its WordNet id) and never by its position. ``docs/labelmaps.md`` describes the
-format, ``featpipe/labelmaps/README.md`` how the built-in maps were made.
-"""
+"""The map itself: from the columns of a classifier's logits to the classes of a dataset."""
 
 from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featpipe import fingerprint
 from featpipe.errors import LabelMapError, UnknownNameError
-from featpipe.labelmap_file import OTHER, MapFile, Row, quoted
+from featpipe.labelmap.file import OTHER, MapFile, Row, quoted
 from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path
 
-__all__ = [
-    "OTHER",
-    "LabelMap",
-    "Row",
-    "SourceClasses",
-    "Summary",
-    "builtin_names",
-    "check",
-    "for_pair",
-    "summary",
-]
-
-_FOLDER = Path(__file__).with_name("labelmaps")
+FOLDER = Path(__file__).parent  # of the built-in maps and class lists
+IDENTITY = "identity"
 _SOURCE_FILES = {"imagenet": "imagenet_classes.csv", "glyphs": "glyph_classes.csv"}
 
 
@@ -73,7 +58,7 @@ class SourceClasses:
                 expected=", ".join(_SOURCE_FILES),
                 next_step=did_you_mean(name, _SOURCE_FILES).strip() or None,
             )
-        with (_FOLDER / _SOURCE_FILES[name]).open(encoding="utf-8", newline="") as stream:
+        with (FOLDER / _SOURCE_FILES[name]).open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
         return cls(tuple(r["source_id"] for r in rows), tuple(r["name"] for r in rows))
 
@@ -91,7 +76,7 @@ class LabelMap:
     Attributes
     ----------
     name : str
-        Name of the built-in map, or the file it was read from.
+        Name of the built-in map, or the file it was read from, or ``"identity"``.
     targets : tuple of str
         Target classes, in the order of the dataset's labels.
     rows : tuple of Row
@@ -125,12 +110,11 @@ class LabelMap:
         name_or_path : str or path
             A name out of :func:`builtin_names`, or a CSV file.
         target_classes : sequence of str, optional
-            Classes of the dataset in label order; the map must know exactly these. Left out, the
-            map's own targets are taken.
+            Classes of the dataset in label order; the map must know exactly these. Default: the
+            map's own targets.
         source_ids : sequence of str, optional
-            Ids of the classifier's columns in order; the map must have one row for each. Left
-            out, the classes of the source that the file declares are taken, and where it declares
-            none, the file's own ids.
+            Ids of the classifier's columns in order; the map must have one row for each. Default:
+            the classes of the source that the file declares or else the file's own ids.
 
         Raises
         ------
@@ -141,12 +125,48 @@ class LabelMap:
             If there is neither such a built-in map nor such a file, or if the file declares a
             source that featpipe does not know.
         """
-        path = _locate(name_or_path)
+        built_in = name_or_path in builtin_names()
+        path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
+        if not path.exists():
+            raise UnknownNameError(
+                f"There is no label map and no file named {str(name_or_path)!r}.",
+                expected=f"{', '.join(builtin_names())}, or the path of a CSV file",
+                next_step=did_you_mean(str(name_or_path), builtin_names()).strip() or None,
+            )
         read = MapFile.read(path)
         if source_ids is None and read.source:
             source_ids = SourceClasses.load(read.source).ids
-        name = path.stem if path.parent == _FOLDER else str(path)
+        name = path.stem if path.parent == FOLDER else str(path)
         return cls(name, read.checked_targets(target_classes), read.checked_rows(source_ids))
+
+    @classmethod
+    def identity(cls, source: SourceClasses, target_classes: Sequence[str]) -> LabelMap | None:
+        """Return the map of a dataset whose classes are classes of the source, else ``None``.
+
+        Each class of the dataset must be the id of a source class or a name that only one of them
+        has, and no two may be the same source class.
+
+        Examples
+        --------
+        >>> pets = SourceClasses(("n1", "n2", "n3"), ("cat", "crane", "crane"))
+        >>> LabelMap.identity(pets, ("cat", "n3")).columns().tolist()
+        [0, 2, 1]
+        >>> LabelMap.identity(pets, ("cat", "crane")) is None
+        True
+        """
+        named = Counter(source.names)
+        ids = {n: i for i, n in zip(source.ids, source.names, strict=True) if named[n] == 1}
+        ids |= {source_id: source_id for source_id in source.ids}
+        target_of = {ids.get(target): target for target in target_classes}
+        if None in target_of or OTHER in target_classes:
+            return None
+        if not 0 < len(target_of) == len(target_classes):
+            return None
+        rows = tuple(
+            Row(0, source_id, name, target_of.get(source_id, OTHER), "")
+            for source_id, name in zip(source.ids, source.names, strict=True)
+        )
+        return cls(IDENTITY, tuple(target_classes), rows)
 
     @property
     def source_ids(self) -> tuple[str, ...]:
@@ -181,6 +201,53 @@ class LabelMap:
         index = {target: i for i, target in enumerate((*self.targets, OTHER))}
         return np.array([index[row.target] for row in self.rows], dtype=np.int64)
 
+    def probabilities(self, logits: ArrayLike, policy: str = "argmax") -> NDArray[np.float64]:
+        """Return a probability for each target class and, last, for "other".
+
+        Parameters
+        ----------
+        logits : array-like of shape (n, n_source)
+        policy : {"argmax", "group", "restricted"}
+            ``argmax``: the highest of all source classes decides. ``group``: probabilities are
+            summed within each target class and within "other". ``restricted``: the highest of
+            those source classes that map to a target class decides; "other" has probability 0.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, n_targets + 1), float64
+            Under ``argmax`` and ``restricted`` a target's share is that of its most probable
+            source class, normalised, so that the highest probability is always the prediction.
+
+        Raises
+        ------
+        ValueError
+            If the logits are not finite or not as wide as the map, or there is no such policy.
+
+        Examples
+        --------
+        >>> rows = (Row(0, "s1", "cat", "cat", ""), Row(0, "s2", "ox", OTHER, ""))
+        >>> pets = LabelMap("pets", ("cat",), rows)
+        >>> pets.probabilities(np.log([[0.4, 0.6]])).argmax(axis=1).tolist()  # 1 is "other"
+        [1]
+        """
+        columns, n_targets = self.columns(), len(self.targets)
+        values = np.asarray(logits, dtype=np.float64)
+        if policy not in ("argmax", "group", "restricted"):
+            raise ValueError(f"there is no policy {policy!r}")
+        if values.shape[1] != len(columns):
+            raise ValueError(f"the logits have {values.shape[1]} columns, the map {len(columns)}")
+        if not np.isfinite(values).all():
+            raise ValueError("the logits hold NaN or infinity")
+        if policy == "restricted":
+            values = np.where(columns < n_targets, values, -np.inf)
+        source = np.exp(values - values.max(axis=1, keepdims=True))
+        source /= source.sum(axis=1, keepdims=True)
+        pool = np.sum if policy == "group" else np.max
+        pooled = np.zeros((len(source), n_targets + 1))
+        for target in set(columns.tolist()):
+            pooled[:, target] = pool(source[:, columns == target], axis=1)
+        return pooled / pooled.sum(axis=1, keepdims=True)
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -189,7 +256,6 @@ class Summary:
     Attributes
     ----------
     name : str
-        Name of the map.
     n_source : int
         Number of source classes.
     source_names : mapping of str to tuple of str
@@ -240,55 +306,48 @@ def builtin_names() -> list[str]:
     >>> builtin_names()
     ['glyphs_to_digits', 'imagenet_to_cifar10', 'imagenet_to_stl10', 'imagenet_to_stl10_narrow']
     """
-    return sorted(path.stem for path in _FOLDER.glob("*_to_*.csv"))
+    return sorted(path.stem for path in FOLDER.glob("*_to_*.csv"))
 
 
-def for_pair(source_name: str, target_classes: Sequence[str]) -> LabelMap:
-    """Return the built-in map from a source to the classes of a dataset.
+def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
+    """Return the map from a source to the classes of a dataset where none is named.
 
-    A map that calls itself a variant of another is only ever used by name.
+    That is the built-in map with exactly these targets or, where there is none, the identity. A
+    built-in map that calls itself a variant of another is only ever used by name.
 
     Parameters
     ----------
-    source_name : str
-        ``"imagenet"`` or ``"glyphs"``.
+    source : SourceClasses
     target_classes : sequence of str
         Classes of the dataset in label order.
 
     Raises
     ------
     LabelMapError
-        If no built-in map has exactly these targets.
+        If neither fits.
 
     Examples
     --------
-    >>> for_pair("glyphs", list("0123456789")).name
+    >>> for_pair(SourceClasses.load("glyphs"), list("0123456789")).name
     'glyphs_to_digits'
+    >>> for_pair(SourceClasses.load("glyphs"), ["A", "B", "C"]).name
+    'identity'
     """
-    files = {name: MapFile.read(_FOLDER / f"{name}.csv") for name in builtin_names()}
+    files = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_names()}
     files = {name: file for name, file in files.items() if not file.variant_of}
+    source_name = source.name or "these source classes"
     for name, file in files.items():
         if file.source == source_name and set(file.targets) == set(target_classes):
             return LabelMap.load(name, target_classes)
+    if identity := LabelMap.identity(source, target_classes):
+        return identity
     example = next((n for n, file in files.items() if file.source == source_name), min(files))
     raise LabelMapError(
-        f"There is no built-in label map from {source_name} to the classes of this dataset.",
-        expected=f"the classes of {', '.join(files)}",
+        f"There is no built-in label map from {source_name} to the classes of this dataset, "
+        "and these are not all classes of the source themselves.",
+        expected=f"the classes of {', '.join(files)}; or ids, or unambiguous names, of source "
+        "classes",
         got=quoted(target_classes),
         next_step="write your own and pass it with --map FILE.csv; to start from a built-in one: "
         f"featpipe labelmap show {example}",
     )
-
-
-def _locate(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return the file of a built-in map or of the user's own."""
-    if name_or_path in builtin_names():
-        return _FOLDER / f"{name_or_path}.csv"
-    path = user_path(name_or_path)
-    if not path.exists():
-        raise UnknownNameError(
-            f"There is no label map and no file named {str(name_or_path)!r}.",
-            expected=f"{', '.join(builtin_names())}, or the path of a CSV file",
-            next_step=did_you_mean(str(name_or_path), builtin_names()).strip() or None,
-        )
-    return path

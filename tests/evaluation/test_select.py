@@ -8,8 +8,9 @@ import pytest
 
 from featpipe import fingerprint
 from featpipe.errors import StoreError, UsageError
-from featpipe.evaluate.select import select_stores, train_and_test
-from featpipe.steps.old import Context, SvmStep
+from featpipe.evaluation.protocol import select_stores, train_and_test
+from featpipe.probes.svm import Svm
+from featpipe.steps import Context
 from featpipe.workspace import Workspace
 from tests.making import content, sealed
 
@@ -42,7 +43,7 @@ def put(tmp_path):
 
 
 def select(tmp_path, **options):
-    found = select_stores(SvmStep(**options), Context(Workspace(tmp_path), Notes()))
+    found = select_stores(Svm(**options), Context(Workspace(tmp_path), Notes()))
     return [store and store.path for store in found]
 
 
@@ -111,7 +112,7 @@ def test_a_damaged_store_is_told_of_and_left_out(put, tmp_path):
     bad = good.path.with_name("bad.h5")
     bad.write_bytes(good.path.read_bytes()[:400])
     progress = Notes()
-    found, _ = select_stores(SvmStep(), Context(Workspace(tmp_path), progress))
+    found, _ = select_stores(Svm(), Context(Workspace(tmp_path), progress))
     assert found.path == good.path
     assert len(progress.notes) == 1
     assert str(bad) in progress.notes[0]
@@ -153,7 +154,7 @@ def test_a_store_that_is_not_there(tmp_path):
 
 def test_a_model_may_be_asked_for_by_its_other_name(put, tmp_path):
     train = put(model="cifar_resnet20")
-    found, _ = select_stores(SvmStep(model="resnet20"), Context(Workspace(tmp_path)))
+    found, _ = select_stores(Svm(model="resnet20"), Context(Workspace(tmp_path)))
     assert found.path == train.path
 
 

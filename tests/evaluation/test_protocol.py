@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featpipe.errors import FitError, UsageError
-from featpipe.evaluate.protocol import low_shot, make_splits
+from featpipe.evaluation.protocol import low_shot, make_splits
 from featpipe.store import FeatureStore
 from tests.making import content, sealed
 

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 
 from featpipe.errors import UsageError
-from featpipe.evaluate import evaluate, run_evaluation, workload
+from featpipe.evaluation.run import evaluate, run_evaluation, workload
 from featpipe.evaluate.run import result_name
-from featpipe.results import Result
-from featpipe.steps.old import CentroidStep, KnnStep, LogisticStep, SvmStep
-from tests.evaluate.making import context, judged, numbers, pair
+from featpipe.evaluation.result import Result
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.probes.neighbours import Knn
+from featpipe.probes.svm import Svm
+from tests.evaluation.making import context, judged, numbers, pair
 from tests.making import content, sealed
 
-STEPS = [SvmStep(c=(1e-3, 1e-1)), LogisticStep(c=(1e-3, 1e-1)), KnnStep(k=(1, 5)), CentroidStep()]
+STEPS = [Svm(c=(1e-3, 1e-1)), Logistic(c=(1e-3, 1e-1)), Knn(k=(1, 5)), Centroid()]
 
 
 @pytest.fixture
@@ -27,19 +30,19 @@ def workspace(tmp_path):
 
 
 def run(step, folder):
-    outcome = run_evaluation(step, context(folder))
+    outcome = step.run(context(folder))
     return outcome, Result.load(outcome.paths[0])
 
 
 # -- the same numbers again ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.kind)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_two_runs_differ_in_nothing_but_times(tmp_path, step):
     train, test = pair(tmp_path)
     texts, files = [], []
     for name in ("one", "two"):
-        result = judged(step, tmp_path / name, train, test)
+        result = evaluated(step, tmp_path / name, train, test)
         content = json.loads(result.path.read_text())
         for split in content["splits"]:
             del split["seconds"]
@@ -53,11 +56,11 @@ def test_two_runs_differ_in_nothing_but_times(tmp_path, step):
 
 
 def test_the_number_of_jobs_does_not_show_in_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(workload, "_WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "_WORTH_WORKERS_SECONDS", 0.0)
     train, test = pair(tmp_path)
-    step = LogisticStep(c=(1e-3, 1e-1), train_per_class=(2, 5), repeats=2)
-    alone = judged(step, tmp_path / "alone", train, test, jobs=1)
-    both = judged(step, tmp_path / "both", train, test, jobs=2)
+    step = Logistic(c=(1e-3, 1e-1), train_per_class=(2, 5), repeats=2)
+    alone = evaluated(step, tmp_path / "alone", train, test, jobs=1)
+    both = evaluated(step, tmp_path / "both", train, test, jobs=2)
     assert numbers(alone) == numbers(both)
     for name in ("scores", "predicted", "row", "split"):
         mine, other = (getattr(result.predictions(), name) for result in (alone, both))
@@ -66,7 +69,7 @@ def test_the_number_of_jobs_does_not_show_in_the_result(tmp_path, monkeypatch):
 
 def test_another_seed_draws_other_rows(tmp_path):
     store = sealed(tmp_path / "s.h5", noise=4.0)
-    one, two = (evaluate(CentroidStep(seed=seed), store) for seed in (0, 1))
+    one, two = (evaluate(Centroid(seed=seed), store) for seed in (0, 1))
     assert numbers(one) != numbers(two)
     assert one.key != two.key
 
@@ -75,16 +78,16 @@ def test_another_seed_draws_other_rows(tmp_path):
 
 
 def test_what_is_there_is_not_computed_again(workspace):
-    first, made = run(CentroidStep(), workspace)
-    second, found = run(CentroidStep(), workspace)
+    first, made = run(Centroid(), workspace)
+    second, found = run(Centroid(), workspace)
     assert (first.status, second.status) == ("done", "up to date")
     assert made == found
     assert second.facts == first.facts
 
 
 def test_force_computes_again_and_gives_the_same(workspace):
-    _, made = run(CentroidStep(), workspace)
-    outcome, again = run(CentroidStep(force=True), workspace)
+    _, made = run(Centroid(), workspace)
+    outcome, again = run(Centroid(force=True), workspace)
     assert outcome.status == "done"
     assert outcome.paths[0] == made.path
     assert again.summary == made.summary
@@ -93,13 +96,13 @@ def test_force_computes_again_and_gives_the_same(workspace):
 @pytest.mark.parametrize(
     ("step", "other"),
     [
-        (SvmStep(), SvmStep(c=(0.1,))),
-        (SvmStep(), SvmStep(max_iter=4000)),
-        (SvmStep(), SvmStep(validation="kfold:2")),
-        (SvmStep(), SvmStep(protocol="kfold:3")),
-        (SvmStep(), SvmStep(train_per_class=(2,))),
-        (SvmStep(), SvmStep(seed=1)),
-        (SvmStep(), LogisticStep()),
+        (Svm(), Svm(c=(0.1,))),
+        (Svm(), Svm(max_iter=4000)),
+        (Svm(), Svm(validation="kfold:2")),
+        (Svm(), Svm(protocol="kfold:3")),
+        (Svm(), Svm(train_per_class=(2,))),
+        (Svm(), Svm(seed=1)),
+        (Svm(), Logistic()),
     ],
 )
 def test_what_changes_numbers_has_a_name_of_its_own(tmp_path, step, other):
@@ -109,16 +112,16 @@ def test_what_changes_numbers_has_a_name_of_its_own(tmp_path, step, other):
 
 def test_what_changes_no_number_does_not(tmp_path):
     train, test = pair(tmp_path)
-    name = result_name(SvmStep(), train, test)
-    for other in (SvmStep(title="Mine"), SvmStep(force=True), SvmStep(save_model=False)):
+    name = result_name(Svm(), train, test)
+    for other in (Svm(title="Mine"), Svm(force=True), Svm(save_model=False)):
         assert result_name(other, train, test) == name
-    assert result_name(SvmStep(protocol="split"), train, test) == name  # what auto stands for
-    crossed = SvmStep(protocol="kfold:3")  # which does not look at the test rows
+    assert result_name(Svm(protocol="split"), train, test) == name  # what auto stands for
+    crossed = Svm(protocol="kfold:3")  # which does not look at the test rows
     assert result_name(crossed, train, test) == result_name(crossed, train, None)
 
 
 def test_the_name_is_that_of_the_key_it_holds(workspace):
-    for step in (SvmStep(protocol="kfold:3"), SvmStep()):
+    for step in (Svm(protocol="kfold:3"), Svm()):
         _, result = run(step, workspace)
         assert result.path.stem.endswith(result.key[:8])
 
@@ -127,32 +130,32 @@ def test_other_features_give_another_result(tmp_path):
     (tmp_path / "b").mkdir()
     train, test = pair(tmp_path)
     other, _ = pair(tmp_path / "b", dims=9)
-    assert result_name(SvmStep(), train, test) != result_name(SvmStep(), other, test)
+    assert result_name(Svm(), train, test) != result_name(Svm(), other, test)
 
 
 def test_a_new_title_is_taken_over(workspace):
-    run(CentroidStep(), workspace)
-    outcome, result = run(CentroidStep(title="Mine"), workspace)
+    run(Centroid(), workspace)
+    outcome, result = run(Centroid(title="Mine"), workspace)
     assert outcome.status == "done"
     assert result.title == "Mine"
 
 
 def test_a_model_that_is_missing_is_made(workspace):
-    _, result = run(CentroidStep(save_model=False), workspace)
+    _, result = run(Centroid(save_model=False), workspace)
     assert "model" not in result.files
     assert not (workspace / "data" / "models").exists()
-    outcome, result = run(CentroidStep(), workspace)
+    outcome, result = run(Centroid(), workspace)
     assert outcome.status == "done"
     assert (workspace / "data" / "models" / result.files["model"]).exists()
     (workspace / "data" / "models" / result.files["model"]).unlink()
-    assert run(CentroidStep(), workspace)[0].status == "done"
-    assert run(CentroidStep(save_model=False), workspace)[0].status == "up to date"
+    assert run(Centroid(), workspace)[0].status == "done"
+    assert run(Centroid(save_model=False), workspace)[0].status == "up to date"
 
 
 def test_lost_predictions_are_made_again(workspace):
-    _, result = run(CentroidStep(), workspace)
+    _, result = run(Centroid(), workspace)
     result.path.with_name(result.files["predictions"]).unlink()
-    outcome, result = run(CentroidStep(), workspace)
+    outcome, result = run(Centroid(), workspace)
     assert outcome.status == "done"
     assert len(result.predictions().ids) == 30
 
@@ -162,7 +165,7 @@ def test_lost_predictions_are_made_again(workspace):
 
 def test_a_result_says_what_it_was_made_of(tmp_path):
     train, test = pair(tmp_path)
-    result = judged(SvmStep(c=(1e-3, 1e-1)), tmp_path, train, test)
+    result = evaluated(Svm(c=(1e-3, 1e-1)), tmp_path, train, test)
     assert result.protocol == {"name": "split", "splits": 1, "n_test": 30}
     assert [store["fingerprint"] for store in result.stores] == [
         train.fingerprint,
@@ -181,7 +184,7 @@ def test_a_result_says_what_it_was_made_of(tmp_path):
 
 
 def test_a_solver_that_was_stopped_is_said_in_the_result_and_in_the_terminal(workspace):
-    outcome, result = run(SvmStep(c=(1.0, 10.0), max_iter=1), workspace)
+    outcome, result = run(Svm(c=(1.0, 10.0), max_iter=1), workspace)
     assert not result.splits[0]["converged"]
     assert any("did not converge in 1 of 1 fits" in note for note in result.notes)
     assert "did not converge" in outcome.message
@@ -190,7 +193,7 @@ def test_a_solver_that_was_stopped_is_said_in_the_result_and_in_the_terminal(wor
 def test_a_choice_at_the_edge_of_the_grid_is_said(tmp_path):
     train, test = pair(tmp_path, 90, dims=40, noise=6.0)
     # Values this large overfit all alike; this small they all under-fit: accuracy has one slope.
-    result = judged(LogisticStep(c=(1e-9, 1e-6, 1e-2)), tmp_path, train, test)
+    result = evaluated(Logistic(c=(1e-9, 1e-6, 1e-2)), tmp_path, train, test)
     chosen, search = result.splits[0]["chosen"], result.splits[0]["search"]
     assert chosen["c"] == 1e-2 or search[0]["accuracy"] >= search[-1]["accuracy"]
     said = any("edge of the grid" in note for note in result.notes)
@@ -199,7 +202,7 @@ def test_a_choice_at_the_edge_of_the_grid_is_said(tmp_path):
 
 def test_low_shot_curves_rise_and_their_headline_is_the_rightmost_point(tmp_path):
     train, test = pair(tmp_path, 90, 60, noise=3.0)
-    result = judged(CentroidStep(train_per_class=(1, 5, 20), repeats=4), tmp_path, train, test)
+    result = evaluated(Centroid(train_per_class=(1, 5, 20), repeats=4), tmp_path, train, test)
     curve = result.extra["low_shot"]
     assert [point["train_per_class"] for point in curve] == [1, 5, 20]
     assert all(len(point["accuracies"]) == 4 for point in curve)
@@ -212,7 +215,7 @@ def test_low_shot_curves_rise_and_their_headline_is_the_rightmost_point(tmp_path
 
 def test_one_row_per_class_says_that_nothing_was_chosen(tmp_path):
     train, test = pair(tmp_path)
-    result = judged(SvmStep(train_per_class=(1, 5), repeats=2), tmp_path, train, test)
+    result = evaluated(Svm(train_per_class=(1, 5), repeats=2), tmp_path, train, test)
     (note,) = [note for note in result.notes if "default" in note]
     assert "2 of 4 fits" in note
 
@@ -221,7 +224,7 @@ def test_unlabelled_rows_and_absent_classes_are_told(tmp_path):
     labels = np.array([0, 1] * 20 + [-1] * 5)
     train = sealed(tmp_path / "train.h5", content(45, labels=labels))
     test = sealed(tmp_path / "test.h5", content(12, labels=np.array([0, 2] * 6), split="test"))
-    result = judged(CentroidStep(), tmp_path, train, test)
+    result = evaluated(Centroid(), tmp_path, train, test)
     assert "5 unlabelled rows of train were left out." in result.notes
     assert "No training row of: cat." in result.notes
     assert "No test row of: bee." in result.notes
@@ -229,23 +232,23 @@ def test_unlabelled_rows_and_absent_classes_are_told(tmp_path):
     assert result.summary["accuracy"]["value"] <= 0.5
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.kind)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 @pytest.mark.parametrize("classes", [("ant", "bee"), ("other", "bee", "cat")])
 def test_two_classes_and_classes_named_other_are_ordinary(tmp_path, step, classes):
     train, test = pair(tmp_path, classes=classes, noise=2.0)
-    result = judged(step, tmp_path, train, test)
+    result = evaluated(step, tmp_path, train, test)
     assert result.summary["accuracy"]["value"] > 0.6
     assert len(result.summary["metrics"]["confusion"]) == len(classes)
     assert result.summary["metrics"]["roc_auc_macro"] > 0.8
     assert not result.dataset["other"]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.kind)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_imbalanced_classes(tmp_path, step):
     labels = np.array([0] * 50 + [1] * 4 + [2] * 2)
     train = sealed(tmp_path / "train.h5", content(56, labels=labels), noise=1.0)
     test = sealed(tmp_path / "test.h5", content(30, split="test"), noise=1.0)
-    result = judged(step, tmp_path, train, test)
+    result = evaluated(step, tmp_path, train, test)
     metrics, table = result.summary["metrics"], result.predictions()
     recall = [table.correct[table.true == label].mean() for label in range(3)]
     assert metrics["balanced_accuracy"] == pytest.approx(np.mean(recall))
@@ -255,7 +258,7 @@ def test_imbalanced_classes(tmp_path, step):
 
 def test_cross_validation_uses_the_training_store_alone(tmp_path):
     train, test = pair(tmp_path)
-    result = judged(CentroidStep(protocol="kfold:3"), tmp_path, train, test)
+    result = evaluated(Centroid(protocol="kfold:3"), tmp_path, train, test)
     assert [store["path"] for store in result.stores] == [str(train.path)]
     assert result.protocol == {"name": "kfold:3", "splits": 3, "n_test": 60}
     assert len(set(result.predictions().ids)) == 60
@@ -264,14 +267,14 @@ def test_cross_validation_uses_the_training_store_alone(tmp_path):
 def test_a_layer_that_is_not_stored_is_refused_with_the_ones_that_are(tmp_path):
     train, test = pair(tmp_path)
     with pytest.raises(UsageError, match="no layer 'layer3'") as caught:
-        evaluate(SvmStep(layer="layer3"), train, test)
+        evaluate(Svm(layer="layer3"), train, test)
     assert caught.value.details["expected"] == "avgpool"
 
 
 def test_a_probe_cannot_be_tested_on_all_rows(tmp_path):
     train, _ = pair(tmp_path)
     with pytest.raises(UsageError, match="it is for zeroshot"):
-        evaluate(SvmStep(protocol="all"), train)
+        evaluate(Svm(protocol="all"), train)
 
 
 def test_progress_advances_with_every_split(tmp_path):
@@ -295,6 +298,6 @@ def test_progress_advances_with_every_split(tmp_path):
     bar = Bar()
     train, test = pair(tmp_path)
     where = dataclasses.replace(context(tmp_path), progress=bar)
-    evaluate(CentroidStep(protocol="kfold:4"), train, test, where)
+    evaluate(Centroid(protocol="kfold:4"), train, test, where)
     assert bar.total == 4
     assert bar.steps == [1, 1, 1, 1]

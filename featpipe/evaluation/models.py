@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sklearn.base import BaseEstimator
+from skops import io as skops_io  # imports all of scikit-learn: seconds
 
 from featpipe.errors import ResultError
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.workspace import atomic_write
 
-_FORMAT = 1
-_OURS = ["featpipe.probes.neighbours.NearestMean"]  # the rest are scikit-learn's and numpy's own
+_FORMAT = 2  # 1 is that of featpipe 0.1
+_OURS = ["featpipe.probes.estimators.NearestMean"]  # the rest are scikit-learn's and numpy's own
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,6 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
         "weights": store["run"].get("weights", "DEFAULT"),
         "request": store["run"].get("request", {}),
     }
-    from skops import io as skops_io  # noqa: PLC0415 - imports all of scikit-learn
-
     with atomic_write(path) as temporary:
         skops_io.dump(bundle, temporary)
     return path.stat().st_size
@@ -70,18 +69,23 @@ def load_model(path: Path) -> TrainedModel:
     Raises
     ------
     ResultError
-        If the file is missing, damaged, no model of featpipe, or holds types that are not
-        scikit-learn's or numpy's own.
+        If the file is missing, damaged, no model of this version of featpipe, or holds types that
+        are not scikit-learn's or numpy's own.
     """
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
-    from skops import io as skops_io  # noqa: PLC0415 - imports all of scikit-learn
-
     try:
         foreign = sorted(set(skops_io.get_untrusted_types(file=path)) - set(_OURS))
         bundle = None if foreign else skops_io.load(path, trusted=_OURS)
     except Exception as error:  # skops raises whatever its parts raise on damaged files
         raise ResultError(f"The model cannot be read: {error}", where=path) from error
+    version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
+    if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
+        raise ResultError(
+            "This model was written by featpipe 0.1.",
+            where=path,
+            next_step="train it again, then delete this file",
+        )
     if foreign:
         raise ResultError(
             "The model holds types that are not trusted, so it is not loaded.",
@@ -89,11 +93,7 @@ def load_model(path: Path) -> TrainedModel:
             got=", ".join(foreign),
         )
     parts = [item.name for item in fields(TrainedModel)]
-    if (
-        not isinstance(bundle, dict)
-        or bundle.get("featpipe_model") != _FORMAT
-        or not set(parts) <= set(bundle)
-    ):
+    if not isinstance(bundle, dict) or version != _FORMAT or not set(parts) <= set(bundle):
         raise ResultError("This is not a model of featpipe.", where=path)
     return TrainedModel(
         **{name: bundle[name] for name in parts} | {"classes": tuple(bundle["classes"])}

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.evaluate import evaluate
-from featpipe.results import Result
-from featpipe.steps.old import Context, EvaluationStep
+from featpipe.evaluation.run import evaluate
+from featpipe.evaluation.result import Result
+from featpipe.probes.base import Evaluation
+from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
 from tests.making import RUN, content, features, sealed
@@ -33,10 +34,10 @@ def context(folder: Path, jobs: int = 1) -> Context:
     return Context(Workspace(folder), jobs=jobs)
 
 
-def judged(step: EvaluationStep, folder: Path, train: FeatureStore, test=None, jobs=1) -> Result:
+def evaluated(step: Evaluation, folder: Path, train: FeatureStore, test=None, jobs=1) -> Result:
     """Evaluate and save under the method's name."""
     where = context(folder, jobs)
-    return evaluate(step, train, test, where, where.workspace.results / f"{step.kind}.json")
+    return evaluate(step, train, test, where, where.workspace.results / f"{step.name}.json")
 
 
 NUMBERS_OF_A_RUN = ("created", "environment", "command", "cost", "path", "stores")

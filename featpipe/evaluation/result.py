@@ -6,10 +6,11 @@ import dataclasses
 import json
 import os
 import struct
+import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import ResultError
-from featpipe.npz import write_npz
+from featpipe.naming import short_name, slug
 from featpipe.registry import did_you_mean
 from featpipe.workspace import atomic_write, user_path
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
 _KINDS = {"str": str, "int": int, "dict": dict, "list": list}  # by the start of the annotation
 _DAMAGED = (
     OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError,
     struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+class OldResultError(ResultError):
+    """A result that featpipe 0.1 wrote."""
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Result:
     Parameters
     ----------
     method : str
-        Kind of method (``"svm"``, ``"zeroshot"``, ``"finetune"``).
+        Name of the step (``"svm"``, ``"zeroshot"``, ``"finetune"``).
     title : str
         Its name in tables.
     key : str
@@ -55,7 +60,7 @@ class Result:
     cost : dict
         Seconds, parameters and bytes.
     stores : list of dict
-        Path and fingerprint of each store used.
+        Path, fingerprint, layer, manifest and run of each store used.
     environment : dict
         Versions and hardware.
     created : str
@@ -102,11 +107,7 @@ class Result:
         ValueError
             If a number is not finite: JSON has no NaN, and a result must not hide one.
         """
-        content = {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if item.name != "path"
-        }
+        content = {name: getattr(self, name) for name in _FIELDS}
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         with atomic_write(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -119,6 +120,8 @@ class Result:
 
         Raises
         ------
+        OldResultError
+            If featpipe 0.1 wrote it.
         ResultError
             If the file is missing, damaged or of another schema.
         """
@@ -132,6 +135,14 @@ class Result:
         except (OSError, ValueError) as error:
             raise ResultError(f"The result cannot be read: {error}", where=path) from error
         schema = content.get("schema") if isinstance(content, dict) else None
+        if schema == 1:
+            command = content.get("command")
+            raise OldResultError(
+                "This result was written by featpipe 0.1, whose keys were made otherwise.",
+                where=path,
+                next_step=f"run its command again{f' ({command})' if command else ''}, then delete "
+                "this file or move it elsewhere",
+            )
         if schema != SCHEMA_VERSION:
             raise ResultError(
                 "This is not a result of this version of featpipe.",
@@ -139,23 +150,21 @@ class Result:
                 expected=f"schema {SCHEMA_VERSION}",
                 got=f"schema {schema}",
             )
-        known = {item.name for item in dataclasses.fields(cls)} - {"path"}
-        missing = {
-            item.name
-            for item in dataclasses.fields(cls)
-            if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        } - set(content)
-        if missing or set(content) - known:
+        required = {
+            name
+            for name, item in _FIELDS.items()
+            if item.default is MISSING and item.default_factory is MISSING
+        }
+        if odd := (required - set(content)) | (set(content) - set(_FIELDS)):
             raise ResultError(
                 "The result is damaged: its keys are not those of a result.",
                 where=path,
-                got=", ".join(sorted(missing | (set(content) - known))),
+                got=", ".join(sorted(odd)),
             )
         wrong = [
-            item.name
-            for item in dataclasses.fields(cls)
-            if item.name in content
-            and not isinstance(content[item.name], _KINDS[str(item.type).partition("[")[0]])
+            name
+            for name, value in content.items()
+            if not isinstance(value, _KINDS[str(_FIELDS[name].type).partition("[")[0]])
         ]
         if wrong or not isinstance(content["dataset"].get("name"), str):
             raise ResultError(
@@ -175,6 +184,9 @@ class Result:
                 "This result names no predictions file beside it.", where=self.path, got=name
             )
         return PredictionTable.load(self.path.with_name(name))
+
+
+_FIELDS = {item.name: item for item in dataclasses.fields(Result) if item.name != "path"}
 
 
 @dataclass(frozen=True)
@@ -227,8 +239,9 @@ class PredictionTable:
             for item in dataclasses.fields(self)
             if getattr(self, item.name) is not None
         }
-        with atomic_write(path) as temporary:
-            write_npz(temporary, arrays)
+        # numpy dates every member 1980, so the clock does not show.
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> PredictionTable:
@@ -258,7 +271,10 @@ class PredictionTable:
 
 
 def scan_results(folder: Path) -> tuple[list[Result], list[ResultError]]:
-    """Return the results in a folder, sorted by name, and what is wrong with damaged ones."""
+    """Return the results in a folder, sorted by name, and what is wrong with the others.
+
+    Those of featpipe 0.1 are among the errors, as :class:`OldResultError`.
+    """
     results: list[Result] = []
     errors: list[ResultError] = []
     for path in sorted(folder.glob("*.json")):
@@ -270,7 +286,10 @@ def scan_results(folder: Path) -> tuple[list[Result], list[ResultError]]:
 
 
 def find_results(
-    folder: Path, names: Sequence[str] | None = None, dataset: str | None = None
+    folder: Path,
+    names: Sequence[str] | None = None,
+    dataset: str | None = None,
+    note: Callable[[str], object] = warnings.warn,
 ) -> list[Result]:
     """Return the results that a command means.
 
@@ -279,21 +298,31 @@ def find_results(
     folder : Path
         Usually ``workspace.results``.
     names : sequence of str, optional
-        Paths, or names of results in the folder; default: all of them.
+        Paths, or names of results in the folder; default: all of them but those of featpipe 0.1.
     dataset : str, optional
         Only results on this dataset.
+    note : callable
+        Gets one line about the results of featpipe 0.1 that are left out.
 
     Raises
     ------
     ResultError
         If a name fits nothing, a file is damaged, or no result is left.
     """
+    old: list[str] = []
     if names:
         results = [Result.load(_locate(folder, name)) for name in names]
     else:
         results, errors = scan_results(folder)
-        if errors:
-            raise errors[0]
+        for error in errors:
+            if not isinstance(error, OldResultError):
+                raise error
+            old.append(Path(error.details["where"]).name)
+    if old:
+        note(
+            f"ignored {len(old)} results written by featpipe 0.1: {', '.join(old)}; run their "
+            f"commands again, then delete the files or move them out of {folder}"
+        )
     found = [r for r in results if dataset in (None, r.dataset["name"])]
     if not found:
         known = sorted({r.dataset["name"] for r in results})
@@ -304,6 +333,32 @@ def find_results(
             next_step="featpipe svm, or featpipe demo",
         )
     return found
+
+
+def latest_result(
+    folder: Path, method: str, dataset: str | None = None, model: str = "*"
+) -> Result | None:
+    """Return the newest result of a method: on this dataset or, if there is none, on any.
+
+    Parameters
+    ----------
+    folder : Path
+    method : str
+        Name of the step.
+    dataset : str, optional
+    model : str
+        Only results on this backbone.
+    """
+    for place in [slug(short_name(dataset)), "*"] if dataset else ["*"]:
+        paths = folder.glob(f"{place}-{model}-{method}-*.json")
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                result = Result.load(path)
+            except ResultError:
+                continue
+            if result.method == method:
+                return result
+    return None
 
 
 def _locate(folder: Path, name: str) -> Path:

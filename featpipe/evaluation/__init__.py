@@ -1,0 +1,1 @@
+"""Evaluate methods by an honest protocol; see ``docs/evaluation.md``."""
