@@ -230,7 +230,7 @@ def _map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         notes.append(f"No label map: each class of the dataset is a source class; {rest}.")
     if label_map.without_source:
         notes.append(
-            f"No source class for: {', '.join(label_map.without_source)}. "
+            f"No source class maps to: {', '.join(label_map.without_source)}. "
             "Their recall is zero by construction."
         )
     extra = {

@@ -10,7 +10,7 @@ from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
-from tests.evaluation.making import judged
+from tests.evaluation.making import evaluated
 
 pytestmark = pytest.mark.real
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featpipe.errors import ResultError
-from featpipe.evaluation.result import PredictionTable, Result, find_results, scan_results
+from featpipe.evaluation.result import (
+    OldResultError,
+    PredictionTable,
+    Result,
+    find_results,
+    latest_result,
+    scan_results,
+)
 
 
 def result(**changes: Any) -> Result:
@@ -65,6 +74,7 @@ def test_equal_results_are_equal_bytes(tmp_path: Path) -> None:
     result().save(tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     table().save(tmp_path / "a.npz")
+    time.sleep(2.1)  # zip files hold the time of day, to two seconds
     table().save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
@@ -78,7 +88,7 @@ def test_a_number_that_is_none_is_not_hidden(tmp_path: Path, value: float) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "3", '"x"', "{}", '{"schema": 1}', '{"schema": 2}', "\x00", "NaN"],
+    ["", "{", "[]", "null", "3", '"x"', "{}", '{"schema": 1}', '{"schema": 2}', '{"schema": 3}', "\x00", "NaN"],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
@@ -214,3 +224,65 @@ def test_finding_by_name_path_and_dataset(tmp_path: Path) -> None:
         find_results(tmp_path, dataset="x")
     with pytest.raises(ResultError, match="no result yet"):
         find_results(tmp_path / "empty")
+
+
+# -- results of featpipe 0.1 -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_old(tmp_path: Path) -> Path:
+    """A folder with a result of today and one of schema 1."""
+    result().save(tmp_path / "new.json")
+    path = result(command="featpipe svm --c 0.1").save(tmp_path / "old.json")
+    path.write_text(path.read_text().replace(f'"schema": {Result.schema}', '"schema": 1'))
+    return tmp_path
+
+
+def test_an_old_result_says_what_to_do(with_old: Path) -> None:
+    with pytest.raises(OldResultError, match="written by featpipe 0.1") as caught:
+        Result.load(with_old / "old.json")
+    assert caught.value.details["where"] == str(with_old / "old.json")
+    assert "(featpipe svm --c 0.1)" in caught.value.details["next"]
+    with pytest.raises(OldResultError):
+        find_results(with_old, ["old"])
+
+
+def test_old_results_are_left_out_with_a_note(with_old: Path) -> None:
+    notes: list[str] = []
+    assert [r.name for r in find_results(with_old, note=notes.append)] == ["new"]
+    (note,) = notes
+    assert "old.json" in note
+    assert "new.json" not in note
+    with pytest.warns(UserWarning, match=r"old\.json"):
+        find_results(with_old)
+    found, errors = scan_results(with_old)
+    assert [each.name for each in found] == ["new"]
+    assert [type(error) for error in errors] == [OldResultError]
+
+
+def test_damaged_results_are_not_left_out(with_old: Path) -> None:
+    (with_old / "bad.json").write_text("{")
+    with pytest.raises(ResultError, match="cannot be read"):
+        find_results(with_old)
+
+
+# -- the latest of a method ------------------------------------------------------------------------
+
+
+def test_the_latest_result_is_of_this_dataset_if_there_is_one(tmp_path: Path) -> None:
+    for age, name in enumerate(["toy-r18-svm-2", "zoo-r18-svm-1", "toy-r18-svm-3", "toy-r18-knn-4"]):
+        method = name.split("-")[2]
+        path = result(method=method, title=name).save(tmp_path / f"{name}.json")
+        os.utime(path, (1e9 - age, 1e9 - age))
+    (tmp_path / "toy-r18-svm-0.json").write_text("{")
+
+    def latest(*args: str) -> str | None:
+        found = latest_result(tmp_path, *args)
+        return found.title if found else None
+
+    assert latest("svm", "toy") == "toy-r18-svm-2"
+    assert latest("svm", "zoo") == "zoo-r18-svm-1"
+    assert latest("svm", "moon") == latest("svm") == "toy-r18-svm-2"
+    assert latest("knn", "zoo") == "toy-r18-knn-4"
+    assert latest("logistic") is None
+    assert latest("svm", "toy", "r50") is None

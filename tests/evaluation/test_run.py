@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from featpipe.errors import UsageError
-from featpipe.evaluation.run import evaluate, run_evaluation, workload
-from featpipe.evaluate.run import result_name
+from featpipe.evaluation import fitting
+from featpipe.evaluation.models import load_model
+from featpipe.evaluation.run import evaluate, result_name
 from featpipe.evaluation.result import Result
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
-from tests.evaluation.making import context, judged, numbers, pair
+from tests.evaluation.making import context, evaluated, numbers, pair
 from tests.making import content, sealed
 
 STEPS = [Svm(c=(1e-3, 1e-1)), Logistic(c=(1e-3, 1e-1)), Knn(k=(1, 5)), Centroid()]
@@ -301,3 +303,95 @@ def test_progress_advances_with_every_split(tmp_path):
     evaluate(Centroid(protocol="kfold:4"), train, test, where)
     assert bar.total == 4
     assert bar.steps == [1, 1, 1, 1]
+
+
+# -- what was chosen automatically -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "note"),
+    [
+        ("auto", "split", "Protocol chosen automatically: split, since there is a store"),
+        ("split", "split", None),
+        ("kfold:3", "kfold:3", None),
+    ],
+)
+def test_the_protocol_that_was_used_is_named(workspace, asked, used, note):
+    outcome, result = run(Centroid(protocol=asked), workspace)
+    assert result.protocol["name"] == outcome.facts["protocol"] == used
+    assert f", {used})" in outcome.message
+    assert any("automatically" in line for line in result.notes) == (note is not None)
+    if note:
+        assert result.notes[0].startswith(note)
+        assert f"note: {note}" in outcome.message
+
+
+def test_without_test_rows_the_automatic_protocol_is_a_holdout(tmp_path):
+    result = evaluate(Centroid(), sealed(tmp_path / "s.h5", noise=4.0))
+    assert result.protocol["name"] == "holdout:0.2"
+    assert "holdout:0.2, since there is no store of test rows" in result.notes[0]
+
+
+# -- what a tracker gets ---------------------------------------------------------------------------
+
+
+def test_the_facts_of_an_outcome_are_numbers_and_settings(workspace):
+    outcome, result = run(Svm(c=(1e-3, 1e-1)), workspace)
+    facts = outcome.facts
+    assert json.loads(json.dumps(outcome.as_dict()))["metrics"] == facts["metrics"]
+    accuracy = result.summary["accuracy"]
+    for end, name in (("value", ""), ("low", "_low"), ("high", "_high")):
+        assert facts["metrics"][f"accuracy{name}"] == accuracy[end]
+    assert facts["metrics"]["macro_f1"] == result.summary["metrics"]["macro_f1"]
+    numbers_only = [*facts["metrics"].values(), *facts["cost"].values()]
+    assert all(isinstance(value, int | float) for value in numbers_only)
+    assert facts["cost"]["train_seconds"] > 0
+    assert facts["settings"] == result.settings
+    assert facts["chosen"][0]["c"] in (1e-3, 1e-1)
+
+
+# -- the backbone's logits as features -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_probes_can_be_trained_on_the_logits(tmp_path, step):
+    train, test = pair(tmp_path, n_logits=5, noise=0.5)
+    result = evaluated(step.replace(layer="logits"), tmp_path, train, test)
+    assert [store["layer"] for store in result.stores] == ["logits", "logits"]
+    assert result.summary["accuracy"]["value"] > 0.8
+    assert result.key != evaluate(step, train, test).key
+    assert load_model(tmp_path / "data" / "models" / result.files["model"]).layer == "logits"
+
+
+def test_a_layer_named_or_left_out_is_the_same_result(tmp_path):
+    stores = pair(tmp_path)
+    assert result_name(Svm(), *stores) == result_name(Svm(layer="avgpool"), *stores)
+
+
+# -- what a plan asks ------------------------------------------------------------------------------
+
+
+def test_the_status_follows_the_result(workspace):
+    step = Centroid()
+    before = step.status(context(workspace))
+    assert (before.done, before.why, before.paths) == (False, "no such result yet", ())
+    outcome = step.run(context(workspace))
+    after = step.status(context(workspace))
+    assert (after.done, after.why, after.paths) == (True, "result is there", outcome.paths)
+    assert before.key == after.key == outcome.facts["key"][:8]
+    assert not Centroid(force=True).status(context(workspace)).done
+    assert not Centroid(protocol="kfold:3").status(context(workspace)).done
+    Path(outcome.paths[0]).unlink()
+    assert not step.status(context(workspace)).done
+
+
+def test_the_estimate_is_what_the_last_result_took(workspace):
+    step = Centroid(dataset="toy")
+    assert step.estimate(context(workspace)) is None
+    _, result = run(step, workspace)
+    seconds, n_bytes, basis = step.estimate(context(workspace))
+    assert seconds == result.cost["train_seconds"] + result.cost["predict_seconds"]
+    assert n_bytes == result.cost["model_bytes"]
+    assert basis == "(as the last one on toy)"
+    assert Svm(dataset="toy").estimate(context(workspace)) is None
+    assert Centroid(dataset="zoo").estimate(context(workspace))[2] == "(as the last one on toy)"

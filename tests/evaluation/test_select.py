@@ -29,8 +29,8 @@ class Notes:
 def put(tmp_path):
     """Write a store into the workspace; ``backbone`` and ``images`` make it another one."""
 
-    def write(split="train", dataset="toy", *, model="toynet", weights="none", images=12):
-        what = content(images, split=split, dataset=dataset)
+    def write(split="train", dataset="toy", *, model="toynet", weights="none", images=12, n_logits=0):
+        what = content(images, split=split, dataset=dataset, n_logits=n_logits)
         manifest = dict(what.manifest)
         manifest["backbone"] = {"model": model, "weights": {"name": weights}}
         what = dataclasses.replace(
@@ -118,6 +118,15 @@ def test_a_damaged_store_is_told_of_and_left_out(put, tmp_path):
     assert str(bad) in progress.notes[0]
 
 
+def test_logits_are_a_layer_of_the_stores_that_hold_them(put, tmp_path):
+    put()
+    with pytest.raises(StoreError, match="no feature store") as caught:
+        select(tmp_path, layer="logits")
+    assert "--layer" not in caught.value.details["next"]  # they cannot be asked for: weights decide
+    train = put(model="bignet", n_logits=5)
+    assert select(tmp_path, layer="logits") == [train.path, None]
+
+
 # -- stores named by the user ----------------------------------------------------------------------
 
 
@@ -127,9 +136,9 @@ def test_named_stores_are_taken(put, tmp_path):
     assert select(tmp_path, train=train.path, test=test.path) == [train.path, test.path]
 
 
-def test_a_test_store_alone_is_half_a_request(put, tmp_path):
+def test_a_test_store_alone_is_half_a_request(put):
     with pytest.raises(UsageError, match="--test needs --train"):
-        select(tmp_path, test=put("test").path)
+        Svm(test=put("test").path)
 
 
 @pytest.mark.parametrize("asked", [{"model": "bignet"}, {"dataset": "zoo"}])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from featpipe.errors import FeatpipeError, LabelMapError, StoreError
 from featpipe.evaluation.run import evaluate
@@ -16,7 +14,7 @@ from featpipe.labelmap import SourceClasses
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.store import StoreContent
 from featpipe.workspace import Workspace
-from tests.evaluation.making import evaluated, written
+from tests.evaluation.making import context, evaluated, written
 from tests.making import content
 
 CLASSES = ("ant", "bee", "cat")
@@ -64,7 +62,7 @@ def test_the_share_sent_to_other_and_accuracy_with_and_without_classes_without_s
     assert metrics["classes_without_source"] == ["cat"]
     assert metrics["confusion"] == [[2, 0, 0, 1], [1, 1, 0, 0], [1, 0, 0, 1]]
     assert result.extra["label_map"]["without_source"] == ["cat"]
-    assert any("No source class stands for: cat" in note for note in result.notes)
+    assert any("No source class maps to: cat" in note for note in result.notes)
     assert result.predictions().predicted.tolist() == [0, 0, 3, 1, 0, 3, 0]
 
 
@@ -186,19 +184,87 @@ def test_the_order_of_the_columns_does_not_matter(tmp_path):
     assert plain == turned
 
 
-def test_the_command_line_says_the_line_of_a_bad_map(tmp_path, store):
+def test_the_step_says_the_line_of_a_bad_map(tmp_path, store):
     folder = Workspace(tmp_path).features / "toy" / "toynet"
     folder.mkdir(parents=True)
     store.path.rename(folder / "test-1.h5")
     path = write_map(tmp_path / "bad.csv", [*MAP[:2], ("s9", "bee"), *MAP[3:]])
-    done = subprocess.run(
-        [sys.executable, "-m", "featpipe", "zeroshot", "--map", path, "--workspace", tmp_path],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "300"},
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "s9" in done.stderr
-    assert "line 5" in done.stderr
+    with pytest.raises(LabelMapError, match="s9") as caught:
+        Zeroshot(map=str(path)).run(context(tmp_path))
+    assert caught.value.details["where"].endswith("line 5")
+
+
+# -- classes of the dataset that are classes of the backbone ---------------------------------------
+
+
+def named(path, classes, ids=None, n=24, split="test"):
+    """Return a store whose backbone's classes are s0 … s4, named as given; its logits are noise."""
+    names = ["ant", "bee", "crane", "crane", "dog"]
+    what = content(n, classes, labels=np.arange(n) % len(classes), n_logits=5, split=split)
+    source = (ids or [f"s{i}" for i in range(5)], names)
+    logits = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
+    return written(path, StoreContent(**{**vars(what), "source_classes": source}), logits=logits)
+
+
+@pytest.mark.parametrize(
+    ("classes", "columns"),
+    [(("dog", "ant"), [4, 0]), (("s3", "s0", "s1"), [3, 0, 1]), (("s2", "bee"), [2, 1])],
+    ids=["names", "ids", "both"],
+)
+def test_no_map_is_needed_where_the_classes_are_the_backbones_own(tmp_path, classes, columns):
+    store = named(tmp_path / "test.h5", classes)
+    best = np.array(store.features("logits")).argmax(axis=1)
+    result = evaluated(Zeroshot(protocol="all"), tmp_path, store)
+    expected = [columns.index(b) if b in columns else len(classes) for b in best]
+    assert result.predictions().predicted.tolist() == expected
+    assert result.extra["label_map"]["name"] == "identity"
+    assert result.extra["label_map"]["without_source"] == []
+    assert result.dataset["other"]
+    assert any("each class of the dataset is a source class" in note for note in result.notes)
+
+
+def test_the_other_policies_work_without_a_map_too(tmp_path):
+    store = named(tmp_path / "test.h5", ("dog", "ant"))
+    logits = np.array(store.features("logits"))
+    restricted = evaluated(Zeroshot(policy="restricted", protocol="all"), tmp_path, store)
+    assert not restricted.dataset["other"]
+    assert (restricted.predictions().predicted == logits[:, [4, 0]].argmax(axis=1)).all()
+    group = evaluated(Zeroshot(policy="group", protocol="all"), tmp_path, store)
+    source = softmax(logits.astype(np.float64), axis=1)
+    pooled = np.column_stack([source[:, 4], source[:, 0], source[:, 1:4].sum(axis=1)])
+    assert (group.predictions().predicted == pooled.argmax(axis=1)).all()
+
+
+def test_where_every_source_class_is_a_class_of_the_dataset_there_is_no_other(tmp_path):
+    classes = ("s4", "s3", "s2", "s1", "s0")
+    store = named(tmp_path / "test.h5", classes)
+    result = evaluated(Zeroshot(protocol="all"), tmp_path, store)
+    assert not result.dataset["other"]
+    assert result.predictions().scores.shape == (24, 5)
+    assert "coverage" not in result.summary["metrics"]
+    assert any("there is no 'other'" in note for note in result.notes)
+
+
+def test_a_name_that_two_source_classes_have_is_not_guessed_at(tmp_path):
+    store = named(tmp_path / "test.h5", ("crane", "ant"))
+    with pytest.raises(LabelMapError, match="not all classes of the source"):
+        evaluate(Zeroshot(protocol="all"), store)
+
+
+def test_a_named_map_is_used_all_the_same(tmp_path):
+    store = named(tmp_path / "test.h5", CLASSES[:2])
+    rows = [(name, "ant") for name in ("s0", "s1", "s2", "s3")] + [("s4", "bee")]
+    path = write_map(tmp_path / "map.csv", rows, CLASSES[:2])
+    plain = evaluate(Zeroshot(protocol="all"), store)
+    mapped = evaluate(Zeroshot(protocol="all", map=str(path)), store)
+    assert mapped.extra["label_map"]["name"] == str(path)
+    assert mapped.key != plain.key
+
+
+def test_the_layer_only_says_which_stores(store, tmp_path):
+    path = str(write_map(tmp_path / "map.csv"))
+    keys = {
+        evaluate(Zeroshot(protocol="all", map=path, layer=layer), store).key
+        for layer in (None, "avgpool")
+    }
+    assert len(keys) == 1

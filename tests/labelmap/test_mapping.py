@@ -21,8 +21,8 @@ from featpipe import labelmap
 from featpipe.errors import LabelMapError, UnknownNameError
 from featpipe.labelmap import LabelMap, SourceClasses, builtin_names, check, for_pair, summary
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-FOLDER = Path(labelmap.__file__).with_name("labelmaps")
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = Path(labelmap.__file__).parent
 STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -230,21 +230,76 @@ class TestForPair:
     def test_finds_the_map_by_its_targets(
         self, source: str, classes: tuple[str, ...], name: str
     ) -> None:
-        found = for_pair(source, classes)
+        found = for_pair(SourceClasses.load(source), classes)
         assert found.name == name
         assert found.targets == classes
 
     @pytest.mark.parametrize(
         ("source", "classes"),
-        [("imagenet", ("cat", "dog")), ("glyphs", STL10), ("cifar10", STL10), ("imagenet", ())],
+        [
+            (SourceClasses.load("imagenet"), ("cat", "dog")),
+            (SourceClasses.load("glyphs"), STL10),
+            (SourceClasses(CIFAR10, CIFAR10), STL10),
+            (SourceClasses.load("imagenet"), ()),
+        ],
     )
     def test_says_what_to_do_where_there_is_none(
-        self, source: str, classes: tuple[str, ...]
+        self, source: SourceClasses, classes: tuple[str, ...]
     ) -> None:
         with pytest.raises(LabelMapError) as caught:
             for_pair(source, classes)
         assert "--map FILE.csv" in str(caught.value)
         assert "featpipe labelmap show" in str(caught.value)
+
+
+class TestIdentity:
+    """No map is needed where the classes of the dataset are classes of the source."""
+
+    SOURCE = SourceClasses(("n1", "n2", "n3", "n4"), ("cat", "crane", "dog", "crane"))
+
+    @pytest.mark.parametrize(
+        ("classes", "columns"),
+        [
+            (("dog", "cat"), [1, 2, 0, 2]),  # by name
+            (("n3", "n1"), [1, 2, 0, 2]),  # by id
+            (("n4", "cat", "n2", "dog"), [1, 2, 3, 0]),  # by both; nothing is "other"
+        ],
+    )
+    def test_maps_each_class_to_itself(self, classes: tuple[str, ...], columns: list[int]) -> None:
+        found = LabelMap.identity(self.SOURCE, classes)
+        assert found is not None
+        assert found.name == labelmap.IDENTITY
+        assert found.targets == classes
+        assert found.columns().tolist() == columns
+        assert found.without_source == ()
+
+    @pytest.mark.parametrize(
+        "classes",
+        [("cat", "cow"), ("cat", "crane"), ("cat", "n1"), ("cat", "other"), ()],
+        ids=["unknown", "ambiguous name", "one class twice", "other", "none"],
+    )
+    def test_is_not_guessed(self, classes: tuple[str, ...]) -> None:
+        assert LabelMap.identity(self.SOURCE, classes) is None
+
+    def test_an_id_wins_over_a_name(self) -> None:
+        source = SourceClasses(("a", "b"), ("b", "a"))
+        found = LabelMap.identity(source, ("a",))
+        assert found is not None
+        assert found.columns().tolist() == [0, 1]
+
+    def test_imagenette_by_its_folders_and_a_checkpoint_of_cifar10(self) -> None:
+        imagenet = SourceClasses.load("imagenet")
+        tench, church = "n01440764", "n03028079"
+        found = for_pair(imagenet, (tench, church))
+        assert found.name == labelmap.IDENTITY
+        assert np.flatnonzero(found.columns() < 2).tolist() == [
+            imagenet.ids.index(tench),
+            imagenet.ids.index(church),
+        ]
+        assert for_pair(SourceClasses(CIFAR10, CIFAR10), CIFAR10).columns().tolist() == [*range(10)]
+
+    def test_a_built_in_map_is_preferred(self) -> None:
+        assert for_pair(SourceClasses.load("glyphs"), "0123456789").name == "glyphs_to_digits"
 
 
 # A map of three source classes, small enough to damage in every place.
