@@ -22,13 +22,13 @@ import torch
 
 from featpipe.evaluation.run import evaluate
 from featpipe.evaluation.protocol import make_splits
-from featpipe.evaluate.significance import mcnemar_exact
 from featpipe.finetune.command import dataset_of
 from featpipe.finetune.material import Material
 from featpipe.finetune.settings import make_estimator, make_factory
 from featpipe.provenance import environment, now
 from featpipe.evaluation.result import Result
-from featpipe.steps.old import Context, ExtractStep, FinetuneStep, SvmStep
+from featpipe.statistics.paired_tests import paired_test
+from featpipe.steps import Context, ExtractStep, FinetuneStep, SvmStep
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
 
@@ -106,7 +106,7 @@ def main() -> None:
         f"{arguments.image_size} pixels",
         "fine_tuned": tuned.summary["accuracy"],
         "svm": probe.summary["accuracy"],
-        "paired": mcnemar_exact(a, b).as_dict(),
+        "paired": paired_test((same_rows, a), (same_rows, b)).as_dict(),
         "tried": tried,
         "chosen": tuned.splits[0]["chosen"] | {"lr": best["lr"]},
         "train_seconds": tuned.cost["train_seconds"],

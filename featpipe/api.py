@@ -1,4 +1,6 @@
-"""The Python API: what the commands do, as functions.
+"""The Python API: what the commands do, as functions and classes.
+
+Every name is imported when it is first used, so that ``featpipe --help`` is there at once.
 
 >>> from featpipe.api import compare, evaluate, extract, report
 >>> train, test = extract("digits", "glyphnet")                         # doctest: +SKIP
@@ -10,21 +12,85 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featpipe.errors import UnknownNameError
-from featpipe.evaluate.compare import Comparison, compare
 from featpipe.progress import SILENT, Progress
 from featpipe.registry import did_you_mean
-from featpipe.evaluation.result import Result
-from featpipe.steps.old import STEPS, Context, EvaluationStep, ExtractStep, ReportStep
-from featpipe.store import FeatureStore
+from featpipe.steps import STEPS, Context
 from featpipe.workspace import Workspace
 
-__all__ = ["Comparison", "FeatureStore", "Result", "compare", "evaluate", "extract", "report"]
+if TYPE_CHECKING:
+    from featpipe.backbones import MODELS, load_backbone
+    from featpipe.datasets import DATASETS, open_source
+    from featpipe.evaluation.result import Result, scan_results
+    from featpipe.labelmap import LabelMap, builtin_maps, check_map, summarise_map
+    from featpipe.predict import open_predictor, predict
+    from featpipe.statistics.comparison import Comparison, compare
+    from featpipe.steps.plan import Plan
+    from featpipe.steps.recipe import find_recipe, parse_recipe, read_recipe
+    from featpipe.steps.runner import run_plan
+    from featpipe.steps.tracking import TRACKERS
+    from featpipe.store import FeatureStore, scan_stores
+    from featpipe.store.export import export_store
+    from featpipe.template import write_recipe
+
+_HOMES = {
+    "backbones": ("MODELS", "load_backbone"),
+    "datasets": ("DATASETS", "open_source"),
+    "evaluation.result": ("Result", "scan_results"),
+    "labelmap": ("LabelMap", "builtin_maps", "check_map", "summarise_map"),
+    "predict": ("open_predictor", "predict"),
+    "statistics.comparison": ("Comparison", "compare"),
+    "steps.plan": ("Plan",),
+    "steps.recipe": ("find_recipe", "parse_recipe", "read_recipe"),
+    "steps.runner": ("run_plan",),
+    "steps.tracking": ("TRACKERS",),
+    "store": ("FeatureStore", "scan_stores"),
+    "store.export": ("export_store",),
+    "template": ("write_recipe",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "TRACKERS",
+    "Comparison",
+    "FeatureStore",
+    "LabelMap",
+    "Plan",
+    "Result",
+    "builtin_maps",
+    "check_map",
+    "compare",
+    "evaluate",
+    "export_store",
+    "extract",
+    "find_recipe",
+    "load_backbone",
+    "open_predictor",
+    "open_source",
+    "parse_recipe",
+    "predict",
+    "read_recipe",
+    "report",
+    "run_plan",
+    "scan_results",
+    "scan_stores",
+    "summarise_map",
+    "write_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"featpipe.{_HOME_OF[name]}"), name)
 
 
 def extract(
@@ -56,9 +122,9 @@ def extract(
     FeatpipeError
         If a name is unknown, an image or weights file cannot be read, the disk is full …
     """
-    step = ExtractStep.from_mapping({"dataset": dataset, "model": model, **options})
+    step = STEPS.get("extract").from_mapping({"dataset": dataset, "model": model, **options})
     outcome = step.run(Context(Workspace.find(workspace), progress))
-    return [FeatureStore(path) for path in outcome.paths]
+    return [__getattr__("FeatureStore")(path) for path in outcome.paths]
 
 
 def evaluate(
@@ -91,17 +157,18 @@ def evaluate(
     FeatpipeError
         If an option is wrong, or the rows cannot honestly train or test a classifier.
     """
-    methods = {name: step for name, step in STEPS.items() if issubclass(step, EvaluationStep)}
-    if method not in methods:
+    on_features = [s.name for s in STEPS if s.needs and s.needs.output == "features"]
+    if method not in on_features:
         raise UnknownNameError(
             f"There is no method named {method!r}.",
-            expected=", ".join(methods),
-            next_step=did_you_mean(method, methods).strip() or None,
+            expected=", ".join(on_features),
+            next_step=did_you_mean(method, on_features).strip() or None,
         )
     stores = {"train": train.path, **({} if test is None else {"test": test.path})}
-    step = methods[method].from_mapping({**stores, **options})
+    step = STEPS.get(method).from_mapping({**stores, **options})
     outcome = step.run(Context(Workspace.find(workspace), jobs=jobs))
-    return Result.load(outcome.paths[0])
+    result: Result = __getattr__("Result").load(outcome.paths[0])
+    return result
 
 
 def report(
@@ -124,5 +191,5 @@ def report(
         As of ``featpipe report``: ``title``, ``gallery`` …
     """
     paths = [str(result.path) for result in results]
-    step = ReportStep.from_mapping({"results": paths, "out": str(out), **options})
+    step = STEPS.get("report").from_mapping({"results": paths, "out": str(out), **options})
     return step.run(Context(Workspace.find(workspace))).paths[0]

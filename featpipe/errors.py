@@ -1,22 +1,24 @@
-"""What can go wrong, said to a person.
+"""What can go wrong, explained to a person.
 
-Every error names what happened and, where it helps, the place, what was expected, what came
+Every error says what happened and, where it helps, the place, what was expected, what came
 instead and what to do next. The command line prints exactly that text and exits with
 ``exit_code``; a traceback means a defect of featpipe itself.
 
-    FeatpipeError                 exit code 1
-    ├── UsageError                exit code 2: the request itself cannot be right
-    │   ├── UnknownNameError      a name no registry holds (says the nearest one)
-    │   └── RecipeError           a recipe that cannot be read or planned
-    ├── DataError                 a dataset that is missing, damaged or of another layout
-    │   ├── DownloadError         the network or the server did not deliver
-    │   └── ImageError            one image that cannot be decoded
-    ├── WeightsError              weights missing, damaged or of another architecture
-    ├── StoreError                a feature store that is missing, unfinished or damaged
-    ├── LabelMapError             a label map that is not complete and unambiguous
-    ├── FitError                  rows a classifier cannot honestly be trained or tested on
-    ├── ResultError               a result file that is missing or damaged
-    └── MissingExtraError         an optional dependency is not installed
+::
+
+    FeatpipeError
+    ├── UsageError              exit code 2; all others 1
+    │   ├── UnknownNameError
+    │   └── RecipeError
+    ├── DataError
+    │   ├── DownloadError
+    │   └── ImageError
+    ├── WeightsError
+    ├── StoreError
+    ├── LabelMapError
+    ├── FitError
+    ├── ResultError
+    └── MissingExtraError
 """
 
 from __future__ import annotations
@@ -55,44 +57,23 @@ class FeatpipeError(Exception):
         got: object = None,
         next_step: str | None = None,
     ) -> None:
-        self.what = what
-        self.details = {
-            label: str(value)
-            for label, value in (
-                ("where", where),
-                ("expected", expected),
-                ("got", got),
-                ("next", next_step),
-            )
-            if value is not None
-        }
         super().__init__(what)
+        self.what = what
+        details = {"where": where, "expected": expected, "got": got, "next": next_step}
+        self.details = {key: str(value) for key, value in details.items() if value is not None}
 
     def __str__(self) -> str:
-        return "\n".join(
-            [self.what, *(f"  {label}: {value}" for label, value in self.details.items())]
-        )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # The keyword-only details must survive the way back from a worker process.
-        return _rebuild, (type(self), self.what, self.details)
-
-
-def _rebuild(kind: type[FeatpipeError], what: str, details: dict[str, str]) -> FeatpipeError:
-    error = kind.__new__(kind)
-    FeatpipeError.__init__(error, what)
-    error.details = details
-    return error
+        return "\n".join([self.what, *(f"  {key}: {value}" for key, value in self.details.items())])
 
 
 class UsageError(FeatpipeError):
-    """The request cannot be right, whatever lies on the disk."""
+    """The request cannot be right, whatever is on the disk."""
 
     exit_code = 2
 
 
 class UnknownNameError(UsageError):
-    """A name that no registry holds."""
+    """A name that no registry holds; the message gives the nearest one."""
 
 
 class RecipeError(UsageError):
@@ -100,11 +81,11 @@ class RecipeError(UsageError):
 
 
 class DataError(FeatpipeError):
-    """A dataset that is missing, damaged or laid out otherwise than expected."""
+    """A dataset that is missing, damaged or of an unexpected layout."""
 
 
 class DownloadError(DataError):
-    """A file could not be fetched."""
+    """A file could not be fetched: the network or the server failed."""
 
 
 class ImageError(DataError):
@@ -112,7 +93,7 @@ class ImageError(DataError):
 
 
 class WeightsError(FeatpipeError):
-    """Weights that are missing, damaged or belong to another architecture."""
+    """Weights that are missing, damaged or of another architecture."""
 
 
 class StoreError(FeatpipeError):
@@ -147,3 +128,4 @@ class MissingExtraError(FeatpipeError):
             f"This needs the package {package!r}, which is not installed.",
             next_step=f'pip install "featpipe[{extra}]"',
         )
+        self.args = (package, extra)  # what unpickling, on the way back from a worker, calls

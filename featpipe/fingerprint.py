@@ -7,12 +7,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-_BLOCK_BYTES = 1 << 20
 _CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock look like one
 
 
@@ -38,21 +38,9 @@ def of_bytes(*blocks: bytes | memoryview) -> str:
 
 def of_file(path: Path, algorithm: str = "sha256") -> str:
     """Return the hex digest of a file's content, read in blocks."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
+        digest = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False))
     return digest.hexdigest()
-
-
-def _resolved(paths: Iterable[str | Path]) -> Iterator[tuple[str, str | Path]]:
-    """Pair each path with its absolute form; each folder is resolved once, not for every file."""
-    folders: dict[str, str] = {}
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        yield os.path.join(folders[folder], name), path
 
 
 class FileHashes:
@@ -88,21 +76,27 @@ class FileHashes:
             Called after each file that had to be read.
         """
         began = time.time_ns()
-        stamped = [(key, path, os.stat(path)) for key, path in _resolved(paths)]
+        paths = [os.fspath(path) for path in paths]
+        real_folder = cache(os.path.realpath)  # each folder is resolved once, not for every file
+        stamps = []
+        for path in paths:
+            folder, name = os.path.split(path)
+            stat = os.stat(path)
+            key = os.path.join(real_folder(folder), name)
+            stamps.append((key, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
         known = self._known(algorithm)
         digests, fresh = [], []
         try:
-            for key, path, stat in stamped:
-                stamp = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-                digest = known.get((key, *stamp))
+            for path, stamp in zip(paths, stamps, strict=True):
+                digest = known.get(stamp)
                 if digest is None:
                     digest = of_file(Path(path), algorithm)
-                    if began - stat.st_ctime_ns > _CLOCK_TICK_NS:
-                        fresh.append((key, algorithm, *stamp, digest))
+                    if began - stamp[-1] > _CLOCK_TICK_NS:
+                        fresh.append((*stamp, algorithm, digest))
                     on_hashed()
                 digests.append(digest)
         finally:
-            self._remember(fresh)  # an interrupted look at many files need not begin anew
+            self._remember(fresh)  # so that an interrupted look at many files can be continued
         return digests
 
     def one(self, path: Path, algorithm: str = "sha256") -> str:
@@ -131,12 +125,12 @@ class FileHashes:
         except sqlite3.OperationalError:
             return {}  # busy, or on a disk that is read-only: the hashes are computed again
         except sqlite3.DatabaseError:
-            # Only a memory of what can be computed again: a damaged one is begun anew.
+            # It only remembers what can be computed again: a damaged one is replaced.
             self.cache.unlink(missing_ok=True)
             return {}
         return {tuple(stamp): digest for *stamp, digest in rows}
 
-    def _remember(self, fresh: list[tuple[str, str, int, int, int, str]]) -> None:
+    def _remember(self, fresh: list[tuple[str, int, int, int, str, str]]) -> None:
         if self.cache is None or not fresh:
             return
         with (
@@ -144,4 +138,8 @@ class FileHashes:
             closing(self._connect()) as connection,
             connection,
         ):
-            connection.executemany("insert or replace into stamps values (?, ?, ?, ?, ?, ?)", fresh)
+            connection.executemany(
+                "insert or replace into stamps (path, size, mtime_ns, ctime_ns, algorithm, digest)"
+                " values (?, ?, ?, ?, ?, ?)",
+                fresh,
+            )

@@ -1,4 +1,4 @@
-"""Names as they stand in tables, paths and stores."""
+"""Names of datasets in tables and paths."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 
 from featpipe.workspace import user_path
 
-IMAGE_LAYER = "image"  # what a store calls prepared images, where a network is trained as a whole
-
 
 def short_name(dataset: str) -> str:
-    """Return the name of a dataset without the folder it lies in.
+    """Return the name of a dataset without the folder that contains it.
 
     Examples
     --------
@@ -31,5 +29,5 @@ def slug(name: str) -> str:
     ('folder-My-photos', 'stl10', 'npz-toy')
     """
     kind, _, path = name.partition(":")
-    parts = [kind, Path(path).stem] if path else [kind]
-    return "-".join(re.sub(r"[^\w]+", "-", part).strip("-") for part in parts if part).strip("-")
+    words = re.findall(r"\w+", f"{kind} {Path(path).stem}")
+    return "-".join(words)

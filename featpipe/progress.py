@@ -40,7 +40,7 @@ class Event:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the event as JSON-like values, without what a note has not."""
-        values = {"event": self.event, "message": self.message}
+        values: dict[str, Any] = {"event": self.event, "message": self.message}
         if self.event != "note":
             values |= {"done": self.done, "total": self.total, **self.facts}
         return {**values, **({"task": self.task} if self.task else {})}

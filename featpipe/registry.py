@@ -81,7 +81,7 @@ class Registry(Generic[T]):
         found = {point.name: point for point in entry_points(group=self.group)}
         if taken := sorted(set(found) & {*self._modules, *self._aliases}):
             raise UsageError(
-                f"The package {found[taken[0]].dist.name!r} registers a {self.kind} named "
+                f"The package {getattr(found[taken[0]].dist, 'name', '?')!r} registers a {self.kind} named "
                 f"{taken[0]!r}, which is a {self.kind} of featpipe.",
                 next_step="uninstall that package, or ask its authors to choose another name",
             )

@@ -1,15 +1,17 @@
-"""Where things lie: one folder with data, features, results, models and reports."""
+"""Where things are stored: one folder with data, features, results and reports."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from featpipe.errors import UsageError
+
+IMAGE_LAYER = "image"  # what a store calls prepared images, where a network is trained as a whole
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     either the old file or the new one, never a torn one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
+        temporary.touch(exist_ok=False)  # permissions follow the umask: results are to be shared
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; results are to be shared
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 from featpipe.store import FeatureStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# What a script starts in the background ignores SIGINT, and so does all that it starts in turn;
+# with a handler of its own, this process passes on the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def test_a_link_and_its_file_are_one(hashed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
-def test_a_damaged_memory_is_begun_anew(hashed: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_memory_is_replaced(hashed: Path, tmp_path: Path, content: bytes) -> None:
     cache = tmp_path / "h.sqlite"
     cache.write_bytes(content)
     assert reads(FileHashes(cache), hashed) == 1

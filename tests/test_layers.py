@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "featpipe"
 LAYERS = {
     0: ("errors", "registry", "recipe", "steps", "fingerprint", "workspace", "progress", "naming"),
     1: (
-        *("datasets", "store", "results", "npz", "published", "provenance"),
+        *("datasets", "store", "results", "published", "provenance"),
         *("labelmap", "labelmap_file"),
     ),
-    2: ("backbones", "probes", "assets"),
+    2: ("backbones", "probes"),
     3: ("extract", "evaluate", "finetune", "report", "predict"),
     4: ("pipeline", "api"),
     5: ("cli", "__main__"),

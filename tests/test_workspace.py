@@ -1,4 +1,4 @@
-"""Where things lie, and files that are either the old ones or the new ones."""
+"""Where things are stored, and files that are either the old ones or the new ones."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from featpipe.errors import UsageError
-from featpipe.naming import short_name, slug
 from featpipe.workspace import Workspace, atomic_write, user_path
 
 
-def test_everything_lies_below_the_root(tmp_path: Path) -> None:
+def test_everything_is_below_the_root(tmp_path: Path) -> None:
     work = Workspace(tmp_path)
     for place in (work.raw, work.features, work.results, work.models, work.reports, work.hashes):
         assert tmp_path in place.parents
@@ -69,18 +68,3 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
-
-
-@pytest.mark.parametrize(
-    ("dataset", "name", "part"),
-    [
-        ("stl10", "stl10", "stl10"),
-        ("folder:/home/me/My photos/", "folder:My photos", "folder-My-photos"),
-        ("folder:/home/me/Völkel ☃", "folder:Völkel ☃", "folder-Völkel"),
-        ("npz:data/../toy.npz", "npz:toy.npz", "npz-toy"),
-        ("csv:a;rm -rf.csv", "csv:a;rm -rf.csv", "csv-a-rm-rf"),
-    ],
-)
-def test_names_of_datasets(dataset: str, name: str, part: str) -> None:
-    assert short_name(dataset) == name
-    assert slug(dataset) == part

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featpipe.assets import GLYPHNET
 from featpipe.errors import WeightsError
 from featpipe.fingerprint import FileHashes
 from featpipe.registry import OldRegistry
@@ -14,8 +13,9 @@ from featpipe.workspace import user_path
 if TYPE_CHECKING:
     from featpipe.backbones.base import Backbone
 
-__all__ = ["MODELS", "WEIGHTS_SUFFIXES", "load_backbone", "weights_file"]
+__all__ = ["GLYPHNET", "MODELS", "WEIGHTS_SUFFIXES", "load_backbone", "weights_file"]
 
+GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")  # the weights that are shipped
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
 MODELS = OldRegistry("model")

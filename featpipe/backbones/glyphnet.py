@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featpipe.assets import GLYPHNET
+from featpipe.backbones import GLYPHNET
 from featpipe.backbones.architecture import Architecture, PublishedWeights
 from featpipe.backbones.cifar_resnets import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing

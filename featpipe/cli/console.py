@@ -4,164 +4,147 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 from featpipe.errors import FeatpipeError
-from featpipe.steps.old import Outcome
-
-_EVENT_SECONDS = 1.0
-
-
-class Console(Protocol):
-    """What a command tells; also a :class:`featpipe.progress.Progress`."""
-
-    def task(self, label: str, total: int, done: int = 0) -> Any:
-        """Context manager that yields a task of ``total`` units."""
-
-    def note(self, message: str) -> None:
-        """Tell one line that matters."""
-
-    def outcome(self, outcome: Outcome) -> None:
-        """Tell what a command has done."""
-
-    def error(self, error: FeatpipeError) -> None:
-        """Tell what went wrong."""
+from featpipe.progress import Event, Progress
+from featpipe.steps import Outcome
 
 
-class TerminalConsole:
-    """For people: results on standard output; progress, notes and errors on standard error."""
+class Console:
+    """What a command tells: progress and notes, outcomes, errors.
+
+    Parameters
+    ----------
+    quiet : bool
+        Tell errors only, and to scripts outcomes.
+
+    Attributes
+    ----------
+    progress : Progress
+        Where the work of a command reports to.
+    """
+
+    seconds_between = 0.2  # progress events
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
+        self.progress = Progress(self.hear, self.seconds_between)
 
-    @contextmanager
-    def task(self, label: str, total: int, done: int = 0) -> Iterator[Any]:
-        """Show a progress bar with the time left and the facts the work reports."""
-        from rich import progress  # noqa: PLC0415 - not needed for --help
+    def hear(self, event: Event) -> None:
+        """Show how work goes on."""
+        raise NotImplementedError
 
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=24),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[facts]}", style="dim"),
-        )
-        console = _rich(stderr=True)
-        silent = self.quiet or not console.is_terminal
-        with progress.Progress(*columns, console=console, disable=silent, transient=True) as bar:
-            number = bar.add_task(label, total=total, completed=done, facts="")
-            yield _Bar(bar, number)
+    def task_ended(self, outcome: Outcome) -> None:
+        """Show the outcome of one task of a recipe."""
+        raise NotImplementedError
 
-    def note(self, message: str) -> None:
-        """Print one line to standard error."""
-        if not self.quiet:
-            print(message, file=sys.stderr)
+    def outcome(self, outcome: Outcome) -> None:
+        """Show what the command has done."""
+        raise NotImplementedError
+
+    def error(self, error: FeatpipeError) -> None:
+        """Show what went wrong."""
+        raise NotImplementedError
+
+    def follow(self, record: Event | Outcome) -> None:
+        """Show what the run of a recipe tells."""
+        if isinstance(record, Event):
+            self.hear(record)
+        else:
+            self.task_ended(record)
+
+
+class TerminalConsole(Console):
+    """For people: results on standard output; progress, notes and errors on standard error."""
+
+    _bars: Any = None
+
+    @property
+    def _rich(self) -> Any:
+        from featpipe.cli import terminal  # noqa: PLC0415 - "up to date" is said without rich
+
+        return terminal
+
+    def hear(self, event: Event) -> None:
+        """Print a note, or move a bar where there is a terminal."""
+        if self.quiet:
+            return
+        if event.event == "note":
+            self._say(event.message)
+        elif sys.stderr.isatty():
+            self._bars = self._bars or self._rich.Bars()
+            self._bars.show(event)
+
+    def task_ended(self, outcome: Outcome) -> None:
+        """Print what a task did, and its table."""
+        if self.quiet:
+            return
+        if self._bars is not None:
+            self._bars.end_task()
+        if outcome.table is not None and outcome.succeeded:
+            self._say(f"{outcome.task}:")
+            self._rich.print_table(outcome.table)
+        self._say(f"{outcome.status}: {outcome.task} ({outcome.seconds:.1f} s)")
+        for line in outcome.message.removeprefix(outcome.status).lstrip(": \n").splitlines():
+            self._say(f"    {line}")
 
     def outcome(self, outcome: Outcome) -> None:
         """Print the message and, where there is one, the table."""
+        self._stop()
         if self.quiet:
             return
         if outcome.table is not None:
-            print_table(outcome.table)
+            self._rich.print_table(outcome.table)
         if outcome.message:
             print(outcome.message)
 
     def error(self, error: FeatpipeError) -> None:
         """Print the explanation to standard error."""
-        console = _rich(stderr=True)
-        console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        self._stop()
+        self._rich.print_error(error)
+
+    def _say(self, line: str) -> None:
+        if self._bars is None:
+            print(line, file=sys.stderr)
+        else:
+            self._bars.print(line)
+
+    def _stop(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
 
-class _Bar:
-    def __init__(self, bar: Any, number: Any) -> None:
-        self._bar = bar
-        self._number = number
-
-    def advance(self, steps: int = 1, **facts: Any) -> None:
-        self._bar.update(self._number, advance=steps, facts=" · ".join(map(str, facts.values())))
-
-
-class JsonConsole:
+class JsonConsole(Console):
     """For scripts: one JSON object per line on standard output, the outcome last."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    seconds_between = 1.0
 
-    @contextmanager
-    def task(self, label: str, total: int, done: int = 0) -> Iterator[Any]:
-        """Print a progress event at most once a second."""
-        events = _Events(self, label, total, done)
-        yield events
-        events.emit()
-
-    def note(self, message: str) -> None:
-        """Print a note event."""
+    def hear(self, event: Event) -> None:
+        """Print an event."""
         if not self.quiet:
-            self.emit("note", {"message": message})
+            _print_json(event.as_dict())
+
+    def task_ended(self, outcome: Outcome) -> None:
+        """Print the outcome of a task, which names the task."""
+        if not self.quiet:
+            self.outcome(outcome)
 
     def outcome(self, outcome: Outcome) -> None:
-        """Print the outcome event."""
-        facts: dict[str, Any] = {"status": outcome.status, "message": outcome.message}
-        facts["paths"] = [str(path) for path in outcome.paths]
-        if outcome.table is not None:
-            facts["table"] = outcome.table
-        self.emit("outcome", {**facts, **outcome.facts})
+        """Print the outcome."""
+        _print_json({"event": "outcome", **outcome.as_dict()})
 
     def error(self, error: FeatpipeError) -> None:
-        """Print the error event."""
-        self.emit("error", {"error": type(error).__name__, "what": error.what, **error.details})
+        """Print the error, as the outcome of a command that failed."""
+        _print_json({"event": "outcome", **Outcome.failure(error).as_dict()})
 
-    def emit(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Print one line."""
-        print(json.dumps({"event": event, **facts}, ensure_ascii=False), flush=True)
+
+def _print_json(values: Mapping[str, Any]) -> None:
+    print(json.dumps(values, ensure_ascii=False, default=str), flush=True)
 
 
 def make_console(*, as_json: bool, quiet: bool = False) -> Console:
     """Return the console that the common options ask for."""
     return JsonConsole(quiet=quiet) if as_json else TerminalConsole(quiet=quiet)
-
-
-class _Events:
-    def __init__(self, console: JsonConsole, label: str, total: int, done: int) -> None:
-        self._console = console
-        self._state: dict[str, Any] = {"task": label, "total": total, "done": done}
-        self._emitted = time.monotonic()
-
-    def advance(self, steps: int = 1, **facts: Any) -> None:
-        self._state.update(facts, done=self._state["done"] + steps)
-        if time.monotonic() - self._emitted > _EVENT_SECONDS:
-            self.emit()
-
-    def emit(self) -> None:
-        if not self._console.quiet:
-            self._console.emit("progress", self._state)
-        self._emitted = time.monotonic()
-
-
-def _rich(*, stderr: bool = False) -> Any:
-    from rich.console import Console as RichConsole  # noqa: PLC0415 - not needed for --help
-
-    return RichConsole(stderr=stderr)
-
-
-def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows as a table; one column per key of the first row."""
-    from rich.table import Table  # noqa: PLC0415 - not needed for --help
-    from rich.text import Text  # noqa: PLC0415
-
-    if not rows:
-        return
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for name in rows[0]:
-        numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text("" if row[name] is None else str(row[name])) for name in rows[0]))
-    console = _rich()
-    if not console.is_terminal:
-        console.width = 400  # a pipe has no width: never fold or cut what a script reads
-    console.print(table)

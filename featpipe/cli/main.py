@@ -1,8 +1,7 @@
-"""The command ``featpipe``: names of commands, common options, exit codes."""
+"""The command ``featpipe``: its commands, its exit codes, and how errors are shown."""
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import sys
@@ -10,57 +9,42 @@ from typing import NoReturn
 
 import click
 
+from featpipe.cli.commands import StepCommand
 from featpipe.cli.console import make_console
+from featpipe.cli.inspect import INSPECTION
+from featpipe.cli.recipes import demo, init, run
 from featpipe.errors import FeatpipeError, UsageError
 from featpipe.registry import did_you_mean
-
-# Name, where its command is built, one line: help is printed without importing the rest.
-_COMMANDS = {
-    "demo": ("featpipe.cli.run", "Embed handwritten digits, train, compare, report: a minute."),
-    "run": ("featpipe.cli.run", "Run a recipe: a list of steps as YAML, resumable."),
-    "init": ("featpipe.cli.run", "Write a recipe for your own images."),
-    "extract": ("featpipe.cli.steps", "Embed a dataset with a frozen backbone."),
-    "svm": ("featpipe.cli.steps", "One-vs-rest linear SVM on stored features."),
-    "logistic": ("featpipe.cli.steps", "Logistic probe on stored features."),
-    "knn": ("featpipe.cli.steps", "Nearest neighbours by cosine on stored features."),
-    "centroid": ("featpipe.cli.steps", "Nearest class mean on stored features."),
-    "zeroshot": ("featpipe.cli.steps", "The backbone's own classifier, mapped, with 'other'."),
-    "finetune": ("featpipe.cli.steps", "Train a head, some stages under it, or a network."),
-    "explain": ("featpipe.cli.steps", "Heat maps over the images a network got wrong."),
-    "compare": ("featpipe.cli.steps", "Compare results: intervals and paired tests."),
-    "report": ("featpipe.cli.steps", "Write results as one self-contained HTML page."),
-    "predict": ("featpipe.cli.predict", "Classify new images with a trained model."),
-    "results": ("featpipe.cli.listing", "List the results of the workspace."),
-    "store": ("featpipe.cli.stores", "List, describe, verify and export feature stores."),
-    "labelmap": ("featpipe.cli.labelmaps", "Show and check label maps."),
-    "models": ("featpipe.cli.listing", "List the backbones."),
-    "datasets": ("featpipe.cli.listing", "List the datasets."),
-    "completion": ("featpipe.cli.listing", "Print the completion script of a shell."),
-}
+from featpipe.steps import STEPS
 
 
 class _Group(click.Group):
-    """A group whose commands are imported when they are asked for."""
+    """Recipes first, then every step, then what shows what there is."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        names = list(self.commands)
+        return [*names[:3], *STEPS.names(), *names[3:]]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        return importlib.import_module(_COMMANDS[cmd_name][0]).command(cmd_name)
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        return StepCommand(STEPS.get(cmd_name)) if cmd_name in STEPS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], _COMMANDS)
+        known = self.list_commands(ctx)
+        if args and args[0] not in known and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], known)
             ctx.fail(f"No such command {args[0]!r}. {hint}See: featpipe --help")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
+            formatter.write_dl(
+                [(name, command.get_short_help_str(200)) for name, command in commands if command]
+            )
         with formatter.section("Examples"):
             formatter.write_dl(
                 [
@@ -72,7 +56,11 @@ class _Group(click.Group):
             )
 
 
-@click.command(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=_Group,
+    commands=[demo, run, init, *INSPECTION],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="featpipe")
 def featpipe() -> None:
     """Frozen ResNet features, scikit-learn probes and honest comparisons for image datasets."""

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from featpipe.evaluate.intervals import accuracy_interval, mean_sd
-from featpipe.evaluate.metrics import classification_metrics, metrics_from_confusion
-from featpipe.evaluate.predictions import Predictions
+from featpipe.evaluation.metrics import classification_metrics, metrics_from_confusion
+from featpipe.evaluation.predictions import Predictions
 from featpipe.evaluation.protocol import Split
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.provenance import environment, now
+from featpipe.statistics.intervals import accuracy_interval, mean_sd
 from featpipe.steps import Context, Outcome, Step
 
 

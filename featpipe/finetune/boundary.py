@@ -22,7 +22,7 @@ from featpipe.finetune.augment import Augmentation, Canvas
 from featpipe.finetune.seeding import derived_seed
 from featpipe.finetune.stages import Cut, part
 from featpipe.finetune.trunk import Trunk
-from featpipe.naming import IMAGE_LAYER
+from featpipe.workspace import IMAGE_LAYER
 
 if TYPE_CHECKING:
     from featpipe.labelmap import SourceClasses

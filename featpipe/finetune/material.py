@@ -21,9 +21,10 @@ from featpipe.finetune.settings import resolve_cut, resolve_views, trunk_request
 from featpipe.finetune.stages import Cut, cut_of
 from featpipe.finetune.trunk import Trunk, load_trunk
 from featpipe.fingerprint import FileHashes
-from featpipe.naming import IMAGE_LAYER, slug
+from featpipe.naming import slug
 from featpipe.steps.old import Context, FinetuneStep
 from featpipe.store import FeatureStore
+from featpipe.workspace import IMAGE_LAYER
 
 
 @dataclass

@@ -11,10 +11,10 @@ from featpipe.labelmap.mapping import (
     LabelMap,
     SourceClasses,
     Summary,
-    builtin_names,
-    check,
+    builtin_maps,
+    check_map,
     for_pair,
-    summary,
+    summarise_map,
 )
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "Row",
     "SourceClasses",
     "Summary",
-    "builtin_names",
-    "check",
+    "builtin_maps",
+    "check_map",
     "for_pair",
-    "summary",
+    "summarise_map",
 ]

@@ -108,7 +108,7 @@ class LabelMap:
         Parameters
         ----------
         name_or_path : str or path
-            A name out of :func:`builtin_names`, or a CSV file.
+            A name out of :func:`builtin_maps`, or a CSV file.
         target_classes : sequence of str, optional
             Classes of the dataset in label order; the map must know exactly these. Default: the
             map's own targets.
@@ -125,13 +125,13 @@ class LabelMap:
             If there is neither such a built-in map nor such a file, or if the file declares a
             source that featpipe does not know.
         """
-        built_in = name_or_path in builtin_names()
+        built_in = name_or_path in builtin_maps()
         path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
         if not path.exists():
             raise UnknownNameError(
                 f"There is no label map and no file named {str(name_or_path)!r}.",
-                expected=f"{', '.join(builtin_names())}, or the path of a CSV file",
-                next_step=did_you_mean(str(name_or_path), builtin_names()).strip() or None,
+                expected=f"{', '.join(builtin_maps())}, or the path of a CSV file",
+                next_step=did_you_mean(str(name_or_path), builtin_maps()).strip() or None,
             )
         read = MapFile.read(path)
         if source_ids is None and read.source:
@@ -273,12 +273,12 @@ class Summary:
     without_source: tuple[str, ...]
 
 
-def summary(label_map: LabelMap) -> Summary:
+def summarise_map(label_map: LabelMap) -> Summary:
     """Return what a map does, in numbers.
 
     Examples
     --------
-    >>> summary(LabelMap.load("imagenet_to_stl10_narrow")).source_names["ship"]
+    >>> summarise_map(LabelMap.load("imagenet_to_stl10_narrow")).source_names["ship"]
     ('liner',)
     """
     names = {
@@ -289,21 +289,21 @@ def summary(label_map: LabelMap) -> Summary:
     return Summary(label_map.name, len(label_map.rows), names, n_other, label_map.without_source)
 
 
-def check(
+def check_map(
     name_or_path: str | os.PathLike[str],
     target_classes: Sequence[str] | None = None,
     source_ids: Sequence[str] | None = None,
 ) -> Summary:
     """Return the summary of a map that is right; :meth:`LabelMap.load` says what it raises."""
-    return summary(LabelMap.load(name_or_path, target_classes, source_ids))
+    return summarise_map(LabelMap.load(name_or_path, target_classes, source_ids))
 
 
-def builtin_names() -> list[str]:
+def builtin_maps() -> list[str]:
     """Return the names of the maps that come with featpipe.
 
     Examples
     --------
-    >>> builtin_names()
+    >>> builtin_maps()
     ['glyphs_to_digits', 'imagenet_to_cifar10', 'imagenet_to_stl10', 'imagenet_to_stl10_narrow']
     """
     return sorted(path.stem for path in FOLDER.glob("*_to_*.csv"))
@@ -333,7 +333,7 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
     >>> for_pair(SourceClasses.load("glyphs"), ["A", "B", "C"]).name
     'identity'
     """
-    files = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_names()}
+    files = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_maps()}
     files = {name: file for name, file in files.items() if not file.variant_of}
     source_name = source.name or "these source classes"
     for name, file in files.items():

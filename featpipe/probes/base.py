@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Self
 
 from featpipe.backbones import MODELS
 from featpipe.errors import UsageError
-from featpipe.steps import Context, Needs, Outcome, Status, Step, grammar, option
-from featpipe.steps.base import LARGEST_SEED
+from featpipe.steps import LARGEST_SEED, Context, Needs, Outcome, Status, Step, grammar, option
 
 LOGITS = "logits"  # stored beside the layers wherever the backbone has a classifier
 

@@ -14,13 +14,13 @@ from threadpoolctl import threadpool_limits
 
 from featpipe.datasets import class_balanced_rows
 from featpipe.errors import FeatpipeError
-from featpipe.naming import IMAGE_LAYER
 from featpipe.report.charts import Missing
 from featpipe.report.formats import percent
 from featpipe.report.images import Pictures, sprite
 from featpipe.report.material import Group, Method
 from featpipe.report.options import ReportOptions
 from featpipe.store import FeatureStore
+from featpipe.workspace import IMAGE_LAYER
 
 MAX_POINTS = 600  # what five seconds for the whole page allow: 1000 points took t-SNE 3.7 s
 MAX_MAPS = 3

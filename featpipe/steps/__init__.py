@@ -6,9 +6,20 @@ Nothing in this package knows a kind of step; each registers itself in :data:`ST
 from __future__ import annotations
 
 from featpipe.registry import Registry
-from featpipe.steps.base import Context, Needs, Outcome, Status, Step, option, options_of
+from featpipe.steps.base import Context, Needs, Outcome, Status, Step
+from featpipe.steps.options import LARGEST_SEED, option, options_of
 
-__all__ = ["STEPS", "Context", "Needs", "Outcome", "Status", "Step", "option", "options_of"]
+__all__ = [
+    "LARGEST_SEED",
+    "STEPS",
+    "Context",
+    "Needs",
+    "Outcome",
+    "Status",
+    "Step",
+    "option",
+    "options_of",
+]
 
 STEPS: Registry[type[Step]] = Registry(
     "step",
@@ -21,7 +32,7 @@ STEPS: Registry[type[Step]] = Registry(
         "zeroshot": "featpipe.probes.zeroshot",
         "finetune": "featpipe.finetune.step",
         "explain": "featpipe.finetune.explain",
-        "compare": "featpipe.statistics.comparison",
+        "compare": "featpipe.statistics.step",
         "report": "featpipe.report.step",
     },
 )

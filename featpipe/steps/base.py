@@ -1,30 +1,27 @@
 """What a step is: one class gives the command, the YAML keys, the identity and the plan.
 
-A step is a frozen dataclass whose fields are made by :func:`option`. Its class says what it needs
-and what it makes; everything that plans, names, skips or runs steps asks the step and never its
-kind. Modules that define steps import nothing heavy: what a step does is imported in ``run``.
+A step is a frozen dataclass whose fields are made by :func:`featpipe.steps.options.option`. Its
+class says what it needs and what it makes; everything that plans, names, skips or runs steps asks
+the step and never its kind. Modules that define steps import nothing heavy: what a step does is
+imported in ``run``.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-import types
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
-from functools import cache
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self
 
 from featpipe import fingerprint
 from featpipe.errors import FeatpipeError, MissingExtraError, UsageError
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import Registry, did_you_mean
-from featpipe.workspace import Workspace, user_path
-
-LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
+from featpipe.registry import did_you_mean
+from featpipe.steps.options import options_of, plain
+from featpipe.workspace import Workspace
 
 SUCCEEDED = ("done", "up to date")
 
@@ -149,188 +146,6 @@ class Needs:
 
     output: str
     each: bool = True
-
-
-def option(  # noqa: PLR0913 - one keyword per property of an option
-    default: Any = MISSING,
-    *,
-    help: str,
-    choices: tuple[str, ...] | None = None,
-    registry: Registry[Any] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    check: Callable[[Any], Any] | None = None,
-    affects_result: bool = True,
-    selects_input: bool = False,
-    neutral: Any = MISSING,
-    tunable: bool = False,
-    bound: bool = False,
-    positional: bool = False,
-) -> Any:
-    """Declare an option of a step.
-
-    Parameters
-    ----------
-    default : object
-        Left out: the option is required.
-    help : str
-        One sentence for ``--help``.
-    choices : tuple of str, optional
-        The only values allowed.
-    registry : Registry, optional
-        Must know the name; of ``name:argument``, ``name``.
-    minimum, maximum : float, optional
-        Smallest and largest number allowed.
-    check : callable, optional
-        Reads the value and raises ``UsageError`` where it is wrong; see
-        :mod:`featpipe.steps.grammar`.
-    affects_result : bool
-        Whether another value may give other numbers.
-    selects_input : bool
-        Whether the option only says which input is used: the input's own fingerprint is part of
-        the identity, so the option need not be.
-    neutral : object, optional
-        The value that reproduces what the step did before the option existed; such a value is no
-        part of the identity. Default: the option's default.
-    tunable : bool
-        Whether the option lists values that the method chooses among (``grid`` in a recipe).
-    bound : bool
-        Whether a recipe fills in a required option with what another step makes.
-    positional : bool
-        Whether the command line takes it without ``--name``.
-    """
-    properties = {
-        "help": help,
-        "choices": choices,
-        "registry": registry,
-        "minimum": minimum,
-        "maximum": maximum,
-        "check": check,
-        "affects_result": affects_result,
-        "selects_input": selects_input,
-        "neutral": default if neutral is MISSING else neutral,
-        "tunable": tunable,
-        "bound": bound,
-        "positional": positional,
-    }
-    if default is MISSING and not bound:
-        return field(metadata=properties)
-    return field(default=None if default is MISSING else default, metadata=properties)
-
-
-@dataclass(frozen=True)
-class OptionSpec:
-    """One option, as the command line and the recipe reader need it; see :func:`option`."""
-
-    name: str
-    type: Any
-    required: bool
-    default: Any
-    help: str
-    choices: tuple[str, ...] | None
-    registry: Registry[Any] | None
-    minimum: float | None
-    maximum: float | None
-    check: Callable[[Any], Any] | None
-    affects_result: bool
-    selects_input: bool
-    neutral: Any
-    tunable: bool
-    bound: bool
-    positional: bool
-
-    @property
-    def flag(self) -> str:
-        """The option on the command line."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def many(self) -> bool:
-        """Whether the option takes several values, comma-separated on the command line."""
-        return get_origin(_without_none(self.type)) is tuple
-
-    @property
-    def item_type(self) -> type:
-        """Type of one value."""
-        bare = _without_none(self.type)
-        return get_args(bare)[0] if self.many else bare
-
-    def names(self) -> list[str]:
-        """Return the values that can be completed."""
-        return self.registry.names() if self.registry else list(self.choices or ())
-
-    def parse(self, value: Any) -> Any:
-        """Check a value from YAML, the command line or Python and return it in its type.
-
-        Raises
-        ------
-        UsageError
-            If it is not one; the error's ``option`` is the name of this one.
-        """
-        try:
-            return self._parse(value)
-        except UsageError as error:
-            error.option = self.name
-            raise
-
-    def _parse(self, value: Any) -> Any:
-        if value == "auto" and self.item_type is int and self.default is None:
-            value = None
-        if value is None:
-            if self.type is _without_none(self.type) and not self.bound:
-                raise self._wrong(value)
-            return None
-        if not self.many:
-            return self._item(value)
-        items = value if isinstance(value, list | tuple) else [value]
-        if isinstance(value, str):
-            items = [part.strip() for part in value.split(",") if part.strip()]
-        if not items:
-            raise self._wrong(value, "at least one value, or the option left out")
-        return tuple(self._item(item) for item in items)
-
-    def _item(self, value: Any) -> Any:
-        converted = self._convert(value)
-        if self.registry is not None:
-            self.registry.canonical(str(converted).partition(":")[0])
-        if self.choices and converted not in self.choices:
-            raise UsageError(
-                f"{converted!r} is not a choice of {self.flag}.",
-                expected=", ".join(self.choices),
-                next_step=did_you_mean(str(converted), self.choices).strip() or None,
-            )
-        if self.minimum is not None and (not math.isfinite(converted) or converted < self.minimum):
-            raise self._wrong(value, f"a number of at least {self.minimum:g}")
-        if self.maximum is not None and converted > self.maximum:
-            raise self._wrong(value, f"a number of at most {self.maximum:g}")
-        if self.check is not None:
-            self.check(converted)
-        return converted
-
-    def _convert(self, value: Any) -> Any:
-        kind = self.item_type
-        if kind is bool:
-            if not isinstance(value, bool):
-                raise self._wrong(value)
-            return value
-        if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
-            raise self._wrong(value)
-        if isinstance(value, str) and not value.strip():
-            raise self._wrong(value, "a text that is not empty")
-        if kind is int and isinstance(value, float) and not value.is_integer():
-            raise self._wrong(value)
-        try:
-            return user_path(value) if kind is Path else kind(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise self._wrong(value) from None
-
-    def _wrong(self, value: Any, expected: str | None = None) -> UsageError:
-        kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-        return UsageError(
-            f"{self.flag} cannot be {value!r}.",
-            expected=expected or kinds.get(self.item_type, "a text"),
-            got=repr(value),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -494,7 +309,8 @@ class Step:
     def output(self) -> Hashable:
         """Return what tells its files from those of another task on the same inputs.
 
-        Two tasks of a recipe with equal outputs would overwrite each other.
+        Two tasks of a recipe with equal outputs would overwrite each other. A ``Path`` is the file
+        itself, whatever the inputs; ``None`` means that nothing is written.
         """
         options = options_of(type(self)).values()
         return tuple(
@@ -520,32 +336,3 @@ class Step:
     def run(self, context: Context) -> Outcome:
         """Run the step."""
         raise NotImplementedError
-
-
-@cache
-def options_of(step: type[Step]) -> dict[str, OptionSpec]:
-    """Return the options of a step class, in the order of their definition."""
-    hints = get_type_hints(step)
-    return {
-        item.name: OptionSpec(
-            item.name,
-            hints[item.name],
-            item.default is MISSING or item.metadata["bound"],
-            None if item.default is MISSING else item.default,
-            **item.metadata,
-        )
-        for item in dataclasses.fields(step)
-    }
-
-
-def plain(value: Any) -> Any:
-    """Return the value of an option as JSON has it."""
-    if isinstance(value, Path):
-        return str(value)
-    return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        return next(kind for kind in get_args(hint) if kind is not type(None))
-    return hint

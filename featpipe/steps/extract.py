@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featpipe.steps.oldbase import option
 from featpipe.steps.images import ImageStep
+from featpipe.steps.oldbase import option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from featpipe.errors import UsageError
 from featpipe.steps import grammar
-from featpipe.steps.oldbase import LARGEST_SEED, Step, option
 from featpipe.steps.images import ImageStep
+from featpipe.steps.oldbase import LARGEST_SEED, Step, option
 
 # Options that only some optimizers have.
 _OPTIMIZER_OPTIONS = {

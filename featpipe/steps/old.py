@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from featpipe.steps.oldbase import Context, OptionSpec, Outcome, Step, options_of
 from featpipe.steps.extract import ExtractStep
 from featpipe.steps.finetune import ExplainStep, FinetuneStep
 from featpipe.steps.images import ImageStep
+from featpipe.steps.oldbase import Context, OptionSpec, Outcome, Step, options_of
 from featpipe.steps.probes import (
     CentroidStep,
     EvaluationStep,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featpipe.errors import MissingExtraError, UsageError
-from featpipe.npz import write_npz
 from featpipe.store.reader import FeatureStore
 from featpipe.workspace import atomic_write
 
@@ -56,7 +55,8 @@ def export_store(store: FeatureStore, target: Path, layer: str | None = None) ->
             }
             if store.logits is not None:
                 arrays["logits"] = store.logits[rows]
-            write_npz(temporary, arrays)
+            with temporary.open("wb") as stream:
+                np.savez_compressed(stream, **arrays)
         elif target.suffix == ".csv":
             _frame(store, rows, features).to_csv(temporary, index=False)
         else:

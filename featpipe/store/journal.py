@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from featpipe.npz import write_npz
 from featpipe.store.layout import journal_path, partial_path, undo_path
 from featpipe.store.seal import Place, gaps
 from featpipe.workspace import atomic_write
@@ -52,14 +52,14 @@ def save_undo(path: Path, arrays: Iterable[Place]) -> None:
     would leave a file that no library opens, with all rows inside.
     """
     partial = partial_path(path)
-    kept = {}
+    kept: dict[str, Any] = {}
     with partial.open("rb") as file:
         for start, stop in gaps(arrays, 0, partial.stat().st_size):
             file.seek(start)
             kept[str(start)] = np.frombuffer(file.read(stop - start), np.uint8)
     kept["size"] = np.array(partial.stat().st_size)
-    with atomic_write(undo_path(path)) as temporary:
-        write_npz(temporary, kept)
+    with atomic_write(undo_path(path)) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **kept)
 
 
 def undo_sealing(path: Path) -> None:

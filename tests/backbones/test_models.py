@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from featpipe.assets import GLYPHNET
-from featpipe.backbones import MODELS, load_backbone, weights_file
+from featpipe.backbones import GLYPHNET, MODELS, load_backbone, weights_file
 from featpipe.backbones.architecture import Architecture, layer_outputs
 from featpipe.errors import UnknownNameError, WeightsError
 from tests.backbones.making import random_backbone, random_images

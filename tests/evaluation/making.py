@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.evaluation.run import evaluate
 from featpipe.evaluation.result import Result
+from featpipe.evaluation.run import evaluate
 from featpipe.probes.base import Evaluation
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 
-from featpipe.evaluation.fitting import fit_splits
 from featpipe.evaluation.assemble import SplitPredictions
+from featpipe.evaluation.fitting import fit_splits
 from featpipe.evaluation.protocol import RowSet, Split, low_shot, make_splits
 from featpipe.probes.base import Probe
 from featpipe.probes.logistic import Logistic

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from featpipe.evaluation.run import evaluate
-from featpipe.evaluate.compare import compare
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
+from featpipe.statistics.comparison import compare
 from tests.evaluation.making import evaluated
 
 pytestmark = pytest.mark.real

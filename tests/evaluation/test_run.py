@@ -12,8 +12,8 @@ import pytest
 from featpipe.errors import UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.models import load_model
-from featpipe.evaluation.run import evaluate, result_name
 from featpipe.evaluation.result import Result
+from featpipe.evaluation.run import evaluate, result_name
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn

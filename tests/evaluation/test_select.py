@@ -29,7 +29,9 @@ class Notes:
 def put(tmp_path):
     """Write a store into the workspace; ``backbone`` and ``images`` make it another one."""
 
-    def write(split="train", dataset="toy", *, model="toynet", weights="none", images=12, n_logits=0):
+    def write(
+        split="train", dataset="toy", *, model="toynet", weights="none", images=12, n_logits=0
+    ):
         what = content(images, split=split, dataset=dataset, n_logits=n_logits)
         manifest = dict(what.manifest)
         manifest["backbone"] = {"model": model, "weights": {"name": weights}}

@@ -160,8 +160,7 @@ def test_the_map_belongs_to_the_key(store, tmp_path):
     mine = write_map(tmp_path / "map.csv")
     other = write_map(tmp_path / "other.csv", [*MAP[:4], ("s4", "cat")])
     keys = [
-        evaluate(Zeroshot(protocol="all", map=str(path)), store).key
-        for path in (mine, other, mine)
+        evaluate(Zeroshot(protocol="all", map=str(path)), store).key for path in (mine, other, mine)
     ]
     assert keys[0] == keys[2] != keys[1]
 

@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 
 from featpipe import labelmap
 from featpipe.errors import LabelMapError, UnknownNameError
-from featpipe.labelmap import LabelMap, SourceClasses, builtin_names, check, for_pair, summary
+from featpipe.labelmap import (
+    LabelMap,
+    SourceClasses,
+    builtin_maps,
+    check_map,
+    for_pair,
+    summarise_map,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = Path(labelmap.__file__).parent
@@ -45,11 +52,11 @@ def target_of(label_map: LabelMap) -> dict[str, str]:
 
 
 def counts(label_map: LabelMap) -> dict[str, int]:
-    return {target: len(names) for target, names in summary(label_map).source_names.items()}
+    return {target: len(names) for target, names in summarise_map(label_map).source_names.items()}
 
 
 class TestBuiltInMaps:
-    @pytest.mark.parametrize("name", builtin_names())
+    @pytest.mark.parametrize("name", builtin_maps())
     def test_is_complete_in_order_and_gives_a_reason_for_every_row(self, name: str) -> None:
         label_map = LabelMap.load(name)
         source = SourceClasses.load("glyphs" if name.startswith("glyphs") else "imagenet")
@@ -64,7 +71,7 @@ class TestBuiltInMaps:
             **{"airplane": 2, "bird": 59, "car": 10, "cat": 5, "deer": 0},
             **{"dog": 118, "horse": 1, "monkey": 13, "ship": 12, "truck": 7},
         }
-        assert summary(stl10).n_other == 773
+        assert summarise_map(stl10).n_other == 773
         assert stl10.without_source == ("deer",)
 
     def test_counts_of_cifar10(self, cifar10: LabelMap) -> None:
@@ -98,7 +105,7 @@ class TestBuiltInMaps:
     )
     def test_exactly_these_of_stl10(self, stl10: LabelMap, target: str, names: str) -> None:
         expected = names.split("|") if "|" in names else names.split()
-        assert sorted(summary(stl10).source_names[target]) == sorted(expected)
+        assert sorted(summarise_map(stl10).source_names[target]) == sorted(expected)
 
     @pytest.mark.parametrize(
         "name",
@@ -354,12 +361,12 @@ class TestUsersOwnMap:
 
     def test_needs_no_notes_and_two_columns_only(self, path: Path) -> None:
         path.write_text("target,source_id\ncat,s1\nother,s2\n")
-        assert check(path).source_names == {"cat": ("",)}
+        assert check_map(path).source_names == {"cat": ("",)}
         assert LabelMap.load(path, ["cat"], ["s1", "s2"]).columns().tolist() == [0, 1]
 
     def test_check_gives_the_numbers(self, path: Path) -> None:
         path.write_text(SMALL)
-        found = check(path, SMALL_CLASSES, ("s1", "s2", "s3"))
+        found = check_map(path, SMALL_CLASSES, ("s1", "s2", "s3"))
         assert found == labelmap.Summary(
             name=str(path),
             n_source=3,

@@ -131,9 +131,7 @@ def test_it_is_bound_to_the_stores_of_one_extraction(tmp_path):
 
 def test_the_modules_of_probes_are_light():
     modules = ", ".join(sorted({method.__module__ for method in METHODS}))
-    heavy = "torch torchvision sklearn pandas scipy h5py numpy PIL skops click".split()
-    code = f"import sys, {modules}; print(*[m for m in {heavy} if m in sys.modules])"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    heavy = "torch torchvision sklearn pandas scipy h5py numpy PIL skops click"
+    code = f"import sys, {modules}; print(*[m for m in {heavy.split()} if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []

@@ -1,0 +1,242 @@
+"""Commands that show what there is: names, results, stores, label maps; and ``predict``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from featpipe import api
+from featpipe.cli.commands import Session, with_session
+from featpipe.errors import StoreError
+from featpipe.registry import Registry, summary_of
+from featpipe.steps import Outcome
+
+_PATH = click.Path(path_type=Path)
+
+
+def _listed(registry: Registry[Any]) -> Outcome:
+    rows = [
+        {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary_of(entry)}
+        for name, entry in zip(registry.names(), registry, strict=True)
+    ]
+    return Outcome("done", "", table=rows)
+
+
+@click.command(epilog="Example: featpipe models")
+@with_session
+def models(session: Session) -> None:
+    """List the backbones."""
+    session.finish(_listed(api.MODELS))
+
+
+@click.command(epilog="Example: featpipe datasets")
+@with_session
+def datasets(session: Session) -> None:
+    """List the datasets."""
+    session.finish(_listed(api.DATASETS))
+
+
+@click.command(epilog="Example: featpipe results")
+@with_session
+def results(session: Session) -> None:
+    """List the results of the workspace, damaged ones too."""
+    folder = session.workspace.results
+    found, damaged = api.scan_results(folder)
+    rows = [
+        {
+            "name": result.name,
+            "method": result.title,
+            "dataset": result.dataset["name"],
+            "protocol": result.protocol["name"],
+            "accuracy %": f"{100 * result.summary['accuracy']['value']:.2f}",
+            "created": result.created,
+        }
+        for result in found
+    ]
+    blank = dict.fromkeys(("method", "dataset", "protocol", "accuracy %", "created"))
+    rows += [{"name": f"damaged: {error.details.get('where')}", **blank} for error in damaged]
+    message = "" if rows else f"no result in {folder}; make one: featpipe svm, or featpipe demo"
+    session.finish(Outcome("done", message, table=rows))
+
+
+@click.command(epilog="Example: featpipe predict digits-glyphnet-svm-1a2b3c4d scan.png")
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, type=_PATH)
+@click.option("--weights", help="Where the backbone's weights are now.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@with_session
+def predict(
+    session: Session, model: str, images: Sequence[Path], weights: str | None, device: str
+) -> None:
+    """Classify new images with a trained model.
+
+    MODEL is the name of a result, a .skops or a .safetensors file.
+    """
+    predictor = api.open_predictor(session.workspace.models, model, weights, device)
+    answers = api.predict(predictor, images, session.console.progress)
+    unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
+    rows = [{"image": a.image, "class": a.label or "unreadable", "score": a.score} for a in answers]
+    summary = f"{len(unread)} of {len(answers)} images could not be read"
+    session.finish(
+        Outcome(
+            "done",
+            "\n".join([*unread, summary]) if unread else "",
+            facts={"answers": [asdict(answer) for answer in answers]},
+            exit_code=1 if unread else 0,
+            table=rows,
+        )
+    )
+
+
+@click.command(epilog='Example: eval "$(featpipe completion bash)"')
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print the completion script of a shell."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(ctx.find_root().command, {}, "featpipe", "_FEATPIPE_COMPLETE").source())
+
+
+@click.group()
+def store() -> None:
+    """List, describe, verify and export feature stores."""
+
+
+@store.command("list", epilog="Example: featpipe store list")
+@with_session
+def list_stores(session: Session) -> None:
+    """List the sealed, unfinished and damaged stores of the workspace."""
+    folder = session.workspace.features
+    stores, damaged = api.scan_stores(folder)
+    rows: list[dict[str, Any]] = [
+        {
+            "dataset": found.manifest["dataset"]["name"],
+            "split": found.manifest["dataset"]["split"],
+            "model": found.manifest["backbone"]["model"],
+            "layers": ", ".join(found.layers),
+            "images": len(found),
+            "MB": round(found.n_bytes / 1e6, 1),
+            "state": "sealed",
+            "path": str(found.path),
+        }
+        for found in stores
+    ]
+    blank = dict.fromkeys(("dataset", "split", "model", "layers", "images", "MB"))
+    rows += [{**blank, "state": "damaged", "path": error.details.get("where")} for error in damaged]
+    rows += [
+        {**blank, "state": "unfinished", "path": str(path)}
+        for path in sorted(folder.rglob("*.h5.partial"))
+    ]
+    message = "" if rows else f"no store in {folder}; make one: featpipe extract --help"
+    session.finish(Outcome("done", message, table=rows))
+
+
+@store.command(epilog="Example: featpipe store info data/features/digits/glyphnet/train-….h5")
+@click.argument("path", type=_PATH)
+@with_session
+def info(session: Session, path: Path) -> None:
+    """Describe one store: what it holds and what it was made with."""
+    found = api.FeatureStore(path)
+    facts = {
+        "path": str(found.path),
+        "fingerprint": found.fingerprint,
+        "images": len(found),
+        "labelled": int((found.labels >= 0).sum()),
+        "skipped": {found.ids[row]: reason for row, reason in found.skipped.items()},
+        "classes": list(found.classes),
+        "folds": len(found.folds),
+        "layers": {name: list(found.features(name).shape) for name in found.layers},
+        "logits": None if found.logits is None else list(found.logits.shape),
+        "bytes": found.n_bytes,
+        "manifest": found.manifest,
+        "run": found.run,
+    }
+    message = "" if session.as_json else json.dumps(facts, indent=2, ensure_ascii=False)
+    session.finish(Outcome("done", message, (path,), facts))
+
+
+@store.command(epilog="Example: featpipe store verify data/features/digits/glyphnet/*.h5")
+@click.argument("paths", nargs=-1, type=_PATH)
+@with_session
+def verify(session: Session, paths: tuple[Path, ...]) -> None:
+    """Read stores completely and compare them with their digests; all of them by default."""
+    found = paths or tuple(sorted(session.workspace.features.rglob("*.h5")))
+    broken = []
+    for path in found:
+        try:
+            api.FeatureStore(path).verify()
+        except StoreError as error:
+            session.console.error(error)
+            broken.append(str(path))
+    message = f"{len(found) - len(broken)} of {len(found)} stores are whole"
+    status = "failed" if broken else "done"
+    session.finish(Outcome(status, message, found, {"damaged": broken}, 1 if broken else 0))
+
+
+@store.command(epilog="Example: featpipe store export FILE.h5 features.parquet")
+@click.argument("path", type=_PATH)
+@click.argument("target", type=_PATH)
+@click.option("--layer", help="Layer to export [default: the first].")
+@with_session
+def export(session: Session, path: Path, target: Path, layer: str | None) -> None:
+    """Write ids, labels and features as .npz, .parquet or .csv."""
+    rows = api.export_store(api.FeatureStore(path), target, layer)
+    session.finish(Outcome("done", f"{rows} rows → {target}", (target,)))
+
+
+@click.group()
+def labelmap() -> None:
+    """Show and check label maps."""
+
+
+@labelmap.command(epilog="Example: featpipe labelmap show imagenet_to_stl10 --target cat")
+@click.argument("name", required=False)
+@click.option("--target", help="Only source classes of this target ('other' too).")
+@with_session
+def show(session: Session, name: str | None, target: str | None) -> None:
+    """List the built-in maps, or the rows of one map (a name or a CSV file)."""
+    if name is None:
+        rows = [
+            {
+                "name": each,
+                "source classes": (found := api.summarise_map(api.LabelMap.load(each))).n_source,
+                "other": found.n_other,
+                "without source": ", ".join(found.without_source),
+            }
+            for each in api.builtin_maps()
+        ]
+        session.finish(Outcome("done", "", table=rows))
+    rows = [
+        {"id": row.source_id, "source": row.source_name, "target": row.target, "why": row.why}
+        for row in api.LabelMap.load(name).rows
+        if target in (None, row.target)
+    ]
+    session.finish(Outcome("done", "" if rows else f"no source class is {target!r}", table=rows))
+
+
+@labelmap.command(epilog="Example: featpipe labelmap check my_map.csv")
+@click.argument("name")
+@with_session
+def check(session: Session, name: str) -> None:
+    """Check that a map is complete and unambiguous; say what maps to each target."""
+    found = api.check_map(name)
+    rows: list[dict[str, Any]] = [
+        {"target": target, "source classes": len(names), "which": ", ".join(names)}
+        for target, names in found.source_names.items()
+    ]
+    rows.append({"target": "other", "source classes": found.n_other, "which": ""})
+    gaps = f"; without source: {', '.join(found.without_source)}" if found.without_source else ""
+    message = f"{found.name}: {found.n_source} source classes, each mapped once{gaps}"
+    session.finish(Outcome("done", message, table=rows))
+
+
+INSPECTION: Sequence[click.Command] = (
+    predict, results, store, labelmap, models, datasets, completion
+)  # fmt: skip

@@ -1,0 +1,254 @@
+"""Metrics of predictions as plain data, with a reason where a metric has no value.
+
+Nothing here is NaN and nothing undefined is reported as zero: a metric that the test rows do not
+define is ``None``, and ``undefined`` holds the reason.
+Recall is the share of a class's rows that were found; precision the share of the answers "this
+class" that were right. Both are often printed as "class-wise accuracy"; here each has its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, roc_auc_score
+
+from featpipe.errors import ResultError
+from featpipe.evaluation.curves import reliability_curve
+from featpipe.evaluation.predictions import Predictions
+from featpipe.registry import did_you_mean
+
+TOP_K = (2, 3, 5)
+
+Values = dict[str, Any]
+
+
+class _Undefined(str):
+    """Why a metric has no value."""
+
+
+def classification_metrics(
+    predictions: Predictions, without_source: Sequence[str] | None = None
+) -> Values:
+    """All metrics that the predictions allow, ready for JSON.
+
+    Parameters
+    ----------
+    predictions : Predictions
+    without_source : sequence of str, optional
+        For a mapped classifier: target classes that no source class maps to. Their rows cannot
+        be predicted right, so accuracy is given with and without them.
+
+    Returns
+    -------
+    metrics : dict
+        What :func:`metrics_from_confusion` returns and
+
+        * ``top_2_accuracy``, ``top_3_accuracy``, ``top_5_accuracy``: share of rows whose true
+          class is among the k highest columns; a tie counts against the method;
+        * ``roc_auc_macro|weighted|micro``, ``average_precision_macro|weighted|micro``: one class
+          against the rest; macro and weighted over the classes for which it is defined. Each
+          entry of ``per_class`` has its ``roc_auc`` and ``average_precision`` too;
+        * ``log_loss`` (natural logarithm); ``brier``: mean over rows of the squared distance
+          between the probabilities and the true class, 0 to 2 (Brier 1950); ``ece``: expected
+          calibration error of :func:`featpipe.evaluation.curves.reliability_curve`;
+        * with ``without_source``: ``classes_without_source`` and ``accuracy_with_source``,
+          the accuracy on rows of the other classes.
+
+    Raises
+    ------
+    ResultError
+        If ``without_source`` names a class that there is not.
+    """
+    columns = range(len(predictions.columns))
+    confusion = confusion_matrix(predictions.y_true, predictions.y_pred, labels=columns)
+    values = metrics_from_confusion(
+        confusion[: len(predictions.classes)], predictions.classes, predictions.other
+    )
+    if without_source is not None:
+        values |= _with_source(predictions, without_source)
+    values |= _top_k(predictions)
+    values |= _one_vs_rest(predictions, values["per_class"])
+    values |= _probability_metrics(predictions)
+    return _with_reasons(values)
+
+
+def metrics_from_confusion(
+    confusion: ArrayLike, classes: Sequence[str], other: bool = False
+) -> Values:
+    """Metrics that a confusion matrix alone determines, ready for JSON.
+
+    Parameters
+    ----------
+    confusion : array-like of shape (k, k), or (k, k + 1) with ``other``, int
+        Counts; rows are true classes, columns are predicted classes.
+    classes : sequence of str
+        The k class names.
+    other : bool
+        Whether the last column counts rows sent to "other".
+
+    Returns
+    -------
+    metrics : dict
+        ``n``, ``accuracy``, ``balanced_accuracy`` (mean recall of the classes with test rows),
+        ``macro_*`` and ``weighted_*`` of ``precision``, ``recall``, ``f1``, ``per_class`` (list of
+        ``{class, support, predicted, recall, precision, f1}``), ``confusion``,
+        ``classes_absent`` (without test rows, left out of macro recall) and ``undefined`` (metric
+        or ``metric[class]`` → reason). With ``other`` also ``coverage``, the share of rows not
+        sent to "other", and ``accuracy_covered``, the accuracy on those.
+
+    Raises
+    ------
+    ResultError
+        If the shape does not fit the classes, a count is negative or there is none.
+
+    Examples
+    --------
+    >>> m = metrics_from_confusion([[8, 2, 0], [3, 0, 7]], ("cat", "deer"), other=True)
+    >>> m["accuracy"], m["coverage"], m["per_class"][1]["precision"]
+    (0.4, 0.65, 0.0)
+    """
+    matrix, shape = np.asarray(confusion), (len(classes), len(classes) + other)
+    if matrix.shape != shape:
+        raise ResultError(
+            "The confusion matrix does not fit the classes.",
+            expected=f"shape {shape}: true classes × predicted classes",
+            got=f"shape {matrix.shape}",
+        )
+    if not np.issubdtype(matrix.dtype, np.integer) or matrix.min() < 0 or not matrix.any():
+        raise ResultError("A confusion matrix holds whole, non-negative counts, not all zero.")
+    n, hits = int(matrix.sum()), np.diag(matrix).astype(np.float64)
+    support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)[: len(classes)]
+    present, weight = support > 0, support / support.sum()
+    answered = present | (predicted > 0)
+    entries = [
+        {"class": name, "support": int(support[i]), "predicted": int(predicted[i])}
+        for i, name in enumerate(classes)
+    ]
+    recall = _ratio(hits, support)
+    values: Values = {
+        "n": n,
+        "accuracy": float(hits.sum() / n),
+        "balanced_accuracy": float(np.nanmean(recall)),
+    }
+    for metric, each, macro_over, why in (
+        ("recall", recall, present, "no test row of this class"),
+        ("precision", _ratio(hits, predicted), answered, "never predicted"),
+        ("f1", _ratio(2 * hits, support + predicted), answered,
+         "neither a true nor a predicted class of any test row"),
+    ):  # fmt: skip
+        _fill(entries, metric, each, why)
+        for name, average, over in (
+            (f"macro_{metric}", each[macro_over].mean(), macro_over),
+            (f"weighted_{metric}", each[present] @ weight[present], present),
+        ):
+            missing = np.isnan(each[over]).sum()
+            lacking = f"classes with test rows that are never predicted: {missing}"
+            values[name] = _Undefined(lacking) if missing else float(average)
+    values["classes_absent"] = [entry["class"] for entry in entries if not entry["support"]]
+    values |= {"per_class": entries, "confusion": matrix.tolist()}
+    if other:
+        covered = int(matrix[:, :-1].sum())
+        nothing = _Undefined('every row was sent to "other"')
+        values["coverage"] = covered / n
+        values["accuracy_covered"] = float(hits.sum() / covered) if covered else nothing
+    return _with_reasons(values)
+
+
+def _with_reasons(values: Values) -> Values:
+    """Replace what is undefined by None and collect the reasons under ``undefined``."""
+    undefined = values.pop("undefined", {})
+    named = [(values, ""), *((entry, f"[{entry['class']}]") for entry in values["per_class"])]
+    for metrics, suffix in named:
+        for name, value in metrics.items():
+            if isinstance(value, _Undefined):
+                metrics[name] = None
+                undefined[name + suffix] = str(value)
+    return {**values, "undefined": undefined}
+
+
+def _ratio(numerator: NDArray[np.float64], denominator: NDArray[Any]) -> NDArray[np.float64]:
+    nan = np.full(len(numerator), np.nan)
+    return np.divide(numerator, denominator, out=nan, where=denominator > 0)
+
+
+def _fill(entries: list[Values], metric: str, each: NDArray[np.float64], why: str) -> None:
+    """Add a metric to the entry of each class; it is undefined where it is NaN."""
+    for entry, value in zip(entries, each.tolist(), strict=True):
+        entry[metric] = _Undefined(why) if np.isnan(value) else value
+
+
+def _with_source(predictions: Predictions, without_source: Sequence[str]) -> Values:
+    for name in without_source:
+        if name not in predictions.classes:
+            raise ResultError(
+                f"There is no class named {name!r}.",
+                expected=", ".join(predictions.classes),
+                next_step=did_you_mean(name, predictions.classes).strip() or None,
+            )
+    lacking = [i for i, name in enumerate(predictions.classes) if name in without_source]
+    rows = ~np.isin(predictions.y_true, lacking)
+    none = _Undefined("no test row of a class that has a source class")
+    return {
+        "classes_without_source": [predictions.classes[i] for i in lacking],
+        "accuracy_with_source": float(predictions.correct[rows].mean()) if rows.any() else none,
+    }
+
+
+def _top_k(predictions: Predictions) -> Values:
+    scores = predictions.ranking
+    if scores is None:
+        why = _Undefined("the method gives no scores")
+        return {f"top_{k}_accuracy": why for k in TOP_K}
+    true = np.take_along_axis(scores, np.asarray(predictions.y_true)[:, None], axis=1)
+    # Unlike scikit-learn's top_k_accuracy_score, whose ties favour the later column, a tie counts
+    # against the method: a neighbour vote leaves most classes tied at 0.
+    rank = (scores >= true).sum(axis=1)
+    return {
+        f"top_{k}_accuracy": float((rank <= k).mean())
+        if scores.shape[1] > k
+        else _Undefined(f"needs more than {k} classes")
+        for k in TOP_K
+    }
+
+
+def _one_vs_rest(predictions: Predictions, entries: list[Values]) -> Values:
+    """ROC AUC and average precision; adds the values of each class to its entry."""
+    areas = {"roc_auc": roc_auc_score, "average_precision": average_precision_score}
+    averages = [f"{name}_{average}" for name in areas for average in ("macro", "weighted", "micro")]
+    scores, labels = predictions.ranking, np.arange(len(predictions.classes))
+    if scores is None:
+        return dict.fromkeys(averages, _Undefined("the method gives no scores"))
+    scores = scores[:, : len(labels)]
+    members = np.asarray(predictions.y_true)[:, None] == labels
+    support = members.sum(axis=0)
+    defined = (support > 0) & (support < len(members))
+    values: Values = dict.fromkeys(averages, _Undefined("all test rows are of one class"))
+    for name, area in areas.items():
+        each = np.full(len(labels), np.nan)
+        each[defined] = [area(members[:, i], scores[:, i]) for i in labels[defined]]
+        _fill(entries, name, each, "the test rows are all or none of this class")
+        if defined.any():
+            values[f"{name}_macro"] = float(each[defined].mean())
+            values[f"{name}_weighted"] = float(np.average(each[defined], weights=support[defined]))
+            values[f"{name}_micro"] = float(area(members.ravel(), scores.ravel()))
+    return values
+
+
+def _probability_metrics(predictions: Predictions) -> Values:
+    if predictions.probabilities is None:
+        why = _Undefined("the method gives no probabilities")
+        return {"log_loss": why, "brier": why, "ece": why}
+    probabilities = predictions.probabilities.astype(np.float64)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # float16 and float32 rounding
+    columns = np.arange(len(predictions.columns))
+    truth = np.asarray(predictions.y_true)[:, None] == columns
+    return {
+        "log_loss": float(log_loss(predictions.y_true, probabilities, labels=columns))
+        if len(columns) > 1
+        else _Undefined("there is only one class"),
+        "brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
+        "ece": reliability_curve(predictions)["ece"],
+    }

@@ -1,0 +1,264 @@
+"""The comparison table: methods with intervals, paired tests, and published numbers apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featpipe import fingerprint
+from featpipe.errors import UsageError
+from featpipe.evaluation.result import Result, find_results
+from featpipe.statistics.intervals import wilson
+from featpipe.statistics.paired_tests import Correctness, compare_all
+from featpipe.statistics.published import PublishedRow, find_published, published_rows
+from featpipe.statistics.step import Compare
+from featpipe.steps import Context, Outcome
+from featpipe.workspace import atomic_write
+
+BEST = "best"
+LIKE_BEST = "not distinguishable from best"
+WORSE = "worse than best"
+ALONE = "only method on these rows"
+
+_MAX_SENTENCES = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods side by side.
+
+    Parameters
+    ----------
+    rows : list of dict
+        One per result, best accuracy first within each group of equal test rows. ``verdict``
+        compares it with the best method of its group, after Holm's correction.
+    pairs : list of dict
+        Every pair of methods: difference with interval, exact p-value, adjusted p-value.
+    published : list of dict
+        Reference rows that others have published on these datasets; never tested against ours.
+    """
+
+    rows: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    published: list[dict[str, Any]]
+
+    def table(self) -> pd.DataFrame:
+        """Return measured and published rows as one table, ``published`` marking the latter."""
+        return pd.DataFrame([*self.rows, *self.published])
+
+
+def compare(results: Sequence[Result], *, published: bool | Sequence[str] = True) -> Comparison:
+    """Compare results; methods are tested against each other where their test rows are equal.
+
+    Parameters
+    ----------
+    results : sequence of Result
+    published : bool or sequence of str
+        Whether to add the published numbers of the same datasets, or which to add instead:
+        ``"stl10"``, ``"cifar10/resnet9"``.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing to compare, two results have the same name, or published numbers are
+        named that are not known.
+    """
+    if not results:
+        raise UsageError("There is no result to compare.", next_step="featpipe results")
+    names = [result.name for result in results]
+    if len(set(names)) < len(names):
+        raise UsageError("The same result was named twice.", got=", ".join(sorted(names)))
+    rows: list[dict[str, Any]] = []
+    answers: dict[str, Correctness] = {}
+    for result in results:
+        table = result.predictions()
+        # Two results are in one group exactly when they were tested on the same images.
+        tested = {
+            "dataset": result.dataset["test"]["fingerprint"],
+            "ids": sorted(table.ids.tolist()),
+        }
+        group = fingerprint.of_mapping(tested)[:8]
+        rows.append(_row(result, group))
+        # Ids of different datasets may coincide; the group makes them different rows.
+        answers[result.name] = np.char.add(f"{group}:", table.ids[table.row]), table.correct
+    pairs = compare_all(answers)  # all at once: Holm's correction counts every test that was made
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    rows.sort(key=lambda row: (groups.index(row["group"]), -row["accuracy"]))
+    _add_verdicts(rows, pairs)
+    datasets = list(dict.fromkeys(result.dataset["name"] for result in results))
+    if isinstance(published, bool):
+        known = [row for name in datasets for row in published_rows(name)] if published else []
+        return Comparison(rows, pairs, [_published_row(row, row.dataset) for row in known])
+    # Rows asked for by name are shown beside the results whatever dataset they were published on.
+    named = [row for name in published for row in find_published(name)]
+    return Comparison(rows, pairs, [_published_row(row, datasets[0]) for row in named])
+
+
+def _row(result: Result, group: str) -> dict[str, Any]:
+    accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
+    spread = result.summary["spread"].get("accuracy") or {}
+    backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
+    costs = ("train_seconds", "extract_seconds", "parameters_trained", "model_bytes")
+    return {
+        "name": result.name,
+        "method": result.title,
+        "features": result.extra.get("network", backbone).get("model"),
+        "dataset": result.dataset["name"],
+        "protocol": result.protocol["name"],
+        "n_test": result.protocol["n_test"],
+        "accuracy": accuracy["value"],
+        "low": accuracy["low"],
+        "high": accuracy["high"],
+        "interval": accuracy["method"],
+        "models": spread.get("n", 1),
+        "sd": spread.get("sd"),
+        "balanced_accuracy": metrics.get("balanced_accuracy"),
+        "macro_f1": metrics.get("macro_f1"),
+        "roc_auc": metrics.get("roc_auc_macro"),
+        **{name: result.cost.get(name) for name in costs},
+        "chosen": _chosen(result),
+        "converged": all(split.get("converged", True) for split in result.splits),
+        "seed": result.settings.get("seed"),
+        "group": group,
+        "verdict": "",
+        "published": False,
+    }
+
+
+def _chosen(result: Result) -> str:
+    """Return the hyper-parameters that were chosen, each with the number of models it won."""
+    counts = Counter(
+        ", ".join(
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in split.get("chosen", {}).items()
+            if key not in ("by", "at_edge")
+        )
+        for split in result.splits
+    )
+    if len(counts) == 1:
+        return next(iter(counts))
+    return "; ".join(f"{text} ×{count}" for text, count in sorted(counts.items()))
+
+
+def _add_verdicts(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> None:
+    """Compare each row with the best one of its group; the rows are sorted, best first."""
+    differ = {frozenset((pair["a"], pair["b"])): pair["distinguishable"] for pair in pairs}
+    for _, group in groupby(rows, key=lambda row: row["group"]):
+        best, *others = group
+        best["verdict"] = BEST if others else ALONE
+        for row in others:
+            worse = differ[frozenset((best["name"], row["name"]))]
+            row["verdict"] = WORSE if worse else LIKE_BEST
+
+
+def _published_row(known: PublishedRow, dataset: str) -> dict[str, Any]:
+    interval = wilson(known.n_correct, known.n_test) if known.n_correct and known.n_test else None
+    return {
+        "name": known.method,
+        "method": known.title,
+        "dataset": dataset,
+        "protocol": known.protocol,
+        "n_test": known.n_test,
+        "accuracy": known.accuracy,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "interval": interval.method if interval else None,
+        "verdict": "published, not measured here",
+        "published": True,
+    }
+
+
+def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the table for reading: percentages with two decimals, published rows marked."""
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.2f}"
+
+    return [
+        {
+            "method": row["method"],
+            "features": row.get("features") or "",
+            "protocol": "published" if row["published"] else row["protocol"],
+            "n": row["n_test"] or "",
+            "accuracy %": percent(row["accuracy"]),
+            "95 % interval": f"{percent(row['low'])}–{percent(row['high'])}" if row["low"] else "",
+            "± sd": percent(row.get("sd")),
+            "macro f1 %": percent(row.get("macro_f1")),
+            "chosen": row.get("chosen") or "",
+            "verdict": row["verdict"] + ("" if row.get("converged", True) else "; not converged"),
+        }
+        for row in [*comparison.rows, *comparison.published]
+    ]
+
+
+def write_comparison(comparison: Comparison, path: Path) -> None:
+    """Write all columns as ``.csv``, or the table for reading as ``.md`` or ``.tex``.
+
+    Raises
+    ------
+    UsageError
+        For any other ending.
+    """
+    shown = pd.DataFrame(display_rows(comparison))
+    match path.suffix:
+        case ".csv":
+            text = comparison.table().to_csv(index=False)
+        case ".md":
+            text = shown.to_markdown(index=False, disable_numparse=True) + "\n"
+        case ".tex":
+            shown = shown.rename(
+                columns=lambda name: name.replace("%", r"\%").replace("±", r"$\pm$")
+            )
+            text = shown.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)
+        case _:
+            raise UsageError(
+                f"Cannot write a table as {path.name!r}.", expected="a name in .csv, .md or .tex"
+            )
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def run_compare(step: Compare, context: Context) -> Outcome:
+    """Print the comparison and write it where ``--out`` says."""
+    results = find_results(
+        context.workspace.results, step.results, step.dataset, note=context.progress.note
+    )
+    comparison = compare(results, published=step.reference or step.published)
+    paths = () if step.out is None else (step.out,)
+    for path in paths:
+        write_comparison(comparison, path)
+    return Outcome(
+        "done",
+        "\n".join(["", *_sentences(comparison), *(f"→ {path}" for path in paths)]),
+        paths,
+        {"rows": comparison.rows, "pairs": comparison.pairs, "published": comparison.published},
+        table=display_rows(comparison),
+    )
+
+
+def _sentences(comparison: Comparison) -> list[str]:
+    """Say each paired test in words; of many, only those against the best method."""
+    tested = told = [pair for pair in comparison.pairs if pair["reason"] is None]
+    if len(tested) > _MAX_SENTENCES:
+        best = {row["name"] for row in comparison.rows if row["verdict"] == BEST}
+        told = [pair for pair in tested if best & {pair["a"], pair["b"]}]
+    titles = {row["name"]: f"{row['method']} ({row['features']})" for row in comparison.rows}
+    sentences = [
+        f"{titles[pair['a']]} and {titles[pair['b']]} "
+        f"{'differ' if pair['distinguishable'] else 'are not distinguishable'}: difference "
+        f"{100 * pair['difference']:+.2f} points [{100 * pair['ci_low']:+.2f}, "
+        f"{100 * pair['ci_high']:+.2f}], p = {pair['p_value']:.3g}, adjusted "
+        f"{pair['p_adjusted']:.3g} ({pair['method']}, {pair['n']} rows)"
+        for pair in told
+    ]
+    if len(told) < len(tested):
+        rest = len(tested) - len(told)
+        sentences.append(f"({rest} further pairs were tested: see --json or the report)")
+    return sentences

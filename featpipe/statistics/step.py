@@ -1,0 +1,74 @@
+"""The step ``compare``, and what all steps that set results side by side have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from featpipe.steps import STEPS, Context, Needs, Outcome, Step, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsStep(Step):
+    """A step that sets results side by side: those of all steps of a recipe, or those it names."""
+
+    needs = Needs("result", each=False)
+    waits_for = "pictures"
+
+    results: tuple[str, ...] | None = option(
+        None,
+        help="Result files or names; default: all of the workspace.",
+        selects_input=True,
+        positional=True,
+    )
+    dataset: str | None = option(None, help="Only results on this dataset.", selects_input=True)
+    out: Path | None = option(None, help="File to write.", affects_result=False)
+    published: bool = option(True, help="Show published numbers too, set apart.")
+    reference: tuple[str, ...] | None = option(
+        None, help="Published numbers to show: DATASET or DATASET/ROW; default: of the datasets."
+    )
+
+    def has_inputs(self) -> bool:
+        """Whether results are named."""
+        return self.results is not None
+
+    def accepts(self, producer: Step) -> bool:
+        """Whether a step's result is shown: one on another dataset is not."""
+        return self.dataset is None or getattr(producer, "dataset", None) == self.dataset
+
+    def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
+        """Add the results that other steps have made to those that are named."""
+        if not inputs:
+            return self
+        made = tuple(str(paths[0]) for paths in inputs)
+        return self.replace(results=(*(self.results or ()), *made), dataset=None)
+
+    def output(self) -> Hashable:
+        """Return the file that it writes, if any."""
+        return self.out
+
+
+@STEPS.register
+@dataclass(frozen=True, kw_only=True)
+class Compare(ResultsStep):
+    """Compare results: accuracy with intervals, and an exact paired test of every pair."""
+
+    name = "compare"
+    makes = ("table",)
+    examples = (
+        "featpipe compare",
+        "featpipe compare --dataset stl10 --out table.md",
+        "featpipe compare data/results/stl10-*.json --out table.tex",
+    )
+
+    out: Path | None = option(
+        None, help="Write the table: a name in .csv, .md or .tex.", affects_result=False
+    )
+
+    def run(self, context: Context) -> Outcome:
+        """Print the comparison and write it where ``--out`` says."""
+        from featpipe.statistics.comparison import run_compare  # noqa: PLC0415 - brings pandas
+
+        return run_compare(self, context)

@@ -1,0 +1,352 @@
+"""From a recipe to tasks: which step needs the output of which, what is done, what it will cost.
+
+The plan knows what steps need and make, never their kinds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from featpipe.errors import FeatpipeError, UsageError
+from featpipe.registry import did_you_mean
+from featpipe.steps import STEPS
+from featpipe.steps.base import Context, Needs, Outcome, Status, Step
+from featpipe.steps.recipe import Recipe, RecipeStep
+
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step to run.
+
+    Attributes
+    ----------
+    name : str
+        Unique: the step's name and, in brackets, what tells it from its siblings.
+    part : str
+        Name of the recipe's step it comes from.
+    line : int
+        Line of that step.
+    step : Step
+        Its options; inputs are filled in when the tasks it needs have run.
+    needs : tuple of str
+        Names of the tasks that have to succeed before, and whose files it works on.
+    after : tuple of str
+        Names of the tasks that run before it, whether they succeed or not.
+    """
+
+    name: str
+    part: str
+    line: int
+    step: Step
+    needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a recipe in a workspace, ready to run.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    tasks : tuple of Task
+        In the order in which they run.
+    context : Context
+
+    Examples
+    --------
+    >>> from featpipe.steps.recipe import parse_recipe
+    >>> recipe = parse_recipe('''
+    ... steps:
+    ...   - {step: extract, model: glyphnet, dataset: digits}
+    ...   - {step: svm, seed: [0, 1]}
+    ... ''')
+    >>> [task.name for task in Plan.of(recipe, Context()).tasks]
+    ['extract', 'svm[seed=0]', 'svm[seed=1]']
+    """
+
+    recipe: Recipe
+    tasks: tuple[Task, ...]
+    context: Context
+
+    @classmethod
+    def of(cls, recipe: Recipe, context: Context, only: Sequence[str] = ()) -> Plan:
+        """Plan a recipe.
+
+        Parameters
+        ----------
+        recipe : Recipe
+        context : Context
+        only : sequence of str
+            Names of steps or tasks: only these and what they need.
+
+        Raises
+        ------
+        RecipeError
+            If steps need each other in a circle, a step's input is made by no step, or two tasks
+            would write the same file.
+        MissingExtraError
+            If an optional package that some task needs is not installed.
+        """
+        tasks = _Planner(recipe, context).tasks()
+        tasks = _only(tasks, only) if only else tasks
+        for task in tasks:
+            task.step.check_requirements()
+        return cls(recipe, tuple(tasks), context)
+
+    def forecast(self) -> list[tuple[Task, Status]]:
+        """Look at the disk and say of each task whether it is done, why, and what it will cost.
+
+        Nothing is downloaded and torch is not imported.
+        """
+        known: dict[str, Status] = {}
+        for task in self.tasks:
+            try:
+                known[task.name] = self._status(task, known)
+            except FeatpipeError as error:
+                known[task.name] = Status(False, error.what)
+        return [(task, known[task.name]) for task in self.tasks]
+
+    def expected_seconds(self) -> dict[str, float]:
+        """Return how long tasks are likely to take, by name, from earlier runs only."""
+        costs = {task.name: task.step.estimate(self.context) for task in self.tasks}
+        return {name: cost[0] for name, cost in costs.items() if cost is not None}
+
+    def outcome(self) -> Outcome:
+        """Return the plan as the outcome of a dry run."""
+        rows = [_row(task, status) for task, status in self.forecast()]
+        done = sum(row["state"] == "done" for row in rows)
+        message = f"{len(rows)} tasks, {done} done, {len(rows) - done} to do; nothing was run"
+        if any(_UNKNOWN in (row["time"], row["disk"]) for row in rows):
+            message += f"\n{_UNKNOWN}: nothing like it has run in this workspace yet"
+        return Outcome("planned", message, facts={"plan": rows}, table=rows)
+
+    def _status(self, task: Task, known: dict[str, Status]) -> Status:
+        waiting = [name for name in task.needs if not known[name].done]
+        if not waiting:
+            step = task.step.bind([known[name].paths for name in task.needs])
+            status = step.status(self.context)
+            if status.done or status.seconds is not None:
+                return status
+        else:
+            others = f" and {len(waiting) - 3} others" if len(waiting) > 3 else ""
+            status = Status(False, f"after {', '.join(waiting[:3])}{others}")
+        if cost := task.step.estimate(self.context):
+            status = replace(status, seconds=cost[0], n_bytes=cost[1], basis=cost[2])
+        return status
+
+
+def file_part(name: str) -> str:
+    """Return the name of a task as part of a path.
+
+    Examples
+    --------
+    >>> file_part("svm[seed=1,model=resnet50]")
+    'svm-seed-1-model-resnet50'
+    """
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+class _Planner:
+    """Makes tasks part by part; what a part needs is made before it."""
+
+    def __init__(self, recipe: Recipe, context: Context) -> None:
+        self.recipe = recipe
+        self.workspace = context.workspace
+        self.made: dict[str, list[Task]] = {}
+
+    def tasks(self) -> list[Task]:
+        """Return the tasks of all parts in an order in which they can run."""
+        parts = {part.name: part for part in self.recipe.steps}
+        for name in self._parts_in_order():
+            self.made[name] = list(self._tasks_of(parts[name]))
+        tasks = [task for name in parts for task in self.made[name]]
+        self._check_distinct(tasks)
+        return _in_order(tasks)
+
+    def _parts_in_order(self) -> Iterable[str]:
+        graph: dict[str, set[str]] = {}
+        for part in self.recipe.steps:
+            needs = part.kind.needs
+            wanted = {part.kind.waits_for, needs.output if needs and part.sources is None else None}
+            graph[part.name] = set(part.sources or ()) | {
+                other.name
+                for other in self.recipe.steps
+                if wanted & set(other.kind.makes) and other.kind is not part.kind
+            }
+        try:
+            return list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            circle = error.args[1][::-1]
+            line = next(part.line for part in self.recipe.steps if part.name == circle[0])
+            raise self.recipe.error(
+                "The steps need each other in a circle.",
+                line,
+                got=" needs ".join(circle),
+                next_step="take one of them out of a 'from'",
+            ) from None
+
+    def _tasks_of(self, part: RecipeStep) -> Iterator[Task]:
+        needs = part.kind.needs
+        if needs is None and part.sources is not None:
+            raise self.recipe.error(
+                f"A step {part.kind.name!r} starts from no other step.", part.line
+            )
+        for variant in part.variants:
+            name = _task_name(part.name, variant.label)
+            if needs is None or (needs.each and variant.step.has_inputs()):
+                yield self._task(part, name, variant.step, ())
+                continue
+            producers = self._producers(part, needs)
+            fitting = [task for task in producers if variant.step.accepts(task.step)]
+            if not fitting and not variant.step.has_inputs():
+                makers = [step.name for step in STEPS if needs.output in step.makes]
+                raise self.recipe.error(
+                    f"No step of the recipe makes the {needs.output} that {part.name!r} needs.",
+                    part.line,
+                    expected=f"a step that makes them: {', '.join(makers)}",
+                    got="; ".join(f"{task.name} (line {task.line})" for task in producers)
+                    or "none",
+                    next_step=f"add such a step, or name the files: featpipe {part.kind.name} -h",
+                )
+            if not needs.each:
+                yield self._task(part, name, variant.step, tuple(task.name for task in fitting))
+                continue
+            several = sum(needs.output in t.step.makes for ts in self.made.values() for t in ts) > 1
+            for task in fitting:
+                label = _joined(variant.label, self._tag(task, needs) if several else "")
+                step = variant.step.planned(task.step)
+                yield self._task(part, _task_name(part.name, label), step, (task.name,))
+
+    def _task(self, part: RecipeStep, name: str, step: Step, needs: tuple[str, ...]) -> Task:
+        """Return a task, placed, after the tasks whose outputs its inputs should have first."""
+        kin = [other for other in self.recipe.steps if other.kind is part.kind]
+        sole = len(kin) == 1 and len(part.variants) == 1
+        placed = step.placed(self.recipe.name, "" if sole else file_part(name), self.workspace)
+        others = [task for tasks in self.made.values() for task in tasks]
+        after = tuple(
+            task.name
+            for task in others
+            if step.waits_for in task.step.makes and set(task.needs) <= set(needs)
+        )
+        return Task(name, part.name, part.line, placed, needs, after)
+
+    def _producers(self, part: RecipeStep, needs: Needs) -> list[Task]:
+        """Return the tasks under ``from``; without it, all that make what is needed."""
+        names = part.sources
+        if names is None:
+            names = tuple(each.name for each in self.recipe.steps if each.name in self.made)
+        for name in part.sources or ():
+            if not self.made[name] or needs.output not in self.made[name][0].step.makes:
+                raise self.recipe.error(
+                    f"The step {part.name!r} cannot start from {name!r}, which makes no "
+                    f"{needs.output}.",
+                    part.line,
+                )
+        return [t for name in names for t in self.made[name] if needs.output in t.step.makes]
+
+    def _tag(self, producer: Task, needs: Needs) -> str:
+        """Return what tells a producer from all others: its label where that is enough."""
+        every = [t for tasks in self.made.values() for t in tasks if needs.output in t.step.makes]
+        labels = [task.name[len(task.part) + 1 : -1] for task in every]
+        own = producer.name[len(producer.part) + 1 : -1]
+        return own if own and labels.count(own) == 1 else _joined(f"from={producer.part}", own)
+
+    def _check_distinct(self, tasks: Sequence[Task]) -> None:
+        """Complain about two tasks of one name, or that would write the same files."""
+        names: set[str] = set()
+        outputs: dict[object, Task] = {}
+        for task in tasks:
+            if task.name in names:
+                raise self.recipe.error(
+                    f"Two tasks are called {task.name!r}.",
+                    task.line,
+                    expected="options that tell them apart, or steps of their own names",
+                )
+            names.add(task.name)
+            output = task.step.output()
+            if output is None:
+                continue
+            key = output if isinstance(output, Path) else (type(task.step), task.needs, output)
+            other = outputs.setdefault(key, task)
+            if other is not task:
+                raise self.recipe.error(
+                    f"{task.name!r} would overwrite what {other.name!r} makes.",
+                    task.line,
+                    expected="different settings, or another 'out'",
+                    got=f"the same as at line {other.line}",
+                )
+
+
+def _in_order(tasks: Sequence[Task]) -> list[Task]:
+    """Return tasks so that each follows what it needs, else in the order of the recipe."""
+    by_name = {task.name: task for task in tasks}
+    ordered: dict[str, Task] = {}
+
+    def visit(task: Task) -> None:
+        if task.name not in ordered:
+            for name in (*task.needs, *task.after):
+                if name in by_name:
+                    visit(by_name[name])
+            ordered[task.name] = task
+
+    for task in tasks:
+        visit(task)
+    return list(ordered.values())
+
+
+def _only(tasks: Sequence[Task], names: Iterable[str]) -> list[Task]:
+    """Return the tasks of some steps and what they need."""
+    by_name = {task.name: task for task in tasks}
+    kept: set[str] = set()
+    for name in names:
+        wanted = [task.name for task in tasks if name in (task.part, task.name)]
+        if not wanted:
+            known = list(dict.fromkeys(task.part for task in tasks))
+            raise UsageError(
+                f"--only {name}: the recipe has no such step.",
+                expected=", ".join(known),
+                next_step=did_you_mean(name, known).strip() or None,
+            )
+        while wanted:
+            task = by_name[wanted.pop()]
+            kept.add(task.name)
+            wanted += task.needs
+    return [task for task in tasks if task.name in kept]
+
+
+def _row(task: Task, status: Status) -> dict[str, Any]:
+    """Return a row of the table that ``--dry-run`` shows."""
+    if status.done:
+        time = disk = "–"
+    else:
+        time = disk = _UNKNOWN
+        if status.seconds is not None:
+            minutes = status.seconds / 60
+            text = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+            time = f"{status.seconds:.1f} s" if status.seconds < 60 else text
+        if status.n_bytes is not None:
+            disk = f"{status.n_bytes / 1e6:.1f} MB"
+    return {
+        "task": task.name,
+        "key": status.key,
+        "state": "done" if status.done else "to do",
+        "why": status.why,
+        "time": f"{time} {status.basis}".strip(),
+        "disk": disk,
+    }
+
+
+def _task_name(part: str, label: str) -> str:
+    return f"{part}[{label}]" if label else part
+
+
+def _joined(*labels: str) -> str:
+    return ",".join(label for label in labels if label)

@@ -1,0 +1,468 @@
+"""Recipes: an experiment as data, read and checked before anything runs; see ``docs/recipes.md``.
+
+The rule of lists: an option that takes one value, given a list, is an *axis*: one task per value.
+An option that takes several values (``c``, ``k``, an extraction's ``layer``) keeps its list; a list
+of lists is an axis over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from featpipe.errors import RecipeError, UsageError
+from featpipe.registry import did_you_mean
+from featpipe.steps import STEPS
+from featpipe.steps.base import Step
+from featpipe.steps.located import Located, locate, read_located
+from featpipe.steps.options import OptionSpec, options_of
+
+A_NAME = "letters, digits, '-', '_' and '.', at least one letter or digit"
+
+_TOP_KEYS = ("name", "about", "defaults", "steps")
+_STEP_KEYS = ("step", "name", "from", "grid", "each")
+_MAX_TASKS = 2_000
+
+Options = dict[str, Located]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One task of a step, before it is known which stores or results it works on.
+
+    Attributes
+    ----------
+    label : str
+        What tells it from its siblings: ``"seed=1,model=resnet50"``; empty where it has none.
+    step : Step
+    """
+
+    label: str
+    step: Step
+
+
+@dataclass(frozen=True)
+class RecipeStep:
+    """One entry of the list ``steps``.
+
+    Attributes
+    ----------
+    name : str
+    kind : type of Step
+    line : int
+    sources : tuple of str or None
+        Names under ``from``; ``None`` where it is left out.
+    variants : tuple of Variant
+    """
+
+    name: str
+    kind: type[Step]
+    line: int
+    sources: tuple[str, ...] | None
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that has been read and checked.
+
+    Attributes
+    ----------
+    name : str
+    where : str
+        The file.
+    steps : tuple of RecipeStep
+    resolved : dict
+        The recipe with defaults and overrides worked in, JSON-like; itself a recipe.
+    """
+
+    name: str
+    where: str
+    steps: tuple[RecipeStep, ...]
+    resolved: dict[str, Any] = field(repr=False)
+
+    def error(self, what: str, line: int, **details: Any) -> RecipeError:
+        """Make an error that names the line."""
+        return RecipeError(what, where=f"{self.where}, line {line}", **details)
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe: a path, or the name of one that comes with featpipe.
+
+    Parameters
+    ----------
+    name : str
+        ``"my.yaml"``, ``"demo"`` or ``"pipelines/demo.yaml"``.
+
+    Raises
+    ------
+    RecipeError
+        If there is neither a file nor a recipe of this name.
+
+    Examples
+    --------
+    >>> find_recipe("demo").name
+    'demo.yaml'
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    folder = Path(str(resources.files("featpipe.pipelines")))
+    known = {each.stem: each for each in sorted(folder.glob("*.yaml"))}
+    bare = path.parent in (Path(), Path("pipelines"))
+    if bare and path.suffix in ("", ".yaml", ".yml") and path.stem in known:
+        return known[path.stem]
+    raise RecipeError(
+        f"There is no recipe {name!r}.",
+        expected=f"a file, or one of {', '.join(known)}",
+        got="a folder" if path.is_dir() else None,
+        next_step=did_you_mean(path.stem, known).strip() or None,
+    )
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = (), limit: int | None = None) -> Recipe:
+    """Read a recipe file; see :func:`parse_recipe`.
+
+    Raises
+    ------
+    RecipeError
+        If the file cannot be read, or the recipe is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError("The recipe cannot be read.", where=path, got=error) from error
+    return parse_recipe(text, str(path), path.stem, overrides, limit)
+
+
+def parse_recipe(
+    text: str,
+    where: str = "recipe",
+    name: str = "recipe",
+    overrides: Sequence[str] = (),
+    limit: int | None = None,
+) -> Recipe:
+    """Read a recipe.
+
+    Parameters
+    ----------
+    text : str
+        YAML.
+    where : str
+        Name of the file, for messages.
+    name : str
+        Name of the recipe where the text gives none.
+    overrides : sequence of str
+        ``"option=value"`` for every step that has the option, ``"step.option=value"`` for one.
+    limit : int, optional
+        Take only so many images of each split, in every step that reads images.
+
+    Raises
+    ------
+    RecipeError
+        Naming the line of whatever is wrong, and the nearest right name.
+
+    Examples
+    --------
+    >>> recipe = parse_recipe('''
+    ... steps:
+    ...   - {step: extract, model: [resnet18, resnet50], dataset: stl10}
+    ...   - {step: svm, grid: {c: [0.001, 0.01]}}
+    ... ''', overrides=["seed=1"])
+    >>> [variant.label for variant in recipe.steps[0].variants]
+    ['model=resnet18', 'model=resnet50']
+    >>> recipe.steps[1].variants[0].step.seed
+    1
+    """
+    root = read_located(text, where)
+    reader = _Reader(where, [_Override.parse(text) for text in overrides])
+    top = reader.mapping(root, "A recipe")
+    reader.check_keys(top, _TOP_KEYS, "A recipe")
+    entries = top.get("steps")
+    if entries is None or not isinstance(entries.value, list) or not entries.value:
+        raise reader.error(
+            "A recipe needs a list of steps.",
+            root.line if entries is None else entries.line,
+            expected="steps: and below it lines that begin with '- step: …'",
+        )
+    if limit is not None:
+        reader.overrides.append(_Override(f"--limit {limit}", None, "limit", locate(limit)))
+    if (defaults := top.get("defaults")) and defaults.value is not None:
+        known = sorted({option for step in STEPS for option in options_of(step)})
+        reader.defaults = _normal(reader.mapping(defaults, "'defaults'"))
+        reader.check_keys(reader.defaults, known, "'defaults'")
+    steps = tuple(reader.read_step(entry) for entry in entries.value)
+    reader.check_references(steps)
+    if "name" in top:
+        name = reader.name(top["name"])
+    resolved = {"name": name, "steps": reader.resolved}
+    if "about" in top:
+        resolved["about"] = str(top["about"].plain())
+    return Recipe(name, where, steps, resolved)
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be part of file names and of task names."""
+    return any(map(str.isalnum, text)) and all(c.isalnum() or c in "-_." for c in text)
+
+
+@dataclass(frozen=True)
+class _Override:
+    """One ``--set``, or ``--limit``."""
+
+    text: str
+    step: str | None
+    option: str
+    value: Located
+
+    @classmethod
+    def parse(cls, text: str) -> _Override:
+        key, equals, value = text.partition("=")
+        step, _, option = key.strip().rpartition(".")
+        if not equals or not option:
+            raise UsageError(
+                f"--set {text!r} sets nothing.", expected="--set option=value or step.option=value"
+            )
+        # Values are YAML, but one that YAML takes for something else is still a text.
+        located = locate(read_located(value, f"--set {text}").plain())
+        return cls(f"--set {text}", step or None, option.replace("-", "_"), located)
+
+    def fits(self, name: str, specs: Mapping[str, OptionSpec]) -> bool:
+        """Whether a step of this name and with these options is meant."""
+        images_only = self.text.startswith("--limit") and "dataset" not in specs
+        return self.step in (None, name) and self.option in specs and not images_only
+
+
+class _Reader:
+    """Reads the entries of ``steps`` one after another."""
+
+    def __init__(self, where: str, overrides: list[_Override]) -> None:
+        self.where = where
+        self.overrides = overrides
+        self.defaults: Options = {}
+        self.used: set[str] = set()
+        self.lines: dict[str, int] = {}
+        self.resolved: list[dict[str, Any]] = []
+
+    def error(self, what: str, line: int, **details: Any) -> RecipeError:
+        """Return a complaint with its line, or with ``--set`` where it has none."""
+        return RecipeError(what, where=f"{self.where}, line {line}" if line else "--set", **details)
+
+    def mapping(self, node: Located, what: str) -> Options:
+        """Return the value of a node that has to be a mapping."""
+        if isinstance(node.value, dict):
+            return node.value
+        raise self.error(
+            f"{what} has to be a mapping.",
+            node.line,
+            expected="lines of the form 'key: value'",
+            got="nothing" if node.value is None else repr(node.plain())[:80],
+        )
+
+    def check_keys(
+        self, given: Options, known: Iterable[str], what: str, also: Sequence[str] = ()
+    ) -> None:
+        """Complain about the first key that is not known, naming its line and the nearest one."""
+        for key, node in given.items():
+            if key not in known:
+                raise self.error(
+                    f"{what} has no {key!r}.",
+                    node.line,
+                    expected=", ".join([*also, *known]) or "nothing",
+                    next_step=did_you_mean(key, [*known, *also]).strip() or None,
+                )
+
+    def name(self, node: Located) -> str:
+        """Return a name; it becomes part of file names and of task names."""
+        name = str(node.plain())
+        if not is_name(name):
+            raise self.error(f"{name!r} cannot be a name.", node.line, expected=A_NAME)
+        return name
+
+    def read_step(self, entry: Located) -> RecipeStep:
+        """Return one step with its variants."""
+        given = self.mapping(entry, "A step")
+        if "step" not in given:
+            raise self.error(
+                "An entry of 'steps' does not name its step.",
+                entry.line,
+                expected=f"step: {' | '.join(STEPS.names())}",
+                got=", ".join(given) or "nothing",
+            )
+        try:
+            kind = STEPS.get(str(given["step"].plain()))
+        except UsageError as error:
+            raise self._located(error, given["step"].line) from error
+        name = self.name(given["name"]) if "name" in given else kind.name
+        if name in self.lines:
+            raise self.error(
+                f"Two steps are called {name!r}.",
+                entry.line,
+                expected="a name of its own for each",
+                got=f"the other is at line {self.lines[name]}",
+                next_step=f"add to one of them, for example: name: {name}2",
+            )
+        self.lines[name] = entry.line
+        shared, each = self._options(kind, name, given)
+        sources = None
+        if "from" in given:
+            sources = tuple(str(item.plain()) for item in self._list(given["from"], "from"))
+        resolved: dict[str, Any] = {"step": kind.name, "name": name}
+        resolved |= {} if sources is None else {"from": list(sources)}
+        resolved |= {key: node.plain() for key, node in shared.items()}
+        if each:
+            resolved["each"] = [{key: node.plain() for key, node in e.items()} for e in each]
+        self.resolved.append(resolved)
+        variants = self._variants(kind, shared, each, entry.line)
+        return RecipeStep(name, kind, entry.line, sources, variants)
+
+    def check_references(self, steps: Sequence[RecipeStep]) -> None:
+        """Complain about overrides that met no step, and about names under ``from``."""
+        for override in self.overrides:
+            if override.text in self.used:
+                continue
+            if override.step is not None and override.step not in self.lines:
+                hint = did_you_mean(override.step, self.lines)
+                known = f"one of the steps {', '.join(self.lines)}"
+            else:
+                names = {name for step in steps for name in options_of(step.kind)}
+                hint, known = did_you_mean(override.option, names), "an option of a step"
+            raise UsageError(
+                f"{override.text} fits no step of the recipe.",
+                where=self.where,
+                expected=known,
+                next_step=hint.strip() or None,
+            )
+        for step in steps:
+            for name in step.sources or ():
+                if name not in self.lines:
+                    raise self.error(
+                        f"There is no step {name!r} for {step.name!r} to start from.",
+                        step.line,
+                        expected=", ".join(self.lines),
+                        next_step=did_you_mean(name, self.lines).strip() or None,
+                    )
+
+    def _options(
+        self, kind: type[Step], name: str, given: Options
+    ) -> tuple[Options, list[Options]]:
+        """Return the options of a step and those of its ``each`` entries, overrides worked in."""
+        specs = options_of(kind)
+        what = f"The step {kind.name!r}"
+        own = _normal({key: node for key, node in given.items() if key not in _STEP_KEYS})
+        self.check_keys(own, specs, what, also=_STEP_KEYS)
+        if "grid" in given:
+            grid = _normal(self.mapping(given["grid"], "'grid'"))
+            tunable = [option for option, spec in specs.items() if spec.tunable]
+            self.check_keys(grid, tunable, f"The grid of the step {kind.name!r}")
+            if twice := sorted(set(grid) & set(own)):
+                raise self.error(
+                    f"{twice[0]!r} is both under 'grid' and beside it.", given["grid"].line
+                )
+            own |= grid
+        each = []
+        for entry in self._list(given["each"], "each") if "each" in given else ():
+            each.append(_normal(self.mapping(entry, "An entry of 'each'")))
+            self.check_keys(each[-1], specs, what)
+        shared = {key: node for key, node in self.defaults.items() if key in specs} | own
+        for override in self.overrides:
+            if override.fits(name, specs):
+                self.used.add(override.text)
+                shared[override.option] = override.value
+                each = [{k: v for k, v in e.items() if k != override.option} for e in each]
+        return shared, each
+
+    def _list(self, node: Located, key: str) -> list[Located]:
+        if key == "from" and isinstance(node.value, str):
+            return [node]
+        if not isinstance(node.value, list):
+            raise self.error(f"{key!r} takes a list.", node.line, got=repr(node.plain()))
+        if not node.value:
+            raise self.error(f"{key!r} is an empty list.", node.line)
+        return node.value
+
+    def _variants(
+        self, kind: type[Step], shared: Options, each: list[Options], line: int
+    ) -> tuple[Variant, ...]:
+        specs = options_of(kind)
+        labels = _distinguishing(each)
+        variants: dict[Step, Variant] = {}
+        for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
+            options = shared | alternative
+            axes = {key: self._axis(specs[key], node) for key, node in options.items()}
+            labelled = [
+                zip(nodes, _labels(key, nodes) if len(nodes) > 1 else [""], strict=True)
+                for key, nodes in axes.items()
+            ]
+            for values in product(*labelled):
+                chosen = dict(zip(axes, (node for node, _ in values), strict=True))
+                label = ",".join(text for text in (prefix, *(text for _, text in values)) if text)
+                try:
+                    plain = {key: node.plain() for key, node in chosen.items()}
+                    step = kind.from_mapping(plain, bound=True)
+                except UsageError as error:
+                    node = chosen.get(error.option)
+                    raise self._located(error, line if node is None else node.line) from error
+                variants.setdefault(step, Variant(label, step))
+                if len(variants) > _MAX_TASKS:
+                    raise self.error(
+                        "The lists of the step make too many tasks.",
+                        line,
+                        expected=f"at most {_MAX_TASKS}",
+                    )
+        return tuple(variants.values())
+
+    def _axis(self, spec: OptionSpec, node: Located) -> list[Located]:
+        """Return the values of an option, one per task."""
+        if not isinstance(node.value, list):
+            return [node]
+        if not node.value:
+            raise self.error(f"{spec.name!r} is an empty list.", node.line)
+        if spec.many and not any(isinstance(item.value, list) for item in node.value):
+            return [node]
+        if len(node.value) > 1 and not (spec.affects_result or spec.selects_input):
+            raise self.error(
+                f"A list under {spec.name!r} would make the same result several times: "
+                "the option changes no number.",
+                node.line,
+                expected="one value",
+                got=repr(node.plain()),
+            )
+        return node.value
+
+    def _located(self, error: UsageError, line: int) -> RecipeError:
+        """Return the same complaint with its line."""
+        located = self.error(error.what, line)
+        located.details |= {k: v for k, v in error.details.items() if k != "where"}
+        return located
+
+
+def _normal(options: Options) -> Options:
+    """Return options under Python's names: ``image-size`` is ``image_size``."""
+    return {key.replace("-", "_"): node for key, node in options.items()}
+
+
+def _labels(key: str, nodes: Sequence[Located]) -> list[str]:
+    """Return short labels of values; paths by their last parts where these tell them apart."""
+    values = [node.plain() for node in nodes]
+    texts = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]
+    short = [text.rpartition("/")[2] for text in texts]
+    told_apart = len(set(short)) == len(set(texts))
+    return [f"{key}={text}" for text in (short if told_apart else texts)]
+
+
+def _distinguishing(each: list[Options]) -> list[str]:
+    """Return a short label per entry of ``each``: only keys that tell more of them apart."""
+    labels = [""] * len(each)
+    for key in dict.fromkeys(key for entry in each for key in entry if key != "title"):
+        having = [number for number, entry in enumerate(each) if key in entry]
+        longer = list(labels)
+        for number, text in zip(having, _labels(key, [each[n][key] for n in having]), strict=True):
+            longer[number] = ",".join(filter(None, (labels[number], text)))
+        if len(set(longer)) > len(set(labels)):
+            labels = longer
+    return labels

@@ -1,0 +1,299 @@
+"""Run a plan: each task in a worker process, none whose input failed, with the time that is left.
+
+The worker is a process of its own because a task that is killed, by the system when memory runs
+out for example, must not take the summary with it. One process runs all tasks (torch takes seconds
+to import) and is replaced only when it has died.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from featpipe.errors import FeatpipeError
+from featpipe.progress import Event, Progress
+from featpipe.steps.base import Context, Outcome, Step
+from featpipe.steps.plan import Plan, Task
+
+SHUTDOWN_TIMEOUT = 10.0  # seconds that a worker has to end by itself
+_SHORT_OF_MEMORY = "if memory is short: --limit N, --jobs 1, or a smaller batch_size"
+
+Listener = Callable[[Event | Outcome], None]
+
+
+def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
+    """Run the tasks of a plan.
+
+    A task that fails stops only what needs it. Every step skips what it has already done, so the
+    same call continues a run that was stopped.
+
+    Parameters
+    ----------
+    plan : Plan
+    listeners : sequence of callable
+        Get an event when a task starts and while it works, and its outcome when it has ended.
+
+    Returns
+    -------
+    summary : Outcome
+        ``exit_code`` is 1 where a task failed or left something out, 130 after Ctrl-C.
+    """
+    outcomes: dict[str, Outcome] = {}
+    expected = plan.expected_seconds()
+
+    def tell(record: Event | Outcome) -> None:
+        for listener in listeners:
+            listener(record)
+
+    with _Worker() as worker:
+        for number, task in enumerate(plan.tasks, start=1):
+            blocked = [name for name in task.needs if not outcomes[name].succeeded]
+            if blocked:
+                outcome = Outcome("not run", f"it needs {', '.join(blocked)}")
+            elif any(ended.status == "interrupted" for ended in outcomes.values()):
+                outcome = Outcome("not run", "the run was interrupted before")
+            else:
+                left = _seconds_left(plan.tasks[number - 1 :], outcomes, expected)
+                facts = {} if left is None else {"seconds_left": round(left, 1)}
+                tell(Event("started", task.name, number, len(plan.tasks), facts, task.name))
+                inputs = [outcomes[name].paths for name in task.needs]
+                context = replace(plan.context, recipe={"task": task.name, **plan.recipe.resolved})
+                begun = time.monotonic()
+                outcome = worker.run(
+                    task.step,
+                    inputs,
+                    context,
+                    lambda event, task=task: tell(  # type: ignore[misc]
+                        replace(event, task=task.name)
+                    ),
+                )
+                outcome = replace(outcome, seconds=time.monotonic() - begun)
+            outcomes[task.name] = replace(outcome, task=task.name)
+            tell(outcomes[task.name])
+    return _summary(list(outcomes.values()), plan.context.command)
+
+
+def _seconds_left(
+    tasks: Sequence[Task], outcomes: dict[str, Outcome], expected: dict[str, float]
+) -> float | None:
+    """Return how long the rest will take: as expected, else as tasks of its kind took here."""
+    kinds = {name: name.partition("[")[0] for name in outcomes}
+    total = 0.0
+    for task in tasks:
+        alike = [
+            ended.seconds
+            for name, ended in outcomes.items()
+            if kinds[name] == task.part and ended.status == "done"
+        ]
+        if task.name in expected:
+            total += expected[task.name]
+        elif alike:
+            total += sum(alike) / len(alike)
+        else:
+            return None
+    return total
+
+
+def _summary(outcomes: list[Outcome], command: str) -> Outcome:
+    """Return the end of a run: what failed, why, and the command to continue."""
+    lines = []
+    for ended in outcomes:
+        if ended.status in ("failed", "interrupted", "not run"):
+            lines.append(f"{ended.status}: {ended.task}: {ended.message}")
+            lines += [f"    {label}: {text}" for label, text in ended.details.items()]
+        elif ended.exit_code:
+            lines.append(f"incomplete: {ended.task}: something was left out, see above")
+    statuses = [ended.status for ended in outcomes]
+    order = ("done", "up to date", "failed", "interrupted", "not run")
+    counts = [f"{statuses.count(status)} {status}" for status in order if status in statuses]
+    lines.append(f"{len(outcomes)} tasks: {', '.join(counts)}")
+    if not all(ended.succeeded for ended in outcomes):
+        lines.append(f"continue with: {command}")
+    code = int(any(not ended.succeeded or ended.exit_code for ended in outcomes))
+    rows = [
+        {
+            "task": ended.task,
+            "status": ended.status,
+            "seconds": round(ended.seconds, 1),
+            "file": str(ended.paths[0]) if ended.paths else None,
+        }
+        for ended in outcomes
+    ]
+    return Outcome(
+        "failed" if code else "done",
+        "\n".join(lines),
+        tuple(path for ended in outcomes for path in ended.paths),
+        {"tasks": [ended.as_dict() for ended in outcomes]},
+        130 if "interrupted" in statuses else code,
+        rows,
+    )
+
+
+class _Worker:
+    """A process that runs steps, started when it is needed and again after it has died."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._process: Any = None
+        self._events: Connection | None = None
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._discard()
+
+    def run(
+        self,
+        step: Step,
+        inputs: Sequence[Sequence[Path]],
+        context: Context,
+        on_event: Callable[[Event], None],
+    ) -> Outcome:
+        """Let the worker run a step; return its outcome, or the news of the worker's death."""
+        if self._process is not None and not self._process.is_alive():
+            self._discard()
+        order = (step, inputs, context.workspace, context.jobs, context.command, context.recipe)
+        try:
+            future = self._submit(order)
+            assert self._events is not None
+            while True:
+                try:
+                    event = self._events.recv()
+                except (EOFError, OSError):
+                    event = None
+                if event is None:
+                    return future.result()
+                on_event(event)
+        except KeyboardInterrupt:
+            self._discard(busy=True)
+            return Outcome("interrupted", "interrupted by the user")
+        except BrokenProcessPool:
+            self._process.join(SHUTDOWN_TIMEOUT)
+            code = self._process.exitcode
+            self._discard()
+            return describe_death(code)
+
+    def _submit(self, order: tuple[Any, ...]) -> Future[Outcome]:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._events, sender = context.Pipe(duplex=False)
+            self._pool = ProcessPoolExecutor(1, context, _start_worker, (sender,))
+            before = set(multiprocessing.active_children())
+            future = self._pool.submit(_execute, order)
+            (self._process,) = set(multiprocessing.active_children()) - before
+            sender.close()  # so that the pipe ends when the worker does
+            return future
+        return self._pool.submit(_execute, order)
+
+    def _discard(self, *, busy: bool = False) -> None:
+        """End the process, gently where it listens."""
+        pool, process, events = self._pool, self._process, self._events
+        self._pool = self._process = self._events = None
+        if pool is None or events is None:
+            return
+        pool.shutdown(wait=False, cancel_futures=True)
+        # Without orders the worker ends by itself and tidies up its own workers; one that is still
+        # at a task, because the user interrupted the run, has to be told.
+        if busy:
+            process.terminate()
+        process.join(SHUTDOWN_TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        events.close()
+
+
+def describe_death(code: int | None) -> Outcome:
+    """Return the failure of a task whose process ended.
+
+    Parameters
+    ----------
+    code : int or None
+        Exit code; minus the number of the signal where one ended it.
+
+    Examples
+    --------
+    >>> describe_death(-11).message
+    'the process was killed by SIGSEGV'
+    """
+    if code is None or code >= 0:
+        return Outcome("failed", f"the process ended itself with exit code {code}")
+    name = signal.Signals(-code).name
+    if name != "SIGKILL":
+        return Outcome("failed", f"the process was killed by {name}")
+    return Outcome(
+        "failed",
+        "the process was killed by SIGKILL; most often the system ran out of memory",
+        details={"next": _SHORT_OF_MEMORY},
+    )
+
+
+# The worker's side.
+
+_channel: Connection
+
+
+class _Terminated(BaseException):
+    """SIGTERM came while a task ran."""
+
+
+def _start_worker(channel: Connection) -> None:
+    global _channel  # noqa: PLW0603 - one channel per worker process
+    _channel = channel
+    # Ctrl-C reaches the whole group of processes; the parent decides, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    os.dup2(2, 1)  # what some library prints must not mix with the command's own output
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _raise_terminated(_: int, __: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _execute(order: tuple[Any, ...]) -> Outcome:
+    """Run a step in the worker; send events, then ``None``, and return the outcome."""
+    step, inputs, workspace, jobs, command, recipe = order
+    try:
+        context = Context(workspace, Progress(_channel.send), jobs, command, recipe)
+        return step.bind(inputs).run(context)
+    except FeatpipeError as error:
+        return Outcome.failure(error)
+    except _Terminated:
+        return describe_death(-signal.SIGTERM)
+    except Exception as error:
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+            return Outcome("failed", f"out of memory: {error}", details={"next": _SHORT_OF_MEMORY})
+        traceback.print_exc(file=sys.stderr)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return Outcome(
+            "failed",
+            f"{type(error).__name__}: {error}",
+            details={
+                "where": f"{last.filename}, line {last.lineno}",
+                "next": "this is a defect of featpipe: please report it with the traceback above",
+            },
+        )
+    finally:
+        _channel.send(None)

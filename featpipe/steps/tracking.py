@@ -1,0 +1,183 @@
+"""Keep parameters, metrics and training curves in MLflow or TensorBoard besides.
+
+The results of featpipe stay what they are; a tracker only copies from the outcomes of tasks. A
+result that was there already is tracked too, so that a run's record is complete.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from featpipe.errors import FeatpipeError, MissingExtraError
+from featpipe.progress import Event
+from featpipe.steps.base import Outcome
+from featpipe.steps.plan import Plan, file_part
+
+_BATCH = 500  # MLflow takes at most 1000 entities at once
+
+
+class Tracker:
+    """A listener that keeps what every task with metrics has measured.
+
+    A tracker that fails says so and does not stop the run, whose results are safe without it.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Raises
+    ------
+    MissingExtraError
+        If the package is not installed.
+    FeatpipeError
+        If its store cannot be opened.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._note = plan.context.progress.note
+        self._evaluated = {task.name for task in plan.tasks if "result" in task.step.makes}
+        self.open(plan.recipe.name, plan.context.workspace.root / "data")
+
+    def __call__(self, record: Event | Outcome) -> None:
+        """Keep the outcome of a method, or that it failed."""
+        if isinstance(record, Event) or record.task not in self._evaluated:
+            return
+        try:
+            if record.succeeded:
+                self.keep(record)
+            elif record.status == "failed":
+                self.keep_failure(record)
+        except Exception as error:  # whatever a server or another package may raise
+            self._note(f"not tracked: {record.task}: {error}")
+
+    def open(self, experiment: str, folder: Path) -> None:
+        """Open the store of an experiment, by default below a folder."""
+        raise NotImplementedError
+
+    def keep(self, outcome: Outcome) -> None:
+        """Keep one result."""
+        raise NotImplementedError
+
+    def keep_failure(self, outcome: Outcome) -> None:
+        """Keep the failure of a task, where the tracker has a place for it."""
+
+
+class MlflowTracker(Tracker):
+    """One experiment per recipe, one run per evaluated method.
+
+    Runs go to the workspace's ``data/mlruns`` unless ``MLFLOW_TRACKING_URI`` says otherwise.
+    """
+
+    def open(self, experiment: str, folder: Path) -> None:
+        """Connect to MLflow's store."""
+        try:
+            from mlflow import entities, tracking  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise MissingExtraError("mlflow", "mlflow") from None
+        self._entities = entities
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if uri is None:
+            # A folder needs no server and no database; MLflow 3 wants to be told that it is meant.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            uri = (folder / "mlruns").resolve().as_uri()
+        try:
+            self._client: Any = tracking.MlflowClient(tracking_uri=uri)
+            known = self._client.get_experiment_by_name(experiment)
+            self._experiment = (
+                known.experiment_id if known else self._client.create_experiment(experiment)
+            )
+        except Exception as error:
+            raise FeatpipeError(
+                "MLflow's store cannot be opened.",
+                where=uri,
+                got=str(error).partition("\n")[0],
+                next_step="correct MLFLOW_TRACKING_URI, or unset it to use a local folder",
+            ) from error
+
+    def keep(self, outcome: Outcome) -> None:
+        """Make a run with the settings, the metrics, the curves and the result's file."""
+        facts = outcome.facts
+        run = self._run(outcome, {"featpipe.key": facts["key"], "featpipe.title": facts["title"]})
+        now = int(time.time() * 1000)
+        metric, param = self._entities.Metric, self._entities.Param
+        metrics = [metric(name, value, now, 0) for name, value in numbers_of(outcome).items()]
+        metrics += [metric(name, value, now, step) for name, step, value in curves_of(outcome)]
+        params = [param(name, str(value)[:500]) for name, value in facts["settings"].items()]
+        for start in range(0, max(len(metrics), 1), _BATCH):
+            batch = metrics[start : start + _BATCH]
+            self._client.log_batch(run, batch, params if start == 0 else [])
+        self._client.log_artifact(run, str(outcome.paths[0]))
+        self._client.set_terminated(run, "FINISHED")
+
+    def keep_failure(self, outcome: Outcome) -> None:
+        """Make a run that failed, with the reason."""
+        run = self._run(outcome, {"featpipe.why": outcome.message})
+        self._client.set_terminated(run, "FAILED")
+
+    def _run(self, outcome: Outcome, tags: Mapping[str, str]) -> str:
+        run = self._client.create_run(self._experiment, run_name=outcome.task, tags=dict(tags))
+        return str(run.info.run_id)
+
+
+class TensorboardTracker(Tracker):
+    """One folder of event files per recipe and evaluated method, in ``data/tensorboard``."""
+
+    def open(self, experiment: str, folder: Path) -> None:
+        """Check that TensorBoard is there."""
+        try:
+            from tensorboard.summary import Writer  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise MissingExtraError("tensorboard", "tensorboard") from None
+        self._writer = Writer
+        self._folder = folder / "tensorboard" / experiment
+
+    def keep(self, outcome: Outcome) -> None:
+        """Write the metrics and the curves of a result, once per result."""
+        folder = self._folder / file_part(outcome.task) / outcome.facts["key"][:8]
+        if folder.exists():  # event files are only ever appended to: points would occur twice
+            return
+        writer = self._writer(str(folder))
+        for name, value in numbers_of(outcome).items():
+            writer.add_scalar(name, value, 0)
+        for name, step, value in curves_of(outcome):
+            writer.add_scalar(name, value, step)
+        writer.close()
+
+
+TRACKERS: dict[str, type[Tracker]] = {"mlflow": MlflowTracker, "tensorboard": TensorboardTracker}
+
+
+def numbers_of(outcome: Outcome) -> dict[str, float]:
+    """Return the metrics and costs of a result that are single finite numbers."""
+    facts = outcome.facts
+    named = {"accuracy": facts["accuracy"]["value"]}
+    named |= {f"accuracy_{end}": facts["accuracy"][end] for end in ("low", "high")}
+    named |= dict(_flat("metrics", facts["metrics"]))
+    named |= dict(_flat("cost", facts["cost"]))
+    return {name: float(value) for name, value in named.items() if _finite(value)}
+
+
+def curves_of(outcome: Outcome) -> Iterator[tuple[str, int, float]]:
+    """Yield name, epoch and value of every number in the training history of a result."""
+    for position, epoch in enumerate(outcome.facts.get("history") or (), start=1):
+        step = int(epoch.get("epoch", position))
+        for name, value in _flat("history", epoch):
+            if _finite(value) and not name.endswith("/epoch"):
+                yield name, step, float(value)
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(f"{prefix}/{name}", value)
+        else:
+            yield f"{prefix}/{name}", value
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,199 @@
+"""``featpipe init``: a commented recipe for the user's own images, their layout looked at."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from featpipe.backbones import MODELS, weights_file
+from featpipe.datasets import DatasetOptions, open_source, splits_of
+from featpipe.errors import DataError, UsageError
+from featpipe.fingerprint import FileHashes
+from featpipe.steps import Context, Outcome
+from featpipe.steps.recipe import A_NAME, is_name, parse_recipe
+from featpipe.workspace import atomic_write
+
+_FEW = 2  # one image of a class cannot both train and test
+_TEMPLATE = Template("""\
+# $name: three methods on the frozen features of $model, one report.
+#
+#   featpipe run $file --dry-run     what it would do
+#   featpipe run $file               do it; run it again to continue after a stop
+#   featpipe run $file --limit 100   a quick look first, at 100 images of each split
+#
+# Found: $found
+name: $name
+
+steps:
+  # Embed every image once. Other backbones: featpipe models
+  - step: extract
+    model: $model$weights
+    dataset: $dataset
+    # on-error: skip       # go on where an image cannot be read, and say which
+    # classes: $classes    # only some of the classes
+
+  # Each method chooses its one hyper-parameter on validation rows, never on test rows.
+$protocol
+  - step: svm
+    grid: {c: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}
+
+  - step: logistic
+    grid: {c: [1e-4, 1e-3, 1e-2, 1e-1, 1]}
+
+  - step: knn
+    grid: {k: [1, 3, 5, 10, 20]}
+
+  # A list makes one task per value, for example five seeds of the same method:
+  # - {step: svm, name: svm-seeds, seed: [1, 2, 3, 4, 5]}
+
+  - step: compare
+
+  - step: report           # reports/$name.html
+    gallery: 24            # images in each gallery at most
+""")
+
+
+def write_recipe(
+    name: str, data: Path | None, model: str, weights: str | None, context: Context
+) -> Outcome:
+    """Write ``NAME.yaml`` into the current folder.
+
+    Parameters
+    ----------
+    name : str
+        Name of the recipe; ``.yaml`` may stand behind it.
+    data : Path or None
+        Folder of class folders (below train and test or not), CSV, npz, or folder with such a
+        CSV; ``None``: the folder with the recipe's name.
+    model : str
+    weights : str or None
+    context : Context
+
+    Raises
+    ------
+    UsageError
+        If the file exists already, or no data is named.
+    DataError
+        If the images are laid out in no way that featpipe knows.
+    """
+    target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    if target.exists():
+        raise UsageError(
+            "The recipe exists already.", where=target, next_step="choose another name, or edit it"
+        )
+    if not is_name(target.stem):
+        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
+    MODELS.canonical(model.partition(":")[0])
+    if weights is not None:
+        weights_file(model, weights)
+    dataset, splits = guess_layout(data or _named_folder(target), context)
+    options = _options(context)
+    sources = [open_source(dataset, split, options) for split in splits]
+    found = "; ".join(f"{len(source)} images in {source.split!r}" for source in sources)
+    classes = sources[0].classes
+    if len(classes) < 2:
+        raise DataError(
+            "There is nothing to tell apart: the images are of one class.",
+            where=data or target.stem,
+            got=", ".join(classes),
+            expected="a folder of images for each class, not one of them",
+        )
+    text = _TEMPLATE.substitute(
+        name=target.stem,
+        file=target,
+        model=model,
+        weights=f"\n    weights: {_quoted(weights)}" if weights else "",
+        dataset=_quoted(dataset),
+        found=f"{len(classes)} classes; {found}",
+        classes=_quoted(",".join(classes[:2])),
+        protocol=_protocol(splits),
+    )
+    parse_recipe(text, str(target), target.stem)
+    with atomic_write(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    labels = sources[0].labels
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    rare = [classes[label] for label in np.flatnonzero(counts < _FEW)]
+    message = f"{len(classes)} classes; {found}\n→ {target}\nnow: featpipe run {target}"
+    if rare:
+        message += f"\nfewer than {_FEW} images, too few to train and test: {', '.join(rare)}"
+    return Outcome("done", message, (target,), {"dataset": dataset, "splits": list(splits)})
+
+
+def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
+    """Return how a dataset is named for ``--dataset``, and its splits.
+
+    Raises
+    ------
+    DataError
+        If there is nothing, or nothing that can be a dataset.
+    """
+    if not data.exists():
+        raise DataError("There are no such images.", where=data, next_step="correct --data")
+    if data.is_file():
+        kinds = {".csv": "csv", ".npz": "npz"}
+        if data.suffix.lower() not in kinds:
+            raise DataError(
+                "This file lists no images.", where=data, expected="a folder, a .csv or a .npz"
+            )
+        spec = f"{kinds[data.suffix.lower()]}:{data}"
+        return spec, splits_of(spec, _options(context))
+    tables = [path for path in sorted(data.glob("*.csv")) if _lists_images(path)]
+    if len(tables) == 1:
+        spec = f"csv:{tables[0]}"
+    elif len(tables) > 1:
+        raise DataError(
+            "Several tables of images lie in the folder.",
+            where=data,
+            got=", ".join(table.name for table in tables),
+            next_step=f"say which: --data {tables[0]}",
+        )
+    else:
+        spec = f"folder:{data}"
+    return spec, splits_of(spec, _options(context))
+
+
+def _named_folder(target: Path) -> Path:
+    folder = target.with_suffix("")
+    if folder.is_dir():
+        return folder
+    raise UsageError(
+        "Where are the images?",
+        next_step=f"featpipe init {target.stem} --data FOLDER",
+    )
+
+
+def _options(context: Context) -> DatasetOptions:
+    workspace = context.workspace
+    return DatasetOptions(
+        raw=workspace.raw, hashes=FileHashes(workspace.hashes), progress=context.progress
+    )
+
+
+def _lists_images(table: Path) -> bool:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            header = next(csv.reader(stream), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return {"path", "label"} <= set(header)
+
+
+def _protocol(splits: Sequence[str]) -> str:
+    if len(splits) > 1:
+        return f"  # Trained on {splits[0]!r}, tested once on {splits[1]!r}."
+    return (
+        "  # There is no test split, so a fifth of the images is held out; five-fold\n"
+        "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return a text as YAML, quoted only where that is needed."""
+    plain = all(char.isalnum() or char in "/._-:~+" for char in text) and ": " not in text
+    return text if plain and not text.startswith(("-", "~")) else json.dumps(text)

@@ -1,0 +1,268 @@
+"""The comparison: verdicts after Holm, what is not compared, and the table in four forms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from featpipe.errors import ResultError, UsageError
+from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.statistics.comparison import (
+    ALONE,
+    BEST,
+    LIKE_BEST,
+    WORSE,
+    compare,
+    display_rows,
+    run_compare,
+    write_comparison,
+)
+from featpipe.statistics.paired_tests import holm
+from featpipe.steps import CompareStep, Context
+from featpipe.workspace import Workspace
+
+
+def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 0.1},), **more):
+    """Write a result whose predictions are right where ``right`` says."""
+    right = np.asarray(right, dtype=bool)
+    table = PredictionTable(
+        ids=np.array([f"{i}.png" for i in range(len(right))]),
+        true=np.zeros(len(right), dtype=np.int64),
+        row=np.arange(len(right)),
+        split=np.zeros(len(right), dtype=np.int64),
+        predicted=np.where(right, 0, 1),
+    )
+    accuracy = {"value": float(right.mean()), "low": 0.1, "high": 0.9, "method": "Wilson"}
+    result = Result(
+        method=name,
+        title=f"Method {name}",
+        key=name * 12,
+        dataset={"name": dataset, "classes": ["a", "b"], "other": False,
+                 "test": {"fingerprint": rows}},
+        settings={"seed": 0},
+        protocol={"name": "split", "splits": len(chosen), "n_test": len(right)},
+        splits=[{"chosen": dict(one), "converged": more.get("converged", True)} for one in chosen],
+        summary={"accuracy": accuracy, "metrics": {"macro_f1": 0.5}, "spread": {}},
+        cost={},
+        stores=[{"manifest": {"backbone": {"model": "toynet"}}}],
+        environment={},
+        created="2024-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    table.save(folder / f"{name}.predictions.npz")
+    result.files["predictions"] = f"{name}.predictions.npz"
+    result.save(folder / f"{name}.json")
+    return result
+
+
+def pattern(n: int, wrong: range) -> np.ndarray:
+    """Answers that are right but on the rows in ``wrong``."""
+    right = np.ones(n, dtype=bool)
+    right[list(wrong)] = False
+    return right
+
+
+@pytest.fixture
+def three(tmp_path):
+    """The best, one that cannot be told from it, one that can."""
+    return [
+        result_of(tmp_path, "a", pattern(100, range(5))),
+        result_of(tmp_path, "b", pattern(100, range(2, 9))),
+        result_of(tmp_path, "c", pattern(100, range(40))),
+    ]
+
+
+def test_verdicts_compare_each_with_the_best(three):
+    comparison = compare(three[::-1])
+    assert [row["name"] for row in comparison.rows] == ["a", "b", "c"]
+    assert [row["verdict"] for row in comparison.rows] == [BEST, LIKE_BEST, WORSE]
+
+
+def test_p_values_are_mcnemars_corrected_by_holm(three):
+    pairs = {(p["a"], p["b"]): p for p in compare(three).pairs}
+    right = {r.name: r.predictions().correct for r in three}
+    only = [((right[a] & ~right[b]).sum(), (right[b] & ~right[a]).sum()) for a, b in pairs]
+    plain = [stats.binomtest(one, one + two).pvalue for one, two in only]
+    assert [p["p_value"] for p in pairs.values()] == pytest.approx(plain)
+    assert [p["p_adjusted"] for p in pairs.values()] == pytest.approx(holm(plain))
+    assert not pairs["a", "b"]["distinguishable"]
+
+
+def test_the_correction_can_take_a_difference_back(tmp_path):
+    results = [
+        result_of(tmp_path, "a", pattern(60, range(0))),
+        result_of(tmp_path, "b", pattern(60, range(6))),  # p = 0.031 on its own
+    ]
+    assert compare(results).rows[1]["verdict"] == WORSE
+    results.append(result_of(tmp_path, "c", pattern(60, range(1, 6))))
+    results.append(result_of(tmp_path, "d", pattern(60, range(2, 6))))
+    assert {row["verdict"] for row in compare(results).rows[1:]} == {LIKE_BEST}
+
+
+@pytest.mark.parametrize("other", [{"rows": "elsewhere"}, {"dataset": "zoo", "rows": "zoo"}])
+def test_different_test_rows_are_not_compared(tmp_path, other):
+    one = result_of(tmp_path, "a", pattern(50, range(1)))
+    two = result_of(tmp_path, "b", pattern(50, range(40)), **other)
+    comparison = compare([one, two])
+    assert [row["verdict"] for row in comparison.rows] == [ALONE, ALONE]
+    (pair,) = comparison.pairs
+    assert pair["p_value"] is None
+    assert pair["reason"] == "not comparable: different test rows"
+
+
+def test_part_of_the_test_rows_is_other_test_rows(tmp_path):
+    one = result_of(tmp_path, "a", pattern(50, range(1)))
+    two = result_of(tmp_path, "b", pattern(40, range(30)))
+    assert {row["verdict"] for row in compare([one, two]).rows} == {ALONE}
+
+
+def test_each_group_of_test_rows_has_its_own_best(tmp_path):
+    results = [
+        result_of(tmp_path, name, pattern(50, range(wrong)), rows=rows)
+        for name, wrong, rows in [("a", 1, "x"), ("b", 30, "x"), ("c", 20, "y"), ("d", 45, "y")]
+    ]
+    verdicts = {row["name"]: row["verdict"] for row in compare(results).rows}
+    assert verdicts == {"a": BEST, "b": WORSE, "c": BEST, "d": WORSE}
+
+
+def test_published_numbers_are_set_apart_and_never_tested(tmp_path):
+    result = result_of(tmp_path, "a", pattern(50, range(1)), dataset="stl10")
+    comparison = compare([result])
+    assert len(comparison.published) >= 3
+    assert comparison.pairs == []
+    assert all(row["published"] for row in comparison.published)
+    assert {row["verdict"] for row in comparison.published} == {"published, not measured here"}
+    assert comparison.table()["published"].tolist() == [False] + [True] * len(comparison.published)
+    assert compare([result], published=False).published == []
+    reference = compare([result], published=["cifar10/resnet9", "two-class"]).published
+    assert {row["dataset"] for row in reference} == {"stl10"}  # shown beside these results
+    assert [row["name"] for row in reference] == ["resnet9", "resnet34_frozen"]
+    shown = display_rows(comparison)
+    assert [row["protocol"] for row in shown[1:]] == ["published"] * len(comparison.published)
+
+
+def test_what_was_chosen_is_counted_over_the_models(tmp_path):
+    chosen = [{"c": 0.1, "by": "3 folds"}, {"c": 0.1, "at_edge": True}, {"c": 0.01}]
+    result = result_of(tmp_path, "a", pattern(9, range(1)), chosen=chosen)
+    assert compare([result]).rows[0]["chosen"] == "c=0.01 ×1; c=0.1 ×2"
+    head = result_of(tmp_path, "b", pattern(9, range(1)), chosen=[{"lr": 1e-3, "loss": "focal"}])
+    assert compare([head]).rows[0]["chosen"] == "lr=0.001, loss=focal"
+
+
+def test_a_solver_that_did_not_converge_is_marked_in_the_table(tmp_path):
+    result = result_of(tmp_path, "a", pattern(9, range(1)), converged=False)
+    comparison = compare([result])
+    assert comparison.rows[0]["converged"] is False
+    assert display_rows(comparison)[0]["verdict"].endswith("; not converged")
+
+
+def test_nothing_to_compare_and_the_same_twice_are_refused(three):
+    with pytest.raises(UsageError, match="no result"):
+        compare([])
+    with pytest.raises(UsageError, match="named twice"):
+        compare([three[0], three[0]])
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_csv_holds_every_column_of_every_row(three, tmp_path):
+    comparison = compare(three)
+    write_comparison(comparison, tmp_path / "out" / "table.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text())))
+    assert [row["name"] for row in rows] == ["a", "b", "c"]
+    assert [float(row["accuracy"]) for row in rows] == [0.95, 0.93, 0.6]
+    assert {"low", "high", "chosen", "verdict", "published"} <= set(rows[0])
+
+
+def test_markdown_is_the_table_for_reading(three, tmp_path):
+    write_comparison(compare(three), tmp_path / "table.md")
+    header, rule, *rows = (tmp_path / "table.md").read_text().strip().splitlines()
+    assert set(rule) <= set("|:-")
+    assert "accuracy %" in header
+    assert len(rows) == 3
+    assert "95.00" in rows[0]
+    assert "10.00–90.00" in rows[0]
+
+
+def test_latex_escapes_what_it_must(tmp_path):
+    result = result_of(tmp_path, "a", pattern(9, range(1)))
+    result.title = "100% & a_b"
+    write_comparison(compare([result]), tmp_path / "table.tex")
+    text = (tmp_path / "table.tex").read_text()
+    assert r"100\% \& a\_b" in text
+    assert r"\toprule" in text
+    assert r"accuracy \%" in text
+
+
+def test_another_ending_is_refused(three, tmp_path):
+    with pytest.raises(UsageError, match="Cannot write a table") as caught:
+        write_comparison(compare(three), tmp_path / "table.xlsx")
+    assert caught.value.details["expected"] == "a name in .csv, .md or .tex"
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    folder = tmp_path / "data" / "results"
+    folder.mkdir(parents=True)
+    result_of(folder, "a", pattern(100, range(5)))
+    result_of(folder, "b", pattern(100, range(2, 9)))
+    result_of(folder, "c", pattern(100, range(40)))
+    return tmp_path
+
+
+def test_the_command_says_each_test_in_words(workspace):
+    outcome = run_compare(CompareStep(out=workspace / "t.md"), Context(Workspace(workspace)))
+    assert len(outcome.table) == 3
+    assert "Method a (toynet) and Method b (toynet) are not distinguishable" in outcome.message
+    assert "Method a (toynet) and Method c (toynet) differ: difference +35.00" in outcome.message
+    assert outcome.message.count("McNemar exact, 100 rows") == 3
+    assert outcome.paths == (workspace / "t.md",)
+    assert (workspace / "t.md").exists()
+
+
+def test_of_many_pairs_only_those_with_the_best_are_said(workspace):
+    for name in "defg":
+        result_of(workspace / "data" / "results", name, pattern(100, range(50)))
+    message = run_compare(CompareStep(), Context(Workspace(workspace))).message
+    assert message.count("Method a") == 6
+    assert "15 further pairs were tested" in message
+
+
+def test_results_are_named_by_name_or_path_and_misspellings_are_met_with_help(workspace):
+    path = str(workspace / "data" / "results" / "b.json")
+    outcome = run_compare(CompareStep(results=("a", path)), Context(Workspace(workspace)))
+    assert {row["name"] for row in outcome.facts["rows"]} == {"a", "b"}
+    with pytest.raises(ResultError, match="no result 'ab'"):
+        run_compare(CompareStep(results=("ab",)), Context(Workspace(workspace)))
+    with pytest.raises(ResultError, match="no result on 'zoo'"):
+        run_compare(CompareStep(dataset="zoo"), Context(Workspace(workspace)))
+
+
+def test_on_the_terminal_and_as_json(workspace):
+    def run(*options):
+        return subprocess.run(
+            [sys.executable, "-m", "featpipe", "compare", "--workspace", workspace, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "250"},
+        )
+
+    told = run()
+    assert told.returncode == 0, told.stderr
+    assert "not distinguishable from best" in told.stdout
+    assert "95.00" in told.stdout
+    lines = [json.loads(line) for line in run("--json").stdout.splitlines()]
+    (facts,) = [line for line in lines if "rows" in json.dumps(line)][-1:]
+    assert "p_adjusted" in json.dumps(facts)

@@ -1,0 +1,154 @@
+"""The documents keep up with the project: links, commands, extras and README's Python."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from featpipe import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    page
+    for pattern in ("*.md", "docs/*.md", "data/README.md", "reports/README.md", "tools/**/*.md")
+    for page in ROOT.glob(pattern)
+)
+NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it names what is gone, too
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL = {"", "sh", "bash", "shell", "console"}
+LINK = re.compile(r"\]\(([^()\s]+)(?: \"[^\"]*\")?\)|^\[[^\]]+\]:\s*(\S+)", re.MULTILINE)
+PLACEHOLDERS = {"…", "..."}
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def shell_lines(page: Path) -> Iterator[str]:
+    """Yield what a page tells the reader to type: lines of fenced blocks, and inline code."""
+    text = page.read_text(encoding="utf-8")
+    for language, block in FENCE.findall(text):
+        if language.strip() in SHELL:
+            for line in block.replace("\\\n", " ").splitlines():
+                yield line.removeprefix("$ ").strip()
+    yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose(page)))
+
+
+def commands(program: str) -> list[tuple[str, str]]:
+    """Return (page, line) of all commands that start with a program's name."""
+    return [
+        (named(page), line)
+        for page in NOW
+        for line in shell_lines(page)
+        if line.split()[:1] == [program]
+    ]
+
+
+def words(line: str) -> list[str]:
+    """Split a line like a shell, up to its comment or the next command."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    found: list[str] = []
+    for word in lexer:
+        if set(word) <= set("();<>|&"):
+            break
+        found.append(word)
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives the headings of a page."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+?)\s*$", prose(page), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        anchor = unique = re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
+        number = 0
+        while unique in found:
+            number += 1
+            unique = f"{anchor}-{number}"
+        found.add(unique)
+    return found
+
+
+def root_command() -> click.Group:
+    """Return the group that the script ``featpipe`` runs, wherever it is defined."""
+    nearby = [cli.main, *vars(cli).values(), *vars(sys.modules[cli.main.__module__]).values()]
+    groups = [value for value in nearby if isinstance(value, click.Group)]
+    return max(groups, key=lambda group: len(group.list_commands(click.Context(group))))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [inline or reference for inline, reference in LINK.findall(prose(page))]
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue  # another place of the web
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize(("page", "line"), commands("featpipe"))
+def test_commands_and_options_exist(page: str, line: str) -> None:
+    command: click.Command | None = root_command()
+    arguments = [word for word in words(line)[1:] if word not in PLACEHOLDERS]
+    name, context = "featpipe", None
+    while True:
+        assert command is not None, f"{page}: there is no command {name!r}"
+        context = click.Context(command, context, name, **command.context_settings)
+        try:
+            values, arguments, _ = command.make_parser(context).parse_args(arguments)
+        except click.UsageError as error:
+            pytest.fail(f"{page}: {error.format_message()}")
+        for parameter in command.params:
+            value = values.get(parameter.name)
+            if isinstance(parameter.type, click.Choice) and isinstance(value, str):
+                parameter.type.convert(value, parameter, context)
+        if not isinstance(command, click.Group) or not arguments:
+            break
+        name = arguments.pop(0)
+        command = command.get_command(context, name)
+    assert not arguments, f"{page}: {name} takes no {arguments}"
+
+
+def test_scripts_and_make_targets_exist() -> None:
+    for page, line in commands("python"):
+        script = words(line)[1]
+        assert not script.endswith(".py") or (ROOT / script).is_file(), (page, line)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page, line in commands("make"):
+        assert {word for word in words(line)[1:] if "=" not in word} <= set(targets), (page, line)
+
+
+def test_extras_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for page in NOW:
+        for extras in re.findall(r"(?:featpipe|\.)\[([a-z][a-z,-]*)\]", page.read_text("utf-8")):
+            assert set(extras.split(",")) <= set(project["optional-dependencies"]), page
+
+
+@pytest.mark.timeout(600)
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    blocks = FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    code = "\n".join(block for language, block in blocks if language == "python")
+    assert code
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr

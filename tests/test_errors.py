@@ -1,0 +1,44 @@
+"""Errors explain themselves, also when a worker process sends them back."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from featpipe import errors
+from featpipe.errors import FeatpipeError, MissingExtraError, UsageError
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+
+
+def test_only_what_is_known_is_printed() -> None:
+    error = FeatpipeError("It broke.", where="a.csv, line 3", got=0, next_step="mend it")
+    assert str(error) == "It broke.\n  where: a.csv, line 3\n  got: 0\n  next: mend it"
+    assert str(FeatpipeError("It broke.")) == "It broke."
+
+
+def test_a_missing_extra_says_how_to_install_it() -> None:
+    assert 'pip install "featpipe[parquet]"' in str(MissingExtraError("pyarrow", "parquet"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("No.", where="--c", expected=1, got=2, next_step="try"),
+        MissingExtraError("pyarrow", "parquet"),
+    ],
+)
+def test_nothing_is_lost_between_processes(error: FeatpipeError) -> None:
+    error.option = "c"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.details, again.option) == (str(error), error.details, "c")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tree_in_the_docstring_is_that_of_the_classes(kind: type) -> None:
+    assert issubclass(kind, FeatpipeError)
+    lines = (errors.__doc__ or "").partition("::")[2].splitlines()
+    (line,) = (line for line in lines if kind.__name__ in line.split())
+    assert line.index(kind.__name__) == 4 + 4 * kind.__mro__.index(FeatpipeError)
