@@ -52,7 +52,8 @@ def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, Fea
         context.progress.note(f"ignored: {error}")
     groups: dict[str, list[FeatureStore]] = {}  # those that differ in nothing but the split
     for store in stores:
-        if _is_asked_for(store, step) and (step.layer is None or _holds(store, step.layer)):
+        layers = {None, *store.layers} | ({LOGITS} if store.logits is not None else set())
+        if _is_asked_for(store, step) and step.layer in layers:
             shared = {**store.manifest, "dataset": store.manifest["dataset"]["name"]}
             groups.setdefault(fingerprint.of_mapping(shared), []).append(store)
     if len(groups) > 1:
@@ -99,10 +100,6 @@ def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
         and (step.model is None or canonical_model(step.model) == model)
         and dataset["split"] != _UNLABELLED
     )
-
-
-def _holds(store: FeatureStore, layer: str) -> bool:
-    return layer in store.layers or (layer == LOGITS and store.logits is not None)
 
 
 def open_train_and_test(paths: Sequence[Path]) -> tuple[FeatureStore, FeatureStore | None]:

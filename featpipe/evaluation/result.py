@@ -151,26 +151,19 @@ class Result:
                 got=f"schema {schema}",
             )
         required = {
-            name
-            for name, item in _FIELDS.items()
-            if item.default is MISSING and item.default_factory is MISSING
+            n for n, item in _FIELDS.items() if MISSING is item.default is item.default_factory
         }
-        if odd := (required - set(content)) | (set(content) - set(_FIELDS)):
-            raise ResultError(
-                "The result is damaged: its keys are not those of a result.",
-                where=path,
-                got=", ".join(sorted(odd)),
-            )
-        wrong = [
+        wrong = {
             name
             for name, value in content.items()
-            if not isinstance(value, _KINDS[str(_FIELDS[name].type).partition("[")[0]])
-        ]
+            if name not in _FIELDS
+            or not isinstance(value, _KINDS[str(_FIELDS[name].type).partition("[")[0]])
+        } | (required - set(content))
         if wrong or not isinstance(content["dataset"].get("name"), str):
             raise ResultError(
-                "The result is damaged: a value has another type.",
+                "The result is damaged: its keys, or their types, are not those of a result.",
                 where=path,
-                got=", ".join(wrong or ["dataset"]),
+                got=", ".join(sorted(wrong or {"dataset"})),
             )
         return cls(**content, path=path)
 

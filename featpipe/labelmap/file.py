@@ -17,7 +17,8 @@ from featpipe.registry import did_you_mean
 
 OTHER = "other"
 
-REQUIRED_COLUMNS = ("source_id", "target")
+_COLUMNS = ("source_id", "source_name", "target", "why")
+_REQUIRED = ("source_id", "target")
 _LISTED = 5  # of many missing classes a message names this many
 
 
@@ -80,22 +81,30 @@ class MapFile:
                 values = [value for value in (first.strip(), *cells[1:]) if value]
                 notes.setdefault(key, []).extend(values)
                 note_lines.setdefault(key, line)
-            elif header:
-                rows.append(_row(line, cells, header, path))
-            else:
+            elif not header:
                 header, header_line = cells, line
-                if missing := [name for name in REQUIRED_COLUMNS if name not in cells]:
+                if missing := [name for name in _REQUIRED if name not in cells]:
                     raise LabelMapError(
                         f"The label map lacks the column {quoted(missing)}.",
                         where=f"{path}, line {line}",
-                        expected="source_id,source_name,target,why",
+                        expected=",".join(_COLUMNS),
                         got=",".join(cells),
                     )
+            elif len(cells) != len(header):
+                raise LabelMapError(
+                    "The label map has a line of another length than its header.",
+                    where=f"{path}, line {line}",
+                    expected=f"{len(header)} cells; a cell that holds a comma needs double quotes",
+                    got=f"{len(cells)} cells",
+                )
+            else:
+                row = dict.fromkeys(_COLUMNS, "") | dict(zip(header, cells, strict=True))
+                rows.append(Row(line, *(row[name] for name in _COLUMNS)))
         if not rows:
             raise LabelMapError(
                 "The label map is empty.",
                 where=path,
-                expected=f"a header with {' and '.join(REQUIRED_COLUMNS)}, and a row for every "
+                expected=f"a header with {' and '.join(_REQUIRED)}, and a row for every "
                 "source class",
             )
         named = dict.fromkeys(row.target for row in rows if row.target not in (OTHER, ""))
@@ -234,20 +243,6 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
             where=f"{path}, line {line}",
             got=error,
         ) from None
-
-
-def _row(line: int, cells: list[str], header: list[str], path: Path) -> Row:
-    if len(cells) != len(header):
-        raise LabelMapError(
-            "The label map has a line of another length than its header.",
-            where=f"{path}, line {line}",
-            expected=f"{len(header)} cells; a cell that holds a comma needs double quotes",
-            got=f"{len(cells)} cells",
-        )
-    row = dict(zip(header, cells, strict=True))
-    return Row(
-        line, row["source_id"], row.get("source_name", ""), row["target"], row.get("why", "")
-    )
 
 
 def quoted(names: Iterable[str]) -> str:

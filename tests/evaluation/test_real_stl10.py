@@ -50,6 +50,12 @@ def test_two_good_probes_are_not_told_apart_by_100_images(results):
     assert len(comparison.published) >= 3
 
 
+def test_the_last_layer_is_a_feature_as_well(stl10_resnet18_store):
+    result = evaluate(Svm(layer="logits", protocol=HALF), stl10_resnet18_store)
+    assert result.cost["parameters_trained"] == 10 * 1001
+    assert result.summary["accuracy"]["value"] > 0.75
+
+
 def test_more_labels_bring_more(stl10_resnet18_store):
     step = Centroid(protocol=HALF, train_per_class=(1, 5), repeats=3)
     one, five = evaluate(step, stl10_resnet18_store).extra["low_shot"]
