@@ -117,7 +117,7 @@ def test_what_changes_no_number_does_not(tmp_path):
     name = result_name(Svm(), train, test)
     for other in (Svm(title="Mine"), Svm(force=True), Svm(save_model=False)):
         assert result_name(other, train, test) == name
-    assert result_name(Svm(protocol="split"), train, test) == name  # what auto stands for
+    assert result_name(Svm(protocol="split"), train, test) == name  # what auto means here
     crossed = Svm(protocol="kfold:3")  # which does not look at the test rows
     assert result_name(crossed, train, test) == result_name(crossed, train, None)
 
