@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from featpipe.evaluate import evaluate
-from featpipe.evaluate.protocol import make_splits
+from featpipe.evaluation.run import evaluate
+from featpipe.evaluation.protocol import make_splits
 from featpipe.finetune.command import dataset_of
 from featpipe.finetune.material import Material
 from featpipe.finetune.settings import make_estimator, make_factory
 from featpipe.provenance import environment, now
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.statistics.paired_tests import paired_test
 from featpipe.steps import Context, ExtractStep, FinetuneStep, SvmStep
 from featpipe.store import FeatureStore

@@ -22,7 +22,7 @@ import torch
 
 import featpipe.finetune.command  # noqa: F401 - loading code is part of neither way
 from featpipe.provenance import environment, now
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import Context, FinetuneStep
 from featpipe.workspace import Workspace
 

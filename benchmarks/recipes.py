@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from featpipe.provenance import environment, now
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 
 RECORD = Path(__file__).parent / "results" / "recipes-small.json"
 

@@ -22,10 +22,10 @@ import psutil
 
 from featpipe import fingerprint
 from featpipe.datasets import DatasetOptions, open_source
-from featpipe.evaluate.assemble import Tested
-from featpipe.evaluate.methods import Evaluated
-from featpipe.evaluate.protocol import RowSet, Split
-from featpipe.evaluate.result import build_result, save_result
+from featpipe.evaluation.assemble import SplitPredictions
+from featpipe.evaluation.assemble import MethodOutput
+from featpipe.evaluation.protocol import RowSet, Split
+from featpipe.evaluation.assemble import build_result, save_result
 from featpipe.provenance import environment
 from featpipe.steps.old import Context, LogisticStep, SvmStep
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
@@ -88,8 +88,8 @@ def make_results(root: Path, store: FeatureStore, methods: int) -> None:
             if probabilities
             else SvmStep(title=f"Method {number}")
         )
-        tested = Tested(split, scores.argmax(axis=1), scores.astype(np.float32), probabilities)
-        evaluated = Evaluated(
+        tested = SplitPredictions(split, scores.argmax(axis=1), scores.astype(np.float32), probabilities)
+        evaluated = MethodOutput(
             "", [tested], {"train_seconds": 1.0 + number, "parameters_trained": 1}, [], {}
         )
         result, table = build_result(step, f"{number:064d}", "split", evaluated, Context())
@@ -99,7 +99,7 @@ def make_results(root: Path, store: FeatureStore, methods: int) -> None:
 def measure(root: Path) -> dict[str, float]:
     """Build the report of all results and return what it took; runs in a process of its own."""
     from featpipe.report import ReportOptions, build_report  # noqa: PLC0415 - not timed
-    from featpipe.results import scan_results  # noqa: PLC0415
+    from featpipe.evaluation.result import scan_results  # noqa: PLC0415
 
     before = psutil.Process().memory_info().rss
     start, busy = time.perf_counter(), time.process_time()

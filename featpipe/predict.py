@@ -15,8 +15,8 @@ from featpipe.backbones.base import Backbone
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.images import read_image
 from featpipe.errors import ImageError, ResultError, WeightsError
-from featpipe.evaluate.fitting import predict_with_scores
-from featpipe.evaluate.models import TrainedModel, load_model
+from featpipe.evaluation.fitting import predict_with_scores
+from featpipe.evaluation.models import TrainedModel, load_model
 from featpipe.progress import SILENT, Progress
 from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path

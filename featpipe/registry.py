@@ -194,6 +194,10 @@ class OldRegistry:
         self._entries[name] = entry
         self._aliases.update(dict.fromkeys(entry.aliases, name))
 
+    def canonical(self, name: str) -> str:
+        """Return the name that an alias means."""
+        return self.entry(name).name
+
     def entry(self, name: str) -> Entry:
         """Return the entry of a name or alias.
 

@@ -133,7 +133,7 @@ def test_all_says_what_there_is(name: str) -> None:
         ("featpipe.backbones", "torch torchvision sklearn pandas scipy h5py numpy PIL"),
         ("featpipe.store", "torch torchvision sklearn pandas scipy PIL"),
         ("featpipe.extract", "torch torchvision sklearn pandas scipy PIL"),
-        ("featpipe.results", "torch torchvision sklearn pandas scipy h5py PIL"),
+        ("featpipe.evaluation.result", "torch torchvision sklearn pandas scipy h5py PIL"),
     ],
 )
 def test_importing_brings_only_what_is_needed(module: str, heavy: str) -> None:

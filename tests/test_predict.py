@@ -12,7 +12,7 @@ from featpipe.cli import main
 from featpipe.datasets import DatasetOptions, open_source
 from featpipe.errors import ResultError
 from featpipe.predict import open_predictor, predict
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import Context, ExtractStep, FinetuneStep, SvmStep
 from featpipe.workspace import Workspace
 

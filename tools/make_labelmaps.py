@@ -2,7 +2,7 @@
 
 Run it in the repository root, with WordNet's database (Debian: ``apt-get install wordnet-base``)::
 
-    python tools/make_labelmaps.py                  # writes featpipe/labelmaps/*.csv
+    python tools/make_labelmaps.py                  # writes featpipe/labelmap/*.csv
     python tools/make_labelmaps.py --check          # only says which files would change
     python tools/make_labelmaps.py --class-index imagenet_class_index.json
 
@@ -35,7 +35,7 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase, digits
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LABELMAPS = REPOSITORY / "featpipe" / "labelmaps"
+LABELMAPS = REPOSITORY / "featpipe" / "labelmap"
 DECISIONS = Path(__file__).with_name("labelmap_decisions.csv")
 OTHER = "other"
 COLUMNS = ("source_id", "source_name", "target", "why")

@@ -1,1 +1,1 @@
-"""Judge methods by an honest protocol; see ``docs/evaluation.md``."""
+"""Evaluate methods by an honest protocol; see ``docs/evaluation.md``."""

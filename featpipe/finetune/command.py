@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from featpipe import fingerprint
-from featpipe.datasets import slug
-from featpipe.evaluate.assemble import Tested
-from featpipe.evaluate.methods import Evaluated
-from featpipe.evaluate.protocol import RowSet, Split, make_splits
-from featpipe.evaluate.result import build_result, complete_result, outcome_of, save_result
-from featpipe.evaluate.workload import check_rows
+from featpipe.evaluation.assemble import SplitPredictions
+from featpipe.evaluation.assemble import MethodOutput
+from featpipe.evaluation.protocol import RowSet, Split, make_splits
+from featpipe.evaluation.assemble import build_result, complete_result, outcome_of, save_result
+from featpipe.evaluation.fitting import check_rows
 from featpipe.finetune.augment import Augmentation, Canvas
 from featpipe.finetune.classifier import HeadClassifier
 from featpipe.finetune.losses import HeadLoss
@@ -33,8 +32,9 @@ from featpipe.finetune.settings import (
     unfreeze_of,
 )
 from featpipe.finetune.trunk import Trunk
+from featpipe.naming import slug
 from featpipe.provenance import package_version
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import Context, FinetuneStep, Outcome
 
 FINETUNE_VERSION = 2  # raised when the same settings would give other numbers
@@ -66,7 +66,7 @@ def run_finetune(step: FinetuneStep, context: Context) -> Outcome:
 class _Trained:
     """One trained and tested head."""
 
-    tested: Tested
+    tested: SplitPredictions
     estimator: HeadClassifier
     seconds: dict[str, float]
 
@@ -186,10 +186,10 @@ class _Job:
             "history": lines,
             "gradient_flow": flow,
         }
-        tested = Tested(split, scores.argmax(axis=1), scores, probabilities=True, facts=facts)
+        tested = SplitPredictions(split, scores.argmax(axis=1), scores, probabilities=True, facts=facts)
         return _Trained(tested, estimator, seconds)
 
-    def _evaluated(self, trainings: list[_Trained], factory: NetworkFactory) -> Evaluated:
+    def _evaluated(self, trainings: list[_Trained], factory: NetworkFactory) -> MethodOutput:
         counts = count_parameters(factory())
         if self.material.views is not None:  # the stages in front of the store are frozen too
             counts["frozen"] += sum(
@@ -208,7 +208,7 @@ class _Job:
         extra = {"history": first["history"], "network": self.material.trunk.description}
         if self.step.gradient_flow:
             extra["gradient_flow"] = first["gradient_flow"]
-        return Evaluated(self._title(), [one.tested for one in trainings], cost, [], extra)
+        return MethodOutput(self._title(), [one.tested for one in trainings], cost, [], extra)
 
     def _title(self) -> str:
         unfrozen = unfreeze_of(self.step, self.material.trunk)

@@ -17,7 +17,7 @@ from featpipe.errors import ResultError
 from featpipe.finetune.gradcam import choose_layer, grad_cam, overlay
 from featpipe.finetune.saved import TrainedHead, load_head
 from featpipe.fingerprint import of_mapping
-from featpipe.results import PredictionTable, Result, find_results
+from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.steps.old import Context, ExplainStep, Outcome
 from featpipe.workspace import atomic_write
 

@@ -13,7 +13,7 @@ from featpipe.backbones import MODELS
 from featpipe.errors import FeatpipeError
 from featpipe.pipeline.task import Task, gives_result
 from featpipe.pipeline.worker import bind
-from featpipe.results import Result, scan_results
+from featpipe.evaluation.result import Result, scan_results
 from featpipe.steps.old import Context, EvaluationStep, ExtractStep, FinetuneStep
 from featpipe.store import FeatureStore, scan_stores
 
@@ -107,7 +107,7 @@ def _existing(step: Any, context: Context) -> tuple[str, str | None]:
     """Return the key of the result of a step, and its file where it exists."""
     assert isinstance(step, EvaluationStep)
     from featpipe.evaluate.run import result_name, up_to_date  # noqa: PLC0415 - brings scikit-learn
-    from featpipe.evaluate.select import select_stores  # noqa: PLC0415
+    from featpipe.evaluation.protocol import select_stores  # noqa: PLC0415
 
     name = result_name(step, *select_stores(step, context))
     path = context.workspace.results / f"{name}.json"
@@ -122,7 +122,7 @@ def _existing_training(
 
     The key itself needs the network and therefore torch; a plan must not take that long.
     """
-    from featpipe.evaluate.result import complete_result  # noqa: PLC0415 - brings scikit-learn
+    from featpipe.evaluation.assemble import complete_result  # noqa: PLC0415 - brings scikit-learn
     from featpipe.extract.engine import dataset_identity  # noqa: PLC0415 - brings h5py
     from featpipe.finetune.images import open_images  # noqa: PLC0415
 

@@ -18,7 +18,7 @@ from featpipe.pipeline.process import Event
 from featpipe.pipeline.records import FAILED, Record
 from featpipe.pipeline.task import Task, file_part, gives_result
 from featpipe.recipe import Recipe
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import Context
 
 

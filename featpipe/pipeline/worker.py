@@ -49,7 +49,7 @@ def bind(step: Step, needed: Sequence[Sequence[str]]) -> Step:
     if not needed:
         return step
     if isinstance(step, EvaluationStep):
-        from featpipe.evaluate.select import train_and_test  # noqa: PLC0415 - brings h5py
+        from featpipe.evaluation.protocol import train_and_test  # noqa: PLC0415 - brings h5py
         from featpipe.store import FeatureStore  # noqa: PLC0415
 
         stores = [FeatureStore(path) for path in needed[0]]

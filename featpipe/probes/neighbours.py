@@ -1,116 +1,49 @@
-"""Probes without a solver: what the raw geometry of the features knows."""
+"""Nearest neighbours by cosine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
-
-from featpipe.probes.probe import Cost, Probe
+from featpipe.probes.base import Probe
+from featpipe.steps import STEPS, option
 
 
-def knn_probe(k: Sequence[int]) -> Probe:
-    """Return a k-nearest-neighbours classifier by cosine.
+@STEPS.register
+@dataclass(frozen=True, kw_only=True)
+class Knn(Probe):
+    """Classify by the nearest neighbours (cosine), k chosen on validation rows."""
 
-    On L2-normalised rows the Euclidean order is the cosine order: ‖a − b‖² = 2 − 2 cos(a, b).
+    name = "knn"
+    examples = ("featpipe knn", "featpipe knn --k 1,5,20")
+    display_name = "k nearest neighbours (cosine)"
+    parameter = "kneighborsclassifier__n_neighbors"
+    bytes_per_value = 12
 
-    Parameters
-    ----------
-    k : sequence of int
-        Numbers of neighbours to choose from; those above the number of rows are left out.
-    """
-    return Probe(
-        "knn",
-        "k nearest neighbours (cosine)",
-        make_pipeline(Normalizer(), KNeighborsClassifier(algorithm="brute")),
-        parameter="k",
-        path="kneighborsclassifier__n_neighbors",
-        values=tuple(sorted(k, reverse=True)),
-        default=min(k),
-        admissible=lambda value, n_rows: value <= n_rows,
-        cost=Cost(bytes_per_value=12),
+    k: tuple[int, ...] = option(
+        (1, 3, 5, 10, 20, 50), help="Numbers of neighbours to choose from.", minimum=1, tunable=True
     )
 
+    def estimator(self, n_rows: int, n_features: int) -> Any:
+        """Scale rows to length 1: their Euclidean order is the cosine order.
 
-def centroid_probe() -> Probe:
-    """Return a nearest-class-mean classifier of L2-normalised features."""
-    return Probe(
-        "centroid",
-        "Nearest class mean",
-        make_pipeline(Normalizer(), NearestMean()),
-        cost=Cost(bytes_per_value=12),
-    )
-
-
-class NearestMean(ClassifierMixin, BaseEstimator):
-    """Classify by the nearest class mean, scored by the same distance.
-
-    scikit-learn's NearestCentroid predicts by plain distances but scores by distances in units of
-    the deviation within classes: its scores are another classifier's than its predictions, and
-    with one training row per class they are 0 / 0.
-
-    Attributes
-    ----------
-    classes_ : ndarray of shape (n_classes,)
-    means_ : ndarray of shape (n_classes, n_features), float64
-
-    Examples
-    --------
-    >>> model = NearestMean().fit([[0.0], [1.0], [4.0]], ["low", "low", "high"])
-    >>> model.predict([[2.0], [3.0]]).tolist()
-    ['low', 'high']
-    """
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Learn the mean of each class.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-        y : array-like of shape (n,)
+        ‖a − b‖² = 2 − 2 cos(a, b).
         """
-        rows, labels = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(labels)
-        self.classes_, members = np.unique(labels, return_inverse=True)
-        self.means_ = np.stack(
-            [rows[members == c].mean(axis=0, dtype=np.float64) for c in range(len(self.classes_))]
+        import sklearn  # noqa: PLC0415
+
+        return sklearn.pipeline.make_pipeline(
+            sklearn.preprocessing.Normalizer(),
+            sklearn.neighbors.KNeighborsClassifier(algorithm="brute"),
         )
-        return self
 
-    def decision_function(self, X: ArrayLike) -> NDArray[Any]:
-        """Return x·m − ‖m‖²/2, which orders class means m as the nearness to x does.
+    def grid(self) -> tuple[Any, ...]:
+        """Return the numbers of neighbours, the largest first: it is the smoothest."""
+        return tuple(sorted(self.k, reverse=True))
 
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
+    def default(self) -> int:
+        """Return the smallest number of neighbours."""
+        return min(self.k)
 
-        Returns
-        -------
-        scores : ndarray of shape (n, n_classes), or (n,) for two classes
-        """
-        scores = self._scores(X)
-        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class of the nearest mean.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-        """
-        nearest = self._scores(X).argmax(axis=1)
-        return self.classes_[nearest]
-
-    def _scores(self, X: ArrayLike) -> NDArray[Any]:
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
-        means = self.means_.astype(rows.dtype)
-        return rows @ means.T - (means**2).sum(axis=1) / 2
+    def admits(self, value: int, n_rows: int) -> bool:
+        """Whether there are so many neighbours."""
+        return value <= n_rows

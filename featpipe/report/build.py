@@ -20,7 +20,7 @@ from featpipe.report.material import Group, Material, Method, gather
 from featpipe.report.options import ReportOptions
 from featpipe.report.render import render
 from featpipe.report.sweeps import sweep_charts
-from featpipe.results import Result, find_results
+from featpipe.evaluation.result import Result, find_results
 from featpipe.steps.old import Context, Outcome, ReportStep
 from featpipe.workspace import atomic_write
 

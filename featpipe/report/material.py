@@ -14,7 +14,7 @@ from featpipe.errors import ResultError
 from featpipe.evaluate.compare import Comparison, compare
 from featpipe.evaluate.predictions import Predictions
 from featpipe.report.titles import unique_titles
-from featpipe.results import PredictionTable, Result
+from featpipe.evaluation.result import PredictionTable, Result
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 
 _TELL_NOTHING = {"title", "train", "test", "force", "save_model", "dataset", "model", "data"}
 

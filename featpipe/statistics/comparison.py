@@ -14,7 +14,7 @@ import pandas as pd
 
 from featpipe import fingerprint
 from featpipe.errors import UsageError
-from featpipe.results import Result, find_results
+from featpipe.evaluation.result import Result, find_results
 from featpipe.statistics.intervals import wilson
 from featpipe.statistics.paired_tests import Correctness, compare_all
 from featpipe.statistics.published import PublishedRow, find_published, published_rows
@@ -227,7 +227,9 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
 
 def run_compare(step: Compare, context: Context) -> Outcome:
     """Print the comparison and write it where ``--out`` says."""
-    results = find_results(context.workspace.results, step.results, step.dataset)
+    results = find_results(
+        context.workspace.results, step.results, step.dataset, note=context.progress.note
+    )
     comparison = compare(results, published=step.reference or step.published)
     paths = () if step.out is None else (step.out,)
     for path in paths:

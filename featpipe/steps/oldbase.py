@@ -129,6 +129,11 @@ class Step:
     chosen: ClassVar[tuple[str, ...]] = ()  # options that list values to choose from
     filled: ClassVar[tuple[str, ...]] = ()  # required options that a recipe fills in itself
 
+    @property
+    def name(self) -> str:
+        """The same as new steps call it."""
+        return self.kind
+
     def __post_init__(self) -> None:
         for name, spec in options_of(type(self)).items():
             object.__setattr__(self, name, spec.parse(getattr(self, name)))

@@ -110,6 +110,8 @@ class FeatureStore:
         features : ndarray of shape (n, *row shape), float32 or float16
         """
         layer = layer or self.layers[0]
+        if layer == LOGITS and LOGITS in self._seal.arrays:
+            return self._array(LOGITS)
         if layer not in self.layers:
             raise UnknownNameError(
                 f"The store holds no layer {layer!r}.",

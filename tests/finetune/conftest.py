@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from featpipe.backbones.glyphnet import build
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import Context, FinetuneStep
 from featpipe.workspace import Workspace
 

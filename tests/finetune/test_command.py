@@ -21,7 +21,7 @@ from featpipe.errors import (
     WeightsError,
 )
 from featpipe.finetune.saved import load_head
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import STEPS, FinetuneStep
 from featpipe.store import FeatureStore
 from tests.finetune import toy

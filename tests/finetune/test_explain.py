@@ -12,7 +12,7 @@ from PIL import Image
 from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, UsageError
 from featpipe.finetune.explain import grad_cam, overlay
 from featpipe.finetune.saved import load_head
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import ExplainStep
 
 

@@ -13,14 +13,18 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from featpipe.probes import NearestMean, centroid_probe, knn_probe, logistic_probe, svm_probe
-from featpipe.probes.probe import converged, n_parameters
+from featpipe.evaluation.fitting import converged, n_parameters
+from featpipe.probes.estimators import NearestMean
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.probes.neighbours import Knn
+from featpipe.probes.svm import Svm
 
 PROBES = {
-    "svm": svm_probe((1e-3, 1e-1)),
-    "logistic": logistic_probe((1e-3, 1e-1)),
-    "knn": knn_probe((3, 5)),
-    "centroid": centroid_probe(),
+    "svm": Svm(c=(1e-3, 1e-1)),
+    "logistic": Logistic(c=(1e-3, 1e-1)),
+    "knn": Knn(k=(3, 5)),
+    "centroid": Centroid(),
 }
 
 
@@ -38,19 +42,20 @@ def test_the_nearest_mean_passes_scikit_learns_checks(estimator, check):
 @pytest.mark.parametrize("name", PROBES)
 def test_probes_are_cloned_searched_and_cross_validated(name, data):
     probe = PROBES[name]
-    again = clone(probe.estimator)
-    assert repr(again) == repr(probe.estimator)
-    grid = {probe.path: list(probe.values)} if probe.parameter else {}
-    search = GridSearchCV(probe.estimator, grid, cv=3).fit(*data)
+    estimator = probe.estimator(*data[0].shape)
+    again = clone(estimator)
+    assert repr(again) == repr(estimator)
+    grid = {probe.parameter: list(probe.grid())} if probe.tuned else {}
+    search = GridSearchCV(estimator, grid, cv=3).fit(*data)
     assert search.score(*data) > 0.5
     assert len(cross_val_score(again, *data, cv=3)) == 3
-    assert not hasattr(probe.estimator[-1], "classes_")  # the definition itself stays unfitted
+    assert not hasattr(estimator[-1], "classes_")  # the definition itself stays unfitted
 
 
 @pytest.mark.parametrize("name", PROBES)
 def test_normalisation_is_inside_the_pipeline(name, data):
     X, y = data
-    fitted = clone(PROBES[name].estimator).fit(X[:60], y[:60])
+    fitted = PROBES[name].estimator(60, 12).fit(X[:60], y[:60])
     if name in ("svm", "logistic"):
         assert np.allclose(fitted[0].mean_, X[:60].mean(axis=0), atol=1e-6)
     else:
@@ -61,9 +66,9 @@ def test_normalisation_is_inside_the_pipeline(name, data):
 def test_the_svm_is_one_binary_svm_per_class(data, n_classes):
     X, y = data
     keep = y < n_classes
-    probe = svm_probe((0.01,))
+    probe = Svm(c=(0.01,))
     X, y = X[keep], y[keep]
-    fitted = probe.sized(*X.shape).set_params(**{probe.path: 0.01}).fit(X, y)
+    fitted = probe.estimator(*X.shape).set_params(**{probe.parameter: 0.01}).fit(X, y)
     standard = (X - X.mean(axis=0)) / X.std(axis=0)
     solvers = fitted[-1].estimators_
     assert len(solvers) == (n_classes if n_classes > 2 else 1)
@@ -77,17 +82,17 @@ def test_the_svm_is_one_binary_svm_per_class(data, n_classes):
 @pytest.mark.parametrize(("rows", "dual"), [(50, True), (400, False)])
 def test_both_solvers_of_the_svm_find_the_same(rows, dual):
     X, y = make_classification(rows, 20, n_informative=10, n_classes=3, random_state=1)
-    probe = svm_probe((0.01,))
-    chosen = probe.sized(*X.shape).fit(X, y)
+    probe = Svm(c=(0.01,))
+    chosen = probe.estimator(*X.shape).fit(X, y)
     assert chosen[-1].estimator.dual is dual
-    path = probe.path.replace("C", "dual")
-    other = probe.sized(*X.shape).set_params(**{path: not dual}).fit(X, y)
+    path = probe.parameter.replace("C", "dual")
+    other = probe.estimator(*X.shape).set_params(**{path: not dual}).fit(X, y)
     assert (chosen.predict(X) == other.predict(X)).mean() > 0.97
 
 
 def test_the_logistic_probe_is_multinomial(data):
     X, y = data
-    fitted = clone(PROBES["logistic"].estimator).fit(X, y)
+    fitted = PROBES["logistic"].estimator(*X.shape).fit(X, y)
     assert fitted[-1].coef_.shape == (3, 12)
     assert np.allclose(fitted.predict_proba(X).sum(axis=1), 1)
 
@@ -95,13 +100,16 @@ def test_the_logistic_probe_is_multinomial(data):
 def test_neighbours_are_nearest_by_cosine(data):
     X, y = data
     nearest = cosine_similarity(X[60:], X[:60]).argmax(axis=1)
-    probe = knn_probe((1,))
-    fitted = clone(probe.estimator).set_params(**{probe.path: 1}).fit(X[:60], y[:60])
+    probe = Knn(k=(1,))
+    fitted = probe.estimator(60, 12).set_params(**{probe.parameter: 1}).fit(X[:60], y[:60])
     assert (fitted.predict(X[60:]) == y[:60][nearest]).all()
 
 
-def test_neighbours_above_the_number_of_rows_are_left_out():
-    assert knn_probe((1, 5, 50)).grid(20) == [5, 1]  # more neighbours are smoother: they go first
+def test_neighbours_above_the_number_of_rows_are_not_admitted():
+    probe = Knn(k=(1, 5, 50))
+    assert probe.grid() == (50, 5, 1)  # more neighbours are smoother: they go first
+    assert [probe.admits(k, 20) for k in probe.grid()] == [False, True, True]
+    assert probe.default() == 1
 
 
 def test_the_nearest_mean_scores_as_it_predicts(data):
@@ -134,21 +142,20 @@ def test_an_unfitted_nearest_mean_says_so():
         NearestMean().predict([[1.0]])
 
 
-@pytest.mark.parametrize("name", ["svm", "logistic"])
-def test_a_solver_that_was_stopped_is_found_out(name, data):
-    make = {"svm": svm_probe, "logistic": logistic_probe}[name]
-    probe = make((1.0,), max_iter=1)
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_a_solver_that_was_stopped_is_found_out(kind, data):
+    shape = data[0].shape
     with pytest.warns(UserWarning, match="converge"):
-        stopped = clone(probe.estimator).set_params(**{probe.path: 1.0}).fit(*data)
+        stopped = kind(max_iter=1).estimator(*shape).fit(*data)
     assert not converged(stopped)
-    assert converged(clone(PROBES[name].estimator).fit(*data))
+    assert converged(kind().estimator(*shape).set_params(**{kind.parameter: 1e-3}).fit(*data))
 
 
 def test_what_has_no_solver_has_converged(data):
-    assert converged(clone(PROBES["knn"].estimator).fit(*data))
+    assert converged(Knn().estimator(*data[0].shape).fit(*data))
     assert converged(LogisticRegression())  # not fitted: nothing was stopped
 
 
 @pytest.mark.parametrize(("name", "numbers"), [("svm", 39), ("logistic", 39), ("centroid", 36)])
 def test_learned_numbers_are_counted(name, numbers, data):
-    assert n_parameters(clone(PROBES[name].estimator).fit(*data)) == numbers
+    assert n_parameters(PROBES[name].estimator(*data[0].shape).fit(*data)) == numbers

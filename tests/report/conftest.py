@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featpipe.report import ReportOptions, build_report, write_index
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from tests.report.making import HOSTILE, Plan, World, add_training, make_world, some_results
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from featpipe import fingerprint
-from featpipe.datasets import DatasetOptions, ImageSource, open_source, short_name
-from featpipe.evaluate.run import evaluate
-from featpipe.results import Result
+from featpipe.datasets import DatasetOptions, open_source
+from featpipe.datasets.base import ImageSource
+from featpipe.evaluation.run import evaluate
+from featpipe.naming import short_name
+from featpipe.evaluation.result import Result
 from featpipe.steps.old import (
     CentroidStep,
     Context,

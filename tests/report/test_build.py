@@ -19,7 +19,7 @@ from PIL import Image
 
 from featpipe.errors import ResultError, UsageError
 from featpipe.report import ReportOptions, build_report, run_report, write_index
-from featpipe.results import PredictionTable, Result
+from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.steps.old import CentroidStep, Context, LogisticStep, ReportStep, SvmStep
 from tests.report.conftest import Made
 from tests.report.making import HOSTILE, Plan, make_world
@@ -290,7 +290,7 @@ def test_a_report_loads_no_torch(made: Made, tmp_path: Path) -> None:
     result, out = str(made.results[0].path), str(tmp_path / "r")
     code = (
         "import sys; from pathlib import Path\n"
-        "from featpipe.report import build_report; from featpipe.results import Result\n"
+        "from featpipe.report import build_report; from featpipe.evaluation.result import Result\n"
         f"build_report([Result.load({result!r})], Path({out!r}))\n"
         "sys.exit('torch' in sys.modules)"
     )

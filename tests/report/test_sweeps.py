@@ -12,7 +12,7 @@ import pytest
 
 from featpipe.report.material import gather
 from featpipe.report.sweeps import sweep_charts
-from featpipe.results import Result
+from featpipe.evaluation.result import Result
 from tests.report.conftest import Made
 
 Trainings = Callable[..., list[Result]]

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from featpipe.errors import ResultError, UsageError
-from featpipe.results import PredictionTable, Result
+from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.statistics.comparison import (
     ALONE,
     BEST,

@@ -1,0 +1,302 @@
+"""From the predictions of all splits to a Result, its files, and the line in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+
+from featpipe.evaluation.metrics import classification_metrics, metrics_from_confusion
+from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.protocol import Split
+from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.provenance import environment, now
+from featpipe.statistics.intervals import accuracy_interval, mean_sd
+from featpipe.steps import Context, Outcome, Step
+
+
+@dataclass(frozen=True, eq=False)
+class SplitPredictions:
+    """What one model predicted for the test rows of its split.
+
+    Parameters
+    ----------
+    split : Split
+    predicted : ndarray of shape (n_test,), int64
+    scores : ndarray of shape (n_test, columns) or None
+    probabilities : bool
+        Whether the scores are probabilities.
+    other : bool
+        Whether "other" may be predicted; its column is the last.
+    without_source : tuple of str or None
+        Target classes that a mapped classifier cannot predict.
+    facts : dict
+        What else is to be recorded of this split.
+    """
+
+    split: Split
+    predicted: NDArray[np.int64]
+    scores: NDArray[np.float32] | None = None
+    probabilities: bool = False
+    other: bool = False
+    without_source: tuple[str, ...] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def predictions(self) -> Predictions:
+        """The same as the metrics want it."""
+        return Predictions(
+            ids=np.array(self.split.test.ids),
+            y_true=self.split.test.labels,
+            y_pred=self.predicted,
+            classes=self.split.test.store.classes,
+            scores=None if self.probabilities else self.scores,
+            probabilities=self.scores if self.probabilities else None,
+            other=self.other,
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Return the entry of this split in the result."""
+        split = self.split
+        return {
+            "name": split.name,
+            "n_train": len(split.train),
+            "n_test": len(split.test),
+            "train_per_class": split.train_per_class,
+            "repeat": split.repeat,
+            **self.facts,
+            "metrics": classification_metrics(self.predictions, self.without_source),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class MethodOutput:
+    """What a method gave on all splits, before it becomes a Result.
+
+    Parameters
+    ----------
+    title : str
+        Its name in tables, unless the step has a title.
+    splits : list of SplitPredictions
+    cost : dict
+        ``train_seconds``, ``predict_seconds``, ``parameters_trained`` and what else it took.
+    notes : list of str
+    extra : dict
+    estimator : BaseEstimator or None
+        The classifier of the first split, where it can be saved.
+    """
+
+    title: str
+    splits: list[SplitPredictions]
+    cost: dict[str, Any]
+    notes: list[str]
+    extra: dict[str, Any]
+    estimator: BaseEstimator | None = None
+
+
+def prediction_table(splits: Sequence[SplitPredictions]) -> PredictionTable:
+    """Join the predictions of all splits; a test row of several splits is stored once."""
+    ids: dict[str, int] = {}
+    true: list[int] = []
+    rows, parts = [], []
+    for number, one in enumerate(splits):
+        for name, label in zip(one.split.test.ids, one.split.test.labels, strict=True):
+            if name not in ids:
+                ids[name] = len(ids)
+                true.append(int(label))
+        rows.append(np.array([ids[name] for name in one.split.test.ids], dtype=np.int64))
+        parts.append(np.full(len(one.predicted), number))
+    scores = [one.scores for one in splits if one.scores is not None]
+    return PredictionTable(
+        ids=np.array(list(ids), dtype=np.str_),
+        true=np.array(true, dtype=np.int64),
+        row=np.concatenate(rows),
+        split=np.concatenate(parts).astype(np.int64),
+        predicted=np.concatenate([one.predicted for one in splits]).astype(np.int64),
+        scores=np.concatenate(scores).astype(np.float32) if len(scores) == len(splits) else None,
+    )
+
+
+def summarise(
+    records: Sequence[dict[str, Any]], table: PredictionTable, classes: Sequence[str], other: bool
+) -> dict[str, Any]:
+    """Return metrics over all splits, with intervals and the spread over models.
+
+    Counts are pooled over the splits. Metrics that need scores are averaged over them, because
+    scores of different models have no common scale.
+    """
+    metrics = [record["metrics"] for record in records]
+    summary: dict[str, Any] = {
+        "accuracy": accuracy_interval(table.correct, table.row).as_dict(),
+        "metrics": metrics[0],
+        "spread": {},
+    }
+    if len(metrics) == 1:
+        return summary
+    counts = np.sum([m["confusion"] for m in metrics], axis=0)
+    pooled = metrics_from_confusion(counts, classes, other)
+    undefined = metrics[0]["undefined"]
+    scalars = [k for k, v in metrics[0].items() if isinstance(v, float) or k in undefined]
+    for name in scalars:
+        values = [m[name] for m in metrics]
+        lacking = sum(value is None for value in values)
+        if not lacking:
+            summary["spread"][name] = mean_sd(values).as_dict()
+            pooled.setdefault(name, float(np.mean(values)))
+        elif name not in pooled:
+            pooled[name] = None
+            why = next(m["undefined"][name] for m in metrics if m[name] is None)
+            pooled["undefined"][name] = f"{why} (in {lacking} of {len(metrics)} splits)"
+    summary["metrics"] = pooled
+    return summary
+
+
+def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return accuracy against the number of labelled images per class.
+
+    The interval is over draws (and folds): mean ± one standard deviation, and the extremes.
+    """
+    sizes = sorted({r["train_per_class"] for r in records if r["train_per_class"] is not None})
+    curve = []
+    for size in sizes:
+        values = [r["metrics"]["accuracy"] for r in records if r["train_per_class"] == size]
+        curve.append({"train_per_class": size, "accuracies": values, **mean_sd(values).as_dict()})
+    return curve
+
+
+def build_result(
+    step: Step, key: str, protocol: str, output: MethodOutput, context: Context
+) -> tuple[Result, PredictionTable]:
+    """Make the Result of a method, with the predictions that are stored beside it.
+
+    Parameters
+    ----------
+    step : Step
+        The method with its settings; a ``title``, ``layer`` or ``protocol`` among them is used.
+    key : str
+        Fingerprint of what the numbers follow from.
+    protocol : str
+        How rows were split: never ``"auto"``.
+    output : MethodOutput
+    context : Context
+    """
+    settings, first = step.settings(), output.splits[0]
+    stores = list({s.path: s for s in (first.split.train.store, first.split.test.store)}.values())
+    test, manifest = first.split.test.store, stores[0].manifest
+    table = prediction_table(output.splits)
+    records = [one.record() for one in output.splits]
+    headline, extra, notes = records, dict(output.extra), list(output.notes)
+    if curve := low_shot_curve(records):  # the headline of a low-shot result is its largest N
+        largest = curve[-1]["train_per_class"]
+        headline = [r for r in records if r["train_per_class"] == largest]
+        table = table.only_splits([i for i, r in enumerate(records) if r in headline])
+        extra["low_shot"] = curve
+    if context.recipe is not None:
+        extra["recipe"] = dict(context.recipe)
+    if settings.get("protocol") == "auto":
+        there = "there is a store" if protocol == "split" else "there is no store"
+        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
+    result = Result(
+        method=step.name,
+        title=settings.get("title") or output.title,
+        key=key,
+        dataset={
+            "name": manifest["dataset"]["name"],
+            "classes": list(test.classes),
+            "other": first.other,
+            "test": test.manifest["dataset"],
+        },
+        settings=settings,
+        protocol={"name": protocol, "splits": len(records), "n_test": len(table.ids)},
+        splits=records,
+        summary=summarise(headline, table, test.classes, first.other),
+        cost={
+            **output.cost,
+            "extract_seconds": sum(store.run["seconds"] for store in stores),
+            "store_bytes": sum(store.n_bytes for store in stores),
+        },
+        stores=[
+            {
+                "path": str(store.path),
+                "fingerprint": store.fingerprint,
+                "layer": settings.get("layer") or store.layers[0],
+                "manifest": store.manifest,
+                "run": store.run,
+            }
+            for store in stores
+        ],
+        environment=environment(),
+        created=now(),
+        command=context.command,
+        notes=notes,
+        extra=extra,
+    )
+    return result, table
+
+
+def save_result(result: Result, path: Path, table: PredictionTable) -> None:
+    """Write the predictions first and the JSON last: a result that exists has all its files."""
+    predictions = path.with_name(f"{path.stem}.predictions.npz")
+    table.save(predictions)
+    result.files["predictions"] = predictions.name
+    result.save(path)
+
+
+def complete_result(path: Path, *models: Path) -> Result | None:
+    """Return the result at a path if it, its predictions and its models are all there.
+
+    Raises
+    ------
+    ResultError
+        If the result is damaged.
+    """
+    if not all(file.exists() for file in (path, *models)):
+        return None
+    result = Result.load(path)
+    return result if path.with_name(result.files["predictions"]).exists() else None
+
+
+def outcome_of(result: Result, status: str) -> Outcome:
+    """Say in the terminal, and as data, what was measured."""
+    accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
+    spread = result.summary["spread"].get("accuracy")
+    text = f"{result.title}: accuracy {accuracy['value']:.4f}"
+    text += f" [{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
+    if spread is not None and spread["sd"] is not None:
+        text += f", {spread['mean']:.4f} ± {spread['sd']:.4f} over {spread['n']} models"
+    text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
+    lines = [f"{status}: {text}", *(f"  note: {note}" for note in result.notes)]
+    lines.append(f"  → {result.path}")
+    facts = {
+        "title": result.title,
+        "key": result.key,
+        "protocol": result.protocol["name"],
+        "metrics": {
+            **_numbers(metrics),
+            "accuracy": accuracy["value"],
+            "accuracy_low": accuracy["low"],
+            "accuracy_high": accuracy["high"],
+        },
+        "cost": _numbers(result.cost),
+        "settings": result.settings,
+        "spread": spread,
+        "chosen": [split.get("chosen", {}) for split in result.splits],
+    }
+    if "history" in result.extra:
+        facts["history"] = result.extra["history"]
+    return Outcome(status, "\n".join(lines), (result.path,) if result.path else (), facts)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is a single finite number."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }

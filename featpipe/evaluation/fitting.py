@@ -1,0 +1,326 @@
+"""Fit one probe on splits: choose on training rows, refit on all of them, test once."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import joblib
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_limits
+
+from featpipe.errors import FitError, UsageError
+from featpipe.evaluation.assemble import SplitPredictions
+from featpipe.evaluation.protocol import RowSet, Split, validation_rows
+from featpipe.probes.base import Probe
+
+# A fit of a linear classifier took 0.2 to 0.3 µs per number in its rows (800 × 512 features, mean
+# over the grid, one 2.5 GHz core); starting workers that import scikit-learn takes seconds.
+_SECONDS_PER_VALUE = 2.5e-7
+_WORTH_WORKERS_SECONDS = 10.0
+
+
+def fit_splits(
+    splits: Sequence[Split], probe: Probe, jobs: int = 1
+) -> Iterator[tuple[BaseEstimator, SplitPredictions]]:
+    """Fit a probe on every split, in parallel over splits or, for a single one, over its grid.
+
+    Results do not depend on ``jobs``: every worker computes with one thread, because the order
+    in which threads add floats would otherwise show in the last digits.
+
+    Yields
+    ------
+    estimator : BaseEstimator
+        Fitted on all training rows of a split; splits come in their order, as soon as each is done.
+    predictions : SplitPredictions
+        ``facts`` holds ``chosen`` (hyper-parameters, and how they were chosen), ``search`` (value,
+        validation accuracy and convergence of each grid point), ``converged`` and ``seconds``.
+
+    Raises
+    ------
+    FitError
+        If the rows cannot train or test the probe, or memory does not suffice.
+    UsageError
+        If ``jobs`` is 0.
+    """
+    for split in splits:
+        _check_split(split, probe)
+    workers = workers_for(splits, probe, jobs)
+    check_memory(splits, probe, workers)
+    if len(splits) == 1 or workers == 1:
+        fits = (_fit_split(split, probe, workers) for split in splits)
+    else:
+        with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+            parallel = joblib.Parallel(return_as="generator")
+        fits = parallel(joblib.delayed(_fit_split)(split, probe, 1) for split in splits)
+    for split, (estimator, answers, facts) in zip(splits, fits, strict=True):
+        predicted, scores, probabilities = answers
+        yield estimator, SplitPredictions(split, predicted, scores, probabilities, facts=facts)
+
+
+def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, Any, dict[str, Any]]:
+    """Choose the hyper-parameter on training rows, refit on all of them, predict the test rows."""
+    X, y = split.train.features(probe.layer), split.train.labels
+    with (
+        threadpool_limits(1),
+        joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1),
+    ):
+        times = [time.perf_counter()]
+        value, how, search = _choose(X, y, probe)
+        times.append(time.perf_counter())
+        estimator = probe.estimator(*X.shape)
+        if probe.tuned:
+            estimator.set_params(**{probe.parameter: value})
+        done = _fit(estimator, X, y)
+        times.append(time.perf_counter())
+        answers = predict_with_scores(
+            estimator, split.test.features(probe.layer), len(split.train.store.classes)
+        )
+        times.append(time.perf_counter())
+    facts = {
+        "chosen": {probe.tuned: value, **how} if probe.tuned else {},
+        "search": search,
+        "converged": done,
+        "seconds": dict(zip(("search", "fit", "predict"), np.diff(times).tolist(), strict=True)),
+    }
+    return estimator, answers, facts
+
+
+def _fit(estimator: BaseEstimator, X: NDArray[np.float32], y: NDArray[np.int64]) -> bool:
+    """Fit, and return whether every solver converged.
+
+    L-BFGS may give up before its limit of iterations; then only a warning says so.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        estimator.fit(X, y)
+    gave_up = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
+    for warning in caught:
+        if warning not in gave_up:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return converged(estimator) and not gave_up
+
+
+def _choose(
+    X: NDArray[np.float32], y: NDArray[np.int64], probe: Probe
+) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
+    """Return the best grid value, how it was chosen, and the score of every grid point."""
+    if len(probe.grid()) < 2:
+        return probe.default(), {"by": "given"}, []
+    cv = validation_rows(probe.validation, y, probe.seed)
+    if cv is None:
+        return probe.default(), {"by": "default: too few rows per class to choose"}, []
+    fewest = min(len(train) for train, _ in cv.split(y, y))
+    values = [value for value in probe.grid() if probe.admits(value, fewest)]
+    if not values:
+        return probe.default(), {"by": "default: too few rows for the other values"}, []
+    with warnings.catch_warnings():  # what did not converge is recorded with its grid point
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        search = GridSearchCV(
+            probe.estimator(*X.shape),
+            {probe.parameter: values},
+            cv=cv,
+            scoring=_score,
+            refit=False,
+            error_score="raise",
+        ).fit(X, y)
+    accuracies = search.cv_results_["mean_test_accuracy"]
+    best = int(np.argmax(accuracies))  # the first of the best: most regularised
+    rows = [
+        {
+            probe.tuned: value,
+            "accuracy": float(accuracies[i]),
+            "converged": bool(search.cv_results_["mean_test_converged"][i] == 1),
+        }
+        for i, value in enumerate(values)
+    ]
+    folds = isinstance(cv, StratifiedKFold)
+    on = f"{cv.n_splits} folds" if folds else f"{cv.test_size} held-out rows"
+    how: dict[str, Any] = {"by": f"accuracy on {on} of the training rows"}
+    if probe.open_ended and at_edge(accuracies):
+        how["at_edge"] = True
+    return values[best], how, rows
+
+
+def at_edge(accuracies: NDArray[np.float64]) -> bool:
+    """Return whether accuracy was still rising where the grid ends; a plateau is no edge."""
+    best, last = int(np.argmax(accuracies)), len(accuracies) - 1
+    if best == 0:
+        return last > 0 and bool(accuracies[0] > accuracies[1])
+    return best == last
+
+
+def _score(estimator: BaseEstimator, X: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
+    """Score a grid point: validation accuracy, and whether its solver converged."""
+    return {"accuracy": estimator.score(X, y), "converged": float(converged(estimator))}
+
+
+def predict_with_scores(
+    estimator: BaseEstimator, X: NDArray[Any], n_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, bool]:
+    """Return predictions, a score for every class of the dataset, and whether it is a probability.
+
+    Classes that no training row had get the lowest score there is, or probability zero.
+    """
+    predicted = estimator.predict(X).astype(np.int64)
+    probabilities = hasattr(estimator, "predict_proba")
+    if probabilities:
+        known = estimator.predict_proba(X)
+    elif hasattr(estimator, "decision_function"):
+        known = estimator.decision_function(X)
+        if known.ndim == 1:  # scikit-learn gives one column for two classes
+            known = np.column_stack([-known, known])
+    else:
+        return predicted, None, False
+    lowest = 0.0 if probabilities else float(known.min()) - 1.0
+    scores = np.full((len(known), n_classes), lowest, dtype=np.float32)
+    scores[:, estimator.classes_] = known
+    return predicted, scores, probabilities
+
+
+def converged(estimator: BaseEstimator) -> bool:
+    """Return whether every solver inside a fitted classifier stopped before its limit.
+
+    Warnings vanish in worker processes; the iteration counts do not.
+    """
+    for solver in _solvers(estimator):
+        iterations, limit = getattr(solver, "n_iter_", None), getattr(solver, "max_iter", None)
+        if iterations is None or limit is None:
+            continue
+        if max(getattr(iterations, "flat", [iterations])) >= limit:
+            return False
+    return True
+
+
+def n_parameters(estimator: BaseEstimator) -> int:
+    """Return how many numbers a fitted classifier has learned (weights, biases, means)."""
+    names = ("coef_", "intercept_", "means_")
+    solvers = _solvers(estimator)
+    return int(sum(getattr(s, name).size for s in solvers for name in names if hasattr(s, name)))
+
+
+def _solvers(estimator: BaseEstimator) -> list[BaseEstimator]:
+    """Return what learns inside a pipeline: its last step, or one classifier per class."""
+    classifier = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    solvers: list[BaseEstimator] = getattr(classifier, "estimators_", [classifier])
+    return solvers
+
+
+# What a fit asks for: rows that can be fitted, memory, workers.
+
+
+def check_rows(split: Split) -> None:
+    """Refuse rows that no classifier can honestly be trained or tested on.
+
+    Raises
+    ------
+    FitError
+        If there are no test rows, training rows of fewer than two classes, or the two have
+        different classes.
+    """
+    store = split.train.store
+    if not len(split.test):
+        raise FitError(f"{split.name}: there is no labelled test row.", where=split.test.store.path)
+    if split.test.store.classes != store.classes:
+        raise FitError(
+            "The training and the test store have different classes.",
+            where=split.test.store.path,
+            expected=", ".join(store.classes[:8]),
+            got=", ".join(split.test.store.classes[:8]),
+        )
+    found = np.unique(split.train.labels)
+    if len(found) < 2:
+        raise FitError(
+            f"{split.name}: a classifier needs training rows of at least two classes.",
+            where=store.path,
+            got=", ".join(store.classes[c] for c in found) or "no labelled row",
+        )
+
+
+def _check_split(split: Split, probe: Probe) -> None:
+    """Refuse rows that this probe cannot honestly be trained or tested on, too."""
+    check_rows(split)
+    train, test = (_row_shape(rows, probe) for rows in (split.train, split.test))
+    if train != test:
+        raise FitError(
+            "The training and the test rows have different features.",
+            where=split.test.store.path,
+            expected=f"shape {train} per image",
+            got=f"shape {test} per image",
+        )
+    if probe.tuned and not probe.admits(probe.default(), len(split.train)):
+        raise FitError(
+            f"{split.name}: {probe.tuned}={probe.default()} needs as many training rows.",
+            where=split.train.store.path,
+            got=f"{len(split.train)} training rows",
+            next_step=f"--{probe.tuned} with a smaller value",
+        )
+
+
+def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
+    """Return how many processes to use: one where starting more costs more than it saves.
+
+    Raises
+    ------
+    UsageError
+        If ``jobs`` is 0.
+    """
+    if jobs == 0:
+        raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), or 1 and more")
+    rows = sum(len(split.train) * n_fits(split, probe) for split in splits)
+    width = np.prod(_row_shape(splits[0].train, probe))
+    solvers = len(splits[0].train.store.classes) if probe.solver_per_class else 1
+    if rows * width * solvers * _SECONDS_PER_VALUE < _WORTH_WORKERS_SECONDS:
+        return 1
+    return joblib.effective_n_jobs(jobs)
+
+
+def n_fits(split: Split, probe: Probe) -> int:
+    """Return how often a probe is fitted on one split: once per grid point and fold, and refit."""
+    if len(probe.grid()) < 2:
+        return 1
+    labels = split.train.labels
+    cv = validation_rows(probe.validation, labels, probe.seed)
+    return 1 if cv is None else len(probe.grid()) * cv.get_n_splits(labels, labels) + 1
+
+
+def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
+    """Refuse a fit that would not fit into memory, before it starts.
+
+    Raises
+    ------
+    FitError
+        Saying what needs less.
+    """
+    largest = max(len(split.train) for split in splits)
+    width = int(np.prod(_row_shape(splits[0].train, probe)))
+    alone = largest * width * probe.bytes_per_value
+    available = psutil.virtual_memory().available
+    if alone * workers <= available:
+        return
+    advice = "--train-per-class N, a layer with fewer features"
+    if probe.bytes_per_value > 12:
+        advice += ", or featpipe centroid, which needs less"
+    if fewer := int(available // alone):
+        advice = f"--jobs {fewer}"
+    raise FitError(
+        "This fit would not fit into memory.",
+        expected=f"at most {available / 1e9:.1f} GB",
+        got=f"{alone * workers / 1e9:.1f} GB for {largest} training rows of {width} features"
+        f" in {workers} {'process' if workers == 1 else 'processes'}",
+        next_step=advice,
+    )
+
+
+def _row_shape(rows: RowSet, probe: Probe) -> tuple[int, ...]:
+    return rows.store.features(probe.layer).shape[1:]

@@ -1,0 +1,369 @@
+"""Results: one JSON file per evaluated method, with its predictions (npz) beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.errors import ResultError
+from featpipe.naming import short_name, slug
+from featpipe.registry import did_you_mean
+from featpipe.workspace import atomic_write, user_path
+
+SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
+_KINDS = {"str": str, "int": int, "dict": dict, "list": list}  # by the start of the annotation
+_DAMAGED = (
+    OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError,
+    struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+class OldResultError(ResultError):
+    """A result that featpipe 0.1 wrote."""
+
+
+@dataclass
+class Result:
+    """Everything that is known about one evaluated method.
+
+    Parameters
+    ----------
+    method : str
+        Name of the step (``"svm"``, ``"zeroshot"``, ``"finetune"``).
+    title : str
+        Its name in tables.
+    key : str
+        Fingerprint of the settings and of the stores it used: equal keys, equal numbers.
+    dataset : dict
+        ``name``, ``classes``, ``other`` (whether "other" can be predicted), ``test`` (where the
+        test rows come from).
+    settings : dict
+        The resolved step.
+    protocol : dict
+        How rows were split, in words and as data.
+    splits : list of dict
+        One entry per trained model: rows, chosen hyper-parameters, convergence, metrics, seconds.
+    summary : dict
+        Metrics over all splits, with intervals.
+    cost : dict
+        Seconds, parameters and bytes.
+    stores : list of dict
+        Path, fingerprint, layer, manifest and run of each store used.
+    environment : dict
+        Versions and hardware.
+    created : str
+        When, ISO 8601.
+    command : str
+        The command that made it.
+    notes : list of str
+        What a reader must know (a solver that did not converge, classes without source …).
+    files : dict
+        Names of the files beside the JSON.
+    extra : dict
+        What only some methods have: low-shot curve, search table, training history, label map.
+    """
+
+    method: str
+    title: str
+    key: str
+    dataset: dict[str, Any]
+    settings: dict[str, Any]
+    protocol: dict[str, Any]
+    splits: list[dict[str, Any]]
+    summary: dict[str, Any]
+    cost: dict[str, Any]
+    stores: list[dict[str, Any]]
+    environment: dict[str, Any]
+    created: str
+    command: str = ""
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Short unique name: the file name without its ending."""
+        return self.path.stem if self.path else self.key[:12]
+
+    def save(self, path: Path) -> Path:
+        """Write the JSON file, atomically.
+
+        Raises
+        ------
+        ValueError
+            If a number is not finite: JSON has no NaN, and a result must not hide one.
+        """
+        content = {name: getattr(self, name) for name in _FIELDS}
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        with atomic_write(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+        self.path = path
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Result:
+        """Read a result.
+
+        Raises
+        ------
+        OldResultError
+            If featpipe 0.1 wrote it.
+        ResultError
+            If the file is missing, damaged or of another schema.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ResultError(
+                "There is no such result.", where=path, next_step="featpipe results"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ResultError(f"The result cannot be read: {error}", where=path) from error
+        schema = content.get("schema") if isinstance(content, dict) else None
+        if schema == 1:
+            command = content.get("command")
+            raise OldResultError(
+                "This result was written by featpipe 0.1, whose keys were made otherwise.",
+                where=path,
+                next_step=f"run its command again{f' ({command})' if command else ''}, then delete "
+                "this file or move it elsewhere",
+            )
+        if schema != SCHEMA_VERSION:
+            raise ResultError(
+                "This is not a result of this version of featpipe.",
+                where=path,
+                expected=f"schema {SCHEMA_VERSION}",
+                got=f"schema {schema}",
+            )
+        required = {
+            n for n, item in _FIELDS.items() if MISSING is item.default is item.default_factory
+        }
+        wrong = {
+            name
+            for name, value in content.items()
+            if name not in _FIELDS
+            or not isinstance(value, _KINDS[str(_FIELDS[name].type).partition("[")[0]])
+        } | (required - set(content))
+        if wrong or not isinstance(content["dataset"].get("name"), str):
+            raise ResultError(
+                "The result is damaged: its keys, or their types, are not those of a result.",
+                where=path,
+                got=", ".join(sorted(wrong or {"dataset"})),
+            )
+        return cls(**content, path=path)
+
+    def predictions(self) -> PredictionTable:
+        """Read the predictions that lie beside the JSON."""
+        if self.path is None:
+            raise ResultError("This result was not saved, so it has no predictions file.")
+        name = self.files.get("predictions")
+        if not name or Path(name).name != name:
+            raise ResultError(
+                "This result names no predictions file beside it.", where=self.path, got=name
+            )
+        return PredictionTable.load(self.path.with_name(name))
+
+
+_FIELDS = {item.name: item for item in dataclasses.fields(Result) if item.name != "path"}
+
+
+@dataclass(frozen=True)
+class PredictionTable:
+    """Predictions of all splits of a result.
+
+    One entry of ``row``, ``split``, ``predicted`` and ``scores`` per prediction; a test row that
+    ten models were tested on occurs ten times.
+
+    Parameters
+    ----------
+    ids : ndarray of shape (n,), str
+        Ids of the distinct test rows.
+    true : ndarray of shape (n,), int64
+        Their classes.
+    row : ndarray of shape (m,), int64
+        Which test row each prediction is for.
+    split : ndarray of shape (m,), int64
+        Which split's model made it.
+    predicted : ndarray of shape (m,), int64
+        The predicted class; ``len(classes)`` means "other".
+    scores : ndarray of shape (m, columns), float32, or None
+        Decision values or probabilities.
+    """
+
+    ids: NDArray[np.str_]
+    true: NDArray[np.int64]
+    row: NDArray[np.int64]
+    split: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    scores: NDArray[np.float32] | None = None
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each prediction is right, of shape (m,)."""
+        return self.predicted == self.true[self.row]
+
+    def only_splits(self, numbers: Sequence[int]) -> PredictionTable:
+        """Return the predictions of some splits, numbered as before; test rows all stay."""
+        kept = np.isin(self.split, numbers)
+        scores = None if self.scores is None else self.scores[kept]
+        return PredictionTable(
+            self.ids, self.true, self.row[kept], self.split[kept], self.predicted[kept], scores
+        )
+
+    def save(self, path: Path) -> None:
+        """Write an npz file whose bytes depend on nothing but its content."""
+        arrays = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if getattr(self, item.name) is not None
+        }
+        # numpy dates every member 1980, so the clock does not show.
+        with atomic_write(path) as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> PredictionTable:
+        """Read predictions; nothing is unpickled."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                table = cls(**{name: arrays[name] for name in arrays.files})
+            table._check()
+            return table
+        except FileNotFoundError:
+            raise ResultError("The predictions of a result are missing.", where=path) from None
+        except _DAMAGED as error:
+            raise ResultError(f"The predictions are damaged: {error}", where=path) from error
+
+    def _check(self) -> None:
+        """Raise ValueError unless the arrays fit together."""
+        n, m = len(self.ids), len(self.row)
+        shapes = {"ids": (n,), "true": (n,), "row": (m,), "split": (m,), "predicted": (m,)}
+        for name, shape in shapes.items():
+            values = getattr(self, name)
+            if values.shape != shape or values.dtype.kind != ("U" if name == "ids" else "i"):
+                raise ValueError(f"{name} is {values.dtype} of shape {values.shape}")
+        if m and not 0 <= self.row.min() <= self.row.max() < n:
+            raise ValueError(f"row does not index {n} ids")
+        if self.scores is not None and (self.scores.ndim != 2 or len(self.scores) != m):
+            raise ValueError(f"scores is of shape {self.scores.shape}")
+
+
+def scan_results(folder: Path) -> tuple[list[Result], list[ResultError]]:
+    """Return the results in a folder, sorted by name, and what is wrong with the others.
+
+    Those of featpipe 0.1 are among the errors, as :class:`OldResultError`.
+    """
+    results: list[Result] = []
+    errors: list[ResultError] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            results.append(Result.load(path))
+        except ResultError as error:
+            errors.append(error)
+    return results, errors
+
+
+def find_results(
+    folder: Path,
+    names: Sequence[str] | None = None,
+    dataset: str | None = None,
+    note: Callable[[str], object] = warnings.warn,
+) -> list[Result]:
+    """Return the results that a command means.
+
+    Parameters
+    ----------
+    folder : Path
+        Usually ``workspace.results``.
+    names : sequence of str, optional
+        Paths, or names of results in the folder; default: all of them but those of featpipe 0.1.
+    dataset : str, optional
+        Only results on this dataset.
+    note : callable
+        Gets one line about the results of featpipe 0.1 that are left out.
+
+    Raises
+    ------
+    ResultError
+        If a name fits nothing, a file is damaged, or no result is left.
+    """
+    old: list[str] = []
+    if names:
+        results = [Result.load(_locate(folder, name)) for name in names]
+    else:
+        results, errors = scan_results(folder)
+        for error in errors:
+            if not isinstance(error, OldResultError):
+                raise error
+            old.append(Path(error.details["where"]).name)
+    if old:
+        note(
+            f"ignored {len(old)} results written by featpipe 0.1: {', '.join(old)}; run their "
+            f"commands again, then delete the files or move them out of {folder}"
+        )
+    found = [r for r in results if dataset in (None, r.dataset["name"])]
+    if not found:
+        known = sorted({r.dataset["name"] for r in results})
+        raise ResultError(
+            "There is no result yet." if not results else f"There is no result on {dataset!r}.",
+            where=folder,
+            got=f"results on {', '.join(known)}" if known else None,
+            next_step="featpipe svm, or featpipe demo",
+        )
+    return found
+
+
+def latest_result(
+    folder: Path, method: str, dataset: str | None = None, model: str = "*"
+) -> Result | None:
+    """Return the newest result of a method: on this dataset or, if there is none, on any.
+
+    Parameters
+    ----------
+    folder : Path
+    method : str
+        Name of the step.
+    dataset : str, optional
+    model : str
+        Only results on this backbone.
+    """
+    for place in [slug(short_name(dataset)), "*"] if dataset else ["*"]:
+        paths = folder.glob(f"{place}-{model}-{method}-*.json")
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                result = Result.load(path)
+            except ResultError:
+                continue
+            if result.method == method:
+                return result
+    return None
+
+
+def _locate(folder: Path, name: str) -> Path:
+    path = user_path(name)
+    if path.suffix == ".json" and path.exists():
+        return path
+    if (folder / f"{name}.json").exists():
+        return folder / f"{name}.json"
+    known = [path.stem for path in sorted(folder.glob("*.json"))]
+    raise ResultError(
+        f"There is no result {str(name)!r}.",
+        where=folder,
+        got=", ".join(known) or "no result at all",
+        next_step=did_you_mean(str(name), known).strip() or "featpipe results",
+    )

@@ -1,0 +1,259 @@
+"""Evaluate one method on stored features: stores → splits → predictions → Result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.utils import gen_batches
+
+from featpipe.errors import StoreError
+from featpipe.evaluation.assemble import (
+    MethodOutput,
+    SplitPredictions,
+    build_result,
+    complete_result,
+    outcome_of,
+    save_result,
+)
+from featpipe.evaluation.fitting import fit_splits, n_parameters
+from featpipe.evaluation.protocol import Split, low_shot, make_splits, resolve, select_stores
+from featpipe.evaluation.result import Result
+from featpipe.labelmap import IDENTITY, OTHER, LabelMap, SourceClasses, for_pair
+from featpipe.naming import slug
+from featpipe.probes.base import LOGITS, Evaluation, Probe
+from featpipe.probes.zeroshot import Zeroshot
+from featpipe.provenance import package_version
+from featpipe.steps import Context, Outcome
+from featpipe.store import FeatureStore
+
+_MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of all of them
+
+
+def run_evaluation(step: Evaluation, context: Context) -> Outcome:
+    """Evaluate a method on the stores it means, unless the same result exists already."""
+    train, test = select_stores(step, context)
+    path = context.workspace.results / f"{result_name(step, train, test)}.json"
+    if existing := _up_to_date(step, path, context):
+        return outcome_of(existing, "up to date")
+    return outcome_of(evaluate(step, train, test, context, path), "done")
+
+
+def find_existing(step: Evaluation, context: Context) -> tuple[str, Path | None]:
+    """Return the first letters of a step's key and, where it is up to date, its result."""
+    name = result_name(step, *select_stores(step, context))
+    path = context.workspace.results / f"{name}.json"
+    return name.rpartition("-")[2], path if _up_to_date(step, path, context) else None
+
+
+def evaluate(
+    step: Evaluation,
+    train: FeatureStore,
+    test: FeatureStore | None = None,
+    context: Context | None = None,
+    path: Path | None = None,
+) -> Result:
+    """Train and test one method; the test rows are predicted once.
+
+    Parameters
+    ----------
+    step : Evaluation
+        The method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` …
+    train : FeatureStore
+    test : FeatureStore, optional
+        The dataset's own test rows; without it the protocol splits the rows of ``train``.
+    context : Context, optional
+    path : Path, optional
+        Where to save the result (JSON), its predictions and its model; ``None`` saves nothing.
+
+    Returns
+    -------
+    result : Result
+
+    Raises
+    ------
+    FitError
+        If the rows cannot honestly train or test a classifier.
+    """
+    context = context or Context()
+    protocol, splits = make_splits(step.protocol, train, test, step.seed)
+    if isinstance(step, Zeroshot):
+        output = _map_logits(step, splits)
+    elif isinstance(step, Probe):
+        output = _train_and_test(step, splits, context)
+    else:
+        raise TypeError(f"{type(step).__name__} is neither a probe nor zeroshot")
+    result, table = build_result(step, key_of(step, train, test), protocol, output, context)
+    if path is not None:
+        if output.estimator is not None and result.settings["save_model"]:
+            from featpipe.evaluation.models import save_model  # noqa: PLC0415 - skops takes seconds
+
+            model = _model_path(path, context)
+            result.cost["model_bytes"] = save_model(model, output.estimator, result)
+            result.files["model"] = model.name
+        save_result(result, path, table)
+    return result
+
+
+def result_name(step: Evaluation, train: FeatureStore, test: FeatureStore | None) -> str:
+    """Return the file name of a result: readable, and different for different numbers."""
+    dataset = slug(train.manifest["dataset"]["name"])
+    policy = f"-{step.policy}" if isinstance(step, Zeroshot) else ""
+    model = train.manifest["backbone"]["model"]
+    return f"{dataset}-{model}-{step.name}{policy}-{key_of(step, train, test)[:8]}"
+
+
+def key_of(step: Evaluation, train: FeatureStore, test: FeatureStore | None) -> str:
+    """Return the fingerprint of what the numbers follow from."""
+    protocol, test = resolve(step.protocol, test)
+    resolved = {"protocol": protocol, "layer": step.layer or train.layers[0]}
+    if isinstance(step, Zeroshot):
+        resolved["map"] = load_map(step, train if test is None else test).fingerprint
+    stores = [store.fingerprint for store in (train, test) if store is not None]
+    return step.key({"stores": stores, "scikit-learn": package_version("scikit-learn")}, **resolved)
+
+
+def _up_to_date(step: Evaluation, path: Path, context: Context) -> Result | None:
+    """Return the result at a path if it is all that the step asks for, else ``None``.
+
+    A result is made again where its predictions or the model asked for are missing, or where it
+    was asked for under another title.
+    """
+    if step.force:
+        return None
+    wants_model = isinstance(step, Probe) and step.save_model
+    result = complete_result(path, *([_model_path(path, context)] if wants_model else []))
+    return result if result and result.settings["title"] == step.title else None
+
+
+def _model_path(path: Path, context: Context) -> Path:
+    return context.workspace.models / f"{path.stem}.skops"
+
+
+# Trained probes
+
+
+def _train_and_test(probe: Probe, splits: list[Split], context: Context) -> MethodOutput:
+    """Fit a probe on every split and test it once."""
+    title = probe.display_name
+    if probe.train_per_class:
+        splits = low_shot(splits, probe.train_per_class, probe.repeats, probe.seed)
+        title += f", {max(probe.train_per_class)} per class"
+    estimators, predictions = [], []
+    with context.progress.task(probe.display_name, len(splits)) as task:
+        for estimator, predicted in fit_splits(splits, probe, context.jobs):
+            estimators.append(estimator)
+            predictions.append(predicted)
+            task.advance()
+    facts = [one.facts for one in predictions]
+    cost = {
+        "train_seconds": sum(f["seconds"]["search"] + f["seconds"]["fit"] for f in facts),
+        "predict_seconds": sum(f["seconds"]["predict"] for f in facts),
+        "parameters_trained": n_parameters(estimators[0]),
+    }
+    notes = _row_notes(splits) + _fit_notes(probe, facts)
+    return MethodOutput(title, predictions, cost, notes, {}, estimators[0])
+
+
+def _fit_notes(probe: Probe, fits: Sequence[dict[str, Any]]) -> list[str]:
+    """Say in words what a reader of the numbers must know of the fits."""
+    notes = []
+    if stopped := sum(not fit["converged"] for fit in fits):
+        notes.append(
+            f"The solver did not converge in {stopped} of {len(fits)} fits; "
+            "raise --max-iter before trusting this number."
+        )
+    if edges := sum(fit["chosen"].get("at_edge", False) for fit in fits):
+        notes.append(
+            f"The chosen {probe.tuned} is at the edge of the grid in {edges} of {len(fits)} "
+            f"fits; a wider --{probe.tuned} may do better."
+        )
+    if defaults := sum(fit["chosen"].get("by", "").startswith("default") for fit in fits):
+        notes.append(
+            f"{probe.tuned} was not chosen but left at its default in {defaults} of "
+            f"{len(fits)} fits: a class with a single training row leaves none to validate on."
+        )
+    return notes
+
+
+def _row_notes(splits: Sequence[Split]) -> list[str]:
+    """Say in words which rows took no part."""
+    notes = []
+    stores = {id(s): s for split in splits for s in (split.train.store, split.test.store)}
+    for store in stores.values():
+        split = store.manifest["dataset"]["split"]
+        if unlabelled := int((store.labels < 0).sum()):
+            notes.append(f"{unlabelled} unlabelled rows of {split} were left out.")
+        if store.skipped:
+            notes.append(f"{len(store.skipped)} unreadable images of {split} were left out.")
+    classes = splits[0].test.store.classes
+    for part, rows in (("training", splits[0].train), ("test", splits[0].test)):
+        if not len(rows):  # nothing was to be trained
+            continue
+        present = set(rows.labels.tolist())
+        if absent := [name for c, name in enumerate(classes) if c not in present]:
+            notes.append(f"No {part} row of: {', '.join(absent)}.")
+    return notes
+
+
+# The backbone's own classifier
+
+
+def _map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
+    """Map the stored logits of every split's test rows."""
+    store = splits[0].test.store
+    label_map = load_map(step, store)
+    other = step.policy != "restricted" and OTHER in {row.target for row in label_map.rows}
+    predictions = []
+    for split in splits:
+        logits = split.test.take(split.test.store.features(LOGITS))
+        batches = [
+            label_map.probabilities(logits[rows], step.policy)
+            for rows in gen_batches(len(logits), _MAPPED_ROWS)
+        ]
+        scores = np.concatenate(batches)[:, : None if other else -1]
+        predictions.append(
+            SplitPredictions(
+                split,
+                scores.argmax(axis=1),
+                scores.astype(np.float32),
+                probabilities=True,
+                other=other,
+                without_source=label_map.without_source,
+            )
+        )
+    notes = _row_notes(splits)
+    if label_map.name == IDENTITY:
+        rest = "other source classes are 'other'" if other else "there is no 'other'"
+        notes.append(f"No label map: each class of the dataset is a source class; {rest}.")
+    if label_map.without_source:
+        notes.append(
+            f"No source class maps to: {', '.join(label_map.without_source)}. "
+            "Their recall is zero by construction."
+        )
+    extra = {
+        "label_map": {
+            "name": label_map.name,
+            "fingerprint": label_map.fingerprint,
+            "without_source": list(label_map.without_source),
+        }
+    }
+    cost = {"train_seconds": 0.0, "predict_seconds": 0.0, "parameters_trained": 0}
+    return MethodOutput(f"Mapped classifier ({step.policy})", predictions, cost, notes, extra)
+
+
+def load_map(step: Zeroshot, store: FeatureStore) -> LabelMap:
+    """Return the label map that a step names, or the one that fits the dataset's classes."""
+    if store.logits is None or store.source_classes is None:
+        raise StoreError(
+            "The store holds no logits: its backbone has no classifier with named classes.",
+            where=store.path,
+            next_step="extract with weights that have one: featpipe extract --dataset "
+            f"{store.manifest['dataset']['name']} --model resnet50",
+        )
+    source = SourceClasses(*map(tuple, store.source_classes))
+    if step.map is None:
+        return for_pair(source, store.classes)
+    return LabelMap.load(step.map, store.classes, source.ids)

@@ -1,0 +1,262 @@
+"""Read the CSV file of a label map and check every line of it.
+
+Nothing here knows what a map is used for; :mod:`featpipe.labelmap` is the way in.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from featpipe.errors import LabelMapError
+from featpipe.registry import did_you_mean
+
+OTHER = "other"
+
+_COLUMNS = ("source_id", "source_name", "target", "why")
+_REQUIRED = ("source_id", "target")
+_LISTED = 5  # of many missing classes a message names this many
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a map: what becomes of one source class, and why."""
+
+    line: int
+    source_id: str
+    source_name: str
+    target: str
+    why: str
+
+
+@dataclass(frozen=True)
+class MapFile:
+    """A map as it was read, before anything is known about the source and the dataset.
+
+    Attributes
+    ----------
+    path : Path
+    source, variant_of : str
+        What the lines ``# source:`` and ``# variant of:`` say; empty where there is none.
+    targets : tuple of str
+        What the line ``# targets:`` lists, or else every target that a row names.
+    targets_line : int or None
+        Number of the line ``# targets:``.
+    header_line : int
+    rows : tuple of Row
+        In the order of the file.
+    """
+
+    path: Path
+    source: str
+    variant_of: str
+    targets: tuple[str, ...]
+    targets_line: int | None
+    header_line: int
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> MapFile:
+        """Read a file of notes (``# key: value, value``), a header row and one row per class.
+
+        Raises
+        ------
+        LabelMapError
+            If the file cannot be read, is not UTF-8 or CSV, lacks a column or has no rows.
+        """
+        notes: dict[str, list[str]] = {}
+        note_lines: dict[str, int] = {}
+        header: list[str] = []
+        header_line = 0
+        rows: list[Row] = []
+        for line, cells in _lines(path):
+            if cells[0].startswith("#"):
+                key, _, first = cells[0].lstrip("# ").partition(":")
+                key = key.strip().lower()
+                # A spreadsheet pads the line with empty cells; they are no values.
+                values = [value for value in (first.strip(), *cells[1:]) if value]
+                notes.setdefault(key, []).extend(values)
+                note_lines.setdefault(key, line)
+            elif not header:
+                header, header_line = cells, line
+                if missing := [name for name in _REQUIRED if name not in cells]:
+                    raise LabelMapError(
+                        f"The label map lacks the column {quoted(missing)}.",
+                        where=f"{path}, line {line}",
+                        expected=",".join(_COLUMNS),
+                        got=",".join(cells),
+                    )
+            elif len(cells) != len(header):
+                raise LabelMapError(
+                    "The label map has a line of another length than its header.",
+                    where=f"{path}, line {line}",
+                    expected=f"{len(header)} cells; a cell that holds a comma needs double quotes",
+                    got=f"{len(cells)} cells",
+                )
+            else:
+                row = dict.fromkeys(_COLUMNS, "") | dict(zip(header, cells, strict=True))
+                rows.append(Row(line, *(row[name] for name in _COLUMNS)))
+        if not rows:
+            raise LabelMapError(
+                "The label map is empty.",
+                where=path,
+                expected=f"a header with {' and '.join(_REQUIRED)}, and a row for every "
+                "source class",
+            )
+        named = dict.fromkeys(row.target for row in rows if row.target not in (OTHER, ""))
+        return cls(
+            path=path,
+            source=", ".join(notes.get("source", [])),
+            variant_of=", ".join(notes.get("variant of", [])),
+            targets=tuple(notes.get("targets") or named),
+            targets_line=note_lines.get("targets"),
+            header_line=header_line,
+            rows=tuple(rows),
+        )
+
+    def checked_targets(self, target_classes: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the target classes in the dataset's order.
+
+        Raises
+        ------
+        LabelMapError
+            If the map names a class that the dataset (or the map's own list) does not hold, or
+            does not name one that the dataset holds.
+        """
+        targets = self.targets if target_classes is None else tuple(target_classes)
+        if OTHER in targets:
+            raise LabelMapError(
+                f"A target class cannot be named {OTHER!r}: a label map uses the name for source "
+                "classes that are none of the targets.",
+                where=self.path,
+                next_step="rename the class in the dataset",
+            )
+        if self.targets_line is not None:
+            for target in self.targets:
+                self._check_target(target, targets, self.targets_line)
+        for row in self.rows:
+            self._check_target(row.target, (*targets, OTHER), row.line)
+            self._check_target(row.target, (*self.targets, OTHER), row.line)
+        unmatched = [target for target in targets if target not in self.targets]
+        if unmatched:
+            line = io.StringIO()
+            csv.writer(line, lineterminator="").writerow([f"# targets: {targets[0]}", *targets[1:]])
+            raise LabelMapError(
+                f"The label map does not know {_some(unmatched, 'class', 'classes')} of the "
+                "dataset.",
+                where=self.path,
+                expected=f"rows that map to {quoted(unmatched)}, or, where no source class is "
+                f"meant, a line “{line.getvalue()}”",
+                next_step="add them to the file, or choose another map with --map FILE.csv",
+            )
+        return targets
+
+    def checked_rows(self, source_ids: Sequence[str] | None) -> tuple[Row, ...]:
+        """Return the rows in the order of the source's columns.
+
+        Parameters
+        ----------
+        source_ids : sequence of str or None
+            ``None`` takes the ids and their order from the file itself.
+
+        Raises
+        ------
+        LabelMapError
+            If an id is repeated, unknown or missing.
+        """
+        own = [row.source_id for row in self.rows]
+        known = dict.fromkeys(own if source_ids is None else source_ids)
+        if not any(source_id in known for source_id in own):
+            raise LabelMapError(
+                "The label map is for another source classifier: it has none of its classes.",
+                where=self.path,
+                expected=f"ids such as {quoted(known)}",
+                got=f"ids such as {quoted(own)}",
+                next_step="choose another map with --map",
+            )
+        by_id: dict[str, Row] = {}
+        for row in self.rows:
+            if row.source_id not in known:
+                raise LabelMapError(
+                    f"The label map has an unknown source class: {row.source_id!r}.",
+                    where=f"{self.path}, line {row.line}",
+                    next_step=did_you_mean(row.source_id, known).strip() or None,
+                )
+            if row.source_id in by_id:
+                raise LabelMapError(
+                    f"The label map has the source class {row.source_id!r} twice.",
+                    where=f"{self.path}, line {row.line}",
+                    got=f"its first row is line {by_id[row.source_id].line}",
+                )
+            by_id[row.source_id] = row
+        if missing := [source_id for source_id in known if source_id not in by_id]:
+            before = [by_id[i].line for i in takewhile(by_id.__contains__, known)]
+            raise LabelMapError(
+                f"The label map lacks {_some(missing, 'source class', 'source classes')}.",
+                where=f"{self.path}, after line {before[-1] if before else self.header_line}",
+                expected=f"{len(known)} rows, one for every source class",
+                got=f"{len(by_id)} rows",
+            )
+        return tuple(by_id[source_id] for source_id in known)
+
+    def _check_target(self, target: str, known: tuple[str, ...], line: int) -> None:
+        if target not in known:
+            raise LabelMapError(
+                f"The label map has an unknown target class: {target!r}.",
+                where=f"{self.path}, line {line}",
+                expected=", ".join(known),
+                next_step=did_you_mean(target, known).strip() or None,
+            )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield every line that is not blank, with its number."""
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # spreadsheets begin a UTF-8 file with a byte order mark
+    except OSError as error:
+        raise LabelMapError(
+            "The label map cannot be read.", where=path, got=error.strerror
+        ) from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise LabelMapError(
+            "The label map is not UTF-8 text.",
+            where=f"{path}, line {line}",
+            next_step="save it as CSV UTF-8",
+        ) from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    line = 1
+    try:
+        for raw in reader:
+            cells = [cell.strip() for cell in raw]
+            if any(cells):
+                yield line, cells
+            line = reader.line_num + 1  # a quoted cell may hold line ends
+    except csv.Error as error:
+        raise LabelMapError(
+            "The label map is not a readable CSV file.",
+            where=f"{path}, line {line}",
+            got=error,
+        ) from None
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names in quotes, and of many only the first few and how many more there are.
+
+    Examples
+    --------
+    >>> quoted("abcdefgh")
+    "'a', 'b', 'c', 'd', 'e' and 3 more"
+    """
+    listed = list(names)
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return ", ".join(repr(name) for name in listed[:_LISTED]) + more
+
+
+def _some(names: Sequence[str], one: str, many: str) -> str:
+    return f"{len(names)} {one if len(names) == 1 else many} ({quoted(names)})"

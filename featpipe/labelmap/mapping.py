@@ -1,0 +1,353 @@
+"""The map itself: from the columns of a classifier's logits to the classes of a dataset."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featpipe import fingerprint
+from featpipe.errors import LabelMapError, UnknownNameError
+from featpipe.labelmap.file import OTHER, MapFile, Row, quoted
+from featpipe.registry import did_you_mean
+from featpipe.workspace import user_path
+
+FOLDER = Path(__file__).parent  # of the built-in maps and class lists
+IDENTITY = "identity"
+_SOURCE_FILES = {"imagenet": "imagenet_classes.csv", "glyphs": "glyph_classes.csv"}
+
+
+@dataclass(frozen=True)
+class SourceClasses:
+    """The classes of a classifier, in the order of its logits.
+
+    Attributes
+    ----------
+    ids : tuple of str
+        One unique, stable id per class (``"n02123045"``, ``"U+0041"``).
+    names : tuple of str
+        One readable name per class.
+
+    Examples
+    --------
+    >>> SourceClasses.load("glyphs").names[8:12]
+    ('8', '9', 'A', 'B')
+    """
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def load(cls, name: str) -> SourceClasses:
+        """Return the classes of ``"imagenet"`` (torchvision's order) or ``"glyphs"``.
+
+        Raises
+        ------
+        UnknownNameError
+            If featpipe holds no class list of that name.
+        """
+        if name not in _SOURCE_FILES:
+            raise UnknownNameError(
+                f"There is no list of source classes named {name!r}.",
+                expected=", ".join(_SOURCE_FILES),
+                next_step=did_you_mean(name, _SOURCE_FILES).strip() or None,
+            )
+        with (FOLDER / _SOURCE_FILES[name]).open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        return cls(tuple(r["source_id"] for r in rows), tuple(r["name"] for r in rows))
+
+    @property
+    def name(self) -> str | None:
+        """Name of the built-in list with these ids in this order, or ``None``."""
+        found = (name for name in _SOURCE_FILES if SourceClasses.load(name).ids == self.ids)
+        return next(found, None)
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """Complete and unambiguous map from source classes to target classes plus "other".
+
+    Attributes
+    ----------
+    name : str
+        Name of the built-in map, or the file it was read from, or ``"identity"``.
+    targets : tuple of str
+        Target classes, in the order of the dataset's labels.
+    rows : tuple of Row
+        One row per source class, in the order of the source's logits.
+
+    Examples
+    --------
+    >>> stl10 = LabelMap.load("imagenet_to_stl10")
+    >>> stl10.without_source
+    ('deer',)
+    >>> sorrel = stl10.source_names.index("sorrel")
+    >>> stl10.targets[stl10.columns()[sorrel]]
+    'horse'
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        target_classes: Sequence[str] | None = None,
+        source_ids: Sequence[str] | None = None,
+    ) -> LabelMap:
+        """Read and check a map.
+
+        Parameters
+        ----------
+        name_or_path : str or path
+            A name out of :func:`builtin_maps`, or a CSV file.
+        target_classes : sequence of str, optional
+            Classes of the dataset in label order; the map must know exactly these. Default: the
+            map's own targets.
+        source_ids : sequence of str, optional
+            Ids of the classifier's columns in order; the map must have one row for each. Default:
+            the classes of the source that the file declares or else the file's own ids.
+
+        Raises
+        ------
+        LabelMapError
+            If the file cannot be read, or is not complete and unambiguous; the message says the
+            line.
+        UnknownNameError
+            If there is neither such a built-in map nor such a file, or if the file declares a
+            source that featpipe does not know.
+        """
+        built_in = name_or_path in builtin_maps()
+        path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
+        if not path.exists():
+            raise UnknownNameError(
+                f"There is no label map and no file named {str(name_or_path)!r}.",
+                expected=f"{', '.join(builtin_maps())}, or the path of a CSV file",
+                next_step=did_you_mean(str(name_or_path), builtin_maps()).strip() or None,
+            )
+        read = MapFile.read(path)
+        if source_ids is None and read.source:
+            source_ids = SourceClasses.load(read.source).ids
+        name = path.stem if path.parent == FOLDER else str(path)
+        return cls(name, read.checked_targets(target_classes), read.checked_rows(source_ids))
+
+    @classmethod
+    def identity(cls, source: SourceClasses, target_classes: Sequence[str]) -> LabelMap | None:
+        """Return the map of a dataset whose classes are classes of the source, else ``None``.
+
+        Each class of the dataset must be the id of a source class or a name that only one of them
+        has, and no two may be the same source class.
+
+        Examples
+        --------
+        >>> pets = SourceClasses(("n1", "n2", "n3"), ("cat", "crane", "crane"))
+        >>> LabelMap.identity(pets, ("cat", "n3")).columns().tolist()
+        [0, 2, 1]
+        >>> LabelMap.identity(pets, ("cat", "crane")) is None
+        True
+        """
+        named = Counter(source.names)
+        ids = {n: i for i, n in zip(source.ids, source.names, strict=True) if named[n] == 1}
+        ids |= {source_id: source_id for source_id in source.ids}
+        target_of = {ids.get(target): target for target in target_classes}
+        if None in target_of or OTHER in target_classes:
+            return None
+        if not 0 < len(target_of) == len(target_classes):
+            return None
+        rows = tuple(
+            Row(0, source_id, name, target_of.get(source_id, OTHER), "")
+            for source_id, name in zip(source.ids, source.names, strict=True)
+        )
+        return cls(IDENTITY, tuple(target_classes), rows)
+
+    @property
+    def source_ids(self) -> tuple[str, ...]:
+        """Ids of the source classes, in the order of the logits."""
+        return tuple(row.source_id for row in self.rows)
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Readable names of the source classes, in the order of the logits."""
+        return tuple(row.source_name for row in self.rows)
+
+    @property
+    def without_source(self) -> tuple[str, ...]:
+        """Target classes that no source class maps to: they can never be predicted."""
+        mapped = {row.target for row in self.rows}
+        return tuple(target for target in self.targets if target not in mapped)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of what the map does; names and reasons do not change it."""
+        pairs = [(row.source_id, row.target) for row in self.rows]
+        return fingerprint.of_mapping({"targets": self.targets, "rows": pairs})
+
+    def columns(self) -> NDArray[np.int64]:
+        """Return the target of every column of the source's logits.
+
+        Returns
+        -------
+        columns : ndarray of shape (n_source,), int64
+            Index into ``targets``; ``len(targets)`` means other.
+        """
+        index = {target: i for i, target in enumerate((*self.targets, OTHER))}
+        return np.array([index[row.target] for row in self.rows], dtype=np.int64)
+
+    def probabilities(self, logits: ArrayLike, policy: str = "argmax") -> NDArray[np.float64]:
+        """Return a probability for each target class and, last, for "other".
+
+        Parameters
+        ----------
+        logits : array-like of shape (n, n_source)
+        policy : {"argmax", "group", "restricted"}
+            ``argmax``: the highest of all source classes decides. ``group``: probabilities are
+            summed within each target class and within "other". ``restricted``: the highest of
+            those source classes that map to a target class decides; "other" has probability 0.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n, n_targets + 1), float64
+            Under ``argmax`` and ``restricted`` a target's share is that of its most probable
+            source class, normalised, so that the highest probability is always the prediction.
+
+        Raises
+        ------
+        ValueError
+            If the logits are not finite or not as wide as the map, or there is no such policy.
+
+        Examples
+        --------
+        >>> rows = (Row(0, "s1", "cat", "cat", ""), Row(0, "s2", "ox", OTHER, ""))
+        >>> pets = LabelMap("pets", ("cat",), rows)
+        >>> pets.probabilities(np.log([[0.4, 0.6]])).argmax(axis=1).tolist()  # 1 is "other"
+        [1]
+        """
+        columns, n_targets = self.columns(), len(self.targets)
+        values = np.asarray(logits, dtype=np.float64)
+        if policy not in ("argmax", "group", "restricted"):
+            raise ValueError(f"there is no policy {policy!r}")
+        if values.shape[1] != len(columns):
+            raise ValueError(f"the logits have {values.shape[1]} columns, the map {len(columns)}")
+        if not np.isfinite(values).all():
+            raise ValueError("the logits hold NaN or infinity")
+        if policy == "restricted":
+            values = np.where(columns < n_targets, values, -np.inf)
+        source = np.exp(values - values.max(axis=1, keepdims=True))
+        source /= source.sum(axis=1, keepdims=True)
+        pool = np.sum if policy == "group" else np.max
+        pooled = np.zeros((len(source), n_targets + 1))
+        for target in set(columns.tolist()):
+            pooled[:, target] = pool(source[:, columns == target], axis=1)
+        return pooled / pooled.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a map does, in numbers.
+
+    Attributes
+    ----------
+    name : str
+    n_source : int
+        Number of source classes.
+    source_names : mapping of str to tuple of str
+        For every target class the names of the source classes that map to it.
+    n_other : int
+        Number of source classes that map to "other".
+    without_source : tuple of str
+        Target classes that no source class maps to.
+    """
+
+    name: str
+    n_source: int
+    source_names: Mapping[str, tuple[str, ...]]
+    n_other: int
+    without_source: tuple[str, ...]
+
+
+def summarise_map(label_map: LabelMap) -> Summary:
+    """Return what a map does, in numbers.
+
+    Examples
+    --------
+    >>> summarise_map(LabelMap.load("imagenet_to_stl10_narrow")).source_names["ship"]
+    ('liner',)
+    """
+    names = {
+        target: tuple(row.source_name for row in label_map.rows if row.target == target)
+        for target in label_map.targets
+    }
+    n_other = sum(row.target == OTHER for row in label_map.rows)
+    return Summary(label_map.name, len(label_map.rows), names, n_other, label_map.without_source)
+
+
+def check_map(
+    name_or_path: str | os.PathLike[str],
+    target_classes: Sequence[str] | None = None,
+    source_ids: Sequence[str] | None = None,
+) -> Summary:
+    """Return the summary of a map that is right; :meth:`LabelMap.load` says what it raises."""
+    return summarise_map(LabelMap.load(name_or_path, target_classes, source_ids))
+
+
+def builtin_maps() -> list[str]:
+    """Return the names of the maps that come with featpipe.
+
+    Examples
+    --------
+    >>> builtin_maps()
+    ['glyphs_to_digits', 'imagenet_to_cifar10', 'imagenet_to_stl10', 'imagenet_to_stl10_narrow']
+    """
+    return sorted(path.stem for path in FOLDER.glob("*_to_*.csv"))
+
+
+def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
+    """Return the map from a source to the classes of a dataset where none is named.
+
+    That is the built-in map with exactly these targets or, where there is none, the identity. A
+    built-in map that calls itself a variant of another is only ever used by name.
+
+    Parameters
+    ----------
+    source : SourceClasses
+    target_classes : sequence of str
+        Classes of the dataset in label order.
+
+    Raises
+    ------
+    LabelMapError
+        If neither fits.
+
+    Examples
+    --------
+    >>> for_pair(SourceClasses.load("glyphs"), list("0123456789")).name
+    'glyphs_to_digits'
+    >>> for_pair(SourceClasses.load("glyphs"), ["A", "B", "C"]).name
+    'identity'
+    """
+    files = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_maps()}
+    files = {name: file for name, file in files.items() if not file.variant_of}
+    source_name = source.name or "these source classes"
+    for name, file in files.items():
+        if file.source == source_name and set(file.targets) == set(target_classes):
+            return LabelMap.load(name, target_classes)
+    if identity := LabelMap.identity(source, target_classes):
+        return identity
+    example = next((n for n, file in files.items() if file.source == source_name), min(files))
+    raise LabelMapError(
+        f"There is no built-in label map from {source_name} to the classes of this dataset, "
+        "and these are not all classes of the source themselves.",
+        expected=f"the classes of {', '.join(files)}; or ids, or unambiguous names, of source "
+        "classes",
+        got=quoted(target_classes),
+        next_step="write your own and pass it with --map FILE.csv; to start from a built-in one: "
+        f"featpipe labelmap show {example}",
+    )

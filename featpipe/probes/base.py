@@ -1,0 +1,202 @@
+"""What a probe is: a step with a scikit-learn pipeline and the grid that is chosen from.
+
+A probe is one module: a subclass of :class:`Probe` with its options and :meth:`Probe.estimator`.
+Splits, choice, fits, metrics and files are the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from featpipe.backbones import MODELS
+from featpipe.errors import UsageError
+from featpipe.steps import LARGEST_SEED, Context, Needs, Outcome, Status, Step, grammar, option
+
+LOGITS = "logits"  # stored beside the layers wherever the backbone has a classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Step):
+    """What all methods that are evaluated on stored features have in common."""
+
+    needs = Needs("features")
+    makes = ("result",)
+
+    dataset: str | None = option(
+        None,
+        help="Dataset whose stores are used; may be left out where there is only one.",
+        selects_input=True,
+    )
+    model: str | None = option(
+        None,
+        help="Backbone whose stores are used; may be left out where there is only one.",
+        selects_input=True,
+    )
+    layer: str | None = option(
+        None,
+        help="Stored layer to use, or logits: those of the backbone's own classifier; default: "
+        "the first layer.",
+    )
+    train: Path | None = option(
+        None, help="This store holds the training rows.", selects_input=True
+    )
+    test: Path | None = option(None, help="This store holds the test rows.", selects_input=True)
+    protocol: str = option(
+        "auto",
+        help="split: the dataset's own train and test rows; folds: train on each official fold; "
+        "fold:K: on one of them; kfold:K: cross-validation; holdout:F: a share F of the rows is "
+        "tested; all (zeroshot only): every row is tested. auto: split where there are two "
+        "stores, else holdout:0.2.",
+        check=grammar.protocol,
+    )
+    seed: int = option(0, help="Seed of every random choice.", minimum=0, maximum=LARGEST_SEED)
+    title: str | None = option(
+        None, help="Name of the method in tables and reports.", affects_result=False
+    )
+    force: bool = option(False, help="Compute again what is up to date.", affects_result=False)
+
+    def check(self) -> None:
+        """Refuse half a pair of stores."""
+        if self.test is not None and self.train is None:
+            raise UsageError(
+                "--test needs --train: name both stores.",
+                next_step="name both, the training rows and the test rows, or neither",
+            )
+
+    def has_inputs(self) -> bool:
+        """Whether the stores are named."""
+        return self.train is not None
+
+    def accepts(self, producer: Step) -> bool:
+        """Whether this is the dataset, the model and the layer asked for."""
+        dataset, model = getattr(producer, "dataset", None), getattr(producer, "model", None)
+        layers = getattr(producer, "layer", None)
+        return (
+            self.dataset in (None, dataset)
+            and (self.model is None or canonical_model(self.model) == canonical_model(str(model)))
+            and (layers is None or self.layer in (None, LOGITS, *layers))
+        )
+
+    def planned(self, producer: Step) -> Self:
+        """Return the step with the dataset and the model of the extraction."""
+        named = {name: getattr(producer, name) for name in ("dataset", "model")}
+        return self.replace(**named)
+
+    def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
+        """Take the stores of one extraction; a split without labels is left out."""
+        if not inputs:
+            return self
+        train, test = _evaluation().protocol.open_train_and_test(inputs[0])
+        return self.replace(train=train.path, test=None if test is None else test.path)
+
+    def status(self, context: Context) -> Status:
+        """Look for the result of these options on these stores."""
+        key, path = _evaluation().run.find_existing(self, context)
+        if path is None:
+            return Status(False, "asked for again" if self.force else "no such result yet", key)
+        return Status(True, "result is there", key, (path,))
+
+    def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
+        """Take what the last result of this method took, on this dataset if there is one."""
+        last = _evaluation().result.latest_result(
+            context.workspace.results, self.name, self.dataset
+        )
+        if last is None:
+            return None
+        seconds = last.cost["train_seconds"] + last.cost["predict_seconds"]
+        return seconds, last.cost.get("model_bytes"), f"(as the last one on {last.dataset['name']})"
+
+    def run(self, context: Context) -> Outcome:
+        """Train and test, unless the same result exists already."""
+        outcome: Outcome = _evaluation().run.run_evaluation(self, context)
+        return outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Evaluation):
+    """A classifier that is trained on stored features.
+
+    A subclass has a name, options and an :meth:`estimator`. One option may be ``tunable``: a tuple
+    of values, out of which the best on validation rows is chosen.
+
+    Attributes
+    ----------
+    display_name : str
+        Name in tables.
+    parameter : str
+        What the tunable option is called inside the pipeline, as scikit-learn writes it
+        (``"logisticregression__C"``); empty where nothing is chosen.
+    open_ended : bool
+        Whether a value beyond the end of the grid may be better.
+    bytes_per_value : float
+        Memory at the peak of a fit for each number in the training rows, these included, measured
+        with scikit-learn 1.9 on float32 features.
+    solver_per_class : bool
+        Whether a solver runs for each class and not once for all of them.
+    """
+
+    display_name: ClassVar[str]
+    parameter: ClassVar[str] = ""
+    open_ended: ClassVar[bool] = False
+    bytes_per_value: ClassVar[float] = 16
+    solver_per_class: ClassVar[bool] = False
+
+    validation: str = option(
+        "auto",
+        help="How hyper-parameters are chosen on training rows: holdout:F or kfold:K; "
+        "auto: kfold:3 below 2000 training rows, else holdout:0.2.",
+        check=grammar.validation,
+    )
+    train_per_class: tuple[int, ...] | None = option(
+        None, help="Low-shot curve: train on N rows of each class, for each N.", minimum=1
+    )
+    repeats: int = option(5, help="Random draws for each N of a low-shot curve.", minimum=1)
+    save_model: bool = option(
+        True, help="Save the trained classifier beside the result.", affects_result=False
+    )
+
+    def check(self) -> None:
+        """Refuse a protocol without training rows, too."""
+        super().check()
+        grammar.need_training(self.protocol)
+
+    def estimator(self, n_rows: int, n_features: int) -> Any:
+        """Return the unfitted scikit-learn pipeline for training rows of this shape.
+
+        Normalisation is part of it, so that it is learned from training rows only. The shape may
+        decide what a fit costs (which solver is used), not what it looks for.
+        """
+        raise NotImplementedError
+
+    @property
+    def tuned(self) -> str:
+        """Name of the option that lists values to choose from; empty where there is none."""
+        return next((item.name for item in fields(self) if item.metadata["tunable"]), "")
+
+    def grid(self) -> tuple[Any, ...]:
+        """Return the values to choose from, the most regularised first: ties go to the first."""
+        return tuple(sorted(getattr(self, self.tuned))) if self.tuned else ()
+
+    def default(self) -> Any:
+        """Return the value of the grid for training rows that are too few to choose."""
+        values = self.grid()
+        return values[len(values) // 2] if values else None
+
+    def admits(self, value: Any, n_rows: int) -> bool:
+        """Whether so many rows can be fitted with a value."""
+        return True
+
+
+def canonical_model(name: str) -> str:
+    """Return the name that a model's stores are made under; it may be asked for by an alias."""
+    return MODELS.canonical(name) if name in MODELS else name
+
+
+def _evaluation() -> Any:
+    """Return the package that evaluates; it brings scikit-learn, and a step is planned without."""
+    import featpipe.evaluation.run  # noqa: PLC0415
+
+    return featpipe.evaluation

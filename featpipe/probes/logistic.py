@@ -1,0 +1,39 @@
+"""Logistic regression."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from featpipe.probes.base import Probe
+from featpipe.steps import STEPS, option
+
+
+@STEPS.register
+@dataclass(frozen=True, kw_only=True)
+class Logistic(Probe):
+    """Train a multinomial logistic probe on stored features and test it once."""
+
+    name = "logistic"
+    examples = ("featpipe logistic", "featpipe logistic --protocol kfold:5")
+    display_name = "Logistic probe"
+    parameter = "logisticregression__C"
+    open_ended = True
+    bytes_per_value = 16
+
+    c: tuple[float, ...] = option(
+        (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+        help="Values of C to choose from.",
+        minimum=1e-12,
+        tunable=True,
+    )
+    max_iter: int = option(2000, help="Iterations of the solver at most.", minimum=1)
+
+    def estimator(self, n_rows: int, n_features: int) -> Any:
+        """Standardise, then fit with an L2 penalty by L-BFGS."""
+        import sklearn  # noqa: PLC0415
+
+        return sklearn.pipeline.make_pipeline(
+            sklearn.preprocessing.StandardScaler(),
+            sklearn.linear_model.LogisticRegression(max_iter=self.max_iter),
+        )

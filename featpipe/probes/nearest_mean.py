@@ -1,0 +1,26 @@
+"""The nearest class mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from featpipe.probes.base import Probe
+from featpipe.steps import STEPS
+
+
+@STEPS.register
+@dataclass(frozen=True, kw_only=True)
+class Centroid(Probe):
+    """Classify by the nearest class mean of L2-normalised features."""
+
+    name = "centroid"
+    examples = ("featpipe centroid",)
+    display_name = "Nearest class mean"
+    bytes_per_value = 12
+
+    def estimator(self, n_rows: int, n_features: int) -> Any:
+        """Scale rows to length 1, then compare with the class means."""
+        from featpipe.probes.estimators import NearestMean, Normalizer, make_pipeline  # noqa: PLC0415
+
+        return make_pipeline(Normalizer(), NearestMean())

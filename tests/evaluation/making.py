@@ -1,0 +1,51 @@
+"""Small stores and short ways to evaluate on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.evaluation.result import Result
+from featpipe.evaluation.run import evaluate
+from featpipe.probes.base import Evaluation
+from featpipe.steps import Context
+from featpipe.store import FeatureStore, StoreContent, StoreWriter
+from featpipe.workspace import Workspace
+from tests.making import RUN, content, features, sealed
+
+
+def pair(folder: Path, n: int = 60, n_test: int = 30, *, noise: float = 4.0, **more: Any):
+    """Return a training and a test store of the same classes, hard enough to make mistakes."""
+    train = sealed(folder / "train.h5", content(n, **more), noise=noise, seed=1)
+    test = sealed(folder / "test.h5", content(n_test, split="test", **more), noise=noise, seed=2)
+    return train, test
+
+
+def written(path: Path, what: StoreContent, **arrays: np.ndarray) -> FeatureStore:
+    """Seal a store of exactly these arrays; those left out are drawn."""
+    with StoreWriter(path, what) as writer:
+        writer.append({**features(what), **arrays})
+        return writer.seal(RUN)
+
+
+def context(folder: Path, jobs: int = 1) -> Context:
+    return Context(Workspace(folder), jobs=jobs)
+
+
+def evaluated(step: Evaluation, folder: Path, train: FeatureStore, test=None, jobs=1) -> Result:
+    """Evaluate and save under the method's name."""
+    where = context(folder, jobs)
+    return evaluate(step, train, test, where, where.workspace.results / f"{step.name}.json")
+
+
+NUMBERS_OF_A_RUN = ("created", "environment", "command", "cost", "path", "stores")
+
+
+def numbers(result: Result) -> dict[str, Any]:
+    """Return all of a result but times and places."""
+    found = {key: value for key, value in vars(result).items() if key not in NUMBERS_OF_A_RUN}
+    found["splits"] = [{k: v for k, v in s.items() if k != "seconds"} for s in result.splits]
+    found["parameters"] = result.cost["parameters_trained"]
+    return found

@@ -1,0 +1,174 @@
+"""Which stores a command means, and what it says where that is not clear."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from featpipe import fingerprint
+from featpipe.errors import StoreError, UsageError
+from featpipe.evaluation.protocol import select_stores, train_and_test
+from featpipe.probes.svm import Svm
+from featpipe.steps import Context
+from featpipe.workspace import Workspace
+from tests.making import content, sealed
+
+
+class Notes:
+    """Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write a store into the workspace; ``backbone`` and ``images`` make it another one."""
+
+    def write(
+        split="train", dataset="toy", *, model="toynet", weights="none", images=12, n_logits=0
+    ):
+        what = content(images, split=split, dataset=dataset, n_logits=n_logits)
+        manifest = dict(what.manifest)
+        manifest["backbone"] = {"model": model, "weights": {"name": weights}}
+        what = dataclasses.replace(
+            what, manifest=manifest, fingerprint=fingerprint.of_mapping(manifest)
+        )
+        name = f"{split}-{what.fingerprint[:8]}.h5"
+        return sealed(Workspace(tmp_path).features / dataset / model / name, what)
+
+    return write
+
+
+def select(tmp_path, **options):
+    found = select_stores(Svm(**options), Context(Workspace(tmp_path), Notes()))
+    return [store and store.path for store in found]
+
+
+def test_the_only_stores_need_no_naming(put, tmp_path):
+    train, test = put("train"), put("test")
+    assert select(tmp_path) == [train.path, test.path]
+
+
+def test_a_training_split_alone_has_no_test_store(put, tmp_path):
+    train = put("train")
+    assert select(tmp_path) == [train.path, None]
+
+
+def test_a_validation_split_is_tested_and_an_unlabelled_one_is_not_looked_at(put, tmp_path):
+    train, val, _ = put("train"), put("val"), put("unlabeled")
+    assert select(tmp_path) == [train.path, val.path]
+
+
+def test_a_test_split_alone_is_all_there_is(put, tmp_path):
+    test = put("test")
+    assert select(tmp_path) == [test.path, None]
+
+
+def test_dataset_and_model_tell_stores_apart(put, tmp_path):
+    one, other, third = put(), put(dataset="zoo"), put(model="bignet")
+    assert select(tmp_path, dataset="zoo") == [other.path, None]
+    assert select(tmp_path, model="bignet") == [third.path, None]
+    assert select(tmp_path, dataset="toy", model="toynet") == [one.path, None]
+
+
+@pytest.mark.parametrize("other", [{"dataset": "zoo"}, {"weights": "v2"}, {"images": 9}])
+def test_of_several_the_message_lists_all(put, tmp_path, other):
+    stores = [put(), put(**other)]
+    with pytest.raises(UsageError, match="Several feature stores fit") as caught:
+        select(tmp_path)
+    for store in stores:
+        assert str(store.path) in caught.value.details["got"]
+    assert "--train FILE --test FILE" in caught.value.details["next"]
+
+
+def test_two_splits_of_which_none_is_called_train_are_not_chosen_from(put, tmp_path):
+    stores = [put("first"), put("second")]
+    with pytest.raises(UsageError) as caught:
+        select(tmp_path)
+    assert all(str(store.path) in caught.value.details["got"] for store in stores)
+
+
+def test_where_none_fits_the_message_is_the_command_that_makes_one(put, tmp_path):
+    put()
+    with pytest.raises(StoreError, match="no feature store") as caught:
+        select(tmp_path, dataset="stl10", model="resnet50", layer="layer3")
+    command = "featpipe extract --model resnet50 --dataset stl10 --layer layer3"
+    assert caught.value.details["next"] == command
+    assert "toy train (12 images) × toynet avgpool" in caught.value.details["got"]
+
+
+def test_in_an_empty_workspace_too(tmp_path):
+    with pytest.raises(StoreError) as caught:
+        select(tmp_path)
+    assert caught.value.details["got"] == "no store at all"
+    assert caught.value.details["next"] == "featpipe extract --model MODEL --dataset DATASET"
+
+
+def test_a_damaged_store_is_told_of_and_left_out(put, tmp_path):
+    good = put()
+    bad = good.path.with_name("bad.h5")
+    bad.write_bytes(good.path.read_bytes()[:400])
+    progress = Notes()
+    found, _ = select_stores(Svm(), Context(Workspace(tmp_path), progress))
+    assert found.path == good.path
+    assert len(progress.notes) == 1
+    assert str(bad) in progress.notes[0]
+
+
+def test_logits_are_a_layer_of_the_stores_that_hold_them(put, tmp_path):
+    put()
+    with pytest.raises(StoreError, match="no feature store") as caught:
+        select(tmp_path, layer="logits")
+    assert "--layer" not in caught.value.details["next"]  # they cannot be asked for: weights decide
+    train = put(model="bignet", n_logits=5)
+    assert select(tmp_path, layer="logits") == [train.path, None]
+
+
+# -- stores named by the user ----------------------------------------------------------------------
+
+
+def test_named_stores_are_taken(put, tmp_path):
+    train, test = put("train"), put("test", dataset="zoo")
+    assert select(tmp_path, train=train.path) == [train.path, None]
+    assert select(tmp_path, train=train.path, test=test.path) == [train.path, test.path]
+
+
+def test_a_test_store_alone_is_half_a_request(put):
+    with pytest.raises(UsageError, match="--test needs --train"):
+        Svm(test=put("test").path)
+
+
+@pytest.mark.parametrize("asked", [{"model": "bignet"}, {"dataset": "zoo"}])
+def test_named_stores_must_be_what_else_was_asked_for(put, tmp_path, asked):
+    with pytest.raises(UsageError, match="not one of the dataset and model") as caught:
+        select(tmp_path, train=put().path, **asked)
+    assert caught.value.details["expected"] in ("bignet", "zoo")
+
+
+@pytest.mark.parametrize("other", [{"model": "bignet"}, {"weights": "v2"}])
+def test_features_of_two_backbones_are_never_mixed(put, tmp_path, other):
+    train, test = put("train"), put("test", **other)
+    with pytest.raises(UsageError, match="not of one backbone") as caught:
+        select(tmp_path, train=train.path, test=test.path)
+    assert str(test.path) in caught.value.details["got"]
+
+
+def test_a_store_that_is_not_there(tmp_path):
+    with pytest.raises(StoreError, match="no such feature store"):
+        select(tmp_path, train=tmp_path / "none.h5")
+
+
+def test_a_model_may_be_asked_for_by_its_other_name(put, tmp_path):
+    train = put(model="cifar_resnet20")
+    found, _ = select_stores(Svm(model="resnet20"), Context(Workspace(tmp_path)))
+    assert found.path == train.path
+
+
+def test_unlabelled_rows_alone_are_refused():
+    with pytest.raises(StoreError, match="only unlabelled rows"):
+        train_and_test([])

@@ -1,0 +1,538 @@
+"""Label maps: what the built-in ones say, and that no damaged one is ever used."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import runpy
+import shutil
+import string
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featpipe import labelmap
+from featpipe.errors import LabelMapError, UnknownNameError
+from featpipe.labelmap import (
+    LabelMap,
+    SourceClasses,
+    builtin_maps,
+    check_map,
+    for_pair,
+    summarise_map,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = Path(labelmap.__file__).parent
+STL10 = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+@pytest.fixture(scope="module")
+def stl10() -> LabelMap:
+    return LabelMap.load("imagenet_to_stl10", STL10)
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> LabelMap:
+    return LabelMap.load("imagenet_to_cifar10", CIFAR10)
+
+
+def target_of(label_map: LabelMap) -> dict[str, str]:
+    return {row.source_name: row.target for row in label_map.rows}
+
+
+def counts(label_map: LabelMap) -> dict[str, int]:
+    return {target: len(names) for target, names in summarise_map(label_map).source_names.items()}
+
+
+class TestBuiltInMaps:
+    @pytest.mark.parametrize("name", builtin_maps())
+    def test_is_complete_in_order_and_gives_a_reason_for_every_row(self, name: str) -> None:
+        label_map = LabelMap.load(name)
+        source = SourceClasses.load("glyphs" if name.startswith("glyphs") else "imagenet")
+        assert label_map.source_ids == source.ids
+        assert label_map.source_names == source.names
+        assert [row.line for row in label_map.rows] == sorted(row.line for row in label_map.rows)
+        assert all(len(row.why) > 5 for row in label_map.rows)
+
+    def test_counts_of_stl10(self, stl10: LabelMap) -> None:
+        # WordNet: 118 kinds of dog.n.01, 59 of bird.n.01, 13 of monkey.n.01, 5 of domestic_cat.n.01
+        assert counts(stl10) == {
+            **{"airplane": 2, "bird": 59, "car": 10, "cat": 5, "deer": 0},
+            **{"dog": 118, "horse": 1, "monkey": 13, "ship": 12, "truck": 7},
+        }
+        assert summarise_map(stl10).n_other == 773
+        assert stl10.without_source == ("deer",)
+
+    def test_counts_of_cifar10(self, cifar10: LabelMap) -> None:
+        assert counts(cifar10) == {
+            **{"airplane": 2, "automobile": 10, "bird": 59, "cat": 5, "deer": 0},
+            **{"dog": 118, "frog": 3, "horse": 1, "ship": 15, "truck": 6},
+        }
+        assert cifar10.without_source == ("deer",)
+
+    def test_dogs_are_one_block_of_torchvisions_order(self, stl10: LabelMap) -> None:
+        # Known of ImageNet-1k: the breeds are the columns 151 (Chihuahua) to 268 (hairless).
+        dogs = np.flatnonzero(stl10.columns() == STL10.index("dog"))
+        assert dogs.tolist() == list(range(151, 269))
+
+    def test_birds_are_three_blocks_of_torchvisions_order(self, stl10: LabelMap) -> None:
+        birds = np.flatnonzero(stl10.columns() == STL10.index("bird"))
+        blocks = [*range(7, 25), *range(80, 101), *range(127, 147)]
+        assert birds.tolist() == blocks
+
+    @pytest.mark.parametrize(
+        ("target", "names"),
+        [
+            ("airplane", "airliner warplane"),
+            ("cat", "tabby|tiger cat|Persian cat|Siamese cat|Egyptian cat"),
+            ("horse", "sorrel"),
+            (
+                "truck",
+                "fire engine|garbage truck|moving van|pickup|snowplow|tow truck|trailer truck",
+            ),
+        ],
+    )
+    def test_exactly_these_of_stl10(self, stl10: LabelMap, target: str, names: str) -> None:
+        expected = names.split("|") if "|" in names else names.split()
+        assert sorted(summarise_map(stl10).source_names[target]) == sorted(expected)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("lion", "tiger", "leopard", "snow leopard", "jaguar", "cheetah", "cougar", "lynx"),
+            *("dingo", "dhole", "African hunting dog", "timber wolf", "coyote", "red fox", "hyena"),
+            *("orangutan", "gorilla", "chimpanzee", "gibbon", "siamang"),
+            *("Madagascar cat", "indri"),
+            *("hartebeest", "impala", "gazelle", "ibex", "ox", "zebra", "llama"),
+            *("plane", "wing", "airship", "balloon", "space shuttle", "hen-of-the-woods"),
+            *("passenger car", "freight car", "streetcar", "car wheel", "school bus", "minibus"),
+            *("tractor", "harvester", "forklift", "tank", "half track", "golfcart", "police van"),
+            *("amphibian", "crane (lifting device)", "horse cart", "recreational vehicle"),
+        ],
+    )
+    def test_near_misses_are_other(self, stl10: LabelMap, cifar10: LabelMap, name: str) -> None:
+        assert target_of(stl10)[name] == target_of(cifar10)[name] == "other"
+
+    @pytest.mark.parametrize(
+        ("name", "in_stl10", "in_cifar10"),
+        [
+            ("pickup", "truck", "other"),  # CIFAR-10 leaves pickup trucks out by definition
+            ("minivan", "car", "automobile"),
+            ("canoe", "other", "ship"),  # CIFAR-10's ships include rowing boats
+            ("gondola", "other", "ship"),
+            ("speedboat", "other", "ship"),
+            ("schooner", "ship", "ship"),
+            ("tree frog", "other", "frog"),
+            ("macaque", "monkey", "other"),
+            ("crane (wading bird)", "bird", "bird"),
+            ("hen", "bird", "bird"),
+            ("king penguin", "bird", "bird"),
+        ],
+    )
+    def test_disputed_classes(
+        self, stl10: LabelMap, cifar10: LabelMap, name: str, in_stl10: str, in_cifar10: str
+    ) -> None:
+        assert target_of(stl10)[name] == in_stl10
+        assert target_of(cifar10)[name] == in_cifar10
+
+    def test_narrow_takes_one_class_for_each_target_out_of_the_broad_map(
+        self, stl10: LabelMap
+    ) -> None:
+        narrow = LabelMap.load("imagenet_to_stl10_narrow", STL10)
+        assert counts(narrow) == {target: int(target != "deer") for target in STL10}
+        broad = target_of(stl10)
+        assert all(t in ("other", broad[name]) for name, t in target_of(narrow).items())
+
+    def test_glyphs_map_digits_to_themselves_and_letters_to_other(self) -> None:
+        digits = LabelMap.load("glyphs_to_digits", list("0123456789"))
+        assert digits.columns().tolist() == [*range(10), *[10] * 52]
+        assert digits.without_source == ()
+        assert "".join(chr(int(i[2:], 16)) for i in digits.source_ids) == "".join(
+            digits.source_names
+        )
+
+
+class TestSourceClasses:
+    def test_names_of_imagenet_are_unique_whatever_the_case(self) -> None:
+        # The usual index has crane and maillot twice, and cardigan twice but for the case.
+        assert set(Counter(SourceClasses.load("imagenet").names).values()) == {1}
+        lower = [name.lower().split(" (")[0] for name in SourceClasses.load("imagenet").names]
+        assert {n for n, k in Counter(lower).items() if k > 1} == {"crane", "maillot", "cardigan"}
+
+    def test_order_is_that_of_torchvision(self) -> None:
+        torchvision = importlib.util.find_spec("torchvision")
+        assert torchvision is not None
+        assert torchvision.origin is not None
+        # Run by itself: importing torchvision for a list of names takes seconds.
+        meta = runpy.run_path(str(Path(torchvision.origin).with_name("models") / "_meta.py"))
+        categories = meta["_IMAGENET_CATEGORIES"]
+        ours = SourceClasses.load("imagenet").names
+        differ = {
+            name
+            for name, theirs in zip(ours, categories, strict=True)
+            if name.split(" (")[0].lower() != theirs.lower()
+        }
+        assert differ == {
+            "crane (wading bird)",
+            "maillot (swimsuit)",
+        }  # "crane bird", "… tank suit"
+
+    @pytest.mark.real
+    def test_ids_are_those_of_the_usual_index(self, shared: Path) -> None:
+        index = json.loads((shared / "reference" / "imagenet_class_index.json").read_text())
+        assert SourceClasses.load("imagenet").ids == tuple(index[str(i)][0] for i in range(1000))
+
+    def test_unknown_source_names_the_nearest(self) -> None:
+        with pytest.raises(UnknownNameError, match="did you mean 'imagenet'"):
+            SourceClasses.load("imagnet")
+
+
+class TestColumns:
+    def test_follow_the_given_source_order_and_the_datasets_class_order(self) -> None:
+        ids = SourceClasses.load("imagenet").ids
+        shuffled = np.random.default_rng(0).permutation(1000)
+        straight = LabelMap.load("imagenet_to_stl10", STL10)
+        turned = LabelMap.load("imagenet_to_stl10", STL10[::-1], [ids[i] for i in shuffled])
+        columns = straight.columns()
+        assert columns.dtype == np.int64
+        assert columns.shape == (1000,)
+        expected = np.where(columns < 10, 9 - columns, 10)[shuffled]
+        np.testing.assert_array_equal(turned.columns(), expected)
+
+    def test_fingerprint_changes_with_what_the_map_does_and_with_nothing_else(
+        self, tmp_path: Path
+    ) -> None:
+        original = LabelMap.load("imagenet_to_stl10")
+        text = (FOLDER / "imagenet_to_stl10.csv").read_text("utf-8")
+        reworded = tmp_path / "reworded.csv"
+        reworded.write_text(text.replace("a wolf:", "wolves are wild:"), "utf-8")
+        wildcats = tmp_path / "wildcats.csv"
+        wildcats.write_text(text.replace("lynx,other", "lynx,cat"), "utf-8")
+        assert LabelMap.load(reworded).fingerprint == original.fingerprint
+        assert LabelMap.load(wildcats).fingerprint != original.fingerprint
+        assert LabelMap.load("imagenet_to_stl10", STL10[::-1]).fingerprint != original.fingerprint
+
+
+class TestForPair:
+    @pytest.mark.parametrize(
+        ("source", "classes", "name"),
+        [
+            ("imagenet", STL10, "imagenet_to_stl10"),
+            ("imagenet", STL10[::-1], "imagenet_to_stl10"),
+            ("imagenet", CIFAR10, "imagenet_to_cifar10"),
+            ("glyphs", tuple("0123456789"), "glyphs_to_digits"),
+        ],
+    )
+    def test_finds_the_map_by_its_targets(
+        self, source: str, classes: tuple[str, ...], name: str
+    ) -> None:
+        found = for_pair(SourceClasses.load(source), classes)
+        assert found.name == name
+        assert found.targets == classes
+
+    @pytest.mark.parametrize(
+        ("source", "classes"),
+        [
+            (SourceClasses.load("imagenet"), ("cat", "dog")),
+            (SourceClasses.load("glyphs"), STL10),
+            (SourceClasses(CIFAR10, CIFAR10), STL10),
+            (SourceClasses.load("imagenet"), ()),
+        ],
+    )
+    def test_says_what_to_do_where_there_is_none(
+        self, source: SourceClasses, classes: tuple[str, ...]
+    ) -> None:
+        with pytest.raises(LabelMapError) as caught:
+            for_pair(source, classes)
+        assert "--map FILE.csv" in str(caught.value)
+        assert "featpipe labelmap show" in str(caught.value)
+
+
+class TestIdentity:
+    """No map is needed where the classes of the dataset are classes of the source."""
+
+    SOURCE = SourceClasses(("n1", "n2", "n3", "n4"), ("cat", "crane", "dog", "crane"))
+
+    @pytest.mark.parametrize(
+        ("classes", "columns"),
+        [
+            (("dog", "cat"), [1, 2, 0, 2]),  # by name
+            (("n3", "n1"), [1, 2, 0, 2]),  # by id
+            (("n4", "cat", "n2", "dog"), [1, 2, 3, 0]),  # by both; nothing is "other"
+        ],
+    )
+    def test_maps_each_class_to_itself(self, classes: tuple[str, ...], columns: list[int]) -> None:
+        found = LabelMap.identity(self.SOURCE, classes)
+        assert found is not None
+        assert found.name == labelmap.IDENTITY
+        assert found.targets == classes
+        assert found.columns().tolist() == columns
+        assert found.without_source == ()
+
+    @pytest.mark.parametrize(
+        "classes",
+        [("cat", "cow"), ("cat", "crane"), ("cat", "n1"), ("cat", "other"), ()],
+        ids=["unknown", "ambiguous name", "one class twice", "other", "none"],
+    )
+    def test_is_not_guessed(self, classes: tuple[str, ...]) -> None:
+        assert LabelMap.identity(self.SOURCE, classes) is None
+
+    def test_an_id_wins_over_a_name(self) -> None:
+        source = SourceClasses(("a", "b"), ("b", "a"))
+        found = LabelMap.identity(source, ("a",))
+        assert found is not None
+        assert found.columns().tolist() == [0, 1]
+
+    def test_imagenette_by_its_folders_and_a_checkpoint_of_cifar10(self) -> None:
+        imagenet = SourceClasses.load("imagenet")
+        tench, church = "n01440764", "n03028079"
+        found = for_pair(imagenet, (tench, church))
+        assert found.name == labelmap.IDENTITY
+        assert np.flatnonzero(found.columns() < 2).tolist() == [
+            imagenet.ids.index(tench),
+            imagenet.ids.index(church),
+        ]
+        assert for_pair(SourceClasses(CIFAR10, CIFAR10), CIFAR10).columns().tolist() == [*range(10)]
+
+    def test_a_built_in_map_is_preferred(self) -> None:
+        assert for_pair(SourceClasses.load("glyphs"), "0123456789").name == "glyphs_to_digits"
+
+
+# A map of three source classes, small enough to damage in every place.
+SMALL = """\
+# source: nothing that featpipe knows, so the ids are given
+# targets: cat, "dog, or wolf", deer
+source_id,source_name,target,why
+s1,tabby,cat,"striped, domestic"
+s2,wolf,"dog, or wolf",
+s3,table,other,furniture
+"""
+SMALL_CLASSES = ("cat", "dog, or wolf", "deer")
+
+
+def refusal(
+    path: Path,
+    text: str | bytes,
+    classes: tuple[str, ...] | None = SMALL_CLASSES,
+    ids: tuple[str, ...] | None = ("s1", "s2", "s3"),
+) -> str:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(LabelMapError) as caught:
+        LabelMap.load(path, classes, ids)
+    assert str(path) in caught.value.details["where"]
+    return str(caught.value)
+
+
+class TestUsersOwnMap:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "own map.csv"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            SMALL,
+            "\ufeff" + SMALL,
+            SMALL.replace("\n", "\r\n"),
+            SMALL.replace("\n", "\n\n"),
+            SMALL.replace("deer\n", "deer,,\n").replace("knows,", "knows,,"),  # spreadsheet padding
+            SMALL.replace("s1,", " s1 , "),
+            SMALL.replace('"striped, domestic"', '"striped,\ndomestic"'),
+        ],
+        ids=["plain", "bom", "crlf", "blank lines", "padded", "spaces", "line end in a cell"],
+    )
+    def test_is_read_however_it_was_saved(self, path: Path, text: str) -> None:
+        path.write_text(text, "utf-8", newline="")
+        label_map = LabelMap.load(path, SMALL_CLASSES, ["s3", "s1", "s2"])
+        assert label_map.columns().tolist() == [3, 0, 1]
+        assert label_map.without_source == ("deer",)
+        assert label_map.name == str(path)
+
+    def test_needs_no_notes_and_two_columns_only(self, path: Path) -> None:
+        path.write_text("target,source_id\ncat,s1\nother,s2\n")
+        assert check_map(path).source_names == {"cat": ("",)}
+        assert LabelMap.load(path, ["cat"], ["s1", "s2"]).columns().tolist() == [0, 1]
+
+    def test_check_gives_the_numbers(self, path: Path) -> None:
+        path.write_text(SMALL)
+        found = check_map(path, SMALL_CLASSES, ("s1", "s2", "s3"))
+        assert found == labelmap.Summary(
+            name=str(path),
+            n_source=3,
+            source_names={"cat": ("tabby",), "dog, or wolf": ("wolf",), "deer": ()},
+            n_other=1,
+            without_source=("deer",),
+        )
+
+    def test_unknown_source_id(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace("s2", "s22"))
+        assert "unknown source class: 's22'" in message
+        assert "line 5" in message
+        assert "did you mean 's2'?" in message
+
+    def test_missing_source_ids_are_counted_and_their_place_is_named(self, path: Path) -> None:
+        ids = ("s1", "s2", *(f"t{i}" for i in range(9)), "s3")
+        message = refusal(path, SMALL, ids=ids)
+        assert "lacks 9 source classes ('t0', 't1', 't2', 't3', 't4' and 4 more)" in message
+        assert "after line 5" in message
+
+    def test_doubled_source_id(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace("s3", "s1"))
+        assert "'s1' twice" in message
+        assert "line 6" in message
+        assert "first row is line 4" in message
+
+    def test_map_of_another_source(self, path: Path) -> None:
+        assert "for another source" in refusal(path, SMALL, ids=("U+0030", "U+0031"))
+
+    def test_unknown_target_class(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace("tabby,cat", "tabby,cta"))
+        assert "unknown target class: 'cta'" in message
+        assert "line 4" in message
+        assert "did you mean 'cat'?" in message
+
+    def test_row_without_target(self, path: Path) -> None:
+        assert "unknown target class: ''" in refusal(path, SMALL.replace("tabby,cat", "tabby,"))
+        undeclared = "source_id,target\ns1,cat\ns2,\n"
+        assert "unknown target class: ''" in refusal(path, undeclared, None, None)
+
+    def test_declared_target_that_the_dataset_has_not(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace("deer", "deers"))
+        assert "'deers'" in message
+        assert "line 2" in message
+
+    def test_class_of_the_dataset_that_the_map_does_not_know(self, path: Path) -> None:
+        message = refusal(path, SMALL, classes=(*SMALL_CLASSES, "frog", "newt"))
+        assert "does not know 2 classes ('frog', 'newt') of the dataset" in message
+        assert '“# targets: cat,"dog, or wolf",deer,frog,newt”' in message
+        assert "--map FILE.csv" in message
+
+    def test_sourceless_class_must_be_declared(self, path: Path) -> None:
+        undeclared = "".join(SMALL.splitlines(keepends=True)[2:])
+        assert "does not know 1 class ('deer')" in refusal(path, undeclared)
+
+    def test_dataset_with_a_class_named_other(self, path: Path) -> None:
+        assert "cannot be named 'other'" in refusal(path, SMALL, classes=(*SMALL_CLASSES, "other"))
+
+    def test_missing_column(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace("target,why", "goal,why"))
+        assert "lacks the column 'target'" in message
+        assert "line 3" in message
+
+    def test_semicolons(self, path: Path) -> None:
+        assert "lacks the column" in refusal(path, "source_id;target\ns1;cat\n")
+
+    @pytest.mark.parametrize("text", ["", "\n\n", "# only a note\n", "source_id,target\n"])
+    def test_empty(self, path: Path, text: str) -> None:
+        assert "is empty" in refusal(path, text)
+
+    def test_not_utf8(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace("striped", "gestreift, für").encode("latin-1"))
+        assert "not UTF-8" in message
+        assert "line 4" in message
+
+    def test_broken_quotes(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace('domestic"', "domestic"))
+        assert "not a readable CSV file" in message
+        assert "line 4" in message
+
+    def test_line_of_another_length(self, path: Path) -> None:
+        message = refusal(path, SMALL.replace("s3,table", "s3,table, round"))
+        assert "line 6" in message
+        assert "double quotes" in message
+
+    def test_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(LabelMapError, match="cannot be read"):
+            LabelMap.load(tmp_path)
+
+    def test_neither_a_name_nor_a_file(self) -> None:
+        with pytest.raises(UnknownNameError, match="did you mean 'imagenet_to_stl10'"):
+            LabelMap.load("imagenet_to_stl-10")
+
+    def test_misspelt_source_is_not_passed_over(self, path: Path) -> None:
+        path.write_text(SMALL.replace("source: nothing that featpipe knows", "source: imagnet"))
+        with pytest.raises(UnknownNameError, match="imagnet"):
+            LabelMap.load(path)
+
+
+class TestAnyDamageIsRefused:
+    """One line of a built-in map is damaged; the map must not load and the line must be named."""
+
+    TEXT = (FOLDER / "imagenet_to_stl10.csv").read_text("utf-8").splitlines()
+    FIRST = 3  # lines 1 and 2 are notes, line 3 is the header: rows are TEXT[3:], lines 4 to 1003
+    rows = st.integers(FIRST, len(TEXT) - 1)
+
+    def where(self, folder: Path, lines: list[str]) -> str:
+        path = folder / "damaged.csv"
+        path.write_text("\n".join(lines) + "\n", "utf-8")
+        with pytest.raises(LabelMapError) as caught:
+            LabelMap.load(path, STL10)
+        return caught.value.details["where"].removeprefix(f"{path}, ")
+
+    @given(rows)
+    @settings(max_examples=30, deadline=None)
+    def test_dropped_line(self, tmp_path_factory: pytest.TempPathFactory, at: int) -> None:
+        lines = [*self.TEXT[:at], *self.TEXT[at + 1 :]]
+        assert self.where(tmp_path_factory.mktemp("map"), lines) == f"after line {at}"
+
+    @given(rows, rows)
+    @settings(max_examples=30, deadline=None)
+    def test_doubled_line(self, tmp_path_factory: pytest.TempPathFactory, at: int, to: int) -> None:
+        lines = [*self.TEXT[:to], self.TEXT[at], *self.TEXT[to:]]
+        second = max(to + 1, at + 1 if at < to else at + 2)
+        assert self.where(tmp_path_factory.mktemp("map"), lines) == f"line {second}"
+
+    @given(rows, st.integers(0, 8), st.sampled_from("0123456789nx"))
+    @settings(max_examples=30, deadline=None)
+    def test_misspelt_id(
+        self, tmp_path_factory: pytest.TempPathFactory, at: int, position: int, letter: str
+    ) -> None:
+        line = self.TEXT[at]
+        wrong = (
+            line[:position] + ("y" if line[position] == letter else letter) + line[position + 1 :]
+        )
+        lines = [*self.TEXT[:at], wrong, *self.TEXT[at + 1 :]]
+        ids = [text[:9] for text in self.TEXT]
+        twin = ids.index(wrong[:9]) if wrong[:9] in ids else at  # by chance another class's id
+        assert self.where(tmp_path_factory.mktemp("map"), lines) == f"line {max(at, twin) + 1}"
+
+    @given(rows, st.text(string.ascii_letters, min_size=1, max_size=8))
+    @settings(max_examples=30, deadline=None)
+    def test_misspelt_target(
+        self, tmp_path_factory: pytest.TempPathFactory, at: int, wrong: str
+    ) -> None:
+        source_id, name, target, why = self.TEXT[at].split(",", 3)
+        if wrong in (*STL10, "other"):
+            wrong += "s"
+        lines = [*self.TEXT[:at], f"{source_id},{name},{wrong},{why}", *self.TEXT[at + 1 :]]
+        assert self.where(tmp_path_factory.mktemp("map"), lines) == f"line {at + 1}"
+        assert target in (*STL10, "other")
+
+
+def test_the_maps_are_what_their_script_makes() -> None:
+    """Nobody edited a generated file by hand, and the script still runs."""
+    if not Path("/usr/share/wordnet/data.noun").exists():
+        pytest.skip("WordNet's database is not here (Debian: apt-get install wordnet-base)")
+    script = REPOSITORY / "tools" / "make_labelmaps.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "changed: nothing\n"), done.stderr
+
+
+def test_maps_load_from_a_copy_of_the_package_data(tmp_path: Path) -> None:
+    """A built-in file that a user copied to start from works as a file of their own."""
+    copied = shutil.copy(FOLDER / "imagenet_to_stl10.csv", tmp_path / "mine.csv")
+    mine = LabelMap.load(copied, STL10)
+    assert mine.fingerprint == LabelMap.load("imagenet_to_stl10", STL10).fingerprint
