@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from featpipe import fingerprint
-from featpipe.datasets import DatasetOptions, open_source
+from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.evaluation.assemble import SplitPredictions
 from featpipe.evaluation.assemble import MethodOutput
 from featpipe.evaluation.protocol import RowSet, Split

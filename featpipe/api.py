@@ -26,7 +26,8 @@ from featpipe.workspace import Workspace
 
 if TYPE_CHECKING:
     from featpipe.backbones import MODELS, load_backbone
-    from featpipe.datasets import DATASETS, open_source
+    from featpipe.datasets import DATASETS
+    from featpipe.datasets.dataset import open_source
     from featpipe.evaluation.result import Result, scan_results
     from featpipe.labelmap import LabelMap, builtin_maps, check_map, summarise_map
     from featpipe.predict import open_predictor, predict

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.backbones import load_backbone
-from featpipe.backbones.base import Backbone
-from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.images import read_image
-from featpipe.errors import ImageError, ResultError, WeightsError
-from featpipe.evaluation.fitting import predict_with_scores
-from featpipe.evaluation.models import TrainedModel, load_model
+from featpipe.errors import ResultError, UsageError, WeightsError
+from featpipe.evaluate.fitting import predict_with_scores
+from featpipe.evaluate.models import load_model
+from featpipe.extract.engine import ExtractOptions, read_batches
 from featpipe.progress import SILENT, Progress
 from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path
@@ -24,173 +24,54 @@ from featpipe.workspace import user_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featpipe.finetune.saved import TrainedHead
+    from featpipe.backbones.preprocessing import Preprocessing
+
+_KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a classifier says about one image.
-
-    Parameters
-    ----------
-    image : str
-    label : str or None
-        Predicted class; ``None`` where the image could not be read.
-    score : float or None
-        Probability, or decision value where the classifier has no probabilities.
-    error : str or None
-        Why the image could not be read.
-    """
+    """What a classifier says about one image."""
 
     image: str
-    label: str | None = None
-    score: float | None = None
-    error: str | None = None
+    label: str | None = None  # of an image that could not be read: None
+    score: float | None = None  # probability, or decision value where there are none
+    error: str | None = None  # why it could not be read
 
 
-class Predictor(Protocol):
-    """What goes from prepared images to classes.
+@dataclass(frozen=True)
+class Predictor:
+    """What goes from prepared images (n, 3, S, S), uint8, to labels (n,) and scores (n, classes).
 
-    Attributes
-    ----------
-    classes : tuple of str
-    preprocessing : Preprocessing
-    batch_size : int
+    Classifiers without scores give ``None`` for these.
     """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     batch_size: int
-
-    def answer(self, images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
-        """Return labels (n,) and scores (n, classes) of prepared images (n, 3, S, S), uint8."""
-
-
-class ProbePredictor:
-    """A probe on its backbone.
-
-    Raises
-    ------
-    WeightsError
-        If the backbone is not the one that the probe was trained on.
-    """
-
-    def __init__(self, model: TrainedModel, weights: str | None, device: str) -> None:
-        self._model = model
-        self._backbone = load_backbone(
-            model.backbone["model"],
-            weights or model.weights,
-            device,
-            model.request["image_size"],
-            model.request["fit"],
-        )
-        _check_same(self._backbone, model)
-        self.classes = model.classes
-        self.preprocessing = self._backbone.preprocessing
-        self.batch_size = self._backbone.batch_size
-
-    def answer(self, images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
-        """See :class:`Predictor`."""
-        features = self._backbone.embed(images, (self._model.layer,))[self._model.layer]
-        predicted, scores, _ = predict_with_scores(
-            self._model.estimator, features, len(self.classes)
-        )
-        return predicted, scores
-
-
-class HeadPredictor:
-    """A fine-tuned network."""
-
-    batch_size = 32
-
-    def __init__(self, head: TrainedHead) -> None:
-        self._head = head
-        self.classes = head.classes
-        self.preprocessing = head.trunk.preprocessing
-
-    def answer(self, images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
-        """See :class:`Predictor`."""
-        probabilities = self._head.predict_proba(images)
-        return probabilities.argmax(axis=1), probabilities
-
-
-def predict(
-    predictor: Predictor, images: Sequence[Path], progress: Progress = SILENT
-) -> list[Answer]:
-    """Classify images.
-
-    Parameters
-    ----------
-    predictor : Predictor
-        From :func:`open_predictor`.
-    images : sequence of Path
-    progress : Progress
-
-    Returns
-    -------
-    answers : list of Answer
-        One per image, in order; an image that cannot be read has an error instead of a class.
-    """
-    answers: list[Answer] = []
-    with progress.task("predict", len(images)) as task:
-        for start in range(0, len(images), predictor.batch_size):
-            batch = images[start : start + predictor.batch_size]
-            answers += _predict_batch(predictor, batch)
-            task.advance(len(batch))
-    return answers
-
-
-def _predict_batch(predictor: Predictor, images: Sequence[Path]) -> list[Answer]:
-    import torch  # noqa: PLC0415 - the predictor has brought it
-
-    prepared, errors = {}, {}
-    for path in images:
-        try:
-            prepared[path] = predictor.preprocessing.prepare(read_image(path))
-        except ImageError as error:
-            errors[path] = " ".join(str(error).split())
-    labels: dict[Path, tuple[int, Any]] = {}
-    if prepared:
-        predicted, scores = predictor.answer(torch.stack(list(prepared.values())))
-        for number, path in enumerate(prepared):
-            label = int(predicted[number])
-            score = None if scores is None else round(float(np.float64(scores[number, label])), 6)
-            labels[path] = label, score
-    return [
-        Answer(str(path), predictor.classes[labels[path][0]], labels[path][1])
-        if path in labels
-        else Answer(str(path), error=errors[path])
-        for path in images
-    ]
-
-
-def _check_same(backbone: Backbone, model: TrainedModel) -> None:
-    now, then = backbone.describe(), model.backbone
-    if now != then:
-        differing = [key for key in then if now.get(key) != then[key]]
-        raise WeightsError(
-            "The backbone is not the one that this classifier was trained on.",
-            where=", ".join(differing),
-            expected=then["weights"],
-            got=now["weights"],
-            next_step="name the same weights with --weights",
-        )
+    classify: Callable[[Tensor], tuple[NDArray[np.int64], NDArray[Any] | None]]
 
 
 def open_predictor(
-    folder: Path, name: str, weights: str | None = None, device: str = "auto"
+    folder: Path,
+    name: str,
+    weights: str | None = None,
+    device: str = "auto",
+    runtime: str | None = None,
 ) -> Predictor:
     """Open a classifier by its path, or by the name of its result.
 
     Parameters
     ----------
     folder : Path
-        Where the models of the workspace lie.
+        The folder of the workspace's models.
     name : str
         A ``.skops`` (probe) or ``.safetensors`` (fine-tuned) file, or the name of a result.
     weights : str, optional
         Where the weights of the frozen network are now; default: where they were at training.
     device : str
+    runtime : str, optional
+        What runs the backbone of a probe; default: as when its features were extracted.
 
     Raises
     ------
@@ -201,20 +82,97 @@ def open_predictor(
     """
     path = _find(folder, name)
     if path.suffix != ".safetensors":
-        return ProbePredictor(load_model(path), weights, device)
+        return _open_probe(path, weights, device, runtime)
+    if runtime not in (None, "torch"):
+        raise UsageError(
+            "A fine-tuned network runs in PyTorch only.", expected="torch", got=runtime
+        )
     from featpipe.finetune.saved import load_head  # noqa: PLC0415 - brings skorch
 
-    return HeadPredictor(load_head(path, weights=weights, device=device))
+    head = load_head(path, weights=weights, device=device)
+
+    def classify(images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        probabilities = head.predict_proba(images)
+        return probabilities.argmax(axis=1), probabilities
+
+    return Predictor(head.classes, head.trunk.preprocessing, 32, classify)
+
+
+def _open_probe(path: Path, weights: str | None, device: str, runtime: str | None) -> Predictor:
+    model = load_model(path)
+    then = model.backbone
+    backbone = load_backbone(
+        then["model"],
+        weights or model.weights,
+        device,
+        then["preprocessing"]["crop"],
+        then["preprocessing"]["fit"],
+        runtime=runtime or then.get("runtime", "torch"),
+    )
+    now = backbone.describe()
+    if now != then:
+        raise WeightsError(
+            "The backbone is not the one that this classifier was trained on.",
+            where=", ".join(key for key in {**then, **now} if now.get(key) != then.get(key)),
+            expected=then["weights"],
+            got=now["weights"],
+            next_step="name the same weights with --weights",
+        )
+
+    def classify(images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
+        features = backbone.embed(images, (model.layer,))[model.layer]
+        return predict_with_scores(model.estimator, features, len(model.classes))[:2]
+
+    return Predictor(model.classes, backbone.preprocessing, backbone.batch_size, classify)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Image files, read as the images of a dataset are."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        return read_image(self.paths[row])
+
+
+def predict(
+    predictor: Predictor, images: Sequence[Path], progress: Progress = SILENT
+) -> list[Answer]:
+    """Classify images with what :func:`open_predictor` returned.
+
+    Returns
+    -------
+    answers : list of Answer
+        One per image, in order; an image that cannot be read has an error instead of a class.
+    """
+    answers: list[Answer] = []
+    options = ExtractOptions(on_error="skip")
+    batches = read_batches(_Files(images), predictor.preprocessing, options, predictor.batch_size)
+    with closing(batches), progress.task("predict", len(images)) as task:
+        for batch in batches:
+            found = {row: Answer(str(images[row]), error=why) for row, why in batch.skipped.items()}
+            if batch.images is not None:
+                labels, scores = predictor.classify(batch.images)
+                for number, row in enumerate(batch.read):
+                    label = int(labels[number])
+                    score = None if scores is None else round(float(scores[number, label]), 6)
+                    found[row] = Answer(str(images[row]), predictor.classes[label], score)
+            answers += [found[row] for row in batch.rows]
+            task.advance(len(batch))
+    return answers
 
 
 def _find(folder: Path, name: str) -> Path:
-    kinds = (".skops", ".safetensors")
     if name.endswith(".json"):  # the file of a result stands for its model
         name = Path(name).stem
-    for path in (user_path(name), *(folder / f"{name}{kind}" for kind in kinds)):
+    for path in (user_path(name), *(folder / f"{name}{kind}" for kind in _KINDS)):
         if path.is_file():
             return path
-    known = [path.stem for kind in kinds for path in sorted(folder.glob(f"*{kind}"))]
+    known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
     raise ResultError(
         f"There is no model {name!r}.",
         where=folder,

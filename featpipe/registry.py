@@ -80,7 +80,7 @@ class Registry(Generic[T]):
         found = {point.name: point for point in entry_points(group=self.group)}
         if taken := sorted(set(found) & {*self._modules, *self._aliases}):
             raise UsageError(
-                f"The package {getattr(found[taken[0]].dist, 'name', '?')!r} registers a {self.kind} named "
+                f"The package {_package(found[taken[0]])!r} registers a {self.kind} named "
                 f"{taken[0]!r}, which is a {self.kind} of featpipe.",
                 next_step="uninstall that package, or ask its authors to choose another name",
             )
@@ -139,7 +139,7 @@ class Registry(Generic[T]):
                 except Exception as error:  # whatever another package may raise
                     raise UsageError(
                         f"The {self.kind} {name!r} cannot be loaded: {error}",
-                        where=f"{point.value} of the package {point.dist.name}",
+                        where=f"{point.value} of the package {_package(point)}",
                         next_step="repair or uninstall that package",
                     ) from error
         return self._loaded[name]
@@ -149,3 +149,7 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return (self.get(name) for name in self.names())
+
+
+def _package(entry_point: Any) -> str:
+    return str(entry_point.dist.name) if entry_point.dist else "?"

@@ -11,7 +11,7 @@ from string import Template
 import numpy as np
 
 from featpipe.backbones import MODELS, weights_file
-from featpipe.datasets import DatasetOptions, open_source, splits_of
+from featpipe.datasets.dataset import DatasetOptions, open_source, splits_of
 from featpipe.errors import DataError, UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import Context, Outcome

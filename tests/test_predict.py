@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 
 from featpipe.cli import main
-from featpipe.datasets import DatasetOptions, open_source
-from featpipe.errors import ResultError
+from featpipe.datasets.dataset import DatasetOptions, open_source
+from featpipe.errors import ResultError, UsageError, WeightsError
+from featpipe.extract import Extract
 from featpipe.predict import open_predictor, predict
-from featpipe.evaluation.result import Result
-from featpipe.steps.old import Context, ExtractStep, FinetuneStep, SvmStep
+from featpipe.results import Result
+from featpipe.steps import Context
+from featpipe.steps.old import FinetuneStep, SvmStep
 from featpipe.workspace import Workspace
+from tests import images
 
 DIGITS = {"model": "glyphnet", "dataset": "digits", "limit": 60, "device": "cpu"}
 
@@ -22,7 +25,7 @@ DIGITS = {"model": "glyphnet", "dataset": "digits", "limit": 60, "device": "cpu"
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
     context = Context(Workspace(tmp_path_factory.mktemp("predict")), jobs=1)
-    ExtractStep.from_mapping(DIGITS).run(context)
+    Extract(**DIGITS).run(context)
     return context
 
 
@@ -80,3 +83,15 @@ def test_an_unknown_model_is_named_with_the_nearest(result, context):
     with pytest.raises(ResultError, match="no model") as caught:
         open_predictor(context.workspace.models, f"{result.name}x")
     assert result.name in str(caught.value)
+
+
+def test_other_weights_than_those_of_the_training_are_refused(result, context, tmp_path):
+    other = images.weights_file(tmp_path / "other.safetensors", num_classes=62, model="glyphnet")
+    with pytest.raises(WeightsError, match="trained on"):
+        open_predictor(context.workspace.models, result.name, weights=str(other))
+
+
+def test_the_runtime_is_a_choice_for_the_backbone_of_a_probe(result, context):
+    assert open_predictor(context.workspace.models, result.name, runtime="torch")
+    with pytest.raises(UsageError, match=r"runtime|PyTorch"):
+        open_predictor(context.workspace.models, result.name, runtime="torsh")

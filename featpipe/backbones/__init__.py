@@ -5,65 +5,72 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featpipe.errors import WeightsError
+from featpipe.errors import UsageError, WeightsError
 from featpipe.fingerprint import FileHashes
-from featpipe.registry import OldRegistry
+from featpipe.provenance import package_version
+from featpipe.registry import Registry
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
+    from featpipe.backbones.architecture import Architecture
     from featpipe.backbones.base import Backbone
+    from featpipe.backbones.runtime import Runtime
 
-__all__ = ["GLYPHNET", "MODELS", "WEIGHTS_SUFFIXES", "load_backbone", "weights_file"]
-
-GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")  # the weights that are shipped
+GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
-MODELS = OldRegistry("model")
-MODELS.add(
-    "glyphnet",
-    "featpipe.backbones.glyphnet:glyphnet",
-    "the embedded one: letters and digits, 128 features, always there",
+# Part of every identity: raise it when preprocessing.py starts to give other numbers.
+PREPROCESSING_VERSION = 2
+
+_TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
 )
-for _name, _features in (
-    ("resnet18", 512),
-    ("resnet34", 512),
-    ("resnet50", 2048),
-    ("resnet101", 2048),
-    ("resnet152", 2048),
-    ("wide_resnet50_2", 2048),
-    ("wide_resnet101_2", 2048),
-    ("resnext50_32x4d", 2048),
-    ("resnext101_32x8d", 2048),
-    ("resnext101_64x4d", 2048),
-):
-    MODELS.add(
-        _name,
-        f"featpipe.backbones.torchvision_resnets:{_name}",
-        f"torchvision, ImageNet, {_features} features",
-    )
-for _depth in (20, 32, 44, 56, 110):
-    MODELS.add(
-        f"cifar_resnet{_depth}",
-        f"featpipe.backbones.cifar_resnets:resnet{_depth}",
-        "He et al. 2015 section 4.2, CIFAR-10, 32 x 32 pixels, 64 features",
-        aliases=(f"resnet{_depth}",),
-    )
+_CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+_FOR_FINETUNING = (
+    *("resnet9", "resnet18_32", "resnet18_32_max", "resnet18_32_stem", "resnet18_32_stem_max"),
+    *("convnet", "timm"),
+)
+
+MODELS: Registry[Architecture] = Registry(
+    "model",
+    {
+        "glyphnet": "featpipe.backbones.glyphnet",
+        **dict.fromkeys(_TORCHVISION, "featpipe.backbones.torchvision"),
+        **{f"cifar_resnet{depth}": "featpipe.backbones.cifar_resnet" for depth in _CIFAR_DEPTHS},
+        **dict.fromkeys(_FOR_FINETUNING, "featpipe.finetune.nets"),
+    },
+    aliases={f"resnet{depth}": f"cifar_resnet{depth}" for depth in _CIFAR_DEPTHS},
+)
+
+RUNTIMES: Registry[type[Runtime]] = Registry("runtime", {"torch": "featpipe.backbones.runtime"})
+
+
+def backbone_name(model: str) -> str:
+    """Return the registered name of a model that can be a backbone; torch is not imported.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such model.
+    UsageError
+        If it is one for fine-tuning only (``timm:NAME``).
+    """
+    family, colon, _ = model.partition(":")
+    name = MODELS.canonical(family)
+    if colon:
+        raise UsageError(
+            f"{model!r} is for fine-tuning only: its features cannot be extracted.",
+            next_step=f"featpipe finetune --model {model}, or another --model",
+        )
+    return name
 
 
 def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
     """Return the file that the weights come from, without importing torch.
 
-    Parameters
-    ----------
-    model : str
-        A name out of :data:`MODELS`.
-    weights : str
-        ``"DEFAULT"``, the name of published weights, or a file.
-
-    Returns
-    -------
-    path : Path or None
-        ``None`` for published weights, which are downloaded into torch hub's folder.
+    It is ``None`` for published weights, which are downloaded into torch hub's folder.
 
     Raises
     ------
@@ -79,7 +86,7 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
     >>> weights_file("resnet50", "IMAGENET1K_V2") is None
     True
     """
-    name = MODELS.entry(model).name
+    name = backbone_name(model)
     path = user_path(weights)
     if path.is_file():
         return path
@@ -94,12 +101,28 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
     return GLYPHNET if embedded else None
 
 
-def load_backbone(
+def weights_identity(model: str, weights: str, hashes: FileHashes) -> str:
+    """Return what tells these weights from others, without importing torch.
+
+    The SHA-256 of a file; of published weights, their name and the package that knows them.
+    """
+    if path := weights_file(model, weights):
+        return hashes.one(path)
+    from importlib.metadata import entry_points  # noqa: PLC0415 - a tenth of "up to date"
+
+    brought = [point.dist for point in entry_points(group=MODELS.group, name=backbone_name(model))]
+    package = brought[0].name if brought and brought[0] else "torchvision"
+    return f"{weights} of {package} {package_version(package)}"
+
+
+def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     model: str,
     weights: str = "DEFAULT",
     device: str = "auto",
     image_size: int | None = None,
     fit: str = "auto",
+    *,
+    runtime: str = "torch",
     hashes: FileHashes | None = None,
 ) -> Backbone:
     """Load a frozen backbone, ready to embed.
@@ -118,6 +141,8 @@ def load_backbone(
         Side of the network's input in pixels; by default that of the weights.
     fit : {"auto", "crop", "whole"}
         See :class:`featpipe.backbones.preprocessing.Preprocessing`.
+    runtime : str
+        A name out of :data:`RUNTIMES`.
     hashes : FileHashes, optional
         Remembered content hashes, so that a large weights file is hashed once.
 
@@ -128,9 +153,10 @@ def load_backbone(
     Raises
     ------
     UnknownNameError
-        If there is no such model, no such published weights or no such kind of device.
+        If there is no such model, published weights, runtime or kind of device.
     UsageError
-        If the device is not there or the image size is not possible.
+        If the device is not there, the image size is not possible, or the model has no published
+        weights and none are given.
     WeightsError
         If the weights cannot be downloaded or read, or belong to another architecture.
 
@@ -140,6 +166,16 @@ def load_backbone(
     >>> backbone.dim("avgpool")
     (128,)
     """
-    from featpipe.backbones.base import open_backbone  # noqa: PLC0415 - brings torch
+    from featpipe.backbones.base import Backbone  # noqa: PLC0415 - brings torch
+    from featpipe.backbones.runtime import choose_device  # noqa: PLC0415
+    from featpipe.backbones.weights import find_weights, load_network  # noqa: PLC0415
 
-    return open_backbone(model, weights, device, image_size, fit, hashes or FileHashes())
+    where = choose_device(device)
+    architecture = MODELS.get(backbone_name(model))
+    found = find_weights(architecture, weights, hashes or FileHashes())
+    preprocessing = (
+        found.published.preprocessing if found.published else architecture.file_preprocessing
+    )
+    preprocessing = preprocessing.with_fit(fit).with_image_size(image_size)
+    network = load_network(architecture, found.path)
+    return Backbone(architecture, network, found, preprocessing, where, runtime)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from featpipe.backbones import GLYPHNET
+from featpipe.backbones import GLYPHNET, MODELS
 from featpipe.backbones.architecture import Architecture, PublishedWeights
-from featpipe.backbones.cifar_resnets import CifarResNet
+from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.labelmap import SourceClasses
 
@@ -21,15 +21,16 @@ def build(num_classes: int = NUM_CLASSES) -> CifarResNet:
     return CifarResNet(blocks=2, num_classes=num_classes, width=32, stem_stride=2)
 
 
-def _glyph_classes() -> SourceClasses:
-    return SourceClasses.load("glyphs")
-
-
-_weights = PublishedWeights("GLYPHS_V1", GLYPHNET, PREPROCESSING, _glyph_classes)
-glyphnet = Architecture(
-    "glyphnet",
-    build=build,
-    classifier="linear",
-    published={"DEFAULT": _weights, "GLYPHS_V1": _weights},
-    file_preprocessing=PREPROCESSING,
+_weights = PublishedWeights(
+    "GLYPHS_V1", GLYPHNET, PREPROCESSING, lambda: SourceClasses.load("glyphs")
+)
+MODELS.register(
+    Architecture(
+        name="glyphnet",
+        summary="the embedded one: letters and digits, 128 features, always there",
+        build=build,
+        classifier="linear",
+        published={"DEFAULT": _weights, "GLYPHS_V1": _weights},
+        file_preprocessing=PREPROCESSING,
+    )
 )

@@ -12,16 +12,14 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from featpipe.backbones import PREPROCESSING_VERSION
 from featpipe.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Part of every fingerprint: raise it when the code below starts to give other numbers.
-VERSION = 2
-
 _SMALLEST, _LARGEST = 8, 2048
-# Beyond this ratio of the sides the ends of an image are cut off before it is resized: they lie
+# Beyond this ratio of the sides the ends of an image are cut off before it is resized: they are
 # outside the centre crop anyway, and a line of 1 x 5000 pixels would grow to a gigabyte first.
 _ELONGATED = 8
 
@@ -120,8 +118,13 @@ class Preprocessing:
         )
         return (images.float() - mean) / std
 
-    def with_image_size(self, size: int) -> Preprocessing:
-        """Return the same for another input side; the margin around the crop keeps its ratio."""
+    def with_image_size(self, size: int | None) -> Preprocessing:
+        """Return the same for another input side; the margin around the crop keeps its ratio.
+
+        ``None`` leaves it as it is.
+        """
+        if size is None:
+            return self
         return replace(self, resize=max(size, round(size * self.resize / self.crop)), crop=size)
 
     def with_fit(self, fit: str) -> Preprocessing:
@@ -132,5 +135,5 @@ class Preprocessing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""
-        values = {"version": VERSION, "antialias": True, **asdict(self)}
+        values = {"version": PREPROCESSING_VERSION, "antialias": True, **asdict(self)}
         return values | {"mean": list(self.mean), "std": list(self.std)}

@@ -1,21 +1,22 @@
-"""How a forward pass runs: the seam behind which other engines and precisions can stand.
-
-Whatever the engine, uint8 images go in and float32 activations come out, and the numbers agree
-with plain float32 PyTorch to 1e-4.
-"""
+"""How a forward pass runs: the door for other engines and precisions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import ClassVar
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from featpipe.backbones.folding import fold_batch_norm
+from featpipe.backbones import RUNTIMES
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.registry import did_you_mean
@@ -23,44 +24,58 @@ from featpipe.registry import did_you_mean
 
 @dataclass(frozen=True)
 class Capture:
-    """One activation to bring back.
+    """One activation to bring back."""
+
+    layer: str  # name under which it is returned
+    module: str  # name of the module whose output it is
+    calls: int  # of this module by the network for one image; the last output counts
+    pooled: bool  # average a (b, C, H, W) output over space
+
+
+class Runtime(ABC):
+    """What runs a network; registered in :data:`featpipe.backbones.RUNTIMES`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Frozen, in evaluation mode.
+    preprocessing : Preprocessing
+        Its ``normalise`` turns uint8 images into the network's input.
+    device : torch.device
 
     Attributes
     ----------
-    layer : str
-        Name under which it is returned.
-    module : str
-        Name of the module whose output it is.
-    calls : int
-        How often the network calls this module for one image; the last output counts.
-    pooled : bool
-        Average a (b, C, H, W) output over space.
+    name, summary : str
+    exact : bool
+        Whether the numbers agree with plain float32 PyTorch to 1e-4. Where they do not, the
+        runtime's name is part of every description and thus of every store's fingerprint.
+    batch_size : int
+        Images per call that suit it.
     """
 
-    layer: str
-    module: str
-    calls: int
-    pooled: bool
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    exact: ClassVar[bool] = False
 
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
+        self.network = network.to(device)
+        self.preprocessing = preprocessing
+        self.device = device
+        self.batch_size = 32 if device.type == "cpu" else 256
 
-class Runtime(Protocol):
-    """What runs a network."""
-
-    device: torch.device
-    batch_size: int
-
-    def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, Tensor]:
-        """Return the activations, float32 on the CPU, of uint8 images (b, 3, S, S).
-
-        The caller has switched gradients off.
-        """
+    @abstractmethod
+    def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
+        """Return the activations by layer of uint8 images (b, 3, S, S), in inference mode."""
 
 
 class _Enough(Exception):  # noqa: N818 - not an error: ends a forward pass
     """Everything asked for has been captured; the rest of the network need not run."""
 
 
-class EagerRuntime:
+@RUNTIMES.register
+class TorchRuntime(Runtime):
     """PyTorch in float32, channels last, batch norm folded into the convolutions.
 
     CPU time of a ResNet-18 / ResNet-50 at 224 pixels, batch 32, one thread of a Xeon with
@@ -68,82 +83,101 @@ class EagerRuntime:
     channels last 0.74 / 0.66, folded 0.89 / 0.76, both 0.61 / 0.52; a frozen TorchScript graph
     0.60 / 0.51 and torch.compile, which needs a compiler, 0.72: no better. All agree with plain
     PyTorch to 7e-7 of the largest logit. Batches of 8 and 64 take 0.98 and 1.12 of the time that
-    32 take.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Frozen; it is moved to the device.
-    preprocessing : Preprocessing
-        Turns uint8 images into the network's input, on the device.
-    device : torch.device
+    32 take. Stopping a ResNet-50 after layer3, layer2, layer1 leaves 0.83, 0.53, 0.29 of its time.
     """
+
+    name = "torch"
+    summary = "PyTorch in float32, on the CPU or a GPU"
+    exact = True
 
     def __init__(
         self, network: nn.Module, preprocessing: Preprocessing, device: torch.device
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.preprocessing = preprocessing
-        self.device = device
-        self.batch_size = 32 if device.type == "cpu" else 256
+        super().__init__(network.to(memory_format=torch.channels_last), preprocessing, device)
 
     @cached_property
     def _folded(self) -> nn.Module:
         return fold_batch_norm(self.network)
 
-    def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, Tensor]:
+    def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
         """Return the activations of one batch; the forward pass ends with the last one needed."""
         kept: dict[str, Tensor] = {}
-        modules = dict(self.network.named_modules())
+        waiting = {capture.layer: capture.calls for capture in captures}
+
+        def keep(capture: Capture, output: Tensor) -> None:
+            waiting[capture.layer] -= 1
+            if waiting[capture.layer]:
+                return
+            # A copy in either case: the next layer may be an activation that works in place.
+            spatial = capture.pooled and output.ndim == 4
+            kept[capture.layer] = output.mean((2, 3)) if spatial else output.clone()
+            if len(kept) == len(waiting):
+                raise _Enough
+
         # A folded convolution gives what its batch norm gave; who asks for its own output gets it.
-        raw = any(isinstance(modules[capture.module], nn.Conv2d) for capture in captures)
+        asked = [self.network.get_submodule(capture.module) for capture in captures]
+        raw = any(isinstance(module, nn.Conv2d) for module in asked)
         network = self.network if raw else self._folded
-        with _exact(self.device), _hooks(network, captures, kept):
+        # TF32's mantissa of 10 bits moves features by about 1e-3.
+        exactly = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+        with ExitStack() as stack:
+            stack.enter_context(exactly if self.device.type == "cuda" else nullcontext())
+            for capture in captures:
+                hooked = network.get_submodule(capture.module).register_forward_hook(
+                    lambda _module, _inputs, output, capture=capture: keep(capture, output)
+                )
+                stack.enter_context(hooked)
             batch = self.preprocessing.normalise(images.to(self.device))
             with suppress(_Enough):
                 network(batch.contiguous(memory_format=torch.channels_last))
-            return {layer: values.float().cpu() for layer, values in kept.items()}
+        return {layer: values.float().cpu().numpy() for layer, values in kept.items()}
 
 
-@contextmanager
-def _hooks(
-    network: nn.Module, captures: Sequence[Capture], kept: dict[str, Tensor]
-) -> Iterator[None]:
-    """Within the block, a forward pass puts the activations into ``kept`` and ends with the last.
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Return a copy in which each batch norm that directly follows a convolution is part of it.
 
-    Stopping a ResNet-50 after layer3, layer2, layer1 leaves 0.83, 0.53, 0.29 of the time it takes.
+    In evaluation mode batch norm multiplies and adds constants, and so does a convolution
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names; the output
+    of a folded batch norm is what it was, the output of the convolution before it no longer is.
+
+    Parameters
+    ----------
+    network : nn.Module
+        In evaluation mode; it is not changed. One whose graph cannot be traced, because its
+        forward pass depends on values, is returned as it is.
+
+    Examples
+    --------
+    >>> plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    >>> folded = fold_batch_norm(plain)
+    >>> [type(module).__name__ for module in folded]
+    ['Conv2d', 'Identity']
+    >>> image = torch.ones(1, 3, 2, 2)
+    >>> torch.allclose(plain(image), folded(image), atol=1e-6)
+    True
     """
-    waiting = {capture.layer: capture.calls for capture in captures}
-
-    def keep(capture: Capture, output: Tensor) -> None:
-        waiting[capture.layer] -= 1
-        if waiting[capture.layer]:
-            return
-        # A copy in either case: the next layer may be an activation that works in place.
-        spatial = capture.pooled and output.ndim == 4
-        kept[capture.layer] = output.mean((2, 3)) if spatial else output.clone()
-        if len(kept) == len(waiting):
-            raise _Enough
-
-    modules = dict(network.named_modules())
-    handles = [
-        modules[capture.module].register_forward_hook(
-            lambda _module, _inputs, output, capture=capture: keep(capture, output)
-        )
-        for capture in captures
-    ]
     try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        # The graph says what follows what; the order of the modules only suggests it.
+        nodes = list(fx.symbolic_trace(network).graph.nodes)
+    except Exception:  # whatever a foreign forward pass raises when it meets a placeholder
+        return network
+    folded = copy.deepcopy(network)
+    modules = dict(folded.named_modules())
 
-
-def _exact(device: torch.device) -> Any:
-    """Keep TF32 out of convolutions: its 10-bit mantissa moves features by about 1e-3."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+    called = {node: modules[str(node.target)] for node in nodes if node.op == "call_module"}
+    for node, norm in called.items():
+        before = node.args[0]
+        convolution = called.get(before) if isinstance(before, fx.Node) else None
+        # Not of a subclass, which may do more: timm's batch norms are activations as well.
+        if type(norm) is not nn.BatchNorm2d or type(convolution) is not nn.Conv2d:
+            continue
+        assert isinstance(before, fx.Node)
+        if len(before.users) == 1:
+            fused = fuse_conv_bn_eval(convolution, norm)
+            for name, module in ((str(before.target), fused), (str(node.target), nn.Identity())):
+                parent, _, child = name.rpartition(".")
+                setattr(folded.get_submodule(parent), child, module)
+    return folded
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -162,29 +196,24 @@ def choose_device(name: str = "auto") -> torch.device:
     UsageError
         If the device is not there.
     """
-    there = _devices()
+    there = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    there += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
+    there.append(torch.device("cpu"))
     if name == "auto":
-        return torch.device(there[0])
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        return there[0]
+    try:
+        asked = torch.device(name)
+    except RuntimeError:
         raise UnknownNameError(
             f"There is no device named {name!r}.",
             expected="auto, cpu, cuda, cuda:1 …, mps",
             next_step=did_you_mean(name, ("auto", "cpu", "cuda", "mps")).strip() or None,
-        )
-    wanted = kind if kind == "cpu" else f"{kind}:{int(number or 0)}"
-    if wanted not in there:
+        ) from None
+    device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
+    if device not in there:
         raise UsageError(
             f"The device {name!r} is not there.",
-            expected=", ".join(there),
+            expected=", ".join(map(str, there)),
             next_step="choose one of these, or --device auto",
         )
-    return torch.device(wanted)
-
-
-def _devices() -> list[str]:
-    """Return the devices that are there, the best first."""
-    there = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        there.append("mps:0")
-    return [*there, "cpu"]
+    return device

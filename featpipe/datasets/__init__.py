@@ -1,39 +1,68 @@
-"""Datasets by name: ``open_source("stl10", "train", options)`` gives images with identity.
-
-Nothing here imports torch; a dataset's module is imported when the dataset is used.
-"""
+"""Datasets by name. Nothing here imports NumPy; a dataset's module is imported when it is used."""
 
 from __future__ import annotations
 
-from featpipe.datasets.dataset import (
-    DATASETS,
-    Dataset,
-    DatasetOptions,
-    PathDataset,
-    SourceRequest,
-    open_source,
-    short_name,
-    slug,
-    splits_of,
-)
-from featpipe.datasets.selection import Subset, class_balanced_rows
-from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
+import re
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "DATASETS",
-    "UNLABELLED",
-    "ArraySource",
-    "Dataset",
-    "DatasetOptions",
-    "Identity",
-    "ImageSource",
-    "PathDataset",
-    "SourceRequest",
-    "Subset",
-    "class_balanced_rows",
-    "open_source",
-    "row_ids",
-    "short_name",
-    "slug",
-    "splits_of",
-]
+from featpipe.errors import UnknownNameError
+from featpipe.registry import Registry
+
+if TYPE_CHECKING:
+    from featpipe.datasets.dataset import Dataset
+
+__all__ = ["DATASETS", "short_name", "slug", "split_spec"]
+
+DATASETS: Registry[type[Dataset]] = Registry(
+    "dataset",
+    {
+        "stl10": "featpipe.datasets.stl10",
+        "cifar10": "featpipe.datasets.cifar",
+        "cifar100": "featpipe.datasets.cifar",
+        "tiny-imagenet": "featpipe.datasets.tiny_imagenet",
+        "dogs-vs-cats": "featpipe.datasets.dogs_vs_cats",
+        "folder": "featpipe.datasets.folder",
+        "csv": "featpipe.datasets.tables",
+        "npz": "featpipe.datasets.tables",
+        "torchvision": "featpipe.datasets.torchvision",
+        "digits": "featpipe.datasets.digits",
+    },
+)
+
+
+def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
+    """Return name, argument and class of a dataset as the user names it.
+
+    The class is ``None`` where there is no argument, or the package that brings it is not
+    installed any more.
+    """
+    name, _, argument = spec.partition(":")
+    try:
+        return name, argument, DATASETS.get(name) if argument else None
+    except UnknownNameError:
+        return name, argument, None
+
+
+def short_name(spec: str) -> str:
+    """Return the name of a dataset as manifests and results hold it.
+
+    Examples
+    --------
+    >>> short_name("folder:/home/me/My photos"), short_name("stl10")
+    ('folder:My photos', 'stl10')
+    """
+    name, argument, kind = split_spec(spec)
+    return f"{name}:{kind.short(argument)}" if kind else spec
+
+
+def slug(name: str) -> str:
+    """Return the name of a dataset, or another name, as part of a path.
+
+    Examples
+    --------
+    >>> slug("folder:/home/me/My photos"), slug("stl10"), slug("npz:data/toy.npz")
+    ('folder-My-photos', 'stl10', 'npz-toy')
+    """
+    name, argument, kind = split_spec(name)
+    parts = [name, kind.stem(argument) if kind else argument]
+    return "-".join(re.sub(r"[^\w]+", "-", part).strip("-") for part in parts if part).strip("-")

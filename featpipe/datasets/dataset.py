@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -10,16 +9,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from featpipe.datasets import DATASETS, split_spec
 from featpipe.datasets.selection import Subset, class_balanced_rows, keep_classes
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UnknownNameError, UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import Registry, did_you_mean
+from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
-    from featpipe.steps import Context, ImageStep
+    from featpipe.steps import Context
 
 
 @dataclass(frozen=True)
@@ -199,23 +199,6 @@ class PathDataset(Dataset):
         return str((inside if inside.exists() else data).resolve())
 
 
-DATASETS: Registry[type[Dataset]] = Registry(
-    "dataset",
-    {
-        "stl10": "featpipe.datasets.stl10",
-        "cifar10": "featpipe.datasets.cifar",
-        "cifar100": "featpipe.datasets.cifar",
-        "tiny-imagenet": "featpipe.datasets.tiny_imagenet",
-        "dogs-vs-cats": "featpipe.datasets.dogs_vs_cats",
-        "folder": "featpipe.datasets.folder",
-        "csv": "featpipe.datasets.tables",
-        "npz": "featpipe.datasets.tables",
-        "torchvision": "featpipe.datasets.torchvision",
-        "digits": "featpipe.datasets.digits",
-    },
-)
-
-
 def splits_of(spec: str, options: DatasetOptions) -> tuple[str, ...]:
     """Return the splits meant for training and evaluation, the training split first.
 
@@ -280,45 +263,11 @@ def _dataset(spec: str, options: DatasetOptions) -> Dataset:
     return kind(argument, options)
 
 
-def short_name(spec: str) -> str:
-    """Return the name of a dataset as manifests and results hold it.
-
-    Examples
-    --------
-    >>> short_name("folder:/home/me/My photos"), short_name("stl10")
-    ('folder:My photos', 'stl10')
-    """
-    kind, name, argument = _parts(spec)
-    return f"{name}:{kind.short(argument)}" if argument else name
-
-
-def slug(name: str) -> str:
-    """Return the name of a dataset, or another name, as part of a path.
-
-    Examples
-    --------
-    >>> slug("folder:/home/me/My photos"), slug("stl10"), slug("npz:data/toy.npz")
-    ('folder-My-photos', 'stl10', 'npz-toy')
-    """
-    kind, name, argument = _parts(name)
-    parts = [name, kind.stem(argument)] if argument else [name]
-    return "-".join(re.sub(r"[^\w]+", "-", part).strip("-") for part in parts).strip("-")
-
-
-def _parts(spec: str) -> tuple[type[Dataset], str, str]:
-    """Return class, name and argument; without an argument the class does not matter."""
-    name, _, argument = spec.partition(":")
-    try:
-        return (DATASETS.get(name) if argument else Dataset), name, argument
-    except UnknownNameError:  # an old result, made with a package that is no longer installed
-        return Dataset, name, argument
-
-
 @dataclass(frozen=True)
 class SourceRequest:
     """Which images a store is made from, so that they are found again.
 
-    The fields are options of :class:`featpipe.steps.ImageStep`.
+    The fields are options of every step that opens images.
     """
 
     dataset: str
@@ -328,15 +277,15 @@ class SourceRequest:
     limit: int | None = None
 
     @classmethod
-    def of(cls, step: ImageStep) -> SourceRequest:
-        """Return what a step asks for."""
+    def of(cls, step: Any) -> SourceRequest:
+        """Return what a step that opens images asks for."""
         return cls(step.dataset, step.data, step.classes, step.split_seed, step.limit)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-like values from which the request can be made again, anywhere."""
-        kind, name, argument = _parts(self.dataset)
+        name, argument, kind = split_spec(self.dataset)
         values = asdict(self)
-        if argument:
+        if kind is not None:
             values["dataset"] = f"{name}:{kind.absolute(argument, self.data)}"
         if self.data is not None:
             values["data"] = str(self.data.resolve())
@@ -350,8 +299,8 @@ class SourceRequest:
 
     def moved(self, data: Path) -> SourceRequest:
         """Return the request for a dataset that is in another folder now."""
-        kind, name, argument = _parts(self.dataset)
-        dataset = f"{name}:{kind.moved(argument, data)}" if argument else name
+        name, argument, kind = split_spec(self.dataset)
+        dataset = f"{name}:{kind.moved(argument, data)}" if kind else self.dataset
         return replace(self, dataset=dataset, data=data)
 
     def options(self, context: Context, *, download: bool = False) -> DatasetOptions:

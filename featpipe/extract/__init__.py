@@ -1,6 +1,8 @@
-"""Embed a dataset with a frozen backbone into sealed feature stores."""
+"""Embed a dataset with a frozen backbone into sealed feature stores.
 
-from featpipe.extract.command import run_extract
-from featpipe.extract.engine import ExtractOptions, extract_source
+Importing this package brings neither torch nor NumPy; :mod:`featpipe.extract.engine` does the work.
+"""
 
-__all__ = ["ExtractOptions", "extract_source", "run_extract"]
+from featpipe.extract.step import Extract, ImageStep
+
+__all__ = ["Extract", "ImageStep"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from featpipe.datasets import SourceRequest
+from featpipe.datasets.dataset import SourceRequest
 from featpipe.errors import ResultError
 from featpipe.finetune.gradcam import choose_layer, grad_cam, overlay
 from featpipe.finetune.saved import TrainedHead, load_head

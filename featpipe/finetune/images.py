@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from featpipe.datasets import ImageSource, SourceRequest, splits_of
+from featpipe.datasets.dataset import SourceRequest, splits_of
+from featpipe.datasets.source import ImageSource
 from featpipe.errors import UsageError
 from featpipe.steps import Context, FinetuneStep
 

@@ -7,7 +7,9 @@ from functools import cached_property
 from typing import cast
 
 from featpipe.backbones.base import Backbone
-from featpipe.datasets import ImageSource, SourceRequest, slug
+from featpipe.datasets import slug
+from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.source import ImageSource
 from featpipe.extract.engine import (
     ExtractOptions,
     content_of,

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from featpipe.datasets import class_balanced_rows
+from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
 from featpipe.report.charts import Missing
 from featpipe.report.formats import percent

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featpipe.datasets import ImageSource, SourceRequest
+from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError
 from featpipe.report.material import Group
 from featpipe.report.options import ReportOptions

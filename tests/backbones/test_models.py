@@ -13,21 +13,23 @@ import pytest
 import torch
 
 from featpipe.backbones import GLYPHNET, MODELS, load_backbone, weights_file
-from featpipe.backbones.architecture import Architecture, layer_outputs
+from featpipe.backbones.base import layer_shapes
 from featpipe.errors import UnknownNameError, WeightsError
-from tests.backbones.making import random_backbone, random_images
+from featpipe.registry import summary_of
+from tests.images import random_backbone, random_images
 
 # Those of at most 12 million parameters run for real; the others are looked at without memory.
 SMALL = ("glyphnet", "resnet18", "cifar_resnet20", "cifar_resnet56")
+BACKBONES = [name for name in MODELS.names() if getattr(MODELS.get(name), "published", None)]
 
 
 def parameters(network: torch.nn.Module) -> int:
     return sum(value.numel() for value in network.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS.names())
-def test_a_model_is_complete(name: str) -> None:
-    architecture: Architecture = MODELS.load(name)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_is_complete(name: str) -> None:
+    architecture = MODELS.get(name)
     assert architecture.name == name
     assert "DEFAULT" in architecture.published
     for key, weights in architecture.published.items():
@@ -38,17 +40,23 @@ def test_a_model_is_complete(name: str) -> None:
     assert architecture.file_preprocessing.crop >= 32
 
 
-@pytest.mark.parametrize("name", MODELS.names())
+@pytest.mark.parametrize("name", BACKBONES)
 def test_shapes_are_known_without_running(name: str) -> None:
-    architecture: Architecture = MODELS.load(name)
-    outputs = layer_outputs(architecture, 7, image_size=64)
-    promised = re.search(r"(\d+) features", MODELS.entry(name).summary)
+    architecture = MODELS.get(name)
+    shapes = layer_shapes(architecture.on_meta(7), image_size=64)
+    promised = re.search(r"(\d+) features", architecture.summary)
     assert promised is not None
-    assert outputs[architecture.default_layer].shape[0] == int(promised[1])
-    assert outputs[architecture.classifier].shape == (7,)
-    stages = [outputs[stage].shape for stage in ("layer1", "layer2", "layer3")]
+    assert shapes[architecture.default_layer][-1][0] == int(promised[1])
+    assert shapes[architecture.classifier][-1] == (7,)
+    stages = [shapes[stage][-1] for stage in ("layer1", "layer2", "layer3")]
     assert [b[0] / a[0] for a, b in pairwise(stages)] == [2, 2]
     assert [a[1] / b[1] for a, b in pairwise(stages)] == [2, 2]
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_every_model_is_registered_under_its_name_and_says_what_it_is(name: str) -> None:
+    assert MODELS.get(name).name == name  # type: ignore[attr-defined]
+    assert summary_of(MODELS.get(name))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -71,14 +79,14 @@ def test_embedding_keeps_its_promises(name: str, tmp_path: Path) -> None:
     ("depth", "published_millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]
 )
 def test_cifar_resnets_have_the_papers_size(depth: int, published_millions: float) -> None:
-    network = MODELS.load(f"resnet{depth}").on_meta(10)
+    network = MODELS.get(f"resnet{depth}").on_meta(10)
     digits = 1 if depth == 110 else 2
     assert round(parameters(network) / 1e6, digits) == published_millions
 
 
 def test_a_cifar_resnet_counts_as_deep_as_its_name() -> None:
     for depth in (20, 32, 44, 56, 110):
-        network = MODELS.load(f"cifar_resnet{depth}").on_meta(10)
+        network = MODELS.get(f"cifar_resnet{depth}").on_meta(10)
         weighted = [
             m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
         ]

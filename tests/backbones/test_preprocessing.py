@@ -143,7 +143,7 @@ def test_threads_get_the_same_result() -> None:
 
 def test_prepared_and_normalised_as_torchvision_does() -> None:
     weights = ResNet50_Weights.IMAGENET1K_V2
-    how = MODELS.load("resnet50").published["DEFAULT"].preprocessing
+    how = MODELS.get("resnet50").published["DEFAULT"].preprocessing
     image = picture(300, 400)
     ours = how.normalise(how.prepare(image)[None])
     theirs = weights.transforms()(Image.fromarray(image))  # Pillow resizes: 1 of 255 apart

@@ -63,7 +63,7 @@ def test_a_batch_of_64_photographs_gives_what_each_gives_alone(shared: Path) -> 
     assert np.abs(together[::8] - alone).max() < 1e-4 * np.abs(together).max()
 
 
-def test_the_wrong_model_for_real_weights_is_recognised(shared: Path) -> None:
+def test_the_wrong_model_for_real_weights_is_refused(shared: Path) -> None:
     weights = str(shared / "weights" / "resnet18-imagenet-pqf.safetensors")
-    with pytest.raises(WeightsError, match="look like resnet18 weights: --model resnet18"):
+    with pytest.raises(WeightsError, match="no weights of resnet50"):
         load_backbone("resnet50", weights, "cpu")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from featpipe.datasets import DatasetOptions
+from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.cifar import Cifar10, Cifar100
 from featpipe.datasets.digits import load_values
 from featpipe.datasets.selection import stratified_split

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featpipe.datasets import open_source
+from featpipe.datasets.dataset import open_source
 from featpipe.datasets.cifar import Cifar10, Cifar100, load_plain_pickle
 from featpipe.errors import DataError
 from featpipe.fingerprint import FileHashes

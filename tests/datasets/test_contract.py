@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featpipe.datasets import DATASETS, DatasetOptions, open_source, splits_of
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import DatasetOptions, open_source, splits_of
 from featpipe.errors import DataError, UnknownNameError, UsageError
 
 KINDS = [*DATASETS.names(), "cifar10 pickled", "cifar100 pickled"]

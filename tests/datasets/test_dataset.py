@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from featpipe.datasets import SourceRequest, short_name, slug
+from featpipe.datasets import short_name, slug
+from featpipe.datasets.dataset import SourceRequest
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featpipe.datasets import digits as module
-from featpipe.datasets import open_source
+from featpipe.datasets.dataset import open_source
 
 
 @pytest.fixture(scope="module")

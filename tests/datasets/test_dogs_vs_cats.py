@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featpipe.datasets import open_source
+from featpipe.datasets.dataset import open_source
 from featpipe.errors import DataError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from featpipe.datasets import DatasetOptions
+from featpipe.datasets.dataset import DatasetOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOORS = Path(__file__).with_name("doors")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featpipe.datasets import open_source, splits_of
+from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name, natural_key
 from featpipe.errors import DataError, ImageError
 from tests.making import let_files_settle

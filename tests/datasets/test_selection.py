@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featpipe.datasets import Subset, class_balanced_rows
+from featpipe.datasets.selection import Subset, class_balanced_rows
 from featpipe.datasets.selection import (
     choose_classes,
     keep_classes,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featpipe.datasets import open_source, splits_of
+from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.stl10 import Stl10
 from featpipe.errors import DataError
 from featpipe.fingerprint import FileHashes

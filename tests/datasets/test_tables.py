@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featpipe.datasets import open_source, splits_of
+from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.errors import DataError, UnknownNameError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)

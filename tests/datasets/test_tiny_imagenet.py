@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featpipe.datasets import open_source
+from featpipe.datasets.dataset import open_source
 from featpipe.datasets.tiny_imagenet import TinyImageNet
 from featpipe.errors import DataError, UnknownNameError
 from featpipe.fingerprint import FileHashes

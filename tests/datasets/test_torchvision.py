@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from featpipe.datasets import open_source, short_name, slug, splits_of
+from featpipe.datasets import short_name, slug
+from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.torchvision import OFFERED, REFUSED
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
 from tests.datasets.conftest import pictures

@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 
 from featpipe.backbones import load_backbone
-from featpipe.datasets import DatasetOptions, ImageSource, open_source
+from featpipe.datasets.dataset import DatasetOptions, open_source
+from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError, UnknownNameError, UsageError
-from featpipe.extract import ExtractOptions, extract_source
-from featpipe.progress import Silent
-from featpipe.steps.old import Context, ExtractStep, Outcome
+from featpipe.extract import Extract
+from featpipe.extract.engine import ExtractOptions, extract_source
+from featpipe.progress import Event, Progress
+from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore
 from featpipe.store.journal import Journal
 from featpipe.workspace import Workspace
@@ -47,7 +49,7 @@ def extract(weights: Path, photos: Path, tmp_path: Path) -> Any:
     def run(**options: Any) -> Outcome:
         step = {"model": images.MODEL, "weights": weights, "dataset": f"folder:{photos}", **options}
         step["weights"] = str(step["weights"])
-        return ExtractStep(device="cpu", **step).run(Context(Workspace(tmp_path / "work")))
+        return Extract(device="cpu", **step).run(Context(Workspace(tmp_path / "work")))
 
     return run
 
@@ -273,7 +275,7 @@ def test_wrong_names_say_the_nearest_right_one(
         "device": "cpu",
     }
     with pytest.raises(kind) as caught:
-        ExtractStep(**{**right, **options}).run(Context(Workspace(tmp_path)))
+        Extract(**{**right, **options}).run(Context(Workspace(tmp_path)))
     assert says in str(caught.value)
     assert not list(tmp_path.rglob("*.h5*"))
 
@@ -362,17 +364,11 @@ def test_ctrl_c_and_again_gives_the_same_features(weights: Path, tmp_path: Path,
     journal = Journal.read(tmp_path / "a.h5")
     assert journal is not None
     assert journal.rows == at // 4 * 4
-    started = []
-
-    class Listening(Silent):
-        def task(self, label: str, total: int, done: int = 0) -> Any:
-            started.append(done)
-            return super().task(label, total, done)
-
+    events: list[Event] = []
     store = extract_source(
-        source, backbone, tmp_path / "a.h5", ExtractOptions(batch_size=4, progress=Listening())
+        source, backbone, tmp_path / "a.h5", options, progress=Progress(events.append)
     )
-    assert started == [at // 4 * 4]
+    assert (events[0].done, events[0].total, events[-1].done) == (at // 4 * 4, 30, 30)
     np.testing.assert_array_equal(store.features(), whole.features())
     np.testing.assert_array_equal(store.logits, whole.logits)
 

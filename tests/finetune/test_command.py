@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featpipe.datasets import DatasetOptions, open_source
+from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import (
     FeatpipeError,
     ImageError,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from featpipe import fingerprint
-from featpipe.datasets import DatasetOptions, open_source
+from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.base import ImageSource
 from featpipe.evaluation.run import evaluate
 from featpipe.naming import short_name

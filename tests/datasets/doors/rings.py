@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from featpipe.datasets import ArraySource, Dataset, Identity, ImageSource, row_ids
+from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.source import ArraySource, Identity, ImageSource, row_ids
 
 
 class Rings(Dataset):

@@ -1,3 +1,5 @@
+"""How the network runs: the same numbers whatever is folded, on a device that is there."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,12 +7,13 @@ import torch
 from torch import nn
 
 from featpipe.backbones import MODELS
-from featpipe.backbones.folding import fold_batch_norm
-from tests.backbones.making import random_state
+from featpipe.backbones.runtime import choose_device, fold_batch_norm
+from featpipe.errors import UnknownNameError, UsageError
+from tests.images import random_state
 
 
 def network(model: str) -> nn.Module:
-    built = MODELS.load(model).build(10)
+    built = MODELS.get(model).build(10)
     built.load_state_dict(random_state(model))
     return built.eval()
 
@@ -55,3 +58,37 @@ def test_only_what_directly_follows_a_convolution_is_folded() -> None:
     assert torch.equal(plain(images), folded(images))
     assert isinstance(folded.bn, nn.BatchNorm2d)
     assert isinstance(folded.bn2, nn.BatchNorm2d)
+
+
+class Deciding(nn.Module):
+    """A forward pass that depends on values, which no tracer can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn(self.conv(x))
+        return -x if x.sum() < 0 else x
+
+
+def test_a_network_that_cannot_be_traced_runs_as_it_is() -> None:
+    network = Deciding().eval()
+    assert fold_batch_norm(network) is network
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps:7"])
+def test_a_device_that_is_absent_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is not there"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:one", "tpu", ""])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="no device named"):
+        choose_device(name)

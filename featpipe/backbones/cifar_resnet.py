@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featpipe.backbones import MODELS
 from featpipe.backbones.architecture import Architecture, PublishedWeights
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.labelmap import SourceClasses
@@ -110,32 +111,29 @@ _CLASSES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 
-
-def _cifar10_classes() -> SourceClasses:
-    return SourceClasses(ids=_CLASSES, names=_CLASSES)
-
-
-def _architecture(depth: int, sha256_prefix: str, error: float) -> Architecture:
-    weights = PublishedWeights(
-        "CIFAR10_V1",
-        f"{_ADDRESS}resnet{depth}-{sha256_prefix}.th",
-        _PREPROCESSING,
-        _cifar10_classes,
-        accuracy=100 - error,
-    )
-    return Architecture(
-        f"cifar_resnet{depth}",
-        build=partial(CifarResNet, (depth - 2) // 6),
-        classifier="linear",
-        published={"DEFAULT": weights, "CIFAR10_V1": weights},
-        file_preprocessing=_PREPROCESSING,
-    )
-
-
 # The digits in the files' names are the first of their SHA-256; the test errors in percent are
 # those of the repository's table.
-resnet20 = _architecture(20, "12fca82f", error=8.27)
-resnet32 = _architecture(32, "d509ac18", error=7.37)
-resnet44 = _architecture(44, "014dd654", error=6.90)
-resnet56 = _architecture(56, "4bfd9763", error=6.61)
-resnet110 = _architecture(110, "1d1ed7c2", error=6.32)
+for _depth, _sha256, _error in (
+    (20, "12fca82f", 8.27),
+    (32, "d509ac18", 7.37),
+    (44, "014dd654", 6.90),
+    (56, "4bfd9763", 6.61),
+    (110, "1d1ed7c2", 6.32),
+):
+    _weights = PublishedWeights(
+        "CIFAR10_V1",
+        f"{_ADDRESS}resnet{_depth}-{_sha256}.th",
+        _PREPROCESSING,
+        lambda: SourceClasses(ids=_CLASSES, names=_CLASSES),
+        accuracy=100 - _error,
+    )
+    MODELS.register(
+        Architecture(
+            name=f"cifar_resnet{_depth}",
+            summary="He et al. 2015 section 4.2, CIFAR-10, 32 x 32 pixels, 64 features",
+            build=partial(CifarResNet, (_depth - 2) // 6),
+            classifier="linear",
+            published={"DEFAULT": _weights, "CIFAR10_V1": _weights},
+            file_preprocessing=_PREPROCESSING,
+        )
+    )

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from featpipe.backbones.base import Backbone
-from featpipe.backbones.runtime import choose_device
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.fingerprint import of_mapping
-from tests.backbones.making import random_backbone, random_images
+from tests.images import random_backbone, random_images
 
 
 @pytest.fixture(scope="module")
@@ -192,23 +191,6 @@ def test_another_image_size_changes_the_maps_only(tmp_path: Path) -> None:
     backbone = random_backbone("cifar_resnet20", tmp_path, image_size=48)
     assert backbone.dim("layer3:map") == (64, 12, 12)
     assert backbone.embed(random_images(2, 48))["avgpool"].shape == (2, 64)
-
-
-def test_the_cpu_is_always_there() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type in ("cpu", "cuda", "mps")
-
-
-@pytest.mark.parametrize("name", ["cuda:99", "mps:7"])
-def test_a_device_that_is_absent_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="is not there"):
-        choose_device(name)
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:one", "tpu", ""])
-def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(UnknownNameError, match="no device named"):
-        choose_device(name)
 
 
 def test_stopping_early_saves_time(resnet18: Backbone) -> None:

@@ -1,0 +1,217 @@
+"""The step ``extract``, and the options of every step that opens images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featpipe import fingerprint
+from featpipe.backbones import (
+    MODELS,
+    PREPROCESSING_VERSION,
+    RUNTIMES,
+    backbone_name,
+    load_backbone,
+    weights_identity,
+)
+from featpipe.datasets import DATASETS, short_name, slug
+from featpipe.fingerprint import FileHashes
+from featpipe.steps import LARGEST_SEED, STEPS, Context, Outcome, Status, Step, option
+from featpipe.workspace import user_path
+
+if TYPE_CHECKING:
+    from featpipe.extract.engine import Extraction
+
+EXTRACTION_VERSION = 1  # raised when the same images and options would give other numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStep(Step):
+    """A step that opens the images of a dataset."""
+
+    model: str = option(help="Backbone to use.", registry=MODELS, selects_input=True)
+    dataset: str = option(
+        help="Dataset: a name, folder:PATH, csv:PATH or npz:PATH.",
+        registry=DATASETS,
+        selects_input=True,
+    )
+    weights: str = option(
+        "DEFAULT", help="DEFAULT, the name of published weights, or a file.", selects_input=True
+    )
+    split: tuple[str, ...] | None = option(
+        None,
+        help="Splits to use, that of the training rows first; default: every labelled one.",
+        selects_input=True,
+    )
+    data: Path | None = option(
+        None,
+        help="Folder to look for the dataset in before the workspace's data/raw.",
+        selects_input=True,
+    )
+    classes: str | None = option(
+        None,
+        help="Only these classes: first:50, or names separated by commas.",
+        selects_input=True,
+    )
+    limit: int | None = option(
+        None,
+        help="Only N images of each split, spread evenly over the classes.",
+        minimum=1,
+        selects_input=True,
+    )
+    split_seed: int = option(
+        0,
+        help="Seed of splits that the dataset itself leaves open.",
+        minimum=0,
+        maximum=LARGEST_SEED,
+        selects_input=True,
+    )
+    download: bool = option(
+        True, help="Fetch what is missing where there is a network.", affects_result=False
+    )
+    image_size: int | None = option(
+        None, help="Side of the network's input; default: that of the weights.", minimum=1
+    )
+    fit: str = option(
+        "auto",
+        help="crop: resize the shorter side and cut the centre, as the weights were tested; whole: "
+        "squeeze the whole image; auto: crop, but no margin is cut from images that are not larger "
+        "than the network's input.",
+        choices=("auto", "crop", "whole"),
+    )
+    on_error: str = option(
+        "fail",
+        help="What to do with an image that cannot be read.",
+        choices=("fail", "skip"),
+        affects_result=False,
+    )
+    workers: int | None = option(
+        None,
+        help="Threads that read images; default: one per core.",
+        minimum=1,
+        affects_result=False,
+    )
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", affects_result=False)
+
+
+@STEPS.register
+@dataclass(frozen=True, kw_only=True)
+class Extract(ImageStep):
+    """Embed a dataset with a frozen backbone into a feature store."""
+
+    name = "extract"
+    revision = EXTRACTION_VERSION
+    makes = ("features",)
+    examples = (
+        "featpipe extract --model resnet50 --dataset stl10",
+        "featpipe extract --model resnet18 --weights resnet18.safetensors --dataset folder:photos",
+        "featpipe extract --model glyphnet --dataset digits",
+    )
+
+    layer: tuple[str, ...] | None = option(
+        None, help="Layers whose activations are the features; default: the last pooling."
+    )
+    dtype: str = option(
+        "float32", help="Precision of the stored features.", choices=("float32", "float16")
+    )
+    batch_size: int | None = option(
+        None,
+        help="Images per forward pass; auto or left out: chosen for the device.",
+        minimum=1,
+        affects_result=False,
+    )
+    runtime: str = option("torch", help="What runs the network.", registry=RUNTIMES)
+
+    def check(self) -> None:
+        """Refuse networks that are for fine-tuning only."""
+        backbone_name(self.model)
+
+    def request(self, hashes: FileHashes) -> dict[str, Any]:
+        """Return what the numbers follow from besides the images; torch is not imported."""
+        inputs = {
+            "model": backbone_name(self.model),
+            "weights": weights_identity(self.model, self.weights, hashes),
+            "preprocessing": PREPROCESSING_VERSION,
+        }
+        return self.identity(inputs, layer=tuple(dict.fromkeys(self.layer or ())) or None)
+
+    def _extraction(self, context: Context, *, download: bool) -> Extraction:
+        from featpipe.extract import engine  # noqa: PLC0415 - brings NumPy and h5py
+
+        hashes = FileHashes(context.workspace.hashes)
+        given = user_path(self.weights)
+        return engine.Extraction(
+            images=engine.SourceRequest.of(self),
+            splits=self.split,
+            folder=context.workspace.features
+            / slug(short_name(self.dataset))
+            / backbone_name(self.model),
+            open_embedder=lambda: load_backbone(
+                *(self.model, self.weights, self.device, self.image_size, self.fit),
+                runtime=self.runtime,
+                hashes=hashes,
+            ),
+            options=engine.ExtractOptions(
+                self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers
+            ),
+            context=context,
+            request=self.request(hashes),
+            record={
+                "weights": str(given.resolve()) if given.is_file() else self.weights,
+                "runtime": self.runtime,
+            },
+            download=download,
+        )
+
+    def status(self, context: Context) -> Status:
+        """Say which splits are embedded; nothing is downloaded and torch is not imported."""
+        extraction = self._extraction(context, download=False)
+        found = [extraction.find(source) for source in extraction.sources]
+        key = fingerprint.of_mapping(list(map(extraction.identity, extraction.sources)))[:8]
+        paths = tuple(store.path for store in found if store is not None)
+        if len(paths) == len(found):
+            return Status(True, "stores are there", key, paths)
+        missing = [s for s, store in zip(extraction.sources, found, strict=True) if store is None]
+        why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
+        if extraction.unfinished(missing):
+            why += "; continues an unfinished store"
+        if (speed := extraction.earlier_speed()) is None:
+            return Status(False, why, key)
+        per_s, bytes_per_image = speed
+        images = sum(map(len, missing))
+        basis = f"(at {per_s:g} images/s, as before)"
+        return Status(False, why, key, (), images / per_s, images * bytes_per_image, basis)
+
+    def run(self, context: Context) -> Outcome:
+        """Embed every split that the step names, as far as its store is not there yet."""
+        extraction = self._extraction(context, download=self.download)
+        stores = extraction.stores()
+        status = "done" if extraction.fresh else "up to date"
+        lines = [status]
+        for store in stores:
+            dataset = store.manifest["dataset"]
+            speed = f", {store.run['images_per_s']} images/s" if extraction.fresh else ""
+            left_out = f", {len(store.skipped)} skipped" if store.skipped else ""
+            lines.append(
+                f"{dataset['name']} {dataset['split']}: {len(store)} images{left_out}{speed}"
+                f" → {store.path}"
+            )
+        facts = [
+            {
+                "path": str(store.path),
+                "fingerprint": store.fingerprint,
+                "images": len(store),
+                "skipped": [store.ids[row] for row in sorted(store.skipped)],
+                "layers": {name: list(store.features(name).shape[1:]) for name in store.layers},
+                **{key: store.run[key] for key in ("seconds", "images_per_s", "shares")},
+            }
+            for store in stores
+        ]
+        return Outcome(
+            status,
+            "\n".join(lines),
+            tuple(store.path for store in stores),
+            {"stores": facts},
+            exit_code=int(any(store.skipped for store in stores)),
+        )

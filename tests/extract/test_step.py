@@ -1,0 +1,136 @@
+"""The step ``extract`` before it runs: what names its stores, what is done, what is to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featpipe.errors import UnknownNameError, UsageError
+from featpipe.extract import Extract
+from featpipe.fingerprint import FileHashes, of_mapping
+from featpipe.steps import STEPS, Context
+from featpipe.store import FeatureStore
+from featpipe.workspace import Workspace
+from tests import images
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    split = np.array(["train"] * 8 + ["test"] * 4)
+    path = tmp_path / "toy.npz"
+    np.savez(path, images=images.pictures(12), labels=np.arange(12) % 3, split=split)
+    return f"npz:{path}"
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(Workspace(tmp_path / "work"))
+
+
+def asked(dataset: str, **options: Any) -> Extract:
+    return Extract(model="glyphnet", dataset=dataset, device="cpu", **options)
+
+
+def test_it_is_a_step_that_makes_features_without_needing_any() -> None:
+    assert STEPS.get("extract") is Extract
+    assert Extract.makes == ("features",)
+    assert asked("digits").has_inputs()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 3}, {"workers": 2}, {"on_error": "skip"}, {"download": False}, {"split": "x"}],
+    ids=str,
+)
+def test_the_request_leaves_out_what_changes_no_number(options: dict[str, Any]) -> None:
+    hashes = FileHashes()
+    assert asked("digits", **options).request(hashes) == asked("digits").request(hashes)
+
+
+def test_the_request_of_today_keeps_its_key() -> None:
+    # An option that is added must not make every store stale; see Step.identity.
+    plain = asked("digits").request(FileHashes())
+    every = asked("digits", layer="layer2", dtype="float16", fit="whole", image_size=48)
+    assert [of_mapping(plain)[:12], of_mapping(every.request(FileHashes()))[:12]] == [
+        "b47bbfa6ffc2",
+        "a672d25bfcfe",
+    ]
+
+
+def test_nothing_is_done_before_and_all_is_done_after(archive: str, context: Context) -> None:
+    step = asked(archive)
+    before = step.status(context)
+    assert (before.done, before.why) == (False, "8 of train, 4 of test to embed")
+    assert before.seconds is None
+    assert step.estimate(context) is None
+    outcome = step.run(context)
+    after = step.status(context)
+    assert (after.done, after.key) == (True, before.key)
+    assert after.paths == outcome.paths
+    assert outcome.facts["stores"][0]["layers"] == {"avgpool": [128]}
+
+
+def test_time_and_space_are_estimated_from_the_last_one_alike(
+    archive: str, context: Context, tmp_path: Path
+) -> None:
+    train = FeatureStore(asked(archive, split="train").run(context).paths[0])
+    other = images.photo_archive(tmp_path / "more.npz", 80)
+    status = asked(f"npz:{other}").status(context)
+    assert status.seconds == 80 / train.run["images_per_s"]
+    assert status.n_bytes == 80 * train.n_bytes / len(train)
+    assert "images/s, as before" in status.basis
+    assert asked(f"npz:{other}").estimate(context) is not None
+    assert asked(f"npz:{other}", dtype="float16").estimate(context) is None
+
+
+def test_only_missing_splits_are_to_do(archive: str, context: Context) -> None:
+    asked(archive, split="test").run(context)
+    assert asked(archive).status(context).why == "8 of train to embed"
+
+
+def test_an_unfinished_store_is_seen(archive: str, context: Context) -> None:
+    (path, _) = asked(archive).run(context).paths
+    path.rename(path.with_name(path.name + ".partial"))
+    assert "continues an unfinished store" in asked(archive).status(context).why
+
+
+def test_what_is_missing_is_not_downloaded_for_a_look(context: Context) -> None:
+    with pytest.raises(Exception, match=r"CIFAR-10|cifar10"):
+        asked("cifar10").status(context)
+
+
+def test_up_to_date_is_said_without_torch(archive: str, context: Context) -> None:
+    asked(archive).run(context)
+    code = (
+        "import sys; from featpipe.extract import Extract; from featpipe.steps import Context;"
+        "from featpipe.workspace import Workspace; from pathlib import Path;"
+        f"step = Extract(model='glyphnet', dataset={archive!r});"
+        f"context = Context(Workspace(Path({str(context.workspace.root)!r})));"
+        "assert step.status(context).done; assert step.run(context).status == 'up to date';"
+        "sys.exit(' '.join({'torch', 'torchvision', 'sklearn', 'pandas'} & set(sys.modules)) or 0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ({"model": "resnet51"}, UnknownNameError, "'resnet5"),
+        ({"model": "timm:vit"}, UsageError, "for fine-tuning only"),
+        ({"runtime": "torsh"}, UnknownNameError, "'torch'"),
+    ],
+)
+def test_wrong_names_are_refused_at_once(options: Any, kind: type, says: str) -> None:
+    with pytest.raises(kind) as caught:
+        Extract(**{"model": "glyphnet", "dataset": "digits", **options})
+    assert says in str(caught.value)
