@@ -26,7 +26,8 @@ from featpipe.statistics.comparison import (
     write_comparison,
 )
 from featpipe.statistics.paired_tests import holm
-from featpipe.steps import CompareStep, Context
+from featpipe.statistics.step import Compare
+from featpipe.steps import Context
 from featpipe.workspace import Workspace
 
 
@@ -222,7 +223,7 @@ def workspace(tmp_path):
 
 
 def test_the_command_says_each_test_in_words(workspace):
-    outcome = run_compare(CompareStep(out=workspace / "t.md"), Context(Workspace(workspace)))
+    outcome = run_compare(Compare(out=workspace / "t.md"), Context(Workspace(workspace)))
     assert len(outcome.table) == 3
     assert "Method a (toynet) and Method b (toynet) are not distinguishable" in outcome.message
     assert "Method a (toynet) and Method c (toynet) differ: difference +35.00" in outcome.message
@@ -234,19 +235,19 @@ def test_the_command_says_each_test_in_words(workspace):
 def test_of_many_pairs_only_those_with_the_best_are_said(workspace):
     for name in "defg":
         result_of(workspace / "data" / "results", name, pattern(100, range(50)))
-    message = run_compare(CompareStep(), Context(Workspace(workspace))).message
+    message = run_compare(Compare(), Context(Workspace(workspace))).message
     assert message.count("Method a") == 6
     assert "15 further pairs were tested" in message
 
 
 def test_results_are_named_by_name_or_path_and_misspellings_are_met_with_help(workspace):
     path = str(workspace / "data" / "results" / "b.json")
-    outcome = run_compare(CompareStep(results=("a", path)), Context(Workspace(workspace)))
+    outcome = run_compare(Compare(results=("a", path)), Context(Workspace(workspace)))
     assert {row["name"] for row in outcome.facts["rows"]} == {"a", "b"}
     with pytest.raises(ResultError, match="no result 'ab'"):
-        run_compare(CompareStep(results=("ab",)), Context(Workspace(workspace)))
+        run_compare(Compare(results=("ab",)), Context(Workspace(workspace)))
     with pytest.raises(ResultError, match="no result on 'zoo'"):
-        run_compare(CompareStep(dataset="zoo"), Context(Workspace(workspace)))
+        run_compare(Compare(dataset="zoo"), Context(Workspace(workspace)))
 
 
 def test_on_the_terminal_and_as_json(workspace):
