@@ -19,32 +19,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from featpipe.steps.old import ExtractStep, SvmStep
 
-from featpipe.evaluation.run import evaluate
 from featpipe.evaluation.protocol import make_splits
-from featpipe.finetune.command import dataset_of
-from featpipe.finetune.material import Material
-from featpipe.finetune.settings import make_estimator, make_factory
-from featpipe.provenance import environment, now
 from featpipe.evaluation.result import Result
-from featpipe.statistics.paired_tests import paired_test
-from featpipe.steps import Context, ExtractStep, FinetuneStep, SvmStep
+from featpipe.evaluation.run import evaluate
+from featpipe.finetune.data import FinetuneData
+from featpipe.finetune.step import Finetune
+from featpipe.provenance import environment, now
+from featpipe.steps import Context
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
 
 HERE = Path(__file__).resolve().parent
 
 
-def choose(step: FinetuneStep, rates: list[float], context: Context) -> list[dict[str, Any]]:
+def choose(step: Finetune, rates: list[float], context: Context) -> list[dict[str, Any]]:
     """Train with each learning rate and say how each did on validation rows only."""
-    material = Material(step, context)
-    store = material.stores()[0]
-    split = make_splits(step.protocol, store, None, step.seed)[1][0]
-    factory = make_factory(step, material.trunk, material.cut, len(store.classes), from_store=True)
+    data = FinetuneData(step, context)
+    store = data.extraction.stores()[0]
+    rows = data.batches(make_splits(step.protocol, store, None, step.seed)[1][0].train)
     tried = []
     for rate in rates:
-        estimator = make_estimator(replace(step, lr=rate), factory, material.views)
-        estimator.fit(dataset_of(split.train, estimator), split.train.labels)
+        estimator = data.estimator(len(store.classes), lr=rate).fit(rows, rows.labels)
         best = estimator.epochs_[estimator.best_epoch_ - 1]
         names = ("epoch", "valid_accuracy", "valid_loss")
         tried.append({"lr": rate, **{name: best[name] for name in names}})
@@ -76,7 +73,7 @@ def main() -> None:
     store = FeatureStore(ExtractStep.from_mapping(images).run(context).paths[0])
     probe = evaluate(SvmStep(protocol="fold:0"), store, context=context, path=folder / "svm.json")
     print("svm", probe.summary["accuracy"], flush=True)
-    step = FinetuneStep.from_mapping(
+    step = Finetune.from_mapping(
         {
             **images,
             "protocol": "fold:0",
@@ -106,7 +103,7 @@ def main() -> None:
         f"{arguments.image_size} pixels",
         "fine_tuned": tuned.summary["accuracy"],
         "svm": probe.summary["accuracy"],
-        "paired": paired_test((same_rows, a), (same_rows, b)).as_dict(),
+        "paired": mcnemar_exact(a, b).as_dict(),
         "tried": tried,
         "chosen": tuned.splits[0]["chosen"] | {"lr": best["lr"]},
         "train_seconds": tuned.cost["train_seconds"],

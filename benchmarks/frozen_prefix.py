@@ -3,7 +3,7 @@
     python benchmarks/frozen_prefix.py --shared ../shared --images 400 --image-size 224
 
 Both ways train the same new head on real STL-10 images (Adam, cosine schedule, 20 epochs) with
-the same estimator, seed and split; only ``views`` differs. Wall time is what a user waits for,
+the same estimator, seed and split; only what is stored differs. Wall time is what a user waits for,
 from the request to the tested result: reading, the frozen network, all epochs, the test. CPU
 time is measured too, because it does not see what else the machine is doing.
 """
@@ -20,21 +20,26 @@ from typing import Any
 
 import torch
 
-import featpipe.finetune.command  # noqa: F401 - loading code is part of neither way
-from featpipe.provenance import environment, now
 from featpipe.evaluation.result import Result
-from featpipe.steps.old import Context, FinetuneStep
+from featpipe.finetune.data import FinetuneData, PreparedImages
+from featpipe.finetune.run import run_finetune
+from featpipe.finetune.step import Finetune
+from featpipe.provenance import environment, now
+from featpipe.steps import Context
 from featpipe.workspace import Workspace
 
 HERE = Path(__file__).resolve().parent
 
 
-def measure(options: dict[str, Any], views: int | None) -> dict[str, Any]:
+def measure(options: dict[str, Any], *, whole: bool) -> dict[str, Any]:
     """Train and test once in an empty workspace."""
     with tempfile.TemporaryDirectory() as folder:
-        step = FinetuneStep.from_mapping({**options, "views": views})
+        step, context = Finetune.from_mapping(options), Context(workspace=Workspace(Path(folder)))
         wall, cpu = time.perf_counter(), time.process_time()
-        outcome = step.run(Context(workspace=Workspace(Path(folder))))
+        data = FinetuneData(step, context)
+        if whole:
+            data.embedder = PreparedImages(data.trunk)
+        outcome = run_finetune(step, context, data)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         result = Result.load(outcome.paths[0])
         predictions = result.predictions()
@@ -76,9 +81,9 @@ def main() -> None:
         "device": "cpu",
     }
     load = os.getloadavg()[0]
-    once = measure(options, None)
+    once = measure(options, whole=False)
     print("prefix once:", {k: v for k, v in once.items() if k != "predicted"}, flush=True)
-    plain = measure(options, 0)
+    plain = measure(options, whole=True)
     print("every epoch:", {k: v for k, v in plain.items() if k != "predicted"}, flush=True)
     same = sum(a == b for a, b in zip(once.pop("predicted"), plain.pop("predicted"), strict=True))
     record = {

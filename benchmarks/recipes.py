@@ -21,8 +21,8 @@ from typing import Any
 
 import pandas as pd
 
-from featpipe.provenance import environment, now
 from featpipe.evaluation.result import Result
+from featpipe.provenance import environment, now
 
 RECORD = Path(__file__).parent / "results" / "recipes-small.json"
 

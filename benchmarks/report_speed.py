@@ -19,15 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from featpipe.steps.old import Context, LogisticStep, SvmStep
 
 from featpipe import fingerprint
 from featpipe.datasets.dataset import DatasetOptions, open_source
-from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.assemble import MethodOutput
+from featpipe.evaluation.assemble import MethodOutput, SplitPredictions, build_result, save_result
 from featpipe.evaluation.protocol import RowSet, Split
-from featpipe.evaluation.assemble import build_result, save_result
 from featpipe.provenance import environment
-from featpipe.steps.old import Context, LogisticStep, SvmStep
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
 
@@ -88,7 +86,9 @@ def make_results(root: Path, store: FeatureStore, methods: int) -> None:
             if probabilities
             else SvmStep(title=f"Method {number}")
         )
-        tested = SplitPredictions(split, scores.argmax(axis=1), scores.astype(np.float32), probabilities)
+        tested = SplitPredictions(
+            split, scores.argmax(axis=1), scores.astype(np.float32), probabilities
+        )
         evaluated = MethodOutput(
             "", [tested], {"train_seconds": 1.0 + number, "parameters_trained": 1}, [], {}
         )
@@ -98,8 +98,8 @@ def make_results(root: Path, store: FeatureStore, methods: int) -> None:
 
 def measure(root: Path) -> dict[str, float]:
     """Build the report of all results and return what it took; runs in a process of its own."""
-    from featpipe.report import ReportOptions, build_report  # noqa: PLC0415 - not timed
     from featpipe.evaluation.result import scan_results  # noqa: PLC0415
+    from featpipe.report import ReportOptions, build_report  # noqa: PLC0415 - not timed
 
     before = psutil.Process().memory_info().rss
     start, busy = time.perf_counter(), time.process_time()

@@ -19,8 +19,8 @@ from typing import Any
 
 from featpipe.api import compare, evaluate, extract
 from featpipe.cli.console import TerminalConsole
-from featpipe.provenance import environment
 from featpipe.evaluation.result import Result
+from featpipe.provenance import environment
 
 RESULTS = Path(__file__).parent / "results"
 CURVE = (1, 2, 5, 10, 20, 50, 100)

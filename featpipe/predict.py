@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from featpipe.backbones import load_backbone
 from featpipe.datasets.images import read_image
 from featpipe.errors import ResultError, UsageError, WeightsError
-from featpipe.evaluate.fitting import predict_with_scores
-from featpipe.evaluate.models import load_model
+from featpipe.evaluation.fitting import predict_with_scores
+from featpipe.evaluation.models import load_model
 from featpipe.extract.engine import ExtractOptions, read_batches
 from featpipe.progress import SILENT, Progress
 from featpipe.registry import did_you_mean

@@ -6,16 +6,16 @@ import json
 
 import numpy as np
 import pytest
+from featpipe.steps.old import FinetuneStep, SvmStep
 from PIL import Image
 
 from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import ResultError, UsageError, WeightsError
+from featpipe.evaluation.result import Result
 from featpipe.extract import Extract
 from featpipe.predict import open_predictor, predict
-from featpipe.results import Result
 from featpipe.steps import Context
-from featpipe.steps.old import FinetuneStep, SvmStep
 from featpipe.workspace import Workspace
 from tests import images
 

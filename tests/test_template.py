@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from featpipe.errors import DataError, UnknownNameError, UsageError, WeightsError
 from featpipe.pipeline import Plan
 from featpipe.pipeline.template import guess_layout, write_recipe
 from featpipe.recipe import read_recipe
 from featpipe.steps.old import Context
+from PIL import Image
+
+from featpipe.errors import DataError, UnknownNameError, UsageError, WeightsError
 from featpipe.workspace import Workspace
 
 

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.datasets import DATASETS
 from featpipe.datasets.archive import RemoteArchive, check_digests, check_size, locate
-from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.source import ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 

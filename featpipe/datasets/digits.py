@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.selection import stratified_split
 from featpipe.datasets.source import ArraySource, Identity, ImageSource
 

@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 
-from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.selection import stratified_split

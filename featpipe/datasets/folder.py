@@ -10,7 +10,8 @@ import re
 from functools import cached_property
 from pathlib import Path
 
-from featpipe.datasets.dataset import DATASETS, PathDataset
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import PathDataset
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets.dataset import DATASETS, PathDataset
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import PathDataset
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from featpipe.datasets import DATASETS
 from featpipe.datasets.archive import RemoteArchive, locate
-from featpipe.datasets.dataset import DATASETS, Dataset
+from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.folder import images_below, natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.selection import choose_classes

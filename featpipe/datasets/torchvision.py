@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.datasets.dataset import DATASETS, Dataset, DatasetOptions
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from featpipe import fingerprint
+from featpipe.datasets import short_name
 from featpipe.errors import FitError, StoreError, UsageError
-from featpipe.naming import short_name
 from featpipe.probes.base import LOGITS, Evaluation, canonical_model
 from featpipe.steps import Context, grammar
 from featpipe.store import FeatureStore, scan_stores

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.datasets import short_name, slug
 from featpipe.errors import ResultError
-from featpipe.naming import short_name, slug
 from featpipe.registry import did_you_mean
 from featpipe.workspace import atomic_write, user_path
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import gen_batches
 
+from featpipe.datasets import slug
 from featpipe.errors import StoreError
 from featpipe.evaluation.assemble import (
     MethodOutput,
@@ -22,7 +23,6 @@ from featpipe.evaluation.fitting import fit_splits, n_parameters
 from featpipe.evaluation.protocol import Split, low_shot, make_splits, resolve, select_stores
 from featpipe.evaluation.result import Result
 from featpipe.labelmap import IDENTITY, OTHER, LabelMap, SourceClasses, for_pair
-from featpipe.naming import slug
 from featpipe.probes.base import LOGITS, Evaluation, Probe
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.provenance import package_version

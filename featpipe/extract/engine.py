@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from featpipe import fingerprint
 from featpipe.datasets import short_name, slug
-from featpipe.datasets.dataset import SourceRequest, splits_of
+from featpipe.datasets.dataset import SourceRequest as SourceRequest
+from featpipe.datasets.dataset import splits_of
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
 from featpipe.extract.step import EXTRACTION_VERSION

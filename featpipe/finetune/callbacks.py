@@ -1,10 +1,17 @@
-"""What is written down while training, and what is made of it."""
+"""What is kept of a training: its history, its best epoch, its state for the case of a kill.
+
+skorch's own callbacks cannot do it: ``EarlyStopping`` ends a training by ``KeyboardInterrupt``,
+which is the user's; its best epoch follows from one number only; none of them saves its state.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +19,31 @@ from skorch.callbacks import Callback
 from torch import Tensor
 
 from featpipe.errors import FitError
-from featpipe.progress import SILENT, Progress
+from featpipe.workspace import atomic_write
 
 RECORDED = (
     *("epoch", "train_loss", "valid_loss", "train_accuracy", "valid_accuracy"),
     *("lr", "seconds", "images_per_s"),
 )
+
+_FORMAT = 1
+# What reading a file raises that is cut off, or whole and something else.
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),
+    *(ValueError, KeyError, TypeError, IndexError),
+)
+
+
+def divergence(net: Any, sign: str) -> FitError:
+    """Return the error of a training that can come to nothing good any more."""
+    done = len(net.history) - 1
+    kept = f"the state after epoch {done} is kept: {net.checkpoint}" if net.checkpoint else None
+    return FitError(
+        f"The training diverged in epoch {done + 1}: {sign}.",
+        where=kept if done else None,
+        got=f"learning rate {net.history[-1, 'lr']:g}",
+        next_step="lower --lr" + (", or --precision float32" * (net.precision == "mixed")),
+    )
 
 
 class EpochRecord(Callback):
@@ -30,7 +56,7 @@ class EpochRecord(Callback):
     """
 
     def on_epoch_begin(self, net: Any, **_: Any) -> None:
-        """Begin to count."""
+        """Start counting."""
         self.sums_: dict[str, dict[str, float]] = {
             part: defaultdict(float) for part in ("train", "valid")
         }
@@ -43,12 +69,11 @@ class EpochRecord(Callback):
         """Count one batch."""
         loss = float(step["loss"].detach())
         if not math.isfinite(loss):
-            raise diverged(net, f"its loss is {loss}")
+            raise divergence(net, f"its loss is {loss}")
         labels = batch[1]
         sums = self.sums_["train" if training else "valid"]
-        right = step["y_pred"][0].argmax(dim=1).cpu() == labels
         sums["loss"] += loss * len(labels)
-        sums["right"] += int(right.sum())
+        sums["right"] += int((step["y_pred"][0].argmax(dim=1).cpu() == labels).sum())
         sums["rows"] += len(labels)
         if training:
             self.trained_ = time.perf_counter()
@@ -59,22 +84,9 @@ class EpochRecord(Callback):
             rows = sums["rows"]
             net.history.record(f"{part}_loss", sums["loss"] / rows if rows else None)
             net.history.record(f"{part}_accuracy", sums["right"] / rows if rows else None)
-        now = time.perf_counter()
         rate = self.sums_["train"]["rows"] / max(self.trained_ - self.started_, 1e-9)
-        net.history.record("seconds", round(now - self.started_, 4))
+        net.history.record("seconds", round(time.perf_counter() - self.started_, 4))
         net.history.record("images_per_s", round(rate, 1))
-
-
-def diverged(net: Any, sign: str) -> FitError:
-    """Return the error of a training that can come to nothing good any more."""
-    done = len(net.history) - 1
-    kept = f"the state after epoch {done} is kept: {net.checkpoint}" if net.checkpoint else None
-    return FitError(
-        f"The training diverged in epoch {done + 1}: {sign}.",
-        where=kept if done else None,
-        got=f"learning rate {net.history[-1, 'lr']:g}",
-        next_step="lower --lr" + (", or --precision float32" * (net.precision == "mixed")),
-    )
 
 
 class GradientFlow(Callback):
@@ -84,12 +96,12 @@ class GradientFlow(Callback):
     """
 
     def on_epoch_begin(self, net: Any, **_: Any) -> None:
-        """Begin to count."""
-        self.sums_: dict[str, list[Tensor]] = {}
+        """Start counting."""
+        self.sums_: dict[str, tuple[Tensor, Tensor]] = {}
         self.batches_ = 0
 
     def on_grad_computed(self, net: Any, named_parameters: Any, **_: Any) -> None:
-        """Take down the gradients of one batch."""
+        """Add the gradients of one batch."""
         self.batches_ += 1
         for name, parameter in named_parameters:
             if parameter.grad is None or not name.endswith("weight"):
@@ -97,10 +109,10 @@ class GradientFlow(Callback):
             size = parameter.grad.detach().abs()
             layer = name.removesuffix(".weight").removeprefix("body.")
             mean, largest = self.sums_.get(layer, (torch.zeros(()), torch.zeros(())))
-            self.sums_[layer] = [
+            self.sums_[layer] = (
                 mean + size.mean().cpu(),
                 torch.maximum(largest, size.max().cpu()),
-            ]
+            )
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """Write the epoch's gradients: the mean over batches, and the largest of all."""
@@ -129,80 +141,72 @@ class BestEpoch(Callback):
 
     def on_train_begin(self, net: Any, **_: Any) -> None:
         """Forget earlier trainings."""
-        self.epoch_: int | None = None
-        self.score_ = (-math.inf, -math.inf)
-        self.state_: dict[str, Tensor] = {}
+        self.best_: dict[str, Any] = {"epoch": None, "score": [-math.inf, -math.inf], "state": {}}
 
     def on_epoch_end(self, net: Any, **_: Any) -> None:
         """Compare the epoch with the best one so far."""
         last = net.history[-1]
         if last["valid_loss"] is None:
             return
-        score = (last["valid_accuracy"], -last["valid_loss"])
-        if score > self.score_:
-            self.epoch_, self.score_ = last["epoch"], score
-            state = net.module_.trained_state()
-            self.state_ = {name: value.detach().cpu().clone() for name, value in state.items()}
+        score = [last["valid_accuracy"], -last["valid_loss"]]
+        if score > self.best_["score"]:
+            state = net.module_.trained_state().items()
+            copied = {name: value.detach().cpu().clone() for name, value in state}
+            self.best_ = {"epoch": last["epoch"], "score": score, "state": copied}
 
     def exhausted(self, epoch: int) -> bool:
         """Return whether training should stop after an epoch."""
-        if self.patience is None or self.epoch_ is None:
-            return False
-        return epoch - self.epoch_ >= self.patience
-
-    def restore(self, net: Any) -> None:
-        """Give the network the weights of its best epoch."""
-        if self.epoch_ is not None:
-            net.module_.load_trained_state(self.state_)
-
-    def state(self) -> dict[str, Any]:
-        """Return what must be saved to continue."""
-        return {"epoch": self.epoch_, "score": list(self.score_), "state": self.state_}
-
-    def load(self, saved: dict[str, Any]) -> None:
-        """Continue from a saved state."""
-        self.epoch_, self.state_ = saved["epoch"], saved["state"]
-        self.score_ = tuple(saved["score"])
+        best = self.best_["epoch"]
+        return None not in (self.patience, best) and epoch - best >= self.patience
 
 
-class EpochProgress(Callback):
-    """Tells a :class:`featpipe.progress.Progress` of each epoch.
+def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[Any]) -> None:
+    """Replace the checkpoint, atomically.
 
     Parameters
     ----------
-    label : str
-    progress : Progress
+    path : Path
+    run : str
+        Fingerprint of everything that the numbers of this training follow from.
+    state : dict
+        Tensors, numbers and texts in dicts and lists.
+    history : list of dict
     """
+    content = {"format": _FORMAT, "run": run, "history": json.dumps(history), **state}
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
 
-    def __init__(self, label: str = "training", progress: Progress = SILENT) -> None:
-        self.label = label
-        self.progress = progress
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> EpochProgress:
-        return EpochProgress(self.label, self.progress)  # a terminal cannot be copied
+def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Return state and history of an unfinished training, or ``None`` where there is none.
 
-    def on_train_begin(self, net: Any, **_: Any) -> None:
-        """Show the bar."""
-        self.bar_ = self.progress.task(self.label, net.epochs_to_run, 0)
-        self.task_ = self.bar_.__enter__()
-
-    def continued(self, epochs: int) -> None:
-        """Show that some epochs were done before."""
-        self.task_.advance(epochs)
-
-    def on_epoch_end(self, net: Any, **_: Any) -> None:
-        """Advance the bar."""
-        last = net.history[-1]
-        facts = {
-            "loss": f"loss {last['train_loss']:.4f}",
-            "accuracy": f"accuracy {last['train_accuracy']:.3f}",
-            "lr": f"lr {last['lr']:.1e}",
-            "rate": f"{last['images_per_s']:.0f} images/s",
-        }
-        if last["valid_accuracy"] is not None:
-            facts["accuracy"] += f" (validation {last['valid_accuracy']:.3f})"
-        self.task_.advance(**facts)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self.bar_.__exit__(None, None, None)
+    Raises
+    ------
+    FitError
+        If the file is damaged or belongs to another run. Nothing in it is ever executed.
+    """
+    if not path.is_file():
+        return None
+    advice = f"to start again: rm {str(path)!r}"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("no checkpoint of a training")
+        found, form = content["run"], content["format"]
+        history = json.loads(content["history"])
+    except _DAMAGE as error:
+        raise FitError(
+            "The checkpoint is damaged.",
+            where=path,
+            got=str(error).partition("\n")[0][:120],
+            next_step=advice,
+        ) from None
+    if found != run or form != _FORMAT:
+        raise FitError(
+            "The checkpoint belongs to another run.",
+            where=path,
+            expected=f"run {run[:12]}",
+            got=f"run {str(found)[:12]}",
+            next_step=advice,
+        )
+    return content, history

@@ -1,153 +1,167 @@
-"""The command `featpipe explain`: Grad-CAM heat maps over the images a network got wrong."""
+"""The step `explain`: pictures of what a trained network looked at, beside its result.
+
+Each choice of options has a folder of its own, ``RESULT.explained/KEY8``; the result itself is
+never written to. This module is read by reports and imports nothing heavy.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-
-from featpipe.datasets.dataset import SourceRequest
 from featpipe.errors import ResultError
-from featpipe.finetune.gradcam import choose_layer, grad_cam, overlay
-from featpipe.finetune.saved import TrainedHead, load_head
-from featpipe.fingerprint import of_mapping
-from featpipe.evaluation.result import PredictionTable, Result, find_results
-from featpipe.steps.old import Context, ExplainStep, Outcome
-from featpipe.workspace import atomic_write
+from featpipe.steps import STEPS, Context, Needs, Outcome, Status, Step, option
+from featpipe.workspace import atomic_write, user_path
 
-_BATCH = 8
-
-
-def run_explain(step: ExplainStep, context: Context) -> Outcome:
-    """Write a gallery of heat maps and record it in the result.
-
-    Raises
-    ------
-    ResultError
-        If the result is not one of ``featpipe finetune``, or its head is missing.
-    UnknownNameError
-        If the network has no such layer.
-    MissingExtraError
-        If captum is not installed.
-    """
-    result = find_results(context.workspace.results, [step.result])[0]
-    head = _head_of(result, step, context)
-    layer = choose_layer(head, step.layer)
-    mistakes = surest_mistakes(result.predictions(), step.limit)
-    images = _read_images(result, head, mistakes, step, context)
-    shown: list[dict[str, Any]] = []
-    with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
-        for start in range(0, len(mistakes), _BATCH):
-            batch = images[start : start + _BATCH]
-            some = mistakes[start : start + _BATCH]
-            maps = grad_cam(head, layer, batch, [one.predicted for one in some])
-            for one, image, heat in zip(some, batch, maps, strict=True):
-                picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)
-                shown.append(_write(result, one, picture, head.classes))
-                task.advance()
-    result.extra["explanations"] = shown
-    result.extra["explained"] = {"layer": layer, "strength": step.strength, "by": "Grad-CAM"}
-    assert result.path is not None
-    result.save(result.path)
-    folder = result.path.with_name(f"{result.path.stem}.explained")
-    kept = {Path(one["file"]).name for one in shown}
-    for picture_file in folder.glob("*.png"):
-        if picture_file.name not in kept:
-            picture_file.unlink()
-    message = f"done: {len(shown)} mistakes explained at {layer}\n  → {folder}"
-    return Outcome("done", message, (folder, result.path), {"layer": layer, "images": len(shown)})
+_FILE = "explanation.json"
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """A test image whose class was not recognised."""
+class ExplainedImage:
+    """One picture: an image the network got wrong, and where it saw the wrong class.
+
+    Parameters
+    ----------
+    id : str
+        Of the test image.
+    file : str
+        Name of the picture in the folder of its explanation.
+    true, predicted : str
+        Classes.
+    confidence : float
+        Probability of the predicted class.
+    """
 
     id: str
-    true: int
-    predicted: int
+    file: str
+    true: str
+    predicted: str
     confidence: float
 
 
-def surest_mistakes(table: PredictionTable, limit: int) -> list[Mistake]:
-    """Return the mistakes of the first model, the most confident ones first."""
-    first = table.only_splits([0])
-    assert first.scores is not None
-    wrong = np.flatnonzero(~first.correct)
-    confidence = first.scores.max(axis=1)
-    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
-    return [
-        Mistake(
-            str(first.ids[first.row[i]]),
-            int(first.true[first.row[i]]),
-            int(first.predicted[i]),
-            float(confidence[i]),
-        )
-        for i in order
-    ]
+@dataclass(frozen=True)
+class Explanation:
+    """What ``featpipe explain`` wrote once.
+
+    Parameters
+    ----------
+    folder : Path
+    layer : str
+        Whose maps are shown.
+    strength : float
+        Opacity of the heat maps.
+    method : str
+    items : tuple of ExplainedImage
+        The most confident mistakes first.
+    """
+
+    folder: Path
+    layer: str
+    strength: float
+    method: str
+    items: tuple[ExplainedImage, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Explanation | None:
+        """Return the explanation in a folder, or ``None`` where it is missing or not complete."""
+        try:
+            content = json.loads((folder / _FILE).read_text("utf-8"))
+            items = tuple(ExplainedImage(**item) for item in content.pop("items"))
+            explanation = cls(folder=folder, items=items, **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        names = [item.file for item in items]
+        inside = all(Path(name).name == name and (folder / name).is_file() for name in names)
+        return explanation if inside else None
+
+    def write(self) -> None:
+        """Write the explanation, after its pictures."""
+        content = {**asdict(self), "items": [asdict(item) for item in self.items]}
+        del content["folder"]
+        with atomic_write(self.folder / _FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _head_of(result: Result, step: ExplainStep, context: Context) -> TrainedHead:
-    if result.method != "finetune" or "model" not in result.files:
-        raise ResultError(
-            "Heat maps need a network that was trained by featpipe finetune.",
-            where=result.path,
-            got=f"a result of {result.method!r}",
-            next_step="featpipe results",
-        )
-    return load_head(
-        context.workspace.models / result.files["model"],
-        weights=step.weights,
-        device=step.device,
-        classes=tuple(result.dataset["classes"]),
+def read_explanations(result_path: Path) -> list[Explanation]:
+    """Return all complete explanations beside a result, by layer.
+
+    Parameters
+    ----------
+    result_path : Path
+        The result's JSON file.
+    """
+    folders = sorted(_folder(result_path).glob("*"))
+    found = [one for folder in folders if (one := Explanation.read(folder)) is not None]
+    return sorted(found, key=lambda one: one.layer)
+
+
+def _folder(result_path: Path) -> Path:
+    return result_path.with_name(f"{result_path.stem}.explained")
+
+
+@STEPS.register
+@dataclass(frozen=True, kw_only=True)
+class Explain(Step):
+    """Lay Grad-CAM heat maps over the images that a trained network got wrong."""
+
+    name = "explain"
+    examples = ("featpipe explain stl10-resnet18-finetune-1a2b3c4d --layer layer3 --strength 0.5",)
+    needs = Needs("network")
+    makes = ("pictures",)
+
+    result: str = option(
+        help="Result of featpipe finetune: a file or a name.",
+        selects_input=True,
+        bound=True,
+        positional=True,
     )
+    layer: str | None = option(
+        None, help="Stage whose maps are shown; default: the last one that has maps."
+    )
+    strength: float = option(0.5, help="Opacity of the heat map, up to 1.", minimum=0, maximum=1)
+    limit: int = option(24, help="Images at most, the most confident mistakes first.", minimum=1)
+    data: Path | None = option(None, help="Folder to look for the images in.", affects_result=False)
+    weights: str | None = option(
+        None,
+        help="Where the weights are now; default: where they were at training.",
+        affects_result=False,
+    )
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", affects_result=False)
 
+    def has_inputs(self) -> bool:
+        """Whether a result is named."""
+        return self.result is not None
 
-def _read_images(
-    result: Result,
-    head: TrainedHead,
-    mistakes: list[Mistake],
-    step: ExplainStep,
-    context: Context,
-) -> Tensor:
-    """Open the test images again and prepare the ones that are shown."""
-    store = result.stores[-1]
-    request = SourceRequest.from_dict(store["run"]["source"])
-    if step.data is not None:
-        request = request.moved(step.data)
-    source = request.open(store["manifest"]["dataset"]["split"], request.options(context))
-    if source.fingerprint != store["manifest"]["dataset"]["fingerprint"]:
-        raise ResultError(
-            "The images are not those that the result was made from.",
-            where=result.path,
-            next_step="featpipe finetune … --force",
-        )
-    row_of = {name: row for row, name in enumerate(source.ids)}
-    prepare = head.trunk.preprocessing.prepare
-    side = head.trunk.preprocessing.crop
-    if not mistakes:
-        return torch.zeros(0, 3, side, side, dtype=torch.uint8)
-    return torch.stack([prepare(source.read(row_of[one.id])) for one in mistakes])
+    def bind(self, inputs: Any) -> Explain:
+        """Return the step for the result that a training of the recipe makes."""
+        return self.replace(result=str(inputs[0][0]))
 
+    def requirements(self) -> list[tuple[str, str]]:
+        """Captum computes the maps."""
+        return [("captum", "explain")]
 
-def _write(
-    result: Result, one: Mistake, picture: NDArray[np.uint8], classes: tuple[str, ...]
-) -> dict[str, Any]:
-    """Write one picture beside the result; return its entry."""
-    assert result.path is not None
-    name = f"{of_mapping(one.id)[:12]}.png"  # an id may be a path, or hold any character
-    path = result.path.with_name(f"{result.path.stem}.explained") / name
-    with atomic_write(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="PNG")
-    return {
-        "id": one.id,
-        "file": str(Path(path.parent.name) / name),
-        "true": classes[one.true],
-        "predicted": classes[one.predicted],
-        "confidence": round(one.confidence, 6),
-    }
+    def folder(self, result_path: Path, result_key: str) -> Path:
+        """Return where the pictures of these options are written."""
+        return _folder(result_path) / self.key({"result": result_key})[:8]
+
+    def status(self, context: Context) -> Status:
+        """Say whether there are pictures of these options; the result is not read whole."""
+        given = user_path(self.result)
+        path = context.workspace.results / f"{self.result}.json"
+        path = given if given.suffix == ".json" and given.exists() else path
+        try:
+            folder = self.folder(path, json.loads(path.read_text("utf-8"))["key"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ResultError(f"The result cannot be read: {error}", where=path) from None
+        if Explanation.read(folder) is None:
+            return Status(False, "no such pictures yet", folder.name)
+        return Status(True, "pictures are there", folder.name, (folder, path))
+
+    def run(self, context: Context) -> Outcome:
+        """Write the pictures, unless they are there."""
+        self.check_requirements()
+        from featpipe.finetune.gradcam import run_explain  # noqa: PLC0415 - brings torch
+
+        return run_explain(self, context)

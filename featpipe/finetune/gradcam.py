@@ -1,17 +1,36 @@
-"""Grad-CAM: where in an image a network saw a class."""
+"""Grad-CAM: where in an image a network saw a class, shown for the images it got wrong."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetune.saved import TrainedHead
+from featpipe.backbones.base import layer_shapes
+from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.source import ImageSource
+from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, UsageError
+from featpipe.evaluation.result import PredictionTable, Result, find_results
+from featpipe.finetune.explain import Explain, ExplainedImage, Explanation
+from featpipe.finetune.network import with_parameters
+from featpipe.finetune.saved import TrainedHead, load_head
+from featpipe.fingerprint import of_mapping
 from featpipe.registry import did_you_mean
+from featpipe.steps import Context, Outcome
+from featpipe.workspace import atomic_write
 
+try:
+    from captum.attr import LayerGradCam
+except ImportError:  # an extra
+    LayerGradCam = None
+
+_BATCH = 8
 # Colours of the heat map: cold places are blue, hot ones red.
 _STOPS = np.array([0.0, 0.35, 0.65, 1.0])
 _COLOURS = np.array([[0, 0, 255], [0, 220, 220], [255, 220, 0], [255, 0, 0]], dtype=float)
@@ -27,31 +46,19 @@ def choose_layer(head: TrainedHead, name: str | None) -> str:
     UsageError
         If the layer gives no maps.
     """
-    stages, side = head.trunk.stages, head.trunk.preprocessing.crop
-    shapes: dict[str, int] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _m, _i, output, name=known: shapes.__setitem__(name, output.ndim)
-        )
-        for known, module in stages.named_modules()
-        if known
-    ]
-    image = torch.zeros(1, 3, side, side, device=head.trunk.device)
-    with torch.inference_mode():
-        stages(image)
-    for handle in handles:
-        handle.remove()
-    main = [known for known, _ in stages.named_children() if shapes.get(known) == 4]
-    able = [known for known in main if any(True for _ in stages.get_submodule(known).parameters())]
+    stages = head.trunk.stages
+    shapes = layer_shapes(stages, head.trunk.preprocessing.crop)
+    axes = {known: len(given[-1]) for known, given in shapes.items()}
+    able = [known for known in with_parameters(stages) if axes.get(known) == 3]
     if name is None:
         return able[-1]
-    if name not in shapes:
+    if name not in axes:
         raise UnknownNameError(
             f"{head.trunk.name} has no layer named {name!r}.",
             expected=", ".join(able) + ", or a module within one of them",
-            next_step=did_you_mean(name, shapes).strip() or None,
+            next_step=did_you_mean(name, axes).strip() or None,
         )
-    if shapes[name] != 4:
+    if axes[name] != 3:
         raise UsageError(
             f"The layer {name!r} gives no maps that could be laid over an image.",
             expected=", ".join(able),
@@ -106,10 +113,8 @@ def grad_cam(
     ----------
     Selvaraju et al.: Grad-CAM, arXiv:1610.02391.
     """
-    try:
-        from captum.attr import LayerGradCam  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise MissingExtraError("captum", "explain") from None
+    if LayerGradCam is None:
+        raise MissingExtraError("captum", "explain")
     network = _Logits(head).eval()
     # Frozen parameters have no gradients; the image must, so that they reach every layer.
     x = head.trunk.preprocessing.normalise(images.to(head.trunk.device)).requires_grad_(True)
@@ -147,3 +152,94 @@ def overlay(
     colour = np.stack([np.interp(heat, _STOPS, _COLOURS[:, i]) for i in range(3)], axis=-1)
     opacity = strength * heat[..., None]
     return np.rint(image * (1 - opacity) + colour * opacity).astype(np.uint8)
+
+
+def confident_mistakes(
+    table: PredictionTable, classes: tuple[str, ...], limit: int
+) -> list[ExplainedImage]:
+    """Return the mistakes of the first model, the most confident ones first."""
+    first = table.only_splits([0])
+    assert first.scores is not None
+    wrong = np.flatnonzero(~first.correct)
+    confidence = first.scores.max(axis=1)
+    order = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
+    ids = first.ids[first.row]
+    return [
+        ExplainedImage(
+            id=str(ids[i]),
+            file=f"{of_mapping(str(ids[i]))[:12]}.png",  # an id may hold any character
+            true=classes[first.true[first.row[i]]],
+            predicted=classes[first.predicted[i]],
+            confidence=round(float(confidence[i]), 6),
+        )
+        for i in order
+    ]
+
+
+def run_explain(step: Explain, context: Context) -> Outcome:
+    """Write a picture of each mistake and what they show, unless they are there.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of ``featpipe finetune``, or its head or images are missing.
+    UnknownNameError
+        If the network has no such layer.
+    """
+    result = find_results(context.workspace.results, [step.result])[0]
+    assert result.path is not None
+    if result.method != "finetune" or "model" not in result.files:
+        raise ResultError(
+            "Heat maps need a network that was trained by featpipe finetune.",
+            where=result.path,
+            got=f"a result of {result.method!r}",
+            next_step="featpipe results",
+        )
+    folder = step.folder(result.path, result.key)
+    explanation, status = Explanation.read(folder), "up to date"
+    if explanation is None:
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
+        explanation, status = _explain(step, context, result, folder), "done"
+        explanation.write()
+    n, layer = len(explanation.items), explanation.layer
+    message = f"{status}: {n} mistakes explained at {layer}\n  → {folder}"
+    return Outcome(status, message, (folder, result.path), {"layer": layer, "images": n})
+
+
+def _explain(step: Explain, context: Context, result: Result, folder: Path) -> Explanation:
+    classes = tuple(result.dataset["classes"])
+    model = context.workspace.models / result.files["model"]
+    head = load_head(model, weights=step.weights, device=step.device, classes=classes)
+    layer = choose_layer(head, step.layer)
+    mistakes = confident_mistakes(result.predictions(), classes, step.limit)
+    source = _open_images(result, step.data, context)
+    row_of = {name: row for row, name in enumerate(source.ids)}
+    prepare = head.trunk.preprocessing.prepare
+    with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
+        for start in range(0, len(mistakes), _BATCH):
+            some = mistakes[start : start + _BATCH]
+            images = torch.stack([prepare(source.read(row_of[one.id])) for one in some])
+            maps = grad_cam(head, layer, images, [classes.index(one.predicted) for one in some])
+            for one, image, heat in zip(some, images, maps, strict=True):
+                picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)
+                with atomic_write(folder / one.file) as temporary:
+                    Image.fromarray(picture).save(temporary, format="PNG")
+                task.advance()
+    return Explanation(folder, layer, step.strength, "Grad-CAM", tuple(mistakes))
+
+
+def _open_images(result: Result, data: Path | None, context: Context) -> ImageSource:
+    """Open the test images of a result again."""
+    store = result.stores[-1]
+    request = SourceRequest.from_dict(store["run"]["source"])
+    if data is not None:
+        request = request.moved(data)
+    images = store["manifest"]["dataset"]
+    source = request.open(images["split"], request.options(context))
+    if source.fingerprint != images["fingerprint"]:
+        raise ResultError(
+            "The images are not those that the result was made from.",
+            where=result.path,
+            next_step="featpipe finetune … --force",
+        )
+    return source

@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from featpipe.errors import FitError, MissingExtraError
-from featpipe.finetune import LOSSES
-from featpipe.steps import grammar
+from featpipe.finetune import grammar
 
-_CROSS_ENTROPY = "cross-entropy"
-
-
-def parse_losses(specs: Sequence[str]) -> dict[str, float]:
-    """Return the weights of the terms beside cross-entropy, by name.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such loss.
-    UsageError
-        If a weight is not a positive number, or cross-entropy is given one.
-
-    Examples
-    --------
-    >>> parse_losses(["cross-entropy", "center:0.1"])
-    {'center': 0.1}
-    """
-    weights = {}
-    for spec in specs:
-        LOSSES.entry(spec.partition(":")[0])
-        name, weight = grammar.loss(spec)
-        if name != _CROSS_ENTROPY:
-            weights[name] = weight
-    return weights
+try:
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.miners import TripletMarginMiner
+except ImportError:  # an extra
+    TripletMarginLoss = None
 
 
 class HeadLoss(nn.Module):
@@ -49,24 +27,35 @@ class HeadLoss(nn.Module):
     Parameters
     ----------
     losses : sequence of str
-        See :func:`parse_losses`.
+        ``"cross-entropy"``, ``"triplet:W"``, ``"center:W"``.
     label_smoothing : float
     n_classes, n_features : int
         What the head gives.
+
+    Raises
+    ------
+    UsageError
+        If a loss is unknown, or its weight is not a positive number.
+    MissingExtraError
+        If pytorch-metric-learning is needed and not installed.
     """
 
     def __init__(
         self,
-        losses: Sequence[str] = (_CROSS_ENTROPY,),
+        losses: Sequence[str] = (grammar.CROSS_ENTROPY,),
         label_smoothing: float = 0.0,
         n_classes: int = 0,
         n_features: int = 0,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
-        self.weights = parse_losses(losses)
+        self.weights = dict(grammar.loss(spec) for spec in losses)
+        self.weights.pop(grammar.CROSS_ENTROPY, None)
         self.terms = nn.ModuleDict(
-            {name: LOSSES.load(name)(n_classes, n_features) for name in self.weights}
+            {
+                name: TripletLoss() if name == "triplet" else CenterLoss(n_classes, n_features)
+                for name in self.weights
+            }
         )
 
     def forward(self, output: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
@@ -115,35 +104,31 @@ class CenterLoss(nn.Module):
         return loss
 
 
-class _Triplet(nn.Module):
-    """Triplet margin loss on triplets mined from each batch."""
+class TripletLoss(nn.Module):
+    """Triplet margin loss on triplets mined from each batch.
 
-    def __init__(self, metric: Any) -> None:
+    Margin 0.2 and semi-hard mining as in Schroff et al. 2015, arXiv:1503.03832.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.loss = metric.losses.TripletMarginLoss(margin=0.2)
-        self.miner = metric.miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
+        if TripletMarginLoss is None:
+            raise MissingExtraError("pytorch-metric-learning", "metric")
+        self.loss = TripletMarginLoss(margin=0.2)
+        self.miner = TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch.
+
+        Raises
+        ------
+        FitError
+            If the batch holds a single class.
+        """
         if len(torch.unique(labels)) < 2:
             raise FitError(
                 "A batch holds a single class, so there is no triplet to learn from.",
                 got=f"{len(labels)} rows of class {int(labels[0])}",
-                next_step="shuffle the rows, or take a larger --batch-size",
+                next_step="shuffle the rows, or use a larger --batch-size",
             )
         return self.loss(features, labels, self.miner(features, labels))
-
-
-def triplet(n_classes: int, n_features: int) -> nn.Module:
-    """Return the triplet loss: margin 0.2, semi-hard mining (Schroff et al. 2015).
-
-    Raises
-    ------
-    MissingExtraError
-        If pytorch-metric-learning is not installed.
-    """
-    try:
-        import pytorch_metric_learning as metric  # noqa: PLC0415 - an extra
-        from pytorch_metric_learning import losses, miners  # noqa: F401, PLC0415
-    except ImportError:
-        raise MissingExtraError("pytorch-metric-learning", "metric") from None
-    return _Triplet(metric)

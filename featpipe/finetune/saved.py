@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from featpipe.errors import ResultError, WeightsError
-from featpipe.finetune.module import HeadedNetwork, NetworkFactory
-from featpipe.finetune.stages import cut_of
-from featpipe.finetune.trunk import Trunk, TrunkRequest, load_trunk
+from featpipe.finetune.network import HeadedNetwork, Trunk, cut_of, load_trunk
 from featpipe.workspace import atomic_write
 
 _FORMAT = 1
@@ -48,13 +46,7 @@ class TrainedHead:
             return logits.float().softmax(dim=1).cpu().numpy()
 
 
-def save_head(
-    path: Path,
-    network: HeadedNetwork,
-    factory: NetworkFactory,
-    request: TrunkRequest,
-    facts: dict[str, Any],
-) -> int:
+def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     """Write ``path`` (safetensors) and the JSON beside it; return their size in bytes.
 
     Parameters
@@ -62,25 +54,18 @@ def save_head(
     path : Path
     network : HeadedNetwork
         Only what was trained is written; the frozen stages are those of the weights.
-    factory : NetworkFactory
-    request : TrunkRequest
-    facts : dict
-        ``classes``, ``title``, ``unfreeze``.
+    about : dict
+        ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``,
+        ``head``, ``classes``, ``title``.
     """
     state = {n: value.detach().cpu().contiguous() for n, value in network.trained_state().items()}
     with atomic_write(path) as temporary:
         save_file(state, temporary)
-    content = {
-        "featpipe_head": _FORMAT,
-        "trunk": factory.trunk.description,
-        "request": asdict(request),
-        "head": factory.head,
-        **facts,
-    }
-    about = path.with_suffix(".json")
-    with atomic_write(about) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return path.stat().st_size + about.stat().st_size
+    beside = path.with_suffix(".json")
+    text = json.dumps({"featpipe_head": _FORMAT, **about}, indent=1, ensure_ascii=False)
+    with atomic_write(beside) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
+    return path.stat().st_size + beside.stat().st_size
 
 
 def load_head(
@@ -109,7 +94,17 @@ def load_head(
     WeightsError
         If the weights are not those the head was trained on.
     """
-    content = _read_about(path.with_suffix(".json"))
+    beside = path.with_suffix(".json")
+    try:
+        content = json.loads(beside.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ResultError(
+            "There is no such head.", where=beside, next_step="featpipe finetune --help"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ResultError(f"The head cannot be read: {error}", where=beside) from None
+    if not isinstance(content, dict) or content.get("featpipe_head") != _FORMAT:
+        raise ResultError("This is not a head of this version of featpipe.", where=beside)
     known = tuple(content["classes"])
     if classes is not None and classes != known:
         raise ResultError(
@@ -118,10 +113,8 @@ def load_head(
             expected=f"{len(classes)} classes: {', '.join(classes[:5])}",
             got=f"{len(known)} classes: {', '.join(known[:5])}",
         )
-    request = replace(TrunkRequest(**content["request"]), device=device)
-    if weights is not None:
-        request = replace(request, weights=weights)
-    trunk = load_trunk(request)
+    moved = {"device": device} | ({} if weights is None else {"weights": weights})
+    trunk = load_trunk(**{**content["request"], **moved})
     if trunk.description != content["trunk"]:
         raise WeightsError(
             "These are not the weights that the head was trained on.",
@@ -130,14 +123,8 @@ def load_head(
             got=trunk.description["weights"],
             next_step="name the right ones: --weights FILE",
         )
-    factory = NetworkFactory(
-        trunk,
-        cut_of(trunk.stages, content["unfreeze"]),
-        content["head"],
-        len(known),
-        from_store=False,
-    )
-    network = factory()
+    cut = cut_of(trunk.stages, content["unfreeze"])
+    network = HeadedNetwork(trunk, cut, content["head"], len(known), from_store=False)
     try:
         network.load_trained_state(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
@@ -147,17 +134,3 @@ def load_head(
             next_step="train it again: the same command with --force",
         ) from None
     return TrainedHead(network.eval().to(trunk.device), trunk, known, content["title"])
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ResultError(
-            "There is no such head.", where=path, next_step="featpipe finetune --help"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ResultError(f"The head cannot be read: {error}", where=path) from None
-    if content.get("featpipe_head") != _FORMAT:
-        raise ResultError("This is not a head of this version of featpipe.", where=path)
-    return content

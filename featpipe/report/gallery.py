@@ -1,17 +1,25 @@
-"""Where methods fail: confused pairs, confident errors, images nobody gets right."""
+"""Where methods fail: confused classes, confident errors, heat maps, images nobody gets right."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from featpipe.report.formats import percent
-from featpipe.report.images import Pictures, Thumbnail, read_overlay
-from featpipe.report.material import Group, Method
+from featpipe.finetune.explain import read_explanations
+from featpipe.report.data import (
+    Group,
+    GroupImages,
+    Method,
+    ReportData,
+    Thumbnail,
+    ThumbnailSheet,
+)
+from featpipe.report.render import percent, render
+from featpipe.report.sections import SECTIONS, Content, Section
 
 _PAIRS = 6  # confused pairs shown of each method
 _PER_PAIR = 4  # thumbnails of each
@@ -19,167 +27,178 @@ _RIVALS = 5  # methods that the best one is held against
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One image in a gallery.
-
-    Parameters
-    ----------
-    id, true, answer : str
-    sure : str
-        Confidence in words of the method.
-    thumbnail, overlay : Thumbnail or None
-    """
+class GalleryItem:
+    """One image in a gallery, with the overlay of a heat map where there is one."""
 
     id: str
     true: str
     answer: str
-    sure: str = ""
+    remark: str = ""
     thumbnail: Thumbnail | None = None
     overlay: Thumbnail | None = None
 
 
-@dataclass(frozen=True)
-class Confused:
-    """A pair of classes that a method takes for each other, in one direction."""
+@SECTIONS.register
+class Failures(Section):
+    """Which images are misclassified, and as what."""
 
-    true: str
-    answer: str
-    images: int
-    share: str
-    shots: list[Shot]
+    name = "failures"
+    title = "Where it fails"
+
+    def content(self, data: ReportData) -> Content:
+        """Return galleries of each method, and of the methods of a group together."""
+        limit = data.report.gallery
+        groups = []
+        for group in data.groups:
+            images = data.images(group)
+            methods = []
+            for method in group.methods:
+                heat_maps = explanations(method, data.sheet)
+                overlays = {key: image for _, found in heat_maps for key, image in found.items()}
+                row_of = {str(name): row for row, name in enumerate(method.table.ids)}
+                explained = [
+                    (title, [_item(method, row_of[k], images, found) for k in list(found)[:limit]])
+                    for title, found in heat_maps
+                ]
+                methods.append(
+                    {
+                        "method": method,
+                        "confused": confused_pairs(method, images),
+                        "errors": [
+                            _item(method, r, images, overlays) for r in method.wrong[:limit]
+                        ],
+                        "explanations": [part for part in explained if part[1]],
+                    }
+                )
+            groups.append(
+                {
+                    "group": group,
+                    "images": images,
+                    "methods": methods,
+                    "always_wrong": always_wrong(group, images, limit),
+                    "disagreements": disagreements(group, images, limit),
+                }
+            )
+        errors = data.frame(
+            lambda method: [
+                {
+                    "id": str(method.table.ids[row]),
+                    "true": method.columns[method.table.true[row]],
+                    "answer": method.columns[method.predicted[row]],
+                    "confidence": None
+                    if method.confidence is None
+                    else round(float(method.confidence[row]), 6),
+                }
+                for row in np.sort(method.wrong)
+            ]
+        )
+        return Content(render("failures.html.j2", groups=groups), tables={"errors": errors})
 
 
-def confused_pairs(method: Method, pictures: Pictures) -> list[Confused]:
-    """Return the off-diagonal cells with most images, the largest first."""
+def confused_pairs(method: Method, images: GroupImages) -> list[dict[str, Any]]:
+    """Return the pairs of classes taken for each other most often, in one direction each."""
     matrix = np.array(method.metrics["confusion"])
-    total = matrix.sum(axis=1)
     errors = matrix.copy()
     np.fill_diagonal(errors, 0)
-    order = np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]
-    cells = [divmod(int(cell), errors.shape[1]) for cell in order]
-    wrong = _wrong_rows(method)
-    found = []
-    for true, answer in cells:
+    pairs = []
+    for cell in np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]:
+        true, answer = divmod(int(cell), errors.shape[1])
         if not errors[true, answer]:
-            continue
-        rows = wrong[
-            (method.table.true[wrong] == true) & (method.answers.predicted[wrong] == answer)
-        ]
-        found.append(
-            Confused(
-                method.columns[true],
-                method.columns[answer],
-                int(errors[true, answer]),
-                percent(errors[true, answer] / total[true], 1),
-                [_shot(method, int(row), pictures) for row in rows[:_PER_PAIR]],
-            )
+            break
+        wrong = method.wrong
+        alike = (method.table.true[wrong] == true) & (method.predicted[wrong] == answer)
+        pairs.append(
+            {
+                "true": method.columns[true],
+                "answer": method.columns[answer],
+                "count": int(errors[true, answer]),
+                "share": errors[true, answer] / matrix[true].sum(),
+                "shown": [_item(method, row, images) for row in wrong[alike][:_PER_PAIR]],
+            }
         )
-    return found
+    return pairs
 
 
-def errors_by_confidence(method: Method, pictures: Pictures, limit: int) -> list[Shot]:
-    """Return misclassified images, the surest errors first."""
-    overlays = _overlays(method, pictures)
-    shots = []
-    for row in islice(_wrong_rows(method), limit):
-        shots.append(_shot(method, int(row), pictures, overlays))
-    return shots
-
-
-def explained(method: Method, pictures: Pictures, limit: int) -> list[Shot]:
-    """Return images with a stored Grad-CAM overlay, in the order of the result."""
-    overlays = _overlays(method, pictures)
-    places = {str(image_id): row for row, image_id in enumerate(method.table.ids)}
-    known = [image_id for image_id in overlays if image_id in places]
-    return [_shot(method, places[name], pictures, overlays) for name in known[:limit]]
-
-
-def always_wrong(group: Group, pictures: Pictures, limit: int) -> tuple[int, list[Shot]]:
+def always_wrong(group: Group, images: GroupImages, limit: int) -> tuple[int, list[GalleryItem]]:
     """Return how many images no model of any method gets right, and some of them.
 
     First those on whose wrong class most methods agree.
     """
     rows = np.flatnonzero((group.share_right == 0).all(axis=0))
-    votes = [np.bincount(group.predicted[:, row]) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (-int(votes[i].max()), int(rows[i])))
-    columns = max((method.columns for method in group.methods), key=len)
-    shots = []
-    for i in order[:limit]:
-        row, answer = int(rows[i]), int(votes[i].argmax())
-        agree = f"{int(votes[i].max())} of {len(group.methods)} say so"
-        shots.append(_plain_shot(group, row, columns[answer], agree, pictures))
-    return len(rows), shots
+    votes = {int(row): np.bincount(group.predicted[:, row]) for row in rows}
+    items = []
+    for row in sorted(votes, key=lambda row: (-int(votes[row].max()), row))[:limit]:
+        agree = f"{int(votes[row].max())} of {len(group.methods)} say so"
+        answer = group.columns[int(votes[row].argmax())]
+        items.append(_group_item(group, row, answer, images, agree))
+    return len(rows), items
 
 
-def disagreements(group: Group, pictures: Pictures, limit: int) -> list[dict[str, Any]]:
-    """Images that the best method gets right and another one wrong, and the reverse."""
-    best, parts = group.methods[0], []
+def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[str, Any]]:
+    """Return images that the best method gets right and another one wrong, and the reverse."""
     each = max(1, limit // 4) if limit else 0
-    for number, rival in enumerate(group.methods[1 : _RIVALS + 1], start=1):
+    parts = []
+    for rival in range(1, min(_RIVALS + 1, len(group.methods))):
         sides = []
-        for winner, loser, name in ((0, number, best.title), (number, 0, rival.title)):
+        for winner, loser in ((0, rival), (rival, 0)):
             rows = np.flatnonzero(
                 (group.share_right[winner] == 1) & (group.share_right[loser] == 0)
             )
-            answers = group.predicted[loser]
             columns = group.methods[loser].columns
-            shots = [
-                _plain_shot(group, int(row), columns[answers[row]], "", pictures)
+            items = [
+                _group_item(group, row, columns[group.predicted[loser][row]], images)
                 for row in rows[:each]
             ]
-            sides.append({"winner": name, "count": len(rows), "shots": shots})
-        parts.append({"rival": rival.title, "sides": sides})
+            title = group.methods[winner].title
+            sides.append({"winner": title, "count": len(rows), "shown": items})
+        parts.append({"rival": group.methods[rival].title, "sides": sides})
     return parts
 
 
-def _wrong_rows(method: Method) -> np.ndarray[Any, Any]:
-    """Rows of the table that the first answer gets wrong, the surest first."""
-    wrong = np.flatnonzero(method.answers.predicted != method.table.true)
-    if method.confidence is None:
-        return wrong
-    return wrong[np.argsort(-method.confidence[wrong], kind="stable")]
+def explanations(method: Method, sheet: ThumbnailSheet) -> list[tuple[str, dict[str, Thumbnail]]]:
+    """Embed the heat maps stored beside a result: what they are, and overlays by image id."""
+    if method.result.path is None:
+        return []
+    tested = set(method.table.ids.tolist())
+    found = []
+    for one in read_explanations(method.result.path):
+        overlays = {}
+        for item in one.items:
+            try:
+                with Image.open(one.folder / item.file) as picture:
+                    pixels = np.array(picture.convert("RGB"))
+            except (OSError, ValueError):
+                continue
+            if item.id in tested:
+                key = f"{method.anchor}/{one.folder.name}/{item.id}"
+                overlays[item.id] = sheet.add(key, pixels)
+        found.append((f"{one.method} at {one.layer}, opacity {one.strength:g}", overlays))
+    return found
 
 
-def _shot(
+def _item(
     method: Method,
     row: int,
-    pictures: Pictures,
-    overlays: dict[str, Thumbnail] | None = None,
-) -> Shot:
-    image_id = str(method.table.ids[row])
-    return Shot(
+    images: GroupImages,
+    overlays: Mapping[str, Thumbnail] | None = None,
+) -> GalleryItem:
+    """Return a test image with what a method answered, and how confident it was."""
+    image_id, remark = str(method.table.ids[row]), ""
+    if method.confidence is not None:
+        value = float(method.confidence[row])
+        remark = f"{percent(value, 1)} %" if method.has_probabilities else f"margin {value:.3g}"
+    return GalleryItem(
         image_id,
         method.columns[method.table.true[row]],
-        method.columns[method.answers.predicted[row]],
-        _sure(method, row),
-        pictures.thumbnail(image_id),
+        method.columns[method.predicted[row]],
+        remark,
+        images.thumbnail(image_id),
         (overlays or {}).get(image_id),
     )
 
 
-def _plain_shot(group: Group, row: int, answer: str, sure: str, pictures: Pictures) -> Shot:
-    image_id = str(group.ids[row])
-    true = group.classes[group.true[row]]
-    return Shot(image_id, true, answer, sure, pictures.thumbnail(image_id))
-
-
-def _sure(method: Method, row: int) -> str:
-    if method.confidence is None:
-        return ""
-    value = float(method.confidence[row])
-    return f"{percent(value, 1)} %" if method.probabilities else f"margin {value:.3g}"
-
-
-def _overlays(method: Method, pictures: Pictures) -> dict[str, Thumbnail]:
-    """Embed the stored Grad-CAM overlays of a method, by image id."""
-    entries: Iterable[dict[str, str]] = method.result.extra.get("explanations") or []
-    path = method.result.path
-    if path is None:
-        return {}
-    found = {}
-    for entry in entries:
-        image = read_overlay(path.parent / entry["file"])
-        if image is not None:
-            key = f"{method.anchor}/overlay/{entry['id']}"
-            found[str(entry["id"])] = pictures.sheet.add(key, image)
-    return found
+def _group_item(
+    group: Group, row: int, answer: str, images: GroupImages, remark: str = ""
+) -> GalleryItem:
+    image_id, true = str(group.ids[row]), group.classes[group.true[row]]
+    return GalleryItem(image_id, true, answer, remark, images.thumbnail(image_id))

@@ -1,94 +1,119 @@
-"""How to get the same again: commands, settings, versions, hardware, fingerprints."""
+"""How to get the same again: commands, recipes, settings, versions, hardware, fingerprints."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from featpipe.report.formats import number
-from featpipe.report.material import Material, Method
+from featpipe.report.data import Method, ReportData
+from featpipe.report.render import MISSING, render
+from featpipe.report.sections import Content, Section
 
 
-def commands(material: Material) -> list[str]:
-    """Return the commands that made the results, stores first, each once."""
-    stores = [s["run"].get("command", "") for m in material.methods for s in m.result.stores]
-    methods = [method.result.command for method in material.methods]
-    return [line for line in dict.fromkeys([*stores, *methods]) if line]
+class Provenance(Section):
+    """The end of the page.
 
+    Parameters
+    ----------
+    folder : str
+        Name of the folder with the tables.
+    files : sequence of str
+        The tables in it.
+    """
 
-def recipes(material: Material) -> list[str]:
-    """Return the recipes that results came from, as YAML, each once whatever its tasks."""
-    found = [method.result.extra.get("recipe") for method in material.methods]
-    texts = [
-        yaml.safe_dump(
-            {key: value for key, value in recipe.items() if key != "task"},
-            sort_keys=False,
-            allow_unicode=True,
+    name = "provenance"
+    title = "How to get the same again"
+
+    def __init__(self, folder: str, files: Sequence[str]) -> None:
+        self.folder, self.files = folder, files
+
+    def content(self, data: ReportData) -> Content:
+        """Return the commands and recipes, and what identifies each result."""
+        stores = [s["run"].get("command", "") for m in data.methods for s in m.result.stores]
+        commands = [*stores, *(method.result.command for method in data.methods)]
+        recipes = recipes_of(data)
+        made_by = data.context.recipe
+        html = render(
+            "provenance.html.j2",
+            commands=[line for line in dict.fromkeys(commands) if line],
+            recipes=[(recipe.get("name", ""), _yaml(recipe)) for recipe in recipes],
+            names=list(dict.fromkeys(str(r["name"]) for r in recipes if r.get("name"))),
+            made_by=made_by and made_by.get("name"),
+            folder=self.folder,
+            files=self.files,
+            methods=[
+                (group.label, method, facts(method), step(method))
+                for group in data.groups
+                for method in group.methods
+            ],
         )
-        for recipe in found
-        if recipe
-    ]
-    return list(dict.fromkeys(texts))
+        return Content(html)
+
+
+def recipes_of(data: ReportData) -> list[dict[str, Any]]:
+    """Return the recipes that the results come from, each once whatever its tasks."""
+    found: list[dict[str, Any]] = []
+    for method in data.methods:
+        recipe = dict(method.result.extra.get("recipe") or {})
+        recipe.pop("task", None)
+        if recipe and recipe not in found:
+            found.append(recipe)
+    return found
 
 
 def step(method: Method) -> str:
     """Return the settings of a method as YAML, as a recipe's step takes them."""
     given = {key: value for key, value in method.result.settings.items() if value is not None}
-    return yaml.safe_dump({method.result.method: given}, sort_keys=False, allow_unicode=True)
+    return _yaml({method.result.method: given})
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def facts(method: Method) -> list[tuple[str, str]]:
     """Return name and value of everything that identifies a result."""
-    result = method.result
+    result, machine = method.result, method.result.environment
+    seed = result.settings.get("seed")
     rows = [
         ("Run on", result.created),
         ("Command", result.command or "not recorded (made from Python)"),
-        ("Protocol", ", ".join(f"{k} {v}" for k, v in result.protocol.items())),
-        ("Seed", number(result.settings.get("seed"))),
+        ("Protocol", _listed(result.protocol)),
+        ("Seed", MISSING if seed is None else str(seed)),
         ("Result", f"{result.name}, key {result.key[:16]}"),
-        ("Test images", _dataset(result.dataset["test"])),
+        ("Test images", _images(result.dataset["test"])),
     ]
     for store in result.stores:
-        rows += _store(store)
-    network = result.extra.get("network")
-    if network:
-        rows.append(("Network", f"{network['model']}, weights {_weights(network)}"))
-    label_map = result.extra.get("label_map")
-    if label_map:
+        manifest = store["manifest"]
+        backbone, split = manifest.get("backbone", {}), manifest["dataset"]["split"]
+        features = (
+            f"{backbone.get('model', '?')} {store['layer']}, store {store['fingerprint'][:16]}, "
+            f"made {store['run'].get('created', '?')}"
+        )
+        rows.append((f"Features of {split}", features))
+        if "weights" in backbone:
+            rows.append((f"Weights ({split})", _listed(backbone["weights"])))
+        rows.append((f"Images of {split}", _images(manifest["dataset"])))
+    if network := result.extra.get("network"):
+        rows.append(("Network", f"{network['model']}, weights {_listed(network['weights'])}"))
+    if label_map := result.extra.get("label_map"):
         rows.append(("Label map", f"{label_map['name']}, {label_map['fingerprint'][:16]}"))
-    machine = result.environment
-    packages = ", ".join(f"{k} {v}" for k, v in machine.get("packages", {}).items())
-    hardware = [f"{k} {v}" for k, v in machine.items() if k not in ("packages", "python")]
+    packages = _listed(machine.get("packages", {}))
+    hardware = {k: v for k, v in machine.items() if k not in ("packages", "python")}
     return [
         *rows,
         ("Versions", f"Python {machine.get('python', '?')}, {packages}"),
-        ("Hardware", ", ".join(hardware)),
+        ("Hardware", _listed(hardware)),
     ]
 
 
-def _store(store: dict[str, Any]) -> list[tuple[str, str]]:
-    manifest = store["manifest"]
-    backbone = manifest.get("backbone", {})
-    split = manifest["dataset"]["split"]
-    rows = [
-        (
-            f"Features of {split}",
-            f"{backbone.get('model', '?')} {store['layer']}, store {store['fingerprint'][:16]}, "
-            f"made {store['run'].get('created', '?')}",
-        ),
-        (f"Images of {split}", _dataset(manifest["dataset"])),
-    ]
-    if "weights" in backbone:
-        rows.insert(1, (f"Weights ({split})", _weights(backbone)))
-    return rows
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value not in (None, ""))
 
 
-def _weights(backbone: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in backbone["weights"].items() if value)
-
-
-def _dataset(dataset: dict[str, Any]) -> str:
+def _images(dataset: Mapping[str, Any]) -> str:
     return (
         f"{dataset['name']} {dataset['split']}, {dataset['images']} images, "
         f"fingerprint {dataset['fingerprint'][:16]}"

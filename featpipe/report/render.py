@@ -1,10 +1,11 @@
-"""From data to one HTML file that needs nothing else and may fetch nothing."""
+"""From data to HTML: templates, and numbers as people read them (``None`` is a dash, never 0)."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import math
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -12,26 +13,58 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+MISSING = "–"
 _SCRIPTS = ("draw.js", "charts.js", "map.js", "page.js")
 
 
-def render(template: str, values: Mapping[str, Any]) -> str:
-    """Fill in a template; style and script are embedded and named in the page's policy.
-
-    The policy forbids every request, and every script and style but these two: even markup that
-    found a way through the escaping could not run.
-    """
-    style = Markup(_asset("style.css"))  # noqa: S704 - our own file
-    script = Markup("\n".join(_asset(name) for name in _SCRIPTS))  # noqa: S704 - our own files
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
-        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
-    )
-    page = _environment().get_template(template)
-    return page.render(values, style=style, script=script, policy=policy)
+def percent(value: float | None, digits: int = 2) -> str:
+    """Return a share as a percentage without its sign."""
+    return MISSING if value is None else f"{100 * value:.{digits}f}"
 
 
-def _environment() -> Environment:
+def points(value: float) -> str:
+    """Return a difference of two shares in percentage points, with a real minus sign."""
+    return f"{100 * value:+.2f}".replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value; below 0.001 only that."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration in seconds with three significant digits."""
+    if not value:
+        return count(value)
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return count(value) if digits == 0 else f"{value:.{min(digits, 4)}f}"
+
+
+def count(value: float | None) -> str:
+    """Return a whole number in groups of three, set apart by a narrow no-break space."""
+    return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def size(value: float | None) -> str:
+    """Return a number of bytes in KB, MB or GB (powers of 1000)."""
+    if value is None:
+        return MISSING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g}\u00a0{unit}"
+    return f"{value:.0f}\u00a0B"
+
+
+def brief(value: object) -> str:
+    """Return the value of a setting; floats with six digits at most."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates, with the functions above as filters; compiled once."""
     environment = Environment(
         loader=PackageLoader("featpipe.report"),
         autoescape=True,
@@ -39,20 +72,39 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data"] = _data
+    formats = (percent, points, p_value, seconds, count, size, brief)
+    environment.filters.update({function.__name__: function for function in formats})
+    # JSON that is safe inside a script element: no "<", ">" or "&" in it.
+    environment.filters["data"] = lambda value: htmlsafe_json_dumps(
+        value, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return environment
 
 
-def _data(value: Any) -> Markup:
-    """Return JSON that is safe inside a script element: no ``<``, ``>`` or ``&`` in it."""
-    return htmlsafe_json_dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def render(template: str, **values: Any) -> Markup:
+    """Fill in a template; everything but Markup is escaped."""
+    return Markup(environment().get_template(template).render(values))  # noqa: S704 - escaped
 
 
-def _asset(name: str) -> str:
+def render_page(template: str, **values: Any) -> str:
+    """Fill in the template of a whole page, with style and script embedded.
+
+    The page's policy forbids every request, and every script and style but these two: even markup
+    that found a way through the escaping could not run.
+    """
     folder = resources.files("featpipe.report").joinpath("templates")
-    return folder.joinpath(name).read_text(encoding="utf-8").strip()
-
-
-def _digest(text: str) -> str:
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+    texts = {
+        name: folder.joinpath(name).read_text(encoding="utf-8").strip()
+        for name in ("style.css", *_SCRIPTS)
+    }
+    style = Markup(texts.pop("style.css"))  # noqa: S704 - our own file
+    script = Markup("\n".join(texts.values()))  # noqa: S704 - our own files
+    digests = [
+        base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+        for text in (style, script)
+    ]
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digests[0]}'; "
+        f"script-src 'sha256-{digests[1]}'; base-uri 'none'; form-action 'none'"
+    )
+    return render(template, style=style, script=script, policy=policy, **values)

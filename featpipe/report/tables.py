@@ -1,177 +1,30 @@
-"""Tables of the page: rows of formatted values."""
+"""The comparison of methods, and what is measured of each: sentence, tables, matrices."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from featpipe.report.formats import count, p_value, percent, points, seconds, size
-from featpipe.report.material import Group, Material, Method
+from featpipe.report.data import Group, Method, ReportData
+from featpipe.report.figures import (
+    accuracy_chart,
+    cost_chart,
+    method_curves,
+    search_chart,
+    training_charts,
+)
+from featpipe.report.render import count, p_value, percent, points, render
+from featpipe.report.sections import SECTIONS, Chart, Content, Section
+from featpipe.statistics.comparison import LIKE_BEST
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
-
-
-# -- comparison ----------------------------------------------------------------------------------
-
-
-def overview(group: Group) -> list[dict[str, Any]]:
-    """Return the rows of the first screen's table."""
-    return [
-        {
-            "title": method.title,
-            "anchor": method.anchor,
-            "verdict": method.row["verdict"],
-            "facts": _facts(method),
-            "warnings": method.result.notes,
-            "accuracy": percent(method.row["accuracy"]),
-            "interval": f"{percent(method.row['low'])}\u2009–\u2009{percent(method.row['high'])}",
-            "balanced_accuracy": percent(method.row["balanced_accuracy"]),
-            "macro_f1": percent(method.row["macro_f1"]),
-            "roc_auc": percent(method.row["roc_auc"]),
-            "train_seconds": seconds(method.row["train_seconds"]),
-            "extract_seconds": seconds(method.row["extract_seconds"]),
-            "parameters_trained": count(method.row["parameters_trained"]),
-            "model_bytes": size(method.row["model_bytes"]),
-        }
-        for method in group.methods
-    ]
-
-
-def _facts(method: Method) -> str:
-    """Return what else a number cannot be read without: features, choice, protocol, seed."""
-    row = method.row
-    chosen = row["chosen"]
-    if chosen.count(";") > 1:  # more than two values in turn would bury the number beside them
-        chosen = f"{chosen.partition('=')[0]} chosen for each model"
-    facts = [row["features"], chosen, row["protocol"]]
-    if row["models"] > 1:
-        spread = f" (sd {percent(row['sd'])})" if row["sd"] is not None else ""
-        facts.append(f"{row['models']} models{spread}")
-    if row["seed"] is not None:
-        facts.append(f"seed {row['seed']}")
-    if not row["converged"]:
-        facts.append("not converged")
-    return " · ".join(str(fact) for fact in facts if fact)
-
-
-def published(group: Group, material: Material) -> list[dict[str, Any]]:
-    """Return the reference rows of the group's dataset."""
-    return [
-        {
-            "title": row["method"],
-            "protocol": row["protocol"],
-            "n_test": count(row["n_test"]),
-            "accuracy": percent(row["accuracy"]),
-            "interval": f"{percent(row['low'])}\u2009–\u2009{percent(row['high'])}"
-            if row["low"] is not None
-            else "",
-        }
-        for row in material.published(group)
-    ]
-
-
-def pairs(group: Group) -> list[dict[str, Any]]:
-    """Return every paired test of a group, the better method first."""
-    titles = {method.row["name"]: method.title for method in group.methods}
-    rows = []
-    for pair in group.pairs:
-        turned = pair["difference"] < 0
-        sign = -1 if turned else 1
-        first, second = ("b", "a") if turned else ("a", "b")
-        limits = sorted((sign * pair["ci_low"], sign * pair["ci_high"]))
-        rows.append(
-            {
-                "better": titles[pair[first]],
-                "worse": titles[pair[second]],
-                "difference": points(sign * pair["difference"]),
-                "interval": f"{points(limits[0])} to {points(limits[1])}",
-                "only_better": count(pair[f"{first}_better"]),
-                "only_worse": count(pair[f"{second}_better"]),
-                "p": p_value(pair["p_value"]),
-                "p_adjusted": p_value(pair["p_adjusted"]),
-                "distinguishable": pair["distinguishable"],
-                "method": pair["method"],
-            }
-        )
-    return rows
-
-
-# -- one method ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """A confusion matrix for the page.
-
-    Parameters
-    ----------
-    classes, columns : tuple of str
-        True classes, and possible answers.
-    cells : list of list of tuple
-        Count, share of the row, heat level 0 to 10; empty where the matrix is too wide.
-    """
-
-    classes: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: list[list[tuple[int, str, int]]]
-    sparse: list[list[int]]
-
-
-def confusion(method: Method) -> Confusion:
-    """Return counts, row shares and shades of a confusion matrix."""
-    matrix = np.array(method.metrics["confusion"])
-    total = matrix.sum(axis=1, keepdims=True)
-    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
-    classes = tuple(method.result.dataset["classes"])
-    if len(method.columns) > MAX_CELLS_WIDE:
-        rows, columns = np.nonzero(matrix)
-        sparse = np.column_stack([rows, columns, matrix[rows, columns]]).tolist()
-        return Confusion(classes, method.columns, [], sparse)
-    # Few errors are what one looks for: the square root lifts them off the paper.
-    shade = np.ceil(np.sqrt(share) * _HEAT_LEVELS).astype(int)
-    cells = [
-        [
-            (int(matrix[i, j]), percent(float(share[i, j]), 1), int(shade[i, j]))
-            for j in range(matrix.shape[1])
-        ]
-        for i in range(matrix.shape[0])
-    ]
-    return Confusion(classes, method.columns, cells, [])
-
-
-def classification_report(method: Method) -> list[dict[str, Any]]:
-    """Return the rows of the per-class table, then the averages."""
-    keys = ("precision", "recall", "f1", "roc_auc", "average_precision")
-    rows = [
-        {
-            "name": entry["class"],
-            **{key: percent(entry.get(key)) for key in keys},
-            "bars": {key: entry.get(key) for key in ("precision", "recall")},
-            "support": count(entry["support"]),
-            "average": False,
-        }
-        for entry in method.metrics["per_class"]
-    ]
-    metrics = method.metrics
-    for average in ("macro", "weighted"):
-        rows.append(
-            {
-                "name": f"{average} average",
-                **{key: percent(metrics.get(f"{average}_{key}")) for key in keys[:3]},
-                "roc_auc": percent(metrics.get(f"roc_auc_{average}")),
-                "average_precision": percent(metrics.get(f"average_precision_{average}")),
-                "bars": {},
-                "support": count(metrics["n"]),
-                "average": True,
-            }
-        )
-    return rows
-
-
-OTHER_METRICS = {
+_NAMED = 3  # more names than these would hide the verdict
+_NOT_PARAMETERS = {"accuracy", "converged", "sd", "seconds", "loss"}
+_SHARES = {
     "top_2_accuracy": "top-2 accuracy",
     "top_3_accuracy": "top-3 accuracy",
     "top_5_accuracy": "top-5 accuracy",
@@ -179,17 +32,297 @@ OTHER_METRICS = {
     "accuracy_covered": "accuracy where covered",
     "accuracy_with_source": "accuracy on classes with a source class",
 }
-PLAIN_METRICS = {
+_FIGURES = {
     "log_loss": "log loss",
     "brier": "Brier score",
     "ece": "expected calibration error",
 }
 
 
+class Comparison(Section):
+    """The first screen: which of the methods that were tested on the same rows is best."""
+
+    def __init__(self, number: int, group: Group) -> None:
+        self.name = f"tests-{number}"
+        self.title = group.label or "Comparison"
+        self.group = group
+
+    def content(self, data: ReportData) -> Content:
+        """Return the conclusion, the table, accuracy and cost, and all paired tests."""
+        group, published = self.group, data.published(self.group)
+        html = render(
+            "comparison.html.j2",
+            group=group,
+            conclusion=conclude(group),
+            overview=[(method, facts(method)) for method in group.methods],
+            published=published,
+            charts=[accuracy_chart(group, published), cost_chart(group)],
+            pairs=[turned(pair) if pair["difference"] < 0 else pair for pair in group.pairs],
+            titles={method.row["name"]: method.title for method in group.methods},
+        )
+        return Content(html)
+
+
+@SECTIONS.register
+class Methods(Section):
+    """What is measured of each method."""
+
+    name = "methods"
+    title = "Methods"
+
+    def content(self, data: ReportData) -> Content:
+        """Return a panel for each method, with its matrix, classes, curves and searches."""
+        entries: list[tuple[str, str]] = []
+        groups = []
+        for group in data.groups:
+            entries += [(group.label, "")] if group.label else []
+            entries += [(method.title, method.anchor) for method in group.methods]
+            groups.append((group, [_panel(method) for method in group.methods]))
+        html = render("methods.html.j2", groups=groups)
+        return Content(html, tables=frames(data), entries=entries)
+
+
+def _panel(method: Method) -> dict[str, Any]:
+    """Return what the template shows of a method."""
+    search = search_of(method)
+    charts = [search] if isinstance(search, Chart) else []
+    return {
+        "method": method,
+        "figures": key_figures(method),
+        "confusion": confusion(method),
+        "charts": [*method_curves(method), *charts, *training_charts(method)],
+        "search": search if isinstance(search, dict) else None,
+    }
+
+
+# -- comparison ----------------------------------------------------------------------------------
+
+
+def conclude(group: Group) -> str:
+    """Say which method is best on these test rows, by how much, and how sure that is.
+
+    A method is said to be better only where the exact paired test, corrected by Holm for all
+    pairs of the page, distinguishes the two.
+    """
+    best, others = group.methods[0], group.methods[1:]
+    rows = f"the {count(best.row['n_test'])} test images of {group.dataset}"
+    accuracy = (
+        f"{percent(best.row['accuracy'])}\u00a0% (95\u00a0% interval "
+        f"{percent(best.row['low'])} to {percent(best.row['high'])})"
+    )
+    if not others:
+        return (
+            f"{best.title} classifies {accuracy} of {rows} correctly; "
+            "no other method was tested on them, so nothing is said about better or worse."
+        )
+    like = [method for method in others if method.row["verdict"] == LIKE_BEST]
+    worse = [method for method in others if method not in like]
+    start = f"{best.title} has the highest accuracy on {rows}, {accuracy}"
+    if not like:
+        each = worse[0].title if len(worse) == 1 else f"each of the other {len(worse)} methods"
+        return f"{start}, and is distinguishable from {each}{_margin(group, worse)}."
+    undecided = (
+        f"{start}, but {_names(like)} {'is' if len(like) == 1 else 'are'} not distinguishable "
+        "from it (exact paired tests, Holm-adjusted p ≥ 0.05)"
+    )
+    return f"{undecided}; it is distinguishable from {_names(worse)}." if worse else f"{undecided}."
+
+
+def _names(methods: list[Method]) -> str:
+    titles = [method.title for method in methods]
+    if len(titles) > _NAMED:
+        return f"{len(titles)} other methods"
+    return " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
+
+
+def _margin(group: Group, worse: list[Method]) -> str:
+    """Say how far the nearest of the worse methods is behind the best one."""
+    tests = {method.title: pair_of(group, group.methods[0], method) for method in worse}
+    nearest = min(tests, key=lambda title: tests[title]["difference"])
+    pair = tests[nearest]
+    p = p_value(max(test["p_adjusted"] for test in tests.values()))
+    which, s = (
+        ("which is", "") if len(worse) == 1 else (f"of which the nearest, {nearest}, is", "s")
+    )
+    return (
+        f", {which} {percent(pair['difference'])} points behind "
+        f"(95\u00a0% interval {points(pair['ci_low'])} to {points(pair['ci_high'])}; "
+        f"exact paired test{s}, Holm-adjusted p {p if p.startswith('<') else f'≤ {p}'})"
+    )
+
+
+def pair_of(group: Group, a: Method, b: Method) -> dict[str, Any]:
+    """Return the paired test of two methods, turned so that a comes first."""
+    names = [a.row["name"], b.row["name"]]
+    pair = next(pair for pair in group.pairs if {pair["a"], pair["b"]} == set(names))
+    return pair if pair["a"] == names[0] else turned(pair)
+
+
+def turned(pair: dict[str, Any]) -> dict[str, Any]:
+    """Return a paired test with its two methods exchanged."""
+    return {
+        **pair,
+        "a": pair["b"],
+        "b": pair["a"],
+        "difference": -pair["difference"],
+        "ci_low": -pair["ci_high"],
+        "ci_high": -pair["ci_low"],
+        "a_better": pair["b_better"],
+        "b_better": pair["a_better"],
+    }
+
+
+def facts(method: Method) -> str:
+    """Return what else a number cannot be read without: features, choice, protocol, seed."""
+    row = method.row
+    chosen = row["chosen"]
+    if chosen.count(";") > 1:  # more than two values in turn would bury the number beside them
+        chosen = f"{chosen.partition('=')[0]} chosen for each model"
+    parts = [row["features"], chosen, row["protocol"]]
+    if row["models"] > 1:
+        spread = f" (sd {percent(row['sd'])})" if row["sd"] is not None else ""
+        parts.append(f"{row['models']} models{spread}")
+    if row["seed"] is not None:
+        parts.append(f"seed {row['seed']}")
+    if not row["converged"]:
+        parts.append("not converged")
+    return " · ".join(str(part) for part in parts if part)
+
+
+# -- one method ----------------------------------------------------------------------------------
+
+
+def confusion(method: Method) -> dict[str, Any]:
+    """Return a confusion matrix for the page.
+
+    Returns
+    -------
+    matrix : dict
+        ``classes`` and ``columns``; ``rows``: of each class its cells as count, share, heat level
+        0 to 10; ``chart``: the filled cells instead of ``rows``, where the matrix is too wide.
+    """
+    matrix = np.array(method.metrics["confusion"])
+    named: dict[str, Any] = {"classes": method.classes, "columns": method.columns}
+    if len(method.columns) > MAX_CELLS_WIDE:
+        i, j = np.nonzero(matrix)
+        cells = np.column_stack([i, j, matrix[i, j]]).tolist()
+        return {**named, "rows": [], "chart": {"kind": "matrix", **named, "cells": cells}}
+    total = matrix.sum(axis=1, keepdims=True)
+    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
+    # Few errors are what one looks for: the square root lifts them off the paper.
+    heat = np.ceil(np.sqrt(share) * _HEAT_LEVELS).astype(int)
+    rows = [
+        list(zip(*cells, strict=True))
+        for cells in zip(matrix.tolist(), share.tolist(), heat.tolist(), strict=True)
+    ]
+    return {**named, "rows": rows, "chart": None}
+
+
 def key_figures(method: Method) -> list[tuple[str, str]]:
     """Return name and value of the metrics that a method has beyond the comparison table."""
-    metrics = method.metrics
-    shares = {name: metrics.get(key) for key, name in OTHER_METRICS.items()}
-    plain = {name: metrics.get(key) for key, name in PLAIN_METRICS.items()}
-    figures = [(name, f"{percent(value)} %") for name, value in shares.items() if value is not None]
-    return figures + [(name, f"{value:.4f}") for name, value in plain.items() if value is not None]
+    shares = [(name, method.metrics.get(key)) for key, name in _SHARES.items()]
+    figures = [(name, method.metrics.get(key)) for key, name in _FIGURES.items()]
+    return [
+        *((name, f"{percent(value)} %") for name, value in shares if value is not None),
+        *((name, f"{value:.4f}") for name, value in figures if value is not None),
+    ]
+
+
+def _grids(method: Method) -> list[tuple[str, Any, Any]]:
+    """Return the searches of a method: name of the model, entries, what was chosen."""
+    result = method.result
+    grids = [
+        (str(split["name"]), split["search"], split.get("chosen", {}))
+        for split in result.splits
+        if split.get("search")
+    ]
+    if extra := result.extra.get("search"):
+        grids.append(("search", extra, result.extra.get("chosen", {})))
+    return grids
+
+
+def search_of(method: Method) -> Chart | dict[str, Any] | None:
+    """Return the search for hyper-parameters: a chart for one parameter, a table for several."""
+    grids = _grids(method)
+    if not grids:
+        return None
+    first = grids[0][1]
+    parameters = [key for key in first[0] if key not in _NOT_PARAMETERS]
+    varied = [p for p in parameters if len({str(e.get(p)) for _, g, _ in grids for e in g}) > 1]
+    if len(varied) == 1 and all(isinstance(entry[varied[0]], int | float) for entry in first):
+        return search_chart(varied[0], grids)
+    return search_table(first, varied or parameters)
+
+
+def search_table(grid: Sequence[dict[str, Any]], parameters: Sequence[str]) -> dict[str, Any]:
+    """Return a grid of two parameters as a heat map, of more as a list, best first.
+
+    Returns
+    -------
+    table : dict
+        ``columns`` and ``rows``; of a heat map also ``corner``, and rows are a name with cells
+        of accuracy and heat level (``None`` where the combination was not tried).
+    """
+    if len(parameters) != 2:
+        best_first = sorted(grid, key=lambda entry: -entry["accuracy"])
+        return {"corner": None, "columns": [*parameters, "accuracy"], "rows": best_first}
+    best: dict[tuple[Any, Any], float] = {}
+    for entry in grid:
+        cell = (entry[parameters[0]], entry[parameters[1]])
+        best[cell] = max(entry["accuracy"], best.get(cell, 0.0))
+    low, span = min(best.values()), max(best.values()) - min(best.values())
+    heat = {cell: round(_HEAT_LEVELS * (v - low) / (span or 1.0)) for cell, v in best.items()}
+    down, across = (
+        sorted({cell[k] for cell in best}, key=lambda v: (isinstance(v, str), v is None, v))
+        for k in (0, 1)
+    )
+    return {
+        "corner": " \\ ".join(parameters),
+        "columns": across,
+        "rows": [
+            (i, [(best[i, j], heat[i, j]) if (i, j) in best else None for j in across])
+            for i in down
+        ],
+    }
+
+
+# -- tables beside the page ----------------------------------------------------------------------
+
+
+def frames(data: ReportData) -> dict[str, pd.DataFrame]:
+    """Return what is measured of all methods as tables, numbers unrounded."""
+    return {
+        "comparison": data.comparison.table(),
+        "pairs": pd.DataFrame(data.comparison.pairs),
+        "per-class": data.frame(lambda method: method.metrics["per_class"]),
+        "confusion": data.frame(
+            lambda method: [
+                {"true": true, "answer": answer, "images": count}
+                for true, counts in zip(method.classes, method.metrics["confusion"], strict=True)
+                for answer, count in zip(method.columns, counts, strict=True)
+                if count
+            ]
+        ),
+        "models": data.frame(
+            lambda method: [
+                {
+                    "model": record["name"],
+                    **{key: record.get(key) for key in ("n_train", "n_test", "train_per_class")},
+                    **{f"chosen_{key}": value for key, value in record.get("chosen", {}).items()},
+                    "converged": record.get("converged"),
+                    **{
+                        key: value
+                        for key, value in record["metrics"].items()
+                        if value is None or isinstance(value, int | float)
+                    },
+                }
+                for record in method.result.splits
+            ]
+        ),
+        "search": data.frame(
+            lambda method: [
+                {"model": name, **entry} for name, grid, _ in _grids(method) for entry in grid
+            ]
+        ),
+        "history": data.frame(lambda method: method.result.extra.get("history") or []),
+    }

@@ -57,6 +57,16 @@ def test_hover_shows_the_value(made: Made, look: Any) -> None:
     assert not tip.is_visible()
 
 
+def test_a_band_is_called_what_it_is(made: Made, look: Any) -> None:
+    seen = look(made.page)
+    seen.draw_all()
+    figure = seen.tab.locator("figure.chart", has_text="Accuracy with few labels").first
+    figure.locator(".plot circle.dot").first.hover()
+    assert "± one standard deviation:" in seen.tab.locator(".tip").inner_text()
+    figure.locator("details.numbers summary").click()
+    assert "± one standard deviation, from" in figure.locator(".numbers thead").inner_text()
+
+
 def test_arrow_keys_read_a_chart(made: Made, look: Any) -> None:
     seen = look(made.page)
     seen.drawn("lines").locator(".plot svg").focus()

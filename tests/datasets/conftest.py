@@ -16,8 +16,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.cifar import Cifar10, Cifar100
+from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.digits import load_values
 from featpipe.datasets.selection import stratified_split
 from featpipe.datasets.stl10 import Stl10

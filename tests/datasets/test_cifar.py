@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featpipe.datasets.dataset import open_source
 from featpipe.datasets.cifar import Cifar10, Cifar100, load_plain_pickle
+from featpipe.datasets.dataset import open_source
 from featpipe.errors import DataError
 from featpipe.fingerprint import FileHashes
 

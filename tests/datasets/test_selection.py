@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featpipe.datasets.selection import Subset, class_balanced_rows
 from featpipe.datasets.selection import (
+    Subset,
     choose_classes,
+    class_balanced_rows,
     keep_classes,
     seeded_order,
     stratified_split,

@@ -1,4 +1,4 @@
-"""Tiny real material: images whose colour tells the class, and a small network's weights."""
+"""Tiny real material: images whose colour tells the class, a small network's weights, vectors."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from featpipe.backbones.glyphnet import build
+from featpipe.backbones import MODELS
+from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.evaluation.result import Result
-from featpipe.steps.old import Context, FinetuneStep
+from featpipe.finetune.network import Cut, Trunk
+from featpipe.finetune.step import Finetune
+from featpipe.finetune.training import HeadClassifier
+from featpipe.steps import Context
 from featpipe.workspace import Workspace
 
 CLASSES = ("red", "green", "blue")
+CLOCK = ("seconds", "images_per_s")
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +31,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = build()
+        network = MODELS.get("glyphnet").build(62)
         network.train()(torch.randn(8, 3, 32, 32))  # running statistics that are not the start's
     save_file({n: v.clone() for n, v in network.state_dict().items()}, path)
     return path
@@ -50,10 +56,10 @@ def context(tmp_path: Path) -> Context:
 
 
 @pytest.fixture
-def finetune(context: Context, weights: Path, images: Path) -> Callable[..., Result]:
-    """Run the step on the tiny material; options replace the defaults."""
+def make_step(weights: Path, images: Path) -> Callable[..., Finetune]:
+    """Make the step for the tiny material; options replace the defaults."""
 
-    def run(**options: Any) -> Result:
+    def make(**options: Any) -> Finetune:
         settings = {
             "model": "glyphnet",
             "weights": str(weights),
@@ -62,9 +68,55 @@ def finetune(context: Context, weights: Path, images: Path) -> Callable[..., Res
             "batch_size": 8,
             "validation": 0.3,
             "device": "cpu",
-            **options,
         }
-        outcome = FinetuneStep.from_mapping(settings).run(context)
-        return Result.load(outcome.paths[0])
+        return Finetune.from_mapping({**settings, **options})
 
-    return run
+    return make
+
+
+@pytest.fixture
+def finetune(context: Context, make_step: Callable[..., Finetune]) -> Callable[..., Result]:
+    """Run the step on the tiny material."""
+    return lambda **options: Result.load(make_step(**options).run(context).paths[0])
+
+
+@pytest.fixture
+def without_clock() -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    """A history without what the clock wrote into it."""
+    return lambda lines: [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+
+
+@pytest.fixture
+def vectors() -> tuple[np.ndarray, np.ndarray]:
+    """Sixty vectors of three classes."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    centres = rng.normal(size=(3, 8)) * 2
+    return (centres[y] + rng.normal(size=(60, 8))).astype(np.float32), y
+
+
+@pytest.fixture
+def estimator() -> Callable[..., HeadClassifier]:
+    """Make an estimator on vectors: the training loop without a network worth the name."""
+    trunk = Trunk(
+        "toy",
+        nn.Sequential(),
+        8,
+        True,
+        Preprocessing(resize=32, crop=32),
+        {"model": "toy"},
+        True,
+        torch.device("cpu"),
+    )
+
+    def make(head: str = "linear", **settings: Any) -> HeadClassifier:
+        defaults = {"max_epochs": 4, "batch_size": 16, "lr": 0.01, "validation": 0.2}
+        network = {
+            "module__trunk": trunk,
+            "module__cut": Cut((), (), ()),
+            "module__head": head,
+            "module__n_classes": 3,
+        }
+        return HeadClassifier(**{**defaults, **network, **settings})
+
+    return make

@@ -1,19 +1,16 @@
-"""Heat maps: pictures beside the result, at a layer that is there."""
+"""Pictures beside the result: a folder for each choice of options, the result left alone."""
 
 from __future__ import annotations
 
+import json
 import sys
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, UsageError
-from featpipe.finetune.explain import grad_cam, overlay
-from featpipe.finetune.saved import load_head
-from featpipe.evaluation.result import Result
-from featpipe.steps.old import ExplainStep
+from featpipe.finetune.explain import Explain, read_explanations
+from featpipe.steps import STEPS
 
 
 @pytest.fixture
@@ -22,81 +19,110 @@ def poor(finetune):
     return finetune(unfreeze="layer3", epochs=1, lr=1e-6)
 
 
-def test_mistakes_get_pictures(poor, context):
+@pytest.fixture
+def explain(poor):
     pytest.importorskip("captum")
-    step = ExplainStep(result=str(poor.path), layer="layer2", strength=0.5, device="cpu", limit=3)
-    outcome = step.run(context)
-    result = Result.load(poor.path)
-    shown = result.extra["explanations"]
+    return lambda **options: Explain(result=str(poor.path), device="cpu", **options)
+
+
+def test_mistakes_get_pictures_and_the_result_stays(poor, explain, context):
+    before = poor.path.read_bytes()
+    outcome = explain(layer="layer2", limit=3).run(context)
     assert outcome.status == "done"
+    assert outcome.paths[1] == poor.path
+    (explanation,) = read_explanations(poor.path)
+    assert (explanation.folder, explanation.layer, explanation.strength, explanation.method) == (
+        *(outcome.paths[0], "layer2", 0.5, "Grad-CAM"),
+    )
     wrong = int((~poor.predictions().correct).sum())
-    assert len(shown) == min(3, wrong) > 0
-    for entry in shown:
-        assert list(entry) == ["id", "file", "true", "predicted", "confidence"]
-        assert entry["true"] != entry["predicted"]
-        picture = Image.open(result.path.parent / entry["file"])
-        assert picture.size == (32, 32)
-    confidence = [entry["confidence"] for entry in shown]
+    assert len(explanation.items) == min(3, wrong) > 0
+    for item in explanation.items:
+        assert item.true != item.predicted
+        assert Image.open(explanation.folder / item.file).size == (32, 32)
+    confidence = [item.confidence for item in explanation.items]
     assert confidence == sorted(confidence, reverse=True)
-    assert result.predictions().ids.tolist() == poor.predictions().ids.tolist()
+    assert poor.path.read_bytes() == before
 
 
-def test_the_map_is_weighted_by_gradients(poor, context):
-    pytest.importorskip("captum")
-    head = load_head(context.workspace.models / poor.files["model"], device="cpu")
-    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
-    heat = grad_cam(head, "layer3", images, [0, 2])
-    assert heat.shape == (2, 32, 32)
-    # the same by hand: maps weighted by the mean gradient of the class, negative parts cut off
-    stages = [*head.network.frozen, *head.network.body]
-    names = [n for n, _ in head.trunk.stages.named_children()]
-    maps = head.trunk.preprocessing.normalise(images)
-    for name, stage in zip(names, stages, strict=True):
-        maps = stage(maps)
-        if name == "layer3":
-            break
-    maps = maps.detach().requires_grad_(True)
-    x = maps
-    for stage in stages[names.index("layer3") + 1 :]:
-        x = stage(x)
-    head.network.head(x)[0][[0, 1], [0, 2]].sum().backward()
-    cam = (maps * maps.grad.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
-    cam = torch.nn.functional.interpolate(cam, size=(32, 32), mode="bilinear")[:, 0].detach()
-    cam = cam / cam.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    np.testing.assert_allclose(heat, cam.numpy(), atol=1e-4)
+def test_each_layer_has_its_own_pictures(poor, explain, context):
+    for layer in ("layer3", "layer2"):
+        explain(layer=layer).run(context)
+    first, second = read_explanations(poor.path)
+    assert (first.layer, second.layer) == ("layer2", "layer3")
+    same = first.items[0].file
+    assert (first.folder / same).read_bytes() != (second.folder / same).read_bytes()
 
 
-def test_without_strength_the_image_stays():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
-    heat = rng.random((8, 8)).astype(np.float32)
-    np.testing.assert_array_equal(overlay(image, heat, 0.0), image)
-    assert not np.array_equal(overlay(image, heat, 0.5), image)
+def test_what_is_complete_is_not_made_again(poor, explain, context):
+    step = explain()
+    assert not step.status(context).done
+    folder = step.run(context).paths[0]
+    status = step.status(context)
+    assert (status.done, status.key, status.paths) == (True, folder.name, (folder, poor.path))
+    assert step.run(context).status == "up to date"
+    assert explain(weights=poor.settings["weights"]).status(context).done
+    assert not explain(strength=0.4).status(context).done
+    next(folder.glob("*.png")).unlink()
+    assert not step.status(context).done
+    assert read_explanations(poor.path) == []
+    assert step.run(context).status == "done"
 
 
-def test_a_layer_that_is_not_there_is_refused(poor, context):
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b'{"layer": "l", "strength": 1, "method": "m", "items": [{"id": 1}]}'],
+)
+def test_a_damaged_explanation_is_none(poor, content):
+    folder = poor.path.with_name(f"{poor.path.stem}.explained") / "00000000"
+    folder.mkdir(parents=True)
+    (folder / "explanation.json").write_bytes(content)
+    assert read_explanations(poor.path) == []
+
+
+def test_pictures_outside_of_the_folder_are_not_shown(poor, explain, context):
+    folder = explain().run(context).paths[0]
+    content = json.loads((folder / "explanation.json").read_text())
+    content["items"][0]["file"] = f"../../{poor.path.name}"
+    (folder / "explanation.json").write_text(json.dumps(content))
+    assert read_explanations(poor.path) == []
+
+
+def test_a_recipe_fills_in_the_result(poor, context):
+    assert STEPS.get("explain") is Explain
+    step = Explain.from_mapping({"layer": "layer2"}, bound=True)
+    assert not step.has_inputs()
+    assert step.bind([[poor.path]]).result == str(poor.path)
+    assert step.bind([[poor.path]]).has_inputs()
+    with pytest.raises(UsageError):
+        Explain.from_mapping({"layer": "layer2"})
+
+
+def test_a_layer_that_is_not_there_is_refused(explain, context):
     with pytest.raises(UnknownNameError, match="did you mean 'layer3'"):
-        ExplainStep(result=str(poor.path), layer="layr3", device="cpu").run(context)
+        explain(layer="layr3").run(context)
 
 
-def test_a_layer_without_maps_is_refused(poor, context):
-    with pytest.raises(UsageError, match="gives no maps"):
-        ExplainStep(result=str(poor.path), layer="flatten", device="cpu").run(context)
-
-
-def test_an_opacity_above_one_is_refused(poor, context):
+def test_an_opacity_above_one_is_refused():
     with pytest.raises(UsageError, match="--strength cannot be 2"):
-        ExplainStep(result=str(poor.path), strength=2, device="cpu").run(context)
+        Explain(result="x", strength=2)
 
 
-def test_a_result_without_network_is_refused(poor, context):
+def test_a_result_without_network_is_refused(poor, explain, context):
     poor.method = "svm"
     poor.save(poor.path)
     with pytest.raises(ResultError, match="trained by featpipe finetune"):
-        ExplainStep(result=str(poor.path), device="cpu").run(context)
+        explain().run(context)
+
+
+def test_a_result_that_is_not_there_is_refused(poor, context):
+    pytest.importorskip("captum")
+    with pytest.raises(ResultError, match="no result"):
+        Explain(result="nothing").run(context)
+    with pytest.raises(ResultError, match="cannot be read"):
+        Explain(result="nothing").status(context)
 
 
 def test_a_missing_captum_says_what_to_install(poor, context, monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    monkeypatch.setitem(sys.modules, "captum", None)
     with pytest.raises(MissingExtraError, match="captum"):
-        ExplainStep(result=str(poor.path), device="cpu").run(context)
+        Explain(result=str(poor.path)).run(context)

@@ -67,7 +67,7 @@ function drawOneLine({ one, index, spec, x, y, targets, hidden }) {
         line(one.name + (one.value ? ` (${one.value})` : ""), true),
         line(`${spec.x.label}: ${text(value, spec.x)}`),
         line(`${spec.y.label}: ${text(one.y[i], spec.y)}`),
-        ...(one.low ? [line(`± one sd: ${text(one.low[i], spec.y)} to ${text(one.high[i], spec.y)}`)] : []),
+        ...(one.low ? [line(`${spec.band ?? "interval"}: ${text(one.low[i], spec.y)} to ${text(one.high[i], spec.y)}`)] : []),
         ...(one.size ? [line(`answers: ${text(one.size[i])}`)] : []),
         ...(one.marked?.[i] ? [line("chosen")] : []),
       ],
@@ -129,7 +129,7 @@ function numbersOfLines(spec) {
   ]));
   const first = spec.series[0];
   return tableOf(["series", spec.x.label, spec.y.label,
-    ...(first.low ? ["mean − sd", "mean + sd"] : []), ...(first.size ? ["answers"] : [])], rows);
+    ...(first.low ? [`${spec.band ?? "interval"}, from`, "to"] : []), ...(first.size ? ["answers"] : [])], rows);
 }
 
 // -- intervals ---------------------------------------------------------------------------------

@@ -1,0 +1,288 @@
+"""Networks that are trained from scratch, and those of timm."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from featpipe.backbones import MODELS
+from featpipe.backbones.architecture import Architecture
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
+from featpipe.registry import did_you_mean
+
+
+def _convolution(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
+    """Return 3 × 3 convolution, batch norm, ReLU and, on request, 2 × 2 maximum pooling."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+class Residual(nn.Module):
+    """Two convolutions and the shortcut around them, followed by dropout."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.first = _convolution(channels, channels)
+        self.second = _convolution(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` plus what the convolutions make of it."""
+        return x + self.dropout(self.second(self.first(x)))
+
+
+class Scale(nn.Module):
+    """Multiplies by a constant.
+
+    Maxima of 512 channels make logits of ±10 and more, on which no usual learning rate is stable;
+    Page's network shrinks them by this factor. In front of a linear layer without bias it is the
+    same.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the smaller features."""
+        return self.factor * x
+
+
+def resnet9(num_classes: int = 10, dropout: float = 0.1) -> nn.Sequential:
+    """Build ResNet-9 for 32 × 32 pixels, the small fast network of CIFAR-10 training contests.
+
+    prep 64 → 128 + residual → 256 → 512 + residual → 4 × 4 maximum pooling → linear without bias,
+    logits times ⅛, as in D. Page, *How to train your ResNet* (2018), with a batch norm of its own
+    in prep.
+
+    Parameters
+    ----------
+    num_classes : int
+    dropout : float
+        Share of activations dropped in the residual blocks.
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in resnet9().parameters())
+    6573120
+    """
+    return nn.Sequential(
+        OrderedDict(
+            prep=_convolution(3, 64),
+            layer1=nn.Sequential(_convolution(64, 128, pool=True), Residual(128, dropout)),
+            layer2=_convolution(128, 256, pool=True),
+            layer3=nn.Sequential(_convolution(256, 512, pool=True), Residual(512, dropout)),
+            pool=nn.AdaptiveMaxPool2d(1),  # 4 × 4 for images of 32 × 32
+            flatten=nn.Flatten(),
+            scale=Scale(0.125),
+            fc=nn.Linear(512, num_classes, bias=False),
+        )
+    )
+
+
+def resnet18_32(
+    num_classes: int = 10, *, stem_pool: bool = False, maximum: bool = False
+) -> nn.Sequential:
+    """Build the four stages of ResNet-18 (He et al., arXiv:1512.03385) behind a 3 × 3 stem.
+
+    Parameters
+    ----------
+    num_classes : int
+    stem_pool : bool
+        Pool 2 × 2 after the stem, and thus 2 × 2 instead of 4 × 4 before the classifier.
+    maximum : bool
+        Maximum instead of average pooling at both places.
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in resnet18_32().parameters())
+    11173962
+    """
+    stages = resnet18(weights=None)
+    pool = nn.MaxPool2d if maximum else nn.AvgPool2d
+    first = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as the stages
+    return nn.Sequential(
+        OrderedDict(
+            stem=nn.Sequential(first, nn.BatchNorm2d(64), nn.ReLU()),
+            stem_pool=pool(2) if stem_pool else nn.Identity(),
+            layer1=stages.layer1,
+            layer2=stages.layer2,
+            layer3=stages.layer3,
+            layer4=stages.layer4,
+            pool=pool(2 if stem_pool else 4),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(512, num_classes),
+        )
+    )
+
+
+def convnet(num_classes: int = 2) -> nn.Sequential:
+    """Build three blocks of convolution, ReLU and pooling, and two linear layers.
+
+    What optimizers are compared on: there are no shortcuts, and on purpose no normalisation,
+    which would hide the differences.
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in convnet().parameters())
+    355778
+    """
+
+    def block(in_channels: int, out_channels: int) -> nn.Sequential:
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        return nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2))
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=block(3, 32),
+            conv2=block(32, 64),
+            conv3=block(64, 128),
+            pool=nn.AdaptiveAvgPool2d(4),
+            flatten=nn.Flatten(),
+            hidden=nn.Sequential(nn.Linear(128 * 16, 128), nn.ReLU()),
+            fc=nn.Linear(128, num_classes),
+        )
+    )
+
+
+def _register(
+    name: str, summary: str, build: Callable[[int], nn.Module], side: int = 32, layer: str = "pool"
+) -> None:
+    architecture = Architecture(
+        name=name,
+        summary=summary,
+        build=build,
+        classifier="fc",
+        file_preprocessing=Preprocessing(resize=side, crop=side),
+        default_layer=layer,
+    )
+    MODELS.register(architecture)
+
+
+_max, _stem = partial(resnet18_32, maximum=True), partial(resnet18_32, stem_pool=True)
+_stem_max = partial(resnet18_32, stem_pool=True, maximum=True)
+_register("resnet9", "untrained: ResNet-9 for 32 × 32 pixels, 6.6 million parameters", resnet9)
+_register("resnet18_32", "untrained: ResNet-18 for 32 × 32, 4 × 4 average pooling", resnet18_32)
+_register("resnet18_32_max", "untrained: the same with 4 × 4 maximum pooling", _max)
+_register("resnet18_32_stem", "untrained: 2 × 2 average pooling after stem and at the end", _stem)
+_register("resnet18_32_stem_max", "untrained: the same with maximum pooling", _stem_max)
+_register("convnet", "untrained: a small convnet for 64 × 64 pixels", convnet, 64, "hidden")
+
+
+def with_layer_norm(network: nn.Module) -> nn.Module:
+    """Replace every batch norm of an untrained network by layer normalisation, in place.
+
+    A group norm with a single group normalises each image over channels, height and width and
+    scales each channel (Ba et al. 2016, arXiv:1607.06450, for images as in Wu and He 2018,
+    arXiv:1803.08494); unlike :class:`torch.nn.LayerNorm` it does not fix the image size.
+    """
+    for name, child in network.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(network, name, nn.GroupNorm(1, child.num_features, eps=child.eps))
+        else:
+            with_layer_norm(child)
+    return network
+
+
+class BitPool(nn.Module):
+    """What a Big Transfer network does between its last stage and its classifier."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one vector per image."""
+        return self.head(x, pre_logits=True)
+
+
+def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Preprocessing]:
+    """Build a network of timm as named stages.
+
+    Big Transfer models (``resnetv2_*``) have the stages ``stem``, ``layer1`` … ``layer4`` and
+    ``norm``; any other model is one stage, ``features``.
+
+    Parameters
+    ----------
+    name : str
+        As timm calls it.
+    pretrained : bool
+        Whether timm should fetch the published weights.
+
+    Returns
+    -------
+    stages : nn.Sequential
+        All but the classifier.
+    n_features : int
+        Width of what they give.
+    preprocessing : Preprocessing
+
+    Raises
+    ------
+    MissingExtraError
+        If timm is not installed.
+    UnknownNameError
+        If timm has no such model.
+    WeightsError
+        If the weights cannot be fetched.
+    """
+    try:
+        import timm  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise MissingExtraError("timm", "timm") from None
+    if not timm.is_model(name):
+        raise UnknownNameError(
+            f"timm has no model named {name!r}.",
+            expected="a name such as timm:resnetv2_50x1_bit",
+            next_step=did_you_mean(name, timm.list_models()).strip() or None,
+        )
+    try:
+        network: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
+    except Exception as error:  # the hub's client raises its own and other libraries' errors
+        raise WeightsError(
+            f"The weights of {name} are not here and could not be fetched.",
+            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            next_step="connect to a network, or train from scratch with --weights none",
+        ) from None
+    stages = nn.Sequential(OrderedDict(features=network))
+    if isinstance(network, timm.models.resnetv2.ResNetV2):
+        layers = {f"layer{i}": stage for i, stage in enumerate(network.stages, start=1)}
+        parts = {"stem": network.stem, **layers, "norm": network.norm}
+        stages = nn.Sequential(OrderedDict(**parts, pool=BitPool(network.head)))
+    data: Any = timm.data
+    config = data.resolve_model_data_config(network)
+    side = config["input_size"][-1]
+    preprocessing = Preprocessing(
+        resize=round(side / config["crop_pct"]),
+        crop=side,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+    )
+    return stages, int(network.head_hidden_size), preprocessing
+
+
+def _unnamed(num_classes: int) -> nn.Module:
+    raise UsageError("timm needs the name of a model.", expected="timm:resnetv2_50x1_bit")
+
+
+MODELS.register(
+    Architecture(
+        name="timm",
+        summary="timm:NAME, any model of timm (extra: timm)",
+        build=_unnamed,
+        classifier="",
+        file_preprocessing=Preprocessing(resize=224, crop=224),
+    )
+)

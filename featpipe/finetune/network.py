@@ -1,0 +1,411 @@
+"""The network below a head as named stages, cut at a frozen boundary, and what is trained of it."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import ResNet
+
+from featpipe.backbones import MODELS, load_backbone
+from featpipe.backbones.cifar_resnet import CifarResNet
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.backbones.runtime import choose_device
+from featpipe.errors import UnknownNameError, UsageError
+from featpipe.finetune import grammar
+from featpipe.finetune.nets import timm_stages, with_layer_norm
+from featpipe.fingerprint import FileHashes, of_bytes
+from featpipe.registry import did_you_mean
+
+UNTRAINED = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """A network without its classifier.
+
+    Attributes
+    ----------
+    name : str
+    stages : nn.Sequential
+        From the normalised image to one vector per image; in evaluation mode.
+    n_features : int
+        Width of that vector.
+    bias : bool
+        Whether the network's own last layer has a bias.
+    preprocessing : Preprocessing
+    description : dict
+        Everything that changes what the stages give, as JSON-like values.
+    pretrained : bool
+    device : torch.device
+    """
+
+    name: str
+    stages: nn.Sequential
+    n_features: int
+    bias: bool
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+    pretrained: bool
+    device: torch.device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trunk:
+        return self  # scikit-learn's clone copies parameters; nothing here ever changes
+
+
+def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
+    model: str,
+    weights: str = "DEFAULT",
+    norm: str = "batch",
+    *,
+    image_size: int | None = None,
+    fit: str = "auto",
+    device: str = "cpu",
+    seed: int = 0,
+    hashes: FileHashes | None = None,
+) -> Trunk:
+    """Load the network below a head.
+
+    Parameters
+    ----------
+    model : str
+        A name out of :data:`featpipe.backbones.MODELS`; ``timm:NAME``.
+    weights : str
+        ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
+    norm : {"batch", "layer"}
+    image_size, fit, device, hashes
+        As for :func:`featpipe.backbones.load_backbone`.
+    seed : int
+        Of untrained weights.
+
+    Raises
+    ------
+    UsageError
+        If there is no such network, weights or device; if layer normalisation is asked for in a
+        pretrained network, weights for one that has none, or an image size that is not possible.
+    WeightsError
+        If the weights cannot be found, read or used.
+    """
+    family, _, name = model.partition(":")
+    timm = family == "timm"
+    architecture = MODELS.get(family if timm else model)
+    pretrained = weights != UNTRAINED and (timm or bool(architecture.published))
+    if norm == "layer" and pretrained:
+        raise UsageError(
+            "Pretrained weights mean nothing without the batch norm they were trained with.",
+            next_step="train from scratch: --weights none --norm layer",
+        )
+    if pretrained and not timm:
+        backbone = load_backbone(
+            model, weights, device=device, image_size=image_size, fit=fit, hashes=hashes
+        )
+        stages, last = stages_of(backbone.network, backbone.architecture.classifier)
+        return Trunk(
+            backbone.name,
+            stages.eval(),
+            last.in_features,
+            last.bias is not None,
+            backbone.preprocessing,
+            backbone.describe(),
+            True,
+            backbone.device,
+        )
+    if weights not in (UNTRAINED, "DEFAULT"):
+        raise UsageError(
+            "timm's models take timm's weights only."
+            if timm
+            else f"There are no weights for {model}: it is trained from scratch.",
+            expected="--weights DEFAULT or none" if timm else "--weights none",
+            got=weights,
+        )
+    source = {"name": UNTRAINED}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if timm:
+            stages, width, preprocessing = timm_stages(name, pretrained=pretrained)
+            name, bias = f"timm-{name}", True
+            if pretrained:
+                values = [value.numpy().tobytes() for value in stages.state_dict().values()]
+                source = {"name": "timm's own", "fingerprint": of_bytes(*values)}
+        else:
+            # The classifier is replaced by a head, however many classes it has.
+            stages, last = stages_of(architecture.build(2), architecture.classifier)
+            name, width, bias = architecture.name, last.in_features, last.bias is not None
+            preprocessing = architecture.file_preprocessing
+    preprocessing = preprocessing.with_fit(fit).with_image_size(image_size)
+    if norm == "layer":
+        with_layer_norm(stages)
+    _check_size(stages.eval(), preprocessing.crop)
+    description = {
+        "model": name,
+        "weights": source,
+        "preprocessing": preprocessing.as_dict(),
+        "norm": norm,
+        **({} if pretrained else {"seed": seed}),
+    }
+    where = choose_device(device)
+    return Trunk(name, stages, width, bias, preprocessing, description, pretrained, where)
+
+
+def _check_size(stages: nn.Sequential, side: int) -> None:
+    """Refuse images that the network cannot take, before a dataset of them is prepared."""
+    try:
+        with torch.inference_mode():
+            stages(torch.zeros(1, 3, side, side))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"The network cannot take images of {side} × {side} pixels.",
+            got=str(error).partition("\n")[0],
+            next_step="another --image-size, or none: the network's own",
+        ) from None
+
+
+def stages_of(network: nn.Module, classifier: str) -> tuple[nn.Sequential, nn.Linear]:
+    """Return a network's stages in the order of its forward pass, and its last linear layer.
+
+    The modules are the network's own, under its own names, so weights fit without translation.
+
+    Parameters
+    ----------
+    network : nn.Module
+        A torchvision ResNet, a CIFAR ResNet, or an ``nn.Sequential`` of named stages.
+    classifier : str
+        Name of the last linear layer.
+
+    Raises
+    ------
+    TypeError
+        If the order of the forward pass is not known.
+    """
+    stages = OrderedDict(network.named_children())
+    last = stages.pop(classifier)
+    assert isinstance(last, nn.Linear)
+    if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
+        names = list(stages)
+        place = names.index("bn1") + 1
+        stages["relu"] = nn.ReLU()
+        stages = OrderedDict((n, stages[n]) for n in [*names[:place], "relu", *names[place:]])
+    elif not isinstance(network, ResNet | nn.Sequential):
+        raise TypeError(f"{type(network).__name__} has no known stages")
+    if "flatten" not in stages:
+        stages["flatten"] = nn.Flatten()
+    return nn.Sequential(stages), last
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which stages learn.
+
+    Attributes
+    ----------
+    frozen : tuple of str
+        Stages in front of the boundary.
+    trained : tuple of str
+        Stages behind it that learn.
+    passed : tuple of str
+        Stages behind it that only pass the gradient on.
+    """
+
+    frozen: tuple[str, ...]
+    trained: tuple[str, ...]
+    passed: tuple[str, ...]
+
+
+def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
+    """Parse what is to be unfrozen besides the head, which always learns.
+
+    Parameters
+    ----------
+    stages : nn.Sequential
+        All but the classifier.
+    unfreeze : str
+        ``"none"`` or ``"fc"``: only the head; ``"all"``; the name of a stage (``"layer4"``);
+        or of a stage and all behind it (``"layer3+"``).
+
+    Raises
+    ------
+    UsageError
+        If the network has no such stage, or it has nothing to learn.
+
+    Examples
+    --------
+    >>> net = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Linear(2, 2), c=nn.Linear(2, 2)))
+    >>> cut_of(net, "b+")
+    Cut(frozen=('a',), trained=('b', 'c'), passed=())
+    >>> cut_of(net, "b").passed
+    ('c',)
+    """
+    names = [name for name, _ in stages.named_children()]
+    if unfreeze in ("none", "fc"):
+        return Cut(tuple(names), (), ())
+    if unfreeze == "all":
+        return Cut((), tuple(names), ())
+    wanted = unfreeze.removesuffix("+")
+    able = with_parameters(stages)
+    if wanted not in names:
+        raise UnknownNameError(
+            f"The network has no stage named {wanted!r} to unfreeze.",
+            expected=f"none, fc, all, {', '.join(able)}, or one of these and all behind it: "
+            f"{able[-1]}+",
+            next_step=did_you_mean(wanted, able).strip() or None,
+        )
+    if wanted not in able:
+        raise UsageError(
+            f"The stage {wanted!r} has nothing to learn.", expected=", ".join(able), got=unfreeze
+        )
+    place = names.index(wanted)
+    split = len(names) if unfreeze.endswith("+") else place + 1
+    return Cut(tuple(names[:place]), tuple(names[place:split]), tuple(names[split:]))
+
+
+def with_parameters(stages: nn.Sequential) -> list[str]:
+    """Return the names of the stages that have something to learn."""
+    return [
+        name for name, stage in stages.named_children() if any(True for _ in stage.parameters())
+    ]
+
+
+def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
+    """Return some stages as a network of their own."""
+    return nn.Sequential(OrderedDict((name, stages.get_submodule(name)) for name in names))
+
+
+class Head(nn.Module):
+    """New last layers with random weights.
+
+    Parameters
+    ----------
+    spec : str
+        ``"linear"``: one layer; ``"mlp:50"``: fifty hidden neurons with ReLU, then that layer.
+    n_features, n_classes : int
+    bias : bool
+        Whether the last layer has one; a network may be made without.
+    seed : int
+
+    Raises
+    ------
+    UsageError
+        If there is no such head, or the number of neurons is missing or wrong.
+
+    Examples
+    --------
+    >>> Head("mlp:50", 2048, 10).classifier
+    Linear(in_features=50, out_features=10, bias=True)
+    """
+
+    hidden: nn.Module
+
+    def __init__(
+        self, spec: str, n_features: int, n_classes: int, *, bias: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__()
+        neurons = grammar.head(spec)[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.hidden = nn.Identity()
+            if neurons:
+                self.hidden = nn.Sequential(nn.Linear(n_features, neurons), nn.ReLU())
+            self.classifier = nn.Linear(neurons or n_features, n_classes, bias=bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (n, classes) and the features in front of the last layer (n, d)."""
+        features = self.hidden(x)
+        return self.classifier(features), features
+
+
+class HeadedNetwork(nn.Module):
+    """Frozen stages, stages that learn, and a new head: what an estimator trains.
+
+    Parameters
+    ----------
+    trunk : Trunk
+        Stages that learn are copied from it.
+    cut : Cut
+    head : str
+        See :class:`Head`.
+    n_classes : int
+    seed : int
+        Of the head's weights.
+    from_store : bool
+        Whether the frozen stages were run beforehand, so that their activations come in.
+    freeze_statistics : bool
+        Whether batch norms keep the running statistics they came with.
+    """
+
+    def __init__(  # noqa: PLR0913 - skorch passes each by name
+        self,
+        trunk: Trunk,
+        cut: Cut,
+        head: str,
+        n_classes: int,
+        *,
+        seed: int = 0,
+        from_store: bool = True,
+        freeze_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        self._normalise = trunk.preprocessing.normalise
+        before = part(trunk.stages, cut.frozen)
+        self._parameters_before = sum(p.numel() for p in before.parameters()) if from_store else 0
+        self.frozen = (nn.Sequential() if from_store else before).requires_grad_(False)
+        self.body = copy.deepcopy(part(trunk.stages, cut.trained + cut.passed))
+        self.body.requires_grad_(True)
+        self.head = Head(head, trunk.n_features, n_classes, bias=trunk.bias, seed=seed)
+        self._passed = [self.body.get_submodule(name).requires_grad_(False) for name in cut.passed]
+        self._freeze_statistics = freeze_statistics
+        self.train()
+
+    def train(self, mode: bool = True) -> HeadedNetwork:
+        """Set training mode, but for what is frozen."""
+        super().train(mode)
+        for module in (self.frozen, *self._passed):
+            module.eval()
+        if self._freeze_statistics:
+            for module in self.body.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (n, classes) and features (n, d) of uint8 images or stored activations."""
+        x = self._normalise(x) if x.dtype == torch.uint8 else x.float()
+        with torch.no_grad():
+            x = self.frozen(x)
+        return self.head(self.body(x))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Return what distinguishes this network from the one it started from: body and head."""
+        state = self.state_dict().items()
+        return {name: value for name, value in state if name.startswith(("body.", "head."))}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """Load body and head; ``ValueError`` where they are those of another network."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        wrong = [name for name in missing if not name.startswith("frozen.")] + unexpected
+        if wrong:
+            raise ValueError(f"not the state of this network: {', '.join(wrong[:3])}")
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return how many numbers the whole network learns, keeps frozen, and counts.
+
+        Returns
+        -------
+        counts : dict
+            ``parameters_trained``; ``parameters_frozen``, those in front of a store included;
+            ``running_statistics`` of the batch norms, which Keras counts as non-trainable.
+        """
+        sizes = {True: 0, False: self._parameters_before}
+        for parameter in self.parameters():
+            sizes[parameter.requires_grad] += parameter.numel()
+        running = ("running_mean", "running_var")
+        statistics = [b.numel() for name, b in self.named_buffers() if name.endswith(running)]
+        return {
+            "parameters_trained": sizes[True],
+            "parameters_frozen": sizes[False],
+            "running_statistics": sum(statistics),
+        }

@@ -1,1 +1,0 @@
-"""Networks that are trained from scratch, and those of timm."""

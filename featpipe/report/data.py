@@ -1,0 +1,420 @@
+"""What a page shows: results with their predictions, and the images they were tested on."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.source import ImageSource
+from featpipe.errors import FeatpipeError, ResultError
+from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.report.step import Report
+from featpipe.statistics.comparison import Comparison, compare
+from featpipe.steps import STEPS, Context, options_of
+
+THUMBNAIL = 96  # pixels of the longer side
+LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
+
+
+# -- methods and groups of methods ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A result as a page shows it.
+
+    Where several models predicted the same row, :attr:`predicted` and :attr:`confidence` are
+    those of the first one; scores of different models have no common scale.
+    """
+
+    result: Result
+    table: PredictionTable
+    row: dict[str, Any]  # of the comparison
+    anchor: str  # its name in links
+    title: str  # unique within the page
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the true classes."""
+        return tuple(self.result.dataset["classes"])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the possible answers."""
+        return (*self.classes, "other") if self.result.dataset["other"] else self.classes
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics over all models."""
+        return self.result.summary["metrics"]
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the scores are probabilities: only those have a Brier score."""
+        return self.result.splits[int(self.table.split[0])]["metrics"].get("brier") is not None
+
+    @cached_property
+    def _first(self) -> NDArray[np.int64]:
+        """The first prediction of each test row, as indices of shape (n,)."""
+        rows, first = np.unique(self.table.row, return_index=True)
+        if len(rows) != len(self.table.ids):
+            raise ResultError(
+                "The predictions are damaged: not every test row has one.",
+                where=self.result.path,
+                expected=f"{len(self.table.ids)} rows",
+                got=f"{len(rows)} rows",
+            )
+        return first
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """Predicted classes, of shape (n,)."""
+        return self.table.predicted[self._first]
+
+    @cached_property
+    def share_right(self) -> NDArray[np.float64]:
+        """Share of all models that were right on each row, of shape (n,)."""
+        n = len(self.table.ids)
+        right = np.bincount(self.table.row, weights=self.table.correct, minlength=n)
+        return right / np.bincount(self.table.row, minlength=n)
+
+    @cached_property
+    def wrong(self) -> NDArray[np.int64]:
+        """Rows that are misclassified, the most confident errors first."""
+        rows = np.flatnonzero(self.predicted != self.table.true)
+        if self.confidence is None:
+            return rows
+        return rows[np.argsort(-self.confidence[rows], kind="stable")]
+
+    @cached_property
+    def confidence(self) -> NDArray[np.float64] | None:
+        """Probability of each answer, or its margin to the runner-up, of shape (n,)."""
+        if self.table.scores is None or self.table.scores.shape[1] < 2:
+            return None
+        scores = self.table.scores[self._first]
+        if self.has_probabilities:
+            chosen = np.take_along_axis(scores, self.predicted[:, None], axis=1)
+            return chosen[:, 0].astype(np.float64)
+        top = np.partition(scores, -2, axis=1)[:, -2:]
+        return (top[:, 1] - top[:, 0]).astype(np.float64)
+
+    @cached_property
+    def first_model(self) -> Predictions:
+        """Predictions of the first model alone: what curves can honestly be drawn from."""
+        one = self.table.only_splits([int(self.table.split[0])])
+        return Predictions(
+            ids=one.ids[one.row],
+            y_true=one.true[one.row],
+            y_pred=one.predicted,
+            classes=self.classes,
+            scores=None if self.has_probabilities else one.scores,
+            probabilities=one.scores if self.has_probabilities else None,
+            other=self.result.dataset["other"],
+        )
+
+    @property
+    def first_model_name(self) -> str | None:
+        """Name of the first model where there are several, else None."""
+        numbers = np.unique(self.table.split)
+        return None if len(numbers) == 1 else str(self.result.splits[int(numbers[0])]["name"])
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Methods that were tested on the same rows, best accuracy first."""
+
+    dataset: str
+    methods: list[Method]
+    pairs: list[dict[str, Any]]  # the paired tests between them
+    label: str = ""  # what tells the group from the others of the page, where there are others
+
+    @property
+    def suffix(self) -> str:
+        """What tells titles of this group from those of others."""
+        return f", {self.label}" if self.label else ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the true classes."""
+        return self.methods[0].classes
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all answers that a method of the group can give."""
+        return max((method.columns for method in self.methods), key=len)
+
+    @cached_property
+    def _orders(self) -> list[NDArray[np.int64]]:
+        """Rows of each method's table by id: tables may list the same images differently."""
+        return [np.argsort(method.table.ids, kind="stable") for method in self.methods]
+
+    @cached_property
+    def ids(self) -> NDArray[np.str_]:
+        """Ids of the test rows, sorted."""
+        return self.methods[0].table.ids[self._orders[0]]
+
+    @cached_property
+    def true(self) -> NDArray[np.int64]:
+        """True classes, in the order of :attr:`ids`."""
+        return self.methods[0].table.true[self._orders[0]]
+
+    @cached_property
+    def predicted(self) -> NDArray[np.int64]:
+        """First answers, of shape (methods, n)."""
+        pairs = zip(self.methods, self._orders, strict=True)
+        return np.stack([method.predicted[order] for method, order in pairs])
+
+    @cached_property
+    def share_right(self) -> NDArray[np.float64]:
+        """Share of right models, of shape (methods, n)."""
+        pairs = zip(self.methods, self._orders, strict=True)
+        return np.stack([method.share_right[order] for method, order in pairs])
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One embedded image."""
+
+    name: str
+    width: int
+    height: int
+    uri: str
+
+    @property
+    def tiny(self) -> bool:
+        """Whether its pixels are meant to be seen when it is enlarged."""
+        return max(self.width, self.height) <= LOSSLESS
+
+
+class ThumbnailSheet(dict[str, Thumbnail]):
+    """Thumbnails by what they show; each is embedded once, however often it is shown."""
+
+    def add(self, key: str, image: NDArray[np.uint8]) -> Thumbnail:
+        """Embed an image of shape (height, width, 3), unless it is there already."""
+        if key not in self:
+            picture = Image.fromarray(image)
+            picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2)
+            self[key] = Thumbnail(f"i{len(self)}", *picture.size, data_uri(picture))
+        return self[key]
+
+
+def data_uri(picture: Image.Image, quality: int = 80) -> str:
+    """Return an image as a WebP data URI; small ones lossless.
+
+    WebP, because 96 × 96 photographs took 2.3 KB each and 3.2 KB as JPEG of the same quality.
+    """
+    stream = io.BytesIO()
+    exact = max(picture.size) <= LOSSLESS
+    picture.save(stream, "WEBP", lossless=exact, quality=quality, method=2)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """Everything that a page is a function of."""
+
+    comparison: Comparison
+    groups: list[Group]
+    report: Report  # what the reader chose
+    context: Context
+    sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
+    _images: dict[Group, GroupImages] = field(default_factory=dict)
+    _sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        results: Sequence[Result],
+        report: Report | None = None,
+        context: Context | None = None,
+    ) -> Self:
+        """Read predictions and compare; see :func:`featpipe.statistics.comparison.compare`."""
+        report = report or Report()
+        # Equal accuracies keep their order, so it must not depend on how the results were listed.
+        results = sorted(results, key=lambda result: result.name)
+        comparison = compare(results, published=report.reference or report.published)
+        by_name = {result.name: result for result in results}
+        rows_of: dict[str, list[dict[str, Any]]] = {}
+        for row in comparison.rows:
+            rows_of.setdefault(row["group"], []).append(row)
+        groups: list[Group] = []
+        number = 0
+        for rows, label in zip(rows_of.values(), _labels(list(rows_of.values())), strict=True):
+            methods = []
+            found = [by_name[row["name"]] for row in rows]
+            for result, row, title in zip(found, rows, unique_titles(found, rows), strict=True):
+                number += 1
+                table = result.predictions()
+                methods.append(Method(result, table, row, f"method-{number}", title))
+            names = {row["name"] for row in rows}
+            pairs = [
+                pair
+                for pair in comparison.pairs
+                if pair["reason"] is None and {pair["a"], pair["b"]} <= names
+            ]
+            groups.append(Group(methods[0].result.dataset["name"], methods, pairs, label))
+        return cls(comparison, groups, report, context or Context())
+
+    @property
+    def methods(self) -> list[Method]:
+        """All methods, group by group."""
+        return [method for group in self.groups for method in group.methods]
+
+    def published(self, group: Group) -> list[dict[str, Any]]:
+        """Return the published rows of a group's dataset, once for each dataset."""
+        first = next(other for other in self.groups if other.dataset == group.dataset)
+        rows = self.comparison.published if first is group else []
+        return [row for row in rows if row["dataset"] == group.dataset]
+
+    def frame(self, rows_of: Callable[[Method], Iterable[dict[str, Any]]]) -> pd.DataFrame:
+        """Return the rows that belong to each method as one table, unrounded."""
+        rows = [
+            {"result": method.row["name"], "method": method.title, **row}
+            for method in self.methods
+            for row in rows_of(method)
+        ]
+        return pd.DataFrame(rows)
+
+    def images(self, group: Group) -> GroupImages:
+        """Return the test images of a group; they are opened once."""
+        if group not in self._images:
+            self._images[group] = GroupImages(group, self)
+        return self._images[group]
+
+    def open(self, request: SourceRequest, split: str) -> ImageSource:
+        """Return a dataset's split; several groups of one dataset open it once."""
+        key = (request, split)
+        if key not in self._sources:
+            options = request.options(self.context)  # type: ignore[arg-type,unused-ignore]
+            self._sources[key] = request.open(split, options)
+        return self._sources[key]
+
+
+def _labels(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Return what tells the groups apart: the dataset, else its images, else a number."""
+    if len(groups) == 1:
+        return [""]
+    datasets = [str(rows[0]["dataset"]) for rows in groups]
+    sizes = [f"{rows[0]['dataset']}, {rows[0]['n_test']} test images" for rows in groups]
+    numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
+    return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
+
+
+def unique_titles(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return titles made different by what differs: features, protocol, a setting, else the name.
+
+    Parameters
+    ----------
+    results : sequence of Result
+    rows : sequence of dict
+        Their rows of the comparison, in the same order.
+    """
+    settings = [settings_of(result) for result in results]
+
+    def setting(members: list[int]) -> list[str]:
+        for key in dict.fromkeys(key for i in members for key in settings[i]):
+            values = [settings[i].get(key) for i in members]
+            if len({str(value) for value in values}) > 1:
+                return ["" if value is None else f"{key} {value}" for value in values]
+        return [""] * len(members)
+
+    titles = [str(row["method"]) for row in rows]
+    for disambiguators in (
+        lambda members: [str(rows[i]["features"] or "") for i in members],
+        lambda members: [str(rows[i]["protocol"] or "") for i in members],
+        setting,
+        lambda members: [str(rows[i]["name"]) for i in members],
+    ):
+        for title in sorted({t for t in titles if titles.count(t) > 1}):
+            members = [i for i, other in enumerate(titles) if other == title]
+            added = disambiguators(members)
+            if len(set(added)) > 1:
+                for i, more in zip(members, added, strict=True):
+                    titles[i] = f"{title}, {more}" if more else title
+    return titles
+
+
+def settings_of(result: Result) -> dict[str, Any]:
+    """Return the settings of a result that may change its numbers; paths of inputs do not."""
+    options = options_of(STEPS.get(result.method)) if result.method in STEPS else {}
+    return {
+        key: value
+        for key, value in result.settings.items()
+        if key not in options
+        or (options[key].affects_result and options[key].item_type is not Path)
+    }
+
+
+class GroupImages:
+    """The test images of a group of methods, found again by id.
+
+    Attributes
+    ----------
+    missing : str or None
+        Why there are no images at all.
+    doubt : str or None
+        Why the images may not be those that were tested.
+    """
+
+    def __init__(self, group: Group, data: ReportData) -> None:
+        self.missing: str | None = None
+        self.doubt: str | None = None
+        self._sheet = data.sheet
+        self._rows: dict[str, int] = {}
+        result = group.methods[0].result
+        tested = result.dataset["test"]
+        self._name = f"{tested['fingerprint']}/{tested['split']}"
+        asked = result.stores[-1]["run"].get("source") if result.stores else None
+        if asked is None:
+            self.missing = "the results do not say where their images came from."
+            return
+        request = SourceRequest.from_dict(asked)
+        if data.report.data is not None:
+            request = request.moved(data.report.data)
+        try:
+            self._source = source = data.open(request, tested["split"])
+        except (FeatpipeError, OSError) as error:
+            self.missing = str(error).splitlines()[0]
+            return
+        tested_as = dict(
+            zip(group.ids.tolist(), (group.classes[c] for c in group.true), strict=True)
+        )
+        for row, (image_id, label) in enumerate(
+            zip(source.ids, source.labels.tolist(), strict=True)
+        ):
+            # One whose class differs is another image.
+            if label >= 0 and tested_as.get(image_id) == source.classes[label]:
+                self._rows[image_id] = row
+        if not self._rows:
+            self.missing = "the dataset no longer holds images with these ids and classes."
+        elif source.fingerprint != tested["fingerprint"]:
+            self.doubt = (
+                "The dataset on disk is not the one that was tested (its fingerprint differs); "
+                "images are found by id and class, and may have changed."
+            )
+
+    def thumbnail(self, image_id: str) -> Thumbnail | None:
+        """Return the thumbnail of a test image, or None where it cannot be read."""
+        image = self.read(image_id)
+        return None if image is None else self._sheet.add(f"{self._name}/{image_id}", image)
+
+    def read(self, image_id: str) -> NDArray[np.uint8] | None:
+        """Return the pixels of a test image, or None where it is no longer there."""
+        if image_id not in self._rows:
+            return None
+        try:
+            return self._source.read(self._rows[image_id])
+        except (FeatpipeError, OSError):
+            return None

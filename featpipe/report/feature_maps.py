@@ -1,0 +1,220 @@
+"""Maps of the test features in two dimensions, with the nearest neighbours of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from featpipe.datasets.selection import class_balanced_rows
+from featpipe.errors import FeatpipeError
+from featpipe.report.data import LOSSLESS, Group, Method, ReportData, data_uri
+from featpipe.report.render import percent
+from featpipe.report.sections import SECTIONS, Chart, Content, Missing, Section
+from featpipe.store import FeatureStore
+from featpipe.workspace import IMAGE_LAYER
+
+MAX_POINTS = 600  # what five seconds for the whole page allow: 1000 points took t-SNE 3.7 s
+MAX_MAPS = 3
+_COMPONENTS = 50  # principal components that t-SNE sees, as in van der Maaten and Hinton 2008
+_NEIGHBOURS = 6
+_SCALE = 1000
+_TILE = 40
+_TILE_COLUMNS = 32
+_MIN_POINTS = 5  # fewer images span no map
+
+
+@SECTIONS.register
+class FeatureMaps(Section):
+    """What the methods saw: each kind of features is drawn once, and only a few are."""
+
+    name = "features"
+    title = "What the features look like"
+
+    def content(self, data: ReportData) -> Content:
+        """Return a map of the features of each group's methods, or why there is none."""
+        figures: list[Chart | Missing] = []
+        drawn: dict[tuple[str, str], str] = {}
+        for group in data.groups:
+            kinds: dict[tuple[str, str], Method] = {}
+            for method in group.methods:
+                if method.result.stores:
+                    known = method.result.stores[-1]
+                    kinds.setdefault((known["fingerprint"], known["layer"]), method)
+            if not kinds:
+                title = f"Map of the features{group.suffix}"
+                figures.append(Missing(title, "no result names the store of its features"))
+            for key, method in kinds.items():
+                title = f"{method.row['features']} {key[1]}{group.suffix}"
+                try:
+                    if key[1] == IMAGE_LAYER:
+                        raise FeatpipeError(
+                            "the network was trained as a whole: no features are stored"
+                        )
+                    if key in drawn:
+                        raise FeatpipeError(f"the same features are drawn for {drawn[key]}")
+                    if len(drawn) == MAX_MAPS:
+                        raise FeatpipeError(f"only {MAX_MAPS} maps are drawn in a report")
+                    drawn[key] = group.label
+                    store = find_store(method, data.context.workspace.root)
+                    figures.append(feature_map(title, group, store, key[1], data))
+                except FeatpipeError as error:
+                    figures.append(Missing(title, error.what.splitlines()[0]))
+        return Content(figures=figures)
+
+
+def find_store(method: Method, root: Path) -> FeatureStore:
+    """Return the very store that a result used.
+
+    Raises
+    ------
+    FeatpipeError
+        If it is not on the disk any more, or another one has taken its place.
+    """
+    known = method.result.stores[-1]
+    path = Path(known["path"])
+    candidates = [path, root / path]
+    if method.result.path is not None:
+        candidates += [parent / path for parent in method.result.path.parents]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise FeatpipeError("its feature store is not on the disk any more")
+    store = FeatureStore(found)
+    if store.fingerprint != known["fingerprint"]:
+        raise FeatpipeError("its feature store was made again since, from something else")
+    return store
+
+
+def feature_map(
+    title: str, group: Group, store: FeatureStore, layer: str, data: ReportData
+) -> Chart | Missing:
+    """Return the map of a group's test images, as one layer of a store sees them."""
+    seed, images = data.report.seed, data.images(group)
+    row_of = {image_id: row for row, image_id in enumerate(store.ids)}
+    shown = np.flatnonzero([image_id in row_of for image_id in group.ids.tolist()])
+    if len(shown) > MAX_POINTS:
+        shown = shown[class_balanced_rows(group.true[shown], MAX_POINTS, seed)]
+    if len(shown) < _MIN_POINTS:
+        return Missing(title, f"a map needs at least {_MIN_POINTS} test images")
+    ids = group.ids[shown].tolist()
+    stored = store.features(layer)[[row_of[image_id] for image_id in ids]]
+    X = np.asarray(stored, dtype=np.float32).reshape(len(ids), -1)
+    views, share = project(X, seed)
+    spec = {
+        "kind": "map",
+        "views": [{"name": name, "xy": _quantised(xy)} for name, xy in views.items()],
+        "ids": ids,
+        "classes": list(group.classes),
+        "columns": list(group.columns),
+        "true": group.true[shown].tolist(),
+        "methods": [
+            {"name": method.title, "predicted": predicted[shown].tolist()}
+            for method, predicted in zip(group.methods, group.predicted, strict=True)
+        ],
+        "neighbours": nearest(X),
+        "tile": _TILE,
+        "tile_columns": _TILE_COLUMNS,
+        "sprite": None if images.missing else sprite(map(images.read, ids)),
+    }
+    part = "" if len(shown) == len(group.ids) else f" of {len(group.ids)}, evenly over the classes"
+    caption = (
+        f"{len(shown)} test images{part}. PCA: the first two components carry "
+        f"{percent(share, 1)} % of the variance. t-SNE (perplexity {_perplexity(len(shown)):.3g}, "
+        f"seed {seed}) keeps neighbours together; distances between clusters mean nothing. "
+        "Neighbours are by cosine, in all dimensions, among the images shown."
+    )
+    return Chart(title, spec, caption)
+
+
+def project(X: NDArray[np.float32], seed: int) -> tuple[dict[str, NDArray[np.float64]], float]:
+    """Return PCA and t-SNE coordinates, and the share of variance of the two components.
+
+    One thread: the order in which threads add floats would otherwise show in the picture.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32
+    seed : int
+
+    Returns
+    -------
+    views : dict of str to ndarray of shape (n, 2)
+    share : float
+    """
+    # Equal rows have no variance to share out: 0 / 0.
+    with threadpool_limits(1), np.errstate(invalid="ignore"):
+        kept = min(_COMPONENTS, *X.shape)
+        solver = "randomized" if kept < min(X.shape) else "full"
+        pca = PCA(kept, random_state=seed, svd_solver=solver)
+        components = pca.fit_transform(X.astype(np.float64))
+        plane = np.zeros((len(X), 2))
+        plane[:, : min(2, kept)] = components[:, :2]
+        tsne = TSNE(
+            2,
+            perplexity=_perplexity(len(X)),
+            init=plane / (plane.std() or 1.0) * 1e-4,
+            learning_rate="auto",
+            max_iter=500,
+            angle=0.7,
+            random_state=seed,
+        ).fit_transform(components)
+    share = float(np.nan_to_num(pca.explained_variance_ratio_[:2]).sum())
+    return {"t-SNE": tsne.astype(np.float64), "PCA": plane}, share
+
+
+def _perplexity(n: int) -> float:
+    return min(30.0, (n - 1) / 3)
+
+
+def nearest(X: NDArray[np.float32], k: int = _NEIGHBOURS) -> list[list[int]]:
+    """Return the k nearest other rows of each row, by cosine.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d), float32
+    k : int
+    """
+    unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+    with threadpool_limits(1):
+        similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(X) - 1)].tolist()
+
+
+def _quantised(xy: NDArray[np.float64]) -> list[int]:
+    """Return x, y, x, y … scaled into 0..1000 with the same scale in both directions."""
+    span = float(np.ptp(xy, axis=0).max()) or 1.0
+    centred = (xy - (xy.min(axis=0) + xy.max(axis=0)) / 2) / span + 0.5
+    return np.rint(centred * _SCALE).astype(int).ravel().tolist()
+
+
+def sprite(images: Iterable[NDArray[np.uint8] | None]) -> str:
+    """Return many images as one, tile by tile, as a data URI; ``None`` leaves a grey tile.
+
+    Parameters
+    ----------
+    images : iterable of ndarray of shape (height, width, 3), uint8, or None
+    """
+    grey, tiles = "#888", []
+    for image in images:
+        tile = Image.new("RGB", (_TILE, _TILE), grey) if image is None else Image.fromarray(image)
+        if max(tile.size) <= LOSSLESS:  # keep the pixels of tiny images square
+            factor = _TILE // max(tile.size)
+            tile = tile.resize(
+                (tile.width * factor, tile.height * factor), Image.Resampling.NEAREST
+            )
+        else:
+            tile.thumbnail((_TILE, _TILE), Image.Resampling.BILINEAR, reducing_gap=1.5)
+        tiles.append(tile)
+    rows = -(-len(tiles) // _TILE_COLUMNS)
+    whole = Image.new("RGB", (_TILE_COLUMNS * _TILE, rows * _TILE), grey)
+    for number, tile in enumerate(tiles):
+        left, top = number % _TILE_COLUMNS * _TILE, number // _TILE_COLUMNS * _TILE
+        whole.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
+    return data_uri(whole, quality=70)

@@ -1,0 +1,170 @@
+"""What a page is made from: unique titles, groups of equal rows, and the images behind them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featpipe.errors import ResultError
+from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.report.data import ReportData, ThumbnailSheet, settings_of, unique_titles
+from featpipe.report.step import Report
+from featpipe.steps import Context
+from tests.report.conftest import Made, Page, Plan, make_world
+
+
+def titles(*facts: dict[str, Any]) -> list[str]:
+    """Return the titles of methods that are all called SVM, given what differs."""
+    rows = [
+        {"method": "SVM", "features": "r50", "protocol": "split", "name": f"n{i}", **fact}
+        for i, fact in enumerate(facts)
+    ]
+    results: Any = [
+        SimpleNamespace(method="svm", settings=fact.get("settings", {"c": 1})) for fact in facts
+    ]
+    return unique_titles(results, rows)
+
+
+def test_only_what_differs_is_named() -> None:
+    assert titles({}) == ["SVM"]
+    assert titles({"features": "r18"}, {"features": "r50"}) == ["SVM, r18", "SVM, r50"]
+    assert titles({"protocol": "folds"}, {"protocol": "split"}) == ["SVM, folds", "SVM, split"]
+    assert titles({"settings": {"map": None}}, {"settings": {"map": "narrow"}}) == [
+        "SVM",
+        "SVM, map narrow",
+    ]
+
+
+def test_the_name_is_the_last_resort() -> None:
+    assert titles({}, {}) == ["SVM, n0", "SVM, n1"]
+    assert titles({"settings": {"force": True}}, {"settings": {"force": False}}) == [
+        "SVM, n0",
+        "SVM, n1",
+    ], "an option that changes no number tells nothing"
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("cd"), st.integers(0, 2))))
+def test_titles_are_always_different(facts: list[tuple[str, str, int]]) -> None:
+    made = titles(*[{"features": f, "protocol": p, "settings": {"c": c}} for f, p, c in facts])
+    assert len(set(made)) == len(facts)
+
+
+def test_settings_of_a_method_that_is_not_installed_all_count() -> None:
+    result: Any = SimpleNamespace(method="of another package", settings={"title": "x", "c": 1})
+    assert settings_of(result) == {"title": "x", "c": 1}
+
+
+def test_groups_hold_methods_of_equal_rows_best_first(made: Made, tmp_path: Path) -> None:
+    other = make_world(tmp_path / "other", Plan(n_test=60))
+    data = made.data([*made.results, other.evaluate(Centroid(), "other")])
+    assert [len(group.methods) for group in data.groups] == [len(made.results), 1]
+    assert [group.label for group in data.groups] == [
+        "npz:toy.npz, 200 test images",
+        "npz:toy.npz, 60 test images",
+    ]
+    accuracies = [method.row["accuracy"] for method in data.groups[0].methods]
+    assert accuracies == sorted(accuracies, reverse=True)
+    names = {method.row["name"] for method in data.groups[0].methods}
+    assert all({pair["a"], pair["b"]} <= names for pair in data.groups[0].pairs)
+    assert len({method.anchor for method in data.methods}) == len(data.methods)
+
+
+def test_answers_of_a_group_are_aligned_by_id(made: Made) -> None:
+    (group,) = made.data().groups
+    assert group.ids.tolist() == sorted(group.ids.tolist())
+    for method, predicted in zip(group.methods, group.predicted, strict=True):
+        by_id = dict(zip(method.table.ids.tolist(), method.predicted.tolist(), strict=True))
+        assert [by_id[name] for name in group.ids.tolist()] == predicted.tolist()
+
+
+def test_of_several_models_the_first_one_answers(made: Made) -> None:
+    centroid = next(m for m in made.data().methods if m.result.method == "centroid")
+    assert centroid.first_model_name == centroid.result.splits[0]["name"]
+    first = centroid.table.only_splits([0])
+    assert centroid.predicted[first.row].tolist() == first.predicted.tolist()
+    assert len(centroid.first_model.ids) == len(first.row)
+    assert set(np.unique(centroid.share_right)) <= {0, 0.5, 1}
+
+
+def test_confidence_is_a_probability_or_a_margin(made: Made) -> None:
+    data = made.data()
+    for method in data.methods:
+        assert method.confidence is not None
+        assert (method.confidence >= 0).all()
+        assert method.has_probabilities == (method.result.method == "logistic") or (
+            method.result.method == "knn"
+        )
+        confidences = method.confidence[method.wrong]
+        assert (np.diff(confidences) <= 0).all(), "the most confident errors come first"
+
+
+def test_predictions_without_an_answer_for_every_row_are_damaged(
+    made: Made, tmp_path: Path
+) -> None:
+    result = Result.load(made.results[0].path)  # type: ignore[arg-type]
+    whole = result.predictions()
+    PredictionTable(
+        whole.ids, whole.true, whole.row[1:], whole.split[1:], whole.predicted[1:], None
+    ).save(tmp_path / "cut.npz")
+    result.files = {"predictions": "cut.npz"}
+    result.save(tmp_path / "cut.json")
+    with pytest.raises(ResultError, match="damaged"):
+        made.again(tmp_path / "r", [result])
+
+
+def test_published_numbers_are_shown_once_for_each_dataset(made: Made) -> None:
+    data = made.data(reference=("stl10",))
+    assert data.published(data.groups[0])
+    assert made.data(published=False).comparison.published == []
+
+
+def test_missing_images_and_stores_are_said(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.world.workspace.root, tmp_path / "moved")
+    world = replace(made.world, workspace=replace(made.world.workspace, root=tmp_path / "moved"))
+    result = Result.load(world.workspace.results / "svm.json")
+    result.stores[-1]["path"] = "gone.h5"
+    result.stores[-1]["run"]["source"] = {"dataset": f"npz:{tmp_path / 'gone.npz'}"}
+    page = Page(world.report([result], tmp_path / "r"))
+    assert "No images:" in page.text
+    assert "no image" in page.text
+    assert "feature store is not on the disk any more" in page.text
+    result.stores[-1]["run"]["source"] = {"dataset": f"npz:{tmp_path / 'elsewhere' / 'toy.npz'}"}
+    moved = world.report([result], tmp_path / "r", data=tmp_path / "moved")
+    assert Page(moved).count("symbol") > 0
+
+
+def test_changed_images_are_doubted(made: Made) -> None:
+    result = Result.load(made.results[0].path)  # type: ignore[arg-type]
+    result.dataset["test"] = {**result.dataset["test"], "fingerprint": "0" * 64}
+    data = made.data([result])
+    images = data.images(data.groups[0])
+    assert images.missing is None
+    assert "its fingerprint differs" in str(images.doubt)
+
+
+def test_an_image_of_another_class_is_another_image(made: Made) -> None:
+    result = Result.load(made.results[0].path)  # type: ignore[arg-type]
+    result.dataset["classes"] = [f"other {name}" for name in result.dataset["classes"]]
+    data = ReportData.load([result], Report(), Context(made.world.workspace))
+    images = data.images(data.groups[0])
+    assert "no longer holds images with these ids and classes" in str(images.missing)
+    assert images.thumbnail(str(data.groups[0].ids[0])) is None
+
+
+def test_a_thumbnail_is_embedded_once_and_small() -> None:
+    sheet = ThumbnailSheet()
+    large = np.random.default_rng(0).integers(0, 255, (200, 300, 3)).astype(np.uint8)
+    first = sheet.add("a", large)
+    assert sheet.add("a", large) is first
+    assert (first.width, first.height, first.tiny) == (96, 64, False)
+    assert sheet.add("b", large[:20, :20]).tiny
+    assert list(sheet) == ["a", "b"]

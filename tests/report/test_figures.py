@@ -1,0 +1,186 @@
+"""Charts are data: what is drawn are the results' numbers, and what is missing is said."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.result import Result
+from featpipe.report.data import Group, Method, ReportData
+from featpipe.report.figures import (
+    MAX_CLASS_CURVES,
+    accuracy_chart,
+    cost_chart,
+    fold_chart,
+    gradient_chart,
+    low_shot_chart,
+    method_curves,
+    sweep_charts,
+    training_charts,
+)
+from featpipe.report.sections import Chart, Missing
+from tests.report.conftest import Made
+
+Trainings = Callable[..., list[Result]]
+
+
+@pytest.fixture
+def trainings(made: Made, tmp_path: Path) -> Trainings:
+    """Return a function that makes results as of trainings with some settings."""
+    given = {"lr": 0.1, "batch_size": 16, "nesterov": True, "betas": [0.9, 0.99], "seed": 0}
+    first = made.results[0]
+    assert first.path is not None
+    shutil.copy(first.path.with_name(first.files["predictions"]), tmp_path)
+
+    def make(*choices: dict[str, Any]) -> list[Result]:
+        results = []
+        for number, choice in enumerate(choices):
+            settings = given | choice | {"title": f"{number}"}
+            results.append(replace(first, method="finetune", settings=settings))
+            results[-1].save(tmp_path / f"{number}.json")
+        return results
+
+    return make
+
+
+def sweeps(results: list[Result]) -> dict[str, list[dict[str, Any]]]:
+    (group,) = ReportData.load(results).groups
+    return {chart.title: chart.spec["series"] for chart in sweep_charts(group)}
+
+
+def test_three_batch_sizes_are_a_line_with_intervals(trainings: Trainings) -> None:
+    results = trainings(*({"batch_size": size} for size in (64, 16, 32)))
+    accuracy = results[0].summary["accuracy"]
+    (line,) = sweeps(results)["Accuracy by batch size"]
+    assert line["x"] == [16, 32, 64]
+    assert line["y"] == [accuracy["value"]] * 3
+    assert (line["low"], line["high"]) == ([accuracy["low"]] * 3, [accuracy["high"]] * 3)
+
+
+def test_a_sweep_of_two_numbers_has_a_line_for_each_value_of_the_other(
+    trainings: Trainings,
+) -> None:
+    results = trainings(
+        *({"batch_size": size, "lr": lr} for size in (16, 32, 64) for lr in (0.1, 0.01))
+    )
+    drawn = sweeps(results)
+    assert list(drawn) == ["Accuracy by batch size"], "two learning rates are a comparison"
+    assert [line["name"] for line in drawn["Accuracy by batch size"]] == [
+        "finetune, lr 0.1",
+        "finetune, lr 0.01",
+    ]
+
+
+def test_seeds_switches_and_lists_are_no_sweep(trainings: Trainings) -> None:
+    results = trainings(
+        *({"seed": seed} for seed in range(3)),
+        *({"betas": [0.9, last]} for last in (0.9, 0.95, 0.999)),
+        {"nesterov": False},
+    )
+    assert sweeps(results) == {}
+
+
+@pytest.fixture(scope="module")
+def group(made: Made) -> Group:
+    return made.data().groups[0]
+
+
+def by_kind(group: Group, kind: str) -> Method:
+    return next(method for method in group.methods if method.result.method == kind)
+
+
+def test_published_numbers_are_drawn_apart(group: Group) -> None:
+    known = {"method": "Theirs", "accuracy": 0.9, "low": None, "high": None}
+    chart = accuracy_chart(group, [known, {**known, "accuracy": None}])
+    entries = chart.spec["entries"]
+    assert [entry["label"] for entry in entries if entry["published"]] == ["Theirs"]
+    assert [entry["label"] for entry in entries if entry["best"]] == [group.methods[0].title]
+
+
+def test_a_cost_that_all_share_is_left_out(group: Group) -> None:
+    chart = cost_chart(group)
+    assert isinstance(chart, Chart)
+    labels = [choice["x"]["label"] for choice in chart.spec["choices"]]
+    assert "training, seconds" in labels
+    assert "extraction, seconds" not in labels
+    free: Any = [SimpleNamespace(row={})]
+    assert cost_chart(Group("toy", free, [])) == Missing(
+        "Accuracy against cost", "no result records what it cost"
+    )
+
+
+def test_every_fold_is_a_dot(group: Group) -> None:
+    (chart,) = fold_chart(group)
+    (entry,) = chart.spec["entries"]
+    splits = by_kind(group, "centroid").result.splits
+    assert entry["dots"] == [split["metrics"]["accuracy"] for split in splits]
+    assert entry["value"] == pytest.approx(np.mean(entry["dots"]))
+
+
+def test_a_low_shot_curve_has_a_band_within_0_and_1(group: Group) -> None:
+    (chart,) = low_shot_chart(group)
+    (line,) = chart.spec["series"]
+    assert line["x"] == [1, 2, 5, 10]
+    assert (np.array(line["low"]) <= line["y"]).all()
+    assert (np.array(line["high"]) >= line["y"]).all()
+    assert min(line["low"]) >= 0
+    assert max(line["high"]) <= 1
+    assert "up to 3 models" in chart.caption
+
+
+def test_curves_need_scores_and_reliability_probabilities(group: Group) -> None:
+    titles = [type(part) for part in method_curves(by_kind(group, "svm"))]
+    assert titles == [Chart, Chart, Missing]
+    assert [type(part) for part in method_curves(by_kind(group, "logistic"))] == [Chart] * 3
+    svm = by_kind(group, "svm")
+    bare = Method(svm.result, replace(svm.table, scores=None), svm.row, "a", "SVM")
+    assert {part.reason for part in method_curves(bare)} == {  # type: ignore[union-attr]
+        "this method gives neither scores nor probabilities"
+    }
+
+
+def test_of_many_classes_the_worst_curves_are_drawn(group: Group) -> None:
+    rng, k = np.random.default_rng(0), 30
+    true = np.arange(300) % k
+    scores = rng.normal(size=(300, k)) + 2 * (np.arange(k) == true[:, None])
+    classes = tuple(f"c{i}" for i in range(k))
+    method: Any = SimpleNamespace(
+        first_model=Predictions(true.astype(str), true, scores.argmax(axis=1), classes, scores),
+        first_model_name=None,
+    )
+    roc = method_curves(method)[0]
+    assert isinstance(roc, Chart)
+    assert len(roc.spec["series"]) == MAX_CLASS_CURVES + 2, "and two averages"
+    assert f"Of {k} classes" in roc.caption
+
+
+def test_training_is_drawn_over_its_epochs(group: Group) -> None:
+    charts = {part.title: part for part in training_charts(by_kind(group, "finetune"))}
+    assert list(charts) == ["Loss", "Accuracy by epoch", "Learning rate", "Gradient flow"]
+    loss = charts["Loss"]
+    assert isinstance(loss, Chart)
+    assert [line["name"] for line in loss.spec["series"]] == ["training", "validation"]
+    assert loss.caption == "8 epochs, 12.0 s, 812 images per second on average."
+    assert training_charts(by_kind(group, "svm")) == []
+
+
+def test_a_trained_network_without_history_says_so(made: Made) -> None:
+    bare = replace(made.results[0], method="finetune")
+    (part,) = training_charts(made.data([bare]).methods[0])
+    assert isinstance(part, Missing)
+
+
+def test_gradients_of_many_layers_are_drawn_over_the_layers() -> None:
+    layers = [f"layer{i}" for i in range(9)]
+    flow = [[{"layer": layer, "mean": 0.1} for layer in layers] for _ in range(20)]
+    spec = gradient_chart(range(1, 21), flow).spec
+    assert spec["x"]["names"] == layers
+    assert [line["name"] for line in spec["series"]][0::5] == ["epoch 1", "epoch 20"]

@@ -1,0 +1,129 @@
+"""Galleries show where methods fail, and heat maps where a network looked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from featpipe.evaluation.result import Result
+from featpipe.report.data import Group, GroupImages
+from featpipe.report.gallery import always_wrong, confused_pairs, disagreements
+from tests.report.conftest import Made, Page
+
+
+@pytest.fixture(scope="module")
+def shown(made: Made) -> tuple[Group, GroupImages]:
+    data = made.data()
+    return data.groups[0], data.images(data.groups[0])
+
+
+def test_each_thumbnail_is_embedded_once(made: Made) -> None:
+    page = Page(made.page)
+    embedded = [attrs["href"] for tag, attrs in page.elements if tag == "image"]
+    used = [attrs["href"] for tag, attrs in page.elements if tag == "use"]
+    names = {attrs["id"] for tag, attrs in page.elements if tag == "symbol"}
+    assert 20 < len(embedded) == len(set(embedded)) < len(used)
+    assert {str(name).removeprefix("#") for name in used} == names
+
+
+def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) -> None:
+    group, images = shown
+    method = group.methods[-1]
+    matrix = np.array(method.metrics["confusion"])
+    np.fill_diagonal(matrix, 0)
+    pairs = confused_pairs(method, images)
+    assert [pair["count"] for pair in pairs] == sorted(matrix.ravel(), reverse=True)[: len(pairs)]
+    for pair in pairs:
+        assert {(item.true, item.answer) for item in pair["shown"]} <= {
+            (pair["true"], pair["answer"])
+        }
+        assert all(item.thumbnail for item in pair["shown"])
+
+
+def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
+    group, images = shown
+    count, items = always_wrong(group, images, 5)
+    assert count == int((group.share_right == 0).all(axis=0).sum()) > 0
+    assert len(items) == min(count, 5)
+    votes = [int(item.remark.split()[0]) for item in items]
+    assert votes == sorted(votes, reverse=True)
+    assert all(item.true != item.answer for item in items)
+
+
+def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, GroupImages]) -> None:
+    group, images = shown
+    for rival, part in enumerate(disagreements(group, images, 8), start=1):
+        best, other = group.share_right[0], group.share_right[rival]
+        assert [side["count"] for side in part["sides"]] == [
+            int(((best == 1) & (other == 0)).sum()),
+            int(((best == 0) & (other == 1)).sum()),
+        ]
+        assert all(len(side["shown"]) <= 2 for side in part["sides"])
+
+
+def test_a_gallery_of_no_images_is_left_out(made: Made, tmp_path: Path) -> None:
+    page = Page(made.again(tmp_path / "r", gallery=0))
+    assert "Most confident errors" not in page.text
+    assert "Most confused" in page.text
+
+
+def test_errors_are_a_table(made: Made) -> None:
+    errors = pd.read_csv(made.page.with_name("toy-tables") / "errors.csv")
+    assert (errors["true"] != errors["answer"]).all()
+    data = made.data()
+    assert len(errors) == sum(len(method.wrong) for method in data.methods)
+
+
+def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> None:
+    path = made.results[0].path
+    assert path is not None
+    for name in ("svm.json", "svm.predictions.npz"):
+        shutil.copy(path.with_name(name), tmp_path)
+    result = Result.load(tmp_path / "svm.json")
+    table = result.predictions()
+    wrong = [str(name) for name in table.ids[table.row[~table.correct][:2]]]
+    for layer, ids in (("layer3", wrong), ("layer4", [*wrong, "of another dataset"])):
+        folder = tmp_path / "svm.explained" / layer
+        folder.mkdir(parents=True)
+        items = []
+        for number, image_id in enumerate(ids):
+            colour = np.full((40, 40, 3), 60 * number + 40 * (layer == "layer4"), np.uint8)
+            Image.fromarray(colour).save(folder / f"{number}.png")
+            item = {"id": image_id, "file": f"{number}.png", "true": "cat", "predicted": "bird"}
+            items.append({**item, "confidence": 0.9})
+        content = {"layer": layer, "strength": 0.5, "method": "Grad-CAM", "items": items}
+        (folder / "explanation.json").write_text(json.dumps(content))
+    page = Page(made.again(tmp_path / "r", [result]))
+    assert page.text.count("What the network looked at") == 1
+    assert page.text.index("Grad-CAM at layer3, opacity 0.5, as stored") < page.text.index(
+        "Grad-CAM at layer4"
+    )
+    labels = [attrs.get("aria-label") or "" for tag, attrs in page.elements if tag == "svg"]
+    assert {label for label in labels if "overlay" in label} == {
+        f"Grad-CAM overlay of {image_id}" for image_id in wrong
+    }
+    plain = Page(made.again(tmp_path / "plain", [made.results[0]]))
+    assert page.count("symbol") == plain.count("symbol") + 4
+
+
+def test_a_picture_that_cannot_be_read_is_left_out(made: Made, tmp_path: Path) -> None:
+    path = made.results[0].path
+    assert path is not None
+    for name in ("svm.json", "svm.predictions.npz"):
+        shutil.copy(path.with_name(name), tmp_path)
+    result = Result.load(tmp_path / "svm.json")
+    folder = tmp_path / "svm.explained" / "one"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(b"no picture")
+    item = {"id": str(result.predictions().ids[0]), "file": "0.png", "true": "cat"}
+    content = {"layer": "layer4", "strength": 0.5, "method": "Grad-CAM",
+               "items": [{**item, "predicted": "bird", "confidence": 0.9}]}  # fmt: skip
+    (folder / "explanation.json").write_text(json.dumps(content))
+    page = Page(made.again(tmp_path / "r", [result]))
+    assert "What the network looked at" not in page.text

@@ -1,0 +1,186 @@
+"""What is on the page, and that it is there whatever the results are like."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from featpipe.errors import UsageError
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.probes.svm import Svm
+from featpipe.report.page import build_report, write_index
+from featpipe.report.sections import SECTIONS, Content, Section
+from tests.report.conftest import HOSTILE, Made, Page, Plan, make_world
+
+
+def test_the_numbers_on_the_page_are_those_of_the_results(made: Made) -> None:
+    page = Page(made.page)
+    for result in made.results:
+        accuracy = result.summary["accuracy"]
+        assert result.title in page.text
+        assert f"{100 * accuracy['value']:.2f}" in page.text
+        assert f"{100 * accuracy['low']:.2f}" in page.text
+    drawn = next(chart for chart in page.charts if chart.get("kind") == "intervals")
+    assert {entry["value"] for entry in drawn["entries"]} == {
+        result.summary["accuracy"]["value"] for result in made.results
+    }
+
+
+def test_every_part_the_results_have_is_there(made: Made) -> None:
+    page = Page(made.page)
+    for part in (
+        "ROC curves", "Precision-recall curves", "Reliability curve", "Confusion matrix",
+        "Validation accuracy by C", "Validation accuracy by k", "Loss", "Learning rate",
+        "Gradient flow", "Most confused", "Most confident errors", "Wrong by every method",
+        "Where two methods disagree", "Accuracy with few labels", "Spread over models",
+        "featpipe extract --model toynet", "fingerprint", "seed 0",
+    ):  # fmt: skip
+        assert part in page.text, part
+    kinds = {chart["kind"] for chart in page.charts}
+    assert kinds == {"lines", "intervals", "scatter", "map"}
+
+
+def test_the_contents_lead_to_every_section_and_method(made: Made) -> None:
+    page = Page(made.page)
+    links = {attrs.get("href") for tag, attrs in page.elements if tag == "a"}
+    ids = {f"#{attrs['id']}" for tag, attrs in page.elements if "id" in attrs and tag != "symbol"}
+    assert ids <= links | {"#main"}
+    assert {f"#{name}" for name in (*SECTIONS.names(), "tests-1", "provenance")} <= ids
+    assert {link for link in links if str(link).startswith("#")} <= ids
+
+
+def test_the_page_needs_and_may_fetch_nothing(made: Made) -> None:
+    text = made.page.read_text(encoding="utf-8")
+    page = Page(made.page)
+    for _, attrs in page.elements:
+        for name in ("src", "href", "srcset", "action"):
+            value = attrs.get(name) or ""
+            assert value.startswith(("#", "data:", "toy-tables/")) or not value, value
+    policies = [str(a["content"]) for _, a in page.elements if "http-equiv" in a]
+    assert policies[0].startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "eval(" not in text
+    assert "new Function" not in text
+    assert " style=" not in text  # the policy would refuse it
+
+
+def test_the_same_results_give_the_same_bytes(made: Made, tmp_path: Path) -> None:
+    again = made.again(tmp_path / "toy.html", list(reversed(made.results)))
+    assert again == tmp_path / "toy.html"
+    assert again.read_bytes() == made.page.read_bytes()
+    tables = made.page.with_name("toy-tables")
+    names = sorted(path.name for path in tables.iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "toy-tables").iterdir())
+    for name in names:
+        assert (tables / name).read_bytes() == (tmp_path / "toy-tables" / name).read_bytes()
+
+
+def test_csv_tables_hold_unrounded_numbers_and_are_linked(made: Made) -> None:
+    tables = made.page.with_name("toy-tables")
+    comparison = pd.read_csv(tables / "comparison.csv").set_index("name")
+    for result in made.results:
+        assert comparison.loc[result.name, "accuracy"] == result.summary["accuracy"]["value"]
+    links = {attrs.get("href") for tag, attrs in Page(made.page).elements if tag == "a"}
+    assert {f"toy-tables/{path.name}" for path in tables.iterdir()} <= links
+
+
+def test_a_table_that_has_no_rows_any_more_goes_away(made: Made, tmp_path: Path) -> None:
+    made.again(tmp_path / "toy")
+    assert (tmp_path / "toy-tables" / "low-shot.csv").exists()
+    page = Page(made.again(tmp_path / "toy", made.results[:1]))
+    assert not (tmp_path / "toy-tables" / "low-shot.csv").exists()
+    assert "low-shot.csv" not in page.text
+
+
+def test_hostile_names_stay_text(hostile: Made) -> None:
+    page = Page(hostile.page)
+    for name in (*HOSTILE, "</title></script><script>alert(3)</script>"):
+        assert name in page.text or re.sub(r"\s+", " ", name) in page.text
+    scripts = [attrs for tag, attrs in page.elements if tag == "script"]
+    assert sum(attrs.get("type") != "application/json" for attrs in scripts) == 1
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+    assert page.count("img") == 0
+    assert page.count("b") == 0
+    assert any(HOSTILE[0] in json.dumps(chart) for chart in page.charts)
+
+
+def test_one_method_is_not_called_better(made: Made, tmp_path: Path) -> None:
+    page = Page(made.again(tmp_path / "one", made.results[:1]))
+    assert "no other method was tested on them" in page.text
+    assert "Where two methods disagree" not in page.text
+    assert "no result has several models" in page.text
+
+
+def test_no_errors_at_all(tmp_path: Path) -> None:
+    world = make_world(tmp_path, Plan(classes=("a", "b"), n_train=20, n_test=20, noise=0.01))
+    results = [world.evaluate(Svm(), "svm"), world.evaluate(Logistic(), "logistic")]
+    page = Page(world.report(results, tmp_path / "r"))
+    assert "No test image is misclassified." in page.text
+    assert "classified correctly by at least one method" in page.text
+    assert "not distinguishable" in page.text
+
+
+def test_many_classes_are_drawn_not_tabled(tmp_path: Path) -> None:
+    names = tuple(f"class {i:03d}" for i in range(200))
+    world = make_world(tmp_path, Plan(names, n_train=400, n_test=400, side=12, noise=1.0))
+    path = world.report([world.evaluate(Centroid(), "centroid")], tmp_path / "r", gallery=4)
+    page = Page(path)
+    matrix = [chart for chart in page.charts if chart.get("kind") == "matrix"]
+    assert len(matrix[0]["classes"]) == 200
+    assert sum(cell[2] for cell in matrix[0]["cells"]) == 400
+    assert max(len(c["series"]) for c in page.charts if c.get("kind") == "lines") <= 14
+    assert path.stat().st_size < 3e6
+
+
+def test_two_groups_of_test_rows_have_two_comparisons(made: Made, tmp_path: Path) -> None:
+    other = make_world(tmp_path / "other", Plan(n_test=60))
+    results = [*made.results[:2], other.evaluate(Centroid(), "other")]
+    page = Page(made.again(tmp_path / "r", results))
+    anchors = [attrs.get("id") for tag, attrs in page.elements if tag == "section"]
+    assert anchors[:2] == ["tests-1", "tests-2"]
+    assert "npz:toy.npz, 200 test images" in page.text
+    assert "npz:toy.npz, 60 test images" in page.text
+
+
+def test_two_sections_cannot_give_one_table(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Again(Section):
+        name, title = "again", "Again"
+
+        def content(self, data: object) -> Content:
+            return Content(tables={"errors": pd.DataFrame({"x": [1]})})
+
+    monkeypatch.setattr(SECTIONS, "_loaded", {**SECTIONS._loaded, "again": Again})
+    with pytest.raises(UsageError, match="'errors'"):
+        made.again(tmp_path / "r")
+
+
+def test_no_results_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no result"):
+        build_report([], tmp_path / "r")
+
+
+def test_the_index_lists_only_reports(tmp_path: Path, made: Made) -> None:
+    (tmp_path / "foreign.html").write_text("<title>not ours</title>", encoding="utf-8")
+    shutil.copy(made.page, tmp_path / "toy.html")
+    page = Page(write_index(tmp_path))
+    assert "not ours" not in page.text
+    assert "6 methods" in page.text
+    assert "Image classification on npz:toy.npz" in page.text
+
+
+def test_titles_in_the_index_stay_text(tmp_path: Path, hostile: Made) -> None:
+    hostile.again(tmp_path / "x", title='"><script>alert(5)</script>')
+    page = Page(write_index(tmp_path))
+    assert '"><script>alert(5)</script>' in page.text
+    assert page.count("script") == 1
+
+
+def test_an_empty_folder_has_an_index_too(tmp_path: Path) -> None:
+    assert "There is no report here yet" in Page(write_index(tmp_path)).text
