@@ -103,7 +103,7 @@ def main() -> None:
         f"{arguments.image_size} pixels",
         "fine_tuned": tuned.summary["accuracy"],
         "svm": probe.summary["accuracy"],
-        "paired": mcnemar_exact(a, b).as_dict(),
+        "paired": paired_test((same_rows, a), (same_rows, b)).as_dict(),
         "tried": tried,
         "chosen": tuned.splits[0]["chosen"] | {"lr": best["lr"]},
         "train_seconds": tuned.cost["train_seconds"],

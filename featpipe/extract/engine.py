@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from featpipe import fingerprint
 from featpipe.datasets import short_name, slug
-from featpipe.datasets.dataset import SourceRequest as SourceRequest
+from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
 from featpipe.datasets.dataset import splits_of
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from featpipe.backbones.base import Embedder, FrozenNetwork
 from featpipe.datasets import slug
-from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.dataset import SourceRequest, splits_of
 from featpipe.errors import UsageError
 from featpipe.evaluation.protocol import RowSet, resolve
 from featpipe.extract.engine import Extraction, ExtractOptions
@@ -179,9 +179,10 @@ class FinetuneData:
         step, embedder = self.step, self.embedder
         images = SourceRequest.of(step)
         whole = embedder.default_layer == IMAGE_LAYER
+        options = images.options(self.context, download=step.download)
         return Extraction(
             images,
-            step.splits(images.options(self.context, download=step.download)),
+            step.chosen_splits(step.split or splits_of(step.dataset, options)),
             self.context.workspace.activations / slug(step.dataset) / embedder.name,
             lambda: embedder,
             ExtractOptions(

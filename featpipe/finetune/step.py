@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featpipe.datasets import short_name
-from featpipe.datasets.dataset import DatasetOptions, SourceRequest, splits_of
 from featpipe.errors import UsageError
 from featpipe.extract.step import ImageStep
 from featpipe.finetune import grammar
@@ -179,15 +178,20 @@ class Finetune(ImageStep):
         if self.model.partition(":")[0] == "timm":
             yield "timm", "timm"
 
-    def splits(self, options: DatasetOptions) -> list[str]:
+    def chosen_splits(self, known: Sequence[str]) -> list[str]:
         """Return the training split and, unless the protocol cuts its own rows, the test split.
+
+        Parameters
+        ----------
+        known : sequence of str
+            The splits of the dataset, the training split first.
 
         Raises
         ------
         UsageError
             If the dataset has more than two splits and none are chosen.
         """
-        splits = list(self.split or splits_of(self.dataset, options))
+        splits = list(self.split or known)
         if len(splits) > 2:
             raise UsageError(
                 "Fine-tuning takes one training split and one test split.",
@@ -199,9 +203,12 @@ class Finetune(ImageStep):
 
     def request(self, context: Context) -> str:
         """Return the fingerprint of what is asked for, as far as it is known without torch."""
+        from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - brings NumPy
+
         images = SourceRequest.of(self)
         options = images.options(context)
-        sources = [images.open(split, options) for split in self.splits(options)]
+        known = self.split or splits_of(self.dataset, options)
+        sources = [images.open(split, options) for split in self.chosen_splits(known)]
         weights = user_path(self.weights)
         file = FileHashes(context.workspace.hashes).one(weights) if weights.is_file() else None
         inputs = {
@@ -237,7 +244,6 @@ class Finetune(ImageStep):
 
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
-        self.check_requirements()
         from featpipe.finetune.run import run_finetune  # noqa: PLC0415 - brings torch
 
         return run_finetune(self, context)
