@@ -19,14 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from featpipe.steps.old import ExtractStep, SvmStep
 
 from featpipe.evaluation.protocol import make_splits
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.run import evaluate
+from featpipe.extract import Extract
 from featpipe.finetune.data import FinetuneData
 from featpipe.finetune.step import Finetune
+from featpipe.probes.svm import Svm
 from featpipe.provenance import environment, now
+from featpipe.statistics.paired_tests import paired_test
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
@@ -70,8 +72,8 @@ def main() -> None:
         "image_size": arguments.image_size,
         "device": "cpu",
     }
-    store = FeatureStore(ExtractStep.from_mapping(images).run(context).paths[0])
-    probe = evaluate(SvmStep(protocol="fold:0"), store, context=context, path=folder / "svm.json")
+    store = FeatureStore(Extract.from_mapping(images).run(context).paths[0])
+    probe = evaluate(Svm(protocol="fold:0"), store, context=context, path=folder / "svm.json")
     print("svm", probe.summary["accuracy"], flush=True)
     step = Finetune.from_mapping(
         {

@@ -19,13 +19,15 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from featpipe.steps.old import Context, LogisticStep, SvmStep
 
 from featpipe import fingerprint
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.evaluation.assemble import MethodOutput, SplitPredictions, build_result, save_result
 from featpipe.evaluation.protocol import RowSet, Split
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.svm import Svm
 from featpipe.provenance import environment
+from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
 
@@ -81,14 +83,9 @@ def make_results(root: Path, store: FeatureStore, methods: int) -> None:
         probabilities = bool(number % 2)
         if probabilities:
             scores = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-        step = (
-            LogisticStep(title=f"Method {number}")
-            if probabilities
-            else SvmStep(title=f"Method {number}")
-        )
-        tested = SplitPredictions(
-            split, scores.argmax(axis=1), scores.astype(np.float32), probabilities
-        )
+        step = (Logistic if probabilities else Svm)(title=f"Method {number}")
+        answers = scores.argmax(axis=1)
+        tested = SplitPredictions(split, answers, scores.astype(np.float32), probabilities)
         evaluated = MethodOutput(
             "", [tested], {"train_seconds": 1.0 + number, "parameters_trained": 1}, [], {}
         )
@@ -99,13 +96,13 @@ def make_results(root: Path, store: FeatureStore, methods: int) -> None:
 def measure(root: Path) -> dict[str, float]:
     """Build the report of all results and return what it took; runs in a process of its own."""
     from featpipe.evaluation.result import scan_results  # noqa: PLC0415
-    from featpipe.report import ReportOptions, build_report  # noqa: PLC0415 - not timed
+    from featpipe.report.page import build_report  # noqa: PLC0415 - not timed
 
     before = psutil.Process().memory_info().rss
     start, busy = time.perf_counter(), time.process_time()
     workspace = Workspace(root)
     results, _ = scan_results(workspace.results)
-    path = build_report(results, workspace.reports / "made", ReportOptions(workspace=workspace))
+    path = build_report(results, workspace.reports / "made", context=Context(workspace))
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

@@ -75,7 +75,7 @@ def _train_and_test(data: FinetuneData, path: Path) -> Result:
     extra = {
         "history": facts[0]["history"],
         "network": data.trunk.description,
-        "request": step.request(context),
+        "request": step.request(context, data.extraction.sources),
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }
     evaluated = MethodOutput(_title(data), [tested for tested, _ in trained], cost, [], extra)

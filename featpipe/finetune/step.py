@@ -201,26 +201,27 @@ class Finetune(ImageStep):
         alone = self.protocol.partition(":")[0] in ("kfold", "holdout")
         return splits[: 1 if alone else 2]
 
-    def request(self, context: Context) -> str:
+    def request(self, context: Context, sources: Sequence[Any]) -> str:
         """Return the fingerprint of what is asked for, as far as it is known without torch."""
-        from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - brings NumPy
-
-        images = SourceRequest.of(self)
-        options = images.options(context)
-        known = self.split or splits_of(self.dataset, options)
-        sources = [images.open(split, options) for split in self.chosen_splits(known)]
         weights = user_path(self.weights)
-        file = FileHashes(context.workspace.hashes).one(weights) if weights.is_file() else None
+        hashes = FileHashes(context.workspace.hashes)
+        file = hashes.one(weights) if weights.is_file() else self.weights
         inputs = {
             "images": [[source.split, len(source), source.fingerprint] for source in sources],
-            "network": [self.model, file or self.weights, self.norm, self.dtype, self.device],
+            "network": [self.model, file, self.norm, self.dtype, self.device],
             "torch": package_version("torch"),
         }
         return self.key(inputs)
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files are there."""
-        request = self.request(context)
+        from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - NumPy
+
+        images = SourceRequest.of(self)
+        options = images.options(context)
+        known = self.split or splits_of(self.dataset, options)
+        sources = [images.open(split, options) for split in self.chosen_splits(known)]
+        request = self.request(context, sources)
         for path, content in _results(context):
             if content["extra"].get("request") != request or self.force:
                 continue

@@ -297,8 +297,7 @@ class ReportData:
         """Return a dataset's split; several groups of one dataset open it once."""
         key = (request, split)
         if key not in self._sources:
-            options = request.options(self.context)  # type: ignore[arg-type,unused-ignore]
-            self._sources[key] = request.open(split, options)
+            self._sources[key] = request.open(split, request.options(self.context))
         return self._sources[key]
 
 

@@ -78,14 +78,7 @@ def build_report(
     data = ReportData.load(results, report, context)
     path = html_path(out)
     recipe = (data.context.recipe or {}).get("name", "")
-    owner = head_of(path).get("recipe") if path.exists() else None
-    if recipe and owner and owner != recipe:
-        raise UsageError(
-            f"The step would overwrite what the recipe {owner!r} made.",
-            got=path,
-            next_step="give this recipe a name of its own (name: …), "
-            "or this step another place (out: …)",
-        )
+    check_owner(path, recipe)
     contents, tables = contents_of(data)
     folder = path.with_name(f"{path.stem}-tables")
     end = Provenance(folder.name, [f"{name}.csv" for name in tables if len(tables[name])])
@@ -111,6 +104,18 @@ def build_report(
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def check_owner(path: Path, recipe: str) -> None:
+    """Raise ``UsageError`` if a recipe would write over the page of another recipe."""
+    owner = head_of(path).get("recipe", "") if path.exists() else ""
+    if recipe and owner and owner != recipe:
+        raise UsageError(
+            f"The step would overwrite what the recipe {owner!r} made.",
+            got=path,
+            next_step="give this recipe a name of its own (name: …), "
+            "or this step another place (out: …)",
+        )
 
 
 def contents_of(
