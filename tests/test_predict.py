@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from featpipe.steps.old import FinetuneStep, SvmStep
 from PIL import Image
 
 from featpipe.cli import main
@@ -14,7 +13,9 @@ from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import ResultError, UsageError, WeightsError
 from featpipe.evaluation.result import Result
 from featpipe.extract import Extract
+from featpipe.finetune.step import Finetune
 from featpipe.predict import open_predictor, predict
+from featpipe.probes.svm import Svm
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 from tests import images
@@ -35,7 +36,7 @@ def trained(step, context):
 
 @pytest.fixture(
     scope="module",
-    params=[SvmStep(), FinetuneStep(**DIGITS, epochs=2, batch_size=16, dtype="float32")],
+    params=[Svm(), Finetune(**DIGITS, epochs=2, batch_size=16, dtype="float32")],
     ids=["probe", "head"],
 )
 def result(request, context):

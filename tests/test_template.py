@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from featpipe.pipeline import Plan
-from featpipe.pipeline.template import guess_layout, write_recipe
-from featpipe.recipe import read_recipe
-from featpipe.steps.old import Context
 from PIL import Image
 
 from featpipe.errors import DataError, UnknownNameError, UsageError, WeightsError
+from featpipe.steps import Context
+from featpipe.steps.plan import Plan
+from featpipe.steps.recipe import read_recipe
+from featpipe.template import guess_layout, write_recipe
 from featpipe.workspace import Workspace
 
 
