@@ -15,49 +15,34 @@ from featpipe.registry import Registry, did_you_mean
 from featpipe.workspace import user_path
 
 LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
+_DEFAULT: Any = object()  # the option's own default
 
 
-def option(  # noqa: PLR0913 - one keyword per property of an option
-    default: Any = MISSING,
-    *,
-    help: str,
-    choices: tuple[str, ...] | None = None,
-    registry: Registry[Any] | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    check: Callable[[Any], Any] | None = None,
-    affects_result: bool = True,
-    selects_input: bool = False,
-    neutral: Any = MISSING,
-    tunable: bool = False,
-    bound: bool = False,
-    positional: bool = False,
-) -> Any:
-    """Declare an option of a step.
+@dataclass(frozen=True, kw_only=True)
+class OptionSpec:
+    """One option of a step; made by :func:`option`.
 
     Parameters
     ----------
-    default : object
-        Left out: the option is required.
     help : str
         One sentence for ``--help``.
-    choices : tuple of str, optional
+    choices : tuple of str
         The only values allowed.
     registry : Registry, optional
         Must know the name; of ``name:argument``, ``name``.
     minimum, maximum : float, optional
         Smallest and largest number allowed.
     check : callable, optional
-        Reads the value and raises ``UsageError`` where it is wrong; see
-        :mod:`featpipe.steps.grammar`.
+        Reads the value and raises ``UsageError`` where it is wrong, as those in
+        :mod:`featpipe.steps.grammar` do.
     affects_result : bool
         Whether another value may give other numbers.
     selects_input : bool
         Whether the option only says which input is used: the input's own fingerprint is part of
         the identity, so the option need not be.
-    neutral : object, optional
+    neutral : object
         The value that reproduces what the step did before the option existed; such a value is no
-        part of the identity. Default: the option's default.
+        part of the identity. Left out: the default.
     tunable : bool
         Whether the option lists values that the method chooses among (``grid`` in a recipe).
     bound : bool
@@ -65,45 +50,24 @@ def option(  # noqa: PLR0913 - one keyword per property of an option
     positional : bool
         Whether the command line takes it without ``--name``.
     """
-    properties = {
-        "help": help,
-        "choices": choices,
-        "registry": registry,
-        "minimum": minimum,
-        "maximum": maximum,
-        "check": check,
-        "affects_result": affects_result,
-        "selects_input": selects_input,
-        "neutral": default if neutral is MISSING else neutral,
-        "tunable": tunable,
-        "bound": bound,
-        "positional": positional,
-    }
-    if default is MISSING and not bound:
-        return field(metadata=properties)
-    return field(default=None if default is MISSING else default, metadata=properties)
 
-
-@dataclass(frozen=True)
-class OptionSpec:
-    """One option, as the command line and the recipe reader need it; see :func:`option`."""
-
-    name: str
-    type: Any
-    required: bool
-    default: Any
     help: str
-    choices: tuple[str, ...] | None
-    registry: Registry[Any] | None
-    minimum: float | None
-    maximum: float | None
-    check: Callable[[Any], Any] | None
-    affects_result: bool
-    selects_input: bool
-    neutral: Any
-    tunable: bool
-    bound: bool
-    positional: bool
+    choices: tuple[str, ...] = ()
+    registry: Registry[Any] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    check: Callable[[Any], Any] | None = None
+    affects_result: bool = True
+    selects_input: bool = False
+    neutral: Any = _DEFAULT
+    tunable: bool = False
+    bound: bool = False
+    positional: bool = False
+    # What the class it belongs to says.
+    name: str = ""
+    type: Any = str
+    default: Any = None
+    required: bool = False
 
     @property
     def flag(self) -> str:
@@ -123,7 +87,7 @@ class OptionSpec:
 
     def names(self) -> list[str]:
         """Return the values that can be completed."""
-        return self.registry.names() if self.registry else list(self.choices or ())
+        return self.registry.names() if self.registry else list(self.choices)
 
     def parse(self, value: Any) -> Any:
         """Check a value from YAML, the command line or Python and return it in its type.
@@ -134,29 +98,38 @@ class OptionSpec:
             If it is not one; the error's ``option`` is the name of this one.
         """
         try:
-            return self._parse(value)
+            if value == "auto" and self.item_type is int and self.default is None:
+                value = None
+            if value is None:
+                if self.type is _without_none(self.type) and not self.bound:
+                    raise self._wrong(value)
+                return None
+            if not self.many:
+                return self._item(value)
+            items = value if isinstance(value, list | tuple) else [value]
+            if isinstance(value, str):
+                items = [part.strip() for part in value.split(",") if part.strip()]
+            if not items:
+                raise self._wrong(value, "at least one value, or the option left out")
+            return tuple(self._item(item) for item in items)
         except UsageError as error:
             error.option = self.name
             raise
 
-    def _parse(self, value: Any) -> Any:
-        if value == "auto" and self.item_type is int and self.default is None:
-            value = None
-        if value is None:
-            if self.type is _without_none(self.type) and not self.bound:
-                raise self._wrong(value)
-            return None
-        if not self.many:
-            return self._item(value)
-        items = value if isinstance(value, list | tuple) else [value]
-        if isinstance(value, str):
-            items = [part.strip() for part in value.split(",") if part.strip()]
-        if not items:
-            raise self._wrong(value, "at least one value, or the option left out")
-        return tuple(self._item(item) for item in items)
-
     def _item(self, value: Any) -> Any:
-        converted = self._convert(value)
+        kind = self.item_type
+        if isinstance(value, bool) != (kind is bool) or not isinstance(
+            value, str | int | float | Path
+        ):
+            raise self._wrong(value)
+        if isinstance(value, str) and not value.strip():
+            raise self._wrong(value, "a text that is not empty")
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise self._wrong(value)
+        try:
+            converted: Any = user_path(value) if kind is Path else kind(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise self._wrong(value) from None
         if self.registry is not None:
             self.registry.canonical(str(converted).partition(":")[0])
         if self.choices and converted not in self.choices:
@@ -173,23 +146,6 @@ class OptionSpec:
             self.check(converted)
         return converted
 
-    def _convert(self, value: Any) -> Any:
-        kind = self.item_type
-        if kind is bool:
-            if not isinstance(value, bool):
-                raise self._wrong(value)
-            return value
-        if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
-            raise self._wrong(value)
-        if isinstance(value, str) and not value.strip():
-            raise self._wrong(value, "a text that is not empty")
-        if kind is int and isinstance(value, float) and not value.is_integer():
-            raise self._wrong(value)
-        try:
-            return user_path(value) if kind is Path else kind(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise self._wrong(value) from None
-
     def _wrong(self, value: Any, expected: str | None = None) -> UsageError:
         kinds = {int: "a whole number", float: "a number", bool: "true or false"}
         return UsageError(
@@ -199,22 +155,34 @@ class OptionSpec:
         )
 
 
+def option(default: Any = MISSING, **properties: Any) -> Any:
+    """Declare an option of a step; without a default it is required.
+
+    ``properties`` are the parameters of :class:`OptionSpec`.
+    """
+    spec = OptionSpec(**properties)
+    if spec.neutral is _DEFAULT:
+        spec = dataclasses.replace(spec, neutral=default)
+    if default is MISSING and spec.bound:
+        default, spec = None, dataclasses.replace(spec, required=True)
+    return field(default=default, metadata={"spec": spec})
+
+
 def options_of(step: Any) -> dict[str, OptionSpec]:
     """Return the options of a step class, in the order of their definition."""
     known: dict[str, OptionSpec] | None = step.__dict__.get("_options")
     if known is None:
-        hints = get_type_hints(step)
-        known = {
-            item.name: OptionSpec(
-                item.name,
-                hints[item.name],
-                item.default is MISSING or item.metadata["bound"],
-                None if item.default is MISSING else item.default,
-                **item.metadata,
+        hints = get_type_hints(step)  # which takes a millisecond
+        known = step._options = {
+            item.name: dataclasses.replace(
+                item.metadata["spec"],
+                name=item.name,
+                type=hints[item.name],
+                default=None if item.default is MISSING else item.default,
+                required=item.default is MISSING or item.metadata["spec"].required,
             )
             for item in dataclasses.fields(step)
         }
-        step._options = known  # type hints take a millisecond to resolve
     return known
 
 
