@@ -10,6 +10,7 @@ import numpy as np
 
 from featpipe import fingerprint
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
+from featpipe.store.writer import read_blocks
 
 
 def let_files_settle() -> None:
@@ -82,3 +83,8 @@ def sealed(path: Path, what: StoreContent | None = None, **drawing: Any) -> Feat
     with StoreWriter(path, what) as writer:
         writer.append(features(what, **drawing))
         return writer.seal(RUN)
+
+
+def kept_rows(partial: Path) -> int:
+    """Return how many rows an unfinished store has kept."""
+    return sum(facts["rows"] for facts, *_ in read_blocks(partial))

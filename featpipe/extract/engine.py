@@ -205,7 +205,9 @@ def extract_source(
     options = options or ExtractOptions()
     with StoreWriter(path, content_of(source, embedder, options)) as writer:
         if options.on_error == "fail":
-            refuse_skipped(source.ids, writer.journal.skipped)
+            refuse_skipped(source.ids, writer.skipped)
+        if writer.note:
+            progress.note(writer.note)
         first = writer.rows
         label = f"{source.name} {source.split} · {embedder.name}"
         batches = read_batches(source, embedder.preprocessing, options, embedder.batch_size, first)

@@ -1,10 +1,8 @@
 """The feature store: one HDF5 file per dataset split × backbone × preprocessing.
 
-A store is either *being written* (``NAME.h5.partial`` with a journal beside it) or *sealed*
-(``NAME.h5``). Readers see sealed stores only. ``docs/feature-store.md`` documents the layout.
-
-Why it survives a kill: every array is contiguous, rows are flushed and synchronised *before* the
-journal promises them, the journal is replaced atomically, and sealing can be taken back.
+A store is either unfinished (``NAME.h5.partial``, blocks of rows with a checksum each) or sealed
+(``NAME.h5``, written once from the blocks). ``layout`` defines the sealed file, ``writer`` makes
+one, ``reader`` opens one, ``export`` converts one. ``docs/feature-store.md`` documents the format.
 """
 
 from featpipe.store.layout import LOGITS, SCHEMA_VERSION, StoreContent

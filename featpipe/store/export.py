@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featpipe.errors import MissingExtraError, UsageError
+from featpipe.npz import write_npz
 from featpipe.store.reader import FeatureStore
 from featpipe.workspace import atomic_write
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def export_store(store: FeatureStore, target: Path, layer: str | None = None) -> int:
@@ -44,33 +42,29 @@ def export_store(store: FeatureStore, target: Path, layer: str | None = None) ->
     if target.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet")
     rows = np.setdiff1d(np.arange(len(store)), list(store.skipped))
-    features = store.features(layer)[rows].reshape(len(rows), -1)
+    features = np.asarray(store.features(layer)[rows])
+    features = features.reshape(len(rows), math.prod(features.shape[1:]))
+    ids, labels = [store.ids[row] for row in rows], store.labels[rows]
     with atomic_write(target) as temporary:
         if target.suffix == ".npz":
             arrays = {
-                "ids": np.array([store.ids[row] for row in rows], dtype=np.str_),
-                "labels": store.labels[rows],
+                "ids": np.array(ids, dtype=np.str_),
+                "labels": labels,
                 "classes": np.array(store.classes, dtype=np.str_),
                 "features": features,
             }
             if store.logits is not None:
                 arrays["logits"] = store.logits[rows]
-            with temporary.open("wb") as stream:
-                np.savez_compressed(stream, **arrays)
-        elif target.suffix == ".csv":
-            _frame(store, rows, features).to_csv(temporary, index=False)
+            write_npz(temporary, arrays)
+            return len(rows)
+        import pandas as pd  # noqa: PLC0415 - only tables need it
+
+        names = [store.classes[label] if label >= 0 else None for label in labels]
+        columns = [f"f{number}" for number in range(features.shape[1])]
+        table = pd.DataFrame({"id": ids, "label": labels, "class": names})
+        table = table.join(pd.DataFrame(features, columns=columns))
+        if target.suffix == ".csv":
+            table.to_csv(temporary, index=False)
         else:
-            _frame(store, rows, features).to_parquet(temporary, index=False)
+            table.to_parquet(temporary, index=False)
     return len(rows)
-
-
-def _frame(store: FeatureStore, rows: np.ndarray, features: np.ndarray) -> pd.DataFrame:
-    import pandas as pd  # noqa: PLC0415 - only tables need it
-
-    names = [store.classes[label] if label >= 0 else None for label in store.labels[rows]]
-    columns = [f"f{number}" for number in range(features.shape[1])]
-    frame = pd.DataFrame(np.asarray(features), columns=columns)
-    frame.insert(0, "id", [store.ids[row] for row in rows])
-    frame.insert(1, "label", store.labels[rows])
-    frame.insert(2, "class", names)
-    return frame

@@ -1,10 +1,11 @@
-"""The layout of a store: names, schema, and what a store holds."""
+"""The layout of a sealed store: what it holds, under which names, and how it is written."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.errors import StoreError
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOGITS = "logits"
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class StoreContent:
     classes : tuple of str
     shapes : mapping of str to tuple of int
         Shape of one row of each array, ``{"avgpool": (2048,), "logits": (1000,)}``.
-    dtype : str
-        ``"float32"`` or ``"float16"``; logits are always float32.
+    dtype : {"float32", "float16", "uint8"}
+        Type of the features; logits are always float32.
     manifest : mapping
         Everything that changes the numbers; the store's fingerprint is made from it.
     fingerprint : str
@@ -53,81 +53,124 @@ class StoreContent:
     folds: tuple[NDArray[np.int64], ...] = ()
     source_classes: tuple[Sequence[str], Sequence[str]] | None = None
 
-    def dtype_of(self, name: str) -> str:
-        """Return the dtype of an array: only features may be stored in half precision."""
-        return "float32" if name == LOGITS else self.dtype
+    @property
+    def row_dtype(self) -> np.dtype[Any]:
+        """One row of all arrays as a structured type; logits are never of half precision."""
+        return np.dtype(
+            [
+                (name, "float32" if name == LOGITS else self.dtype, shape)
+                for name, shape in self.shapes.items()
+            ]
+        )
 
     @property
-    def n_bytes(self) -> int:
-        """Size of all feature arrays on the disk."""
-        return sum(
-            len(self.labels) * math.prod(shape) * np.dtype(self.dtype_of(name)).itemsize
-            for name, shape in self.shapes.items()
-        )
+    def sealed_bytes(self) -> int:
+        """Upper bound of the size of the sealed file without its run record."""
+        arrays = len(self.labels) * (self.row_dtype.itemsize + self.labels.itemsize)
+        return arrays + len(json.dumps(self.record())) + (1 << 20)  # 60 layers add 60 kB
+
+    def record(self) -> dict[str, Any]:
+        """Return everything but the arrays, as it is stored in JSON."""
+        return {
+            "fingerprint": self.fingerprint,
+            "manifest": dict(self.manifest),
+            "ids": list(self.ids),
+            "classes": list(self.classes),
+            "folds": [np.asarray(rows).tolist() for rows in self.folds],
+            "source_classes": self.source_classes
+            and [list(texts) for texts in self.source_classes],
+        }
 
 
 def partial_path(path: Path) -> Path:
-    """Return where a store lies while it is being written."""
+    """Return the name of a store while it is being written."""
     return path.with_name(path.name + ".partial")
 
 
-def journal_path(path: Path) -> Path:
-    """Return where the journal of an unfinished store lies."""
-    return path.with_name(path.name + ".journal")
+def reserve(path: Path, n_bytes: int) -> None:
+    """Take the bytes of a file from the disk before they are written.
+
+    A full disk shows here rather than in HDF5: a process in which HDF5 could not write what it
+    has to crashes when it ends.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("ab"), path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
 
 
-def undo_path(path: Path) -> Path:
-    """Return where an interrupted sealing finds what it has to put back."""
-    return path.with_name(path.name + ".undo")
+def write_store(
+    path: Path,
+    content: StoreContent,
+    blocks: Iterable[NDArray[np.void]],
+    skipped: Mapping[int, str],
+    run: Mapping[str, Any],
+) -> int:
+    """Write a store from blocks of ``content.row_dtype`` and return how many rows they had.
 
-
-def dataset_name(name: str) -> str:
-    """Return the HDF5 name of an array."""
-    return LOGITS if name == LOGITS else f"features/{name}"
-
-
-def damaged(path: Path, detail: str) -> StoreError:
-    """Make the error of a store that cannot be trusted."""
-    return StoreError(
-        f"The feature store is damaged: {detail}.",
-        where=path,
-        next_step=f"delete it and extract again: rm {str(path)!r}",
-    )
-
-
-def write_content(file: h5py.File, content: StoreContent) -> None:
-    """Write everything that is known before the first batch, and allocate the arrays."""
-    file.attrs["schema"] = SCHEMA_VERSION
-    file.attrs["fingerprint"] = content.fingerprint
-    file["manifest"] = json.dumps(dict(content.manifest), sort_keys=True)
-    file["ids"] = _strings(content.ids)
-    file["labels"] = np.asarray(content.labels, dtype=np.int64)
-    file["classes"] = _strings(content.classes)
-    for number, rows in enumerate(content.folds):
-        file[f"folds/{number}"] = np.asarray(rows, dtype=np.int64)
-    if content.source_classes is not None:
-        for name, values in zip(("ids", "names"), content.source_classes, strict=True):
-            file[f"source_classes/{name}"] = _strings(values)
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # rows then never change the structure
-    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    for name, shape in content.shapes.items():
-        file.create_dataset(
-            dataset_name(name),
-            shape=(len(content.labels), *shape),
-            dtype=content.dtype_of(name),
-            track_times=False,
-            dcpl=plan,
-        )
-
-
-def write_record(file: h5py.File, skipped: Mapping[int, str], run: Mapping[str, Any]) -> None:
-    """Write what is known after the last batch."""
+    Equal content gives equal bytes.
+    """
     rows = sorted(skipped)
-    file["skipped/rows"] = np.array(rows, dtype=np.int64)
-    file["skipped/reasons"] = _strings([skipped[row] for row in rows])
-    file["run"] = json.dumps(dict(run), sort_keys=True)
+    reasons = [skipped[row] for row in rows]
+    record = {**content.record(), "skipped": {"rows": rows, "reasons": reasons}, "run": dict(run)}
+    n_bytes = content.sealed_bytes + len(json.dumps(record))
+    labels = np.asarray(content.labels, dtype=np.int64)
+    reserve(path, n_bytes)
+    with _create_file(path) as file:
+        _create_dataset(file, "labels", labels.shape, labels.dtype)[...] = labels
+        digests = {"labels": hashlib.sha256(labels.tobytes())}
+        for name in content.shapes:
+            row = content.row_dtype[name]
+            _create_dataset(file, f"features/{name}", (len(labels), *row.shape), row.base)
+            digests[f"features/{name}"] = hashlib.sha256()
+        reserve(path, n_bytes)  # once more: creating the file released it
+        n_rows = 0
+        for block in blocks:
+            for name in content.shapes:
+                values = np.ascontiguousarray(block[name])
+                file[f"features/{name}"][n_rows : n_rows + len(block)] = values
+                digests[f"features/{name}"].update(values.data)
+            n_rows += len(block)
+        record["digests"] = {name: digest.hexdigest() for name, digest in digests.items()}
+        text = json.dumps(record, sort_keys=True).encode()
+        # Of a fixed length: HDF5 keeps no checksum of other strings.
+        _create_dataset(file, "record", (), h5py.string_dtype("utf-8", len(text)))[()] = text
+        file.attrs["schema"] = np.int64(SCHEMA_VERSION)
+        file.attrs["seal"] = np.bytes_(hashlib.sha256(text).hexdigest())
+    with path.open("rb+") as raw:  # HDF5 has left what was reserved and not needed
+        raw.truncate(hdf5_size(raw.read(48)))
+    return n_rows
 
 
-def _strings(values: Sequence[str]) -> NDArray[np.object_]:
-    return np.array(list(values), dtype=object).astype(h5py.string_dtype())
+def hdf5_size(head: bytes) -> int:
+    """Return the size of a file of HDF5 1.8 as it is written in the file's first 48 bytes."""
+    return int.from_bytes(head[28:36], "little")
+
+
+def _create_file(path: Path) -> h5py.File:
+    """Create a file in the format of HDF5 1.8, in which every structure has a checksum.
+
+    The default format, of HDF5 1.0, has none, and the library crashes on some damaged files.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    plan = _creation_plan(h5py.h5p.FILE_CREATE)
+    file = h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, plan, access))
+    h5py.h5g.create(file.id, b"features", gcpl=_creation_plan(h5py.h5p.GROUP_CREATE))
+    return file
+
+
+def _create_dataset(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> h5py.Dataset:
+    """Create a contiguous dataset and allocate its bytes: what follows it does not move it."""
+    plan = _creation_plan(h5py.h5p.DATASET_CREATE)
+    plan.set_layout(h5py.h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    return file.create_dataset(name, shape, dtype, track_times=False, dcpl=plan)
+
+
+def _creation_plan(kind: Any) -> Any:
+    plan = h5py.h5p.create(kind)
+    plan.set_obj_track_times(False)  # the time of day would make equal stores differ
+    return plan

@@ -1,55 +1,65 @@
-"""Writing a store so that a kill at any moment loses seconds, never the run."""
+"""Writing a store so that a kill at any moment loses seconds, never the run.
+
+An unfinished store is one file that only grows. Each block is a line with the SHA-256 of its rows,
+behind the SHA-256 of the line itself, and the rows; the first has no rows and says what the store
+will hold. Only blocks whose checksums are right are read back: what is half written is not there.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
+import hashlib
 import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError
-from featpipe.store.disk import explained, only_writer, reserve
-from featpipe.store.journal import Journal, save_undo, undo_sealing
 from featpipe.store.layout import (
+    HDF5_SIGNATURE,
     StoreContent,
-    dataset_name,
-    journal_path,
     partial_path,
-    undo_path,
-    write_content,
-    write_record,
+    reserve,
+    write_store,
 )
 from featpipe.store.reader import FeatureStore
-from featpipe.store.seal import Place, Seal, block_size
 
-_JOURNAL_SECONDS = 2.0  # at most this much work is lost to a kill
-_SLACK_BYTES = 1 << 20  # room for journal and undo file, and for what HDF5 adds to ids and records
-_ID_BYTES = 200  # more than an id, its label and HDF5's bookkeeping take: 60 where ids are short
-_CHECKED_VALUES = 1 << 22  # values looked at in one go when the store is sealed
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing keeps two writers of one store apart
+    fcntl = None  # type: ignore[assignment]
+
+_SYNC_SECONDS = 2.0  # at most this much work is lost to a power failure
+_LONGEST_LINE = 1 << 24
 
 
 class StoreWriter:
     """Writes one store, row after row, and seals it when every row is there.
 
-    Opening a path whose unfinished store has the same fingerprint continues it; an unfinished
-    store of another fingerprint cannot be at the same path unless it is damaged, and is begun
-    anew.
+    Opening a path whose unfinished store is of the same content continues after the last
+    undamaged block.
 
     Parameters
     ----------
     path : Path
-        Where the sealed store will stand.
+        Where the sealed store will be.
     content : StoreContent
+
+    Attributes
+    ----------
+    rows : int
+        Rows written so far, those of interrupted runs included.
+    skipped : dict of int to str
+        Rows among them that have no image, with the reason.
+    note : str
+        What of an unfinished store could not be used and why; empty where all could.
 
     Raises
     ------
@@ -60,68 +70,86 @@ class StoreWriter:
     def __init__(self, path: Path, content: StoreContent) -> None:
         self.path = path
         self.content = content
-        with explained(path), contextlib.ExitStack() as stack:
+        self.rows = 0
+        self.skipped: dict[int, str] = {}
+        self.note = ""
+        self._partial = partial_path(path)
+        self._sealing = path.with_name(path.name + ".sealing")
+        self._is_sealed = False  # the unfinished file only lacks its name
+        self._synced_at = self._opened_at = time.monotonic()
+        with translate_os_errors(path), contextlib.ExitStack() as stack:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(only_writer(path))
-            journal = Journal.read(path)
-            file = None if journal is None else self._resume(journal)
-            if file is None or journal is None:
-                journal = Journal(content.fingerprint)
-                try:
-                    file = self._create(journal)
-                except BaseException:
-                    partial_path(path).unlink()  # a store that cannot be begun leaves nothing
-                    raise
-            self._file, self.journal = file, journal
-            self._lock = stack.pop_all()
-        self.rows = journal.rows
-        self._promised_at = time.monotonic()
-        self._opened_at = time.monotonic() - journal.seconds
-
-    def _resume(self, journal: Journal) -> h5py.File | None:
-        """Open the unfinished store, or return ``None`` where there is nothing to continue."""
-        of_this_store = journal.fingerprint == self.content.fingerprint
-        if not of_this_store or not 0 < journal.rows <= len(self.content.labels):
-            return None  # before the first promise nothing about the file is sure
-        try:
-            undo_sealing(self.path)
-            file = h5py.File(partial_path(self.path), "r+", locking=False)
-            if file.attrs["fingerprint"] == self.content.fingerprint and all(
-                file[dataset_name(name)].shape == (len(self.content.labels), *shape)
-                for name, shape in self.content.shapes.items()
+            self._stream = stack.enter_context(self._partial.open("ab", buffering=0))
+            _lock(self._stream)
+            if not self._partial.exists() or not os.path.samestat(
+                self._partial.stat(), os.fstat(self._stream.fileno())
             ):
-                return file
-        except (OSError, ValueError, KeyError, RuntimeError):
-            return None  # damaged by something else than a kill: only a new start is sure
-        file.close()
-        return None
+                raise BlockingIOError(f"{self._partial} was sealed this moment")
+            self._sealing.unlink(missing_ok=True)
+            try:
+                self._resume()
+                if not self._is_sealed:
+                    self._check_space()
+            except BaseException:
+                if not self.rows:
+                    self._partial.unlink()  # a store that cannot be started leaves nothing behind
+                raise
+            stack.pop_all()
 
-    def _create(self, journal: Journal) -> h5py.File:
-        content = self.content
+    def _resume(self) -> None:
+        """Take over what an interrupted run left behind, or write the first block."""
+        with self._partial.open("rb") as file:
+            if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+                with contextlib.suppress(StoreError):
+                    store = FeatureStore(self._partial)
+                    if store.fingerprint == self.content.fingerprint:
+                        self.rows, self.skipped, self._is_sealed = len(store), store.skipped, True
+                        return
+        size = self._partial.stat().st_size
+        described = [
+            self.content.fingerprint,
+            len(self.content.labels),
+            str(self.content.row_dtype.descr),
+        ]
+        kept = 0
+        for facts, _, end in read_blocks(self._partial):
+            if not kept and facts.get("content") != described:
+                break
+            self.rows += facts["rows"]
+            self.skipped |= {int(row): reason for row, reason in facts["skipped"].items()}
+            self._opened_at = self._synced_at - facts["seconds"]
+            kept = end
+        if kept < size:
+            self.note = (
+                f"{size - kept} of {size} bytes of {self._partial} are incomplete, damaged or of "
+                f"another store; continuing at row {self.rows}"
+            )
+            self._stream.truncate(kept)
+        if not kept:
+            self._write_block(0, {}, b"", content=described)
+            _sync_folder(self.path.parent)
+
+    def _check_space(self) -> None:
+        """Refuse to start where the disk cannot hold the rows and the sealed file beside them."""
+        size = self._partial.stat().st_size
+        blocks = (len(self.content.labels) - self.rows) * self.content.row_dtype.itemsize
+        sealed = self.content.sealed_bytes
         free = shutil.disk_usage(self.path.parent).free
-        needed = content.n_bytes + _ID_BYTES * len(content.labels) + _SLACK_BYTES
-        if free < needed:
+        if free < blocks + sealed:
             raise StoreError(
                 "Too little disk space for this feature store.",
                 where=self.path.parent,
-                expected=f"{needed / 1e6:.1f} MB free",
+                expected=f"{(blocks + sealed) / 1e6:.1f} MB free: {blocks / 1e6:.1f} MB for rows "
+                f"while they are collected and {sealed / 1e6:.1f} MB for the finished file",
                 got=f"{free / 1e6:.1f} MB free",
                 next_step="free some space, add --dtype float16, or name another --workspace",
             )
-        undo_path(self.path).unlink(missing_ok=True)
-        reserve(partial_path(self.path), needed - _SLACK_BYTES)
-        block = block_size(len(content.shapes))
-        file = h5py.File(partial_path(self.path), "w", userblock_size=block, locking=False)
-        try:
-            write_content(file, content)
-            file.flush()
-            reserve(partial_path(self.path))  # once more: opening for writing gave all back
-            journal.write(self.path)
-        except BaseException:
-            with contextlib.suppress(OSError, RuntimeError):
-                file.close()
-            raise
-        return file
+        try:  # a quota, or a limit on the size of files, shows now as well, not after hours
+            reserve(self._partial, size + blocks)
+            reserve(self._sealing, sealed)
+        finally:
+            self._stream.truncate(size)
+            self._sealing.unlink(missing_ok=True)
 
     def append(
         self, arrays: Mapping[str, NDArray[Any]], skipped: Mapping[int, str] | None = None
@@ -141,120 +169,116 @@ class StoreWriter:
             If a shape is wrong, a value is not finite, or the disk is full.
         """
         skipped = dict(skipped or {})
-        count = len(next(iter(arrays.values())))
+        block = np.zeros(len(next(iter(arrays.values()))), self.content.row_dtype)
         for name, shape in self.content.shapes.items():
-            if arrays[name].shape != (count, *shape):
+            if arrays[name].shape != (len(block), *shape):
                 raise StoreError(
                     f"The backbone gave another shape for {name!r} than it announced.",
-                    expected=(count, *shape),
+                    expected=(len(block), *shape),
                     got=arrays[name].shape,
                 )
-            self._check_finite(name, arrays[name], skipped)
-        empty = [row - self.rows for row in skipped]
-        with explained(self.path):
-            for name in self.content.shapes:
-                values = arrays[name].astype(self.content.dtype_of(name))  # a copy, to be changed
-                values[empty] = 0
-                self._file[dataset_name(name)][self.rows : self.rows + count] = values
-        self.journal.skipped.update(skipped)
-        self.rows += count
-        if time.monotonic() - self._promised_at > _JOURNAL_SECONDS:
-            self.promise()
+            with np.errstate(over="ignore"):  # said below, with the image's name
+                block[name] = arrays[name]
+            block[name][[row - self.rows for row in skipped]] = 0
+            finite = np.isfinite(block[name]).all(axis=tuple(range(1, block[name].ndim)))
+            if not finite.all():
+                place = int(np.argmin(finite))
+                row = self.rows + place
+                raise StoreError(
+                    f"The features {name!r} of image {self.content.ids[row]!r} are not finite.",
+                    where=f"row {row}",
+                    next_step="use --dtype float32: the values overflow float16"
+                    if np.isfinite(arrays[name][place]).all()
+                    else "check the weights file: the network itself gave NaN or infinity",
+                )
+        with translate_os_errors(self.path):
+            self._write_block(len(block), skipped, block.tobytes())
+        self.skipped |= skipped
+        self.rows += len(block)
+        if time.monotonic() - self._synced_at > _SYNC_SECONDS:
+            self.sync()
 
-    def _check_finite(self, name: str, values: NDArray[Any], skipped: Mapping[int, str]) -> None:
-        with np.errstate(over="ignore"):  # said below, with the image's name
-            stored = values.astype(self.content.dtype_of(name), copy=False)
-        finite = _finite_rows(stored)
-        finite[[row - self.rows for row in skipped]] = True
-        if not finite.all():
-            row = self.rows + int(np.argmin(finite))
-            overflow = np.isfinite(values).all()
-            raise StoreError(
-                f"The features {name!r} of image {self.content.ids[row]!r} are not finite.",
-                where=f"row {row}",
-                next_step="use --dtype float32: the values overflow float16"
-                if overflow
-                else "check the weights file: the network itself gave NaN or infinity",
-            )
+    def _write_block(self, n: int, skipped: Mapping[int, str], rows: bytes, **more: Any) -> None:
+        """Append a block to the unfinished file, or nothing."""
+        facts = {
+            "first": self.rows,
+            "rows": n,
+            "n_bytes": len(rows),
+            "sha256": hashlib.sha256(rows).hexdigest(),
+            "skipped": skipped,
+            "seconds": self.seconds,
+        }
+        line = json.dumps({**facts, **more}).encode() + b"\n"
+        left = memoryview(hashlib.sha256(line).hexdigest().encode() + b" " + line + rows)
+        end = os.fstat(self._stream.fileno()).st_size
+        try:
+            while left:  # a disk that is almost full takes a part, then fails
+                left = left[self._stream.write(left) :]
+        except BaseException:
+            self._stream.truncate(end)
+            raise
 
     @property
     def seconds(self) -> float:
         """Seconds spent on this store, interrupted runs included."""
         return time.monotonic() - self._opened_at
 
-    def promise(self) -> None:
-        """Flush and synchronise what was appended, then let the journal promise it."""
-        with explained(self.path):
-            self._file.flush()
-            os.fsync(self._file.id.get_vfd_handle())
-            self.journal.rows = self.rows
-            self.journal.seconds = self.seconds
-            self.journal.write(self.path)
-        self._promised_at = time.monotonic()
+    def sync(self) -> None:
+        """Wait until everything that was appended is on the disk."""
+        with translate_os_errors(self.path):
+            os.fsync(self._stream.fileno())
+        self._synced_at = time.monotonic()
 
     def seal(self, run: Mapping[str, Any]) -> FeatureStore:
-        """Check that every row is there and finite, then give the store its name.
+        """Write the HDF5 file from the blocks, then give it the store's name.
 
         Parameters
         ----------
         run : mapping
             When, where and how fast it was made; not part of the fingerprint.
+
+        Raises
+        ------
+        StoreError
+            If rows are missing or were damaged on the disk, or the disk is full.
         """
-        if self.rows != len(self.content.labels):
-            raise StoreError(
-                "The store cannot be sealed: rows are missing.",
-                where=self.path,
-                expected=f"{len(self.content.labels)} rows",
-                got=f"{self.rows} rows",
-            )
-        self.promise()
-        with explained(self.path):
-            self._check_stored()
-            save_undo(self.path, self._places().values())
-            texts = [json.dumps(dict(run)), *self.journal.skipped.values()]
-            reserve(partial_path(self.path), 4 * sum(map(len, texts)) + _SLACK_BYTES // 16)
-            write_record(self._file, self.journal.skipped, run)
-            self._file.flush()
-            places, block = self._places(), self._file.userblock_size
-            self._file.close()
-            Seal.of(partial_path(self.path), places, block).write(partial_path(self.path))
-            partial_path(self.path).replace(self.path)
-            undo_path(self.path).unlink()
-            journal_path(self.path).unlink()
-            for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*.tmp"):
-                left.unlink()  # of a journal that a kill kept from getting its name
+        rows = self.rows
+        with translate_os_errors(self.path), contextlib.ExitStack() as stack:
+            if rows == len(self.content.labels) and not self._is_sealed:
+                stack.callback(self._sealing.unlink, missing_ok=True)
+                blocks = (
+                    np.frombuffer(content, self.content.row_dtype)
+                    for _, content, _ in read_blocks(self._partial)
+                )
+                rows = write_store(self._sealing, self.content, blocks, self.skipped, run)
+            if rows != len(self.content.labels):
+                raise StoreError(
+                    "The store cannot be sealed: rows are missing or damaged.",
+                    where=self._partial,
+                    expected=f"{len(self.content.labels)} rows",
+                    got=f"{rows} rows",
+                    next_step="run the same command again: it continues there",
+                )
+            if not self._is_sealed:
+                sealed = stack.enter_context(self._sealing.open("rb+"))
+                _lock(sealed)  # a writer that finds it under the unfinished name has to wait
+                os.fsync(sealed.fileno())
+                FeatureStore(self._sealing).verify()
+                # The rows are replaced first: no kill then leaves them beside the sealed store.
+                self._sealing.replace(self._partial)
+                _sync_folder(self.path.parent)
+            self._partial.replace(self.path)
+            _sync_folder(self.path.parent)
         self.close()
         return FeatureStore(self.path)
 
-    def _places(self) -> dict[str, Place]:
-        names = [dataset_name(name) for name in self.content.shapes]
-        return {name: Place.of(self._file[name]) for name in names}
-
-    def _check_stored(self) -> None:
-        """Prove on the file itself that every row is finite, resumed ones included."""
-        for name, shape in self.content.shapes.items():
-            dataset = self._file[dataset_name(name)]
-            step = max(1, _CHECKED_VALUES // math.prod(shape))
-            for start in range(0, len(dataset), step):
-                finite = _finite_rows(dataset[start : start + step])
-                if not finite.all():
-                    row = start + int(np.argmin(finite))
-                    raise StoreError(
-                        f"The store cannot be sealed: row {row} of {name!r} is not finite.",
-                        where=partial_path(self.path),
-                        next_step=f"delete this file and extract again: "
-                        f"rm {str(partial_path(self.path))!r}",
-                    )
-
     def close(self) -> None:
-        """Promise what was appended and release the file; an unsealed store stays unfinished."""
-        if self._file:
-            # Where the disk is full neither can work; the error that led here was already said.
+        """Wait until what was appended is on the disk; an unsealed store stays unfinished."""
+        if not self._stream.closed:
+            # Where the disk is full this cannot work; the error that led here was already raised.
             with contextlib.suppress(StoreError):
-                self.promise()
-            with contextlib.suppress(OSError, RuntimeError):
-                self._file.close()
-        self._lock.close()
+                self.sync()
+            self._stream.close()
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -263,5 +287,57 @@ class StoreWriter:
         self.close()
 
 
-def _finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
+    """Yield the facts and rows of the blocks of an unfinished store, and where each ends.
+
+    The first block that is damaged or out of order ends it.
+    """
+    n_rows = 0
+    with partial.open("rb") as file:
+        while line := file.readline(_LONGEST_LINE):
+            digest, _, body = line.partition(b" ")
+            if hashlib.sha256(body).hexdigest().encode() != digest:
+                return
+            facts = json.loads(body)
+            rows = file.read(facts["n_bytes"])
+            if facts["first"] != n_rows or hashlib.sha256(rows).hexdigest() != facts["sha256"]:
+                return
+            n_rows += facts["rows"]
+            yield facts, rows, file.tell()
+
+
+@contextlib.contextmanager
+def translate_os_errors(path: Path) -> Iterator[None]:
+    """Turn an operating-system error into one that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # HDF5 raises either
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreError(
+                "The disk is full; what was written so far is kept.",
+                where=path.parent,
+                next_step="free some space and run the same command again: it continues",
+            ) from error
+        if isinstance(error, BlockingIOError):
+            raise StoreError(
+                "Another process is writing this store.",
+                where=path,
+                next_step="wait for it, or stop it and run the same command again",
+            ) from error
+        raise StoreError(f"The store cannot be written: {error}", where=path) from error
+
+
+def _lock(file: BinaryIO) -> None:
+    """Let no other process write this store until the file is closed."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -25,9 +25,8 @@ from featpipe.extract.engine import ExtractOptions, extract_source
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore
-from featpipe.store.journal import Journal
 from featpipe.workspace import Workspace
-from tests import images
+from tests import images, making
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -297,9 +296,7 @@ def test_fail_keeps_the_rows_so_far_and_says_what_to_do(extract: Any, broken: Pa
     assert caught.value.details["where"] == str(broken / "bee" / "2.png")
     assert "--on-error skip" in caught.value.details["next"]
     (partial,) = broken.parent.rglob("*.h5.partial")
-    journal = Journal.read(partial.with_suffix(""))
-    assert journal is not None
-    assert journal.rows == 6
+    assert making.kept_rows(partial) == 6
     outcome = extract(dataset=f"folder:{broken}", batch_size=3, on_error="skip")
     assert not partial.exists()
     assert sorted(only_store(outcome).skipped) == [6, 8]
@@ -361,9 +358,7 @@ def test_ctrl_c_and_again_gives_the_same_features(weights: Path, tmp_path: Path,
     whole = extract_source(source, backbone, tmp_path / "whole.h5", options)
     with pytest.raises(KeyboardInterrupt):
         extract_source(Stopping(source, at), backbone, tmp_path / "a.h5", options)
-    journal = Journal.read(tmp_path / "a.h5")
-    assert journal is not None
-    assert journal.rows == at // 4 * 4
+    assert making.kept_rows(tmp_path / "a.h5.partial") == at // 4 * 4
     events: list[Event] = []
     store = extract_source(
         source, backbone, tmp_path / "a.h5", options, progress=Progress(events.append)
@@ -386,9 +381,8 @@ def test_a_killed_run_continues(
     try:
         while process.poll() is None and not rows:
             time.sleep(0.02)
-            for file in (tmp_path / "work").rglob("*.journal"):
-                journal = Journal.read(file.with_suffix(""))
-                rows = journal.rows if journal else 0
+            for file in (tmp_path / "work").rglob("*.h5.partial"):
+                rows = making.kept_rows(file)
     finally:
         process.send_signal(by)
     assert process.wait() == -by

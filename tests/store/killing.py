@@ -1,7 +1,9 @@
 """Kill a writer again and again; run as a script, so that only this process is ever forked.
 
-Usage: python killing.py FOLDER KILLS SEED. Prints one JSON line: what the kills met. Exits with
-a traceback as soon as a promised row is wrong or an unfinished store is taken for a sealed one.
+Usage: python killing.py FOLDER (random KILLS SEED | lines STEP). Kills at random moments, or at
+every STEP-th line that the store's own modules execute. Prints one JSON line: what the kills met.
+Exits with a traceback as soon as a kept row is wrong, an unfinished store is taken for a sealed
+one, or a run that continues does not end in the very bytes of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,20 +25,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import featpipe.store.writer as writing
 from featpipe.errors import StoreError
 from featpipe.store import FeatureStore, StoreWriter
-from featpipe.store.journal import Journal
+from featpipe.store.layout import partial_path
 from tests import making
 
 CONTENT = making.content(n=200, dims=64, n_logits=7)
 ARRAYS = making.features(CONTENT)
 SKIPPED = {row: f"image {row} is damaged" for row in (3, 77, 199)}
+STORE_MODULES = str(Path(writing.__file__).parent)
 
 
-def write(path: Path) -> None:
-    """Write the store ten rows at a time, promising each time, and seal it."""
-    writing._JOURNAL_SECONDS = 0.0
+def write(path: Path, step: int = 10) -> None:
+    """Write the store some rows at a time, waiting for the disk each time, and seal it."""
+    writing._SYNC_SECONDS = 0.0
     with StoreWriter(path, CONTENT) as writer:
         while writer.rows < len(CONTENT.labels):
-            rows = range(writer.rows, writer.rows + 10)
+            rows = range(writer.rows, min(writer.rows + step, len(CONTENT.labels)))
             writer.append(
                 {name: values[rows.start : rows.stop] for name, values in ARRAYS.items()},
                 {row: why for row, why in SKIPPED.items() if row in rows},
@@ -47,16 +52,18 @@ def check_rows(arrays: dict[str, np.ndarray], n: int) -> None:
     for name, values in arrays.items():
         wanted = ARRAYS[name].copy()
         wanted[list(SKIPPED)] = 0
-        np.testing.assert_array_equal(values[:n], wanted[:n])
+        np.testing.assert_array_equal(values, wanted[:n])
 
 
 def check(path: Path) -> str:
     """Check what a kill left behind and say what it was."""
+    partial = partial_path(path)
     if path.exists():
         store = FeatureStore(path)
         store.verify()
         check_rows({"avgpool": store.features(), "logits": store.logits}, len(store))
         assert store.skipped == SKIPPED
+        assert not partial.exists()
         return "sealed"
     try:
         FeatureStore(path)
@@ -64,47 +71,83 @@ def check(path: Path) -> str:
         pass
     else:
         raise AssertionError("an unfinished store was opened")
-    journal = Journal.read(path)
-    if journal is None or not journal.rows:
-        return "nothing promised"
+    if not partial.exists():
+        return "nothing kept"
+    blocks = [np.frombuffer(rows, CONTENT.row_dtype) for _, rows, _ in writing.read_blocks(partial)]
+    kept = np.concatenate([np.empty(0, CONTENT.row_dtype), *blocks])
+    check_rows({name: kept[name] for name in ARRAYS}, len(kept))
+    sealed = partial.read_bytes().startswith(b"\x89HDF")
     with StoreWriter(path, CONTENT) as writer:
-        assert writer.rows >= journal.rows, (writer.rows, journal.rows)
-        check_rows(
-            {
-                name: writer._file[f"{group}{name}"][()]
-                for name, group in (("avgpool", "features/"), ("logits", ""))
-            },
-            writer.rows,
-        )
-    return "sealing" if journal.rows == len(CONTENT.labels) else "rows promised"
+        assert writer.rows == (len(CONTENT.labels) if sealed else len(kept))
+        assert writer.skipped == {row: why for row, why in SKIPPED.items() if row < writer.rows}
+    if sealed:
+        return "sealed without its name"
+    if len(kept) == len(CONTENT.labels):
+        return "sealing"
+    return "rows kept" if len(kept) else "nothing kept"
 
 
-def main(folder: Path, kills: int, seed: int) -> None:
-    """Kill at moments spread evenly over the time that one undisturbed run takes."""
+def kill_and_continue(path: Path, child: Callable[[], Any], seconds: float | None) -> str:
+    """Run a child that is killed after some seconds, or kills itself, and repair what it left."""
+    process = os.fork()
+    if process == 0:
+        child()
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    met = check(path)
+    if met != "sealed":
+        write(path)
+    assert check(path) == "sealed"
+    assert path.read_bytes() == path.with_name("whole.h5").read_bytes()
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.name, "whole.h5"]
+    path.unlink()
+    return met
+
+
+def at_line(target: int, work: Callable[[], Any]) -> int:
+    """Do some work, killed at the ``target``-th line of the store's modules; return the lines."""
+    lines = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.startswith(STORE_MODULES):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == target:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    work()
+    sys.settrace(None)
+    return lines
+
+
+def main(folder: Path, mode: str, number: int, seed: int = 0) -> None:
+    """Kill at moments spread over the time, or at lines spread over the work, of one run."""
     start = time.perf_counter()
     write(folder / "whole.h5")
     whole = time.perf_counter() - start
-    rng = np.random.default_rng(seed)
+    path = folder / "a.h5"
     met: Counter[str] = Counter()
-    for number in range(kills):
-        path = folder / f"{number}.h5"
-        child = os.fork()
-        if child == 0:
-            write(path)
-            os._exit(0)
-        # Half of the kills fall into the last third, where sealing happens.
-        time.sleep(rng.uniform(0 if number % 2 else 0.65 * whole, whole))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        met[check(path)] += 1
-        write(path)
-        assert check(path) == "sealed"
-        left = sorted(
-            p.name for p in folder.iterdir() if p.name.lstrip(".").startswith(f"{number}.")
-        )
-        assert left == [path.name], left
+    if mode == "random":
+        rng = np.random.default_rng(seed)
+        for kill in range(number):
+            # Half of the kills fall into the last third, where sealing happens.
+            seconds = rng.uniform(0 if kill % 2 else 0.65 * whole, whole)
+            met[kill_and_continue(path, lambda: write(path), seconds)] += 1
+    else:
+        lines = at_line(0, lambda: write(path, step=100))
+        path.unlink()
+        for line in range(1, lines + 1, number):
+            child = lambda line=line: at_line(line, lambda: write(path, step=100))  # noqa: E731
+            met[kill_and_continue(path, child, None)] += 1
     print(json.dumps(met))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

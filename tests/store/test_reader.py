@@ -1,0 +1,392 @@
+"""A damaged store is refused with one clear error; it never gives a wrong number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from featpipe.errors import StoreError
+from featpipe.store import FeatureStore, scan_stores
+from tests import making
+from tests.store.damage import DAMAGE, damage, relaxed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    what = making.content(n=40, n_logits=5, folds=(np.array([1, 2, 3]),))
+    return making.sealed(tmp_path_factory.mktemp("whole") / "a.h5", what).path
+
+
+def everything(store: FeatureStore) -> list[Any]:
+    return [
+        store.ids,
+        store.labels.tolist(),
+        store.classes,
+        [fold.tolist() for fold in store.folds],
+        store.source_classes,
+        store.manifest,
+        store.fingerprint,
+        store.run,
+        store.skipped,
+        store.layers,
+        store.features().dtype,
+        store.features().tolist(),
+        store.logits.tolist(),
+    ]
+
+
+def check_damage(whole: Path, folder: Path, how: tuple[Any, ...]) -> None:
+    """Damage is found, or it hit a byte that HDF5 does not use and changes nothing."""
+    path = folder / "damaged.h5"
+    path.write_bytes(damage(whole.read_bytes(), how))
+    try:
+        store = FeatureStore(path)
+        store.verify()
+    except StoreError as error:
+        where = error.details["where"]
+    else:
+        where = str(path)
+        assert path.stat().st_size == whole.stat().st_size
+        assert everything(store) == everything(FeatureStore(whole))
+    assert where == str(path)
+
+
+@settings(relaxed, max_examples=60)
+@given(how=DAMAGE)
+def test_every_damage_is_found(whole: Path, tmp_path_factory: Any, how: tuple[Any, ...]) -> None:
+    check_damage(whole, whole.parent, how)
+
+
+@pytest.mark.long
+@settings(relaxed, max_examples=500)
+@given(how=DAMAGE)
+def test_every_damage_is_found_long(whole: Path, how: tuple[Any, ...]) -> None:
+    check_damage(whole, whole.parent, how)
+
+
+def test_opening_alone_finds_what_is_not_a_feature(whole: Path, tmp_path: Path) -> None:
+    """Only the bytes of the features, which are too many to read each time, wait for verify."""
+    content = whole.read_bytes()
+    wanted = everything(FeatureStore(whole))
+    arrays = {}
+    with h5py.File(whole) as file:
+        for name in ("features/avgpool", "features/logits"):
+            start = file[name].id.get_offset()
+            arrays[name] = range(start, start + file[name].nbytes)
+    path = tmp_path / "a.h5"
+    unused = []
+    for place in range(0, len(content), 13):
+        path.write_bytes(damage(content, ("flip", (place + 0.5) / len(content), 3)))
+        hit = [name for name, array in arrays.items() if place in array]
+        if hit:
+            assert everything(FeatureStore(path))[:-2] == wanted[:-2]
+            with pytest.raises(StoreError, match=f"the content of {hit[0]} changed"):
+                FeatureStore(path).verify()
+            continue
+        try:
+            assert everything(FeatureStore(path)) == wanted
+        except StoreError:
+            continue
+        unused.append(place)
+    assert not unused or max(unused) - min(unused) < 2048  # the rest of HDF5's block of metadata
+
+
+def foreign_hdf5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["labels"] = np.arange(3)
+
+
+def another_schema(path: Path) -> None:
+    making.sealed(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema"] = np.int64(99)
+
+
+def of_featpipe_0_1(path: Path) -> None:
+    path.write_bytes(b'featpipe feature store\n{"schema": 1}\n'.ljust(4096, b"\0") + b"\x89HDF")
+
+
+def without_seal(path: Path) -> None:
+    making.sealed(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["seal"]
+
+
+def unfinished(path: Path) -> None:
+    making.StoreWriter(path, making.content()).close()
+
+
+def renamed_unfinished(path: Path) -> None:
+    unfinished(path)
+    path.with_name(path.name + ".partial").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda path: None, "no such feature store"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_bytes(b""), "not a sealed feature store"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" * 99), "not a sealed feature store"),
+        (lambda path: path.write_text("id,label\n1,2\n"), "not a sealed feature store"),
+        (foreign_hdf5, "not a sealed feature store"),
+        (without_seal, "not a sealed feature store"),
+        (another_schema, "another schema"),
+        (of_featpipe_0_1, "written by featpipe 0.1"),
+        (unfinished, "unfinished"),
+        (renamed_unfinished, "not a sealed feature store"),
+        (
+            lambda path: path.write_bytes(making.sealed(path).path.read_bytes()[:-1]),
+            "bytes instead",
+        ),
+    ],
+)
+def test_what_is_no_store_is_refused_by_name(tmp_path: Path, make: Any, says: str) -> None:
+    path = tmp_path / "a.h5"
+    make(path)
+    with pytest.raises(StoreError, match=says) as caught:
+        FeatureStore(path)
+    assert caught.value.details["where"] == str(path)
+
+
+def test_a_file_of_the_users_is_never_said_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "a.h5").write_text("my only copy")
+    with pytest.raises(StoreError) as caught:
+        FeatureStore(tmp_path / "a.h5")
+    assert "rm" not in caught.value.details["next"]
+
+
+def replace_array(file: h5py.File, record: dict[str, Any], name: str, values: np.ndarray) -> None:
+    """Put another array under a name, with its digest."""
+    del file[name]
+    file[name] = values
+    record["digests"][name] = hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+
+
+def replace_dataset(create: Callable[[h5py.File, h5py.Dataset], None]) -> Callable[..., None]:
+    """Return a change that creates the features in another manner."""
+
+    def change(file: h5py.File, _: dict[str, Any]) -> None:
+        old = file["features/avgpool"]
+        file["moved"] = old
+        del file["features/avgpool"]
+        create(file, old)
+
+    return change
+
+
+def external_bytes(file: h5py.File, old: h5py.Dataset) -> None:
+    outside = Path(file.filename).with_name("outside.bin")
+    outside.write_bytes(old[()].tobytes())
+    file.create_dataset(
+        "features/avgpool", old.shape, old.dtype, external=[(str(outside), 0, old.nbytes)]
+    )
+
+
+def virtual(file: h5py.File, old: h5py.Dataset) -> None:
+    layout = h5py.VirtualLayout(old.shape, old.dtype)
+    layout[...] = h5py.VirtualSource(file.filename, "moved", old.shape)
+    file.create_virtual_dataset("features/avgpool", layout)
+
+
+def external_link(file: h5py.File, _: h5py.Dataset) -> None:
+    file["features/avgpool"] = h5py.ExternalLink("another.h5", "features/avgpool")
+
+
+def external_group(file: h5py.File, _: dict[str, Any]) -> None:
+    file.move("features", "moved")
+    file["features"] = h5py.ExternalLink(file.filename, "moved")
+
+
+def soft_link(file: h5py.File, _: h5py.Dataset) -> None:
+    file["features/avgpool"] = h5py.SoftLink("/moved")
+
+
+def compressed(file: h5py.File, old: h5py.Dataset) -> None:
+    file.create_dataset("features/avgpool", data=old[()], compression="gzip")
+
+
+def objects(file: h5py.File, old: h5py.Dataset) -> None:
+    file.create_dataset("features/avgpool", old.shape, h5py.string_dtype())
+
+
+def never_written(file: h5py.File, old: h5py.Dataset) -> None:
+    file.create_dataset("features/avgpool", old.shape, old.dtype)
+
+
+def group(file: h5py.File, _: h5py.Dataset) -> None:
+    file.create_group("features/avgpool")
+
+
+def null_space(file: h5py.File, _: h5py.Dataset) -> None:
+    file["features/avgpool"] = h5py.Empty("float32")
+
+
+def array(name: str, make: Callable[[np.ndarray], np.ndarray]) -> Callable[..., None]:
+    return lambda file, record: replace_array(file, record, name, make(file[name][()]))
+
+
+def entry(name: str, make: Callable[[Any], Any]) -> Callable[..., None]:
+    def change(_: h5py.File, record: dict[str, Any]) -> None:
+        *parts, last = name.split("/")
+        for part in parts:
+            record = record[part]
+        record[last] = make(record.get(last))
+
+    return change
+
+
+FEATURES, LOGITS = "features/avgpool", "features/logits"
+FORGED = {
+    "external bytes": replace_dataset(external_bytes),
+    "virtual dataset": replace_dataset(virtual),
+    "external link": replace_dataset(external_link),
+    "external group": external_group,
+    "soft link": replace_dataset(soft_link),
+    "compressed": replace_dataset(compressed),
+    "objects": replace_dataset(objects),
+    "never written": replace_dataset(never_written),
+    "group": replace_dataset(group),
+    "null dataspace": replace_dataset(null_space),
+    "float64": array(FEATURES, lambda x: x.astype("float64")),
+    "int32": array(FEATURES, lambda x: x.astype("int32")),
+    "big-endian": array(FEATURES, lambda x: x.astype(">f4")),
+    "complex": array(FEATURES, lambda x: x.astype("complex64")),
+    "structured": array(FEATURES, lambda x: x.view([("a", "f4")])),
+    "too few rows": array(FEATURES, lambda x: x[1:]),
+    "one dimension": array(FEATURES, lambda x: x[:, 0]),
+    "half logits": array(LOGITS, lambda x: x.astype("float16")),
+    "too few logits": array(LOGITS, lambda x: x[:, 1:]),
+    "labels of another type": array("labels", lambda x: x.astype("int32")),
+    "labels of a class too many": array("labels", lambda x: x + 1),
+    "labels below -1": array("labels", lambda x: x - 2),
+    "labels of two dimensions": array("labels", lambda x: x[:, None]),
+    "a label too many": array("labels", lambda x: np.append(x, 0)),
+    "no digest of labels": entry("digests", lambda d: {k: d[k] for k in d if k != "labels"}),
+    "no digests": entry("digests", lambda _: None),
+    "no features": entry("digests", lambda d: {"labels": d["labels"]}),
+    "an id too few": entry("ids", lambda x: x[1:]),
+    "ids as one text": entry("ids", lambda x: "x" * len(x)),
+    "a number as id": entry("ids", lambda x: [1, *x[1:]]),
+    "a number as class": entry("classes", lambda x: [*x, 7]),
+    "no classes": entry("classes", lambda _: None),
+    "a fold behind the end": entry("folds", lambda _: [[0, 40]]),
+    "a fold before the start": entry("folds", lambda _: [[-1]]),
+    "a fold of fractions": entry("folds", lambda _: [[0.5]]),
+    "a fold of folds": entry("folds", lambda _: [[[1], [2]]]),
+    "a fold that is a number": entry("folds", lambda _: [1]),
+    "skipped behind the end": entry("skipped", lambda _: {"rows": [40], "reasons": ["damaged"]}),
+    "skipped before the start": entry("skipped", lambda _: {"rows": [-1], "reasons": ["damaged"]}),
+    "skipped by name": entry("skipped", lambda _: {"rows": ["x.png"], "reasons": ["damaged"]}),
+    "skipped without reason": entry("skipped", lambda _: {"rows": [3], "reasons": []}),
+    "reasons of another type": entry("skipped", lambda _: {"rows": [3], "reasons": [3]}),
+    "skipped as list": entry("skipped", lambda _: [1]),
+    "fewer source classes": entry("source_classes", lambda x: [x[0][1:], x[1][1:]]),
+    "fewer source names": entry("source_classes", lambda x: [x[0], x[1][1:]]),
+    "source classes of one kind": entry("source_classes", lambda x: [x[0]]),
+    "manifest as text": entry("manifest", lambda _: "text"),
+    "no layers": entry("manifest/layers", lambda _: []),
+    "layers as text": entry("manifest/layers", lambda _: "avgpool"),
+    "another layer": entry("manifest/layers", lambda _: ["avgpool", "layer4"]),
+    "more images": entry("manifest/dataset/images", lambda n: n + 1),
+    "dataset as text": entry("manifest/dataset", lambda _: "toy"),
+    "run as list": entry("run", lambda _: [1]),
+    "no fingerprint": entry("fingerprint", lambda _: None),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_nothing_a_file_says_is_believed(
+    whole: Path, tmp_path: Path, forge: Callable[..., None]
+) -> None:
+    """Even where every checksum is right, as in a file that somebody made on purpose."""
+    path = tmp_path / "a.h5"
+    path.write_bytes(whole.read_bytes())
+    seal_again(path, lambda *_: None)
+    assert everything(FeatureStore(path)) == everything(FeatureStore(whole))
+    seal_again(path, forge)
+    with pytest.raises(StoreError, match="damaged") as caught:
+        FeatureStore(path)
+    assert caught.value.details["where"] == str(path)
+
+
+def seal_again(path: Path, change: Callable[[h5py.File, dict[str, Any]], None]) -> None:
+    """Change a sealed store and make its record and seal fit what it then is."""
+    with h5py.File(path, "r+") as file:
+        record = json.loads(file["record"][()])
+        change(file, record)
+        text = json.dumps(record).encode()
+        del file["record"]
+        file["record"] = np.array(text)
+        file.attrs["seal"] = np.bytes_(hashlib.sha256(text).hexdigest())
+
+
+@pytest.mark.parametrize("record", [np.arange(3), np.array(b"no JSON"), np.array(b"[1]")])
+def test_a_record_that_is_none_is_refused(whole: Path, tmp_path: Path, record: np.ndarray) -> None:
+    path = tmp_path / "a.h5"
+    path.write_bytes(whole.read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file["record"]
+        file["record"] = record
+        file.attrs["seal"] = np.bytes_(hashlib.sha256(record.tobytes()).hexdigest())
+    with pytest.raises(StoreError, match="damaged"):
+        FeatureStore(path)
+
+
+def test_verify_names_every_array_that_changed(tmp_path: Path) -> None:
+    store = making.sealed(tmp_path / "a.h5", making.content(n_logits=3))
+    with h5py.File(store.path, "r+") as file:
+        file["features/avgpool"][5, 2] = 0
+        file["features/logits"][1, 1] = 0
+    with pytest.raises(StoreError, match="content of features/avgpool, features/logits changed"):
+        store.verify()
+
+
+def test_features_of_a_file_cut_off_since_are_refused(tmp_path: Path) -> None:
+    store = making.sealed(tmp_path / "a.h5")
+    with store.path.open("rb+") as file:
+        file.truncate(100)
+    with pytest.raises(StoreError, match="damaged"):
+        store.features()
+
+
+def test_opening_imports_nothing_heavy() -> None:
+    code = "import sys, featpipe.store; print(*{'torch', 'sklearn', 'pandas'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == ""
+
+
+def test_scanning_tells_damaged_from_whole(tmp_path: Path, whole: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "good.h5").write_bytes(whole.read_bytes())
+    (tmp_path / "x" / "bad.h5").write_bytes(whole.read_bytes()[:-9])
+    (tmp_path / "x" / "new.h5.partial").write_bytes(b"")
+    stores, errors = scan_stores(tmp_path)
+    assert [store.path.name for store in stores] == ["good.h5"]
+    assert [Path(error.details["where"]).name for error in errors] == ["bad.h5"]
+
+
+def test_four_lines_of_plain_h5py_read_a_store(whole: Path) -> None:
+    """The lines of docs/feature-store.md."""
+    with h5py.File(whole) as file:
+        features = file["features/avgpool"][:]
+        labels = file["labels"][:]
+        record = json.loads(file["record"][()])
+        offset = file["features/avgpool"].id.get_offset()
+    mapped = np.memmap(whole, "float32", "r", offset, features.shape)
+    store = FeatureStore(whole)
+    np.testing.assert_array_equal(features, store.features())
+    np.testing.assert_array_equal(mapped, features)
+    assert labels.tolist() == store.labels.tolist()
+    assert tuple(record["classes"]) == store.classes
+    assert record["manifest"] == store.manifest
