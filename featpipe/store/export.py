@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from featpipe.errors import MissingExtraError, UsageError
-from featpipe.npz import write_npz
 from featpipe.store.reader import FeatureStore
 from featpipe.workspace import atomic_write
 
@@ -55,7 +54,8 @@ def export_store(store: FeatureStore, target: Path, layer: str | None = None) ->
             }
             if store.logits is not None:
                 arrays["logits"] = store.logits[rows]
-            write_npz(temporary, arrays)
+            with temporary.open("wb") as stream:
+                np.savez_compressed(stream, **arrays)
             return len(rows)
         import pandas as pd  # noqa: PLC0415 - only tables need it
 
