@@ -7,13 +7,23 @@ Splits, choice, fits, metrics and files are the same for all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from featpipe.backbones import MODELS
 from featpipe.errors import UsageError
-from featpipe.steps import LARGEST_SEED, Context, Needs, Outcome, Status, Step, grammar, option
+from featpipe.steps import (
+    LARGEST_SEED,
+    Context,
+    Needs,
+    Outcome,
+    Status,
+    Step,
+    grammar,
+    option,
+    options_of,
+)
 
 LOGITS = "logits"  # stored beside the layers wherever the backbone has a classifier
 
@@ -174,7 +184,7 @@ class Probe(Evaluation):
     @property
     def tuned(self) -> str:
         """Name of the option that lists values to choose from; empty where there is none."""
-        return next((item.name for item in fields(self) if item.metadata["tunable"]), "")
+        return next((name for name, s in options_of(type(self)).items() if s.tunable), "")
 
     def grid(self) -> tuple[Any, ...]:
         """Return the values to choose from, the most regularised first: ties go to the first."""
