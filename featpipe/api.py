@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "backbones": ("MODELS", "load_backbone"),
-    "datasets": ("DATASETS", "open_source"),
+    "datasets": ("DATASETS",),
+    "datasets.dataset": ("open_source",),
     "evaluation.result": ("Result", "scan_results"),
     "labelmap": ("LabelMap", "builtin_maps", "check_map", "summarise_map"),
     "predict": ("open_predictor", "predict"),

@@ -15,28 +15,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that running work tells.
+    """One thing that running work tells."""
 
-    Parameters
-    ----------
-    event : {"started", "progress", "note"}
-        A task of a recipe starts; work goes on; something the user should know.
-    message : str
-        The note, or what is worked on.
-    done, total : int
-        Units of work; of ``started``, the number of the task and of all tasks.
-    facts : mapping
-        What is shown beside the bar.
-    task : str
-        Name of the recipe's task; empty for a command.
-    """
-
-    event: str
-    message: str = ""
-    done: int = 0
+    event: str  # "started": a task of a recipe; "progress"; "note": something to know
+    message: str = ""  # the note, or what is worked on
+    done: int = 0  # units of work; of "started", the number of the task
     total: int = 0
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    task: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)  # shown beside the bar
+    task: str = ""  # name of the recipe's task; empty for a command
 
     def as_dict(self) -> dict[str, Any]:
         """Return the event as JSON-like values, without what a note has not."""

@@ -28,61 +28,28 @@ SUCCEEDED = ("done", "up to date")
 
 @dataclass(frozen=True)
 class Context:
-    """What a step runs in: the workspace, who hears of progress, how many jobs.
-
-    Parameters
-    ----------
-    workspace : Workspace
-    progress : Progress
-    jobs : int
-        Worker processes of joblib; ``-1`` means one per core. Never changes a number.
-    command : str
-        The command as the user wrote it, for the provenance.
-    recipe : mapping, optional
-        The resolved recipe that the step belongs to, kept with its result.
-    """
+    """What a step runs in: the workspace, who hears of progress, how many jobs."""
 
     workspace: Workspace = field(default_factory=Workspace.find)
     progress: Progress = SILENT
-    jobs: int = -1
-    command: str = ""
-    recipe: Mapping[str, Any] | None = None
+    jobs: int = -1  # worker processes; -1: one per core; never changes a number
+    command: str = ""  # as the user wrote it, for the provenance
+    recipe: Mapping[str, Any] | None = None  # the resolved recipe, kept with a result
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended: what a worker process returns, ``--json`` prints and a tracker stores.
+    """How a step ended: what a worker process returns, ``--json`` prints and a tracker stores."""
 
-    Parameters
-    ----------
-    status : {"done", "up to date", "failed", "not run", "interrupted", "planned"}
-    message : str
-        What it did, or why it failed, for the terminal.
-    paths : tuple of Path
-        Files it made or found.
-    facts : mapping
-        The same as JSON-like data.
-    exit_code : int
-        0, or 1 where the step did its work but something was left out (skipped images).
-    table : list of dict, optional
-        Rows to show as a table.
-    details : mapping of str to str
-        Of a failure: where, expected, got, next.
-    task : str
-        Name of the recipe's task; empty for a command.
-    seconds : float
-        How long the task took; 0 for a command.
-    """
-
-    status: str
-    message: str
-    paths: tuple[Path, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    exit_code: int = 0
-    table: list[dict[str, Any]] | None = None
-    details: Mapping[str, str] = field(default_factory=dict)
-    task: str = ""
-    seconds: float = 0.0
+    status: str  # done, up to date, failed, not run, interrupted, planned
+    message: str  # what it did, or why it failed
+    paths: tuple[Path, ...] = ()  # files it made or found
+    facts: Mapping[str, Any] = field(default_factory=dict)  # the same as JSON-like data
+    exit_code: int = 0  # 1 also where something was left out (skipped images)
+    table: list[dict[str, Any]] | None = None  # rows to show
+    details: Mapping[str, str] = field(default_factory=dict)  # of a failure: where, expected …
+    task: str = ""  # name of the recipe's task; empty for a command
+    seconds: float = 0.0  # how long the task took
 
     @classmethod
     def failure(cls, error: FeatpipeError) -> Outcome:
@@ -106,46 +73,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Status:
-    """What is known about a step before it runs.
-
-    Parameters
-    ----------
-    done : bool
-    why : str
-        Why it is done or still to do.
-    key : str
-        First letters of what names its files; empty where that is not known yet.
-    paths : tuple of Path
-        Files of a step that is done, as :attr:`Outcome.paths` would list them.
-    seconds, n_bytes : float or None
-        What it is likely to take; ``None`` where nothing alike has run in this workspace.
-    basis : str
-        What the time is estimated from.
-    """
+    """What is known about a step before it runs."""
 
     done: bool
-    why: str
-    key: str = ""
-    paths: tuple[Path, ...] = ()
-    seconds: float | None = None
+    why: str  # why it is done or still to do
+    key: str = ""  # first letters of what names its files, where that is known
+    paths: tuple[Path, ...] = ()  # files of a step that is done, as its outcome would list them
+    seconds: float | None = None  # what it is likely to take, where the like of it has run
     n_bytes: float | None = None
-    basis: str = ""
+    basis: str = ""  # what the time is estimated from
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a step works on where other steps of a recipe make it.
+    """What a step works on where other steps of a recipe make it."""
 
-    Parameters
-    ----------
-    output : str
-        One of what steps make: ``"features"``, ``"result"``, ``"network"``, ``"pictures"``.
-    each : bool
-        One task for each step that makes it; otherwise one task for all of them.
-    """
-
-    output: str
-    each: bool = True
+    output: str  # one of what steps make: "features", "result", "network", "pictures"
+    each: bool = True  # one task for each step that makes it; else one for all of them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,42 +23,19 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Task:
-    """One step to run.
+    """One step to run."""
 
-    Attributes
-    ----------
-    name : str
-        Unique: the step's name and, in brackets, what tells it from its siblings.
-    part : str
-        Name of the recipe's step it comes from.
-    line : int
-        Line of that step.
-    step : Step
-        Its options; inputs are filled in when the tasks it needs have run.
-    needs : tuple of str
-        Names of the tasks that have to succeed before, and whose files it works on.
-    after : tuple of str
-        Names of the tasks that run before it, whether they succeed or not.
-    """
-
-    name: str
-    part: str
+    name: str  # unique: the step's name and, in brackets, what tells it from its siblings
+    part: str  # name of the recipe's step it comes from
     line: int
-    step: Step
-    needs: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
+    step: Step  # its inputs are filled in when the tasks that it needs have run
+    needs: tuple[str, ...] = ()  # tasks that have to succeed before; it works on their files
+    after: tuple[str, ...] = ()  # tasks that run before, whether they succeed or not
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The tasks of a recipe in a workspace, ready to run.
-
-    Attributes
-    ----------
-    recipe : Recipe
-    tasks : tuple of Task
-        In the order in which they run.
-    context : Context
+    """The tasks of a recipe in a workspace, in the order in which they run.
 
     Examples
     --------
@@ -78,14 +55,7 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, context: Context, only: Sequence[str] = ()) -> Plan:
-        """Plan a recipe.
-
-        Parameters
-        ----------
-        recipe : Recipe
-        context : Context
-        only : sequence of str
-            Names of steps or tasks: only these and what they need.
+        """Plan a recipe, or ``only`` the steps or tasks named and what they need.
 
         Raises
         ------

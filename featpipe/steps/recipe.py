@@ -32,58 +32,31 @@ Options = dict[str, Located]
 
 @dataclass(frozen=True)
 class Variant:
-    """One task of a step, before it is known which stores or results it works on.
+    """One task of a step, before it is known which stores or results it works on."""
 
-    Attributes
-    ----------
-    label : str
-        What tells it from its siblings: ``"seed=1,model=resnet50"``; empty where it has none.
-    step : Step
-    """
-
-    label: str
+    label: str  # what tells it from its siblings: "seed=1,model=resnet50"
     step: Step
 
 
 @dataclass(frozen=True)
 class RecipeStep:
-    """One entry of the list ``steps``.
-
-    Attributes
-    ----------
-    name : str
-    kind : type of Step
-    line : int
-    sources : tuple of str or None
-        Names under ``from``; ``None`` where it is left out.
-    variants : tuple of Variant
-    """
+    """One entry of the list ``steps``."""
 
     name: str
     kind: type[Step]
     line: int
-    sources: tuple[str, ...] | None
+    sources: tuple[str, ...] | None  # names under "from"
     variants: tuple[Variant, ...]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that has been read and checked.
-
-    Attributes
-    ----------
-    name : str
-    where : str
-        The file.
-    steps : tuple of RecipeStep
-    resolved : dict
-        The recipe with defaults and overrides worked in, JSON-like; itself a recipe.
-    """
+    """A recipe that has been read and checked."""
 
     name: str
-    where: str
+    where: str  # the file
     steps: tuple[RecipeStep, ...]
-    resolved: dict[str, Any] = field(repr=False)
+    resolved: dict[str, Any] = field(repr=False)  # defaults and overrides worked in; a recipe too
 
     def error(self, what: str, line: int, **details: Any) -> RecipeError:
         """Make an error that names the line."""
