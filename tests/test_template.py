@@ -38,8 +38,8 @@ def test_a_folder_of_class_folders(context, tmp_path):
         *("extract", "svm", "logistic", "knn", "compare", "report")
     ]
     assert plan.tasks[0].step.dataset == f"folder:{tmp_path / 'my photos'}"
-    (extract, *_) = plan.forecast()
-    assert extract.why == "4 of all to embed"
+    (_, status), *_ = plan.forecast()
+    assert status.why == "4 of all to embed"
 
 
 def test_train_and_test_folders(context, tmp_path):

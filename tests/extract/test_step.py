@@ -86,8 +86,7 @@ def test_time_and_space_are_estimated_from_the_last_one_alike(
     assert status.seconds == 80 / train.run["images_per_s"]
     assert status.n_bytes == 80 * train.n_bytes / len(train)
     assert "images/s, as before" in status.basis
-    assert asked(f"npz:{other}").estimate(context) is not None
-    assert asked(f"npz:{other}", dtype="float16").estimate(context) is None
+    assert asked(f"npz:{other}", dtype="float16").status(context).seconds is None
 
 
 def test_only_missing_splits_are_to_do(archive: str, context: Context) -> None:

@@ -128,8 +128,8 @@ WRONG = {
     "top key": (f"stps: 1\nsteps:\n{EXTRACT}", "has no 'stps'", "line 1", "'steps'"),
     "default": (f"defaults:\n  sed: 1\nsteps:\n{EXTRACT}", "has no 'sed'", "line 2", "'seed'"),
     "step a text": (f"steps:\n{EXTRACT}  - svm", "A step has to be a mapping", "line 3", None),
-    "no kind": ("steps:\n  - {stpe: svm}", "does not say which", "line 2", None),
-    "kind": ("steps:\n  - step: smv", "There is no step 'smv'", "line 2", "'svm'"),
+    "no kind": ("steps:\n  - {stpe: svm}", "does not name its step", "line 2", None),
+    "kind": ("steps:\n  - step: smv", "There is no step named 'smv'", "line 2", "'svm'"),
     "option": (
         "steps:\n  - step: svm\n    seed: 1\n    max-itr: 3",
         "The step 'svm' has no 'max_itr'",
@@ -186,7 +186,7 @@ WRONG = {
     "bad name": ("steps:\n  - step: svm\n    name: a/b", "cannot be a name", "line 3", None),
     "key twice": (
         "steps:\n  - step: svm\n    seed: 1\n    seed: 2",
-        "The key 'seed' stands twice",
+        "The key 'seed' occurs twice",
         "lines 3 and 4",
         None,
     ),
@@ -222,12 +222,6 @@ WRONG = {
         "line 5",
         None,
     ),
-    "views": (
-        "steps:\n  - {step: finetune, model: resnet18, dataset: cifar10, views: 3}",
-        "stores augmented views",
-        "line 2",
-        None,
-    ),
     "too many tasks": (
         f"steps:\n  - step: svm\n    seed: {list(range(60))}\n    repeats: {list(range(1, 60))}",
         "make too many tasks",
@@ -253,8 +247,8 @@ def test_a_mistake_is_told_with_its_line_and_the_nearest_name(case):
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("seed", "says nothing"),
-        ("=3", "says nothing"),
+        ("seed", "sets nothing"),
+        ("=3", "sets nothing"),
         ("svn.seed=1", "fits no step"),
         ("sed=1", "fits no step"),
         ("svm.layers=1", "fits no step"),
@@ -384,7 +378,7 @@ def test_an_option_is_parsed_once_for_each_task(monkeypatch):
 @pytest.mark.parametrize("name", ["demo", "demo.yaml", "pipelines/demo.yaml"])
 def test_a_recipe_is_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_recipe(name).samefile(RECIPES / "demo.yaml")
+    assert find_recipe(name).read_text() == (RECIPES / "demo.yaml").read_text()
 
 
 def test_a_file_of_ones_own_goes_first(tmp_path, monkeypatch):
