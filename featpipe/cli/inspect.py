@@ -45,7 +45,7 @@ def datasets(session: Session) -> None:
 @click.command(epilog="Example: featpipe results")
 @with_session
 def results(session: Session) -> None:
-    """List the results of the workspace, damaged ones too."""
+    """List the results of the workspace, those that cannot be read too."""
     folder = session.workspace.results
     found, damaged = api.scan_results(folder)
     rows = [
@@ -59,8 +59,11 @@ def results(session: Session) -> None:
         }
         for result in found
     ]
-    blank = dict.fromkeys(("method", "dataset", "protocol", "accuracy %", "created"))
-    rows += [{"name": f"damaged: {error.details.get('where')}", **blank} for error in damaged]
+    blank = dict.fromkeys(("dataset", "protocol", "accuracy %", "created"))
+    rows += [
+        {"name": Path(error.details["where"]).stem, "method": error.what, **blank}
+        for error in damaged
+    ]
     message = "" if rows else f"no result in {folder}; make one: featpipe svm, or featpipe demo"
     session.finish(Outcome("done", message, table=rows))
 

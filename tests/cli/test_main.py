@@ -421,6 +421,30 @@ def test_store_commands(run: Any, extract: str) -> None:
     assert run(f"store export {path} f.npz --layer avgpol").code == 2
 
 
+# --- results
+
+
+def test_results_that_cannot_be_read_are_listed_with_the_reason(run: Any) -> None:
+    folder = Path("data/results")
+    folder.mkdir(parents=True)
+    (folder / "old.json").write_text('{"schema": 1, "command": "featpipe svm"}')
+    (folder / "torn.json").write_text('{"schema": 2')
+    rows = {row["name"]: row["method"] for row in run("results --json").events[-1]["table"]}
+    assert "featpipe 0.1" in rows["old"]
+    assert "cannot be read" in rows["torn"]
+    ended = run("compare old")
+    assert ended.code == 1
+    assert "next: run its command again (featpipe svm)" in ended.err
+
+
+def test_a_label_map_that_is_wrong_is_named_with_its_line(run: Any) -> None:
+    Path("map.csv").write_text("source_id,source_name,target,why\nn1,one,cat,\nn1,one,dog,\n")
+    ended = run("labelmap check map.csv")
+    assert ended.code == 1
+    assert "map.csv" in ended.err
+    assert "line 3" in ended.err
+
+
 # --- completion
 
 
