@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,6 @@ PACKAGES = ("featpipe", "torch", "torchvision", "scikit-learn", "numpy", "scipy"
 
 def package_version(name: str) -> str:
     """Return the installed version of a package without importing it."""
-    # Imported here, like psutil below: a tenth of the time in which "up to date" is said.
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
-
     try:
         return version(name)
     except PackageNotFoundError:
@@ -26,7 +24,7 @@ def package_version(name: str) -> str:
 @cache
 def environment() -> dict[str, Any]:
     """Return versions and hardware as a JSON-like mapping."""
-    import psutil  # noqa: PLC0415
+    import psutil  # noqa: PLC0415 - "up to date" is said without it
 
     return {
         "python": platform.python_version(),

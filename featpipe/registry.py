@@ -11,6 +11,7 @@ import difflib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from featpipe.errors import UnknownNameError, UsageError
@@ -73,10 +74,8 @@ class Registry(Generic[T]):
         self._loaded: dict[str, T] = {}
 
     @cached_property
-    def _entry_points(self) -> dict[str, Any]:
+    def _entry_points(self) -> dict[str, EntryPoint]:
         """Entry points of other packages by name; a name of ours cannot be taken over."""
-        from importlib.metadata import entry_points  # noqa: PLC0415 - a fifth of `--help`
-
         found = {point.name: point for point in entry_points(group=self.group)}
         if taken := sorted(set(found) & {*self._modules, *self._aliases}):
             raise UsageError(
@@ -151,5 +150,5 @@ class Registry(Generic[T]):
         return (self.get(name) for name in self.names())
 
 
-def _package(entry_point: Any) -> str:
+def _package(entry_point: EntryPoint) -> str:
     return str(entry_point.dist.name) if entry_point.dist else "?"

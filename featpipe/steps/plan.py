@@ -66,10 +66,25 @@ class Plan:
             If an optional package that some task needs is not installed.
         """
         tasks = _Planner(recipe, context).tasks()
-        tasks = _only(tasks, only) if only else tasks
-        for task in tasks:
+        by_name = {task.name: task for task in tasks}
+        kept: set[str] = set() if only else set(by_name)
+        for name in only:
+            wanted = [task.name for task in tasks if name in (task.part, task.name)]
+            if not wanted:
+                known = list(dict.fromkeys(task.part for task in tasks))
+                raise UsageError(
+                    f"--only {name}: the recipe has no such step.",
+                    expected=", ".join(known),
+                    next_step=did_you_mean(name, known).strip() or None,
+                )
+            while wanted:
+                task = by_name[wanted.pop()]
+                kept.add(task.name)
+                wanted += task.needs
+        chosen = tuple(task for task in tasks if task.name in kept)
+        for task in chosen:
             task.step.check_requirements()
-        return cls(recipe, tuple(tasks), context)
+        return cls(recipe, chosen, context)
 
     def forecast(self) -> list[tuple[Task, Status]]:
         """Look at the disk and say of each task whether it is done, why, and what it will cost.
@@ -137,9 +152,19 @@ class _Planner:
         parts = {part.name: part for part in self.recipe.steps}
         for name in self._parts_in_order():
             self.made[name] = list(self._tasks_of(parts[name]))
-        tasks = [task for name in parts for task in self.made[name]]
-        self._check_distinct(tasks)
-        return _in_order(tasks)
+        tasks = {task.name: task for name in parts for task in self.made[name]}
+        self._check_distinct([task for name in parts for task in self.made[name]])
+        ordered: dict[str, Task] = {}  # each follows what it needs, else as in the recipe
+
+        def visit(task: Task) -> None:
+            if task.name not in ordered:
+                for name in (*task.needs, *task.after):
+                    visit(tasks[name])
+                ordered[task.name] = task
+
+        for task in tasks.values():
+            visit(task)
+        return list(ordered.values())
 
     def _parts_in_order(self) -> Iterable[str]:
         graph: dict[str, set[str]] = {}
@@ -253,43 +278,6 @@ class _Planner:
                     expected="different settings, or another 'out'",
                     got=f"the same as at line {other.line}",
                 )
-
-
-def _in_order(tasks: Sequence[Task]) -> list[Task]:
-    """Return tasks so that each follows what it needs, else in the order of the recipe."""
-    by_name = {task.name: task for task in tasks}
-    ordered: dict[str, Task] = {}
-
-    def visit(task: Task) -> None:
-        if task.name not in ordered:
-            for name in (*task.needs, *task.after):
-                if name in by_name:
-                    visit(by_name[name])
-            ordered[task.name] = task
-
-    for task in tasks:
-        visit(task)
-    return list(ordered.values())
-
-
-def _only(tasks: Sequence[Task], names: Iterable[str]) -> list[Task]:
-    """Return the tasks of some steps and what they need."""
-    by_name = {task.name: task for task in tasks}
-    kept: set[str] = set()
-    for name in names:
-        wanted = [task.name for task in tasks if name in (task.part, task.name)]
-        if not wanted:
-            known = list(dict.fromkeys(task.part for task in tasks))
-            raise UsageError(
-                f"--only {name}: the recipe has no such step.",
-                expected=", ".join(known),
-                next_step=did_you_mean(name, known).strip() or None,
-            )
-        while wanted:
-            task = by_name[wanted.pop()]
-            kept.add(task.name)
-            wanted += task.needs
-    return [task for task in tasks if task.name in kept]
 
 
 def _row(task: Task, status: Status) -> dict[str, Any]:
