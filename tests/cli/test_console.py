@@ -1,0 +1,102 @@
+"""What a person sees in a terminal, and a script in a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from featpipe.cli.console import JsonConsole, TerminalConsole
+from featpipe.errors import StoreError
+from featpipe.progress import Event
+from featpipe.steps import Outcome
+
+SCRIPT = """
+from featpipe.cli.console import TerminalConsole
+from featpipe.errors import StoreError
+from featpipe.progress import Event
+from featpipe.steps import Outcome
+console = TerminalConsole()
+console.follow(Event("started", "extract", 1, 2, {"seconds_left": 30.0}, "extract"))
+console.hear(Event("progress", "digits train", 5, 10, {"rate": "7.5 images/s"}))
+console.progress.note("skipped [one]")
+console.follow(Outcome("done", "done\\n10 images", task="extract", seconds=1.25))
+console.outcome(Outcome("done", "1 tasks: 1 done", table=[{"task": "extract", "n": 10}]))
+console.error(StoreError("There is no such store.", where="[x].h5"))
+"""
+
+
+def in_a_terminal(code: str) -> tuple[str, str]:
+    """Run Python with a terminal as standard error; return both outputs, colours taken out."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(follower)
+    shown = b""
+    try:
+        while block := os.read(leader, 4096):
+            shown += block
+    except OSError:  # Linux's way to say that the other side is closed
+        pass
+    out, _ = process.communicate()
+    os.close(leader)
+    assert process.returncode == 0, shown
+    return out.decode(), re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+def test_a_terminal_shows_bars_notes_outcomes_and_errors():
+    out, shown = in_a_terminal(SCRIPT)
+    for text in (
+        "all tasks",
+        "about 30 s left",
+        "digits train",
+        "5/10",
+        "7.5 images/s",
+        "skipped [one]",
+        "done: extract (1.2 s)",
+        "    10 images",
+        "error: There is no such store.",
+        "where: [x].h5",
+    ):
+        assert text in shown
+    assert out.splitlines() == ["task      n", "extract  10", "1 tasks: 1 done"]
+
+
+def test_without_a_terminal_there_are_no_bars(capsys):
+    console = TerminalConsole()
+    with console.progress.task("digits train", 10) as task:
+        task.advance(10)
+    console.progress.note("one line")
+    assert capsys.readouterr() == ("", "one line\n")
+
+
+def test_quiet_tells_errors_only(capsys):
+    console = TerminalConsole(quiet=True)
+    console.progress.note("a note")
+    console.task_ended(Outcome("done", "done", task="svm"))
+    console.outcome(Outcome("done", "done", table=[{"a": 1}]))
+    assert capsys.readouterr() == ("", "")
+    console.error(StoreError("There is no such store."))
+    assert capsys.readouterr().err == "error: There is no such store.\n"
+
+
+def test_a_script_gets_events_and_outcomes_of_one_shape(capsys):
+    console = JsonConsole()
+    console.follow(Event("started", "svm", 1, 1, task="svm"))
+    console.follow(Outcome("done", "done", (Path("a.json"),), {"accuracy": 0.5}, task="svm"))
+    console.error(StoreError("There is no such store.", where="x.h5"))
+    started, ended, failed = map(json.loads, capsys.readouterr().out.splitlines())
+    assert started == {"event": "started", "message": "svm", "done": 1, "total": 1, "task": "svm"}
+    assert ended["accuracy"] == 0.5
+    assert (ended["event"], ended["task"], ended["paths"]) == ("outcome", "svm", ["a.json"])
+    assert (failed["status"], failed["error"]) == ("failed", "StoreError")
+    assert failed["details"] == {"where": "x.h5"}
