@@ -51,7 +51,8 @@ class Bars:
             self._bars.remove_task(self._numbers.pop(label))
 
     def print(self, line: str) -> None:
-        """Print a line above the bars."""
+        """Print a line above the bars, which are drawn anew below it."""
+        self._bars.refresh()
         self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def stop(self) -> None:
