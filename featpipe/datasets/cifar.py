@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.archive import RemoteArchive, check_digests, check_size, locate
+from featpipe.datasets.download import RemoteArchive, check_digests, check_size, locate
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.source import ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
@@ -39,19 +39,7 @@ class Layout:
 
 @DATASETS.register
 class Cifar10(Dataset):
-    """CIFAR-10, 32 × 32, ten classes (downloads).
-
-    Attributes
-    ----------
-    archive : RemoteArchive
-        The official archive of the binary version.
-    n_classes : int
-    binary, pickled : Layout
-        The two versions that are understood.
-    md5 : dict of str to str
-        File → MD5 sum. Those of the pickles and of the archive are published by torchvision and
-        by the author; those of the binary files were taken from public projects that check them.
-    """
+    """CIFAR-10, 32 × 32, ten classes (downloads)."""
 
     name = "cifar10"
     splits = ("train", "test")
@@ -82,6 +70,8 @@ class Cifar10(Dataset):
         label="labels",
         names_key="label_names",
     )
+    # Those of the pickles and of the archive are published by torchvision and by the author; those
+    # of the binary files were taken from public projects that check them.
     md5: ClassVar[dict[str, str]] = {
         "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
         "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
@@ -100,43 +90,34 @@ class Cifar10(Dataset):
 
     def open(self, split: str) -> ImageSource:
         """Read one split into memory (150 MB at most)."""
-        folder, layout = self._find(split)
-        names, binary = layout.files[split], layout is self.binary
-        checked = names if binary else (*names, layout.names)
-        digests = check_digests(folder, {name: self.md5[name] for name in checked}, self.options)
-        read = _read_binary if binary else _read_pickle
-        parts = [read(folder / name, layout) for name in names]
-        pixels = np.concatenate([part[0] for part in parts])
-        labels = np.concatenate([part[1] for part in parts])
-        classes = self._class_names(folder / layout.names, layout)
-        identity = Identity(self.name, split, classes, row_ids(split, len(pixels)), labels)
-        return ArraySource(identity, pixels, digests, folder)
-
-    def _find(self, split: str) -> tuple[Path, Layout]:
-        """Return the folder of a split and its layout, that of the first folder."""
+        # The version in the first folder that has either; where there is none, the binary one.
         folders = self.options.folders(self.binary.folder, self.pickled.folder)
-        first = locate(folders, self.binary.files[split])
-        other = locate(folders, self.pickled.files[split])
-        if other and (first is None or folders.index(other) < folders.index(first)):
-            return other, self.pickled
-        files = [*self.binary.files[split], self.binary.names]
-        both = [name for names in self.binary.files.values() for name in names]
-        return self.archive.find(self, files, also=both), self.binary
-
-    def _class_names(self, path: Path, layout: Layout) -> tuple[str, ...]:
-        if layout.label_bytes:
-            text = path.read_bytes().decode("ascii", "replace") if path.is_file() else ""
-            names = tuple(text.split())
+        binary, pickled = (locate(folders, v.files[split]) for v in (self.binary, self.pickled))
+        if pickled and not (binary and folders.index(binary) <= folders.index(pickled)):
+            layout, folder, read = self.pickled, pickled, _read_pickle
+            checked = (*layout.files[split], layout.names)
         else:
-            names = tuple(map(str, load_plain_pickle(path).get(layout.names_key, ())))
-        if len(names) != self.n_classes:
+            layout, read, checked = self.binary, _read_binary, self.binary.files[split]
+            both = {name for names in layout.files.values() for name in names}
+            folder = self.archive.find(self, [*checked, layout.names], both.__contains__)
+        digests = check_digests(folder, {name: self.md5[name] for name in checked}, self.options)
+        parts = [read(folder / name, layout) for name in layout.files[split]]
+        pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        file = folder / layout.names
+        if layout is self.pickled:
+            classes = tuple(map(str, load_plain_pickle(file).get(layout.names_key, ())))
+        else:
+            text = file.read_bytes().decode("ascii", "replace") if file.is_file() else ""
+            classes = tuple(text.split())
+        if len(classes) != self.n_classes:
             raise DataError(
                 "The file of the class names is missing or not complete.",
-                where=path,
+                where=file,
                 expected=f"{self.n_classes} names",
-                got=f"{len(names)} names",
+                got=f"{len(classes)} names",
             )
-        return names
+        identity = Identity(self.name, split, classes, row_ids(split, len(pixels)), labels)
+        return ArraySource(identity, pixels, digests, folder)
 
 
 @DATASETS.register
@@ -199,31 +180,22 @@ def _read_pickle(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray
     return pixels.transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.uint8)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Encode as Python 3 writes bytes in an old protocol: as text in Latin-1."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
-    return text.encode("latin1")
-
-
 # The functions that an array's own pickle names, taken from one: their module has moved between
-# NumPy 1 and 2, and old files name the old place.
+# NumPy 1 and 2, and the published files name the old place.
 _RECONSTRUCT = np.empty(0, dtype=np.uint8).__reduce__()[0]
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
 }
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return _ALLOWED[module, name]
 
 
 def load_plain_pickle(path: Path) -> dict[str, Any]:
@@ -240,8 +212,6 @@ def load_plain_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             content = _PlainUnpickler(stream, encoding="latin1").load()
-    except OSError as error:
-        raise DataError("The file cannot be read.", where=path, got=error.strerror) from error
     except Exception as error:
         # Damaged pickles raise almost anything: UnpicklingError, EOFError, IndexError, KeyError …
         raise DataError(

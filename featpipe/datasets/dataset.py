@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,20 +73,23 @@ class DatasetOptions:
     def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
         """Return the content hashes of files; progress is shown only if any has to be read."""
         with ExitStack() as stack:
-            task: Any = None
-
-            def on_hashed() -> None:
-                nonlocal task
-                if task is None:
-                    started = self.progress.task("checking files", total=len(paths))
-                    task = stack.enter_context(started)
-                task.advance()
-
+            show = partial(self.progress.task, "checking files", total=len(paths))
+            task = cache(lambda: stack.enter_context(show()))
             try:
-                return self.hashes.many(paths, algorithm, on_hashed)
+                return self.hashes.many(paths, algorithm, lambda: task().advance())
             except OSError as error:
                 what = "A file of the dataset cannot be read."
                 raise DataError(what, where=error.filename, got=error.strerror) from error
+
+
+def refuse_missing(
+    missing: Sequence[str], what: str, where: object, expected: str, next_step: str | None = None
+) -> None:
+    """Raise DataError that names the first of what is missing, if anything is."""
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        got = f"no {', '.join(missing[:5])}{more}"
+        raise DataError(what, where=where, expected=expected, got=got, next_step=next_step)
 
 
 class Dataset(ABC):
