@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.download import RemoteArchive, check_digests, check_size, locate
 from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.download import RemoteArchive, check_digests, check_size, locate
 from featpipe.datasets.source import ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 

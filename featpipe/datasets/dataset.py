@@ -88,7 +88,7 @@ def refuse_missing(
     """Raise DataError that names the first of what is missing, if anything is."""
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        got = f"no {', '.join(missing[:5])}{more}"
+        got = f"missing: {', '.join(missing[:5])}{more}"
         raise DataError(what, where=where, expected=expected, got=got, next_step=next_step)
 
 

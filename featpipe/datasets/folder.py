@@ -191,14 +191,13 @@ class DogsVsCats(Dataset):
                 "the folder that holds train/ with --data DIR",
             )
         kinds = [name[:3].lower() for name in names]
-        missing = [f"{name}.N.jpg" for name in classes if name not in kinds]
-        what = "One of the two classes has no images."
-        refuse_missing(missing, what, folder, "cat.N.jpg and dog.N.jpg")
+        if missing := [name for name in classes if name not in kinds]:
+            what, got = "One of the two classes has no images.", f"no {missing[0]}.N.jpg"
+            raise DataError(what, where=folder, expected="cat.N.jpg and dog.N.jpg", got=got)
         labels = [classes.index(kind) for kind in kinds]
         rows = stratified_split(names, labels, 0.3, self.options.seed)[split == "test"]
-        return _file_source(
-            self, split, classes, [(names[row], kinds[row]) for row in rows], folder
-        )
+        labelled = [(names[row], kinds[row]) for row in rows]
+        return _file_source(self, split, classes, labelled, folder)
 
 
 def _file_source(
@@ -217,9 +216,9 @@ def _file_source(
 def _images_of_classes(folder: Path, classes: Sequence[str], prefix: str) -> list[tuple[str, str]]:
     """Pair the images in the class folders with their classes."""
     found = {name: images_below(folder / name, f"{prefix}{name}/") for name in classes}
-    empty = [f"image in {name}" for name, images in found.items() if not images]
+    empty = [f"images in {name}" for name, images in found.items() if not images]
     next_step = "put images into it, or remove the folder"
-    refuse_missing(empty, "A class folder holds no images.", folder, "images", next_step)
+    refuse_missing(empty, "A class folder holds no images.", folder, "an image at least", next_step)
     return [(image, name) for name, images in found.items() for image in images]
 
 
