@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,7 +78,28 @@ class ImageSource(ABC):
         self.name, self.split, self.classes = identity.name, identity.split, identity.classes
         self.ids, self.folds = identity.ids, identity.folds
         self.labels = np.ascontiguousarray(identity.labels, dtype=np.int64)
-        _check_identity(self, where)
+        refused = partial(DataError, where=where)
+        n, names = len(self.labels), self.classes
+        if not names and np.any(self.labels != UNLABELLED):
+            raise refused("The dataset has no class names.", expected="at least one")
+        if any(not name.strip() for name in names):
+            raise refused("A class has a blank name.", got=list(names)[:10])
+        if twice := _repeated(names):
+            raise refused("Class names are not unique.", got=f"repeated: {twice}")
+        wrong = np.flatnonzero((self.labels < UNLABELLED) | (self.labels >= len(names)))
+        if wrong.size:
+            got = f"{self.labels[wrong[0]]} in row {wrong[0]}"
+            expected = f"0 to {len(names) - 1}, or {UNLABELLED} for unlabelled"
+            raise refused(f"{wrong.size} label(s) name no class.", got=got, expected=expected)
+        if len(self.ids) != n:
+            expected = f"{len(self.ids)} labels, one per image"
+            raise refused("Not every image has one label.", got=f"{n} labels", expected=expected)
+        if twice := _repeated(self.ids):
+            raise refused("Two images have the same id.", got=twice)
+        for number, fold in enumerate(self.folds):
+            if len(np.unique(fold)) != len(fold) or np.any((fold < 0) | (fold >= n)):
+                what = f"Fold {number} does not name rows of this dataset, each once."
+                raise refused(what, expected=f"distinct rows from 0 to {n - 1}")
         self.fingerprint = of_mapping(
             {
                 "split": self.split,
@@ -150,36 +172,6 @@ def row_ids(split: str, n: int) -> tuple[str, ...]:
     ('test/00000', 'test/00001')
     """
     return tuple(f"{split}/{row:05d}" for row in range(n))
-
-
-def _check_identity(source: ImageSource, where: object) -> None:
-    classes, labels, n = source.classes, source.labels, len(source.labels)
-
-    def refuse(what: str, got: object = None, expected: object = None) -> None:
-        raise DataError(what, where=where, expected=expected, got=got)
-
-    if not classes and np.any(labels != UNLABELLED):
-        refuse("The dataset has no class names.", expected="at least one")
-    if any(not name.strip() for name in classes):
-        refuse("A class has a blank name.", list(classes)[:10])
-    if twice := _repeated(classes):
-        refuse("Class names are not unique.", f"repeated: {twice}", "each name once")
-    wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= len(classes)))
-    if wrong.size:
-        refuse(
-            f"{wrong.size} label(s) name no class.",
-            f"{labels[wrong[0]]} in row {wrong[0]}",
-            f"0 to {len(classes) - 1}, or {UNLABELLED} for unlabelled",
-        )
-    if len(source.ids) != n:
-        images = len(source.ids)
-        refuse("Not every image has one label.", f"{n} labels", f"{images} labels, one per image")
-    if twice := _repeated(source.ids):
-        refuse("Two images have the same id.", twice)
-    for number, fold in enumerate(source.folds):
-        if len(np.unique(fold)) != len(fold) or np.any((fold < 0) | (fold >= n)):
-            expected = f"distinct rows from 0 to {n - 1}"
-            refuse(f"Fold {number} does not name rows of this dataset, each once.", None, expected)
 
 
 def _repeated(names: Sequence[str]) -> str:

@@ -119,11 +119,9 @@ class TorchVision(Dataset):
             return FileSource(self._identity(found, split, names, labels), root, self.options)
         ids = row_ids(split, len(found))
         if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
-            import h5py  # noqa: PLC0415 - needed here only
-
             parts = found._FILES[split]
             files = [found._base_folder / parts[key][0] for key in ("images", "targets")]
-            images, targets = h5py.File(files[0])["x"], h5py.File(files[1])["y"]
+            images, targets = (found.h5py.File(f)[key] for f, key in zip(files, "xy", strict=True))
             identity = self._identity(found, split, ids, targets[:, 0, 0, 0])
             return ArraySource(identity, images, self.options.digests(files), files[0])
         images = [image if image.mode == "L" else image.convert("RGB") for image, _ in samples]
@@ -180,16 +178,14 @@ class TorchVision(Dataset):
                         where=folder,
                         got=f"{type(error).__name__}: {error}",
                     ) from error
-        if self.options.download and "download" in self._parameters:
-            return self._fetch(split)
-        raise self.not_found(
-            folders,
-            f"the files of {split!r} where torchvision.datasets.{self.argument} keeps them",
-            next_step="allow the download if torchvision has one, or name its root with --data DIR",
-            got="; ".join(reasons) or None,
-        )
-
-    def _fetch(self, split: str) -> tuple[Path, Any, list[Any]]:
+        if not self.options.download or "download" not in self._parameters:
+            raise self.not_found(
+                folders,
+                f"the files of {split!r} where torchvision.datasets.{self.argument} keeps them",
+                next_step="allow the download if torchvision has one, or name its root with "
+                "--data DIR",
+                got="; ".join(reasons) or None,
+            )
         root = self.options.raw / "torchvision"
         root.mkdir(parents=True, exist_ok=True)
         self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")
