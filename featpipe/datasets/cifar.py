@@ -94,14 +94,14 @@ class Cifar10(Dataset):
         folders = self.options.folders(self.binary.folder, self.pickled.folder)
         binary, pickled = (locate(folders, v.files[split]) for v in (self.binary, self.pickled))
         if pickled and not (binary and folders.index(binary) <= folders.index(pickled)):
-            layout, folder, read = self.pickled, pickled, _read_pickle
+            layout, folder = self.pickled, pickled
             checked = (*layout.files[split], layout.names)
         else:
-            layout, read, checked = self.binary, _read_binary, self.binary.files[split]
+            layout, checked = self.binary, self.binary.files[split]
             both = {name for names in layout.files.values() for name in names}
             folder = self.archive.find(self, [*checked, layout.names], both.__contains__)
         digests = check_digests(folder, {name: self.md5[name] for name in checked}, self.options)
-        parts = [read(folder / name, layout) for name in layout.files[split]]
+        parts = [_read(folder / name, layout) for name in layout.files[split]]
         pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         file = folder / layout.names
         if layout is self.pickled:
@@ -155,29 +155,27 @@ class Cifar100(Cifar10):
     }
 
 
-def _read_binary(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read one binary file: for each image its label bytes and the planes, row by row."""
-    record = np.dtype(
-        [("labels", np.uint8, (layout.label_bytes,)), ("planes", np.uint8, (3, SIDE, SIDE))]
-    )
-    check_size(path, record.itemsize)
-    records = np.fromfile(path, dtype=record)
-    return records["planes"].transpose(0, 2, 3, 1), records["labels"][:, int(layout.label)]
-
-
-def _read_pickle(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read one pickled batch: ``data`` of shape (n, 3072) and a list of labels."""
-    batch: dict[str, Any] = load_plain_pickle(path)
-    data, labels = batch.get("data"), batch.get(str(layout.label))
-    if not isinstance(data, np.ndarray) or data.shape[1:] != (3 * SIDE * SIDE,) or labels is None:
-        raise DataError(
-            "The file is not a batch of images.",
-            where=path,
-            expected=f"data of shape (n, {3 * SIDE * SIDE}) and {layout.label}",
-            got=f"the keys {', '.join(sorted(batch))}",
-        )
-    pixels = data.astype(np.uint8, copy=False).reshape(-1, 3, SIDE, SIDE)
-    return pixels.transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.uint8)
+def _read(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one file: images, each stored as three planes row by row, and labels."""
+    data: Any
+    labels: Any
+    if layout.label_bytes:
+        fields = [("labels", np.uint8, (layout.label_bytes,)), ("data", np.uint8, 3 * SIDE * SIDE)]
+        check_size(path, np.dtype(fields).itemsize)
+        records = np.fromfile(path, dtype=np.dtype(fields))
+        data, labels = records["data"], records["labels"][:, int(layout.label)]
+    else:
+        batch = load_plain_pickle(path)
+        data, labels = batch.get("data"), batch.get(str(layout.label))
+        if not isinstance(data, np.ndarray) or data.shape[1:] != (3 * SIDE * SIDE,) or not labels:
+            raise DataError(
+                "The file is not a batch of images.",
+                where=path,
+                expected=f"data of shape (n, {3 * SIDE * SIDE}) and {layout.label}",
+                got=f"the keys {', '.join(sorted(batch))}",
+            )
+    pixels = data.astype(np.uint8, copy=False).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return pixels, np.asarray(labels, dtype=np.uint8)
 
 
 # The functions that an array's own pickle names, taken from one: their module has moved between

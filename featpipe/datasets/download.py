@@ -17,6 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
@@ -152,35 +153,19 @@ def unpack(
     """
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
-    missing = {name for name in needed if not (target / name).is_file()}
+    missing = [name for name in needed if not (target / name).is_file()]
+
+    def wanted(name: str) -> bool:
+        return name in missing or (others(name) and not (target / name).exists())
+
     try:
         unfinished.mkdir(parents=True)
-        label, n_read = f"unpacking {archive.name}", 0
-        with archive.open("rb") as raw, progress.task(label, archive.stat().st_size) as task:
-            for name, size, kind, content in _members(raw):
-                path = PurePosixPath(name)
-                if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.name:
-                    raise _unsafe(archive, name, "it would be written outside of the folder")
-                inner = "/".join(path.parts[1:])
-                wanted = inner in missing or (others(inner) and not (target / inner).exists())
-                if path.parts[:1] != (target.name,) or not wanted or kind == stat.S_IFDIR:
-                    continue
-                if kind != stat.S_IFREG:
-                    raise _unsafe(archive, name, "it is not a plain file, perhaps a link")
-                if size > max_bytes:
-                    reason = f"it holds {size} bytes, at most {max_bytes} are allowed"
-                    raise _unsafe(archive, name, reason)
-                max_bytes -= size
-                check_space(unfinished, size, DataError)
-                (unfinished / inner).parent.mkdir(parents=True, exist_ok=True)
-                with content() as stream, (unfinished / inner).open("wb") as file:
-                    while block := stream.read(_BLOCK_BYTES):
-                        file.write(block)
-                        task.advance(raw.tell() - n_read)
-                        n_read = raw.tell()
-                missing.discard(inner)
+        _copy_members(archive, target.name, unfinished, wanted, progress, max_bytes)
+        absent = [name for name in missing if not (unfinished / name).is_file()]
         what = "The archive does not hold what it should."
-        refuse_missing(sorted(missing), what, archive, ", ".join(needed))
+        refuse_missing(absent, what, archive, ", ".join(needed))
+        if hasattr(os, "sync"):
+            os.sync()  # the bytes are on the disk before the names change
         if target.exists():
             for made in sorted(unfinished.iterdir()):
                 made.replace(target / made.name)
@@ -200,6 +185,40 @@ def unpack(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def _copy_members(
+    archive: Path,
+    folder: str,
+    target: Path,
+    wanted: Callable[[str], bool],
+    progress: Progress,
+    max_bytes: int,
+) -> None:
+    label, n_read = f"unpacking {archive.name}", 0
+    with archive.open("rb") as raw, progress.task(label, archive.stat().st_size) as task:
+        for name, size, kind, content in _members(raw):
+            path, reason = PurePosixPath(name), ""
+            inner = "/".join(path.parts[1:])
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.name:
+                reason = "it would be written outside of the folder"
+            elif path.parts[:1] != (folder,) or not wanted(inner) or kind == stat.S_IFDIR:
+                continue
+            elif kind != stat.S_IFREG:
+                reason = "it is not a plain file, perhaps a link"
+            elif size > max_bytes:
+                reason = f"it holds {size} bytes, at most {max_bytes} are allowed"
+            if reason:
+                what = f"The archive is unsafe: {name!r} is refused, {reason}."
+                raise DataError(what, where=archive)
+            max_bytes -= size
+            check_space(target, size, DataError)
+            (target / inner).parent.mkdir(parents=True, exist_ok=True)
+            with content() as stream, (target / inner).open("wb") as file:
+                while block := stream.read(_BLOCK_BYTES):
+                    file.write(block)
+                    task.advance(raw.tell() - n_read)
+                    n_read = raw.tell()
+
+
 def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], Any]]]:
     """Yield name, size, kind (of :mod:`stat`) and content of the members of a tar.gz or zip."""
     if zipfile.is_zipfile(archive):
@@ -214,10 +233,6 @@ def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], A
             for member in tar:
                 kind = stat.S_IFDIR if member.isdir() else stat.S_IFREG * member.isreg()
                 yield member.name, member.size, kind, partial(tar.extractfile, member)
-
-
-def _unsafe(archive: Path, name: str, reason: str) -> DataError:
-    return DataError(f"The archive is unsafe: {name!r} is refused, {reason}.", where=archive)
 
 
 def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
@@ -314,15 +329,6 @@ class _Part:
     def size(self) -> int:
         return os.fstat(self.stream.fileno()).st_size
 
-    def known(self) -> dict[str, Any]:
-        """Return what was noted when this part was started; empty if it cannot be continued."""
-        try:
-            note = json.loads(self.note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        usable = isinstance(note, dict) and note.get("url") == self.url and note.get("validator")
-        return note if usable and self.size() else {}
-
 
 def _download(part: _Part, progress: Progress, retries: RetryPolicy) -> None:
     failures, arrived = 0, False
@@ -347,9 +353,14 @@ def _download(part: _Part, progress: Progress, retries: RetryPolicy) -> None:
 
 
 def _transfer(part: _Part, progress: Progress, timeout_s: float) -> object:
-    """Append what is missing; return why another try may mend it, ``None`` if nothing is missing."""
-    known, have = part.known(), part.size()
-    if known and known.get("total") == have:
+    """Append what is missing; return what another try may mend, ``None`` if nothing is missing."""
+    have, known = part.size(), {}
+    with suppress(OSError, ValueError):
+        known = json.loads(part.note.read_text(encoding="utf-8"))
+    usable = isinstance(known, dict) and known.get("url") == part.url and known.get("validator")
+    if not have or not usable:
+        known = {}
+    elif known.get("total") == have:
         return None
     headers = {"User-Agent": "featpipe", "Accept-Encoding": "identity"}
     if known:

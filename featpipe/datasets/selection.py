@@ -109,22 +109,10 @@ def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int6
 
     Unlabelled rows are left out, unless there are only such rows.
 
-    Parameters
-    ----------
-    labels : array-like of int of shape (m,)
-    n : int
-        Number of rows to choose.
-    seed : int
-
     Returns
     -------
     rows : ndarray of shape (n,), int64
         Ascending. No class has two rows more than another that still had some to give.
-
-    Raises
-    ------
-    UsageError
-        If there are not ``n`` rows to choose from.
 
     Examples
     --------

@@ -19,17 +19,14 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Identity:
-    """What identifies the images of one split, whatever they are stored in.
+    """What identifies the images of one split, whatever they are stored in."""
 
-    The fields are those attributes of an :class:`ImageSource`; labels may be any array-like.
-    """
-
-    name: str
+    name: str  # the dataset as the user names it: "stl10", "folder:photos"
     split: str
-    classes: tuple[str, ...]
-    ids: Sequence[str]
+    classes: tuple[str, ...]  # a label is an index into them
+    ids: Sequence[str]  # unique and stable: a relative path or a row number
     labels: ArrayLike
-    folds: tuple[NDArray[np.int64], ...] = ()
+    folds: tuple[NDArray[np.int64], ...] = ()  # training folds that the dataset prescribes, as rows
 
 
 class ImageSource(ABC):
@@ -45,18 +42,10 @@ class ImageSource(ABC):
 
     Attributes
     ----------
-    name : str
-        The dataset as the user names it (``"stl10"``, ``"folder:photos"``).
-    split : str
-        Name of the split (``"train"``, ``"test"``, ``"all"`` …).
-    classes : tuple of str
-        Class names; a label is an index into them.
-    ids : sequence of str
-        One unique, stable id per image (a relative path or a row number).
+    name, split, classes, ids, folds
+        Those of the :class:`Identity`.
     labels : ndarray of shape (n,), int64
         Class of each image; ``-1`` means unlabelled.
-    folds : tuple of ndarray of int64
-        Training folds that the dataset itself prescribes, as rows; empty where there are none.
     fingerprint : str
         Hex digest of everything that makes these images and labels what they are.
 
@@ -121,7 +110,7 @@ class ImageSource(ABC):
         Returns
         -------
         image : ndarray of shape (height, width, 3), uint8
-            A fresh array that the caller may change.
+            The caller may change it.
 
         Raises
         ------
