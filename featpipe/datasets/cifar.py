@@ -167,7 +167,11 @@ def _read(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uin
     else:
         batch = load_plain_pickle(path)
         data, labels = batch.get("data"), batch.get(str(layout.label))
-        if not isinstance(data, np.ndarray) or data.shape[1:] != (3 * SIDE * SIDE,) or not labels:
+        if (
+            not isinstance(data, np.ndarray)
+            or data.shape[1:] != (3 * SIDE * SIDE,)
+            or labels is None
+        ):
             raise DataError(
                 "The file is not a batch of images.",
                 where=path,

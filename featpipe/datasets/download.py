@@ -60,11 +60,6 @@ class RemoteArchive:
         A folder that holds only some of them is returned too, so that the check that follows can
         name the missing ones; unless it is our own download, which is completed. From a download
         those of the ``others`` are kept for which that is true, and nothing else.
-
-        Raises
-        ------
-        DataError
-            If the files are nowhere and may not be downloaded.
         """
         options = dataset.options
         folders, own = options.folders(self.folder), options.raw / self.folder
@@ -96,19 +91,14 @@ def locate(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
 
 
 def check_digests(
-    folder: Path, expected: Mapping[str, str], options: DatasetOptions
+    folder: Path, expected: Mapping[str, str | None], options: DatasetOptions
 ) -> dict[str, str]:
-    """Check files against the MD5 sums their publisher lists; return the sums.
-
-    Raises
-    ------
-    DataError
-        Naming the first file that is missing or differs.
-    """
+    """Check files against the MD5 sums their publisher lists, if any; return the sums."""
     missing = [name for name in expected if not (folder / name).is_file()]
     refuse_missing(missing, "A file of the dataset is missing.", folder, ", ".join(expected))
-    sums = options.digests([folder / name for name in expected], "md5")
-    for (name, digest), got in zip(expected.items(), sums, strict=True):
+    published = {name: digest for name, digest in expected.items() if digest}
+    sums = options.digests([folder / name for name in published], "md5")
+    for (name, digest), got in zip(published.items(), sums, strict=True):
         if got != digest:
             raise DataError(
                 f"The file {name} is damaged or another version.",
@@ -117,7 +107,7 @@ def check_digests(
                 got=f"md5 {got}, {(folder / name).stat().st_size} bytes",
                 next_step=f"remove {folder / name} and fetch it again",
             )
-    return dict(expected)
+    return published
 
 
 def check_size(path: Path, bytes_per_image: int) -> None:
@@ -145,11 +135,6 @@ def unpack(
     Files appear in the target complete or not at all, as does a new target as a whole; those that
     are there already stay. The archive is refused if a member is absolute, climbs out of the
     folder, or is wanted and neither file nor folder.
-
-    Raises
-    ------
-    DataError
-        If the archive is unsafe, damaged, too large, or a needed file is not in it.
     """
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
@@ -269,16 +254,8 @@ def fetch(
     Until it is complete and its digest is right the file is called ``<target>.part``; that file
     stays when the download is interrupted and is continued by the next call.
 
-    Parameters
-    ----------
-    url : str
-        ``http`` or ``https`` address.
-    target : Path
-        File to write; one that exists already is checked and kept. Returned.
-    digest : str, optional
-        ``"md5:<hex>"`` or ``"sha256:<hex>"`` of the whole file.
-    progress : Progress
-    retries : RetryPolicy
+    A target that exists already is checked and kept. The digest of the whole file is
+    ``"md5:<hex>"`` or ``"sha256:<hex>"``.
 
     Raises
     ------
@@ -403,15 +380,9 @@ def _append(response: HTTPResponse, part: _Part, have: int, progress: Progress) 
     label = f"downloading {Path(part.stream.name).stem}"
     with progress.task(label, total=total or 0, done=start) as task:
         while block := response.read(_BLOCK_BYTES):
-            try:
-                written = 0
-                while written < len(block):
-                    written += part.stream.write(block[written:])
-            except OSError as error:  # as a rule the disk is full
-                what, next_step = "The file cannot be written.", "free some space and run again"
-                raise DownloadError(
-                    what, where=part.stream.name, got=error, next_step=next_step
-                ) from error
+            view = memoryview(block)
+            while view:  # an unbuffered file may take less than it is given
+                view = view[part.stream.write(view) :]
             task.advance(len(block))
     if total is not None and part.size() != total:
         return f"the connection closed after {part.size()} of {total} bytes"

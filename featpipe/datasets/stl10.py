@@ -7,7 +7,6 @@ and blue plane of each, every plane column by column.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -64,7 +63,8 @@ class Stl10(Dataset):
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
         labelled = {*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"}
         folder = self.archive.find(self, files, labelled.__contains__)
-        digests = check_digests(folder, self.md5[split], self.options)
+        sums = {name: self.md5[split].get(name) for name in files}
+        digests = check_digests(folder, sums, self.options)
         images = folder / f"{split}_X.bin"
         check_size(images, 3 * SIDE * SIDE)
         planes = np.memmap(images, dtype=np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
@@ -79,26 +79,17 @@ class Stl10(Dataset):
                     where=file,
                     expected=f"one byte from 1 to {len(CLASSES)} per image",
                 )
-        folds = _read_folds(folder / _FOLDS) if split == "train" else ()
+        folds: tuple[NDArray[np.int64], ...] = ()
+        if split == "train":
+            # A line each, 0-based rows.
+            lines = (folder / _FOLDS).read_text(encoding="ascii", errors="replace").splitlines()
+            try:
+                folds = tuple(np.array(ln.split(), dtype=np.int64) for ln in lines if ln.strip())
+                what = "" if folds else "The file of the official folds is empty."
+            except ValueError as error:
+                what = f"The official folds of STL-10 cannot be read: {error}."
+            if what:
+                next_step = f"copy {_FOLDS} from the official archive beside train_X.bin"
+                raise DataError(what, where=folder / _FOLDS, next_step=next_step)
         identity = Identity(self.name, split, CLASSES, row_ids(split, len(pixels)), labels, folds)
         return ArraySource(identity, pixels, digests, images)
-
-
-def _read_folds(path: Path) -> tuple[NDArray[np.int64], ...]:
-    """Read the official training folds: a line each, 0-based rows."""
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-        folds = tuple(np.array(line.split(), dtype=np.int64) for line in lines if line.strip())
-        what = "" if folds else "The file of the official folds is empty."
-    except FileNotFoundError:
-        what = "The official folds of STL-10 are missing."
-    except (OSError, ValueError) as error:
-        what = f"The official folds of STL-10 cannot be read: {error}."
-    if what:
-        raise DataError(
-            what,
-            where=path,
-            expected="lines of row numbers",
-            next_step=f"copy {_FOLDS} from the official archive beside train_X.bin",
-        )
-    return folds

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Iterable
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,10 +19,6 @@ from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSou
 from featpipe.errors import DataError
 from featpipe.registry import did_you_mean
 
-# A header may promise more than there is memory, an entry may be encrypted (RuntimeError).
-_DAMAGED = (
-    ValueError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 _SHAPES = "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
 
 
@@ -206,7 +200,11 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
                 arrays[name] = archive[name]
     except FileNotFoundError:
         raise DataError("The file does not exist.", where=file) from None
-    except _DAMAGED as error:
+    except DataError:
+        raise
+    except Exception as error:
+        # ValueError, OSError, EOFError, BadZipFile, zlib.error …; MemoryError where a header
+        # promises more than there is memory, RuntimeError where an entry is encrypted.
         if name and "allow_pickle" in str(error):
             raise DataError(
                 f"The array {name!r} holds Python objects, which could run code when they are "
