@@ -116,12 +116,9 @@ class Dataset(ABC):
         what = f"The dataset {self.spec!r} is not here."
         return DataError(what, where=where, expected=expected, **details)
 
-    # How the argument is written elsewhere. A dataset whose text has parts that do not change the
-    # images (a server's address) leaves them out of `short`.
-
     @classmethod
     def short(cls, argument: str) -> str:
-        """Return the argument as manifests and results name it."""
+        """Return the argument for manifests, without what does not change the images."""
         return argument
 
     @classmethod
@@ -210,14 +207,10 @@ def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
 def _dataset(spec: str, options: DatasetOptions) -> Dataset:
     name, _, argument = spec.partition(":")
     kind = DATASETS.get(name)
-    if kind.argument_name and not argument:
-        raise UsageError(
-            f"The dataset {name!r} needs a {kind.argument_name.lower()}.",
-            got=spec,
-            expected=f"{name}:{kind.argument_name}",
-        )
-    if argument and not kind.argument_name:
-        raise UsageError(f"The dataset {name!r} takes no argument.", got=spec, expected=name)
+    if bool(argument) != bool(expected := kind.argument_name):
+        wrong = f"needs a {expected.lower()}" if expected else "takes no argument"
+        example = f"{name}:{expected}" if expected else name
+        raise UsageError(f"The dataset {name!r} {wrong}.", got=spec, expected=example)
     return kind(argument, options)
 
 

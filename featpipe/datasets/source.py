@@ -153,13 +153,7 @@ class ArraySource(ImageSource):
 
 
 def row_ids(split: str, n: int) -> tuple[str, ...]:
-    """Ids of images that have no name of their own: split and row number.
-
-    Examples
-    --------
-    >>> row_ids("test", 2)
-    ('test/00000', 'test/00001')
-    """
+    """Ids of images that have no name of their own: split and row number (``"test/00001"``)."""
     return tuple(f"{split}/{row:05d}" for row in range(n))
 
 
