@@ -32,9 +32,9 @@ class Layout:
     folder: str
     files: dict[str, tuple[str, ...]]  # of the splits, in order
     names: str  # file of the class names
-    label: str | int  # key of a pickle, or position among the bytes before the pixels
+    label_bytes: int = 0  # before the pixels of each image, the fine label last; 0 for pickles
+    label: str = ""  # key of a pickle
     names_key: str = ""  # key of the class names in a pickle
-    label_bytes: int = 0  # before the pixels of each image; 0 for pickles
 
 
 @DATASETS.register
@@ -57,7 +57,6 @@ class Cifar10(Dataset):
             "test": ("test_batch.bin",),
         },
         names="batches.meta.txt",
-        label=0,
         label_bytes=1,
     )
     pickled: ClassVar[Layout] = Layout(
@@ -136,7 +135,6 @@ class Cifar100(Cifar10):
         folder="cifar-100-binary",
         files={"train": ("train.bin",), "test": ("test.bin",)},
         names="fine_label_names.txt",
-        label=1,  # byte 0 is the coarse class
         label_bytes=2,
     )
     pickled = Layout(
@@ -163,10 +161,10 @@ def _read(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uin
         fields = [("labels", np.uint8, (layout.label_bytes,)), ("data", np.uint8, 3 * SIDE * SIDE)]
         check_size(path, np.dtype(fields).itemsize)
         records = np.fromfile(path, dtype=np.dtype(fields))
-        data, labels = records["data"], records["labels"][:, int(layout.label)]
+        data, labels = records["data"], records["labels"][:, -1]
     else:
         batch = load_plain_pickle(path)
-        data, labels = batch.get("data"), batch.get(str(layout.label))
+        data, labels = batch.get("data"), batch.get(layout.label)
         if (
             not isinstance(data, np.ndarray)
             or data.shape[1:] != (3 * SIDE * SIDE,)

@@ -101,7 +101,7 @@ def write_cifar(folder: Path, kind: type[Cifar10], version: str, n: int = 4) -> 
                 np.hstack([coarse, fine, planes]).tofile(file)
             else:
                 file.write_bytes(
-                    pickle.dumps({"data": planes, str(layout.label): batch_labels}, protocol=4)
+                    pickle.dumps({"data": planes, layout.label: batch_labels}, protocol=4)
                 )
             images.append(batch)
             labels += batch_labels
