@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.archive import RemoteArchive, check_digests, check_size, locate
 from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.download import RemoteArchive, check_digests, check_size, locate
 from featpipe.datasets.source import ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 
@@ -32,26 +32,14 @@ class Layout:
     folder: str
     files: dict[str, tuple[str, ...]]  # of the splits, in order
     names: str  # file of the class names
-    label: str | int  # key of a pickle, or position among the bytes before the pixels
+    label_bytes: int = 0  # before the pixels of each image, the fine label last; 0 for pickles
+    label: str = ""  # key of a pickle
     names_key: str = ""  # key of the class names in a pickle
-    label_bytes: int = 0  # before the pixels of each image; 0 for pickles
 
 
 @DATASETS.register
 class Cifar10(Dataset):
-    """CIFAR-10, 32 × 32, ten classes (downloads).
-
-    Attributes
-    ----------
-    archive : RemoteArchive
-        The official archive of the binary version.
-    n_classes : int
-    binary, pickled : Layout
-        The two versions that are understood.
-    md5 : dict of str to str
-        File → MD5 sum. Those of the pickles and of the archive are published by torchvision and
-        by the author; those of the binary files were taken from public projects that check them.
-    """
+    """CIFAR-10, 32 × 32, ten classes (downloads)."""
 
     name = "cifar10"
     splits = ("train", "test")
@@ -69,7 +57,6 @@ class Cifar10(Dataset):
             "test": ("test_batch.bin",),
         },
         names="batches.meta.txt",
-        label=0,
         label_bytes=1,
     )
     pickled: ClassVar[Layout] = Layout(
@@ -82,6 +69,8 @@ class Cifar10(Dataset):
         label="labels",
         names_key="label_names",
     )
+    # Those of the pickles and of the archive are published by torchvision and by the author; those
+    # of the binary files were taken from public projects that check them.
     md5: ClassVar[dict[str, str]] = {
         "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
         "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
@@ -100,43 +89,34 @@ class Cifar10(Dataset):
 
     def open(self, split: str) -> ImageSource:
         """Read one split into memory (150 MB at most)."""
-        folder, layout = self._find(split)
-        names, binary = layout.files[split], layout is self.binary
-        checked = names if binary else (*names, layout.names)
-        digests = check_digests(folder, {name: self.md5[name] for name in checked}, self.options)
-        read = _read_binary if binary else _read_pickle
-        parts = [read(folder / name, layout) for name in names]
-        pixels = np.concatenate([part[0] for part in parts])
-        labels = np.concatenate([part[1] for part in parts])
-        classes = self._class_names(folder / layout.names, layout)
-        identity = Identity(self.name, split, classes, row_ids(split, len(pixels)), labels)
-        return ArraySource(identity, pixels, digests, folder)
-
-    def _find(self, split: str) -> tuple[Path, Layout]:
-        """Return the folder of a split and its layout, that of the first folder."""
+        # The version in the first folder that has either; where there is none, the binary one.
         folders = self.options.folders(self.binary.folder, self.pickled.folder)
-        first = locate(folders, self.binary.files[split])
-        other = locate(folders, self.pickled.files[split])
-        if other and (first is None or folders.index(other) < folders.index(first)):
-            return other, self.pickled
-        files = [*self.binary.files[split], self.binary.names]
-        both = [name for names in self.binary.files.values() for name in names]
-        return self.archive.find(self, files, also=both), self.binary
-
-    def _class_names(self, path: Path, layout: Layout) -> tuple[str, ...]:
-        if layout.label_bytes:
-            text = path.read_bytes().decode("ascii", "replace") if path.is_file() else ""
-            names = tuple(text.split())
+        binary, pickled = (locate(folders, v.files[split]) for v in (self.binary, self.pickled))
+        if pickled and not (binary and folders.index(binary) <= folders.index(pickled)):
+            layout, folder = self.pickled, pickled
+            checked = (*layout.files[split], layout.names)
         else:
-            names = tuple(map(str, load_plain_pickle(path).get(layout.names_key, ())))
-        if len(names) != self.n_classes:
+            layout, checked = self.binary, self.binary.files[split]
+            both = {name for names in layout.files.values() for name in names}
+            folder = self.archive.find(self, [*checked, layout.names], both.__contains__)
+        digests = check_digests(folder, {name: self.md5[name] for name in checked}, self.options)
+        parts = [_read(folder / name, layout) for name in layout.files[split]]
+        pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        file = folder / layout.names
+        if layout is self.pickled:
+            classes = tuple(map(str, load_plain_pickle(file).get(layout.names_key, ())))
+        else:
+            text = file.read_bytes().decode("ascii", "replace") if file.is_file() else ""
+            classes = tuple(text.split())
+        if len(classes) != self.n_classes:
             raise DataError(
                 "The file of the class names is missing or not complete.",
-                where=path,
+                where=file,
                 expected=f"{self.n_classes} names",
-                got=f"{len(names)} names",
+                got=f"{len(classes)} names",
             )
-        return names
+        identity = Identity(self.name, split, classes, row_ids(split, len(pixels)), labels)
+        return ArraySource(identity, pixels, digests, folder)
 
 
 @DATASETS.register
@@ -155,7 +135,6 @@ class Cifar100(Cifar10):
         folder="cifar-100-binary",
         files={"train": ("train.bin",), "test": ("test.bin",)},
         names="fine_label_names.txt",
-        label=1,  # byte 0 is the coarse class
         label_bytes=2,
     )
     pickled = Layout(
@@ -174,56 +153,49 @@ class Cifar100(Cifar10):
     }
 
 
-def _read_binary(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read one binary file: for each image its label bytes and the planes, row by row."""
-    record = np.dtype(
-        [("labels", np.uint8, (layout.label_bytes,)), ("planes", np.uint8, (3, SIDE, SIDE))]
-    )
-    check_size(path, record.itemsize)
-    records = np.fromfile(path, dtype=record)
-    return records["planes"].transpose(0, 2, 3, 1), records["labels"][:, int(layout.label)]
-
-
-def _read_pickle(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read one pickled batch: ``data`` of shape (n, 3072) and a list of labels."""
-    batch: dict[str, Any] = load_plain_pickle(path)
-    data, labels = batch.get("data"), batch.get(str(layout.label))
-    if not isinstance(data, np.ndarray) or data.shape[1:] != (3 * SIDE * SIDE,) or labels is None:
-        raise DataError(
-            "The file is not a batch of images.",
-            where=path,
-            expected=f"data of shape (n, {3 * SIDE * SIDE}) and {layout.label}",
-            got=f"the keys {', '.join(sorted(batch))}",
-        )
-    pixels = data.astype(np.uint8, copy=False).reshape(-1, 3, SIDE, SIDE)
-    return pixels.transpose(0, 2, 3, 1), np.asarray(labels, dtype=np.uint8)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Encode as Python 3 writes bytes in an old protocol: as text in Latin-1."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
-    return text.encode("latin1")
+def _read(path: Path, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read one file: images, each stored as three planes row by row, and labels."""
+    data: Any
+    labels: Any
+    if layout.label_bytes:
+        fields = [("labels", np.uint8, (layout.label_bytes,)), ("data", np.uint8, 3 * SIDE * SIDE)]
+        check_size(path, np.dtype(fields).itemsize)
+        records = np.fromfile(path, dtype=np.dtype(fields))
+        data, labels = records["data"], records["labels"][:, -1]
+    else:
+        batch = load_plain_pickle(path)
+        data, labels = batch.get("data"), batch.get(layout.label)
+        if (
+            not isinstance(data, np.ndarray)
+            or data.shape[1:] != (3 * SIDE * SIDE,)
+            or labels is None
+        ):
+            raise DataError(
+                "The file is not a batch of images.",
+                where=path,
+                expected=f"data of shape (n, {3 * SIDE * SIDE}) and {layout.label}",
+                got=f"the keys {', '.join(sorted(batch))}",
+            )
+    pixels = data.astype(np.uint8, copy=False).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return pixels, np.asarray(labels, dtype=np.uint8)
 
 
 # The functions that an array's own pickle names, taken from one: their module has moved between
-# NumPy 1 and 2, and old files name the old place.
+# NumPy 1 and 2, and the published files name the old place.
 _RECONSTRUCT = np.empty(0, dtype=np.uint8).__reduce__()[0]
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
 }
 
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return _ALLOWED[module, name]
 
 
 def load_plain_pickle(path: Path) -> dict[str, Any]:
@@ -240,8 +212,6 @@ def load_plain_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as stream:
             content = _PlainUnpickler(stream, encoding="latin1").load()
-    except OSError as error:
-        raise DataError("The file cannot be read.", where=path, got=error.strerror) from error
     except Exception as error:
         # Damaged pickles raise almost anything: UnpicklingError, EOFError, IndexError, KeyError …
         raise DataError(

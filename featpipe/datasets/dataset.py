@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,33 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """How a dataset is to be found and opened.
+    """How a dataset is to be found and opened."""
 
-    Parameters
-    ----------
-    data : Path, optional
-        Where to look first: the dataset's own folder or the folder above it.
-    raw : Path
-        Where to look second, and where downloads go.
-    hashes : FileHashes
-        Remembered content hashes, so that unchanged files are not read again.
-    classes : str, optional
-        Only these classes: ``"first:50"`` or names separated by commas.
-    seed : int
-        Seed of the splits that a dataset does not prescribe itself.
-    download : bool
-        Whether a dataset that is nowhere may be fetched from its publisher.
-    progress : Progress
-        Told about downloads, unpacking and hashing.
-    """
-
-    data: Path | None = None
-    raw: Path = Path("data/raw")
-    hashes: FileHashes = field(default_factory=FileHashes)
-    classes: str | None = None
-    seed: int = 0
-    download: bool = False
-    progress: Progress = SILENT
+    data: Path | None = None  # where to look first: the dataset's own folder or the one above it
+    raw: Path = Path("data/raw")  # where to look second, and where downloads go
+    hashes: FileHashes = field(default_factory=FileHashes)  # so that files are not read again
+    classes: str | None = None  # only these: "first:50" or names separated by commas
+    seed: int = 0  # of the splits that a dataset does not prescribe itself
+    download: bool = False  # whether a dataset that is nowhere may be fetched from its publisher
+    progress: Progress = SILENT  # told about downloads, unpacking and hashing
 
     def folders(self, *names: str) -> list[Path]:
         """Return the folders where a dataset with these folder names may be, best first."""
@@ -72,20 +55,23 @@ class DatasetOptions:
     def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
         """Return the content hashes of files; progress is shown only if any has to be read."""
         with ExitStack() as stack:
-            task: Any = None
-
-            def on_hashed() -> None:
-                nonlocal task
-                if task is None:
-                    started = self.progress.task("checking files", total=len(paths))
-                    task = stack.enter_context(started)
-                task.advance()
-
+            show = partial(self.progress.task, "checking files", total=len(paths))
+            task = cache(lambda: stack.enter_context(show()))
             try:
-                return self.hashes.many(paths, algorithm, on_hashed)
+                return self.hashes.many(paths, algorithm, lambda: task().advance())
             except OSError as error:
                 what = "A file of the dataset cannot be read."
                 raise DataError(what, where=error.filename, got=error.strerror) from error
+
+
+def refuse_missing(
+    missing: Sequence[str], what: str, where: object, expected: str, next_step: str | None = None
+) -> None:
+    """Raise DataError that names the first of what is missing, if anything is."""
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        got = f"missing: {', '.join(missing[:5])}{more}"
+        raise DataError(what, where=where, expected=expected, got=got, next_step=next_step)
 
 
 class Dataset(ABC):
@@ -98,27 +84,14 @@ class Dataset(ABC):
     Parameters
     ----------
     argument : str
-        What follows the colon of ``"name:ARGUMENT"``.
+        What follows the colon of ``"name:ARGUMENT"``; text, except for a :class:`PathDataset`.
     options : DatasetOptions
-
-    Attributes
-    ----------
-    name : str
-    argument_name : str or None
-        What messages call the argument (``"PATH"``); ``None`` where the dataset takes none. An
-        argument is text, except for a :class:`PathDataset`.
-    splits : tuple of str
-        The splits for training and evaluation, the training split first.
-    more_splits : tuple of str
-        Splits that exist but are not meant for training and evaluation.
-    selects_classes : bool
-        Whether :meth:`open` heeds ``options.classes`` itself; for all others it is done after.
     """
 
     name: ClassVar[str]
-    argument_name: ClassVar[str | None] = None
-    more_splits: tuple[str, ...] = ()
-    selects_classes: ClassVar[bool] = False
+    argument_name: ClassVar[str | None] = None  # in messages ("PATH"); None where it takes none
+    more_splits: tuple[str, ...] = ()  # not meant for training and evaluation
+    selects_classes: ClassVar[bool] = False  # whether `open` heeds `options.classes` itself
 
     def __init__(self, argument: str, options: DatasetOptions) -> None:
         self.argument, self.options = argument, options
@@ -143,12 +116,9 @@ class Dataset(ABC):
         what = f"The dataset {self.spec!r} is not here."
         return DataError(what, where=where, expected=expected, **details)
 
-    # How the argument is written elsewhere. A dataset whose text has parts that do not change the
-    # images (a server's address) leaves them out of `short`.
-
     @classmethod
     def short(cls, argument: str) -> str:
-        """Return the argument as manifests and results name it."""
+        """Return the argument for manifests, without what does not change the images."""
         return argument
 
     @classmethod
@@ -200,27 +170,12 @@ class PathDataset(Dataset):
 
 
 def splits_of(spec: str, options: DatasetOptions) -> tuple[str, ...]:
-    """Return the splits meant for training and evaluation, the training split first.
-
-    Raises
-    ------
-    UsageError
-        If there is no such dataset, or its argument is missing or there is one too many.
-    DataError
-        If the splits are told by files and those cannot be read.
-    """
+    """Return the splits meant for training and evaluation, the training split first."""
     return _dataset(spec, options).splits
 
 
 def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
     """Open one split of a dataset: found, checked, fingerprinted, ready to be read.
-
-    Parameters
-    ----------
-    spec : str
-        Dataset as the user names it: ``"stl10"``, ``"folder:photos"``.
-    split : str
-    options : DatasetOptions
 
     Raises
     ------
@@ -252,23 +207,16 @@ def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
 def _dataset(spec: str, options: DatasetOptions) -> Dataset:
     name, _, argument = spec.partition(":")
     kind = DATASETS.get(name)
-    if kind.argument_name and not argument:
-        raise UsageError(
-            f"The dataset {name!r} needs a {kind.argument_name.lower()}.",
-            got=spec,
-            expected=f"{name}:{kind.argument_name}",
-        )
-    if argument and not kind.argument_name:
-        raise UsageError(f"The dataset {name!r} takes no argument.", got=spec, expected=name)
+    if bool(argument) != bool(expected := kind.argument_name):
+        wrong = f"needs a {expected.lower()}" if expected else "takes no argument"
+        example = f"{name}:{expected}" if expected else name
+        raise UsageError(f"The dataset {name!r} {wrong}.", got=spec, expected=example)
     return kind(argument, options)
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """Which images a store is made from, so that they are found again.
-
-    The fields are options of every step that opens images.
-    """
+    """Which images a store is made from: options of every step that opens images."""
 
     dataset: str
     data: Path | None = None

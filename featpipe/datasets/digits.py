@@ -18,9 +18,6 @@ from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.selection import stratified_split
 from featpipe.datasets.source import ArraySource, Identity, ImageSource
 
-TEST_SHARE = 0.3
-_MOST_INK = 16
-
 
 @DATASETS.register
 class Digits(Dataset):
@@ -33,13 +30,10 @@ class Digits(Dataset):
         """Read one split into memory."""
         values, labels = load_values()
         ids = [f"digits/{row:04d}" for row in range(len(labels))]
-        train, test = stratified_split(ids, labels, TEST_SHARE, self.options.seed)
-        rows = train if split == "train" else test
-        pixels = np.rint(values[rows] * (255 / _MOST_INK)).astype(np.uint8)
-        chosen = [ids[row] for row in rows]
-        return ArraySource(
-            Identity(self.name, split, tuple("0123456789"), chosen, labels[rows]), pixels
-        )
+        rows = stratified_split(ids, labels, 0.3, self.options.seed)[split == "test"]
+        pixels = np.rint(values[rows] * (255 / 16)).astype(np.uint8)
+        chosen, classes = [ids[row] for row in rows], tuple("0123456789")
+        return ArraySource(Identity(self.name, split, classes, chosen, labels[rows]), pixels)
 
 
 def load_values() -> tuple[NDArray[np.int64], NDArray[np.int64]]:

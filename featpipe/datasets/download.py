@@ -1,4 +1,4 @@
-"""Fetch one large file: resumed after an interruption, checked before anybody may use it.
+"""Published files: found, or fetched, unpacked without trust and checked.
 
 Only the standard library: ``urllib`` follows redirects and the proxy variables of the
 environment, and a resumable download is one header (``Range``) guarded by another (``If-Range``,
@@ -11,28 +11,225 @@ import json
 import os
 import shutil
 import socket
+import stat
+import tarfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError, URLError
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, build_opener
 
-from featpipe.errors import DownloadError, UsageError
+from featpipe.datasets.dataset import Dataset, DatasetOptions, refuse_missing
+from featpipe.errors import DataError, DownloadError, UsageError
 from featpipe.fingerprint import of_file
-from featpipe.progress import SILENT, Progress, Task
+from featpipe.progress import SILENT, Progress
 
 try:
     import fcntl
 except ImportError:  # Windows: two downloads of one file at a time are caught by the digest
     fcntl = None  # type: ignore[assignment]
 
+MAX_BYTES = 4 << 30
+"""Most that is unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes."""
+
 _BLOCK_BYTES = 1 << 18
 _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
+_BY_HAND = "fetch the file by another way and name its folder with --data DIR"
+
+
+@dataclass(frozen=True)
+class RemoteArchive:
+    """An archive as its publisher offers it: address, MD5 sum, its one folder, size in MB."""
+
+    url: str
+    md5: str
+    folder: str
+    megabytes: int
+
+    def find(self, dataset: Dataset, needed: Sequence[str], others: Callable[[str], bool]) -> Path:
+        """Return the folder with the needed files; fetch the archive if that is allowed.
+
+        A folder that holds only some of them is returned too, so that the check that follows can
+        name the missing ones; unless it is our own download, which is completed. From a download
+        those of the ``others`` are kept for which that is true, and nothing else.
+        """
+        options = dataset.options
+        folders, own = options.folders(self.folder), options.raw / self.folder
+        found = locate(folders, needed)
+        incomplete = found == own and not all((own / name).is_file() for name in needed)
+        if found and not (incomplete and options.download):
+            return found
+        if not options.download:
+            raise dataset.not_found(
+                folders,
+                ", ".join(needed),
+                next_step=f"allow the download ({self.megabytes} MB), or unpack {self.url} "
+                "yourself and name its folder with --data DIR",
+            )
+        options.progress.note(f"{dataset.name} is not here: fetching {self.url}")
+        archive = options.raw / self.url.rpartition("/")[2]
+        fetch(self.url, archive, digest=f"md5:{self.md5}", progress=options.progress)
+        unpack(archive, own, needed, others, options.progress)
+        archive.unlink()
+        return own
+
+
+def locate(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
+    """Return the first folder that holds all of these files, else the first that holds any."""
+    held = {folder: sum((folder / name).is_file() for name in files) for folder in folders}
+    # max returns the first of equals, and folders come best first.
+    best = max(held, key=lambda folder: (held[folder] == len(files), held[folder] > 0))
+    return best if held[best] else None
+
+
+def check_digests(
+    folder: Path, expected: Mapping[str, str | None], options: DatasetOptions
+) -> dict[str, str]:
+    """Check files against the MD5 sums their publisher lists, if any; return the sums."""
+    missing = [name for name in expected if not (folder / name).is_file()]
+    refuse_missing(missing, "A file of the dataset is missing.", folder, ", ".join(expected))
+    published = {name: digest for name, digest in expected.items() if digest}
+    sums = options.digests([folder / name for name in published], "md5")
+    for (name, digest), got in zip(published.items(), sums, strict=True):
+        if got != digest:
+            raise DataError(
+                f"The file {name} is damaged or another version.",
+                where=folder / name,
+                expected=f"md5 {digest}",
+                got=f"md5 {got}, {(folder / name).stat().st_size} bytes",
+                next_step=f"remove {folder / name} and fetch it again",
+            )
+    return published
+
+
+def check_size(path: Path, bytes_per_image: int) -> None:
+    """Raise DataError unless a file holds a whole number of images, and at least one."""
+    size = path.stat().st_size
+    if size == 0 or size % bytes_per_image:
+        raise DataError(
+            "The file does not hold a whole number of images.",
+            where=path,
+            expected=f"a multiple of {bytes_per_image} bytes",
+            got=f"{size} bytes",
+        )
+
+
+def unpack(
+    archive: Path,
+    target: Path,
+    needed: Collection[str],
+    others: Callable[[str], bool] = lambda name: False,
+    progress: Progress = SILENT,
+    max_bytes: int = MAX_BYTES,
+) -> None:
+    """Unpack the archive's folder of the target's name: files needed, and others if wanted.
+
+    Files appear in the target complete or not at all, as does a new target as a whole; those that
+    are there already stay. The archive is refused if a member is absolute, climbs out of the
+    folder, or is wanted and neither file nor folder.
+    """
+    unfinished = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
+    missing = [name for name in needed if not (target / name).is_file()]
+
+    def wanted(name: str) -> bool:
+        return name in missing or (others(name) and not (target / name).exists())
+
+    try:
+        unfinished.mkdir(parents=True)
+        _copy_members(archive, target.name, unfinished, wanted, progress, max_bytes)
+        absent = [name for name in missing if not (unfinished / name).is_file()]
+        what = "The archive does not hold what it should."
+        refuse_missing(absent, what, archive, ", ".join(needed))
+        if hasattr(os, "sync"):
+            os.sync()  # the bytes are on the disk before the names change
+        if target.exists():
+            for made in sorted(unfinished.iterdir()):
+                made.replace(target / made.name)
+        else:
+            unfinished.rename(target)
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        # RuntimeError and its child NotImplementedError: encrypted or strangely packed zip entries.
+        raise DataError(
+            "The archive is damaged.",
+            where=archive,
+            got=f"{type(error).__name__}: {error}",
+            next_step=f"remove {archive} and run again",
+        ) from error
+    except OSError as error:
+        raise DataError("The archive cannot be unpacked.", where=archive, got=error) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _copy_members(
+    archive: Path,
+    folder: str,
+    target: Path,
+    wanted: Callable[[str], bool],
+    progress: Progress,
+    max_bytes: int,
+) -> None:
+    label, n_read = f"unpacking {archive.name}", 0
+    with archive.open("rb") as raw, progress.task(label, archive.stat().st_size) as task:
+        for name, size, kind, content in _members(raw):
+            path, reason = PurePosixPath(name), ""
+            inner = "/".join(path.parts[1:])
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.name:
+                reason = "it would be written outside of the folder"
+            elif path.parts[:1] != (folder,) or not wanted(inner) or kind == stat.S_IFDIR:
+                continue
+            elif kind != stat.S_IFREG:
+                reason = "it is not a plain file, perhaps a link"
+            elif size > max_bytes:
+                reason = f"it holds {size} bytes, at most {max_bytes} are allowed"
+            if reason:
+                what = f"The archive is unsafe: {name!r} is refused, {reason}."
+                raise DataError(what, where=archive)
+            max_bytes -= size
+            check_space(target, size, DataError)
+            (target / inner).parent.mkdir(parents=True, exist_ok=True)
+            with content() as stream, (target / inner).open("wb") as file:
+                while block := stream.read(_BLOCK_BYTES):
+                    file.write(block)
+                    task.advance(raw.tell() - n_read)
+                    n_read = raw.tell()
+
+
+def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], Any]]]:
+    """Yield name, size, kind (of :mod:`stat`) and content of the members of a tar.gz or zip."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as package:
+            for entry in package.infolist():
+                kind = stat.S_IFMT(entry.external_attr >> 16) or stat.S_IFREG
+                kind = stat.S_IFDIR if entry.is_dir() else kind
+                yield entry.filename, entry.file_size, kind, partial(package.open, entry)
+    else:
+        archive.seek(0)
+        with tarfile.open(fileobj=archive, mode="r|gz") as tar:
+            for member in tar:
+                kind = stat.S_IFDIR if member.isdir() else stat.S_IFREG * member.isreg()
+                yield member.name, member.size, kind, partial(tar.extractfile, member)
+
+
+def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
+    """Raise an error of this kind unless so many bytes fit on the disk."""
+    if n_bytes > (free := shutil.disk_usage(folder).free):
+        raise kind(
+            "There is not enough space for the dataset.",
+            where=folder,
+            expected=f"{n_bytes / 1e6:,.0f} MB free",
+            got=f"{free / 1e6:,.0f} MB free",
+            next_step="free some space and run again, or choose another --workspace",
+        )
 
 
 @dataclass(frozen=True)
@@ -57,16 +254,8 @@ def fetch(
     Until it is complete and its digest is right the file is called ``<target>.part``; that file
     stays when the download is interrupted and is continued by the next call.
 
-    Parameters
-    ----------
-    url : str
-        ``http`` or ``https`` address.
-    target : Path
-        File to write; one that exists already is checked and kept. Returned.
-    digest : str, optional
-        ``"md5:<hex>"`` or ``"sha256:<hex>"`` of the whole file.
-    progress : Progress
-    retries : RetryPolicy
+    A target that exists already is checked and kept. The digest of the whole file is
+    ``"md5:<hex>"`` or ``"sha256:<hex>"``.
 
     Raises
     ------
@@ -75,193 +264,129 @@ def fetch(
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UsageError("Only http and https addresses are downloaded.", got=url)
-    if target.exists():
-        _check_digest(target, digest, url, next_step=f"remove {target} and run again")
-        return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = PartFile(target, url)
-    with part.locked():
-        _with_retries(part, progress, retries)
+    path = target.with_name(f"{target.name}.part")
+    note = target.with_name(f"{target.name}.part.json")
+    with path.open("ab", buffering=0) as part:
         try:
-            _check_digest(part.path, digest, url, next_step="run again: it starts from the top")
-        except DownloadError:
-            part.discard()  # no further byte can make a wrong beginning right
-            raise
-        part.finish(target)
+            if fcntl is not None:
+                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "Another process is downloading this file."
+            next_step = "wait until it is done and run again"
+            raise DownloadError(what, where=path, next_step=next_step) from None
+        try:
+            if target.exists():
+                _check_digest(target, digest, url, next_step=f"remove {target} and run again")
+                return target
+            _download(_Part(url, part, note), progress, retries)
+            try:
+                _check_digest(path, digest, url, next_step="run again: it starts from the top")
+            except DownloadError:
+                part.truncate(0)  # no further byte can make a wrong beginning right
+                raise
+            os.fsync(part.fileno())
+            path.replace(target)
+            note.unlink(missing_ok=True)
+        finally:
+            if path.exists() and path.stat().st_size == 0:
+                path.unlink()
+                note.unlink(missing_ok=True)
     return target
 
 
-class PartFile:
-    """The unfinished file, and beside it a note of which version of the file it is a part of."""
+@dataclass(frozen=True)
+class _Part:
+    """The unfinished file, and a note of the version of the published file that it begins."""
 
-    def __init__(self, target: Path, url: str) -> None:
-        self.url = url
-        self.path = target.with_name(target.name + ".part")
-        self._note = target.with_name(target.name + ".part.json")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep a second process from writing into the same part."""
-        with self.path.open("ab") as stream:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DownloadError(
-                    "Another process is downloading this file.",
-                    where=self.path,
-                    next_step="wait until it is done and run again",
-                ) from None
-            try:
-                yield
-            finally:
-                if self.size() == 0:
-                    self.discard()
+    url: str
+    stream: Any  # unbuffered; every write goes to the end
+    note: Path
 
     def size(self) -> int:
-        """Return the bytes that are here."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    def known(self) -> dict[str, Any]:
-        """Return what was noted when this part was started; empty if it cannot be continued."""
-        try:
-            note = json.loads(self._note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        usable = isinstance(note, dict) and note.get("url") == self.url and note.get("validator")
-        return note if usable and self.size() else {}
-
-    def start(self, response: HTTPResponse, total: int | None) -> None:
-        """Note which version of the file the bytes to come belong to."""
-        etag = response.headers.get("ETag", "")
-        strong = etag if etag and not etag.startswith("W/") else None
-        validator = strong or response.headers.get("Last-Modified")
-        note = {"url": self.url, "validator": validator, "total": total}
-        self._note.write_text(json.dumps(note), encoding="utf-8")
-
-    def discard(self) -> None:
-        """Forget what is here, to start again."""
-        self.path.unlink(missing_ok=True)
-        self._note.unlink(missing_ok=True)
-
-    def finish(self, target: Path) -> None:
-        """Give the file its name, once its bytes are on the disk."""
-        with self.path.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        self.path.replace(target)
-        self._note.unlink(missing_ok=True)
+        return os.fstat(self.stream.fileno()).st_size
 
 
-class _TransferError(Exception):
-    """The transfer broke off in a way that another try may mend."""
-
-
-class _NoSuchHostError(_TransferError):
-    """The server's name cannot be resolved: as a rule this machine is offline."""
-
-
-def _with_retries(part: PartFile, progress: Progress, retries: RetryPolicy) -> None:
+def _download(part: _Part, progress: Progress, retries: RetryPolicy) -> None:
     failures, arrived = 0, False
     while True:
         before = part.size()
-        try:
-            _transfer(part, progress, retries.timeout_s)
+        reason = _transfer(part, progress, retries.timeout_s)
+        if reason is None:
             return
-        except _TransferError as error:
-            # A slow line that breaks off again and again still arrives in the end.
-            moved = part.size() > before
-            failures, arrived = (1 if moved else failures + 1), arrived or moved
-            offline = isinstance(error, _NoSuchHostError) and not arrived
-            if offline or failures >= retries.attempts:
-                kept = f": {part.size()} bytes are kept in {part.path}" if part.size() else ""
-                raise DownloadError(
-                    "The download did not succeed.",
-                    where=part.url,
-                    got=f"{error} ({failures} attempt(s) without a byte)",
-                    next_step=f"check the network and run again{kept}; "
-                    "or fetch the file by another way and name its folder with --data DIR",
-                ) from error
-            time.sleep(retries.first_wait_s * 2 ** (failures - 1))
+        # A slow line that breaks off again and again still arrives in the end.
+        moved = part.size() > before
+        failures, arrived = (1 if moved else failures + 1), arrived or moved
+        offline = isinstance(reason, socket.gaierror) and not arrived
+        if offline or failures >= retries.attempts:
+            kept = f": {part.size()} bytes are kept in {part.stream.name}" if part.size() else ""
+            raise DownloadError(
+                "The download did not succeed.",
+                where=part.url,
+                got=f"{reason} ({failures} attempt(s) without a byte)",
+                next_step=f"check the network and run again{kept}; or {_BY_HAND}",
+            )
+        time.sleep(retries.first_wait_s * 2 ** (failures - 1))
 
 
-def _transfer(part: PartFile, progress: Progress, timeout_s: float) -> None:
-    """Ask for what is still missing and append it."""
-    known, have = part.known(), part.size()
-    if known and known.get("total") == have:
-        return
+def _transfer(part: _Part, progress: Progress, timeout_s: float) -> object:
+    """Append what is missing; return what another try may mend, ``None`` if nothing is missing."""
+    have, known = part.size(), {}
+    with suppress(OSError, ValueError):
+        known = json.loads(part.note.read_text(encoding="utf-8"))
+    usable = isinstance(known, dict) and known.get("url") == part.url and known.get("validator")
+    if not have or not usable:
+        known = {}
+    elif known.get("total") == have:
+        return None
     headers = {"User-Agent": "featpipe", "Accept-Encoding": "identity"}
     if known:
         headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
-    with _open(Request(part.url, headers=headers), part, timeout_s) as response:  # noqa: S310
-        start = have if response.status == 206 else 0
-        sent = response.headers.get("Content-Range", "")
-        if response.status == 206 and not sent.startswith(f"bytes {have}-"):
-            part.discard()
-            raise _TransferError(f"the server sent another range ({sent}) than asked for ({have}-)")
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length and length.isdigit() else None
-        if start == 0:
-            part.start(response, total)
-        needed, free = (total or start) - start, shutil.disk_usage(part.path.parent).free
-        if free < needed:
-            raise DownloadError(
-                "There is not enough space for the download.",
-                where=part.path.parent,
-                expected=f"{needed / 1e6:,.0f} MB free",
-                got=f"{free / 1e6:,.0f} MB free",
-                next_step="free some space, or choose another --workspace",
-            )
-        label = f"downloading {part.path.name.removesuffix('.part')}"
-        with progress.task(label, total=total or 0, done=start) as task:
-            _append(response, part.path, start, task)
-    if total is not None and part.size() != total:
-        raise _TransferError(f"the connection closed after {part.size()} of {total} bytes")
-
-
-def _open(request: Request, part: PartFile, timeout_s: float) -> HTTPResponse:
-    """Send a request; a failure is either worth another try or final."""
+    request = Request(part.url, headers=headers)  # noqa: S310 - fetch has checked the scheme
     try:
         # urlopen would remember the proxies of its first call for the life of the process.
-        response: HTTPResponse = build_opener().open(request, timeout=timeout_s)
-        return response
+        with build_opener().open(request, timeout=timeout_s) as response:
+            return _append(response, part, have, progress)
     except HTTPError as error:
         error.close()
+        reason = f"HTTP status {error.code} {error.reason}"
         if error.code == 416:  # the part is longer than the file: start again
-            part.discard()
-            raise _TransferError("the server has fewer bytes than were here") from None
-        if error.code in _WORTH_ANOTHER_TRY:
-            raise _TransferError(f"HTTP status {error.code} {error.reason}") from None
-        raise DownloadError(
-            "The server refuses the file.",
-            where=part.url,
-            got=f"HTTP status {error.code} {error.reason}",
-            next_step="fetch it by another way and name its folder with --data DIR",
-        ) from None
-    except URLError as error:
-        no_host = isinstance(error.reason, socket.gaierror)
-        raise (_NoSuchHostError if no_host else _TransferError)(str(error.reason)) from error
+            part.stream.truncate(0)
+        elif error.code not in _WORTH_ANOTHER_TRY:
+            what = "The server refuses the file."
+            raise DownloadError(what, where=part.url, got=reason, next_step=_BY_HAND) from None
+        return reason
     except (OSError, HTTPException) as error:
-        raise _TransferError(f"{type(error).__name__}: {error}") from error
+        return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
 
 
-def _append(response: HTTPResponse, path: Path, start: int, task: Task) -> None:
-    """Write the bytes of a response at their place in the file."""
-    with path.open("rb+" if path.exists() else "wb") as stream:
-        stream.truncate(start)
-        stream.seek(start)
-        while True:
-            try:
-                block = response.read(_BLOCK_BYTES)
-            except (OSError, HTTPException) as error:
-                raise _TransferError(f"{type(error).__name__}: {error}") from error
-            if not block:
-                return
-            try:
-                stream.write(block)
-            except OSError as error:  # as a rule the disk is full
-                what, next_step = "The file cannot be written.", "free some space and run again"
-                raise DownloadError(what, where=path, got=error, next_step=next_step) from error
+def _append(response: HTTPResponse, part: _Part, have: int, progress: Progress) -> str | None:
+    """Write the bytes of a response to the part; return what is wrong with it."""
+    start = have if response.status == 206 else 0
+    sent = response.headers.get("Content-Range", "")
+    if response.status == 206 and not sent.startswith(f"bytes {have}-"):
+        part.stream.truncate(0)
+        return f"the server sent another range ({sent}) than asked for ({have}-)"
+    length = response.headers.get("Content-Length", "")
+    total = start + int(length) if length.isdigit() else None
+    part.stream.truncate(start)
+    if start == 0:
+        etag = response.headers.get("ETag", "")
+        strong = None if etag.startswith("W/") else etag
+        validator = strong or response.headers.get("Last-Modified")
+        note = {"url": part.url, "validator": validator, "total": total}
+        part.note.write_text(json.dumps(note), encoding="utf-8")
+    check_space(part.note.parent, (total or start) - start, DownloadError)
+    label = f"downloading {Path(part.stream.name).stem}"
+    with progress.task(label, total=total or 0, done=start) as task:
+        while block := response.read(_BLOCK_BYTES):
+            view = memoryview(block)
+            while view:  # an unbuffered file may take less than it is given
+                view = view[part.stream.write(view) :]
             task.advance(len(block))
+    if total is not None and part.size() != total:
+        return f"the connection closed after {part.size()} of {total} bytes"
+    return None
 
 
 def _check_digest(path: Path, digest: str | None, url: str, next_step: str) -> None:

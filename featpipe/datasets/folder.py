@@ -1,4 +1,4 @@
-"""``folder:PATH``: a folder of images per class, with or without a folder per split above.
+"""Folders of image files: one per class (``folder:PATH``), Tiny-ImageNet and Dogs vs. Cats.
 
 Image files are listed in an order that people expect, through links, without going in circles.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.dataset import PathDataset
+from featpipe.datasets.dataset import Dataset, PathDataset, refuse_missing
+from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
+from featpipe.datasets.selection import choose_classes, stratified_split
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError
 
@@ -57,53 +61,165 @@ class Folder(PathDataset):
             )
         return found if len(found) > 1 or len(found) == len(inside) > 0 else ("all",)
 
-    def open(self, split: str) -> ImageSource:
-        """List the images of one split."""
-        root = self.path
-        classes = _classes(root, self.splits)
-        base, prefix = (root, "") if split == "all" else (root / split, f"{split}/")
-        found = {name: images_below(base / name, f"{prefix}{name}/") for name in subfolders(base)}
-        if empty := [name for name, images in found.items() if not images]:
-            raise DataError(
-                "A class folder holds no images.",
-                where=base,
-                got=", ".join(empty),
-                next_step="put images into it, or remove the folder",
-            )
-        strays = sum(is_image_name(entry.name) and entry.is_file() for entry in base.iterdir())
-        if strays:
-            note = f"{strays} image(s) in {base}, in no class folder, are left out"
-            self.options.progress.note(note)
-        ids = [image for images in found.values() for image in images]
-        labels = [classes.index(name) for name, images in found.items() for _ in images]
-        return FileSource(Identity(self.spec, split, classes, ids, labels), root, self.options)
-
-
-def _classes(root: Path, splits: tuple[str, ...]) -> tuple[str, ...]:
-    """Class names that hold in every split, so that a label means the same everywhere."""
-    if splits == ("all",):
-        classes = subfolders(root)
-    else:
+    @property
+    def _classes(self) -> tuple[str, ...]:
+        """Class names that hold in every split, so that a label means the same everywhere."""
+        root, splits = self.path, self.splits
+        if splits == ("all",):
+            return tuple(subfolders(root))
         per_split = {split: subfolders(root / split) for split in splits}
-        for split in splits[1:] if splits[0] == "train" else ():
-            if unknown := sorted({*per_split[split]} - {*per_split["train"]}, key=natural_key):
+        known = {name for names in per_split.values() for name in names}
+        for split, names in per_split.items() if splits[0] == "train" else ():
+            if unknown := [name for name in names if name not in per_split["train"]]:
                 raise DataError(
                     f"The split {split!r} has classes that the training split does not have.",
                     where=root / split,
                     expected=f"some of {', '.join(per_split['train'])}",
                     got=", ".join(unknown),
                 )
-        classes = sorted({name for names in per_split.values() for name in names}, key=natural_key)
-    if not classes:
-        n_images = len(images_below(root))
+        return tuple(sorted(known, key=natural_key))
+
+    def open(self, split: str) -> ImageSource:
+        """List the images of one split."""
+        root, classes = self.path, self._classes
+        if not classes:
+            n_images = len(images_below(root))
+            raise DataError(
+                "There are no class folders.",
+                where=root,
+                expected="a subfolder of images for each class",
+                got=f"{n_images} images without a folder" if n_images else "no images",
+                next_step="sort the images into folders, or list them in a CSV: csv:PATH",
+            )
+        base, prefix = (root, "") if split == "all" else (root / split, f"{split}/")
+        labelled = _images_of_classes(base, subfolders(base), prefix)
+        strays = sum(is_image_name(entry.name) and entry.is_file() for entry in base.iterdir())
+        if strays:
+            note = f"{strays} image(s) in {base}, in no class folder, are left out"
+            self.options.progress.note(note)
+        return _file_source(self, split, classes, labelled, root)
+
+
+@DATASETS.register
+class TinyImageNet(Dataset):
+    """Tiny-ImageNet, 64 × 64, 200 classes (downloads).
+
+    Le and Yang, "Tiny ImageNet visual recognition challenge", 2015. In the official layout the
+    training images are in a folder per class, the validation images in one folder with a list of
+    their classes; the labels of the test split were never published. ``wnids.txt`` lists the
+    WordNet ids in no order. They are sorted here, as every reader that goes by the class folders
+    does, so ``first:50`` means the same fifty classes everywhere.
+    """
+
+    name = "tiny-imagenet"
+    splits = ("train", "val")
+    selects_classes = True
+    archive: ClassVar[RemoteArchive] = RemoteArchive(
+        url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        md5="90528d7ca1a48142e341f4ef8d21d0de",
+        folder="tiny-imagenet-200",
+        megabytes=248,
+    )
+
+    def open(self, split: str) -> ImageSource:
+        """List the images of one split, of the chosen classes only."""
+        root = self.archive.find(self, ["wnids.txt"], lambda name: not name.startswith("test/"))
+        known = sorted((root / "wnids.txt").read_text(encoding="utf-8").split())
+        chosen = self.options.classes
+        kept = range(len(known)) if chosen is None else choose_classes(chosen, known)
+        classes = tuple(known[label] for label in kept)
+        next_step = "choose the classes that are here with --classes, for instance first:50"
+        if split == "train":
+            train, expected = root / "train", f"{len(classes)} folders, one for each class"
+            missing = [wnid for wnid in classes if not (train / wnid).is_dir()]
+            what = f"{len(missing)} class folder(s) are missing."
+            refuse_missing(missing, what, train, expected, next_step)
+            found = _images_of_classes(train, classes, "train/")
+        else:
+            annotations = root / "val" / "val_annotations.txt"
+            found = [pair for pair in _read_annotations(annotations) if pair[1] in classes]
+            missing = [image for image, _ in found if not (root / image).is_file()]
+            what = f"{len(missing)} validation image(s) are missing."
+            refuse_missing(missing, what, root, f"the images that {annotations.name} lists")
+            missing = sorted(set(classes) - {wnid for _, wnid in found})
+            what = f"{len(missing)} class(es) have no validation images."
+            refuse_missing(missing, what, annotations, "images of every class", next_step)
+        return _file_source(self, split, classes, found, root)
+
+
+def _read_annotations(annotations: Path) -> list[tuple[str, str]]:
+    """Return the validation images with their classes, in natural order of the files."""
+    found, line = [], ""
+    try:
+        for line in filter(str.strip, annotations.read_text(encoding="utf-8").splitlines()):
+            name, wnid, *_ = line.split("\t")
+            found.append((f"val/images/{name}", wnid))
+    except (OSError, ValueError) as error:
         raise DataError(
-            "There are no class folders.",
-            where=root,
-            expected="a subfolder of images for each class",
-            got=f"{n_images} images without a folder" if n_images else "no images",
-            next_step="sort the images into folders, or list them in a CSV: csv:PATH",
-        )
-    return tuple(classes)
+            "The annotations cannot be read.",
+            where=f"{annotations}, line {len(found) + 1}" if line else annotations,
+            expected="lines of file name, WordNet id and box, separated by tabs",
+            got=line[:80] or error,
+        ) from error
+    return sorted(found, key=lambda pair: natural_key(pair[0]))
+
+
+@DATASETS.register
+class DogsVsCats(Dataset):
+    """Kaggle's cats and dogs, split 70:30 by seed.
+
+    ``train/cat.N.jpg`` and ``train/dog.N.jpg``, split within each class. The competition's own
+    test images have no labels, so the labelled ones are split.
+    """
+
+    name = "dogs-vs-cats"
+    splits = ("train", "test")
+
+    def open(self, split: str) -> ImageSource:
+        """List the images and take the rows of one split."""
+        classes, pattern = ("cat", "dog"), re.compile(r"(cat|dog)\.\d+\.jpg", re.IGNORECASE)
+        folders = [folder / "train" for folder in self.options.folders(self.name)]
+        for folder in filter(os.path.isdir, folders):
+            if names := sorted(filter(pattern.fullmatch, os.listdir(folder)), key=natural_key):
+                break
+        else:
+            raise self.not_found(
+                folders,
+                "cat.N.jpg and dog.N.jpg",
+                next_step="Kaggle gives it to registered users only: accept the rules at "
+                "https://www.kaggle.com/c/dogs-vs-cats, download train.zip, unpack it and name "
+                "the folder that holds train/ with --data DIR",
+            )
+        kinds = [name[:3].lower() for name in names]
+        if missing := [name for name in classes if name not in kinds]:
+            what, got = "One of the two classes has no images.", f"no {missing[0]}.N.jpg"
+            raise DataError(what, where=folder, expected="cat.N.jpg and dog.N.jpg", got=got)
+        labels = [classes.index(kind) for kind in kinds]
+        rows = stratified_split(names, labels, 0.3, self.options.seed)[split == "test"]
+        labelled = [(names[row], kinds[row]) for row in rows]
+        return _file_source(self, split, classes, labelled, folder)
+
+
+def _file_source(
+    dataset: Dataset,
+    split: str,
+    classes: tuple[str, ...],
+    labelled: list[tuple[str, str]],
+    root: Path,
+) -> FileSource:
+    """Open images given as pairs of path and class name."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    ids, labels = [path for path, _ in labelled], [label_of[name] for _, name in labelled]
+    return FileSource(Identity(dataset.spec, split, classes, ids, labels), root, dataset.options)
+
+
+def _images_of_classes(folder: Path, classes: Sequence[str], prefix: str) -> list[tuple[str, str]]:
+    """Pair the images in the class folders with their classes."""
+    found = {name: images_below(folder / name, f"{prefix}{name}/") for name in classes}
+    empty = [f"images in {name}" for name, images in found.items() if not images]
+    next_step = "put images into it, or remove the folder"
+    refuse_missing(empty, "A class folder holds no images.", folder, "an image at least", next_step)
+    return [(image, name) for name, images in found.items() for image in images]
 
 
 def is_image_name(name: str) -> bool:
@@ -142,16 +258,11 @@ def images_below(
     """Return the image files in a folder and its subfolders, in natural order.
 
     Hidden files and folders and files of other types are left out. Links are followed, except
-    back into a folder that is being listed (``above``: devices and inodes).
-
-    Returns
-    -------
-    paths : list of str
-        Relative to the folder, after ``prefix``, with slashes. Text and not ``Path``, which saves
-        a second with 100 000 images.
+    back into a folder that is being listed (``above``: devices and inodes). The paths are relative
+    to the folder, after ``prefix``, with slashes; text and not ``Path``, which saves a second with
+    100 000 images.
     """
-    entries = _entries(folder)
-    status = os.stat(folder)
+    entries, status = _entries(folder), os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:
         return []
@@ -175,10 +286,6 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         try:  # such names would break only later, in the JSON of fingerprint or feature store
             entry.name.encode()
         except UnicodeEncodeError:
-            raise DataError(
-                "A file name is not valid text (UTF-8).",
-                where=folder,
-                got=os.fsencode(entry.name),
-                next_step="rename it",
-            ) from None
+            what, got = "A file name is not valid text (UTF-8).", os.fsencode(entry.name)
+            raise DataError(what, where=folder, got=got, next_step="rename it") from None
     return sorted(visible, key=lambda entry: natural_key(entry.name))

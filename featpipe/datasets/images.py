@@ -18,8 +18,6 @@ import os
 import re
 import warnings
 from contextlib import suppress
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +29,10 @@ from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import ImageError
 
 # Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
-# raster formats are ever tried.
-_PLUGINS = {
-    "JPEG": "JpegImagePlugin",  # multi-picture files too
-    "PNG": "PngImagePlugin",
-    "GIF": "GifImagePlugin",
-    "BMP": "BmpImagePlugin",
-    "TIFF": "TiffImagePlugin",
-    "WEBP": "WebPImagePlugin",
-    "PPM": "PpmImagePlugin",
-    "JPEG2000": "Jpeg2KImagePlugin",
-    "AVIF": "AvifImagePlugin",
-}
+# raster formats are ever tried. JPEG includes multi-picture files.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+Image.init()
+_READABLE = tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF came with Pillow 11.3
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -90,10 +80,6 @@ class FileSource(ImageSource):
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Decode an image file to upright RGB.
 
-    Parameters
-    ----------
-    path : Path
-
     Returns
     -------
     image : ndarray of shape (height, width, 3), uint8
@@ -107,10 +93,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     # A global switch that other code of the process may have turned on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with path.open("rb") as stream, Image.open(stream, formats=_formats()) as image:
+        with path.open("rb") as stream, Image.open(stream, formats=_READABLE) as image:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-                raise _too_large(path, pixels)
+                raise Image.DecompressionBombError(f"({pixels} pixels)")
             return _to_rgb(image, path)
     except ImageError:
         raise
@@ -122,75 +108,54 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise ImageError("The image file may not be read.", where=path) from None
     except UnidentifiedImageError:
         n_bytes = path.stat().st_size
-        if n_bytes == 0:
-            raise ImageError("The image file is empty.", where=path, got="0 bytes") from None
         raise ImageError(
-            "The file is not an image that can be read.",
+            "The file is not an image that can be read." if n_bytes else "The file is empty.",
             where=path,
-            expected=f"one of {', '.join(_formats())}",
+            expected=f"one of {', '.join(_READABLE)}",
             got=f"{n_bytes} bytes of something else, or an image cut off in its header",
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path, *re.findall(r"\((\d+) pixels\)", str(error))) from None
+        raise ImageError(
+            "The image is absurdly large; decoding it could exhaust the memory.",
+            where=path,
+            expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
+            got=" ".join(re.findall(r"\d+ pixels", str(error))[:1]),
+            next_step="make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
+        ) from None
     except Exception as error:
         # Pillow's parsers raise whatever they trip over in damaged bytes: OSError, SyntaxError,
         # struct.error, zlib.error, ValueError, EOFError, IndexError …
-        raise ImageError(
+        what, got = (
             "The image is damaged and cannot be decoded.",
-            where=path,
-            got=f"{type(error).__name__}: {error}",
-        ) from error
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """Return the formats that this Pillow can read; the plugins of the others are not loaded."""
-    for plugin in _PLUGINS.values():
-        with suppress(ImportError):  # AVIF came with Pillow 11.3
-            import_module(f"PIL.{plugin}")
-    return tuple(name for name in _PLUGINS if name in Image.OPEN)
-
-
-def _too_large(path: Path, pixels: object = "more") -> ImageError:
-    return ImageError(
-        "The image is absurdly large; decoding it could exhaust the memory.",
-        where=path,
-        expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
-        got=f"{pixels} pixels",
-        next_step="make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
-    )
+            f"{type(error).__name__}: {error}",
+        )
+        raise ImageError(what, where=path, got=got) from error
 
 
 def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    # Pillow opens 16-bit PNM files, and before version 10.3 16-bit PNG files, as 32-bit mode "I".
-    white = None
-    if image.mode == "F":
-        white = 1.0
-    elif image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        white = 65535.0
-    elif image.mode == "I":
-        raise ImageError(
-            "The image holds 32-bit integers, for which no value is agreed to be white.",
-            where=path,
-            next_step="convert it to 8 or 16 bits per channel",
-        )
     # Not ImageOps.exif_transpose: it also rewrites the whole EXIF block, and fails where any tag
     # of it is damaged, although the pixels and the orientation are intact.
+    image_format = image.format  # a turned image has none
     image.load()  # a TIFF turns itself here and forgets the tag
     turn = None
     with suppress(Exception):  # a block that cannot be read has no orientation
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    upright = image if turn is None else image.transpose(turn)
-    if white is not None:
-        return _wide_to_rgb(upright, white, path)
-    if upright.has_transparency_data:
-        layered = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
-    return np.array(upright.convert("RGB"))
-
-
-def _wide_to_rgb(image: Image.Image, white: float, path: Path) -> NDArray[np.uint8]:
-    """Scale grey values from 0..white to 0..255."""
+    see_through = image.info.get("transparency")
+    image = image if turn is None else image.transpose(turn)
+    convert = "convert the image to 8 or 16 bits per channel"
+    # Pillow opens 16-bit PNM files, and before version 10.3 16-bit PNG files, as 32-bit mode "I".
+    if image.mode == "F":
+        white = 1.0
+    elif image.mode.startswith("I;16") or (image.mode == "I" and image_format in ("PNG", "PPM")):
+        white = 65535.0
+    elif image.mode == "I":
+        what = "The image holds 32-bit integers, for which no value is agreed to be white."
+        raise ImageError(what, where=path, next_step=convert)
+    else:
+        if image.has_transparency_data:
+            layered = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+        return np.array(image.convert("RGB"))
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0.0 and high <= white):  # written so that not-a-number is refused too
@@ -199,10 +164,9 @@ def _wide_to_rgb(image: Image.Image, white: float, path: Path) -> NDArray[np.uin
             where=path,
             expected=f"0 (black) to {white:g} (white)",
             got=f"{low:g} to {high:g}",
-            next_step="convert the image to 8 or 16 bits per channel",
+            next_step=convert,
         )
     grey = np.rint(values * (255.0 / white)).astype(np.uint8)
-    see_through = image.info.get("transparency")
     if isinstance(see_through, int):  # a 16-bit grey PNG may name one value as transparent
         grey[values == see_through] = 255
     return np.repeat(grey[..., None], 3, axis=2)

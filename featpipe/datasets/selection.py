@@ -15,34 +15,21 @@ from featpipe.registry import did_you_mean
 
 
 class Subset(ImageSource):
-    """Chosen rows of a source, in the order given.
+    """Chosen rows of a source, each once, in the order given.
 
     Labels, ids and folds follow the rows; folds keep the rows that are left. The fingerprint is
     derived from the source's and the rows, so that features of a subset are never taken for
     features of the whole.
-
-    Parameters
-    ----------
-    source : ImageSource
-    rows : array-like of int of shape (m,)
-        Distinct rows of the source.
-
-    Raises
-    ------
-    UsageError
-        If a row does not exist or is named twice.
     """
 
     def __init__(self, source: ImageSource, rows: ArrayLike) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
-        if np.any((chosen < 0) | (chosen >= len(source))):
+        outside = np.any((chosen < 0) | (chosen >= len(source)))
+        if outside or len(np.unique(chosen)) != len(chosen):
             raise UsageError(
-                f"A row does not exist in {source.name} {source.split}.",
-                expected=f"rows from 0 to {len(source) - 1}",
-                got=f"{chosen.min()} to {chosen.max()}",
+                f"These are not rows of {source.name} {source.split}, each once.",
+                expected=f"distinct rows from 0 to {len(source) - 1}",
             )
-        if len(np.unique(chosen)) != len(chosen):
-            raise UsageError("A row is named twice in a subset.")
         self.source, self.rows = source, chosen
         self.name, self.split, self.classes = source.name, source.split, source.classes
         self.ids = tuple(source.ids[row] for row in chosen.tolist())
@@ -109,22 +96,10 @@ def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int6
 
     Unlabelled rows are left out, unless there are only such rows.
 
-    Parameters
-    ----------
-    labels : array-like of int of shape (m,)
-    n : int
-        Number of rows to choose.
-    seed : int
-
     Returns
     -------
     rows : ndarray of shape (n,), int64
         Ascending. No class has two rows more than another that still had some to give.
-
-    Raises
-    ------
-    UsageError
-        If there are not ``n`` rows to choose from.
 
     Examples
     --------
@@ -154,11 +129,6 @@ def seeded_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
 
     Each name is drawn by a SHA-256 of its own. Unlike a random generator's stream this cannot
     change with a library's version, and one more image does not reshuffle the others.
-
-    Examples
-    --------
-    >>> sorted(seeded_order(["a", "b", "c"], seed=1).tolist())
-    [0, 1, 2]
     """
     drawn = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
     return np.array(sorted(range(len(names)), key=drawn.__getitem__), dtype=np.int64)

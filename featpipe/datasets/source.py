@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,17 +19,14 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Identity:
-    """What identifies the images of one split, whatever they are stored in.
+    """What identifies the images of one split, whatever they are stored in."""
 
-    The fields are those attributes of an :class:`ImageSource`; labels may be any array-like.
-    """
-
-    name: str
+    name: str  # the dataset as the user names it: "stl10", "folder:photos"
     split: str
-    classes: tuple[str, ...]
-    ids: Sequence[str]
+    classes: tuple[str, ...]  # a label is an index into them
+    ids: Sequence[str]  # unique and stable: a relative path or a row number
     labels: ArrayLike
-    folds: tuple[NDArray[np.int64], ...] = ()
+    folds: tuple[NDArray[np.int64], ...] = ()  # training folds that the dataset prescribes, as rows
 
 
 class ImageSource(ABC):
@@ -44,18 +42,10 @@ class ImageSource(ABC):
 
     Attributes
     ----------
-    name : str
-        The dataset as the user names it (``"stl10"``, ``"folder:photos"``).
-    split : str
-        Name of the split (``"train"``, ``"test"``, ``"all"`` …).
-    classes : tuple of str
-        Class names; a label is an index into them.
-    ids : sequence of str
-        One unique, stable id per image (a relative path or a row number).
+    name, split, classes, ids, folds
+        Those of the :class:`Identity`.
     labels : ndarray of shape (n,), int64
         Class of each image; ``-1`` means unlabelled.
-    folds : tuple of ndarray of int64
-        Training folds that the dataset itself prescribes, as rows; empty where there are none.
     fingerprint : str
         Hex digest of everything that makes these images and labels what they are.
 
@@ -77,7 +67,28 @@ class ImageSource(ABC):
         self.name, self.split, self.classes = identity.name, identity.split, identity.classes
         self.ids, self.folds = identity.ids, identity.folds
         self.labels = np.ascontiguousarray(identity.labels, dtype=np.int64)
-        _check_identity(self, where)
+        refused = partial(DataError, where=where)
+        n, names = len(self.labels), self.classes
+        if not names and np.any(self.labels != UNLABELLED):
+            raise refused("The dataset has no class names.", expected="at least one")
+        if any(not name.strip() for name in names):
+            raise refused("A class has a blank name.", got=list(names)[:10])
+        if twice := _repeated(names):
+            raise refused("Class names are not unique.", got=f"repeated: {twice}")
+        wrong = np.flatnonzero((self.labels < UNLABELLED) | (self.labels >= len(names)))
+        if wrong.size:
+            got = f"{self.labels[wrong[0]]} in row {wrong[0]}"
+            expected = f"0 to {len(names) - 1}, or {UNLABELLED} for unlabelled"
+            raise refused(f"{wrong.size} label(s) name no class.", got=got, expected=expected)
+        if len(self.ids) != n:
+            expected = f"{len(self.ids)} labels, one per image"
+            raise refused("Not every image has one label.", got=f"{n} labels", expected=expected)
+        if twice := _repeated(self.ids):
+            raise refused("Two images have the same id.", got=twice)
+        for number, fold in enumerate(self.folds):
+            if len(np.unique(fold)) != len(fold) or np.any((fold < 0) | (fold >= n)):
+                what = f"Fold {number} does not name rows of this dataset, each once."
+                raise refused(what, expected=f"distinct rows from 0 to {n - 1}")
         self.fingerprint = of_mapping(
             {
                 "split": self.split,
@@ -99,7 +110,7 @@ class ImageSource(ABC):
         Returns
         -------
         image : ndarray of shape (height, width, 3), uint8
-            A fresh array that the caller may change.
+            The caller may change it.
 
         Raises
         ------
@@ -142,44 +153,8 @@ class ArraySource(ImageSource):
 
 
 def row_ids(split: str, n: int) -> tuple[str, ...]:
-    """Ids of images that have no name of their own: split and row number.
-
-    Examples
-    --------
-    >>> row_ids("test", 2)
-    ('test/00000', 'test/00001')
-    """
+    """Ids of images that have no name of their own: split and row number (``"test/00001"``)."""
     return tuple(f"{split}/{row:05d}" for row in range(n))
-
-
-def _check_identity(source: ImageSource, where: object) -> None:
-    classes, labels, n = source.classes, source.labels, len(source.labels)
-
-    def refuse(what: str, got: object = None, expected: object = None) -> None:
-        raise DataError(what, where=where, expected=expected, got=got)
-
-    if not classes and np.any(labels != UNLABELLED):
-        refuse("The dataset has no class names.", expected="at least one")
-    if any(not name.strip() for name in classes):
-        refuse("A class has a blank name.", list(classes)[:10])
-    if twice := _repeated(classes):
-        refuse("Class names are not unique.", f"repeated: {twice}", "each name once")
-    wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= len(classes)))
-    if wrong.size:
-        refuse(
-            f"{wrong.size} label(s) name no class.",
-            f"{labels[wrong[0]]} in row {wrong[0]}",
-            f"0 to {len(classes) - 1}, or {UNLABELLED} for unlabelled",
-        )
-    if len(source.ids) != n:
-        images = len(source.ids)
-        refuse("Not every image has one label.", f"{n} labels", f"{images} labels, one per image")
-    if twice := _repeated(source.ids):
-        refuse("Two images have the same id.", twice)
-    for number, fold in enumerate(source.folds):
-        if len(np.unique(fold)) != len(fold) or np.any((fold < 0) | (fold >= n)):
-            expected = f"distinct rows from 0 to {n - 1}"
-            refuse(f"Fold {number} does not name rows of this dataset, each once.", None, expected)
 
 
 def _repeated(names: Sequence[str]) -> str:

@@ -7,15 +7,14 @@ and blue plane of each, every plane column by column.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.archive import RemoteArchive, check_digests, check_size
 from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.download import RemoteArchive, check_digests, check_size
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 
@@ -30,11 +29,7 @@ _FOLDS = "fold_indices.txt"
 class Stl10(Dataset):
     """STL-10, 96 × 96, ten classes, ten official folds (downloads).
 
-    Attributes
-    ----------
-    archive : RemoteArchive
-    md5 : dict of str to dict of str to str
-        Split → file → MD5 sum as published; only the files of the split asked for must exist.
+    Only the files of the split asked for must exist.
     """
 
     name = "stl10"
@@ -46,7 +41,7 @@ class Stl10(Dataset):
         folder="stl10_binary",
         megabytes=2640,
     )
-    md5: ClassVar[dict[str, dict[str, str]]] = {
+    md5: ClassVar[dict[str, dict[str, str]]] = {  # as published
         "train": {
             "train_X.bin": "918c2871b30a85fa023e0c44e0bee87f",
             "train_y.bin": "5a34089d4802c674881badbb80307741",
@@ -66,48 +61,35 @@ class Stl10(Dataset):
         kept only when they were asked for.
         """
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
-        labelled = [*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"]
-        folder = self.archive.find(self, files, also=labelled)
-        digests = check_digests(folder, self.md5[split], self.options)
+        labelled = {*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"}
+        folder = self.archive.find(self, files, labelled.__contains__)
+        sums = {name: self.md5[split].get(name) for name in files}
+        digests = check_digests(folder, sums, self.options)
         images = folder / f"{split}_X.bin"
         check_size(images, 3 * SIDE * SIDE)
         planes = np.memmap(images, dtype=np.uint8, mode="r").reshape(-1, 3, SIDE, SIDE)
         pixels = planes.transpose(0, 3, 2, 1)  # channel, column, row → row, column, channel
-        labels = np.full(len(pixels), UNLABELLED, dtype=np.int64)
+        labels = np.full(len(pixels), UNLABELLED)
         if split != "unlabeled":
-            labels = _read_labels(folder / f"{split}_y.bin")
-        folds = _read_folds(folder / _FOLDS) if split == "train" else ()
+            file = folder / f"{split}_y.bin"
+            labels = np.fromfile(file, dtype=np.uint8).astype(np.int64) - 1
+            if not labels.size or labels.min() < 0 or labels.max() >= len(CLASSES):
+                raise DataError(
+                    "The label file holds something else than labels.",
+                    where=file,
+                    expected=f"one byte from 1 to {len(CLASSES)} per image",
+                )
+        folds: tuple[NDArray[np.int64], ...] = ()
+        if split == "train":
+            # A line each, 0-based rows.
+            lines = (folder / _FOLDS).read_text(encoding="ascii", errors="replace").splitlines()
+            try:
+                folds = tuple(np.array(ln.split(), dtype=np.int64) for ln in lines if ln.strip())
+                what = "" if folds else "The file of the official folds is empty."
+            except ValueError as error:
+                what = f"The official folds of STL-10 cannot be read: {error}."
+            if what:
+                next_step = f"copy {_FOLDS} from the official archive beside train_X.bin"
+                raise DataError(what, where=folder / _FOLDS, next_step=next_step)
         identity = Identity(self.name, split, CLASSES, row_ids(split, len(pixels)), labels, folds)
         return ArraySource(identity, pixels, digests, images)
-
-
-def _read_labels(path: Path) -> NDArray[np.int64]:
-    """Read labels 1..10 as 0..9."""
-    labels = np.fromfile(path, dtype=np.uint8).astype(np.int64)
-    if labels.size == 0 or labels.min() < 1 or labels.max() > len(CLASSES):
-        raise DataError(
-            "The label file holds something else than labels.",
-            where=path,
-            expected=f"one byte from 1 to {len(CLASSES)} per image",
-            got=f"{labels.min()} to {labels.max()}" if labels.size else "0 bytes",
-        )
-    return labels - 1
-
-
-def _read_folds(path: Path) -> tuple[NDArray[np.int64], ...]:
-    """Read the official training folds: a line each, 0-based rows."""
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-        folds = tuple(np.array(line.split(), dtype=np.int64) for line in lines if line.strip())
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise DataError(
-            f"The official folds of STL-10 {'are missing' if missing else 'cannot be read'}.",
-            where=path,
-            expected="lines of row numbers",
-            got=None if missing else error,
-            next_step=f"copy {_FOLDS} from the official archive beside train_X.bin",
-        ) from None
-    if not folds:
-        raise DataError("The file of the official folds is empty.", where=path)
-    return folds

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,17 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.dataset import PathDataset
+from featpipe.datasets.dataset import PathDataset, refuse_missing
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource
 from featpipe.errors import DataError
 from featpipe.registry import did_you_mean
 
-# A header may promise more than there is memory, an entry may be encrypted (RuntimeError).
-_DAMAGED = (
-    ValueError, OSError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 _SHAPES = "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
 
 
@@ -63,7 +57,40 @@ class CsvList(PathDataset):
 
     @cached_property
     def _rows(self) -> list[_Row]:
-        return _read_table(self.path)
+        table, rows = self.path, []
+        try:
+            # The byte-order mark that spreadsheets write is no part of a name.
+            with table.open(encoding="utf-8-sig", newline="") as stream:
+                reader = csv.DictReader(stream, strict=True)
+                header = list(reader.fieldnames or [])
+                for name in [name for name in ("path", "label") if name not in header]:
+                    fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
+                    hint = "separate the columns by commas" if fused else did_you_mean(name, header)
+                    raise DataError(
+                        f"The CSV has no column {name!r}.",
+                        where=table,
+                        expected="a first line with path,label or path,label,split",
+                        got=",".join(header) or "an empty file",
+                        next_step=hint.strip() or None,
+                    )
+                for values in reader:
+                    path, label, split = values["path"], values["label"], values.get("split", "all")
+                    if not path or label is None or not split:
+                        raise DataError(
+                            "A line of the CSV is not complete.",
+                            where=f"{table}, line {reader.line_num}",
+                            expected=", ".join(name for name in _Row._fields[1:] if name in header),
+                            got=", ".join(str(value) for value in values.values() if value),
+                        )
+                    rows.append(_Row(reader.line_num, path.strip(), label.strip(), split.strip()))
+        except OSError as error:
+            raise DataError("The CSV cannot be read.", where=table, got=error.strerror) from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            what = "The file is not a CSV in UTF-8."
+            raise DataError(what, where=table, got=error, next_step="export it again") from error
+        if not rows:
+            raise DataError("The CSV lists no images.", where=table, got="a header only")
+        return rows
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -74,76 +101,24 @@ class CsvList(PathDataset):
         """List the images of one split."""
         table = self.path
         rows = [row for row in self._rows if row.split == split]
-        _check_files(table, rows)
+        first: dict[str, int] = {}
+        for row in rows:
+            if first.setdefault(row.path, row.line) != row.line:
+                where = f"{table}, lines {first[row.path]} and {row.line}"
+                what = "An image is listed twice in one split."
+                raise DataError(what, where=where, got=row.path)
+        missing = [row for row in rows if not (table.parent / row.path).is_file()]
+        refuse_missing(
+            [f"line {row.line}: {row.path}" for row in missing],
+            f"{len(missing)} file(s) that the CSV names are missing.",
+            table,
+            f"paths relative to {table.parent}",
+        )
         classes = tuple(sorted({row.label for row in self._rows if row.label}, key=natural_key))
         label_of = {"": UNLABELLED, **{name: label for label, name in enumerate(classes)}}
         labels = [label_of[row.label] for row in rows]
         identity = Identity(self.spec, split, classes, [row.path for row in rows], labels)
         return FileSource(identity, table.parent, self.options, table)
-
-
-def _read_table(table: Path) -> list[_Row]:
-    """Read the table; the byte-order mark that spreadsheets write is no part of a name."""
-    rows = []
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            header = reader.fieldnames or []
-            _check_header(table, header)
-            for values in reader:
-                path, label, split = values["path"], values["label"], values.get("split", "all")
-                if not path or label is None or not split:
-                    raise DataError(
-                        "A line of the CSV is not complete.",
-                        where=f"{table}, line {reader.line_num}",
-                        expected="path, label (may be empty)" + " and split" * ("split" in header),
-                        got=", ".join(str(value) for value in values.values() if value),
-                    )
-                rows.append(_Row(reader.line_num, path.strip(), label.strip(), split.strip()))
-    except OSError as error:
-        raise DataError("The CSV cannot be read.", where=table, got=error.strerror) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            "The file is not a CSV in UTF-8.", where=table, got=error, next_step="export it again"
-        ) from error
-    if not rows:
-        raise DataError("The CSV lists no images.", where=table, got="a header only")
-    return rows
-
-
-def _check_header(table: Path, header: Sequence[str]) -> None:
-    for name in ("path", "label"):
-        if name not in header:
-            fused = len(header) == 1 and any(separator in header[0] for separator in ";\t|")
-            hint = "separate the columns by commas" if fused else did_you_mean(name, header)
-            raise DataError(
-                f"The CSV has no column {name!r}.",
-                where=table,
-                expected="a first line with path,label or path,label,split",
-                got=",".join(header) or "an empty file",
-                next_step=hint.strip() or None,
-            )
-
-
-def _check_files(table: Path, rows: list[_Row]) -> None:
-    first_line: dict[str, int] = {}
-    for row in rows:
-        if first_line.setdefault(row.path, row.line) != row.line:
-            raise DataError(
-                "An image is listed twice in one split.",
-                where=f"{table}, lines {first_line[row.path]} and {row.line}",
-                got=row.path,
-            )
-    missing = [row for row in rows if not (table.parent / row.path).is_file()]
-    if missing:
-        named = [f"line {row.line}: {row.path}" for row in missing[:5]]
-        more = [f"and {len(missing) - 5} more"] if len(missing) > 5 else []
-        raise DataError(
-            f"{len(missing)} file(s) that the CSV names are missing.",
-            where=table,
-            expected=f"paths relative to {table.parent}",
-            got="; ".join(named + more),
-        )
 
 
 @DATASETS.register
@@ -165,33 +140,45 @@ class Npz(PathDataset):
 
     def open(self, split: str) -> ImageSource:
         """Read the images of one split into memory."""
-        file = self.path
-        arrays = _load(file, ["images", "labels", "classes", "ids", "split"])
-        images = _checked_images(arrays.get("images"), file)
-        labels, n = arrays.get("labels"), len(images)
-        if labels is None or not np.issubdtype(labels.dtype, np.integer):
-            raise DataError(
-                "There is no array 'labels'." if labels is None else "The labels are not integers.",
-                where=file,
-                expected="integers of shape (n,); -1 for unlabelled images",
-                got=labels if labels is None else labels.dtype,
+        arrays = _load(self.path, ["images", "labels", "classes", "ids", "split"])
+        refused = partial(DataError, where=self.path)
+        if (images := arrays.get("images")) is None:
+            raise refused("There is no array 'images'.", expected=f"shape {_SHAPES}")
+        if images.dtype != np.uint8:
+            raise refused(
+                "The images do not have 8 bits per channel.",
+                expected="uint8, 0 to 255",
+                got=images.dtype,
+                next_step="for values from 0 to 1: np.rint(images * 255).astype(np.uint8)",
             )
-        for name in ("labels", "ids", "split"):
-            if name in arrays and arrays[name].shape != (n,):
-                raise DataError(
-                    f"The array {name!r} does not have one value for each image.",
-                    where=file,
-                    expected=f"shape ({n},)",
-                    got=f"shape {arrays[name].shape}",
-                )
+        planes_last = images.ndim == 4 and images.shape[-1] in (1, 3)
+        if not (images.ndim == 3 or planes_last) or 0 in images.shape:
+            planes_first = images.ndim == 4 and images.shape[1] in (1, 3)
+            raise refused(
+                "The array 'images' has another shape than images.",
+                expected=_SHAPES,
+                got=images.shape,
+                next_step="images.transpose(0, 2, 3, 1)" if planes_first else None,
+            )
+        if planes_last and images.shape[-1] == 1:
+            images = images[..., 0]
+        expected = "integers of shape (n,); -1 for unlabelled images"
+        if (labels := arrays.get("labels")) is None:
+            raise refused("There is no array 'labels'.", expected=expected)
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise refused("The labels are not integers.", expected=expected, got=labels.dtype)
+        rows = np.arange(len(images))
+        for name in [name for name in ("labels", "ids", "split") if name in arrays]:
+            if arrays[name].shape != rows.shape:
+                what = f"The array {name!r} does not have one value for each image."
+                raise refused(what, expected=f"shape {rows.shape}", got=arrays[name].shape)
         names = _texts(arrays["classes"]) if "classes" in arrays else numbered(labels)
-        ids = _texts(arrays["ids"]) if "ids" in arrays else [f"{row:05d}" for row in range(n)]
-        rows = np.arange(n)
+        ids = _texts(arrays["ids"]) if "ids" in arrays else [f"{row:05d}" for row in rows]
         if "split" in arrays:
             rows = np.flatnonzero(np.array(_texts(arrays["split"])) == split)
         chosen = [ids[row] for row in rows]
         identity = Identity(self.spec, split, tuple(names), chosen, labels[rows])
-        return ArraySource(identity, images[rows], self.options.digests([file]), file)
+        return ArraySource(identity, images[rows], self.options.digests([self.path]), self.path)
 
 
 def numbered(labels: NDArray[Any]) -> tuple[str, ...]:
@@ -206,16 +193,18 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     try:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(
-                "The file holds a single array.", where=file, expected="an .npz with named arrays"
-            )
+            what, expected = "The file holds a single array.", "an .npz with named arrays"
+            raise DataError(what, where=file, expected=expected)
         with archive:
-            for name in names:
-                if name in archive.files:
-                    arrays[name] = archive[name]
+            for name in filter(archive.files.__contains__, names):
+                arrays[name] = archive[name]
     except FileNotFoundError:
         raise DataError("The file does not exist.", where=file) from None
-    except _DAMAGED as error:
+    except DataError:
+        raise
+    except Exception as error:
+        # ValueError, OSError, EOFError, BadZipFile, zlib.error …; MemoryError where a header
+        # promises more than there is memory, RuntimeError where an entry is encrypted.
         if name and "allow_pickle" in str(error):
             raise DataError(
                 f"The array {name!r} holds Python objects, which could run code when they are "
@@ -223,35 +212,9 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
                 where=file,
                 next_step="write texts as fixed-width strings: np.array(names, dtype=str)",
             ) from None
-        raise DataError(
-            "The file is not a NumPy archive, or it is damaged.", where=file, got=error
-        ) from error
+        what = "The file is not a NumPy archive, or it is damaged."
+        raise DataError(what, where=file, got=error) from error
     return arrays
-
-
-def _checked_images(images: NDArray[Any] | None, file: Path) -> NDArray[np.uint8]:
-    """Return the images, grey ones without their channel axis."""
-    if images is None:
-        raise DataError("There is no array 'images'.", where=file, expected=f"shape {_SHAPES}")
-    if images.dtype != np.uint8:
-        raise DataError(
-            "The images do not have 8 bits per channel.",
-            where=file,
-            expected="uint8, 0 to 255",
-            got=images.dtype,
-            next_step="for values from 0 to 1: np.rint(images * 255).astype(np.uint8)",
-        )
-    fits = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
-    if not fits or 0 in images.shape:
-        planes_first = images.ndim == 4 and images.shape[1] in (1, 3)
-        raise DataError(
-            "The array 'images' has another shape than images.",
-            where=file,
-            expected=_SHAPES,
-            got=images.shape,
-            next_step="images.transpose(0, 2, 3, 1)" if planes_first else None,
-        )
-    return images[..., 0] if images.shape[-1] == 1 and images.ndim == 4 else images
 
 
 def _texts(values: NDArray[Any]) -> list[str]:

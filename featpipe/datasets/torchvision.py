@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -112,29 +112,28 @@ class TorchVision(Dataset):
     def open(self, split: str) -> ImageSource:
         """Open one split: image files where there are such, else all images in memory."""
         root, found, samples = self._find(split)
-        if self.argument not in ARRAYS:
-            pairs = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
-            pairs.sort(key=lambda pair: natural_key(pair[0]))  # some are listed in no order
-            names, labels = zip(*pairs, strict=True) if pairs else ((), ())
-            return FileSource(self._identity(found, split, names, labels), root, self.options)
-        ids = row_ids(split, len(found))
+        ids: Sequence[str] = row_ids(split, len(found))
+        files = []
+        if self.argument not in ARRAYS:  # some are listed in no order
+            samples = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
+            samples.sort(key=lambda sample: natural_key(sample[0]))
+            ids = [path for path, _ in samples]
+        targets = [UNLABELLED if y is None else int(y) for _, y in samples]
         if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
-            import h5py  # noqa: PLC0415 - needed here only
-
             parts = found._FILES[split]
             files = [found._base_folder / parts[key][0] for key in ("images", "targets")]
-            images, targets = h5py.File(files[0])["x"], h5py.File(files[1])["y"]
-            identity = self._identity(found, split, ids, targets[:, 0, 0, 0])
+            images, of_images = (found.h5py.File(f)[k] for f, k in zip(files, "xy", strict=True))
+            targets = of_images[:, 0, 0, 0]
+        names = getattr(found, "classes", None) or getattr(found, "categories", None)
+        classes = tuple(name if isinstance(name, str) else ", ".join(name) for name in names or ())
+        labels = np.array(targets, dtype=np.int64)
+        identity = Identity(self.spec, split, classes or numbered(labels), ids, labels)
+        if self.argument not in ARRAYS:
+            return FileSource(identity, root, self.options)
+        if files:
             return ArraySource(identity, images, self.options.digests(files), files[0])
         images = [image if image.mode == "L" else image.convert("RGB") for image, _ in samples]
-        identity = self._identity(found, split, ids, [y for _, y in samples])
         return ArraySource(identity, np.stack(images))
-
-    def _identity(self, found: Any, split: str, ids: Any, targets: Any) -> Identity:
-        labels = np.array([UNLABELLED if y is None else int(y) for y in targets], dtype=np.int64)
-        names = getattr(found, "classes", None) or getattr(found, "categories", None)
-        classes = [name if isinstance(name, str) else ", ".join(name) for name in names or ()]
-        return Identity(self.spec, split, tuple(classes) or numbered(labels), ids, labels)
 
     @cached_property
     def _class(self) -> Any:
@@ -180,16 +179,14 @@ class TorchVision(Dataset):
                         where=folder,
                         got=f"{type(error).__name__}: {error}",
                     ) from error
-        if self.options.download and "download" in self._parameters:
-            return self._fetch(split)
-        raise self.not_found(
-            folders,
-            f"the files of {split!r} where torchvision.datasets.{self.argument} keeps them",
-            next_step="allow the download if torchvision has one, or name its root with --data DIR",
-            got="; ".join(reasons) or None,
-        )
-
-    def _fetch(self, split: str) -> tuple[Path, Any, list[Any]]:
+        if not self.options.download or "download" not in self._parameters:
+            raise self.not_found(
+                folders,
+                f"the files of {split!r} where torchvision.datasets.{self.argument} keeps them",
+                next_step="allow the download if torchvision has one, or name its root with "
+                "--data DIR",
+                got="; ".join(reasons) or None,
+            )
         root = self.options.raw / "torchvision"
         root.mkdir(parents=True, exist_ok=True)
         self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")

@@ -101,7 +101,7 @@ def write_cifar(folder: Path, kind: type[Cifar10], version: str, n: int = 4) -> 
                 np.hstack([coarse, fine, planes]).tofile(file)
             else:
                 file.write_bytes(
-                    pickle.dumps({"data": planes, str(layout.label): batch_labels}, protocol=2)
+                    pickle.dumps({"data": planes, layout.label: batch_labels}, protocol=4)
                 )
             images.append(batch)
             labels += batch_labels
@@ -111,7 +111,7 @@ def write_cifar(folder: Path, kind: type[Cifar10], version: str, n: int = 4) -> 
     if version == "binary":
         meta.write_text("\n".join(names) + "\n\n")
     else:
-        meta.write_bytes(pickle.dumps({layout.names_key: names}, protocol=2))
+        meta.write_bytes(pickle.dumps({layout.names_key: names}, protocol=4))
     return made
 
 
@@ -171,7 +171,7 @@ def _make_cifar(kind: type[Cifar10], version: str) -> Callable[[Path, pytest.Mon
             else:
                 batch = pickle.loads(file.read_bytes())
                 batch["data"][0, 0] ^= 255
-                file.write_bytes(pickle.dumps(batch, protocol=2))
+                file.write_bytes(pickle.dumps(batch, protocol=4))
             adopt()
 
         adopt()

@@ -152,7 +152,7 @@ def test_a_file_that_is_no_pickled_dict(tmp_path, content):
         load_plain_pickle(tmp_path / "file")
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", [3, 4])
 def test_arrays_and_plain_values_come_through(tmp_path, protocol):
     content = {"data": np.arange(6, dtype=np.uint8).reshape(2, 3), "labels": [1, 2], "b": b"\xff"}
     (tmp_path / "file").write_bytes(pickle.dumps(content, protocol))

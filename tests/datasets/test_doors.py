@@ -62,7 +62,8 @@ def test_they_are_listed_with_the_others(run):
 
 def test_a_dataset_by_name(run):
     script = (
-        "from featpipe.datasets import *\nfrom featpipe.datasets.dataset import *\n"
+        "from featpipe.datasets import short_name, slug\n"
+        "from featpipe.datasets.dataset import *\n"
         "options = DatasetOptions(seed=1)\n"
         "train, test = [open_source('rings', s, options) for s in splits_of('rings', options)]\n"
         "print(len(train), train.classes, train.read(0).shape, short_name('rings'))\n"
@@ -77,7 +78,8 @@ def test_a_dataset_by_name(run):
 def test_an_argument_that_is_not_a_path(run):
     script = (
         "from pathlib import Path\n"
-        "from featpipe.datasets import *\nfrom featpipe.datasets.dataset import *\n"
+        "from featpipe.datasets import short_name, slug\n"
+        "from featpipe.datasets.dataset import *\n"
         "spec = 'shapes:dark/bright*30'\n"
         "print(short_name(spec), slug(spec))\n"
         "request = SourceRequest(spec, data=Path('.'))\n"
@@ -94,7 +96,7 @@ def test_an_argument_that_is_not_a_path(run):
 
 def test_its_argument_is_asked_for(run):
     script = (
-        "from featpipe.datasets import *\nfrom featpipe.datasets.dataset import *\nfrom featpipe.errors import UsageError\n"
+        "from featpipe.datasets.dataset import *\nfrom featpipe.errors import UsageError\n"
         "try: splits_of('shapes', DatasetOptions())\nexcept UsageError as error: print(error)"
     )
     assert "needs a query" in (text := run("-c", script))

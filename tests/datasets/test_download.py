@@ -243,13 +243,12 @@ def test_two_processes_do_not_write_into_one_part(web, target):
     target.parent.mkdir()
     part = target.with_name("file.bin.part")
     script = (
-        "import sys; from pathlib import Path\n"
-        "from featpipe.datasets.download import PartFile\n"
-        "with PartFile(Path(sys.argv[1]), '').locked():\n"
-        "    print('locked', flush=True); sys.stdin.read()\n"
+        "import fcntl, sys\n"
+        "with open(sys.argv[1], 'ab') as part:\n"
+        "    fcntl.flock(part, fcntl.LOCK_EX); print('locked', flush=True); sys.stdin.read()\n"
     )
     other = subprocess.Popen(
-        [sys.executable, "-c", script, str(target)],
+        [sys.executable, "-c", script, str(part)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from featpipe.datasets.dataset import open_source
-from featpipe.datasets.tiny_imagenet import TinyImageNet
+from featpipe.datasets.folder import TinyImageNet
 from featpipe.errors import DataError, UnknownNameError
 from featpipe.fingerprint import FileHashes
 
