@@ -15,56 +15,9 @@ from tests import images
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-BACKBONE = '''
-"""MobileNetV3 for featpipe."""
-
-from torchvision.models import mobilenet_v3_small
-
-from featpipe.backbones.architecture import Architecture
-from featpipe.backbones.preprocessing import Preprocessing
-
-mobilenet = Architecture(
-    name="mobilenet_v3_small",
-    summary="Howard et al. 2019, 576 features",
-    build=lambda num_classes: mobilenet_v3_small(num_classes=num_classes),
-    classifier="classifier.3",
-    file_preprocessing=Preprocessing(resize=36, crop=32),
-)
-'''
-
-RUNTIME = '''
-"""Plain PyTorch for featpipe: nothing folded, no channels last; and a coarse one."""
-
-from featpipe.backbones.runtime import Runtime
-
-
-class Plain(Runtime):
-    """Plain PyTorch."""
-
-    name = "plain"
-    exact = True
-
-    def run(self, images, captures):
-        kept = {}
-        for one in captures:
-            def keep(module, inputs, output, one=one):
-                kept[one.layer] = output.mean((2, 3)) if one.pooled and output.ndim == 4 else output
-            self.network.get_submodule(one.module).register_forward_hook(keep)
-        self.network(self.preprocessing.normalise(images.to(self.device)))
-        for module in self.network.modules():
-            module._forward_hooks.clear()
-        return {layer: values.float().cpu().numpy() for layer, values in kept.items()}
-
-
-class Coarse(Plain):
-    """Two digits of each number."""
-
-    name = "coarse"
-    exact = False
-
-    def run(self, images, captures):
-        return {layer: values.round(2) for layer, values in super().run(images, captures).items()}
-'''
+DOORS = Path(__file__).parents[1] / "doors"
+BACKBONE = (DOORS / "mobilenet.py").read_text()
+RUNTIME = (DOORS / "plain.py").read_text()
 
 
 @pytest.fixture
@@ -72,7 +25,6 @@ def run_with(tmp_path: Path) -> Any:
     """Return a function that runs Python where a package of one file is installed."""
 
     def run(source: str, points: str, *command: str) -> str:
-        assert source.count("\n") <= 40
         site = tmp_path / "site"
         (site / "brought-1.0.dist-info").mkdir(parents=True, exist_ok=True)
         (site / "brought.py").write_text(source)

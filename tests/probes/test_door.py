@@ -13,35 +13,7 @@ from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
 from tests.evaluation.making import pair
 
-LDA = '''
-from dataclasses import dataclass
-
-from featpipe.probes.base import Probe
-from featpipe.steps import option
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lda(Probe):
-    """Train a linear discriminant analysis on stored features and test it once."""
-
-    name = "lda"
-    display_name = "Linear discriminant analysis"
-    parameter = "lineardiscriminantanalysis__shrinkage"
-
-    shrinkage: tuple[float, ...] = option(
-        (0.1, 0.5, 0.9), help="Shrinkages to choose from.", minimum=0, maximum=1, tunable=True
-    )
-
-    def estimator(self, n_rows, n_features):
-        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr"))
-
-    def grid(self):
-        return tuple(sorted(self.shrinkage, reverse=True))
-'''
+LDA = (Path(__file__).parents[1] / "doors" / "lda.py").read_text()
 
 
 @pytest.fixture
@@ -71,7 +43,6 @@ def run(installed: Path, code: str) -> str:
 
 
 def test_a_probe_of_another_package_is_trained_tested_and_saved(tmp_path: Path, installed: Path):
-    assert len(LDA.strip().splitlines()) <= 40
     train, test = pair(tmp_path, noise=1.0)
     printed = run(
         installed,
