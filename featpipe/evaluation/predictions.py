@@ -69,11 +69,9 @@ class Predictions:
             ("true class", np.asarray(self.y_true), k),
             ("predicted class", np.asarray(self.y_pred), len(self.columns)),
         ):
-            self._refuse_rows(
-                (labels < 0) | (labels >= limit),
-                f"A {what} is none of the classes.",
-                expected=f"0 to {limit - 1}",
-            )
+            expected = f"0 to {limit - 1}"
+            wrong = (labels < 0) | (labels >= limit)
+            self._refuse(wrong, f"A {what} is none of the classes.", labels, expected)
         for what, values, widths in (
             ("scores", self.scores, {k, len(self.columns)}),
             ("probabilities", self.probabilities, {len(self.columns)}),
@@ -86,21 +84,21 @@ class Predictions:
                     expected="shape " + " or ".join(f"({n}, {width})" for width in sorted(widths)),
                     got=f"shape {values.shape}",
                 )
-            self._refuse_rows(
-                ~np.isfinite(values).all(axis=1), f"The {what} hold values that are not finite."
-            )
+            wrong = ~np.isfinite(values).all(axis=1)
+            self._refuse(wrong, f"The {what} hold values that are not finite.", values)
         if self.probabilities is not None:
             total = self.probabilities.sum(axis=1, dtype=np.float64)
-            self._refuse_rows(
-                (np.abs(total - 1) > _SUM_TOLERANCE) | (self.probabilities.min(axis=1) < 0),
-                "Probabilities must be between 0 and 1 and add up to 1.",
-            )
+            wrong = (np.abs(total - 1) > _SUM_TOLERANCE) | (self.probabilities.min(axis=1) < 0)
+            message = "Probabilities must be between 0 and 1 and add up to 1."
+            self._refuse(wrong, message, self.probabilities)
 
-    def _refuse_rows(self, wrong: NDArray[np.bool_], message: str, **details: Any) -> None:
+    def _refuse(
+        self, wrong: NDArray[np.bool_], message: str, got: NDArray[Any], expected: str | None = None
+    ) -> None:
         if wrong.any():
-            row, n = int(wrong.argmax()), np.count_nonzero(wrong)
-            where = f"row {row} ({self.ids[row]}), {n} such row{'s' if n > 1 else ''}"
-            raise ResultError(message, where=where, **details)
+            row = int(wrong.argmax())
+            where = f"row {row} ({self.ids[row]}), {np.count_nonzero(wrong)} such rows"
+            raise ResultError(message, where=where, expected=expected, got=got[row])
 
     @property
     def columns(self) -> tuple[str, ...]:

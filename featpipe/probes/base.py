@@ -93,8 +93,9 @@ class Evaluation(Step):
 
     def status(self, context: Context) -> Status:
         """Look for the result of these options on these stores."""
-        key, path = _evaluation().run.find_existing(self, context)
-        if path is None:
+        *_, path, existing = _evaluation().run.look_up(self, context)
+        key = path.stem.rpartition("-")[2]
+        if existing is None:
             return Status(False, "asked for again" if self.force else "no such result yet", key)
         return Status(True, "result is there", key, (path,))
 
