@@ -212,15 +212,8 @@ def make_splits(
 ) -> tuple[str, list[Split]]:
     """Return the protocol that ``"auto"`` means, and its splits.
 
-    Parameters
-    ----------
-    protocol : str
-        ``"auto"``, ``"split"``, ``"folds"``, ``"fold:K"``, ``"kfold:K"``, ``"holdout:F"`` or
-        ``"all"``.
-    train : FeatureStore
-    test : FeatureStore or None
-        The dataset's own test rows, where there are such.
-    seed : int
+    ``protocol`` is ``"auto"``, ``"split"``, ``"folds"``, ``"fold:K"``, ``"kfold:K"``,
+    ``"holdout:F"`` or ``"all"``; ``test`` holds the dataset's own test rows.
 
     Raises
     ------
@@ -233,12 +226,10 @@ def make_splits(
     kind, number = grammar.protocol(protocol)
     rows = RowSet(train, train.usable)
     test_rows = None if test is None else RowSet(test, test.usable)
-    _need_unique_ids(*([train] if test is None else [train, test]))
+    _need_other_images(train, test, trained=kind != "all")
     if kind == "all":  # no row trains, so only a method without training can be tested
         nothing = RowSet(train, train.usable[:0])
         return protocol, [Split("all rows", nothing, rows if test_rows is None else test_rows)]
-    if test is not None:
-        _need_other_images(train, test)
     if kind in ("kfold", "holdout"):
         return protocol, _random_splits(rows, protocol, seed)
     if kind == "split":
@@ -279,9 +270,9 @@ def resolve(protocol: str, test: FeatureStore | None) -> tuple[str, FeatureStore
     return protocol, None if protocol.startswith(("kfold:", "holdout:")) else test
 
 
-def _need_unique_ids(*stores: FeatureStore) -> None:
-    """Refuse images that occur twice: one could train the model that the other tests."""
-    for store in stores:
+def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, trained: bool) -> None:
+    """Refuse an image that occurs twice: it could train the model that it tests."""
+    for store in [train] if test is None else [train, test]:
         if twice := [name for name, count in Counter(store.ids).items() if count > 1]:
             raise FitError(
                 f"{len(twice)} images occur more than once.",
@@ -289,10 +280,8 @@ def _need_unique_ids(*stores: FeatureStore) -> None:
                 got=", ".join(twice[:5]),
                 next_step="extract from a source that lists every image once",
             )
-
-
-def _need_other_images(train: FeatureStore, test: FeatureStore) -> None:
-    """Refuse test rows that are training rows."""
+    if test is None or not trained:
+        return
     one, other = (store.manifest["dataset"] for store in (train, test))
     same_split = (one["name"], one["split"]) == (other["name"], other["split"])
     shared = set(train.ids) & set(test.ids) if same_split else set()
@@ -381,11 +370,6 @@ def validation_rows(
     """Return how training rows are split to choose hyper-parameters; test rows have no part in it.
 
     Returns ``None`` where some class has a single row, so that no row of it can be held out.
-
-    Raises
-    ------
-    UsageError
-        If ``spec`` is not ``"auto"``, ``"holdout:F"`` or ``"kfold:K"``.
     """
     kind, number = grammar.validation(spec)
     least = int(np.unique(y, return_counts=True)[1].min())
