@@ -9,6 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -258,19 +259,16 @@ def find_results(
     return found
 
 
-def latest_result(
-    folder: Path, method: str, dataset: str | None = None, model: str = "*"
-) -> Result | None:
+def latest_result(folder: Path, method: str, dataset: str | None = None) -> Result | None:
     """Return the newest result of a method: on this dataset or, if there is none, on any."""
-    for place in [slug(short_name(dataset)), "*"] if dataset else ["*"]:
-        paths = folder.glob(f"{place}-{model}-{method}-*.json")
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-            try:
+    here = f"{slug(short_name(dataset))}-" if dataset else ""
+    paths = [(p.name.startswith(here), p.stat().st_mtime, p) for p in folder.glob("*.json")]
+    for *_, path in sorted(paths, reverse=True):
+        if f"-{method}-" in path.name:
+            with suppress(ResultError):
                 result = Result.load(path)
-            except ResultError:
-                continue
-            if result.method == method:
-                return result
+                if result.method == method:
+                    return result
     return None
 
 

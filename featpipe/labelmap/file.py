@@ -39,7 +39,6 @@ class MapFile:
     variant_of: str  # likewise
     targets: tuple[str, ...]  # of the line "# targets:", or else every target that a row names
     targets_line: int | None
-    header_line: int
     rows: tuple[Row, ...]
 
     @classmethod
@@ -54,7 +53,6 @@ class MapFile:
         notes: dict[str, list[str]] = {}
         note_lines: dict[str, int] = {}
         header: list[str] = []
-        header_line = 0
         rows: list[Row] = []
         for line, cells in _lines(path):
             if cells[0].startswith("#"):
@@ -64,7 +62,7 @@ class MapFile:
                 notes.setdefault(key, []).extend(filter(None, (first.strip(), *cells[1:])))
                 note_lines.setdefault(key, line)
             elif not header:
-                header, header_line = cells, line
+                header = cells
                 if missing := sorted(_REQUIRED.difference(cells)):
                     raise LabelMapError(
                         f"The label map lacks the column {quoted(missing)}.",
@@ -95,7 +93,6 @@ class MapFile:
             variant_of=", ".join(notes.get("variant of", [])),
             targets=tuple(notes.get("targets") or named),
             targets_line=note_lines.get("targets"),
-            header_line=header_line,
             rows=tuple(rows),
         )
 
@@ -122,12 +119,7 @@ class MapFile:
         known = [name for name in targets if name in self.targets]
         for line, target in lines:
             if target not in (*known, OTHER):
-                raise LabelMapError(
-                    f"The label map has an unknown target class: {target!r}.",
-                    where=f"{self.path}, line {line}",
-                    expected=", ".join((*known, OTHER)),
-                    next_step=did_you_mean(target, known).strip() or None,
-                )
+                raise self._unknown("target", target, [*known, OTHER], line)
         if unmatched := [name for name in targets if name not in known]:
             written = io.StringIO()
             csv.writer(written, lineterminator="").writerow(
@@ -164,11 +156,7 @@ class MapFile:
         by_id: dict[str, Row] = {}
         for row in self.rows:
             if row.source_id not in known:
-                raise LabelMapError(
-                    f"The label map has an unknown source class: {row.source_id!r}.",
-                    where=f"{self.path}, line {row.line}",
-                    next_step=did_you_mean(row.source_id, known).strip() or None,
-                )
+                raise self._unknown("source", row.source_id, list(known), row.line)
             first = by_id.setdefault(row.source_id, row)
             if first is not row:
                 raise LabelMapError(
@@ -178,13 +166,22 @@ class MapFile:
                 )
         if missing := [source_id for source_id in known if source_id not in by_id]:
             before = [by_id[i].line for i in takewhile(by_id.__contains__, known)]
+            place = before[-1] if before else self.rows[0].line - 1
             raise LabelMapError(
                 f"The label map lacks {_some(missing, 'source class', 'source classes')}.",
-                where=f"{self.path}, after line {before[-1] if before else self.header_line}",
+                where=f"{self.path}, after line {place}",
                 expected=f"{len(known)} rows, one for every source class",
                 got=f"{len(by_id)} rows",
             )
         return tuple(by_id[source_id] for source_id in known)
+
+    def _unknown(self, kind: str, name: str, known: list[str], line: int | None) -> LabelMapError:
+        return LabelMapError(
+            f"The label map has an unknown {kind} class: {name!r}.",
+            where=f"{self.path}, line {line}",
+            expected=", ".join(known) if len(known) < 20 else f"one of {len(known)} classes",
+            next_step=did_you_mean(name, known).strip() or None,
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
