@@ -38,19 +38,6 @@ def classification_metrics(
     without_source : sequence of str, optional
         For a mapped classifier: target classes that no source class maps to. Their rows cannot
         be predicted right, so accuracy is given with and without them.
-
-    Returns
-    -------
-    metrics : dict
-        What :func:`metrics_from_confusion` returns and ``top_2|3|5_accuracy``,
-        ``roc_auc_*`` and ``average_precision_*`` (``macro``, ``weighted``, ``micro``, and in each
-        entry of ``per_class``), ``log_loss``, ``brier`` and ``ece``; with ``without_source``
-        also ``classes_without_source`` and ``accuracy_with_source``, that of the other classes.
-
-    Raises
-    ------
-    ResultError
-        If ``without_source`` names a class that there is not.
     """
     columns = range(len(predictions.columns))
     confusion = confusion_matrix(predictions.y_true, predictions.y_pred, labels=columns)

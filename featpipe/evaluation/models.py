@@ -49,14 +49,7 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Read a classifier.
-
-    Raises
-    ------
-    ResultError
-        If the file is missing, damaged, no model of this version of featpipe, or holds types that
-        are not scikit-learn's or numpy's own.
-    """
+    """Read a classifier; nothing is loaded that is not scikit-learn's, numpy's or featpipe's."""
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
     try:

@@ -21,24 +21,6 @@ class Predictions:
 
     The same id may occur several times: once for each model (fold, seed) that predicted the row.
 
-    Parameters
-    ----------
-    ids : ndarray of shape (n,), str
-        Which image each row is.
-    y_true : ndarray of shape (n,), int
-        True class, an index into ``classes``; every row is labelled.
-    y_pred : ndarray of shape (n,), int
-        Predicted class; ``len(classes)`` means "other" where ``other`` is set.
-    classes : tuple of str
-        Names of the target classes.
-    scores : ndarray of shape (n, k) or (n, k + 1), float, optional
-        Anything that orders the classes of a row (a decision function, logits); the column
-        ``k`` belongs to "other". A two-class decision function ``d`` is given as ``(-d, d)``.
-    probabilities : ndarray of shape (n, k), or (n, k + 1) with ``other``, float, optional
-        Probabilities of all columns; each row adds up to one.
-    other : bool
-        Whether the method may also answer "other", which is never a true class.
-
     Raises
     ------
     ResultError
@@ -46,13 +28,15 @@ class Predictions:
         finite, probabilities do not add up to one, there is no row.
     """
 
-    ids: NDArray[Any]
-    y_true: NDArray[np.int64]
-    y_pred: NDArray[np.int64]
-    classes: tuple[str, ...]
+    ids: NDArray[Any]  # which image each row is, (n,)
+    y_true: NDArray[np.int64]  # index into classes, (n,); every row is labelled
+    y_pred: NDArray[np.int64]  # (n,); len(classes) means "other" where that is set
+    classes: tuple[str, ...]  # the k target classes
+    # What orders the classes of a row (a decision function, logits), (n, k) or (n, k + 1): the last
+    # column is that of "other". A two-class decision function d is given as (-d, d).
     scores: NDArray[Any] | None = None
-    probabilities: NDArray[Any] | None = None
-    other: bool = False
+    probabilities: NDArray[Any] | None = None  # of all columns; each row adds up to one
+    other: bool = False  # whether the method may answer "other", which is never a true class
 
     def __post_init__(self) -> None:
         n, k = len(self.y_true), len(self.classes)

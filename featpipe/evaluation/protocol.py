@@ -33,16 +33,7 @@ Rows = NDArray[np.int64]
 
 
 def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, FeatureStore | None]:
-    """Return the store of the training rows and, where there is one, that of the test rows.
-
-    Raises
-    ------
-    StoreError
-        If no store fits; the message is the extract command that makes one.
-    UsageError
-        If several fit, or the named ones are not what the other options ask for, or not of one
-        backbone; the message names what tells them apart.
-    """
+    """Return the store of the training rows and, where there is one, that of the test rows."""
     if step.train is not None:
         return _open_named(step, step.train)
     folder = context.workspace.features
@@ -172,13 +163,7 @@ class RowSet:
         return values if len(self.rows) == len(values) else values[self.rows]
 
     def features(self, layer: str | None) -> NDArray[np.float32]:
-        """Return the features of the rows, of shape (n, d), float32.
-
-        Raises
-        ------
-        FitError
-            If the layer holds maps, or a value is not finite.
-        """
+        """Return the features of the rows, of shape (n, d), float32 and finite."""
         features = self.take(self.store.features(layer))
         if features.ndim != 2:
             raise FitError(
@@ -212,13 +197,12 @@ def make_splits(
 ) -> tuple[str, list[Split]]:
     """Return the protocol that ``"auto"`` means, and its splits.
 
-    ``protocol`` is ``"auto"``, ``"split"``, ``"folds"``, ``"fold:K"``, ``"kfold:K"``,
-    ``"holdout:F"`` or ``"all"``; ``test`` holds the dataset's own test rows.
+    ``test`` holds the dataset's own test rows.
 
     Raises
     ------
     UsageError
-        If the protocol is none of these, or the stores cannot serve it.
+        If there is no such protocol, or the stores cannot serve it.
     FitError
         If there are too few rows for it, or an image occurs twice in a store.
     """

@@ -63,13 +63,7 @@ class Result:
         return self.path.stem if self.path else self.key[:12]
 
     def save(self, path: Path) -> Path:
-        """Write the JSON file, atomically.
-
-        Raises
-        ------
-        ValueError
-            If a number is not finite: JSON has no NaN, and a result must not hide one.
-        """
+        """Write the JSON file, atomically; a number that is not finite is a ValueError."""
         content = {name: getattr(self, name) for name in _TYPES}
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         with atomic_write(path) as temporary:
@@ -83,10 +77,8 @@ class Result:
 
         Raises
         ------
-        OldResultError
-            If featpipe 0.1 wrote it.
         ResultError
-            If the file is missing, damaged or of another schema.
+            If the file is missing, damaged, of another schema or (OldResultError) of featpipe 0.1.
         """
         path = Path(path)
         try:
@@ -222,15 +214,8 @@ def find_results(
 ) -> list[Result]:
     """Return the results that a command means.
 
-    Parameters
-    ----------
-    folder : Path
-    names : sequence of str, optional
-        Paths, or names of results in the folder; default: all of them but those of featpipe 0.1.
-    dataset : str, optional
-        Only results on this dataset.
-    note : callable
-        Gets one line about the results of featpipe 0.1 that are left out.
+    ``names`` are paths or names of results in the folder; without them all are taken but those of
+    featpipe 0.1, about which ``note`` gets one line.
 
     Raises
     ------

@@ -68,9 +68,8 @@ def evaluate(
     ----------
     step : Evaluation
         The method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` …
-    train : FeatureStore
-    test : FeatureStore, optional
-        The dataset's own test rows; without it the protocol splits the rows of ``train``.
+    train, test : FeatureStore
+        Without the dataset's own test rows, the protocol splits the rows of ``train``.
     context : Context, optional
     path : Path, optional
         Where to save the result (JSON), its predictions and its model; ``None`` saves nothing.

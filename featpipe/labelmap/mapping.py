@@ -97,11 +97,9 @@ class LabelMap:
         Raises
         ------
         LabelMapError
-            If the file cannot be read, or is not complete and unambiguous; the message says the
-            line.
+            If the file cannot be read, or is not complete and unambiguous.
         UnknownNameError
-            If there is neither such a built-in map nor such a file, or if the file declares a
-            source that featpipe does not know.
+            If there is no such map or file, or the file declares an unknown source.
         """
         built_in = name_or_path in builtin_maps()
         path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
@@ -191,13 +189,6 @@ class LabelMap:
         ------
         ValueError
             If the logits are not finite or not as wide as the map, or there is no such policy.
-
-        Examples
-        --------
-        >>> rows = (Row(0, "s1", "cat", "cat", ""), Row(0, "s2", "ox", OTHER, ""))
-        >>> pets = LabelMap("pets", ("cat",), rows)
-        >>> pets.probabilities(np.log([[0.4, 0.6]])).argmax(axis=1).tolist()  # 1 is "other"
-        [1]
         """
         columns, n_targets = self.columns(), len(self.targets)
         values = np.asarray(logits, dtype=np.float64)
