@@ -23,47 +23,28 @@ from featpipe.steps import Context, Outcome, Step
 
 @dataclass(frozen=True, eq=False)
 class SplitPredictions:
-    """What one model predicted for the test rows of its split.
-
-    Parameters
-    ----------
-    split : Split
-    predicted : ndarray of shape (n_test,), int64
-    scores : ndarray of shape (n_test, columns) or None
-    probabilities : bool
-        Whether the scores are probabilities.
-    other : bool
-        Whether "other" may be predicted; its column is the last.
-    without_source : tuple of str or None
-        Target classes that a mapped classifier cannot predict.
-    facts : dict
-        What else is to be recorded of this split.
-    """
+    """What one model predicted for the n test rows of its split."""
 
     split: Split
-    predicted: NDArray[np.int64]
-    scores: NDArray[np.float32] | None = None
-    probabilities: bool = False
-    other: bool = False
-    without_source: tuple[str, ...] | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def predictions(self) -> Predictions:
-        """The same as the metrics want it."""
-        return Predictions(
-            ids=np.array(self.split.test.ids),
-            y_true=self.split.test.labels,
-            y_pred=self.predicted,
-            classes=self.split.test.store.classes,
-            scores=None if self.probabilities else self.scores,
-            probabilities=self.scores if self.probabilities else None,
-            other=self.other,
-        )
+    predicted: NDArray[np.int64]  # (n,)
+    scores: NDArray[np.float32] | None = None  # (n, columns)
+    probabilities: bool = False  # whether the scores are probabilities
+    other: bool = False  # whether "other" may be predicted; its column is the last
+    without_source: tuple[str, ...] | None = None  # classes that a label map cannot predict
+    facts: dict[str, Any] = field(default_factory=dict)  # what else is recorded of this split
 
     def record(self) -> dict[str, Any]:
         """Return the entry of this split in the result."""
         split = self.split
+        predictions = Predictions(
+            ids=np.array(split.test.ids),
+            y_true=split.test.labels,
+            y_pred=self.predicted,
+            classes=split.test.store.classes,
+            scores=None if self.probabilities else self.scores,
+            probabilities=self.scores if self.probabilities else None,
+            other=self.other,
+        )
         return {
             "name": split.name,
             "n_train": len(split.train),
@@ -71,53 +52,34 @@ class SplitPredictions:
             "train_per_class": split.train_per_class,
             "repeat": split.repeat,
             **self.facts,
-            "metrics": classification_metrics(self.predictions, self.without_source),
+            "metrics": classification_metrics(predictions, self.without_source),
         }
 
 
 @dataclass(frozen=True, eq=False)
 class MethodOutput:
-    """What a method gave on all splits, before it becomes a Result.
+    """What a method gave on all splits, before it becomes a Result."""
 
-    Parameters
-    ----------
-    title : str
-        Its name in tables, unless the step has a title.
-    splits : list of SplitPredictions
-    cost : dict
-        ``train_seconds``, ``predict_seconds``, ``parameters_trained`` and what else it took.
-    notes : list of str
-    extra : dict
-    estimator : BaseEstimator or None
-        The classifier of the first split, where it can be saved.
-    """
-
-    title: str
+    title: str  # its name in tables, unless the step has a title
     splits: list[SplitPredictions]
-    cost: dict[str, Any]
+    cost: dict[str, Any]  # train_seconds, predict_seconds, parameters_trained and what else it took
     notes: list[str]
     extra: dict[str, Any]
-    estimator: BaseEstimator | None = None
+    estimator: BaseEstimator | None = None  # of the first split, where it can be saved
 
 
 def prediction_table(splits: Sequence[SplitPredictions]) -> PredictionTable:
     """Join the predictions of all splits; a test row of several splits is stored once."""
-    ids: dict[str, int] = {}
-    true: list[int] = []
-    rows, parts = [], []
-    for number, one in enumerate(splits):
-        for name, label in zip(one.split.test.ids, one.split.test.labels, strict=True):
-            if name not in ids:
-                ids[name] = len(ids)
-                true.append(int(label))
-        rows.append(np.array([ids[name] for name in one.split.test.ids], dtype=np.int64))
-        parts.append(np.full(len(one.predicted), number))
+    ids = np.concatenate([np.array(one.split.test.ids, dtype=np.str_) for one in splits])
+    labels = np.concatenate([one.split.test.labels for one in splits])
+    _, first, place = np.unique(ids, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # the rows as they come, not by name
     scores = [one.scores for one in splits if one.scores is not None]
     return PredictionTable(
-        ids=np.array(list(ids), dtype=np.str_),
-        true=np.array(true, dtype=np.int64),
-        row=np.concatenate(rows),
-        split=np.concatenate(parts).astype(np.int64),
+        ids=ids[first[order]],
+        true=labels[first[order]].astype(np.int64),
+        row=np.argsort(order)[place],
+        split=np.repeat(np.arange(len(splits)), [len(one.predicted) for one in splits]),
         predicted=np.concatenate([one.predicted for one in splits]).astype(np.int64),
         scores=np.concatenate(scores).astype(np.float32) if len(scores) == len(splits) else None,
     )
@@ -158,10 +120,7 @@ def summarise(
 
 
 def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return accuracy against the number of labelled images per class.
-
-    The interval is over draws (and folds): mean ± one standard deviation, and the extremes.
-    """
+    """Return accuracy against labelled images per class: mean, deviation and extremes of draws."""
     sizes = sorted({r["train_per_class"] for r in records if r["train_per_class"] is not None})
     curve = []
     for size in sizes:
@@ -175,16 +134,7 @@ def build_result(
 ) -> tuple[Result, PredictionTable]:
     """Make the Result of a method, with the predictions that are stored beside it.
 
-    Parameters
-    ----------
-    step : Step
-        The method with its settings; a ``title``, ``layer`` or ``protocol`` among them is used.
-    key : str
-        Fingerprint of what the numbers follow from.
-    protocol : str
-        How rows were split: never ``"auto"``.
-    output : MethodOutput
-    context : Context
+    ``key`` is the fingerprint of what the numbers follow from, ``protocol`` is never ``"auto"``.
     """
     settings, first = step.settings(), output.splits[0]
     stores = list({s.path: s for s in (first.split.train.store, first.split.test.store)}.values())
@@ -249,13 +199,7 @@ def save_result(result: Result, path: Path, table: PredictionTable) -> None:
 
 
 def complete_result(path: Path, *models: Path) -> Result | None:
-    """Return the result at a path if it, its predictions and its models are all there.
-
-    Raises
-    ------
-    ResultError
-        If the result is damaged.
-    """
+    """Return the result at a path if it, its predictions and its models are all there."""
     if not all(file.exists() for file in (path, *models)):
         return None
     result = Result.load(path)
@@ -264,25 +208,19 @@ def complete_result(path: Path, *models: Path) -> Result | None:
 
 def outcome_of(result: Result, status: str) -> Outcome:
     """Say in the terminal, and as data, what was measured."""
-    accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
-    spread = result.summary["spread"].get("accuracy")
-    text = f"{result.title}: accuracy {accuracy['value']:.4f}"
-    text += f" [{accuracy['low']:.4f}, {accuracy['high']:.4f}]"
+    accuracy, spread = result.summary["accuracy"], result.summary["spread"].get("accuracy")
+    value, low, high = (accuracy[name] for name in ("value", "low", "high"))
+    text = f"{status}: {result.title}: accuracy {value:.4f} [{low:.4f}, {high:.4f}]"
     if spread is not None and spread["sd"] is not None:
         text += f", {spread['mean']:.4f} ± {spread['sd']:.4f} over {spread['n']} models"
     text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
-    lines = [f"{status}: {text}", *(f"  note: {note}" for note in result.notes)]
-    lines.append(f"  → {result.path}")
+    lines = [text, *(f"  note: {note}" for note in result.notes), f"  → {result.path}"]
+    measured = {"accuracy": value, "accuracy_low": low, "accuracy_high": high}
     facts = {
         "title": result.title,
         "key": result.key,
         "protocol": result.protocol["name"],
-        "metrics": {
-            **_numbers(metrics),
-            "accuracy": accuracy["value"],
-            "accuracy_low": accuracy["low"],
-            "accuracy_high": accuracy["high"],
-        },
+        "metrics": _numbers(result.summary["metrics"]) | measured,
         "cost": _numbers(result.cost),
         "settings": result.settings,
         "spread": spread,

@@ -39,13 +39,25 @@ def roc_curves(predictions: Predictions) -> dict[str, Any]:
         area then differs from ``auc`` by at most 0.0026.
     """
 
-    def drawn(curve: _Curve) -> dict[str, Any]:
-        fpr, tpr = curve if len(curve[0]) <= MAX_POINTS else _thin_roc(curve)
-        return {"fpr": _rounded(fpr), "tpr": _rounded(tpr), "auc": float(auc(*curve))}
+    def macro(curves: Sequence[_Curve]) -> _Curve:
+        # Each curve jumps at some fpr, so its mean needs the height before and after each jump:
+        # np.interp takes the last of equal abscissas, and the first one when mirrored.
+        fpr = np.unique(np.concatenate([x for x, _ in curves]))
+        after = np.mean([np.interp(fpr, x, y) for x, y in curves], axis=0)
+        before = np.mean([np.interp(-fpr, -x[::-1], y[::-1]) for x, y in curves], axis=0)
+        return np.repeat(fpr, 2), np.column_stack([before, after]).ravel()
 
-    return _one_vs_rest(
-        predictions, lambda member, score: roc_curve(member, score)[:2], _vertical_mean, drawn
-    )
+    def drawn(fpr: NDArray[np.float64], tpr: NDArray[np.float64]) -> dict[str, Any]:
+        area = float(auc(fpr, tpr))
+        if len(fpr) > MAX_POINTS:
+            # Along h = fpr + tpr the line is single-valued and its slope lies in [0, 1], so one
+            # step of width h changes the area by at most h²/8: 198 of 2/198 give at most 0.0026.
+            along = np.linspace(0, 2, MAX_POINTS)
+            fpr = np.interp(along, fpr + tpr, fpr)
+            tpr = along - fpr
+        return {"fpr": _rounded(fpr), "tpr": _rounded(tpr), "auc": area}
+
+    return _one_vs_rest(predictions, lambda *rows: roc_curve(*rows)[:2], macro, drawn)
 
 
 def pr_curves(predictions: Predictions) -> dict[str, Any]:
@@ -71,16 +83,23 @@ def pr_curves(predictions: Predictions) -> dict[str, Any]:
         recall, precision = recall[found][::-1], precision[found][::-1]
         return np.concatenate([[0.0], recall]), np.concatenate([precision[:1], precision])
 
-    def macro(curves: Sequence[_Curve]) -> _Curve:
-        steps = [_mean_precision_steps(curve) for curve in curves]
-        return steps[0][0], np.mean([precision for _, precision in steps], axis=0)
+    def even_steps(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> _Curve:
+        # The integral of a step function is a broken line: read at any recall without error.
+        integral = np.concatenate([[0.0], np.cumsum(np.diff(recall) * precision[1:])])
+        edges = np.linspace(0, 1, MAX_POINTS)
+        means = np.diff(np.interp(edges, recall, integral)) / np.diff(edges)
+        return edges, np.concatenate([means[:1], means])
 
-    def drawn(curve: _Curve) -> dict[str, Any]:
-        recall, precision = curve if len(curve[0]) <= MAX_POINTS else _mean_precision_steps(curve)
-        area = float(np.sum(np.diff(curve[0]) * curve[1][1:]))
-        return {
-            "recall": _rounded(recall), "precision": _rounded(precision), "average_precision": area
-        }  # fmt: skip
+    def macro(curves: Sequence[_Curve]) -> _Curve:
+        recall, precision = zip(*(even_steps(*curve) for curve in curves), strict=True)
+        return recall[0], np.mean(precision, axis=0)
+
+    def drawn(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> dict[str, Any]:
+        area = float(np.sum(np.diff(recall) * precision[1:]))
+        if len(recall) > MAX_POINTS:
+            recall, precision = even_steps(recall, precision)
+        points = {"recall": _rounded(recall), "precision": _rounded(precision)}
+        return {**points, "average_precision": area}
 
     return _one_vs_rest(predictions, full, macro, drawn)
 
@@ -97,12 +116,6 @@ def reliability_curve(predictions: Predictions, bins: int = ECE_BINS) -> dict[st
     diagram : dict
         ``ece`` and ``bins``: list of ``{low, high, count, confidence, accuracy}``; means of an
         empty bin are None.
-
-    Examples
-    --------
-    >>> two = np.array(["a.png", "b.png"]), np.array([0, 1]), np.array([0, 0]), ("cat", "dog")
-    >>> reliability_curve(Predictions(*two, probabilities=np.array([[0.9, 0.1]] * 2)))["ece"]
-    0.4
     """
     confidence = predictions.confidence
     if confidence is None:
@@ -129,7 +142,7 @@ def _one_vs_rest(
     predictions: Predictions,
     full: Callable[[NDArray[np.bool_], NDArray[np.float64]], _Curve],
     macro: Callable[[Sequence[_Curve]], _Curve],
-    drawn: Callable[[_Curve], dict[str, Any]],
+    drawn: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the curve of each class that has one, then the micro and the macro average.
 
@@ -147,44 +160,12 @@ def _one_vs_rest(
         else:
             why = "every test row is of this class" if member.any() else "no test row of this class"
             undefined[name] = why
-    entries = [{"class": name, "average": None, **drawn(curve)} for name, curve in curves.items()]
+    entries = [{"class": name, "average": None, **drawn(*curve)} for name, curve in curves.items()]
     if curves:
-        averages = {
-            "micro": full(members.ravel(), scores.ravel()),
-            "macro": macro(list(curves.values())),
-        }
-        entries += [{"class": None, "average": a, **drawn(curve)} for a, curve in averages.items()]
+        micro = full(members.ravel(), scores.ravel())
+        averages = {"micro": micro, "macro": macro(list(curves.values()))}
+        entries += [{"class": None, "average": a, **drawn(*curve)} for a, curve in averages.items()]
     return {"curves": entries, "undefined": undefined}
-
-
-def _vertical_mean(curves: Sequence[_Curve]) -> _Curve:
-    # Each curve jumps at some fpr, so its mean needs the height before and after each jump:
-    # np.interp takes the last of equal abscissas, and the first one when mirrored.
-    fpr = np.unique(np.concatenate([x for x, _ in curves]))
-    after = np.mean([np.interp(fpr, x, y) for x, y in curves], axis=0)
-    before = np.mean([np.interp(-fpr, -x[::-1], y[::-1]) for x, y in curves], axis=0)
-    return np.repeat(fpr, 2), np.column_stack([before, after]).ravel()
-
-
-def _thin_roc(curve: _Curve) -> _Curve:
-    """Points of the broken line at equal steps of fpr + tpr.
-
-    Along h = fpr + tpr the line is single-valued and its slope lies in [0, 1], so one step of
-    width h changes the area by at most h²/8: 198 steps of 2/198 give at most 0.0026.
-    """
-    fpr, tpr = curve
-    along = np.linspace(0, 2, MAX_POINTS)
-    x = np.interp(along, fpr + tpr, fpr)
-    return x, along - x
-
-
-def _mean_precision_steps(curve: _Curve) -> _Curve:
-    recall, precision = curve
-    # The integral of a step function is a broken line: read at any recall without error.
-    integral = np.concatenate([[0.0], np.cumsum(np.diff(recall) * precision[1:])])
-    edges = np.linspace(0, 1, MAX_POINTS)
-    means = np.diff(np.interp(edges, recall, integral)) / np.diff(edges)
-    return edges, np.concatenate([means[:1], means])
 
 
 def _rounded(values: NDArray[np.float64]) -> list[float]:

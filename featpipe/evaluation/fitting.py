@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.protocol import RowSet, Split, validation_rows
+from featpipe.evaluation.protocol import Split, validation_rows
 from featpipe.probes.base import Probe
 
 # A fit of a linear classifier took 0.2 to 0.3 µs per number in its rows (800 × 512 features, mean
@@ -43,16 +44,9 @@ def fit_splits(
     predictions : SplitPredictions
         ``facts`` holds ``chosen`` (hyper-parameters, and how they were chosen), ``search`` (value,
         validation accuracy and convergence of each grid point), ``converged`` and ``seconds``.
-
-    Raises
-    ------
-    FitError
-        If the rows cannot train or test the probe, or memory does not suffice.
-    UsageError
-        If ``jobs`` is 0.
     """
     for split in splits:
-        _check_split(split, probe)
+        check_rows(split, probe)
     workers = workers_for(splits, probe, jobs)
     check_memory(splits, probe, workers)
     if len(splits) == 1 or workers == 1:
@@ -79,7 +73,13 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
         estimator = probe.estimator(*X.shape)
         if probe.tuned:
             estimator.set_params(**{probe.parameter: value})
-        done = _fit(estimator, X, y)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            estimator.fit(X, y)
+        gave_up = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
+        for w in caught:
+            if w not in gave_up:
+                warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         times.append(time.perf_counter())
         answers = predict_with_scores(
             estimator, split.test.features(probe.layer), len(split.train.store.classes)
@@ -88,27 +88,11 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
     facts = {
         "chosen": {probe.tuned: value, **how} if probe.tuned else {},
         "search": search,
-        "converged": done,
+        # L-BFGS may give up before its limit of iterations; then only a warning says so.
+        "converged": converged(estimator) and not gave_up,
         "seconds": dict(zip(("search", "fit", "predict"), np.diff(times).tolist(), strict=True)),
     }
     return estimator, answers, facts
-
-
-def _fit(estimator: BaseEstimator, X: NDArray[np.float32], y: NDArray[np.int64]) -> bool:
-    """Fit, and return whether every solver converged.
-
-    L-BFGS may give up before its limit of iterations; then only a warning says so.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(X, y)
-    gave_up = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
-    for warning in caught:
-        if warning not in gave_up:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-    return converged(estimator) and not gave_up
 
 
 def _choose(
@@ -134,30 +118,24 @@ def _choose(
             refit=False,
             error_score="raise",
         ).fit(X, y)
-    accuracies = search.cv_results_["mean_test_accuracy"]
-    best = int(np.argmax(accuracies))  # the first of the best: most regularised
+    found = search.cv_results_
+    accuracies, done = found["mean_test_accuracy"], found["mean_test_converged"] == 1
     rows = [
-        {
-            probe.tuned: value,
-            "accuracy": float(accuracies[i]),
-            "converged": bool(search.cv_results_["mean_test_converged"][i] == 1),
-        }
-        for i, value in enumerate(values)
+        {probe.tuned: value, "accuracy": accuracy, "converged": ended}
+        for value, accuracy, ended in zip(values, accuracies.tolist(), done.tolist(), strict=True)
     ]
     folds = isinstance(cv, StratifiedKFold)
     on = f"{cv.n_splits} folds" if folds else f"{cv.test_size} held-out rows"
     how: dict[str, Any] = {"by": f"accuracy on {on} of the training rows"}
     if probe.open_ended and at_edge(accuracies):
         how["at_edge"] = True
-    return values[best], how, rows
+    return values[int(np.argmax(accuracies))], how, rows  # the first best: most regularised
 
 
 def at_edge(accuracies: NDArray[np.float64]) -> bool:
     """Return whether accuracy was still rising where the grid ends; a plateau is no edge."""
     best, last = int(np.argmax(accuracies)), len(accuracies) - 1
-    if best == 0:
-        return last > 0 and bool(accuracies[0] > accuracies[1])
-    return best == last
+    return best == last > 0 or (best == 0 < last and bool(accuracies[0] > accuracies[1]))
 
 
 def _score(estimator: BaseEstimator, X: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
@@ -195,9 +173,7 @@ def converged(estimator: BaseEstimator) -> bool:
     """
     for solver in _solvers(estimator):
         iterations, limit = getattr(solver, "n_iter_", None), getattr(solver, "max_iter", None)
-        if iterations is None or limit is None:
-            continue
-        if max(getattr(iterations, "flat", [iterations])) >= limit:
+        if iterations is not None and limit is not None and np.max(iterations) >= limit:
             return False
     return True
 
@@ -216,27 +192,17 @@ def _solvers(estimator: BaseEstimator) -> list[BaseEstimator]:
     return solvers
 
 
-# What a fit asks for: rows that can be fitted, memory, workers.
-
-
-def check_rows(split: Split) -> None:
-    """Refuse rows that no classifier can honestly be trained or tested on.
-
-    Raises
-    ------
-    FitError
-        If there are no test rows, training rows of fewer than two classes, or the two have
-        different classes.
-    """
-    store = split.train.store
+def check_rows(split: Split, probe: Probe | None = None) -> None:
+    """Refuse rows that no classifier, or not this probe, can honestly be trained or tested on."""
+    store, tested = split.train.store, split.test.store
     if not len(split.test):
-        raise FitError(f"{split.name}: there is no labelled test row.", where=split.test.store.path)
-    if split.test.store.classes != store.classes:
+        raise FitError(f"{split.name}: there is no labelled test row.", where=tested.path)
+    if tested.classes != store.classes:
         raise FitError(
             "The training and the test store have different classes.",
-            where=split.test.store.path,
+            where=tested.path,
             expected=", ".join(store.classes[:8]),
-            got=", ".join(split.test.store.classes[:8]),
+            got=", ".join(tested.classes[:8]),
         )
     found = np.unique(split.train.labels)
     if len(found) < 2:
@@ -245,42 +211,32 @@ def check_rows(split: Split) -> None:
             where=store.path,
             got=", ".join(store.classes[c] for c in found) or "no labelled row",
         )
-
-
-def _check_split(split: Split, probe: Probe) -> None:
-    """Refuse rows that this probe cannot honestly be trained or tested on, too."""
-    check_rows(split)
-    train, test = (_row_shape(rows, probe) for rows in (split.train, split.test))
+    if probe is None:
+        return
+    train, test = (each.features(probe.layer).shape[1:] for each in (store, tested))
     if train != test:
         raise FitError(
             "The training and the test rows have different features.",
-            where=split.test.store.path,
+            where=tested.path,
             expected=f"shape {train} per image",
             got=f"shape {test} per image",
         )
     if probe.tuned and not probe.admits(probe.default(), len(split.train)):
         raise FitError(
             f"{split.name}: {probe.tuned}={probe.default()} needs as many training rows.",
-            where=split.train.store.path,
+            where=store.path,
             got=f"{len(split.train)} training rows",
             next_step=f"--{probe.tuned} with a smaller value",
         )
 
 
 def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
-    """Return how many processes to use: one where starting more costs more than it saves.
-
-    Raises
-    ------
-    UsageError
-        If ``jobs`` is 0.
-    """
+    """Return how many processes to use: one where starting more costs more than it saves."""
     if jobs == 0:
         raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), or 1 and more")
     rows = sum(len(split.train) * n_fits(split, probe) for split in splits)
-    width = np.prod(_row_shape(splits[0].train, probe))
     solvers = len(splits[0].train.store.classes) if probe.solver_per_class else 1
-    if rows * width * solvers * _SECONDS_PER_VALUE < _WORTH_WORKERS_SECONDS:
+    if rows * _width(splits, probe) * solvers * _SECONDS_PER_VALUE < _WORTH_WORKERS_SECONDS:
         return 1
     return joblib.effective_n_jobs(jobs)
 
@@ -295,15 +251,8 @@ def n_fits(split: Split, probe: Probe) -> int:
 
 
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
-    """Refuse a fit that would not fit into memory, before it starts.
-
-    Raises
-    ------
-    FitError
-        Saying what needs less.
-    """
-    largest = max(len(split.train) for split in splits)
-    width = int(np.prod(_row_shape(splits[0].train, probe)))
+    """Refuse a fit that would not fit into memory, before it starts."""
+    largest, width = max(len(split.train) for split in splits), _width(splits, probe)
     alone = largest * width * probe.bytes_per_value
     available = psutil.virtual_memory().available
     if alone * workers <= available:
@@ -322,5 +271,6 @@ def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
     )
 
 
-def _row_shape(rows: RowSet, probe: Probe) -> tuple[int, ...]:
-    return rows.store.features(probe.layer).shape[1:]
+def _width(splits: Sequence[Split], probe: Probe) -> int:
+    """Return how many numbers a row holds."""
+    return math.prod(splits[0].train.store.features(probe.layer).shape[1:])

@@ -1,9 +1,7 @@
 """Metrics of predictions as plain data, with a reason where a metric has no value.
 
 Nothing here is NaN and nothing undefined is reported as zero: a metric that the test rows do not
-define is ``None``, and ``undefined`` holds the reason.
-Recall is the share of a class's rows that were found; precision the share of the answers "this
-class" that were right. Both are often printed as "class-wise accuracy"; here each has its name.
+define is ``None``, and ``undefined`` holds the reason. ``docs/evaluation.md`` defines each of them.
 """
 
 from __future__ import annotations
@@ -40,27 +38,6 @@ def classification_metrics(
     without_source : sequence of str, optional
         For a mapped classifier: target classes that no source class maps to. Their rows cannot
         be predicted right, so accuracy is given with and without them.
-
-    Returns
-    -------
-    metrics : dict
-        What :func:`metrics_from_confusion` returns and
-
-        * ``top_2_accuracy``, ``top_3_accuracy``, ``top_5_accuracy``: share of rows whose true
-          class is among the k highest columns; a tie counts against the method;
-        * ``roc_auc_macro|weighted|micro``, ``average_precision_macro|weighted|micro``: one class
-          against the rest; macro and weighted over the classes for which it is defined. Each
-          entry of ``per_class`` has its ``roc_auc`` and ``average_precision`` too;
-        * ``log_loss`` (natural logarithm); ``brier``: mean over rows of the squared distance
-          between the probabilities and the true class, 0 to 2 (Brier 1950); ``ece``: expected
-          calibration error of :func:`featpipe.evaluation.curves.reliability_curve`;
-        * with ``without_source``: ``classes_without_source`` and ``accuracy_with_source``,
-          the accuracy on rows of the other classes.
-
-    Raises
-    ------
-    ResultError
-        If ``without_source`` names a class that there is not.
     """
     columns = range(len(predictions.columns))
     confusion = confusion_matrix(predictions.y_true, predictions.y_pred, labels=columns)
@@ -69,8 +46,7 @@ def classification_metrics(
     )
     if without_source is not None:
         values |= _with_source(predictions, without_source)
-    values |= _top_k(predictions)
-    values |= _one_vs_rest(predictions, values["per_class"])
+    values |= _ranking_metrics(predictions, values["per_class"])
     values |= _probability_metrics(predictions)
     return _with_reasons(values)
 
@@ -88,16 +64,6 @@ def metrics_from_confusion(
         The k class names.
     other : bool
         Whether the last column counts rows sent to "other".
-
-    Returns
-    -------
-    metrics : dict
-        ``n``, ``accuracy``, ``balanced_accuracy`` (mean recall of the classes with test rows),
-        ``macro_*`` and ``weighted_*`` of ``precision``, ``recall``, ``f1``, ``per_class`` (list of
-        ``{class, support, predicted, recall, precision, f1}``), ``confusion``,
-        ``classes_absent`` (without test rows, left out of macro recall) and ``undefined`` (metric
-        or ``metric[class]`` → reason). With ``other`` also ``coverage``, the share of rows not
-        sent to "other", and ``accuracy_covered``, the accuracy on those.
 
     Raises
     ------
@@ -197,35 +163,28 @@ def _with_source(predictions: Predictions, without_source: Sequence[str]) -> Val
     }
 
 
-def _top_k(predictions: Predictions) -> Values:
-    scores = predictions.ranking
+def _ranking_metrics(predictions: Predictions, entries: list[Values]) -> Values:
+    """Top-k, ROC AUC and average precision; adds the areas of each class to its entry."""
+    areas = {"roc_auc": roc_auc_score, "average_precision": average_precision_score}
+    averages = [f"{name}_{average}" for name in areas for average in ("macro", "weighted", "micro")]
+    scores, truth = predictions.ranking, np.asarray(predictions.y_true)[:, None]
     if scores is None:
-        why = _Undefined("the method gives no scores")
-        return {f"top_{k}_accuracy": why for k in TOP_K}
-    true = np.take_along_axis(scores, np.asarray(predictions.y_true)[:, None], axis=1)
+        names = [f"top_{k}_accuracy" for k in TOP_K] + averages
+        return dict.fromkeys(names, _Undefined("the method gives no scores"))
     # Unlike scikit-learn's top_k_accuracy_score, whose ties favour the later column, a tie counts
     # against the method: a neighbour vote leaves most classes tied at 0.
-    rank = (scores >= true).sum(axis=1)
-    return {
+    rank = (scores >= np.take_along_axis(scores, truth, axis=1)).sum(axis=1)
+    values: Values = {
         f"top_{k}_accuracy": float((rank <= k).mean())
         if scores.shape[1] > k
         else _Undefined(f"needs more than {k} classes")
         for k in TOP_K
     }
-
-
-def _one_vs_rest(predictions: Predictions, entries: list[Values]) -> Values:
-    """ROC AUC and average precision; adds the values of each class to its entry."""
-    areas = {"roc_auc": roc_auc_score, "average_precision": average_precision_score}
-    averages = [f"{name}_{average}" for name in areas for average in ("macro", "weighted", "micro")]
-    scores, labels = predictions.ranking, np.arange(len(predictions.classes))
-    if scores is None:
-        return dict.fromkeys(averages, _Undefined("the method gives no scores"))
-    scores = scores[:, : len(labels)]
-    members = np.asarray(predictions.y_true)[:, None] == labels
+    values |= dict.fromkeys(averages, _Undefined("all test rows are of one class"))
+    labels = np.arange(len(predictions.classes))
+    scores, members = scores[:, : len(labels)], truth == labels
     support = members.sum(axis=0)
     defined = (support > 0) & (support < len(members))
-    values: Values = dict.fromkeys(averages, _Undefined("all test rows are of one class"))
     for name, area in areas.items():
         each = np.full(len(labels), np.nan)
         each[defined] = [area(members[:, i], scores[:, i]) for i in labels[defined]]

@@ -19,30 +19,15 @@ _OURS = ["featpipe.probes.estimators.NearestMean"]  # the rest are scikit-learn'
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A classifier with what is needed to use it on new images.
+    """A classifier with what is needed to use it on new images."""
 
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Fitted pipeline: features → classes.
-    classes : tuple of str
-    backbone : dict
-        Description of the backbone, as in the store's manifest.
-    layer : str
-    title : str
-    weights : str
-        Where the weights came from when the features were made.
-    request : dict
-        Options of the extraction that change the preprocessing.
-    """
-
-    estimator: BaseEstimator
+    estimator: BaseEstimator  # fitted pipeline: features → classes
     classes: tuple[str, ...]
-    backbone: dict[str, Any]
+    backbone: dict[str, Any]  # its description, as in the store's manifest
     layer: str
     title: str
-    weights: str
-    request: dict[str, Any]
+    weights: str  # where the weights came from when the features were made
+    request: dict[str, Any]  # options of the extraction that change the preprocessing
 
 
 def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
@@ -64,14 +49,7 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Read a classifier.
-
-    Raises
-    ------
-    ResultError
-        If the file is missing, damaged, no model of this version of featpipe, or holds types that
-        are not scikit-learn's or numpy's own.
-    """
+    """Read a classifier; nothing is loaded that is not scikit-learn's, numpy's or featpipe's."""
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
     try:

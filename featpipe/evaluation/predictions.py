@@ -19,73 +19,70 @@ _SUM_TOLERANCE = 2e-3
 class Predictions:
     """Predicted and true classes of test rows, with scores where the method has them.
 
-    The same id may occur several times: once for each of the models (folds, seeds) that
-    predicted the row.
-
-    Parameters
-    ----------
-    ids : ndarray of shape (n,), str
-        Which image each row is.
-    y_true : ndarray of shape (n,), int
-        True class, an index into ``classes``; every row is labelled.
-    y_pred : ndarray of shape (n,), int
-        Predicted class; ``len(classes)`` means "other" where ``other`` is set.
-    classes : tuple of str
-        Names of the target classes.
-    scores : ndarray of shape (n, k) or (n, k + 1), float, optional
-        Anything that orders the classes of a row (a decision function, logits); the column
-        ``k`` belongs to "other". A two-class decision function ``d`` is given as ``(-d, d)``.
-    probabilities : ndarray of shape (n, k), or (n, k + 1) with ``other``, float, optional
-        Probabilities of all columns; each row adds up to one.
-    other : bool
-        Whether the method may also answer "other", which is never a true class.
+    The same id may occur several times: once for each model (fold, seed) that predicted the row.
 
     Raises
     ------
     ResultError
         If the parts do not belong together: lengths, labels or columns differ, a score is not
         finite, probabilities do not add up to one, there is no row.
-
-    Examples
-    --------
-    >>> p = Predictions(np.array(["a", "b"]), np.array([0, 1]), np.array([0, 2]),
-    ...                 ("cat", "dog"), other=True)
-    >>> p.columns, p.correct.tolist()
-    (('cat', 'dog', 'other'), [True, False])
     """
 
-    ids: NDArray[Any]
-    y_true: NDArray[np.int64]
-    y_pred: NDArray[np.int64]
-    classes: tuple[str, ...]
+    ids: NDArray[Any]  # which image each row is, (n,)
+    y_true: NDArray[np.int64]  # index into classes, (n,); every row is labelled
+    y_pred: NDArray[np.int64]  # (n,); len(classes) means "other" where that is set
+    classes: tuple[str, ...]  # the k target classes
+    # What orders the classes of a row (a decision function, logits), (n, k) or (n, k + 1): the last
+    # column is that of "other". A two-class decision function d is given as (-d, d).
     scores: NDArray[Any] | None = None
-    probabilities: NDArray[Any] | None = None
-    other: bool = False
+    probabilities: NDArray[Any] | None = None  # of all columns; each row adds up to one
+    other: bool = False  # whether the method may answer "other", which is never a true class
 
     def __post_init__(self) -> None:
-        if len(self.y_true) == 0:
+        n, k = len(self.y_true), len(self.classes)
+        if n == 0:
             raise ResultError("There are no test rows to judge.")
         if len(set(self.columns)) != len(self.columns):
             raise ResultError("Two classes have the same name.", got=", ".join(self.columns))
-        if not len(self.ids) == len(self.y_true) == len(self.y_pred):
+        if not len(self.ids) == n == len(self.y_pred):
             raise ResultError(
                 "Predictions do not belong together: their lengths differ.",
-                got=f"{len(self.ids)} ids, {len(self.y_true)} labels, {len(self.y_pred)} answers",
+                got=f"{len(self.ids)} ids, {n} labels, {len(self.y_pred)} answers",
             )
-        self._check_labels("true class", self.y_true, len(self.classes))
-        self._check_labels("predicted class", self.y_pred, len(self.columns))
-        self._check_columns("scores", self.scores, {len(self.classes), len(self.columns)})
-        self._check_columns("probabilities", self.probabilities, {len(self.columns)})
-        if self.probabilities is None:
-            return
-        total, lowest = self.probabilities.sum(axis=1, dtype=np.float64), self.probabilities.min(1)
-        wrong = np.flatnonzero((np.abs(total - 1) > _SUM_TOLERANCE) | (lowest < 0))
-        if len(wrong):
-            raise ResultError(
-                "Probabilities must be between 0 and 1 and add up to 1.",
-                where=f"row {wrong[0]} ({self.ids[wrong[0]]})",
-                got=f"sum {total[wrong[0]]:.4f}, lowest {lowest[wrong[0]]:.4f}",
-            )
+        for what, labels, limit in (
+            ("true class", np.asarray(self.y_true), k),
+            ("predicted class", np.asarray(self.y_pred), len(self.columns)),
+        ):
+            expected = f"0 to {limit - 1}"
+            wrong = (labels < 0) | (labels >= limit)
+            self._refuse(wrong, f"A {what} is none of the classes.", labels, expected)
+        for what, values, widths in (
+            ("scores", self.scores, {k, len(self.columns)}),
+            ("probabilities", self.probabilities, {len(self.columns)}),
+        ):
+            if values is None:
+                continue
+            if values.ndim != 2 or len(values) != n or values.shape[1] not in widths:
+                raise ResultError(
+                    f"The {what} do not have one column per class.",
+                    expected="shape " + " or ".join(f"({n}, {width})" for width in sorted(widths)),
+                    got=f"shape {values.shape}",
+                )
+            wrong = ~np.isfinite(values).all(axis=1)
+            self._refuse(wrong, f"The {what} hold values that are not finite.", values)
+        if self.probabilities is not None:
+            total = self.probabilities.sum(axis=1, dtype=np.float64)
+            wrong = (np.abs(total - 1) > _SUM_TOLERANCE) | (self.probabilities.min(axis=1) < 0)
+            message = "Probabilities must be between 0 and 1 and add up to 1."
+            self._refuse(wrong, message, self.probabilities)
+
+    def _refuse(
+        self, wrong: NDArray[np.bool_], message: str, got: NDArray[Any], expected: str | None = None
+    ) -> None:
+        if wrong.any():
+            row = int(wrong.argmax())
+            where = f"row {row} ({self.ids[row]}), {np.count_nonzero(wrong)} such rows"
+            raise ResultError(message, where=where, expected=expected, got=got[row])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -110,29 +107,3 @@ class Predictions:
             return None
         chosen = np.take_along_axis(self.probabilities, np.asarray(self.y_pred)[:, None], axis=1)
         return np.clip(chosen[:, 0].astype(np.float64), 0.0, 1.0)
-
-    def _check_labels(self, what: str, labels: NDArray[Any], limit: int) -> None:
-        wrong = np.flatnonzero((np.asarray(labels) < 0) | (np.asarray(labels) >= limit))
-        if len(wrong):
-            raise ResultError(
-                f"A {what} is none of the classes.",
-                where=f"row {wrong[0]} ({self.ids[wrong[0]]}), {len(wrong)} such rows",
-                expected=f"0 to {limit - 1}",
-                got=labels[wrong[0]],
-            )
-
-    def _check_columns(self, what: str, values: NDArray[Any] | None, widths: set[int]) -> None:
-        if values is None:
-            return
-        if values.ndim != 2 or len(values) != len(self.y_true) or values.shape[1] not in widths:
-            allowed = " or ".join(f"({len(self.y_true)}, {width})" for width in sorted(widths))
-            raise ResultError(
-                f"The {what} do not have one column per class.",
-                expected=f"shape {allowed}",
-                got=f"shape {values.shape}",
-            )
-        if not np.isfinite(values).all():
-            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-            raise ResultError(
-                f"The {what} hold values that are not finite.", where=f"row {row} ({self.ids[row]})"
-            )

@@ -7,7 +7,7 @@ hyper-parameters are chosen on rows of the training part (:mod:`featpipe.evaluat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
-from featpipe import fingerprint
 from featpipe.datasets import short_name
 from featpipe.errors import FitError, StoreError, UsageError
 from featpipe.probes.base import LOGITS, Evaluation, canonical_model
@@ -34,42 +33,33 @@ Rows = NDArray[np.int64]
 
 
 def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, FeatureStore | None]:
-    """Return the store of the training rows and, where there is one, that of the test rows.
-
-    Raises
-    ------
-    StoreError
-        If no store fits; the message is the extract command that makes one.
-    UsageError
-        If several fit, or the named ones are not what the other options ask for, or not of one
-        backbone; the message names what tells them apart.
-    """
+    """Return the store of the training rows and, where there is one, that of the test rows."""
     if step.train is not None:
         return _open_named(step, step.train)
     folder = context.workspace.features
     stores, damaged = scan_stores(folder)
     for error in damaged:
         context.progress.note(f"ignored: {error}")
-    groups: dict[str, list[FeatureStore]] = {}  # those that differ in nothing but the split
+    fitting = []
     for store in stores:
         layers = {None, *store.layers} | ({LOGITS} if store.logits is not None else set())
         if _is_asked_for(store, step) and step.layer in layers:
-            shared = {**store.manifest, "dataset": store.manifest["dataset"]["name"]}
-            groups.setdefault(fingerprint.of_mapping(shared), []).append(store)
-    if len(groups) > 1:
-        raise _several_fit([store for group in groups.values() for store in group])
-    if groups:
-        return train_and_test(*groups.values())
-    model, dataset = step.model or "MODEL", step.dataset or "DATASET"
-    layer = f" --layer {step.layer}" if step.layer not in (None, LOGITS) else ""
-    raise StoreError(
-        "There is no feature store for this.",
-        where=folder,
-        expected=f"dataset {dataset}, model {model}"
-        + (f", layer {step.layer}" if step.layer else ""),
-        got="; ".join(sorted({_label(store) for store in stores})) or "no store at all",
-        next_step=f"featpipe extract --model {model} --dataset {dataset}{layer}",
-    )
+            fitting.append(store)
+    if not fitting:
+        model, dataset = step.model or "MODEL", step.dataset or "DATASET"
+        layer = f" --layer {step.layer}" if step.layer not in (None, LOGITS) else ""
+        raise StoreError(
+            "There is no feature store for this.",
+            where=folder,
+            expected=f"dataset {dataset}, model {model}"
+            + (f", layer {step.layer}" if step.layer else ""),
+            got="; ".join(sorted({_label(store) for store in stores})) or "no store at all",
+            next_step=f"featpipe extract --model {model} --dataset {dataset}{layer}",
+        )
+    shared = [{**s.manifest, "dataset": s.manifest["dataset"]["name"]} for s in fitting]
+    if any(one != shared[0] for one in shared):  # they differ in more than the split
+        raise _several_fit(fitting)
+    return train_and_test(fitting)
 
 
 def _open_named(step: Evaluation, path: Path) -> tuple[FeatureStore, FeatureStore | None]:
@@ -104,30 +94,29 @@ def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
 
 def open_train_and_test(paths: Sequence[Path]) -> tuple[FeatureStore, FeatureStore | None]:
     """Open the stores of one extraction and return those of the training and of the test rows."""
-    stores = [FeatureStore(path) for path in paths]
-    return train_and_test([s for s in stores if s.manifest["dataset"]["split"] != _UNLABELLED])
+    return train_and_test([FeatureStore(path) for path in paths])
 
 
 def train_and_test(group: Sequence[FeatureStore]) -> tuple[FeatureStore, FeatureStore | None]:
     """Return the stores of the training and of the test rows out of those of one extraction."""
-    if not group:
+    by_split: dict[str, FeatureStore] = {}
+    for store in group:
+        split = store.manifest["dataset"]["split"]
+        if by_split.setdefault(split, store) is not store:
+            raise _several_fit([by_split[split], store])
+    by_split.pop(_UNLABELLED, None)
+    tests = [by_split.pop(name) for name in _TEST_SPLITS if name in by_split]
+    trains = [by_split["train"]] if "train" in by_split else list(by_split.values())
+    if not (trains or tests):
         raise StoreError(
             "There are only unlabelled rows: nothing can be trained or tested on them.",
             next_step="extract a labelled split, too",
         )
-    by_split: dict[str, FeatureStore] = {}
-    for store in group:
-        split = store.manifest["dataset"]["split"]
-        if split in by_split:
-            raise _several_fit([by_split[split], store])
-        by_split[split] = store
-    tests = [by_split.pop(name) for name in _TEST_SPLITS if name in by_split]
-    if not by_split:  # only a test split was extracted: its rows are all there is
+    if len(trains) > 1:
+        raise _several_fit(trains)
+    if not trains:  # only a test split was extracted: its rows are all there is
         return tests[0], None
-    if "train" not in by_split and len(by_split) > 1:
-        raise _several_fit(list(by_split.values()))
-    train = by_split["train"] if "train" in by_split else next(iter(by_split.values()))
-    return train, tests[0] if tests else None
+    return trains[0], tests[0] if tests else None
 
 
 def _several_fit(stores: list[FeatureStore]) -> UsageError:
@@ -151,14 +140,7 @@ def _label(store: FeatureStore) -> str:
 
 @dataclass(frozen=True, eq=False)
 class RowSet:
-    """Some rows of a store.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    rows : ndarray of shape (n,), int64
-        Ascending row numbers.
-    """
+    """Some rows of a store, by their ascending numbers."""
 
     store: FeatureStore
     rows: Rows
@@ -167,7 +149,7 @@ class RowSet:
         return len(self.rows)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> Rows:
         """Classes of the rows, of shape (n,)."""
         return self.store.labels[self.rows]
 
@@ -178,18 +160,10 @@ class RowSet:
 
     def take(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return these rows of an array; the array itself, uncopied, where that is all of them."""
-        if len(self.rows) == len(values):
-            return values
-        return values[self.rows]
+        return values if len(self.rows) == len(values) else values[self.rows]
 
     def features(self, layer: str | None) -> NDArray[np.float32]:
-        """Return the features of the rows, of shape (n, d), float32.
-
-        Raises
-        ------
-        FitError
-            If the layer holds maps, or a value is not finite.
-        """
+        """Return the features of the rows, of shape (n, d), float32 and finite."""
         features = self.take(self.store.features(layer))
         if features.ndim != 2:
             raise FitError(
@@ -198,10 +172,9 @@ class RowSet:
                 got=f"shape {features.shape[1:]} per image",
                 next_step="extract the layer without ':map', or use featpipe finetune",
             )
-        finite = np.isfinite(features).all(axis=1)
-        if not finite.all():
+        if bad := np.count_nonzero(~np.isfinite(features).all(axis=1)):
             raise FitError(
-                f"{np.count_nonzero(~finite)} rows hold features that are not finite.",
+                f"{bad} rows hold features that are not finite.",
                 where=self.store.path,
                 next_step=f"featpipe store verify {self.store.path}",
             )
@@ -210,24 +183,13 @@ class RowSet:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Rows that train one model and rows that test it.
+    """Rows that train one model and rows that test it."""
 
-    Parameters
-    ----------
-    name : str
-        ``"split"``, ``"fold 3"`` …
-    train, test : RowSet
-    train_per_class : int or None
-        Labelled images per class, where the split is a point of a low-shot curve.
-    repeat : int or None
-        Which random draw of that point.
-    """
-
-    name: str
+    name: str  # "split", "fold 3" …
     train: RowSet
     test: RowSet
-    train_per_class: int | None = None
-    repeat: int | None = None
+    train_per_class: int | None = None  # where the split is a point of a low-shot curve
+    repeat: int | None = None  # which random draw of that point
 
 
 def make_splits(
@@ -235,40 +197,27 @@ def make_splits(
 ) -> tuple[str, list[Split]]:
     """Return the protocol that ``"auto"`` means, and its splits.
 
-    Parameters
-    ----------
-    protocol : str
-        ``"auto"``, ``"split"``, ``"folds"``, ``"fold:K"``, ``"kfold:K"``, ``"holdout:F"`` or
-        ``"all"``.
-    train : FeatureStore
-    test : FeatureStore or None
-        The dataset's own test rows, where there are such.
-    seed : int
+    ``test`` holds the dataset's own test rows.
 
     Raises
     ------
     UsageError
-        If the protocol is none of these, or the stores cannot serve it.
+        If there is no such protocol, or the stores cannot serve it.
     FitError
         If there are too few rows for it, or an image occurs twice in a store.
     """
     protocol, test = resolve(protocol, test)
-    for store in (train, test):
-        if store is not None:
-            _need_unique_ids(store)
     kind, number = grammar.protocol(protocol)
+    rows = RowSet(train, train.usable)
+    test_rows = None if test is None else RowSet(test, test.usable)
+    _need_other_images(train, test, trained=kind != "all")
     if kind == "all":  # no row trains, so only a method without training can be tested
-        store = train if test is None else test
-        rows = RowSet(store, store.usable)
-        return protocol, [Split("all rows", RowSet(train, train.usable[:0]), rows)]
-    if test is not None:
-        _need_other_images(train, test)
-    if kind == "kfold":
-        return protocol, list(_kfold(train, int(number or 0), seed))
-    if kind == "holdout":
-        return protocol, [_holdout(train, number or 0.0, seed)]
+        nothing = RowSet(train, train.usable[:0])
+        return protocol, [Split("all rows", nothing, rows if test_rows is None else test_rows)]
+    if kind in ("kfold", "holdout"):
+        return protocol, _random_splits(rows, protocol, seed)
     if kind == "split":
-        if test is None:
+        if test_rows is None:
             manifest = train.manifest
             raise UsageError(
                 "The protocol 'split' needs a store of the dataset's own test rows.",
@@ -276,13 +225,26 @@ def make_splits(
                 next_step=f"featpipe extract --dataset {manifest['dataset']['name']} --model "
                 f"{manifest['backbone']['model']} --split test, or --protocol holdout:0.2",
             )
-        return protocol, [Split("split", RowSet(train, train.usable), RowSet(test, test.usable))]
-    folds = list(_official_folds(train, test))
-    if kind == "fold":
-        if int(number or 0) >= len(folds):
-            raise UsageError(f"There is no fold {number}.", expected=f"0 to {len(folds) - 1}")
-        folds = [folds[int(number or 0)]]
-    return protocol, folds
+        return protocol, [Split("split", rows, test_rows)]
+    if not train.folds:
+        raise UsageError(
+            "The dataset prescribes no folds.",
+            where=train.path,
+            next_step="use --protocol kfold:5, split or holdout:0.2",
+        )
+    # Train on each prescribed fold; test on the test split, else on the other training rows.
+    # STL-10 prescribes the former (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10/).
+    folds = []
+    for i, fold in enumerate(train.folds):
+        inside = np.intersect1d(fold, train.usable)
+        outside = RowSet(train, np.setdiff1d(train.usable, inside))
+        tested = outside if test_rows is None else test_rows
+        folds.append(Split(f"fold {i}", RowSet(train, inside), tested))
+    if kind == "folds":
+        return protocol, folds
+    if int(number or 0) >= len(folds):
+        raise UsageError(f"There is no fold {number}.", expected=f"0 to {len(folds) - 1}")
+    return protocol, [folds[int(number or 0)]]
 
 
 def resolve(protocol: str, test: FeatureStore | None) -> tuple[str, FeatureStore | None]:
@@ -292,23 +254,21 @@ def resolve(protocol: str, test: FeatureStore | None) -> tuple[str, FeatureStore
     return protocol, None if protocol.startswith(("kfold:", "holdout:")) else test
 
 
-def _need_unique_ids(store: FeatureStore) -> None:
-    """Refuse images that occur twice: one could train the model that the other tests."""
-    if len(set(store.ids)) < len(store.ids):
-        twice = [name for name, count in Counter(store.ids).items() if count > 1]
-        raise FitError(
-            f"{len(twice)} images occur more than once.",
-            where=store.path,
-            got=", ".join(twice[:5]),
-            next_step="extract from a source that lists every image once",
-        )
-
-
-def _need_other_images(train: FeatureStore, test: FeatureStore) -> None:
-    """Refuse test rows that are training rows."""
+def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, trained: bool) -> None:
+    """Refuse an image that occurs twice: it could train the model that it tests."""
+    for store in [train] if test is None else [train, test]:
+        if twice := [name for name, count in Counter(store.ids).items() if count > 1]:
+            raise FitError(
+                f"{len(twice)} images occur more than once.",
+                where=store.path,
+                got=", ".join(twice[:5]),
+                next_step="extract from a source that lists every image once",
+            )
+    if test is None or not trained:
+        return
     one, other = (store.manifest["dataset"] for store in (train, test))
     same_split = (one["name"], one["split"]) == (other["name"], other["split"])
-    shared = sorted(set(train.ids) & set(test.ids)) if same_split else []
+    shared = set(train.ids) & set(test.ids) if same_split else set()
     if shared or one["fingerprint"] == other["fingerprint"]:
         raise FitError(
             "The test rows are training rows: the same images would train and test.",
@@ -318,48 +278,33 @@ def _need_other_images(train: FeatureStore, test: FeatureStore) -> None:
         )
 
 
-def _official_folds(train: FeatureStore, test: FeatureStore | None) -> Iterator[Split]:
-    """Train on each prescribed fold; test on the test split, else on the other training rows.
-
-    STL-10 prescribes the former (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10/).
-    """
-    if not train.folds:
-        raise UsageError(
-            "The dataset prescribes no folds.",
-            where=train.path,
-            next_step="use --protocol kfold:5, split or holdout:0.2",
+def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
+    """Cut the rows of one store, stratified by class, into folds or once."""
+    kind, number = grammar.protocol(protocol)
+    store, labels, n_folds = rows.store, rows.labels, int(number or 0) if kind == "kfold" else 2
+    if not len(labels):
+        raise FitError("There is no labelled row.", where=store.path)
+    counts = np.bincount(labels, minlength=len(store.classes))
+    if few := [store.classes[c] for c in np.flatnonzero((counts > 0) & (counts < n_folds))]:
+        raise FitError(
+            f"{protocol} needs at least {n_folds} labelled images of every class.",
+            where=store.path,
+            got=f"fewer of {', '.join(few[:5])}{' …' if len(few) > 5 else ''}",
+            next_step="add images, drop these classes with --classes, or take another --protocol",
         )
-    for number, fold in enumerate(train.folds):
-        rows = np.intersect1d(fold, train.usable)
-        tested = (
-            RowSet(train, np.setdiff1d(train.usable, rows))
-            if test is None
-            else RowSet(test, test.usable)
-        )
-        yield Split(f"fold {number}", RowSet(train, rows), tested)
-
-
-def _kfold(store: FeatureStore, n_folds: int, seed: int) -> Iterator[Split]:
-    labels = store.labels[store.usable]
-    _need_per_class(store, labels, n_folds, f"kfold:{n_folds}")
-    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    for number, (train, test) in enumerate(folds.split(labels, labels)):
-        yield Split(
-            f"fold {number} of {n_folds}",
-            RowSet(store, store.usable[train]),
-            RowSet(store, store.usable[test]),
-        )
-
-
-def _holdout(store: FeatureStore, share: float, seed: int) -> Split:
-    labels = store.labels[store.usable]
-    _need_per_class(store, labels, 2, f"holdout:{share:g}")
-    train, test = next(_stratified_share(labels, share, seed).split(labels, labels))
-    return Split(
-        f"holdout {share:g}",
-        RowSet(store, store.usable[np.sort(train)]),
-        RowSet(store, store.usable[np.sort(test)]),
+    cv = (
+        StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+        if kind == "kfold"
+        else _stratified_share(labels, number or 0.0, seed)
     )
+    return [
+        Split(
+            f"fold {i} of {n_folds}" if kind == "kfold" else f"holdout {number:g}",
+            RowSet(store, rows.rows[np.sort(train)]),
+            RowSet(store, rows.rows[np.sort(test)]),
+        )
+        for i, (train, test) in enumerate(cv.split(labels, labels))
+    ]
 
 
 def _stratified_share(labels: Rows, share: float, seed: int) -> StratifiedShuffleSplit:
@@ -367,20 +312,6 @@ def _stratified_share(labels: Rows, share: float, seed: int) -> StratifiedShuffl
     n_classes = len(np.unique(labels))
     n_apart = min(max(round(share * len(labels)), n_classes), len(labels) - n_classes)
     return StratifiedShuffleSplit(1, test_size=n_apart, random_state=seed)
-
-
-def _need_per_class(store: FeatureStore, labels: Rows, needed: int, protocol: str) -> None:
-    if not len(labels):
-        raise FitError("There is no labelled row.", where=store.path)
-    counts = np.bincount(labels, minlength=len(store.classes))
-    few = [store.classes[c] for c in np.flatnonzero((counts > 0) & (counts < needed))]
-    if few:
-        raise FitError(
-            f"{protocol} needs at least {needed} labelled images of every class.",
-            where=store.path,
-            got=f"fewer of {', '.join(few[:5])}{' …' if len(few) > 5 else ''}",
-            next_step="add images, drop these classes with --classes, or take another --protocol",
-        )
 
 
 def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: int) -> list[Split]:
@@ -423,11 +354,6 @@ def validation_rows(
     """Return how training rows are split to choose hyper-parameters; test rows have no part in it.
 
     Returns ``None`` where some class has a single row, so that no row of it can be held out.
-
-    Raises
-    ------
-    UsageError
-        If ``spec`` is not ``"auto"``, ``"holdout:F"`` or ``"kfold:K"``.
     """
     kind, number = grammar.validation(spec)
     least = int(np.unique(y, return_counts=True)[1].min())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import struct
@@ -10,9 +9,10 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from featpipe.registry import did_you_mean
 from featpipe.workspace import atomic_write, user_path
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
-_KINDS = {"str": str, "int": int, "dict": dict, "list": list}  # by the start of the annotation
 _DAMAGED = (
     OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError,
     struct.error, zipfile.BadZipFile, zlib.error,
@@ -36,60 +35,24 @@ class OldResultError(ResultError):
 
 @dataclass
 class Result:
-    """Everything that is known about one evaluated method.
+    """Everything that is known about one evaluated method; these are the keys of its JSON file."""
 
-    Parameters
-    ----------
-    method : str
-        Name of the step (``"svm"``, ``"zeroshot"``, ``"finetune"``).
-    title : str
-        Its name in tables.
-    key : str
-        Fingerprint of the settings and of the stores it used: equal keys, equal numbers.
-    dataset : dict
-        ``name``, ``classes``, ``other`` (whether "other" can be predicted), ``test`` (where the
-        test rows come from).
-    settings : dict
-        The resolved step.
-    protocol : dict
-        How rows were split, in words and as data.
-    splits : list of dict
-        One entry per trained model: rows, chosen hyper-parameters, convergence, metrics, seconds.
-    summary : dict
-        Metrics over all splits, with intervals.
-    cost : dict
-        Seconds, parameters and bytes.
-    stores : list of dict
-        Path, fingerprint, layer, manifest and run of each store used.
-    environment : dict
-        Versions and hardware.
-    created : str
-        When, ISO 8601.
-    command : str
-        The command that made it.
-    notes : list of str
-        What a reader must know (a solver that did not converge, classes without source …).
-    files : dict
-        Names of the files beside the JSON.
-    extra : dict
-        What only some methods have: low-shot curve, search table, training history, label map.
-    """
-
-    method: str
-    title: str
-    key: str
-    dataset: dict[str, Any]
-    settings: dict[str, Any]
-    protocol: dict[str, Any]
-    splits: list[dict[str, Any]]
-    summary: dict[str, Any]
-    cost: dict[str, Any]
-    stores: list[dict[str, Any]]
-    environment: dict[str, Any]
-    created: str
-    command: str = ""
-    notes: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
+    method: str  # name of the step ("svm", "zeroshot", "finetune")
+    title: str  # its name in tables
+    key: str  # fingerprint of the settings and of the stores: equal keys, equal numbers
+    dataset: dict[str, Any]  # name, classes, other (can it be predicted), test (of which rows)
+    settings: dict[str, Any]  # the resolved step
+    protocol: dict[str, Any]  # how rows were split, in words and as data
+    splits: list[dict[str, Any]]  # per trained model: rows, choice, convergence, metrics, seconds
+    summary: dict[str, Any]  # metrics over all splits, with intervals
+    cost: dict[str, Any]  # seconds, parameters and bytes
+    stores: list[dict[str, Any]]  # path, fingerprint, layer, manifest and run of each store used
+    environment: dict[str, Any]  # versions and hardware
+    created: str  # when, ISO 8601
+    command: str = ""  # that made it
+    notes: list[str] = field(default_factory=list)  # what a reader of the numbers must know
+    files: dict[str, str] = field(default_factory=dict)  # names of the files beside the JSON
+    # What only some methods have: low-shot curve, search table, training history, label map.
     extra: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
     path: Path | None = field(default=None, compare=False)
@@ -100,14 +63,8 @@ class Result:
         return self.path.stem if self.path else self.key[:12]
 
     def save(self, path: Path) -> Path:
-        """Write the JSON file, atomically.
-
-        Raises
-        ------
-        ValueError
-            If a number is not finite: JSON has no NaN, and a result must not hide one.
-        """
-        content = {name: getattr(self, name) for name in _FIELDS}
+        """Write the JSON file, atomically; a number that is not finite is a ValueError."""
+        content = {name: getattr(self, name) for name in _TYPES}
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         with atomic_write(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
@@ -120,10 +77,8 @@ class Result:
 
         Raises
         ------
-        OldResultError
-            If featpipe 0.1 wrote it.
         ResultError
-            If the file is missing, damaged or of another schema.
+            If the file is missing, damaged, of another schema or (OldResultError) of featpipe 0.1.
         """
         path = Path(path)
         try:
@@ -150,15 +105,11 @@ class Result:
                 expected=f"schema {SCHEMA_VERSION}",
                 got=f"schema {schema}",
             )
-        required = {
-            n for n, item in _FIELDS.items() if MISSING is item.default is item.default_factory
-        }
         wrong = {
             name
-            for name, value in content.items()
-            if name not in _FIELDS
-            or not isinstance(value, _KINDS[str(_FIELDS[name].type).partition("[")[0]])
-        } | (required - set(content))
+            for name in content.keys() | _TYPES.keys()
+            if not isinstance(content.get(name), _TYPES.get(name, ()))
+        }
         if wrong or not isinstance(content["dataset"].get("name"), str):
             raise ResultError(
                 "The result is damaged: its keys, or their types, are not those of a result.",
@@ -168,7 +119,7 @@ class Result:
         return cls(**content, path=path)
 
     def predictions(self) -> PredictionTable:
-        """Read the predictions that lie beside the JSON."""
+        """Read the predictions that are stored beside the JSON."""
         if self.path is None:
             raise ResultError("This result was not saved, so it has no predictions file.")
         name = self.files.get("predictions")
@@ -179,38 +130,24 @@ class Result:
         return PredictionTable.load(self.path.with_name(name))
 
 
-_FIELDS = {item.name: item for item in dataclasses.fields(Result) if item.name != "path"}
+_TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Result).items()}
+del _TYPES["path"]
 
 
 @dataclass(frozen=True)
 class PredictionTable:
     """Predictions of all splits of a result.
 
-    One entry of ``row``, ``split``, ``predicted`` and ``scores`` per prediction; a test row that
-    ten models were tested on occurs ten times.
-
-    Parameters
-    ----------
-    ids : ndarray of shape (n,), str
-        Ids of the distinct test rows.
-    true : ndarray of shape (n,), int64
-        Their classes.
-    row : ndarray of shape (m,), int64
-        Which test row each prediction is for.
-    split : ndarray of shape (m,), int64
-        Which split's model made it.
-    predicted : ndarray of shape (m,), int64
-        The predicted class; ``len(classes)`` means "other".
-    scores : ndarray of shape (m, columns), float32, or None
-        Decision values or probabilities.
+    There are n distinct test rows and m predictions: a test row that ten models were tested on has
+    ten.
     """
 
-    ids: NDArray[np.str_]
-    true: NDArray[np.int64]
-    row: NDArray[np.int64]
-    split: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-    scores: NDArray[np.float32] | None = None
+    ids: NDArray[np.str_]  # of the test rows, (n,)
+    true: NDArray[np.int64]  # their classes, (n,)
+    row: NDArray[np.int64]  # which test row a prediction is for, (m,)
+    split: NDArray[np.int64]  # which split's model made it, (m,)
+    predicted: NDArray[np.int64]  # (m,); the number of classes means "other"
+    scores: NDArray[np.float32] | None = None  # decision values or probabilities, (m, columns)
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -221,17 +158,12 @@ class PredictionTable:
         """Return the predictions of some splits, numbered as before; test rows all stay."""
         kept = np.isin(self.split, numbers)
         scores = None if self.scores is None else self.scores[kept]
-        return PredictionTable(
-            self.ids, self.true, self.row[kept], self.split[kept], self.predicted[kept], scores
-        )
+        row, split, predicted = self.row[kept], self.split[kept], self.predicted[kept]
+        return PredictionTable(self.ids, self.true, row, split, predicted, scores)
 
     def save(self, path: Path) -> None:
         """Write an npz file whose bytes depend on nothing but its content."""
-        arrays = {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if getattr(self, item.name) is not None
-        }
+        arrays = {name: array for name, array in vars(self).items() if array is not None}
         # numpy dates every member 1980, so the clock does not show.
         with atomic_write(path) as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, **arrays)
@@ -242,25 +174,21 @@ class PredictionTable:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 table = cls(**{name: arrays[name] for name in arrays.files})
-            table._check()
-            return table
+            n, m = len(table.ids), len(table.row)
+            shapes = {"ids": (n,), "true": (n,), "row": (m,), "split": (m,), "predicted": (m,)}
+            for name, shape in shapes.items():
+                values = getattr(table, name)
+                if values.shape != shape or values.dtype.kind != ("U" if name == "ids" else "i"):
+                    raise ValueError(f"{name} is {values.dtype} of shape {values.shape}")
+            if m and not 0 <= table.row.min() <= table.row.max() < n:
+                raise ValueError(f"row does not index {n} ids")
+            if table.scores is not None and (table.scores.ndim != 2 or len(table.scores) != m):
+                raise ValueError(f"scores is of shape {table.scores.shape}")
         except FileNotFoundError:
             raise ResultError("The predictions of a result are missing.", where=path) from None
         except _DAMAGED as error:
             raise ResultError(f"The predictions are damaged: {error}", where=path) from error
-
-    def _check(self) -> None:
-        """Raise ValueError unless the arrays fit together."""
-        n, m = len(self.ids), len(self.row)
-        shapes = {"ids": (n,), "true": (n,), "row": (m,), "split": (m,), "predicted": (m,)}
-        for name, shape in shapes.items():
-            values = getattr(self, name)
-            if values.shape != shape or values.dtype.kind != ("U" if name == "ids" else "i"):
-                raise ValueError(f"{name} is {values.dtype} of shape {values.shape}")
-        if m and not 0 <= self.row.min() <= self.row.max() < n:
-            raise ValueError(f"row does not index {n} ids")
-        if self.scores is not None and (self.scores.ndim != 2 or len(self.scores) != m):
-            raise ValueError(f"scores is of shape {self.scores.shape}")
+        return table
 
 
 def scan_results(folder: Path) -> tuple[list[Result], list[ResultError]]:
@@ -286,32 +214,20 @@ def find_results(
 ) -> list[Result]:
     """Return the results that a command means.
 
-    Parameters
-    ----------
-    folder : Path
-        Usually ``workspace.results``.
-    names : sequence of str, optional
-        Paths, or names of results in the folder; default: all of them but those of featpipe 0.1.
-    dataset : str, optional
-        Only results on this dataset.
-    note : callable
-        Gets one line about the results of featpipe 0.1 that are left out.
+    ``names`` are paths or names of results in the folder; without them all are taken but those of
+    featpipe 0.1, about which ``note`` gets one line.
 
     Raises
     ------
     ResultError
         If a name fits nothing, a file is damaged, or no result is left.
     """
-    old: list[str] = []
-    if names:
-        results = [Result.load(_locate(folder, name)) for name in names]
-    else:
-        results, errors = scan_results(folder)
-        for error in errors:
-            if not isinstance(error, OldResultError):
-                raise error
-            old.append(Path(error.details["where"]).name)
-    if old:
+    results, errors = scan_results(folder) if not names else ([], [])
+    results += [Result.load(_locate(folder, name)) for name in names or ()]
+    for error in errors:
+        if not isinstance(error, OldResultError):
+            raise error
+    if old := [Path(error.details["where"]).name for error in errors]:
         note(
             f"ignored {len(old)} results written by featpipe 0.1: {', '.join(old)}; run their "
             f"commands again, then delete the files or move them out of {folder}"
@@ -328,29 +244,16 @@ def find_results(
     return found
 
 
-def latest_result(
-    folder: Path, method: str, dataset: str | None = None, model: str = "*"
-) -> Result | None:
-    """Return the newest result of a method: on this dataset or, if there is none, on any.
-
-    Parameters
-    ----------
-    folder : Path
-    method : str
-        Name of the step.
-    dataset : str, optional
-    model : str
-        Only results on this backbone.
-    """
-    for place in [slug(short_name(dataset)), "*"] if dataset else ["*"]:
-        paths = folder.glob(f"{place}-{model}-{method}-*.json")
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-            try:
+def latest_result(folder: Path, method: str, dataset: str | None = None) -> Result | None:
+    """Return the newest result of a method: on this dataset or, if there is none, on any."""
+    here = f"{slug(short_name(dataset))}-" if dataset else ""
+    paths = [(p.name.startswith(here), p.stat().st_mtime, p) for p in folder.glob("*.json")]
+    for *_, path in sorted(paths, reverse=True):
+        if f"-{method}-" in path.name:
+            with suppress(ResultError):
                 result = Result.load(path)
-            except ResultError:
-                continue
-            if result.method == method:
-                return result
+                if result.method == method:
+                    return result
     return None
 
 

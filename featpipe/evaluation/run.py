@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.utils import gen_batches
@@ -34,18 +33,26 @@ _MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of a
 
 def run_evaluation(step: Evaluation, context: Context) -> Outcome:
     """Evaluate a method on the stores it means, unless the same result exists already."""
-    train, test = select_stores(step, context)
-    path = context.workspace.results / f"{result_name(step, train, test)}.json"
-    if existing := _up_to_date(step, path, context):
+    train, test, path, existing = look_up(step, context)
+    if existing is not None:
         return outcome_of(existing, "up to date")
     return outcome_of(evaluate(step, train, test, context, path), "done")
 
 
-def find_existing(step: Evaluation, context: Context) -> tuple[str, Path | None]:
-    """Return the first letters of a step's key and, where it is up to date, its result."""
-    name = result_name(step, *select_stores(step, context))
-    path = context.workspace.results / f"{name}.json"
-    return name.rpartition("-")[2], path if _up_to_date(step, path, context) else None
+def look_up(
+    step: Evaluation, context: Context
+) -> tuple[FeatureStore, FeatureStore | None, Path, Result | None]:
+    """Return the stores that a step means, its result's path and, if up to date, the result.
+
+    A result is made again where its predictions or the model asked for are missing, or where it
+    was asked for under another title.
+    """
+    train, test = select_stores(step, context)
+    path = context.workspace.results / f"{result_name(step, train, test)}.json"
+    models = [_model_path(path, context)] if isinstance(step, Probe) and step.save_model else []
+    result = None if step.force else complete_result(path, *models)
+    current = result is not None and result.settings["title"] == step.title
+    return train, test, path, result if current else None
 
 
 def evaluate(
@@ -61,16 +68,11 @@ def evaluate(
     ----------
     step : Evaluation
         The method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` …
-    train : FeatureStore
-    test : FeatureStore, optional
-        The dataset's own test rows; without it the protocol splits the rows of ``train``.
+    train, test : FeatureStore
+        Without the dataset's own test rows, the protocol splits the rows of ``train``.
     context : Context, optional
     path : Path, optional
         Where to save the result (JSON), its predictions and its model; ``None`` saves nothing.
-
-    Returns
-    -------
-    result : Result
 
     Raises
     ------
@@ -115,24 +117,8 @@ def key_of(step: Evaluation, train: FeatureStore, test: FeatureStore | None) -> 
     return step.key({"stores": stores, "scikit-learn": package_version("scikit-learn")}, **resolved)
 
 
-def _up_to_date(step: Evaluation, path: Path, context: Context) -> Result | None:
-    """Return the result at a path if it is all that the step asks for, else ``None``.
-
-    A result is made again where its predictions or the model asked for are missing, or where it
-    was asked for under another title.
-    """
-    if step.force:
-        return None
-    wants_model = isinstance(step, Probe) and step.save_model
-    result = complete_result(path, *([_model_path(path, context)] if wants_model else []))
-    return result if result and result.settings["title"] == step.title else None
-
-
 def _model_path(path: Path, context: Context) -> Path:
     return context.workspace.models / f"{path.stem}.skops"
-
-
-# Trained probes
 
 
 def _train_and_test(probe: Probe, splits: list[Split], context: Context) -> MethodOutput:
@@ -141,41 +127,35 @@ def _train_and_test(probe: Probe, splits: list[Split], context: Context) -> Meth
     if probe.train_per_class:
         splits = low_shot(splits, probe.train_per_class, probe.repeats, probe.seed)
         title += f", {max(probe.train_per_class)} per class"
-    estimators, predictions = [], []
+    fits = []
     with context.progress.task(probe.display_name, len(splits)) as task:
-        for estimator, predicted in fit_splits(splits, probe, context.jobs):
-            estimators.append(estimator)
-            predictions.append(predicted)
+        for fit in fit_splits(splits, probe, context.jobs):
+            fits.append(fit)
             task.advance()
-    facts = [one.facts for one in predictions]
+    predictions = [predicted for _, predicted in fits]
+    facts, estimator = [one.facts for one in predictions], fits[0][0]
     cost = {
         "train_seconds": sum(f["seconds"]["search"] + f["seconds"]["fit"] for f in facts),
         "predict_seconds": sum(f["seconds"]["predict"] for f in facts),
-        "parameters_trained": n_parameters(estimators[0]),
+        "parameters_trained": n_parameters(estimator),
     }
-    notes = _row_notes(splits) + _fit_notes(probe, facts)
-    return MethodOutput(title, predictions, cost, notes, {}, estimators[0])
-
-
-def _fit_notes(probe: Probe, fits: Sequence[dict[str, Any]]) -> list[str]:
-    """Say in words what a reader of the numbers must know of the fits."""
-    notes = []
-    if stopped := sum(not fit["converged"] for fit in fits):
+    notes, chosen, name = _row_notes(splits), [one["chosen"] for one in facts], probe.tuned
+    if stopped := sum(not one["converged"] for one in facts):
         notes.append(
-            f"The solver did not converge in {stopped} of {len(fits)} fits; "
+            f"The solver did not converge in {stopped} of {len(facts)} fits; "
             "raise --max-iter before trusting this number."
         )
-    if edges := sum(fit["chosen"].get("at_edge", False) for fit in fits):
+    if edges := sum(one.get("at_edge", False) for one in chosen):
         notes.append(
-            f"The chosen {probe.tuned} is at the edge of the grid in {edges} of {len(fits)} "
-            f"fits; a wider --{probe.tuned} may do better."
+            f"The chosen {name} is at the edge of the grid in {edges} of {len(facts)} "
+            f"fits; a wider --{name} may do better."
         )
-    if defaults := sum(fit["chosen"].get("by", "").startswith("default") for fit in fits):
+    if defaults := sum(one.get("by", "").startswith("default") for one in chosen):
         notes.append(
-            f"{probe.tuned} was not chosen but left at its default in {defaults} of "
-            f"{len(fits)} fits: a class with a single training row leaves none to validate on."
+            f"{name} was not chosen but left at its default in {defaults} of "
+            f"{len(facts)} fits: a class with a single training row leaves none to validate on."
         )
-    return notes
+    return MethodOutput(title, predictions, cost, notes, {}, estimator)
 
 
 def _row_notes(splits: Sequence[Split]) -> list[str]:
@@ -190,15 +170,10 @@ def _row_notes(splits: Sequence[Split]) -> list[str]:
             notes.append(f"{len(store.skipped)} unreadable images of {split} were left out.")
     classes = splits[0].test.store.classes
     for part, rows in (("training", splits[0].train), ("test", splits[0].test)):
-        if not len(rows):  # nothing was to be trained
-            continue
-        present = set(rows.labels.tolist())
-        if absent := [name for c, name in enumerate(classes) if c not in present]:
+        absent = [classes[c] for c in np.setdiff1d(range(len(classes)), rows.labels)]
+        if absent and len(rows):  # with no row at all, nothing was to be trained
             notes.append(f"No {part} row of: {', '.join(absent)}.")
     return notes
-
-
-# The backbone's own classifier
 
 
 def _map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
@@ -214,16 +189,9 @@ def _map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
             for rows in gen_batches(len(logits), _MAPPED_ROWS)
         ]
         scores = np.concatenate(batches)[:, : None if other else -1]
-        predictions.append(
-            SplitPredictions(
-                split,
-                scores.argmax(axis=1),
-                scores.astype(np.float32),
-                probabilities=True,
-                other=other,
-                without_source=label_map.without_source,
-            )
-        )
+        answers = scores.argmax(axis=1), scores.astype(np.float32)
+        without = label_map.without_source
+        predictions.append(SplitPredictions(split, *answers, True, other, without))
     notes = _row_notes(splits)
     if label_map.name == IDENTITY:
         rest = "other source classes are 'other'" if other else "there is no 'other'"
@@ -233,15 +201,14 @@ def _map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
             f"No source class maps to: {', '.join(label_map.without_source)}. "
             "Their recall is zero by construction."
         )
-    extra = {
-        "label_map": {
-            "name": label_map.name,
-            "fingerprint": label_map.fingerprint,
-            "without_source": list(label_map.without_source),
-        }
+    about = {
+        "name": label_map.name,
+        "fingerprint": label_map.fingerprint,
+        "without_source": list(label_map.without_source),
     }
     cost = {"train_seconds": 0.0, "predict_seconds": 0.0, "parameters_trained": 0}
-    return MethodOutput(f"Mapped classifier ({step.policy})", predictions, cost, notes, extra)
+    title = f"Mapped classifier ({step.policy})"
+    return MethodOutput(title, predictions, cost, notes, {"label_map": about})
 
 
 def load_map(step: Zeroshot, store: FeatureStore) -> LabelMap:

@@ -1,7 +1,4 @@
-"""Read the CSV file of a label map and check every line of it.
-
-Nothing here knows what a map is used for; :mod:`featpipe.labelmap` is the way in.
-"""
+"""Read the CSV file of a label map and check every line of it."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from featpipe.registry import did_you_mean
 OTHER = "other"
 
 _COLUMNS = ("source_id", "source_name", "target", "why")
-_REQUIRED = ("source_id", "target")
+_REQUIRED = {"source_id", "target"}
 _LISTED = 5  # of many missing classes a message names this many
 
 
@@ -35,28 +32,13 @@ class Row:
 
 @dataclass(frozen=True)
 class MapFile:
-    """A map as it was read, before anything is known about the source and the dataset.
-
-    Attributes
-    ----------
-    path : Path
-    source, variant_of : str
-        What the lines ``# source:`` and ``# variant of:`` say; empty where there is none.
-    targets : tuple of str
-        What the line ``# targets:`` lists, or else every target that a row names.
-    targets_line : int or None
-        Number of the line ``# targets:``.
-    header_line : int
-    rows : tuple of Row
-        In the order of the file.
-    """
+    """A map as it was read, before anything is known about the source and the dataset."""
 
     path: Path
-    source: str
-    variant_of: str
-    targets: tuple[str, ...]
+    source: str  # what the line "# source:" says; empty where there is none
+    variant_of: str  # likewise
+    targets: tuple[str, ...]  # of the line "# targets:", or else every target that a row names
     targets_line: int | None
-    header_line: int
     rows: tuple[Row, ...]
 
     @classmethod
@@ -71,19 +53,17 @@ class MapFile:
         notes: dict[str, list[str]] = {}
         note_lines: dict[str, int] = {}
         header: list[str] = []
-        header_line = 0
         rows: list[Row] = []
         for line, cells in _lines(path):
             if cells[0].startswith("#"):
                 key, _, first = cells[0].lstrip("# ").partition(":")
                 key = key.strip().lower()
                 # A spreadsheet pads the line with empty cells; they are no values.
-                values = [value for value in (first.strip(), *cells[1:]) if value]
-                notes.setdefault(key, []).extend(values)
+                notes.setdefault(key, []).extend(filter(None, (first.strip(), *cells[1:])))
                 note_lines.setdefault(key, line)
             elif not header:
-                header, header_line = cells, line
-                if missing := [name for name in _REQUIRED if name not in cells]:
+                header = cells
+                if missing := sorted(_REQUIRED.difference(cells)):
                     raise LabelMapError(
                         f"The label map lacks the column {quoted(missing)}.",
                         where=f"{path}, line {line}",
@@ -98,14 +78,13 @@ class MapFile:
                     got=f"{len(cells)} cells",
                 )
             else:
-                row = dict.fromkeys(_COLUMNS, "") | dict(zip(header, cells, strict=True))
-                rows.append(Row(line, *(row[name] for name in _COLUMNS)))
+                row = dict(zip(header, cells, strict=True))
+                rows.append(Row(line, *(row.get(name, "") for name in _COLUMNS)))
         if not rows:
             raise LabelMapError(
                 "The label map is empty.",
                 where=path,
-                expected=f"a header with {' and '.join(_REQUIRED)}, and a row for every "
-                "source class",
+                expected="a header with source_id and target, and a row for every source class",
             )
         named = dict.fromkeys(row.target for row in rows if row.target not in (OTHER, ""))
         return cls(
@@ -114,7 +93,6 @@ class MapFile:
             variant_of=", ".join(notes.get("variant of", [])),
             targets=tuple(notes.get("targets") or named),
             targets_line=note_lines.get("targets"),
-            header_line=header_line,
             rows=tuple(rows),
         )
 
@@ -128,40 +106,37 @@ class MapFile:
             does not name one that the dataset holds.
         """
         targets = self.targets if target_classes is None else tuple(target_classes)
-        if OTHER in targets:
+        if OTHER in (*targets, *self.targets):
             raise LabelMapError(
                 f"A target class cannot be named {OTHER!r}: a label map uses the name for source "
                 "classes that are none of the targets.",
                 where=self.path,
                 next_step="rename the class in the dataset",
             )
-        if self.targets_line is not None:
-            for target in self.targets:
-                self._check_target(target, targets, self.targets_line)
-        for row in self.rows:
-            self._check_target(row.target, (*targets, OTHER), row.line)
-            self._check_target(row.target, (*self.targets, OTHER), row.line)
-        unmatched = [target for target in targets if target not in self.targets]
-        if unmatched:
-            line = io.StringIO()
-            csv.writer(line, lineterminator="").writerow([f"# targets: {targets[0]}", *targets[1:]])
+        declared = [] if self.targets_line is None else self.targets
+        lines = [(self.targets_line, target) for target in declared]
+        lines += [(row.line, row.target) for row in self.rows]
+        known = [name for name in targets if name in self.targets]
+        for line, target in lines:
+            if target not in (*known, OTHER):
+                raise self._unknown("target", target, [*known, OTHER], line)
+        if unmatched := [name for name in targets if name not in known]:
+            written = io.StringIO()
+            csv.writer(written, lineterminator="").writerow(
+                [f"# targets: {targets[0]}", *targets[1:]]
+            )
             raise LabelMapError(
                 f"The label map does not know {_some(unmatched, 'class', 'classes')} of the "
                 "dataset.",
                 where=self.path,
                 expected=f"rows that map to {quoted(unmatched)}, or, where no source class is "
-                f"meant, a line “{line.getvalue()}”",
+                f"meant, a line “{written.getvalue()}”",
                 next_step="add them to the file, or choose another map with --map FILE.csv",
             )
         return targets
 
     def checked_rows(self, source_ids: Sequence[str] | None) -> tuple[Row, ...]:
-        """Return the rows in the order of the source's columns.
-
-        Parameters
-        ----------
-        source_ids : sequence of str or None
-            ``None`` takes the ids and their order from the file itself.
+        """Return the rows in the order of the source's columns, or in their own for ``None``.
 
         Raises
         ------
@@ -170,7 +145,7 @@ class MapFile:
         """
         own = [row.source_id for row in self.rows]
         known = dict.fromkeys(own if source_ids is None else source_ids)
-        if not any(source_id in known for source_id in own):
+        if known.keys().isdisjoint(own):
             raise LabelMapError(
                 "The label map is for another source classifier: it has none of its classes.",
                 where=self.path,
@@ -181,67 +156,60 @@ class MapFile:
         by_id: dict[str, Row] = {}
         for row in self.rows:
             if row.source_id not in known:
-                raise LabelMapError(
-                    f"The label map has an unknown source class: {row.source_id!r}.",
-                    where=f"{self.path}, line {row.line}",
-                    next_step=did_you_mean(row.source_id, known).strip() or None,
-                )
-            if row.source_id in by_id:
+                raise self._unknown("source", row.source_id, list(known), row.line)
+            first = by_id.setdefault(row.source_id, row)
+            if first is not row:
                 raise LabelMapError(
                     f"The label map has the source class {row.source_id!r} twice.",
                     where=f"{self.path}, line {row.line}",
-                    got=f"its first row is line {by_id[row.source_id].line}",
+                    got=f"its first row is line {first.line}",
                 )
-            by_id[row.source_id] = row
         if missing := [source_id for source_id in known if source_id not in by_id]:
             before = [by_id[i].line for i in takewhile(by_id.__contains__, known)]
+            place = before[-1] if before else self.rows[0].line - 1
             raise LabelMapError(
                 f"The label map lacks {_some(missing, 'source class', 'source classes')}.",
-                where=f"{self.path}, after line {before[-1] if before else self.header_line}",
+                where=f"{self.path}, after line {place}",
                 expected=f"{len(known)} rows, one for every source class",
                 got=f"{len(by_id)} rows",
             )
         return tuple(by_id[source_id] for source_id in known)
 
-    def _check_target(self, target: str, known: tuple[str, ...], line: int) -> None:
-        if target not in known:
-            raise LabelMapError(
-                f"The label map has an unknown target class: {target!r}.",
-                where=f"{self.path}, line {line}",
-                expected=", ".join(known),
-                next_step=did_you_mean(target, known).strip() or None,
-            )
+    def _unknown(self, kind: str, name: str, known: list[str], line: int | None) -> LabelMapError:
+        return LabelMapError(
+            f"The label map has an unknown {kind} class: {name!r}.",
+            where=f"{self.path}, line {line}",
+            expected=", ".join(known) if len(known) < 20 else f"one of {len(known)} classes",
+            next_step=did_you_mean(name, known).strip() or None,
+        )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield every line that is not blank, with its number."""
+    line = 1
     try:
         data = path.read_bytes()
         text = data.decode("utf-8-sig")  # spreadsheets begin a UTF-8 file with a byte order mark
-    except OSError as error:
-        raise LabelMapError(
-            "The label map cannot be read.", where=path, got=error.strerror
-        ) from None
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise LabelMapError(
-            "The label map is not UTF-8 text.",
-            where=f"{path}, line {line}",
-            next_step="save it as CSV UTF-8",
-        ) from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    line = 1
-    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
         for raw in reader:
             cells = [cell.strip() for cell in raw]
             if any(cells):
                 yield line, cells
             line = reader.line_num + 1  # a quoted cell may hold line ends
+    except OSError as error:
+        raise LabelMapError(
+            "The label map cannot be read.", where=path, got=error.strerror
+        ) from None
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise LabelMapError(
+            "The label map is not UTF-8 text.",
+            where=f"{path}, line {line}",
+            next_step="save it as CSV UTF-8",
+        ) from None
     except csv.Error as error:
         raise LabelMapError(
-            "The label map is not a readable CSV file.",
-            where=f"{path}, line {line}",
-            got=error,
+            "The label map is not a readable CSV file.", where=f"{path}, line {line}", got=error
         ) from None
 
 

@@ -27,31 +27,18 @@ _SOURCE_FILES = {"imagenet": "imagenet_classes.csv", "glyphs": "glyph_classes.cs
 class SourceClasses:
     """The classes of a classifier, in the order of its logits.
 
-    Attributes
-    ----------
-    ids : tuple of str
-        One unique, stable id per class (``"n02123045"``, ``"U+0041"``).
-    names : tuple of str
-        One readable name per class.
-
     Examples
     --------
     >>> SourceClasses.load("glyphs").names[8:12]
     ('8', '9', 'A', 'B')
     """
 
-    ids: tuple[str, ...]
-    names: tuple[str, ...]
+    ids: tuple[str, ...]  # one unique, stable id per class ("n02123045", "U+0041")
+    names: tuple[str, ...]  # one readable name per class
 
     @classmethod
     def load(cls, name: str) -> SourceClasses:
-        """Return the classes of ``"imagenet"`` (torchvision's order) or ``"glyphs"``.
-
-        Raises
-        ------
-        UnknownNameError
-            If featpipe holds no class list of that name.
-        """
+        """Return the classes of ``"imagenet"`` (torchvision's order) or ``"glyphs"``."""
         if name not in _SOURCE_FILES:
             raise UnknownNameError(
                 f"There is no list of source classes named {name!r}.",
@@ -73,15 +60,6 @@ class SourceClasses:
 class LabelMap:
     """Complete and unambiguous map from source classes to target classes plus "other".
 
-    Attributes
-    ----------
-    name : str
-        Name of the built-in map, or the file it was read from, or ``"identity"``.
-    targets : tuple of str
-        Target classes, in the order of the dataset's labels.
-    rows : tuple of Row
-        One row per source class, in the order of the source's logits.
-
     Examples
     --------
     >>> stl10 = LabelMap.load("imagenet_to_stl10")
@@ -92,9 +70,9 @@ class LabelMap:
     'horse'
     """
 
-    name: str
-    targets: tuple[str, ...]
-    rows: tuple[Row, ...]
+    name: str  # of the built-in map, or the file it was read from, or "identity"
+    targets: tuple[str, ...]  # in the order of the dataset's labels
+    rows: tuple[Row, ...]  # one per source class, in the order of the source's logits
 
     @classmethod
     def load(
@@ -119,11 +97,9 @@ class LabelMap:
         Raises
         ------
         LabelMapError
-            If the file cannot be read, or is not complete and unambiguous; the message says the
-            line.
+            If the file cannot be read, or is not complete and unambiguous.
         UnknownNameError
-            If there is neither such a built-in map nor such a file, or if the file declares a
-            source that featpipe does not know.
+            If there is no such map or file, or the file declares an unknown source.
         """
         built_in = name_or_path in builtin_maps()
         path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
@@ -154,19 +130,16 @@ class LabelMap:
         >>> LabelMap.identity(pets, ("cat", "crane")) is None
         True
         """
-        named = Counter(source.names)
-        ids = {n: i for i, n in zip(source.ids, source.names, strict=True) if named[n] == 1}
-        ids |= {source_id: source_id for source_id in source.ids}
+        named, pairs = Counter(source.names), list(zip(source.ids, source.names, strict=True))
+        ids = {name: source_id for source_id, name in pairs if named[name] == 1}
+        ids |= zip(source.ids, source.ids, strict=True)
         target_of = {ids.get(target): target for target in target_classes}
-        if None in target_of or OTHER in target_classes:
+        if {None, OTHER} & {*target_of, *target_classes}:
             return None
-        if not 0 < len(target_of) == len(target_classes):
+        if not 0 < len(target_of) == len(target_classes):  # none, or one class twice
             return None
-        rows = tuple(
-            Row(0, source_id, name, target_of.get(source_id, OTHER), "")
-            for source_id, name in zip(source.ids, source.names, strict=True)
-        )
-        return cls(IDENTITY, tuple(target_classes), rows)
+        rows = (Row(0, each, name, target_of.get(each, OTHER), "") for each, name in pairs)
+        return cls(IDENTITY, tuple(target_classes), tuple(rows))
 
     @property
     def source_ids(self) -> tuple[str, ...]:
@@ -191,13 +164,7 @@ class LabelMap:
         return fingerprint.of_mapping({"targets": self.targets, "rows": pairs})
 
     def columns(self) -> NDArray[np.int64]:
-        """Return the target of every column of the source's logits.
-
-        Returns
-        -------
-        columns : ndarray of shape (n_source,), int64
-            Index into ``targets``; ``len(targets)`` means other.
-        """
+        """Return the target of each source class, shape (n_source,); ``len(targets)`` is other."""
         index = {target: i for i, target in enumerate((*self.targets, OTHER))}
         return np.array([index[row.target] for row in self.rows], dtype=np.int64)
 
@@ -222,13 +189,6 @@ class LabelMap:
         ------
         ValueError
             If the logits are not finite or not as wide as the map, or there is no such policy.
-
-        Examples
-        --------
-        >>> rows = (Row(0, "s1", "cat", "cat", ""), Row(0, "s2", "ox", OTHER, ""))
-        >>> pets = LabelMap("pets", ("cat",), rows)
-        >>> pets.probabilities(np.log([[0.4, 0.6]])).argmax(axis=1).tolist()  # 1 is "other"
-        [1]
         """
         columns, n_targets = self.columns(), len(self.targets)
         values = np.asarray(logits, dtype=np.float64)
@@ -251,26 +211,13 @@ class LabelMap:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a map does, in numbers.
-
-    Attributes
-    ----------
-    name : str
-    n_source : int
-        Number of source classes.
-    source_names : mapping of str to tuple of str
-        For every target class the names of the source classes that map to it.
-    n_other : int
-        Number of source classes that map to "other".
-    without_source : tuple of str
-        Target classes that no source class maps to.
-    """
+    """What a map does, in numbers."""
 
     name: str
     n_source: int
-    source_names: Mapping[str, tuple[str, ...]]
-    n_other: int
-    without_source: tuple[str, ...]
+    source_names: Mapping[str, tuple[str, ...]]  # of the source classes, by target class
+    n_other: int  # source classes that map to "other"
+    without_source: tuple[str, ...]  # target classes that no source class maps to
 
 
 def summarise_map(label_map: LabelMap) -> Summary:
@@ -299,13 +246,7 @@ def check_map(
 
 
 def builtin_maps() -> list[str]:
-    """Return the names of the maps that come with featpipe.
-
-    Examples
-    --------
-    >>> builtin_maps()
-    ['glyphs_to_digits', 'imagenet_to_cifar10', 'imagenet_to_stl10', 'imagenet_to_stl10_narrow']
-    """
+    """Return the names of the maps that come with featpipe."""
     return sorted(path.stem for path in FOLDER.glob("*_to_*.csv"))
 
 
@@ -314,12 +255,6 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
 
     That is the built-in map with exactly these targets or, where there is none, the identity. A
     built-in map that calls itself a variant of another is only ever used by name.
-
-    Parameters
-    ----------
-    source : SourceClasses
-    target_classes : sequence of str
-        Classes of the dataset in label order.
 
     Raises
     ------
@@ -333,15 +268,16 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
     >>> for_pair(SourceClasses.load("glyphs"), ["A", "B", "C"]).name
     'identity'
     """
-    files = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_maps()}
-    files = {name: file for name, file in files.items() if not file.variant_of}
+    read = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_maps()}
+    files = {name: file for name, file in read.items() if not file.variant_of}
     source_name = source.name or "these source classes"
-    for name, file in files.items():
-        if file.source == source_name and set(file.targets) == set(target_classes):
+    of_source = [name for name, file in files.items() if file.source == source_name]
+    for name in of_source:
+        if set(files[name].targets) == set(target_classes):
             return LabelMap.load(name, target_classes)
     if identity := LabelMap.identity(source, target_classes):
         return identity
-    example = next((n for n, file in files.items() if file.source == source_name), min(files))
+    example = next(iter(of_source or sorted(files)))
     raise LabelMapError(
         f"There is no built-in label map from {source_name} to the classes of this dataset, "
         "and these are not all classes of the source themselves.",

@@ -82,18 +82,17 @@ class Evaluation(Step):
 
     def accepts(self, producer: Step) -> bool:
         """Whether this is the dataset, the model and the layer asked for."""
-        dataset, model = getattr(producer, "dataset", None), getattr(producer, "model", None)
-        layers = getattr(producer, "layer", None)
+        made = producer.settings()
+        dataset, model, layers = made.get("dataset"), str(made.get("model")), made.get("layer")
         return (
             self.dataset in (None, dataset)
-            and (self.model is None or canonical_model(self.model) == canonical_model(str(model)))
+            and (self.model is None or canonical_model(self.model) == canonical_model(model))
             and (layers is None or self.layer in (None, LOGITS, *layers))
         )
 
     def planned(self, producer: Step) -> Self:
         """Return the step with the dataset and the model of the extraction."""
-        named = {name: getattr(producer, name) for name in ("dataset", "model")}
-        return self.replace(**named)
+        return self.replace(**{name: getattr(producer, name) for name in ("dataset", "model")})
 
     def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
         """Take the stores of one extraction; a split without labels is left out."""
@@ -104,8 +103,9 @@ class Evaluation(Step):
 
     def status(self, context: Context) -> Status:
         """Look for the result of these options on these stores."""
-        key, path = _evaluation().run.find_existing(self, context)
-        if path is None:
+        *_, path, existing = _evaluation().run.look_up(self, context)
+        key = path.stem.rpartition("-")[2]
+        if existing is None:
             return Status(False, "asked for again" if self.force else "no such result yet", key)
         return Status(True, "result is there", key, (path,))
 
@@ -205,8 +205,15 @@ def canonical_model(name: str) -> str:
     return MODELS.canonical(name) if name in MODELS else name
 
 
+def estimators() -> Any:
+    """Return :mod:`featpipe.probes.estimators`, imported only now: a step is planned without it."""
+    import featpipe.probes.estimators  # noqa: PLC0415
+
+    return featpipe.probes.estimators
+
+
 def _evaluation() -> Any:
-    """Return the package that evaluates; it brings scikit-learn, and a step is planned without."""
+    """Return the package that evaluates; it brings scikit-learn, too."""
     import featpipe.evaluation.run  # noqa: PLC0415
 
     return featpipe.evaluation

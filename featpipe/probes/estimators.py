@@ -1,4 +1,4 @@
-"""A scikit-learn estimator that scikit-learn does not have."""
+"""What probes are made of: scikit-learn's estimators, and one that it does not have."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import LinearSVC
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-__all__ = ["NearestMean", "Normalizer", "make_pipeline"]
+__all__ = [
+    "KNeighborsClassifier",
+    "LinearSVC",
+    "LogisticRegression",
+    "NearestMean",
+    "Normalizer",
+    "OneVsRestClassifier",
+    "StandardScaler",
+    "make_pipeline",
+]
 
 
 class NearestMean(ClassifierMixin, BaseEstimator):
@@ -22,11 +35,6 @@ class NearestMean(ClassifierMixin, BaseEstimator):
     the deviation within classes: its scores are another classifier's than its predictions, and
     with one training row per class they are 0 / 0.
 
-    Attributes
-    ----------
-    classes_ : ndarray of shape (n_classes,)
-    means_ : ndarray of shape (n_classes, n_features), float64
-
     Examples
     --------
     >>> model = NearestMean().fit([[0.0], [1.0], [4.0]], ["low", "low", "high"])
@@ -35,13 +43,7 @@ class NearestMean(ClassifierMixin, BaseEstimator):
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Learn the mean of each class.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-        y : array-like of shape (n,)
-        """
+        """Learn ``means_``, of shape (n_classes, n_features), float64."""
         rows, labels = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(labels)
         self.classes_, members = np.unique(labels, return_inverse=True)
@@ -53,24 +55,13 @@ class NearestMean(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: ArrayLike) -> NDArray[Any]:
         """Return x·m − ‖m‖²/2, which orders class means m as the nearness to x does.
 
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-
-        Returns
-        -------
-        scores : ndarray of shape (n, n_classes), or (n,) for two classes
+        Of shape (n, n_classes), or (n,) for two classes.
         """
         scores = self._scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class of the nearest mean.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-        """
+        """Return the class of the nearest mean, of shape (n,)."""
         nearest = self._scores(X).argmax(axis=1)
         return self.classes_[nearest]
 

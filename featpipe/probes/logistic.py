@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from featpipe.probes.base import Probe
+from featpipe.probes.base import Probe, estimators
 from featpipe.steps import STEPS, option
 
 
@@ -31,9 +31,7 @@ class Logistic(Probe):
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Standardise, then fit with an L2 penalty by L-BFGS."""
-        import sklearn  # noqa: PLC0415
-
-        return sklearn.pipeline.make_pipeline(
-            sklearn.preprocessing.StandardScaler(),
-            sklearn.linear_model.LogisticRegression(max_iter=self.max_iter),
+        use = estimators()
+        return use.make_pipeline(
+            use.StandardScaler(), use.LogisticRegression(max_iter=self.max_iter)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from featpipe.probes.base import Probe
+from featpipe.probes.base import Probe, estimators
 from featpipe.steps import STEPS
 
 
@@ -21,6 +21,5 @@ class Centroid(Probe):
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Scale rows to length 1, then compare with the class means."""
-        from featpipe.probes.estimators import NearestMean, Normalizer, make_pipeline  # noqa: PLC0415
-
-        return make_pipeline(Normalizer(), NearestMean())
+        use = estimators()
+        return use.make_pipeline(use.Normalizer(), use.NearestMean())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from featpipe.probes.base import Probe
+from featpipe.probes.base import Probe, estimators
 from featpipe.steps import STEPS, option
 
 
@@ -29,12 +29,8 @@ class Knn(Probe):
 
         ‖a − b‖² = 2 − 2 cos(a, b).
         """
-        import sklearn  # noqa: PLC0415
-
-        return sklearn.pipeline.make_pipeline(
-            sklearn.preprocessing.Normalizer(),
-            sklearn.neighbors.KNeighborsClassifier(algorithm="brute"),
-        )
+        use = estimators()
+        return use.make_pipeline(use.Normalizer(), use.KNeighborsClassifier(algorithm="brute"))
 
     def grid(self) -> tuple[Any, ...]:
         """Return the numbers of neighbours, the largest first: it is the smoothest."""

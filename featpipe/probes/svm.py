@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from featpipe.probes.base import Probe
+from featpipe.probes.base import Probe, estimators
 from featpipe.steps import STEPS, option
 
 
@@ -43,11 +43,8 @@ class Svm(Probe):
         from one row per feature on, is slower around the sizes of a probe. The dual solver visits
         rows in random order.
         """
-        import sklearn  # noqa: PLC0415
-
-        svm = sklearn.svm.LinearSVC(
+        use = estimators()
+        svm = use.LinearSVC(
             max_iter=self.max_iter, random_state=self.seed, dual=n_rows < 8 * n_features
         )
-        return sklearn.pipeline.make_pipeline(
-            sklearn.preprocessing.StandardScaler(), sklearn.multiclass.OneVsRestClassifier(svm)
-        )
+        return use.make_pipeline(use.StandardScaler(), use.OneVsRestClassifier(svm))

@@ -300,4 +300,3 @@ def test_the_latest_result_is_of_this_dataset_if_there_is_one(tmp_path: Path) ->
     assert latest("svm", "moon") == latest("svm") == "toy-r18-svm-2"
     assert latest("knn", "zoo") == "toy-r18-knn-4"
     assert latest("logistic") is None
-    assert latest("svm", "toy", "r50") is None
