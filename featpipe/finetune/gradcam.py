@@ -41,24 +41,22 @@ def choose_layer(head: TrainedHead, name: str | None) -> str:
 
     Raises
     ------
-    UnknownNameError
-        If the network has no such layer.
     UsageError
-        If the layer gives no maps.
+        If the network has no such layer, or it gives no maps.
     """
     stages = head.trunk.stages
     shapes = layer_shapes(stages, head.trunk.preprocessing.crop)
-    axes = {known: len(given[-1]) for known, given in shapes.items()}
-    able = [known for known in with_parameters(stages) if axes.get(known) == 3]
+    maps = {known for known, given in shapes.items() if len(given[-1]) == 3}
+    able = [known for known in with_parameters(stages) if known in maps]
     if name is None:
         return able[-1]
-    if name not in axes:
+    if name not in shapes:
         raise UnknownNameError(
             f"{head.trunk.name} has no layer named {name!r}.",
             expected=", ".join(able) + ", or a module within one of them",
-            next_step=did_you_mean(name, axes).strip() or None,
+            next_step=did_you_mean(name, shapes).strip() or None,
         )
-    if axes[name] != 3:
+    if name not in maps:
         raise UsageError(
             f"The layer {name!r} gives no maps that could be laid over an image.",
             expected=", ".join(able),
@@ -66,28 +64,10 @@ def choose_layer(head: TrainedHead, name: str | None) -> str:
     return name
 
 
-class _Logits(nn.Module):
-    """The whole network as Grad-CAM needs it: one output, gradients everywhere."""
-
-    def __init__(self, head: TrainedHead) -> None:
-        super().__init__()
-        network = head.network
-        self.stages = nn.Sequential(*network.frozen, *network.body)
-        self.named = {**dict(network.frozen.named_modules()), **dict(network.body.named_modules())}
-        self.head = network.head
-        for module in self.modules():
-            if isinstance(module, nn.ReLU):  # it would overwrite what the hooks keep
-                module.inplace = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.stages(x))[0]
-        return logits
-
-
 def grad_cam(
     head: TrainedHead, layer: str, images: Tensor, classes: list[int]
 ) -> NDArray[np.float32]:
-    """Return where a class was seen, by Grad-CAM.
+    """Return where a class was seen, by Grad-CAM (Selvaraju et al., arXiv:1610.02391).
 
     Parameters
     ----------
@@ -108,20 +88,22 @@ def grad_cam(
     ------
     MissingExtraError
         If captum is not installed.
-
-    References
-    ----------
-    Selvaraju et al.: Grad-CAM, arXiv:1610.02391.
     """
     if LayerGradCam is None:
         raise MissingExtraError("captum", "explain")
-    network = _Logits(head).eval()
+    network = head.network
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):  # it would overwrite what the hooks keep
+            module.inplace = False
+    named = dict([*network.frozen.named_modules(), *network.body.named_modules()])
+
+    def logits(x: Tensor) -> Tensor:  # with gradients everywhere
+        return network.head(network.body(network.frozen(x)))[0]
+
     # Frozen parameters have no gradients; the image must, so that they reach every layer.
     x = head.trunk.preprocessing.normalise(images.to(head.trunk.device)).requires_grad_(True)
     target = torch.tensor(classes, device=x.device)
-    heat = LayerGradCam(network, network.named[layer]).attribute(
-        x, target=target, relu_attributions=True
-    )
+    heat = LayerGradCam(logits, named[layer]).attribute(x, target=target, relu_attributions=True)
     heat = functional.interpolate(
         heat.detach().float(), size=images.shape[-2:], mode="bilinear", align_corners=False
     )[:, 0]
@@ -133,15 +115,7 @@ def grad_cam(
 def overlay(
     image: NDArray[np.uint8], heat: NDArray[np.float32], strength: float
 ) -> NDArray[np.uint8]:
-    """Lay a heat map over an image.
-
-    Parameters
-    ----------
-    image : ndarray of shape (height, width, 3), uint8
-    heat : ndarray of shape (height, width), float32
-        0 to 1.
-    strength : float
-        Opacity where the heat is 1; where it is 0 the image stays as it is.
+    """Lay a heat map (h, w), 0 to 1, over an image (h, w, 3); opacity is ``strength * heat``.
 
     Examples
     --------
@@ -156,7 +130,7 @@ def overlay(
 
 def confident_mistakes(
     table: PredictionTable, classes: tuple[str, ...], limit: int
-) -> list[ExplainedImage]:
+) -> tuple[ExplainedImage, ...]:
     """Return the mistakes of the first model, the most confident ones first."""
     first = table.only_splits([0])
     assert first.scores is not None
@@ -164,7 +138,7 @@ def confident_mistakes(
     confidence = first.scores.max(axis=1)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
     ids = first.ids[first.row]
-    return [
+    return tuple(
         ExplainedImage(
             id=str(ids[i]),
             file=f"{of_mapping(str(ids[i]))[:12]}.png",  # an id may hold any character
@@ -173,7 +147,7 @@ def confident_mistakes(
             confidence=round(float(confidence[i]), 6),
         )
         for i in order
-    ]
+    )
 
 
 def run_explain(step: Explain, context: Context) -> Outcome:
@@ -200,7 +174,6 @@ def run_explain(step: Explain, context: Context) -> Outcome:
     if explanation is None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
         explanation, status = _explain(step, context, result, folder), "done"
-        explanation.write()
     n, layer = len(explanation.items), explanation.layer
     message = f"{status}: {n} mistakes explained at {layer}\n  → {folder}"
     return Outcome(status, message, (folder, result.path), {"layer": layer, "images": n})
@@ -225,7 +198,9 @@ def _explain(step: Explain, context: Context, result: Result, folder: Path) -> E
                 with atomic_write(folder / one.file) as temporary:
                     Image.fromarray(picture).save(temporary, format="PNG")
                 task.advance()
-    return Explanation(folder, layer, step.strength, "Grad-CAM", tuple(mistakes))
+    explanation = Explanation(folder, layer, step.strength, "Grad-CAM", mistakes)
+    explanation.write()
+    return explanation
 
 
 def _open_images(result: Result, data: Path | None, context: Context) -> ImageSource:

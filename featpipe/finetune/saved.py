@@ -1,8 +1,9 @@
-"""Trained heads on the disk: tensors as safetensors, everything else as JSON beside them."""
+"""Training on the disk: trained heads as safetensors and JSON, checkpoints of unfinished ones."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from featpipe.errors import ResultError, WeightsError
+from featpipe.errors import FitError, ResultError, WeightsError
 from featpipe.finetune.network import HeadedNetwork, Trunk, cut_of, load_trunk
 from featpipe.workspace import atomic_write
 
-_FORMAT = 1
+_FORMAT = 1  # of heads and of checkpoints
+# What reading a checkpoint raises that is cut off, or whole and something else.
+_DAMAGE = (
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),
+    *(ValueError, KeyError, TypeError, IndexError),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +37,11 @@ class TrainedHead:
     trunk : Trunk
         What it started from; its preprocessing prepares images.
     classes : tuple of str
-    title : str
     """
 
     network: HeadedNetwork
     trunk: Trunk
     classes: tuple[str, ...]
-    title: str
 
     def predict_proba(self, images: torch.Tensor) -> NDArray[np.float32]:
         """Return probabilities (n, classes) of prepared images (n, 3, S, S), uint8."""
@@ -133,4 +137,53 @@ def load_head(
             where=path,
             next_step="train it again: the same command with --force",
         ) from None
-    return TrainedHead(network.eval().to(trunk.device), trunk, known, content["title"])
+    return TrainedHead(network.eval().to(trunk.device), trunk, known)
+
+
+def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[Any]) -> None:
+    """Replace the checkpoint, atomically.
+
+    Parameters
+    ----------
+    path : Path
+    run : str
+        Fingerprint of everything that the numbers of this training follow from.
+    state : dict
+        Tensors, numbers and texts in dicts and lists.
+    history : list of dict
+    """
+    content = {"format": _FORMAT, "run": run, "history": json.dumps(history), **state}
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Return state and history of an unfinished training, or ``None`` where there is none.
+
+    Raises
+    ------
+    FitError
+        If the file is damaged or belongs to another run. Nothing in it is ever executed.
+    """
+    if not path.is_file():
+        return None
+    advice = f"to start again: rm {str(path)!r}"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("no checkpoint of a training")
+        found, form = content["run"], content["format"]
+        history = json.loads(content["history"])
+    except _DAMAGE as error:
+        reason = str(error).partition("\n")[0][:120]
+        what = "The checkpoint is damaged."
+        raise FitError(what, where=path, got=reason, next_step=advice) from None
+    if found != run or form != _FORMAT:
+        raise FitError(
+            "The checkpoint belongs to another run.",
+            where=path,
+            expected=f"run {run[:12]}",
+            got=f"run {str(found)[:12]}",
+            next_step=advice,
+        )
+    return content, history
