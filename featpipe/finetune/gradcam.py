@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from featpipe.backbones.base import layer_shapes
 from featpipe.datasets.dataset import SourceRequest
-from featpipe.datasets.source import ImageSource
 from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, UsageError
 from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.finetune.explain import Explain, ExplainedImage, Explanation
@@ -180,36 +179,17 @@ def run_explain(step: Explain, context: Context) -> Outcome:
 
 
 def _explain(step: Explain, context: Context, result: Result, folder: Path) -> Explanation:
+    """Open network and test images of a result again, and write a picture of each mistake."""
     classes = tuple(result.dataset["classes"])
     model = context.workspace.models / result.files["model"]
     head = load_head(model, weights=step.weights, device=step.device, classes=classes)
     layer = choose_layer(head, step.layer)
     mistakes = confident_mistakes(result.predictions(), classes, step.limit)
-    source = _open_images(result, step.data, context)
-    row_of = {name: row for row, name in enumerate(source.ids)}
-    prepare = head.trunk.preprocessing.prepare
-    with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
-        for start in range(0, len(mistakes), _BATCH):
-            some = mistakes[start : start + _BATCH]
-            images = torch.stack([prepare(source.read(row_of[one.id])) for one in some])
-            maps = grad_cam(head, layer, images, [classes.index(one.predicted) for one in some])
-            for one, image, heat in zip(some, images, maps, strict=True):
-                picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)
-                with atomic_write(folder / one.file) as temporary:
-                    Image.fromarray(picture).save(temporary, format="PNG")
-                task.advance()
-    explanation = Explanation(folder, layer, step.strength, "Grad-CAM", mistakes)
-    explanation.write()
-    return explanation
-
-
-def _open_images(result: Result, data: Path | None, context: Context) -> ImageSource:
-    """Open the test images of a result again."""
     store = result.stores[-1]
-    request = SourceRequest.from_dict(store["run"]["source"])
-    if data is not None:
-        request = request.moved(data)
     images = store["manifest"]["dataset"]
+    request = SourceRequest.from_dict(store["run"]["source"])
+    if step.data is not None:
+        request = request.moved(step.data)
     source = request.open(images["split"], request.options(context))
     if source.fingerprint != images["fingerprint"]:
         raise ResultError(
@@ -217,4 +197,18 @@ def _open_images(result: Result, data: Path | None, context: Context) -> ImageSo
             where=result.path,
             next_step="featpipe finetune … --force",
         )
-    return source
+    row_of = {name: row for row, name in enumerate(source.ids)}
+    prepare = head.trunk.preprocessing.prepare
+    with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
+        for start in range(0, len(mistakes), _BATCH):
+            some = mistakes[start : start + _BATCH]
+            batch = torch.stack([prepare(source.read(row_of[one.id])) for one in some])
+            maps = grad_cam(head, layer, batch, [classes.index(one.predicted) for one in some])
+            for one, image, heat in zip(some, batch, maps, strict=True):
+                picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)
+                with atomic_write(folder / one.file) as temporary:
+                    Image.fromarray(picture).save(temporary, format="PNG")
+                task.advance()
+    explanation = Explanation(folder, layer, step.strength, "Grad-CAM", mistakes)
+    explanation.write()
+    return explanation

@@ -180,18 +180,6 @@ def with_layer_norm(network: nn.Module) -> nn.Module:
     return network
 
 
-class BitPool(nn.Module):
-    """What a Big Transfer network does between its last stage and its classifier."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return one vector per image."""
-        return self.head(x, pre_logits=True)
-
-
 def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Preprocessing]:
     """Build a network of timm as named stages; return them, their width and the preprocessing.
 
@@ -229,7 +217,7 @@ def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Pre
     if isinstance(network, timm.models.resnetv2.ResNetV2):
         layers = {f"layer{i}": stage for i, stage in enumerate(network.stages, start=1)}
         parts = {"stem": network.stem, **layers, "norm": network.norm}
-        stages = nn.Sequential(OrderedDict(**parts, pool=BitPool(network.head)))
+        stages = nn.Sequential(OrderedDict(**parts, pool=network.head))
     data: Any = timm.data
     config = data.resolve_model_data_config(network)
     side = config["input_size"][-1]

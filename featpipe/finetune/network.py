@@ -322,13 +322,12 @@ class HeadedNetwork(nn.Module):
         Parameters that are frozen include those in front of a store; ``running_statistics`` of the
         batch norms are what Keras counts as non-trainable.
         """
-        sizes = {True: 0, False: self._parameters_before}
-        for parameter in self.parameters():
-            sizes[parameter.requires_grad] += parameter.numel()
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in self.parameters() if not p.requires_grad)
         running = ("running_mean", "running_var")
         statistics = [b.numel() for name, b in self.named_buffers() if name.endswith(running)]
         return {
-            "parameters_trained": sizes[True],
-            "parameters_frozen": sizes[False],
+            "parameters_trained": trained,
+            "parameters_frozen": frozen + self._parameters_before,
             "running_statistics": sum(statistics),
         }

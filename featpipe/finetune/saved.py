@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,6 @@ from featpipe.finetune.network import HeadedNetwork, Trunk, cut_of, load_trunk
 from featpipe.workspace import atomic_write
 
 _FORMAT = 1  # of heads and of checkpoints
-# What reading a checkpoint raises that is cut off, or whole and something else.
-_DAMAGE = (
-    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError),
-    *(ValueError, KeyError, TypeError, IndexError),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +95,10 @@ def load_head(
     beside = path.with_suffix(".json")
     try:
         content = json.loads(beside.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ResultError(
-            "There is no such head.", where=beside, next_step="featpipe finetune --help"
-        ) from None
+        if not isinstance(content, dict) or content.get("featpipe_head") != _FORMAT:
+            raise ValueError("it is not a head of this version of featpipe")
     except (OSError, ValueError) as error:
-        raise ResultError(f"The head cannot be read: {error}", where=beside) from None
-    if not isinstance(content, dict) or content.get("featpipe_head") != _FORMAT:
-        raise ResultError("This is not a head of this version of featpipe.", where=beside)
+        raise _unreadable(beside, error) from None
     known = tuple(content["classes"])
     if classes is not None and classes != known:
         raise ResultError(
@@ -132,25 +122,20 @@ def load_head(
     try:
         network.load_trained_state(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ResultError(
-            f"The head cannot be read: {error}",
-            where=path,
-            next_step="train it again: the same command with --force",
-        ) from None
+        raise _unreadable(path, error) from None
     return TrainedHead(network.eval().to(trunk.device), trunk, known)
+
+
+def _unreadable(path: Path, error: Exception) -> ResultError:
+    advice = "train it again: the same command with --force"
+    return ResultError(f"The head cannot be read: {error}", where=path, next_step=advice)
 
 
 def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[Any]) -> None:
     """Replace the checkpoint, atomically.
 
-    Parameters
-    ----------
-    path : Path
-    run : str
-        Fingerprint of everything that the numbers of this training follow from.
-    state : dict
-        Tensors, numbers and texts in dicts and lists.
-    history : list of dict
+    ``run`` is the fingerprint of everything that the numbers of this training follow from;
+    ``state`` has tensors, numbers and texts in dicts and lists.
     """
     content = {"format": _FORMAT, "run": run, "history": json.dumps(history), **state}
     with atomic_write(path) as temporary:
@@ -174,7 +159,7 @@ def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str
             raise TypeError("no checkpoint of a training")
         found, form = content["run"], content["format"]
         history = json.loads(content["history"])
-    except _DAMAGE as error:
+    except Exception as error:  # torch has no kind of its own for a damaged file
         reason = str(error).partition("\n")[0][:120]
         what = "The checkpoint is damaged."
         raise FitError(what, where=path, got=reason, next_step=advice) from None

@@ -237,6 +237,7 @@ class Finetune(ImageStep):
 
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
+        self.check_requirements()
         from featpipe.finetune.run import run_finetune  # noqa: PLC0415 - brings torch
 
         return run_finetune(self, context)

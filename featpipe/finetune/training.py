@@ -228,13 +228,6 @@ class HeadClassifier(NeuralNetClassifier):
         labels = np.zeros(len(X), np.int64) if y is None else np.asarray(y, np.int64)
         return RowBatches(X, labels, np.arange(len(X)), self.augment)
 
-    def get_split_datasets(
-        self, X: Any, y: Any = None, **fit_params: Any
-    ) -> tuple[RowBatches, RowBatches | None]:
-        """Return the rows that train and the rows that choose the epoch."""
-        rows = self.get_dataset(X, y)
-        return hold_out(rows, self.validation, self.seed) if self.validation else (rows, None)
-
     def get_iterator(self, dataset: RowBatches, training: bool = False) -> Any:
         """Return batches; the order follows from torch's generator."""
         size = self.batch_size
@@ -252,9 +245,17 @@ class HeadClassifier(NeuralNetClassifier):
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
     ) -> HeadClassifier:
-        """Train up to the last epoch, from where the training has arrived.
+        """Train up to the last epoch, from where the training has arrived; take the best weights.
 
         Unlike skorch's, an interruption by the user is not taken for the end of the training.
+
+        Raises
+        ------
+        FitError
+            If the rows have a single class or one that the head does not have, or the training
+            diverges.
+        UsageError
+            If the learning rate is not above zero, or a batch is larger than all rows.
         """
         if not self.initialized_:
             self.initialize()
@@ -268,17 +269,10 @@ class HeadClassifier(NeuralNetClassifier):
     def fit_loop(
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> HeadClassifier:
-        """Train epoch by epoch; take the weights of the best one at the end.
-
-        Raises
-        ------
-        FitError
-            If the rows have a single class or one that the head does not have, or the training
-            diverges.
-        UsageError
-            If the learning rate is not above zero, or a batch is larger than all rows.
-        """
-        train, valid = self.get_split_datasets(X, y)
+        """Train epoch by epoch."""
+        train, valid = self.get_dataset(X, y), None
+        if self.validation:
+            train, valid = hold_out(train, self.validation, self.seed)
         self._check(train.labels)
         batches = self.get_iterator(train, training=True)
         self.schedule_ = make_schedule(
@@ -306,37 +300,72 @@ class HeadClassifier(NeuralNetClassifier):
                     lr=f"lr {line['lr']:.1e}",
                     rate=f"{line['images_per_s']:.0f} images/s",
                 )
-                self._save()
+                if self.checkpoint is not None:
+                    self._save(self.checkpoint)
         if self.best_["epoch"] is not None:
             self.module_.load_trained_state(self.best_["state"])
         return self
 
     def _train_epoch(self, batches: DataLoader[Any], valid: RowBatches | None) -> None:
-        """Train once on all batches; compare with the best epoch, and step the schedule."""
+        """Train once on all batches, write the epoch's line, and step the schedule.
+
+        A loss that is not finite is an error: nothing good comes after it.
+        """
         rows = {"dataset_train": batches.dataset, "dataset_valid": valid}
         self.notify("on_epoch_begin", **rows)
-        self.run_single_epoch(batches, True, prefix="train", step_fn=self.train_step)
+        record, started = self.history.record, time.perf_counter()
+        record("lr", float(self.optimizer_.param_groups[0]["lr"]))
+        self.gradients_: dict[str, list[Tensor]] = {}
+        loss = self._run_batches("train", batches, self.train_step)
         if valid is not None:
             checked = self.get_iterator(valid)
-            self.run_single_epoch(checked, False, prefix="valid", step_fn=self.validation_step)
+            loss = self._run_batches("valid", checked, self.validation_step)
         else:  # no loss says whether the last step broke the network
             logits, _ = self.evaluation_step(next(iter(batches)), training=False)
             if not torch.isfinite(logits).all():
                 raise self._divergence("its outputs are not finite")
-        self.notify("on_epoch_end", **rows)
+            record("valid_loss", None)
+            record("valid_accuracy", None)
+        record("seconds", round(time.perf_counter() - started, 4))
+        if self.gradient_flow:
+            flow = [
+                {"layer": layer, "mean": float(total) / len(batches), "max": float(largest)}
+                for layer, (total, largest) in self.gradients_.items()
+            ]
+            record("gradient_flow", flow)
         line = self.history[-1]
-        loss = line["train_loss"]
-        if valid is not None:
-            loss = line["valid_loss"]
-            score = [line["valid_accuracy"], -loss]  # of equals, the lowest loss
-            if score > self.best_["score"]:
-                state = self.module_.trained_state().items()
-                copied = {name: value.detach().cpu().clone() for name, value in state}
-                self.best_ = {"epoch": line["epoch"], "score": score, "state": copied}
+        score = [line["valid_accuracy"], -loss]  # of equals, the lowest loss
+        if valid is not None and score > self.best_["score"]:
+            state = self.module_.trained_state().items()
+            copied = {name: value.detach().cpu().clone() for name, value in state}
+            self.best_ = {"epoch": line["epoch"], "score": score, "state": copied}
         if isinstance(self.schedule_, ReduceLROnPlateau):
             self.schedule_.step(loss)
         elif not isinstance(self.schedule_, OneCycleLR):
             self.schedule_.step()
+        self.notify("on_epoch_end", **rows)
+
+    def _run_batches(self, part: str, batches: DataLoader[Any], step: Callable[..., Any]) -> float:
+        """Record mean loss and accuracy of batches, and their speed in training; return the loss."""
+        total, right, rows, training, started = 0.0, 0, 0, part == "train", time.perf_counter()
+        for batch in batches:
+            self.notify("on_batch_begin", batch=batch, training=training)
+            done = step(batch)
+            if training and isinstance(self.schedule_, OneCycleLR):
+                self.schedule_.step()
+            loss, labels = done["loss"].item(), batch[1]
+            if not math.isfinite(loss):
+                raise self._divergence(f"its loss is {loss}")
+            total += loss * len(labels)
+            right += int((done["y_pred"][0].argmax(dim=1).cpu() == labels).sum())
+            rows += len(labels)
+            self.notify("on_batch_end", batch=batch, training=training, **done)
+        if training:
+            rate = rows / max(time.perf_counter() - started, 1e-9)
+            self.history.record("images_per_s", round(rate, 1))
+        self.history.record(f"{part}_loss", total / rows)
+        self.history.record(f"{part}_accuracy", right / rows)
+        return total / rows
 
     def _check(self, labels: NDArray[np.int64]) -> None:
         """Refuse rows, a head, a learning rate or a batch size that do not fit together."""
@@ -366,20 +395,20 @@ class HeadClassifier(NeuralNetClassifier):
         batches = [self.evaluation_step(batch)[1] for batch in self.get_iterator(rows)]
         return torch.cat(batches).float().cpu().numpy(), rows.labels
 
-    def _save(self) -> None:
-        """Write down how far the training is, if it has a checkpoint."""
-        if self.checkpoint is None:
-            return
-        state = {
-            "module": self.module_.trained_state(),
-            "criterion": self.criterion_.state_dict(),
-            "optimizer": self.optimizer_.state_dict(),
-            "schedule": self.schedule_.state_dict(),
-            "best": self.best_,
-            "probe_c": self.probe_c_,
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        return {
+            "criterion": self.criterion_,
+            "optimizer": self.optimizer_,
+            "schedule": self.schedule_,
         }
+
+    def _save(self, checkpoint: Path) -> None:
+        state = {name: part.state_dict() for name, part in self._stateful.items()}
+        state |= {"module": self.module_.trained_state()}
+        state |= {"best": self.best_, "probe_c": self.probe_c_}
         lines = [{k: v for k, v in epoch.items() if k != "batches"} for epoch in self.history]
-        write_checkpoint(self.checkpoint, self.run, state, lines)
+        write_checkpoint(checkpoint, self.run, state, lines)
 
     def _resume(self) -> bool:
         """Load the state of an interrupted training; return whether there is one."""
@@ -388,9 +417,8 @@ class HeadClassifier(NeuralNetClassifier):
             return False
         state, lines = found
         self.module_.load_trained_state(state["module"])
-        self.criterion_.load_state_dict(state["criterion"])
-        self.optimizer_.load_state_dict(state["optimizer"])
-        self.schedule_.load_state_dict(state["schedule"])
+        for name, part in self._stateful.items():
+            part.load_state_dict(state[name])
         self.best_, self.probe_c_ = state["best"], state["probe_c"]
         for line in lines:
             self.history.new_epoch()
@@ -408,67 +436,18 @@ class HeadClassifier(NeuralNetClassifier):
             next_step="lower --lr" + (", or --precision float32" * (self.precision == "mixed")),
         )
 
-    def on_epoch_begin(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        """Start to count; the history has the learning rate that the epoch begins with."""
-        super().on_epoch_begin(net, *args, **kwargs)
-        self.sums_ = {part: {"loss": 0.0, "right": 0.0, "rows": 0.0} for part in ("train", "valid")}
-        self.gradients_: dict[str, tuple[Tensor, Tensor]] = {}
-        self.started_ = time.perf_counter()
-        self.history.record("lr", float(self.optimizer_.param_groups[0]["lr"]))
-
-    def on_batch_end(
-        self, net: Any, batch: Any = None, training: bool = False, **step: Any
-    ) -> None:
-        """Count one batch; ``FitError`` if its loss is not finite: nothing good comes after it."""
-        loss = float(step["loss"].detach())
-        if not math.isfinite(loss):
-            raise self._divergence(f"its loss is {loss}")
-        labels = batch[1]
-        sums = self.sums_["train" if training else "valid"]
-        sums["loss"] += loss * len(labels)
-        sums["right"] += int((step["y_pred"][0].argmax(dim=1).cpu() == labels).sum())
-        sums["rows"] += len(labels)
-        if training:
-            self.trained_ = time.perf_counter()
-
     def on_grad_computed(self, net: Any, named_parameters: Any, *args: Any, **_: Any) -> None:
         """Add mean and maximum of the gradients of one batch.
 
         Layers whose mean gradient vanishes do not learn; maxima that grow announce divergence.
         """
         for name, parameter in named_parameters if self.gradient_flow else ():
-            if parameter.grad is None or not name.endswith("weight"):
-                continue
-            size = parameter.grad.detach().abs()
-            layer = name.removesuffix(".weight").removeprefix("body.")
-            mean, largest = self.gradients_.get(layer, (torch.zeros(()), torch.zeros(())))
-            largest = torch.maximum(largest, size.max().cpu())
-            self.gradients_[layer] = (mean + size.mean().cpu(), largest)
-
-    def on_epoch_end(self, net: Any, *args: Any, **kwargs: Any) -> None:
-        """Write the epoch's line into the history."""
-        super().on_epoch_end(net, *args, **kwargs)
-        record = self.history.record
-        for part, sums in self.sums_.items():
-            for what, total in (("loss", sums["loss"]), ("accuracy", sums["right"])):
-                record(f"{part}_{what}", total / sums["rows"] if sums["rows"] else None)
-        rate = self.sums_["train"]["rows"] / max(self.trained_ - self.started_, 1e-9)
-        record("seconds", round(time.perf_counter() - self.started_, 4))
-        record("images_per_s", round(rate, 1))
-        if self.gradient_flow:
-            batches = self.history[-1, "train_batch_count"]
-            flow = [
-                {"layer": layer, "mean": float(mean) / batches, "max": float(largest)}
-                for layer, (mean, largest) in self.gradients_.items()
-            ]
-            record("gradient_flow", flow)
-
-    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Learn from one batch."""
-        step: dict[str, Any] = super().train_step(batch, **fit_params)
-        if isinstance(self.schedule_, OneCycleLR):
-            self.schedule_.step()
-        return step
+            if parameter.grad is not None and name.endswith("weight"):
+                size = parameter.grad.detach().abs()
+                layer = name.removesuffix(".weight").removeprefix("body.")
+                total, largest = self.gradients_.get(layer, [torch.zeros(()), torch.zeros(())])
+                largest = torch.maximum(largest, size.max().cpu())
+                self.gradients_[layer] = [total + size.mean().cpu(), largest]
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         """Run the network on one batch."""
