@@ -20,25 +20,13 @@ _FILE = "explanation.json"
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """One picture: an image the network got wrong, and where it saw the wrong class.
+    """One picture: an image the network got wrong, and where it saw the wrong class."""
 
-    Parameters
-    ----------
-    id : str
-        Of the test image.
-    file : str
-        Name of the picture in the folder of its explanation.
-    true, predicted : str
-        Classes.
-    confidence : float
-        Probability of the predicted class.
-    """
-
-    id: str
-    file: str
+    id: str  # of the test image
+    file: str  # in the folder of the explanation
     true: str
     predicted: str
-    confidence: float
+    confidence: float  # probability of the predicted class
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,7 @@ _COLOURS = np.array([[0, 0, 255], [0, 220, 220], [255, 220, 0], [255, 0, 0]], dt
 
 
 def choose_layer(head: TrainedHead, name: str | None) -> str:
-    """Return the layer to look at: the one named, or the last stage that gives maps.
-
-    Raises
-    ------
-    UsageError
-        If the network has no such layer, or it gives no maps.
-    """
+    """Return the layer to look at: the one named, or the last stage that gives maps."""
     stages = head.trunk.stages
     shapes = layer_shapes(stages, head.trunk.preprocessing.crop)
     maps = {known for known, given in shapes.items() if len(given[-1]) == 3}
@@ -66,27 +60,9 @@ def choose_layer(head: TrainedHead, name: str | None) -> str:
 def grad_cam(
     head: TrainedHead, layer: str, images: Tensor, classes: list[int]
 ) -> NDArray[np.float32]:
-    """Return where a class was seen, by Grad-CAM (Selvaraju et al., arXiv:1610.02391).
+    """Return where prepared images (n, 3, S, S), uint8, show a class each: (n, S, S), 0 to 1.
 
-    Parameters
-    ----------
-    head : TrainedHead
-    layer : str
-        Whose maps are weighted by their mean gradient.
-    images : Tensor of shape (n, 3, S, S), uint8
-        Prepared.
-    classes : list of int
-        The class that each map is for.
-
-    Returns
-    -------
-    heat : ndarray of shape (n, S, S), float32
-        0 to 1 for each image.
-
-    Raises
-    ------
-    MissingExtraError
-        If captum is not installed.
+    The layer's maps are weighted by their mean gradient: Selvaraju et al., arXiv:1610.02391.
     """
     if LayerGradCam is None:
         raise MissingExtraError("captum", "explain")
@@ -150,15 +126,7 @@ def confident_mistakes(
 
 
 def run_explain(step: Explain, context: Context) -> Outcome:
-    """Write a picture of each mistake and what they show, unless they are there.
-
-    Raises
-    ------
-    ResultError
-        If the result is not one of ``featpipe finetune``, or its head or images are missing.
-    UnknownNameError
-        If the network has no such layer.
-    """
+    """Write a picture of each mistake and what they show, unless they are there."""
     result = find_results(context.workspace.results, [step.result])[0]
     assert result.path is not None
     if result.method != "finetune" or "model" not in result.files:

@@ -30,16 +30,9 @@ _DEFAULT = 1e-2  # where there are no validation rows to choose by
 
 
 class Head(nn.Module):
-    """New last layers with random weights.
+    """New last layers with random weights: ``"linear"``, or ``"mlp:50"`` with hidden neurons.
 
-    Parameters
-    ----------
-    spec : str
-        ``"linear"``: one layer; ``"mlp:50"``: fifty hidden neurons with ReLU, then that layer.
-    n_features, n_classes : int
-    bias : bool
-        Whether the last layer has one; a network may be made without.
-    seed : int
+    A network may be made for a last layer without ``bias``.
 
     Examples
     --------
@@ -75,13 +68,7 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
     not (Kumar, Raghunathan, Jones, Ma, Liang: Fine-Tuning can Distort Pretrained Features and
     Underperform Out-of-Distribution, ICLR 2022, arXiv:2202.10054: "LP-FT").
 
-    Parameters
-    ----------
-    last : nn.Linear
-    train : pair of ndarray of shape (n, d) and ndarray of shape (n,)
-    valid : pair of ndarray, or None
-        Rows that choose C; without any it is ``c``, by default 0.01.
-    c : float or None
+    Validation rows choose C; without any it is ``c``, by default 0.01.
     """
     bias = last.bias is not None
 
@@ -117,21 +104,8 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
 class HeadLoss(nn.Module):
     """Cross-entropy on the logits plus weighted terms on the features.
 
-    Terms and smoothing count in training mode only, so that validation losses of different runs
-    measure the same thing: cross-entropy.
-
-    Parameters
-    ----------
-    losses : sequence of str
-        ``"cross-entropy"``, ``"triplet:W"``, ``"center:W"``.
-    label_smoothing : float
-    n_classes, n_features : int
-        What the head gives.
-
-    Raises
-    ------
-    MissingExtraError
-        If pytorch-metric-learning is needed and not installed.
+    Terms (``"triplet:W"``, ``"center:W"``) and smoothing count in training mode only, so that
+    validation losses of different runs measure the same thing: cross-entropy.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from torchvision.models import resnet18
 from featpipe.backbones import MODELS
 from featpipe.backbones.architecture import Architecture
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
+from featpipe.errors import MissingExtraError, UnknownNameError, WeightsError
 from featpipe.registry import did_you_mean
 
 
@@ -41,8 +41,7 @@ class Scale(nn.Module):
     """Multiplies by a constant.
 
     Maxima of 512 channels make logits of ±10 and more, on which no usual learning rate is stable;
-    Page's network shrinks them by this factor. In front of a linear layer without bias it is the
-    same.
+    Page's network shrinks its logits by this factor, which is the same without a bias.
     """
 
     def __init__(self, factor: float) -> None:
@@ -150,10 +149,6 @@ def _register(
     )
 
 
-def _timm_without_name(num_classes: int) -> nn.Module:
-    raise UsageError("timm needs the name of a model.", expected="timm:resnetv2_50x1_bit")
-
-
 _max, _stem = partial(resnet18_32, maximum=True), partial(resnet18_32, stem_pool=True)
 _stem_max = partial(resnet18_32, stem_pool=True, maximum=True)
 _register("resnet9", "untrained: ResNet-9 for 32 × 32 pixels, 6.6 million parameters", resnet9)
@@ -162,7 +157,10 @@ _register("resnet18_32_max", "untrained: the same with 4 × 4 maximum pooling", 
 _register("resnet18_32_stem", "untrained: 2 × 2 average pooling after stem and at the end", _stem)
 _register("resnet18_32_stem_max", "untrained: the same with maximum pooling", _stem_max)
 _register("convnet", "untrained: a small convnet for 64 × 64 pixels", convnet, 64, "hidden")
-_register("timm", "timm:NAME, any model of timm (extra: timm)", _timm_without_name, 224)
+_register(
+    *("timm", "timm:NAME, any model of timm (extra: timm)"),
+    lambda _: timm_stages("", pretrained=False)[0],  # which needs a name
+)
 
 
 def with_layer_norm(network: nn.Module) -> nn.Module:

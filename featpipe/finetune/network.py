@@ -27,22 +27,10 @@ UNTRAINED = "none"
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A network without its classifier.
+    """A network without its classifier, in evaluation mode.
 
-    Attributes
-    ----------
-    name : str
-    stages : nn.Sequential
-        From the normalised image to one vector per image; in evaluation mode.
-    n_features : int
-        Width of that vector.
-    bias : bool
-        Whether the network's own last layer has a bias.
-    preprocessing : Preprocessing
-    description : dict
-        Everything that changes what the stages give, as JSON-like values.
-    pretrained : bool
-    device : torch.device
+    The stages lead from the normalised image to a vector of ``n_features``; ``bias`` says whether
+    the network's own last layer has one, ``description`` everything that changes what they give.
     """
 
     name: str

@@ -20,20 +20,10 @@ from featpipe.finetune import grammar
 
 
 class Augmentation:
-    """A chain of random transforms, drawn anew for every image.
+    """Random transforms such as ``"crop:4"`` and ``"flip"``, drawn anew for every image.
 
-    Parameters
-    ----------
-    specs : sequence of str
-        ``"crop:4"``, ``"flip"``, ``"rotation:5"``, ``"cutout:16"``, applied in this order.
-    preprocessing : Preprocessing
-        Says how large prepared images are. Places without image get the mean colour of the
-        training data of the weights, which normalising turns to zero.
-
-    Raises
-    ------
-    UsageError
-        If there is no such augmentation, or its amount is missing or too large for the images.
+    Places without image get the mean colour of the training data of the weights, which normalising
+    turns to zero. An amount that is too large for the images is a ``UsageError``.
     """
 
     def __init__(self, specs: Sequence[str], preprocessing: Preprocessing) -> None:
@@ -65,18 +55,9 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class RowBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Some rows of an array, which may be memory-mapped; images are augmented on the way.
+    """Some rows of an array of activations or uint8 images, which may be memory-mapped.
 
-    Parameters
-    ----------
-    X : array-like of shape (n, ...)
-        Activations, or uint8 images.
-    y : ndarray of shape (n,), int64
-    rows : ndarray of shape (m,), int64
-        Which of them.
-    augment : callable, optional
-        Changes a batch of uint8 images at random, where ``training`` is set.
-    training : bool
+    Where ``training`` is set, ``augment`` changes batches of images at random.
     """
 
     X: Any
@@ -103,13 +84,7 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def hold_out(rows: RowBatches, share: float, seed: int) -> tuple[RowBatches, RowBatches]:
-    """Split rows into those that train and the share of every class that chooses the epoch.
-
-    Raises
-    ------
-    FitError
-        If some class has a single row, so that none of it can be held out.
-    """
+    """Split rows into those that train and the share of every class that chooses the epoch."""
     labels = rows.labels
     counts = np.unique(labels, return_counts=True)[1]
     n_valid = max(round(share * len(labels)), len(counts))

@@ -113,13 +113,7 @@ class PreparedImages:
 
 @dataclass
 class FinetuneData:
-    """Network and images of one fine-tuning; each part is made when it is asked for.
-
-    Parameters
-    ----------
-    step : Finetune
-    context : Context
-    """
+    """Network and images of one fine-tuning; each part is made when it is asked for."""
 
     step: Finetune
     context: Context
@@ -252,12 +246,7 @@ class FinetuneData:
 def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = None) -> Outcome:
     """Train and test what a step says, unless the same result exists already.
 
-    Parameters
-    ----------
-    step : Finetune
-    context : Context
-    data : FinetuneData, optional
-        Of the step, where some of its parts are replaced.
+    ``data`` is that of the step, where some of its parts are replaced.
     """
     data = data or FinetuneData(step, context)
     name = f"{slug(step.dataset)}-{data.trunk.name}-finetune-{data.key[:8]}"

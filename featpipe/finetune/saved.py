@@ -22,16 +22,7 @@ _FORMAT = 1  # of heads and of checkpoints
 
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
-    """A trained network with what is needed to use it on new images.
-
-    Parameters
-    ----------
-    network : HeadedNetwork
-        From uint8 images to logits; in evaluation mode.
-    trunk : Trunk
-        What it started from; its preprocessing prepares images.
-    classes : tuple of str
-    """
+    """A trained network in evaluation mode; the trunk's preprocessing prepares images for it."""
 
     network: HeadedNetwork
     trunk: Trunk
@@ -47,14 +38,9 @@ class TrainedHead:
 def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     """Write ``path`` (safetensors) and the JSON beside it; return their size in bytes.
 
-    Parameters
-    ----------
-    path : Path
-    network : HeadedNetwork
-        Only what was trained is written; the frozen stages are those of the weights.
-    about : dict
-        ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``,
-        ``head``, ``classes``, ``title``.
+    Only what was trained is written: the frozen stages are those of the weights. ``about`` has
+    ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``, ``head``,
+    ``classes`` and ``title``.
     """
     state = {n: value.detach().cpu().contiguous() for n, value in network.trained_state().items()}
     with atomic_write(path) as temporary:
@@ -145,10 +131,7 @@ def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[
 def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """Return state and history of an unfinished training, or ``None`` where there is none.
 
-    Raises
-    ------
-    FitError
-        If the file is damaged or belongs to another run. Nothing in it is ever executed.
+    A damaged file and one of another run are refused; nothing in it is ever executed.
     """
     if not path.is_file():
         return None

@@ -346,7 +346,7 @@ class HeadClassifier(NeuralNetClassifier):
         self.notify("on_epoch_end", **rows)
 
     def _run_batches(self, part: str, batches: DataLoader[Any], step: Callable[..., Any]) -> float:
-        """Record mean loss and accuracy of batches, and their speed in training; return the loss."""
+        """Record mean loss, accuracy and, in training, speed of batches; return the loss."""
         total, right, rows, training, started = 0.0, 0, 0, part == "train", time.perf_counter()
         for batch in batches:
             self.notify("on_batch_begin", batch=batch, training=training)
