@@ -29,6 +29,11 @@ def test_stages_compute_what_the_network_computes(network, classifier):
         torch.testing.assert_close(last(stages(x)), network(x))
 
 
+def test_a_network_of_unknown_order_is_refused():
+    with pytest.raises(UsageError, match="cannot be fine-tuned"):
+        stages_of(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), "fc")
+
+
 def test_untrained_networks_follow_from_their_seed():
     first, same, other = (
         next(load_trunk("convnet", seed=seed).stages.parameters()) for seed in (1, 1, 2)
