@@ -24,7 +24,7 @@ from featpipe.evaluation.protocol import make_splits
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.run import evaluate
 from featpipe.extract import Extract
-from featpipe.finetune.data import FinetuneData
+from featpipe.finetune.run import FinetuneData
 from featpipe.finetune.step import Finetune
 from featpipe.probes.svm import Svm
 from featpipe.provenance import environment, now

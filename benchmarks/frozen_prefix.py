@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from featpipe.evaluation.result import Result
-from featpipe.finetune.data import FinetuneData, PreparedImages
-from featpipe.finetune.run import run_finetune
+from featpipe.finetune.run import FinetuneData, PreparedImages, run_finetune
 from featpipe.finetune.step import Finetune
 from featpipe.provenance import environment, now
 from featpipe.steps import Context

@@ -20,41 +20,20 @@ _FILE = "explanation.json"
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """One picture: an image the network got wrong, and where it saw the wrong class.
+    """One picture: an image the network got wrong, and where it saw the wrong class."""
 
-    Parameters
-    ----------
-    id : str
-        Of the test image.
-    file : str
-        Name of the picture in the folder of its explanation.
-    true, predicted : str
-        Classes.
-    confidence : float
-        Probability of the predicted class.
-    """
-
-    id: str
-    file: str
+    id: str  # of the test image
+    file: str  # in the folder of the explanation
     true: str
     predicted: str
-    confidence: float
+    confidence: float  # probability of the predicted class
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``featpipe explain`` wrote once.
+    """What ``featpipe explain`` wrote once: pictures of mistakes, the most confident ones first.
 
-    Parameters
-    ----------
-    folder : Path
-    layer : str
-        Whose maps are shown.
-    strength : float
-        Opacity of the heat maps.
-    method : str
-    items : tuple of ExplainedImage
-        The most confident mistakes first.
+    The heat maps are those of ``layer``, with an opacity of ``strength``.
     """
 
     folder: Path
@@ -78,20 +57,14 @@ class Explanation:
 
     def write(self) -> None:
         """Write the explanation, after its pictures."""
-        content = {**asdict(self), "items": [asdict(item) for item in self.items]}
+        content = asdict(self)
         del content["folder"]
         with atomic_write(self.folder / _FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_explanations(result_path: Path) -> list[Explanation]:
-    """Return all complete explanations beside a result, by layer.
-
-    Parameters
-    ----------
-    result_path : Path
-        The result's JSON file.
-    """
+    """Return all complete explanations beside a result's JSON file, by layer."""
     folders = sorted(_folder(result_path).glob("*"))
     found = [one for folder in folders if (one := Explanation.read(folder)) is not None]
     return sorted(found, key=lambda one: one.layer)

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from featpipe.backbones.base import layer_shapes
 from featpipe.datasets.dataset import SourceRequest
-from featpipe.datasets.source import ImageSource
 from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, UsageError
 from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.finetune.explain import Explain, ExplainedImage, Explanation
@@ -37,28 +36,20 @@ _COLOURS = np.array([[0, 0, 255], [0, 220, 220], [255, 220, 0], [255, 0, 0]], dt
 
 
 def choose_layer(head: TrainedHead, name: str | None) -> str:
-    """Return the layer to look at: the one named, or the last stage that gives maps.
-
-    Raises
-    ------
-    UnknownNameError
-        If the network has no such layer.
-    UsageError
-        If the layer gives no maps.
-    """
+    """Return the layer to look at: the one named, or the last stage that gives maps."""
     stages = head.trunk.stages
     shapes = layer_shapes(stages, head.trunk.preprocessing.crop)
-    axes = {known: len(given[-1]) for known, given in shapes.items()}
-    able = [known for known in with_parameters(stages) if axes.get(known) == 3]
+    maps = {known for known, given in shapes.items() if len(given[-1]) == 3}
+    able = [known for known in with_parameters(stages) if known in maps]
     if name is None:
         return able[-1]
-    if name not in axes:
+    if name not in shapes:
         raise UnknownNameError(
             f"{head.trunk.name} has no layer named {name!r}.",
             expected=", ".join(able) + ", or a module within one of them",
-            next_step=did_you_mean(name, axes).strip() or None,
+            next_step=did_you_mean(name, shapes).strip() or None,
         )
-    if axes[name] != 3:
+    if name not in maps:
         raise UsageError(
             f"The layer {name!r} gives no maps that could be laid over an image.",
             expected=", ".join(able),
@@ -66,62 +57,28 @@ def choose_layer(head: TrainedHead, name: str | None) -> str:
     return name
 
 
-class _Logits(nn.Module):
-    """The whole network as Grad-CAM needs it: one output, gradients everywhere."""
-
-    def __init__(self, head: TrainedHead) -> None:
-        super().__init__()
-        network = head.network
-        self.stages = nn.Sequential(*network.frozen, *network.body)
-        self.named = {**dict(network.frozen.named_modules()), **dict(network.body.named_modules())}
-        self.head = network.head
-        for module in self.modules():
-            if isinstance(module, nn.ReLU):  # it would overwrite what the hooks keep
-                module.inplace = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.stages(x))[0]
-        return logits
-
-
 def grad_cam(
     head: TrainedHead, layer: str, images: Tensor, classes: list[int]
 ) -> NDArray[np.float32]:
-    """Return where a class was seen, by Grad-CAM.
+    """Return where prepared images (n, 3, S, S), uint8, show a class each: (n, S, S), 0 to 1.
 
-    Parameters
-    ----------
-    head : TrainedHead
-    layer : str
-        Whose maps are weighted by their mean gradient.
-    images : Tensor of shape (n, 3, S, S), uint8
-        Prepared.
-    classes : list of int
-        The class that each map is for.
-
-    Returns
-    -------
-    heat : ndarray of shape (n, S, S), float32
-        0 to 1 for each image.
-
-    Raises
-    ------
-    MissingExtraError
-        If captum is not installed.
-
-    References
-    ----------
-    Selvaraju et al.: Grad-CAM, arXiv:1610.02391.
+    The layer's maps are weighted by their mean gradient: Selvaraju et al., arXiv:1610.02391.
     """
     if LayerGradCam is None:
         raise MissingExtraError("captum", "explain")
-    network = _Logits(head).eval()
+    network = head.network
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):  # it would overwrite what the hooks keep
+            module.inplace = False
+    named = dict([*network.frozen.named_modules(), *network.body.named_modules()])
+
+    def logits(x: Tensor) -> Tensor:  # with gradients everywhere
+        return network.head(network.body(network.frozen(x)))[0]
+
     # Frozen parameters have no gradients; the image must, so that they reach every layer.
     x = head.trunk.preprocessing.normalise(images.to(head.trunk.device)).requires_grad_(True)
     target = torch.tensor(classes, device=x.device)
-    heat = LayerGradCam(network, network.named[layer]).attribute(
-        x, target=target, relu_attributions=True
-    )
+    heat = LayerGradCam(logits, named[layer]).attribute(x, target=target, relu_attributions=True)
     heat = functional.interpolate(
         heat.detach().float(), size=images.shape[-2:], mode="bilinear", align_corners=False
     )[:, 0]
@@ -133,15 +90,7 @@ def grad_cam(
 def overlay(
     image: NDArray[np.uint8], heat: NDArray[np.float32], strength: float
 ) -> NDArray[np.uint8]:
-    """Lay a heat map over an image.
-
-    Parameters
-    ----------
-    image : ndarray of shape (height, width, 3), uint8
-    heat : ndarray of shape (height, width), float32
-        0 to 1.
-    strength : float
-        Opacity where the heat is 1; where it is 0 the image stays as it is.
+    """Lay a heat map (h, w), 0 to 1, over an image (h, w, 3); opacity is ``strength * heat``.
 
     Examples
     --------
@@ -156,7 +105,7 @@ def overlay(
 
 def confident_mistakes(
     table: PredictionTable, classes: tuple[str, ...], limit: int
-) -> list[ExplainedImage]:
+) -> tuple[ExplainedImage, ...]:
     """Return the mistakes of the first model, the most confident ones first."""
     first = table.only_splits([0])
     assert first.scores is not None
@@ -164,7 +113,7 @@ def confident_mistakes(
     confidence = first.scores.max(axis=1)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
     ids = first.ids[first.row]
-    return [
+    return tuple(
         ExplainedImage(
             id=str(ids[i]),
             file=f"{of_mapping(str(ids[i]))[:12]}.png",  # an id may hold any character
@@ -173,19 +122,11 @@ def confident_mistakes(
             confidence=round(float(confidence[i]), 6),
         )
         for i in order
-    ]
+    )
 
 
 def run_explain(step: Explain, context: Context) -> Outcome:
-    """Write a picture of each mistake and what they show, unless they are there.
-
-    Raises
-    ------
-    ResultError
-        If the result is not one of ``featpipe finetune``, or its head or images are missing.
-    UnknownNameError
-        If the network has no such layer.
-    """
+    """Write a picture of each mistake and what they show, unless they are there."""
     result = find_results(context.workspace.results, [step.result])[0]
     assert result.path is not None
     if result.method != "finetune" or "model" not in result.files:
@@ -200,41 +141,23 @@ def run_explain(step: Explain, context: Context) -> Outcome:
     if explanation is None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
         explanation, status = _explain(step, context, result, folder), "done"
-        explanation.write()
     n, layer = len(explanation.items), explanation.layer
     message = f"{status}: {n} mistakes explained at {layer}\n  → {folder}"
     return Outcome(status, message, (folder, result.path), {"layer": layer, "images": n})
 
 
 def _explain(step: Explain, context: Context, result: Result, folder: Path) -> Explanation:
+    """Open network and test images of a result again, and write a picture of each mistake."""
     classes = tuple(result.dataset["classes"])
     model = context.workspace.models / result.files["model"]
     head = load_head(model, weights=step.weights, device=step.device, classes=classes)
     layer = choose_layer(head, step.layer)
     mistakes = confident_mistakes(result.predictions(), classes, step.limit)
-    source = _open_images(result, step.data, context)
-    row_of = {name: row for row, name in enumerate(source.ids)}
-    prepare = head.trunk.preprocessing.prepare
-    with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
-        for start in range(0, len(mistakes), _BATCH):
-            some = mistakes[start : start + _BATCH]
-            images = torch.stack([prepare(source.read(row_of[one.id])) for one in some])
-            maps = grad_cam(head, layer, images, [classes.index(one.predicted) for one in some])
-            for one, image, heat in zip(some, images, maps, strict=True):
-                picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)
-                with atomic_write(folder / one.file) as temporary:
-                    Image.fromarray(picture).save(temporary, format="PNG")
-                task.advance()
-    return Explanation(folder, layer, step.strength, "Grad-CAM", tuple(mistakes))
-
-
-def _open_images(result: Result, data: Path | None, context: Context) -> ImageSource:
-    """Open the test images of a result again."""
     store = result.stores[-1]
-    request = SourceRequest.from_dict(store["run"]["source"])
-    if data is not None:
-        request = request.moved(data)
     images = store["manifest"]["dataset"]
+    request = SourceRequest.from_dict(store["run"]["source"])
+    if step.data is not None:
+        request = request.moved(step.data)
     source = request.open(images["split"], request.options(context))
     if source.fingerprint != images["fingerprint"]:
         raise ResultError(
@@ -242,4 +165,18 @@ def _open_images(result: Result, data: Path | None, context: Context) -> ImageSo
             where=result.path,
             next_step="featpipe finetune … --force",
         )
-    return source
+    row_of = {name: row for row, name in enumerate(source.ids)}
+    prepare = head.trunk.preprocessing.prepare
+    with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
+        for start in range(0, len(mistakes), _BATCH):
+            some = mistakes[start : start + _BATCH]
+            batch = torch.stack([prepare(source.read(row_of[one.id])) for one in some])
+            maps = grad_cam(head, layer, batch, [classes.index(one.predicted) for one in some])
+            for one, image, heat in zip(some, batch, maps, strict=True):
+                picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)
+                with atomic_write(folder / one.file) as temporary:
+                    Image.fromarray(picture).save(temporary, format="PNG")
+                task.advance()
+    explanation = Explanation(folder, layer, step.strength, "Grad-CAM", mistakes)
+    explanation.write()
+    return explanation

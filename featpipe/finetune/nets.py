@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,18 +14,13 @@ from torchvision.models import resnet18
 from featpipe.backbones import MODELS
 from featpipe.backbones.architecture import Architecture
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
+from featpipe.errors import MissingExtraError, UnknownNameError, WeightsError
 from featpipe.registry import did_you_mean
 
 
-def _convolution(in_channels: int, out_channels: int, *, pool: bool = False) -> nn.Sequential:
-    """Return 3 × 3 convolution, batch norm, ReLU and, on request, 2 × 2 maximum pooling."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
-    ]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+def _convolution(in_channels: int, out_channels: int, *after: nn.Module) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(), *after)
 
 
 class Residual(nn.Module):
@@ -45,8 +41,7 @@ class Scale(nn.Module):
     """Multiplies by a constant.
 
     Maxima of 512 channels make logits of ±10 and more, on which no usual learning rate is stable;
-    Page's network shrinks them by this factor. In front of a linear layer without bias it is the
-    same.
+    Page's network shrinks its logits by this factor, which is the same without a bias.
     """
 
     def __init__(self, factor: float) -> None:
@@ -63,13 +58,7 @@ def resnet9(num_classes: int = 10, dropout: float = 0.1) -> nn.Sequential:
 
     prep 64 → 128 + residual → 256 → 512 + residual → 4 × 4 maximum pooling → linear without bias,
     logits times ⅛, as in D. Page, *How to train your ResNet* (2018), with a batch norm of its own
-    in prep.
-
-    Parameters
-    ----------
-    num_classes : int
-    dropout : float
-        Share of activations dropped in the residual blocks.
+    in prep. ``dropout`` is the share of activations dropped in the residual blocks.
 
     Examples
     --------
@@ -79,9 +68,9 @@ def resnet9(num_classes: int = 10, dropout: float = 0.1) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             prep=_convolution(3, 64),
-            layer1=nn.Sequential(_convolution(64, 128, pool=True), Residual(128, dropout)),
-            layer2=_convolution(128, 256, pool=True),
-            layer3=nn.Sequential(_convolution(256, 512, pool=True), Residual(512, dropout)),
+            layer1=nn.Sequential(_convolution(64, 128, nn.MaxPool2d(2)), Residual(128, dropout)),
+            layer2=_convolution(128, 256, nn.MaxPool2d(2)),
+            layer3=nn.Sequential(_convolution(256, 512, nn.MaxPool2d(2)), Residual(512, dropout)),
             pool=nn.AdaptiveMaxPool2d(1),  # 4 × 4 for images of 32 × 32
             flatten=nn.Flatten(),
             scale=Scale(0.125),
@@ -95,13 +84,8 @@ def resnet18_32(
 ) -> nn.Sequential:
     """Build the four stages of ResNet-18 (He et al., arXiv:1512.03385) behind a 3 × 3 stem.
 
-    Parameters
-    ----------
-    num_classes : int
-    stem_pool : bool
-        Pool 2 × 2 after the stem, and thus 2 × 2 instead of 4 × 4 before the classifier.
-    maximum : bool
-        Maximum instead of average pooling at both places.
+    ``stem_pool`` pools 2 × 2 after the stem, and thus 2 × 2 instead of 4 × 4 before the classifier;
+    ``maximum`` takes the maximum instead of the average at both places.
 
     Examples
     --------
@@ -138,36 +122,31 @@ def convnet(num_classes: int = 2) -> nn.Sequential:
     >>> sum(p.numel() for p in convnet().parameters())
     355778
     """
-
-    def block(in_channels: int, out_channels: int) -> nn.Sequential:
-        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        return nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2))
-
-    return nn.Sequential(
-        OrderedDict(
-            conv1=block(3, 32),
-            conv2=block(32, 64),
-            conv3=block(64, 128),
-            pool=nn.AdaptiveAvgPool2d(4),
-            flatten=nn.Flatten(),
-            hidden=nn.Sequential(nn.Linear(128 * 16, 128), nn.ReLU()),
-            fc=nn.Linear(128, num_classes),
-        )
-    )
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, (before, after) in enumerate(pairwise((3, 32, 64, 128)), start=1):
+        convolution = nn.Conv2d(before, after, 3, padding=1)
+        stages[f"conv{number}"] = nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2))
+    stages["pool"] = nn.AdaptiveAvgPool2d(4)
+    stages["flatten"] = nn.Flatten()
+    stages["hidden"] = nn.Sequential(nn.Linear(128 * 16, 128), nn.ReLU())
+    stages["fc"] = nn.Linear(128, num_classes)
+    return nn.Sequential(stages)
 
 
 def _register(
     name: str, summary: str, build: Callable[[int], nn.Module], side: int = 32, layer: str = "pool"
 ) -> None:
-    architecture = Architecture(
-        name=name,
-        summary=summary,
-        build=build,
-        classifier="fc",
-        file_preprocessing=Preprocessing(resize=side, crop=side),
-        default_layer=layer,
+    size = Preprocessing(resize=side, crop=side)
+    MODELS.register(
+        Architecture(
+            name=name,
+            summary=summary,
+            build=build,
+            classifier="fc",
+            file_preprocessing=size,
+            default_layer=layer,
+        )
     )
-    MODELS.register(architecture)
 
 
 _max, _stem = partial(resnet18_32, maximum=True), partial(resnet18_32, stem_pool=True)
@@ -178,6 +157,10 @@ _register("resnet18_32_max", "untrained: the same with 4 × 4 maximum pooling", 
 _register("resnet18_32_stem", "untrained: 2 × 2 average pooling after stem and at the end", _stem)
 _register("resnet18_32_stem_max", "untrained: the same with maximum pooling", _stem_max)
 _register("convnet", "untrained: a small convnet for 64 × 64 pixels", convnet, 64, "hidden")
+_register(
+    *("timm", "timm:NAME, any model of timm (extra: timm)"),
+    lambda _: timm_stages("", pretrained=False)[0],  # which needs a name
+)
 
 
 def with_layer_norm(network: nn.Module) -> nn.Module:
@@ -195,38 +178,11 @@ def with_layer_norm(network: nn.Module) -> nn.Module:
     return network
 
 
-class BitPool(nn.Module):
-    """What a Big Transfer network does between its last stage and its classifier."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return one vector per image."""
-        return self.head(x, pre_logits=True)
-
-
 def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Preprocessing]:
-    """Build a network of timm as named stages.
+    """Build a network of timm as named stages; return them, their width and the preprocessing.
 
     Big Transfer models (``resnetv2_*``) have the stages ``stem``, ``layer1`` … ``layer4`` and
-    ``norm``; any other model is one stage, ``features``.
-
-    Parameters
-    ----------
-    name : str
-        As timm calls it.
-    pretrained : bool
-        Whether timm should fetch the published weights.
-
-    Returns
-    -------
-    stages : nn.Sequential
-        All but the classifier.
-    n_features : int
-        Width of what they give.
-    preprocessing : Preprocessing
+    ``norm``; any other model is one stage, ``features``. ``pretrained`` fetches timm's weights.
 
     Raises
     ------
@@ -259,7 +215,7 @@ def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Pre
     if isinstance(network, timm.models.resnetv2.ResNetV2):
         layers = {f"layer{i}": stage for i, stage in enumerate(network.stages, start=1)}
         parts = {"stem": network.stem, **layers, "norm": network.norm}
-        stages = nn.Sequential(OrderedDict(**parts, pool=BitPool(network.head)))
+        stages = nn.Sequential(OrderedDict(**parts, pool=network.head))
     data: Any = timm.data
     config = data.resolve_model_data_config(network)
     side = config["input_size"][-1]
@@ -271,18 +227,3 @@ def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Pre
         interpolation=config["interpolation"],
     )
     return stages, int(network.head_hidden_size), preprocessing
-
-
-def _unnamed(num_classes: int) -> nn.Module:
-    raise UsageError("timm needs the name of a model.", expected="timm:resnetv2_50x1_bit")
-
-
-MODELS.register(
-    Architecture(
-        name="timm",
-        summary="timm:NAME, any model of timm (extra: timm)",
-        build=_unnamed,
-        classifier="",
-        file_preprocessing=Preprocessing(resize=224, crop=224),
-    )
-)

@@ -17,7 +17,7 @@ from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import choose_device
 from featpipe.errors import UnknownNameError, UsageError
-from featpipe.finetune import grammar
+from featpipe.finetune.head import Head
 from featpipe.finetune.nets import timm_stages, with_layer_norm
 from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.registry import did_you_mean
@@ -27,22 +27,10 @@ UNTRAINED = "none"
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A network without its classifier.
+    """A network without its classifier, in evaluation mode.
 
-    Attributes
-    ----------
-    name : str
-    stages : nn.Sequential
-        From the normalised image to one vector per image; in evaluation mode.
-    n_features : int
-        Width of that vector.
-    bias : bool
-        Whether the network's own last layer has a bias.
-    preprocessing : Preprocessing
-    description : dict
-        Everything that changes what the stages give, as JSON-like values.
-    pretrained : bool
-    device : torch.device
+    The stages lead from the normalised image to a vector of ``n_features``; ``bias`` says whether
+    the network's own last layer has one, ``description`` everything that changes what they give.
     """
 
     name: str
@@ -101,20 +89,13 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
             next_step="train from scratch: --weights none --norm layer",
         )
     if pretrained and not timm:
-        backbone = load_backbone(
+        found = load_backbone(
             model, weights, device=device, image_size=image_size, fit=fit, hashes=hashes
         )
-        stages, last = stages_of(backbone.network, backbone.architecture.classifier)
-        return Trunk(
-            backbone.name,
-            stages.eval(),
-            last.in_features,
-            last.bias is not None,
-            backbone.preprocessing,
-            backbone.describe(),
-            True,
-            backbone.device,
-        )
+        stages, last = stages_of(found.network, architecture.classifier)
+        width, bias = last.in_features, last.bias is not None
+        about = found.preprocessing, found.describe(), True, found.device
+        return Trunk(found.name, stages.eval(), width, bias, *about)
     if weights not in (UNTRAINED, "DEFAULT"):
         raise UsageError(
             "timm's models take timm's weights only."
@@ -169,46 +150,27 @@ def stages_of(network: nn.Module, classifier: str) -> tuple[nn.Sequential, nn.Li
     """Return a network's stages in the order of its forward pass, and its last linear layer.
 
     The modules are the network's own, under its own names, so weights fit without translation.
-
-    Parameters
-    ----------
-    network : nn.Module
-        A torchvision ResNet, a CIFAR ResNet, or an ``nn.Sequential`` of named stages.
-    classifier : str
-        Name of the last linear layer.
-
-    Raises
-    ------
-    TypeError
-        If the order of the forward pass is not known.
+    The order is known of torchvision's ResNets, CIFAR ResNets and an ``nn.Sequential``.
     """
     stages = OrderedDict(network.named_children())
     last = stages.pop(classifier)
     assert isinstance(last, nn.Linear)
+    if not isinstance(network, CifarResNet | ResNet | nn.Sequential):
+        name = type(network).__name__
+        raise UsageError(f"{name} cannot be fine-tuned: the order of its stages is not known.")
     if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
-        names = list(stages)
-        place = names.index("bn1") + 1
         stages["relu"] = nn.ReLU()
-        stages = OrderedDict((n, stages[n]) for n in [*names[:place], "relu", *names[place:]])
-    elif not isinstance(network, ResNet | nn.Sequential):
-        raise TypeError(f"{type(network).__name__} has no known stages")
-    if "flatten" not in stages:
-        stages["flatten"] = nn.Flatten()
+        for name in [name for name in stages if name not in ("conv1", "bn1", "relu")]:
+            stages.move_to_end(name)
+    stages.setdefault("flatten", nn.Flatten())
     return nn.Sequential(stages), last
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Which stages learn.
+    """Which stages learn: those ``frozen`` in front of the boundary do not.
 
-    Attributes
-    ----------
-    frozen : tuple of str
-        Stages in front of the boundary.
-    trained : tuple of str
-        Stages behind it that learn.
-    passed : tuple of str
-        Stages behind it that only pass the gradient on.
+    Behind it are those that are ``trained``, and those ``passed``: they pass the gradient on only.
     """
 
     frozen: tuple[str, ...]
@@ -240,11 +202,11 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     >>> cut_of(net, "b").passed
     ('c',)
     """
-    names = [name for name, _ in stages.named_children()]
+    names = tuple(name for name, _ in stages.named_children())
     if unfreeze in ("none", "fc"):
-        return Cut(tuple(names), (), ())
+        return Cut(names, (), ())
     if unfreeze == "all":
-        return Cut((), tuple(names), ())
+        return Cut((), names, ())
     wanted = unfreeze.removesuffix("+")
     able = with_parameters(stages)
     if wanted not in names:
@@ -260,62 +222,17 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
         )
     place = names.index(wanted)
     split = len(names) if unfreeze.endswith("+") else place + 1
-    return Cut(tuple(names[:place]), tuple(names[place:split]), tuple(names[split:]))
+    return Cut(names[:place], names[place:split], names[split:])
 
 
 def with_parameters(stages: nn.Sequential) -> list[str]:
     """Return the names of the stages that have something to learn."""
-    return [
-        name for name, stage in stages.named_children() if any(True for _ in stage.parameters())
-    ]
+    return [name for name, stage in stages.named_children() if [*stage.parameters()]]
 
 
 def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
     """Return some stages as a network of their own."""
     return nn.Sequential(OrderedDict((name, stages.get_submodule(name)) for name in names))
-
-
-class Head(nn.Module):
-    """New last layers with random weights.
-
-    Parameters
-    ----------
-    spec : str
-        ``"linear"``: one layer; ``"mlp:50"``: fifty hidden neurons with ReLU, then that layer.
-    n_features, n_classes : int
-    bias : bool
-        Whether the last layer has one; a network may be made without.
-    seed : int
-
-    Raises
-    ------
-    UsageError
-        If there is no such head, or the number of neurons is missing or wrong.
-
-    Examples
-    --------
-    >>> Head("mlp:50", 2048, 10).classifier
-    Linear(in_features=50, out_features=10, bias=True)
-    """
-
-    hidden: nn.Module
-
-    def __init__(
-        self, spec: str, n_features: int, n_classes: int, *, bias: bool = True, seed: int = 0
-    ) -> None:
-        super().__init__()
-        neurons = grammar.head(spec)[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.hidden = nn.Identity()
-            if neurons:
-                self.hidden = nn.Sequential(nn.Linear(n_features, neurons), nn.ReLU())
-            self.classifier = nn.Linear(neurons or n_features, n_classes, bias=bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (n, classes) and the features in front of the last layer (n, d)."""
-        features = self.hidden(x)
-        return self.classifier(features), features
 
 
 class HeadedNetwork(nn.Module):
@@ -327,7 +244,7 @@ class HeadedNetwork(nn.Module):
         Stages that learn are copied from it.
     cut : Cut
     head : str
-        See :class:`Head`.
+        See :class:`featpipe.finetune.head.Head`.
     n_classes : int
     seed : int
         Of the head's weights.
@@ -363,12 +280,9 @@ class HeadedNetwork(nn.Module):
     def train(self, mode: bool = True) -> HeadedNetwork:
         """Set training mode, but for what is frozen."""
         super().train(mode)
-        for module in (self.frozen, *self._passed):
+        norms = [m for m in self.body.modules() if isinstance(m, _BatchNorm)]
+        for module in (self.frozen, *self._passed, *(norms if self._freeze_statistics else ())):
             module.eval()
-        if self._freeze_statistics:
-            for module in self.body.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -393,19 +307,15 @@ class HeadedNetwork(nn.Module):
     def count_parameters(self) -> dict[str, int]:
         """Return how many numbers the whole network learns, keeps frozen, and counts.
 
-        Returns
-        -------
-        counts : dict
-            ``parameters_trained``; ``parameters_frozen``, those in front of a store included;
-            ``running_statistics`` of the batch norms, which Keras counts as non-trainable.
+        Parameters that are frozen include those in front of a store; ``running_statistics`` of the
+        batch norms are what Keras counts as non-trainable.
         """
-        sizes = {True: 0, False: self._parameters_before}
-        for parameter in self.parameters():
-            sizes[parameter.requires_grad] += parameter.numel()
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in self.parameters() if not p.requires_grad)
         running = ("running_mean", "running_var")
         statistics = [b.numel() for name, b in self.named_buffers() if name.endswith(running)]
         return {
-            "parameters_trained": sizes[True],
-            "parameters_frozen": sizes[False],
+            "parameters_trained": trained,
+            "parameters_frozen": frozen + self._parameters_before,
             "running_statistics": sum(statistics),
         }

@@ -1,15 +1,26 @@
-"""What `featpipe finetune` does: stores once, epochs on the rest, one honest test, one result."""
+"""What `featpipe finetune` does: stores once, epochs on the rest, one honest test, one result.
+
+A frozen stage gives the same activations in every epoch. They are written once into a sealed
+store, and the epochs run on the rest of the network only.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from featpipe.backbones.base import Embedder, FrozenNetwork
 from featpipe.datasets import slug
+from featpipe.datasets.dataset import SourceRequest, splits_of
+from featpipe.errors import UsageError
 from featpipe.evaluation.assemble import (
     MethodOutput,
     SplitPredictions,
@@ -19,49 +30,246 @@ from featpipe.evaluation.assemble import (
     save_result,
 )
 from featpipe.evaluation.fitting import check_rows
-from featpipe.evaluation.protocol import Split, make_splits
+from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
-from featpipe.finetune.data import FinetuneData
-from featpipe.finetune.network import HeadedNetwork
+from featpipe.extract.engine import Extraction, ExtractOptions
+from featpipe.finetune import grammar
+from featpipe.finetune.network import Cut, HeadedNetwork, Trunk, cut_of, load_trunk, part
+from featpipe.finetune.rows import Augmentation, RowBatches
 from featpipe.finetune.saved import save_head
+from featpipe.finetune.training import HeadClassifier
+from featpipe.fingerprint import FileHashes
+from featpipe.labelmap import SourceClasses
+from featpipe.provenance import package_version
 from featpipe.steps import Context, Outcome
+from featpipe.workspace import IMAGE_LAYER, user_path
 
 if TYPE_CHECKING:
     from featpipe.finetune.step import Finetune
+
+# Options that are handed on under their own names.
+_OF_TRUNK = ("model", "weights", "norm", "image_size", "fit", "device", "seed")
+_OF_TRAINING = (
+    *("label_smoothing", "schedule", "validation", "patience", "shuffle", "head_init"),
+    *("gradient_flow", "seed", "lr", "batch_size"),
+)
+_OF_OPTIMIZER = ("momentum", "betas", "eps", "weight_decay")
+
+_REFIT = ".refit.checkpoint"
+
+
+class Prefix(FrozenNetwork):
+    """The stages in front of a frozen boundary, as an :class:`~featpipe.backbones.base.Embedder`.
+
+    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``. The cut has
+    at least one frozen stage.
+    """
+
+    source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
+
+    def __init__(self, trunk: Trunk, cut: Cut) -> None:
+        stages = part(trunk.stages, cut.frozen)
+        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device)
+        self._description = trunk.description
+        last = cut.frozen[-1]
+        named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
+        if len(self.dim(f"{last}:map")) == 3:
+            self.default_layer = f"{last}:map"
+        else:  # after flattening a map of 1 × 1, which the name of the pooling tells better
+            self.default_layer = named if self.dim(named) == self.dim(last) else last
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that changes the activations, as JSON-like values."""
+        return self._description
+
+
+class PreparedImages:
+    """Images as they are before the network, for training all of it; also an ``Embedder``.
+
+    Every network of the same preprocessing shares them.
+    """
+
+    name = "prepared"
+    default_layer = IMAGE_LAYER
+    source_classes: SourceClasses | None = None
+    batch_size = 32
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.preprocessing = trunk.preprocessing
+        self.device = torch.device("cpu")
+
+    def dim(self, layer: str) -> tuple[int, ...]:
+        """Return the shape of one image."""
+        return (3, self.preprocessing.crop, self.preprocessing.crop)
+
+    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
+        """Return prepared images (b, 3, S, S), uint8, as they are."""
+        return dict.fromkeys(layers, images.numpy())
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that changes the images, as JSON-like values."""
+        return {"model": self.name, "preprocessing": self.preprocessing.as_dict()}
+
+
+@dataclass
+class FinetuneData:
+    """Network and images of one fine-tuning; each part is made when it is asked for."""
+
+    step: Finetune
+    context: Context
+
+    @property
+    def trunk_options(self) -> dict[str, Any]:
+        """What :func:`load_trunk` is asked for, with which the network can be loaded again."""
+        options = {name: getattr(self.step, name) for name in _OF_TRUNK}
+        weights = user_path(self.step.weights)
+        return options | ({"weights": str(weights.resolve())} if weights.is_file() else {})
+
+    @cached_property
+    def trunk(self) -> Trunk:
+        """The network below the head."""
+        hashes = FileHashes(self.context.workspace.hashes)
+        return load_trunk(**self.trunk_options, hashes=hashes)
+
+    @cached_property
+    def chosen(self) -> dict[str, str]:
+        """Options that are chosen automatically unless they are given, as what they mean."""
+        step, pretrained = self.step, self.trunk.pretrained
+        mixed = "mixed" if self.trunk.device.type == "cuda" else "float32"
+        keep = "keep" if pretrained else "update"
+        return {
+            "unfreeze": step.unfreeze or ("none" if pretrained else "all"),
+            "precision": mixed if step.precision == "auto" else step.precision,
+            "batch_norm": keep if step.batch_norm == "auto" else step.batch_norm,
+        }
+
+    @cached_property
+    def cut(self) -> Cut:
+        """Which stages learn; ``UsageError`` if stages of an untrained network would not."""
+        cut = cut_of(self.trunk.stages, self.chosen["unfreeze"])
+        if not self.trunk.pretrained and (cut.frozen or cut.passed):
+            raise UsageError(
+                f"{self.trunk.name} is untrained: what stays frozen would stay random.",
+                expected="--unfreeze all",
+                got=f"--unfreeze {self.chosen['unfreeze']}",
+            )
+        return cut
+
+    @cached_property
+    def augment(self) -> Augmentation | None:
+        """What changes training images; amounts that are too much are refused."""
+        specs = self.step.augment
+        return Augmentation(specs, self.trunk.preprocessing) if specs else None
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What fills the stores: frozen stages, or nothing where images change or all learns."""
+        if self.augment is not None or not self.cut.frozen:
+            return PreparedImages(self.trunk)
+        return Prefix(self.trunk, self.cut)
+
+    @cached_property
+    def extraction(self) -> Extraction:
+        """The stores of all splits, found or made."""
+        step, embedder = self.step, self.embedder
+        images = SourceRequest.of(step)
+        options = images.options(self.context, download=step.download)
+        return Extraction(
+            images,
+            step.chosen_splits(step.split or splits_of(step.dataset, options)),
+            self.context.workspace.activations / slug(step.dataset) / embedder.name,
+            lambda: embedder,
+            ExtractOptions(
+                dtype="uint8" if embedder.default_layer == IMAGE_LAYER else step.dtype,
+                on_error=step.on_error,
+                workers=step.workers,
+            ),
+            self.context,
+            record={"weights": self.trunk_options["weights"]},
+            download=step.download,
+        )
+
+    @cached_property
+    def key(self) -> str:
+        """Fingerprint of everything that the numbers follow from; nothing is trained for it."""
+        stores = [content.fingerprint for content in self.extraction.contents()]
+        tests: list[Any] = stores[1:] or [None]
+        inputs = {
+            "stores": stores,
+            "network": self.trunk.description,  # image size and fit are part of it
+            "device": self.trunk.device.type,
+            "torch": package_version("torch"),
+        }
+        protocol = resolve(self.step.protocol, tests[0])[0]
+        return self.step.key(inputs, **self.chosen, protocol=protocol, image_size=None, fit="auto")
+
+    @property
+    def title(self) -> str:
+        """Name of the method, unless the step has a title."""
+        what = {
+            "none": "new head",
+            "fc": "new head",
+            "all": "fine-tuned" if self.trunk.pretrained else "from scratch",
+        }
+        unfreeze = self.chosen["unfreeze"]
+        return f"{self.trunk.name} {what.get(unfreeze, f'{unfreeze} fine-tuned')}"
+
+    def batches(self, rows: RowSet) -> RowBatches:
+        """Return rows of a store as batches."""
+        return RowBatches(rows.store.features(), rows.store.labels, rows.rows, self.augment)
+
+    def estimator(self, n_classes: int, **more: Any) -> HeadClassifier:
+        """Return the estimator of the step; ``more`` are its parameters for one training."""
+        step = self.step
+        given = {name: getattr(step, name) for name in _OF_TRAINING}
+        optimizer = {name: getattr(step, name) for name in _OF_OPTIMIZER}
+        optimizer["nesterov"] = step.nesterov or None
+        given |= {f"optimizer__{name}": v for name, v in optimizer.items() if v is not None}
+        return HeadClassifier(
+            module__trunk=self.trunk,
+            module__cut=self.cut,
+            module__head=step.head,
+            module__n_classes=n_classes,
+            module__seed=step.seed,
+            module__from_store=isinstance(self.embedder, Prefix),
+            module__freeze_statistics=self.chosen["batch_norm"] == "keep",
+            losses=step.loss,
+            augment=self.augment,
+            precision=self.chosen["precision"],
+            max_epochs=step.epochs,
+            optimizer=getattr(torch.optim, grammar.OPTIMIZERS[step.optimizer][0]),
+            device=str(self.trunk.device),
+            **{**given, **more},
+        )
 
 
 def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = None) -> Outcome:
     """Train and test what a step says, unless the same result exists already.
 
-    Parameters
-    ----------
-    step : Finetune
-    context : Context
-    data : FinetuneData, optional
-        Of the step, where some of its parts are replaced.
+    ``data`` is that of the step, where some of its parts are replaced.
     """
     data = data or FinetuneData(step, context)
     name = f"{slug(step.dataset)}-{data.trunk.name}-finetune-{data.key[:8]}"
     path = context.workspace.results / f"{name}.json"
-    existing = None if step.force else complete_result(path, _model_path(path, context))
+    model = context.workspace.models / f"{name}.safetensors"
+    existing = None if step.force else complete_result(path, model)
     if existing is None:
-        return outcome_of(_train_and_test(data, path), "done")
+        return outcome_of(_train_and_test(data, path, model), "done")
     if existing.settings["title"] != step.title:  # no training is repeated for a name
         existing.settings["title"] = step.title
-        existing.title = step.title or _title(data)
+        existing.title = step.title or data.title
         existing.save(path)
     return outcome_of(existing, "up to date")
 
 
-def _train_and_test(data: FinetuneData, path: Path) -> Result:
+def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     """Train on every split of the protocol; save the result, and the network of the first."""
-    step, context = data.step, data.context
+    step = data.step
     train, *tests = data.extraction.stores()
     protocol, splits = make_splits(step.protocol, train, tests[0] if tests else None, step.seed)
     for split in splits:
         check_rows(split)
-    model = _model_path(path, context)
-    checkpoints = [model.with_name(f"{path.stem}.{n}.checkpoint") for n in range(len(splits))]
+    checkpoints = [model.with_suffix(f".{number}.checkpoint") for number in range(len(splits))]
     trained = [
         train_split(data, split, checkpoint, f"{data.key} {number}")
         for number, (split, checkpoint) in enumerate(zip(splits, checkpoints, strict=True))
@@ -75,15 +283,15 @@ def _train_and_test(data: FinetuneData, path: Path) -> Result:
     extra = {
         "history": facts[0]["history"],
         "network": data.trunk.description,
-        "request": step.request(context, data.extraction.sources),
+        "request": step.request(data.context, data.extraction.sources),
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }
-    evaluated = MethodOutput(_title(data), [tested for tested, _ in trained], cost, [], extra)
-    result, table = build_result(step, data.key, protocol, evaluated, context)
+    output = MethodOutput(data.title, [tested for tested, _ in trained], cost, [], extra)
+    result, table = build_result(step, data.key, protocol, output, data.context)
     about = {
         "trunk": data.trunk.description,
         "request": data.trunk_options,
-        "unfreeze": data.unfreeze,
+        "unfreeze": data.chosen["unfreeze"],
         "head": step.head,
         "classes": list(train.classes),
         "title": result.title,
@@ -93,7 +301,7 @@ def _train_and_test(data: FinetuneData, path: Path) -> Result:
     save_result(result, path, table)
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
-        _of_refit(checkpoint).unlink(missing_ok=True)
+        checkpoint.with_suffix(_REFIT).unlink(missing_ok=True)
     return result
 
 
@@ -102,14 +310,8 @@ def train_split(
 ) -> tuple[SplitPredictions, HeadedNetwork]:
     """Train on one split's training rows and predict its test rows once.
 
-    Parameters
-    ----------
-    data : FinetuneData
-    split : Split
-    checkpoint : Path
-        Written after every epoch; an existing one is continued.
-    run : str
-        What tells this training from all others.
+    The checkpoint is written after every epoch, and an existing one is continued; ``run`` tells
+    this training from all others.
     """
     more: dict[str, Any] = {
         "progress": data.context.progress,
@@ -122,7 +324,7 @@ def train_split(
     lines, best, probe_c = estimator.epochs_, estimator.best_epoch_, estimator.probe_c_
     flow, epochs = estimator.gradient_flow_, list(lines)
     if data.step.refit:
-        more |= {"checkpoint": _of_refit(checkpoint), "run": f"{run} refit {best}"}
+        more |= {"checkpoint": checkpoint.with_suffix(_REFIT), "run": f"{run} refit {best}"}
         more |= {"validation": 0.0, "patience": None, "stop_after": best, "probe_c": probe_c}
         estimator = data.estimator(**more)
         estimator.fit(train, train.labels)
@@ -141,20 +343,3 @@ def train_split(
     }
     tested = SplitPredictions(split, scores.argmax(axis=1), scores, probabilities=True, facts=facts)
     return tested, estimator.module_
-
-
-def _model_path(path: Path, context: Context) -> Path:
-    return context.workspace.models / f"{path.stem}.safetensors"
-
-
-def _of_refit(checkpoint: Path) -> Path:
-    return checkpoint.with_suffix(".refit.checkpoint")
-
-
-def _title(data: FinetuneData) -> str:
-    what = {
-        "none": "new head",
-        "fc": "new head",
-        "all": "fine-tuned" if data.trunk.pretrained else "from scratch",
-    }
-    return f"{data.trunk.name} {what.get(data.unfreeze, f'{data.unfreeze} fine-tuned')}"

@@ -1,4 +1,4 @@
-"""Trained heads on the disk: tensors as safetensors, everything else as JSON beside them."""
+"""Training on the disk: trained heads as safetensors and JSON, checkpoints of unfinished ones."""
 
 from __future__ import annotations
 
@@ -13,31 +13,20 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from featpipe.errors import ResultError, WeightsError
+from featpipe.errors import FitError, ResultError, WeightsError
 from featpipe.finetune.network import HeadedNetwork, Trunk, cut_of, load_trunk
 from featpipe.workspace import atomic_write
 
-_FORMAT = 1
+_FORMAT = 1  # of heads and of checkpoints
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
-    """A trained network with what is needed to use it on new images.
-
-    Parameters
-    ----------
-    network : HeadedNetwork
-        From uint8 images to logits; in evaluation mode.
-    trunk : Trunk
-        What it started from; its preprocessing prepares images.
-    classes : tuple of str
-    title : str
-    """
+    """A trained network in evaluation mode; the trunk's preprocessing prepares images for it."""
 
     network: HeadedNetwork
     trunk: Trunk
     classes: tuple[str, ...]
-    title: str
 
     def predict_proba(self, images: torch.Tensor) -> NDArray[np.float32]:
         """Return probabilities (n, classes) of prepared images (n, 3, S, S), uint8."""
@@ -49,14 +38,9 @@ class TrainedHead:
 def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     """Write ``path`` (safetensors) and the JSON beside it; return their size in bytes.
 
-    Parameters
-    ----------
-    path : Path
-    network : HeadedNetwork
-        Only what was trained is written; the frozen stages are those of the weights.
-    about : dict
-        ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``,
-        ``head``, ``classes``, ``title``.
+    Only what was trained is written: the frozen stages are those of the weights. ``about`` has
+    ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``, ``head``,
+    ``classes`` and ``title``.
     """
     state = {n: value.detach().cpu().contiguous() for n, value in network.trained_state().items()}
     with atomic_write(path) as temporary:
@@ -97,14 +81,10 @@ def load_head(
     beside = path.with_suffix(".json")
     try:
         content = json.loads(beside.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ResultError(
-            "There is no such head.", where=beside, next_step="featpipe finetune --help"
-        ) from None
+        if not isinstance(content, dict) or content.get("featpipe_head") != _FORMAT:
+            raise ValueError("it is not a head of this version of featpipe")
     except (OSError, ValueError) as error:
-        raise ResultError(f"The head cannot be read: {error}", where=beside) from None
-    if not isinstance(content, dict) or content.get("featpipe_head") != _FORMAT:
-        raise ResultError("This is not a head of this version of featpipe.", where=beside)
+        raise _unreadable(beside, error) from None
     known = tuple(content["classes"])
     if classes is not None and classes != known:
         raise ResultError(
@@ -128,9 +108,50 @@ def load_head(
     try:
         network.load_trained_state(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ResultError(
-            f"The head cannot be read: {error}",
+        raise _unreadable(path, error) from None
+    return TrainedHead(network.eval().to(trunk.device), trunk, known)
+
+
+def _unreadable(path: Path, error: Exception) -> ResultError:
+    advice = "train it again: the same command with --force"
+    return ResultError(f"The head cannot be read: {error}", where=path, next_step=advice)
+
+
+def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[Any]) -> None:
+    """Replace the checkpoint, atomically.
+
+    ``run`` is the fingerprint of everything that the numbers of this training follow from;
+    ``state`` has tensors, numbers and texts in dicts and lists.
+    """
+    content = {"format": _FORMAT, "run": run, "history": json.dumps(history), **state}
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Return state and history of an unfinished training, or ``None`` where there is none.
+
+    A damaged file and one of another run are refused; nothing in it is ever executed.
+    """
+    if not path.is_file():
+        return None
+    advice = f"to start again: rm {str(path)!r}"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError("no checkpoint of a training")
+        found, form = content["run"], content["format"]
+        history = json.loads(content["history"])
+    except Exception as error:  # torch has no kind of its own for a damaged file
+        reason = str(error).partition("\n")[0][:120]
+        what = "The checkpoint is damaged."
+        raise FitError(what, where=path, got=reason, next_step=advice) from None
+    if found != run or form != _FORMAT:
+        raise FitError(
+            "The checkpoint belongs to another run.",
             where=path,
-            next_step="train it again: the same command with --force",
-        ) from None
-    return TrainedHead(network.eval().to(trunk.device), trunk, known, content["title"])
+            expected=f"run {run[:12]}",
+            got=f"run {str(found)[:12]}",
+            next_step=advice,
+        )
+    return content, history

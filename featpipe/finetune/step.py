@@ -181,15 +181,8 @@ class Finetune(ImageStep):
     def chosen_splits(self, known: Sequence[str]) -> list[str]:
         """Return the training split and, unless the protocol cuts its own rows, the test split.
 
-        Parameters
-        ----------
-        known : sequence of str
-            The splits of the dataset, the training split first.
-
-        Raises
-        ------
-        UsageError
-            If the dataset has more than two splits and none are chosen.
+        The dataset's ``known`` splits begin with that of the training rows; ``UsageError`` if there
+        are more than two and none are chosen.
         """
         splits = list(self.split or known)
         if len(splits) > 2:
@@ -222,13 +215,12 @@ class Finetune(ImageStep):
         known = self.split or splits_of(self.dataset, options)
         sources = [images.open(split, options) for split in self.chosen_splits(known)]
         request = self.request(context, sources)
-        for path, content in _results(context):
-            if content["extra"].get("request") != request or self.force:
+        for path, content in () if self.force else _results(context):
+            if content["extra"].get("request") != request:
                 continue
-            files, key = content["files"], content["key"][:8]
-            beside = path.with_name(files["predictions"])
-            if beside.exists() and (context.workspace.models / files["model"]).exists():
-                return Status(True, "result is there", key, (path,))
+            files, models = content["files"], context.workspace.models
+            if path.with_name(files["predictions"]).exists() and (models / files["model"]).exists():
+                return Status(True, "result is there", content["key"][:8], (path,))
         return Status(False, "no such result yet")
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:

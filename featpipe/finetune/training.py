@@ -1,8 +1,14 @@
-"""The estimator: scikit-learn's contract, skorch's loop, checkpoints and an honest best epoch."""
+"""The estimator: scikit-learn's contract, skorch's steps, an honest best epoch, exact resuming.
+
+skorch's own callbacks cannot do the latter two: ``LRScheduler`` makes a new scheduler when training
+begins and saves none; ``EarlyStopping`` ends a training by ``KeyboardInterrupt``, which is the
+user's, its best epoch follows from one number only, and its state is not saved either.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,25 +19,41 @@ import torch
 from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+)
 from torch.utils.data import DataLoader
 
 from featpipe.errors import FitError, UsageError
 from featpipe.finetune import grammar
-from featpipe.finetune.callbacks import (
-    RECORDED,
-    BestEpoch,
-    EpochRecord,
-    GradientFlow,
-    divergence,
-    read_checkpoint,
-    write_checkpoint,
-)
-from featpipe.finetune.losses import HeadLoss
+from featpipe.finetune.head import HeadLoss, Rows, start_from_probe
 from featpipe.finetune.network import HeadedNetwork
-from featpipe.finetune.probe_start import best_probe, set_last_layer
 from featpipe.finetune.rows import RowBatches, hold_out
-from featpipe.finetune.schedules import Schedule
+from featpipe.finetune.saved import read_checkpoint, write_checkpoint
 from featpipe.progress import SILENT, Progress
+
+RECORDED = (
+    *("epoch", "train_loss", "valid_loss", "train_accuracy", "valid_accuracy"),
+    *("lr", "seconds", "images_per_s"),
+)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.float().softmax(dim=1)
+
+
+# Where skorch's own defaults differ.
+_DEFAULTS: dict[str, Any] = {
+    "criterion": HeadLoss,
+    "optimizer": torch.optim.Adam,
+    "predict_nonlinearity": _softmax,
+    "train_split": None,
+    "verbose": 0,
+}
 
 
 def derived_seed(*numbers: int) -> int:
@@ -44,6 +66,24 @@ def derived_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) -> Any:
+    """Return torch's scheduler for ``"none"``, ``"multistep:80,120"``, ``"cosine"`` and so on.
+
+    ``epochs`` of so many ``batches`` are what it is made for. A one-cycle schedule is stepped after
+    every batch, any other one after every epoch.
+    """
+    name, numbers = grammar.schedule(spec)
+    if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
+        return CosineAnnealingLR(optimizer, T_max=epochs)
+    if name == "plateau":
+        return ReduceLROnPlateau(optimizer, factor=0.1, patience=numbers[0] if numbers else 5)
+    if name == "onecycle":
+        rate = optimizer.param_groups[0]["lr"]
+        # Momentum and betas stay as they were given.
+        return OneCycleLR(optimizer, rate, total_steps=epochs * batches, cycle_momentum=False)
+    return MultiStepLR(optimizer, numbers, gamma=0.1)  # at no epoch, where there is no schedule
+
+
 class HeadClassifier(NeuralNetClassifier):
     """A network with a new head, trained on stored activations or on images.
 
@@ -53,10 +93,10 @@ class HeadClassifier(NeuralNetClassifier):
     Parameters
     ----------
     losses : tuple of str
-        See :class:`featpipe.finetune.losses.HeadLoss`.
+        See :class:`featpipe.finetune.head.HeadLoss`.
     label_smoothing : float
     schedule : str
-        See :class:`featpipe.finetune.schedules.Schedule`.
+        See :func:`make_schedule`.
     validation : float
         Share of the training rows that chooses the epoch; 0: the last epoch is taken.
     patience : int or None
@@ -69,7 +109,7 @@ class HeadClassifier(NeuralNetClassifier):
     precision : {"float32", "mixed"}
         ``"mixed"``: bfloat16 where torch's autocast allows it.
     head_init : {"random", "probe"}
-        Where the last layer starts; see :mod:`featpipe.finetune.probe_start`.
+        Where the last layer starts; see :func:`featpipe.finetune.head.start_from_probe`.
     probe_c : float or None
         Regularisation of that probe; ``None``: chosen on validation rows.
     gradient_flow : bool
@@ -92,9 +132,11 @@ class HeadClassifier(NeuralNetClassifier):
     epochs_ : list of dict
         One line per epoch: losses, accuracies, learning rate, seconds, images per second.
     best_epoch_ : int
-        The epoch whose weights the network has.
+        The epoch whose weights the network has: the best on validation rows, or the last.
     probe_c_ : float or None
         Regularisation of the probe that the head started from.
+    gradient_flow_ : list of list of dict
+        Mean and maximum absolute gradient of each layer: one list per epoch.
     """
 
     module_: HeadedNetwork
@@ -139,13 +181,11 @@ class HeadClassifier(NeuralNetClassifier):
         self.run = run
         self.progress = progress
         self.label = label
-        fixed = {"criterion": HeadLoss, "train_split": None, "verbose": 0}
-        super().__init__(module, **{**fixed, "optimizer": torch.optim.Adam, **settings})
+        super().__init__(module, **{**_DEFAULTS, **settings})
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Any]]:
-        flow = [("gradient_flow", GradientFlow())] if self.gradient_flow else []
-        return [("record", EpochRecord()), *flow, ("best", BestEpoch(self.patience))]
+        return []
 
     @property
     def epochs_(self) -> list[dict[str, Any]]:
@@ -154,23 +194,18 @@ class HeadClassifier(NeuralNetClassifier):
 
     @property
     def gradient_flow_(self) -> list[list[dict[str, Any]]]:
-        """Mean and maximum absolute gradient of each layer: one list per epoch."""
+        """Gradients of each layer: one list per epoch."""
         return [epoch["gradient_flow"] for epoch in self.history if "gradient_flow" in epoch]
 
     @property
     def best_epoch_(self) -> int:
-        """The epoch whose weights the network has: the best on validation rows, or the last."""
-        return self._best.best_["epoch"] or len(self.history)
+        """The epoch whose weights the network has."""
+        return self.best_["epoch"] or len(self.history)
 
     @property
     def classes_(self) -> NDArray[np.int64]:
         """Labels that the columns of ``predict_proba`` stand for."""
         return np.arange(self.module_.head.classifier.out_features)
-
-    @property
-    def _best(self) -> BestEpoch:
-        best: BestEpoch = dict(self.callbacks_)["best"]
-        return best
 
     def initialize_module(self) -> HeadClassifier:
         """Make the network; convolutions on the CPU and on GPUs are faster channels-last."""
@@ -193,34 +228,34 @@ class HeadClassifier(NeuralNetClassifier):
         labels = np.zeros(len(X), np.int64) if y is None else np.asarray(y, np.int64)
         return RowBatches(X, labels, np.arange(len(X)), self.augment)
 
-    def get_split_datasets(
-        self, X: Any, y: Any = None, **fit_params: Any
-    ) -> tuple[RowBatches, RowBatches | None]:
-        """Return the rows that train and the rows that choose the epoch."""
-        rows = self.get_dataset(X, y)
-        return hold_out(rows, self.validation, self.seed) if self.validation else (rows, None)
-
     def get_iterator(self, dataset: RowBatches, training: bool = False) -> Any:
         """Return batches; the order follows from torch's generator."""
         size = self.batch_size
         # Batch norm cannot learn from a single row, nor triplets from a rest of few.
         triplets = any(grammar.loss(spec)[0] == "triplet" for spec in self.losses)
+        incomplete = triplets or len(dataset) % size == 1
         return DataLoader(
             replace(dataset, training=training),
             batch_size=size,
             shuffle=training and self.shuffle,
-            drop_last=training
-            and (triplets or len(dataset) % size == 1)
-            and 1 < size < len(dataset),
-            collate_fn=_collated,
+            drop_last=training and incomplete and 1 < size < len(dataset),
+            collate_fn=tuple,  # the rows have put a whole batch together
         )
 
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
     ) -> HeadClassifier:
-        """Train up to the last epoch, from where the training has arrived.
+        """Train up to the last epoch, from where the training has arrived; take the best weights.
 
         Unlike skorch's, an interruption by the user is not taken for the end of the training.
+
+        Raises
+        ------
+        FitError
+            If the rows have a single class or one that the head does not have, or the training
+            diverges.
+        UsageError
+            If the learning rate is not above zero, or a batch is larger than all rows.
         """
         if not self.initialized_:
             self.initialize()
@@ -234,56 +269,103 @@ class HeadClassifier(NeuralNetClassifier):
     def fit_loop(
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> HeadClassifier:
-        """Train epoch by epoch; take the weights of the best one at the end.
-
-        Raises
-        ------
-        FitError
-            If the rows have a single class or one that the head does not have, or the training
-            diverges.
-        UsageError
-            If the learning rate is not above zero, or a batch is larger than all rows.
-        """
-        train, valid = self.get_split_datasets(X, y)
+        """Train epoch by epoch."""
+        train, valid = self.get_dataset(X, y), None
+        if self.validation:
+            train, valid = hold_out(train, self.validation, self.seed)
         self._check(train.labels)
         batches = self.get_iterator(train, training=True)
-        validation = None if valid is None else self.get_iterator(valid)
-        self.schedule_ = Schedule(self.schedule, self.optimizer_, self.max_epochs, len(batches))
+        self.schedule_ = make_schedule(
+            self.schedule, self.optimizer_, self.max_epochs, len(batches)
+        )
+        self.best_: dict[str, Any] = {"epoch": None, "score": [-math.inf, -math.inf], "state": {}}
         self.probe_c_: float | None = None
         if not self._resume() and self.head_init == "probe":
-            self._start_from_probe(train, valid)
-        best, last_epoch = self._best, min(self.max_epochs, self.stop_after or self.max_epochs)
+            choose = None if valid is None or self.probe_c is not None else self._features(valid)
+            last = self.module_.head.classifier
+            self.probe_c_ = start_from_probe(last, self._features(train), choose, self.probe_c)
+        last_epoch = min(self.max_epochs, self.stop_after or self.max_epochs)
         with self.progress.task(self.label, last_epoch, len(self.history)) as task:
             for epoch in range(len(self.history) + 1, last_epoch + 1):
-                if best.exhausted(epoch - 1):
+                best = self.best_["epoch"]
+                if self.patience and best and epoch - 1 - best >= self.patience:
                     break
                 torch.manual_seed(derived_seed(self.seed, epoch))
-                self.notify("on_epoch_begin", dataset_train=train, dataset_valid=valid)
-                for part, some, step in (
-                    ("train", batches, self.train_step),
-                    ("valid", validation, self.validation_step),
-                ):
-                    self.run_single_epoch(some, part == "train", prefix=part, step_fn=step)
-                if validation is None:  # no loss says whether the last step broke the network
-                    logits, _ = self.evaluation_step(next(iter(batches)), training=False)
-                    if not torch.isfinite(logits).all():
-                        raise divergence(self, "its outputs are not finite")
-                self.notify("on_epoch_end", dataset_train=train, dataset_valid=valid)
+                self._train_epoch(batches, valid)
                 line = self.history[-1]
-                loss = line["train_loss"] if valid is None else line["valid_loss"]
-                self.schedule_.after_epoch(loss)
-                valid_accuracy = line["valid_accuracy"]
-                checked = "" if valid is None else f" (validation {valid_accuracy:.3f})"
+                checked = "" if valid is None else f" (validation {line['valid_accuracy']:.3f})"
                 task.advance(
                     loss=f"loss {line['train_loss']:.4f}",
                     accuracy=f"accuracy {line['train_accuracy']:.3f}{checked}",
                     lr=f"lr {line['lr']:.1e}",
                     rate=f"{line['images_per_s']:.0f} images/s",
                 )
-                self._save()
-        if best.best_["epoch"] is not None:
-            self.module_.load_trained_state(best.best_["state"])
+                if self.checkpoint is not None:
+                    self._save(self.checkpoint)
+        if self.best_["epoch"] is not None:
+            self.module_.load_trained_state(self.best_["state"])
         return self
+
+    def _train_epoch(self, batches: DataLoader[Any], valid: RowBatches | None) -> None:
+        """Train once on all batches, write the epoch's line, and step the schedule.
+
+        A loss that is not finite is an error: nothing good comes after it.
+        """
+        rows = {"dataset_train": batches.dataset, "dataset_valid": valid}
+        self.notify("on_epoch_begin", **rows)
+        record, started = self.history.record, time.perf_counter()
+        record("lr", float(self.optimizer_.param_groups[0]["lr"]))
+        self.gradients_: dict[str, list[Tensor]] = {}
+        loss = self._run_batches("train", batches, self.train_step)
+        if valid is not None:
+            checked = self.get_iterator(valid)
+            loss = self._run_batches("valid", checked, self.validation_step)
+        else:  # no loss says whether the last step broke the network
+            logits, _ = self.evaluation_step(next(iter(batches)), training=False)
+            if not torch.isfinite(logits).all():
+                raise self._divergence("its outputs are not finite")
+            record("valid_loss", None)
+            record("valid_accuracy", None)
+        record("seconds", round(time.perf_counter() - started, 4))
+        if self.gradient_flow:
+            flow = [
+                {"layer": layer, "mean": float(total) / len(batches), "max": float(largest)}
+                for layer, (total, largest) in self.gradients_.items()
+            ]
+            record("gradient_flow", flow)
+        line = self.history[-1]
+        score = [line["valid_accuracy"], -loss]  # of equals, the lowest loss
+        if valid is not None and score > self.best_["score"]:
+            state = self.module_.trained_state().items()
+            copied = {name: value.detach().cpu().clone() for name, value in state}
+            self.best_ = {"epoch": line["epoch"], "score": score, "state": copied}
+        if isinstance(self.schedule_, ReduceLROnPlateau):
+            self.schedule_.step(loss)
+        elif not isinstance(self.schedule_, OneCycleLR):
+            self.schedule_.step()
+        self.notify("on_epoch_end", **rows)
+
+    def _run_batches(self, part: str, batches: DataLoader[Any], step: Callable[..., Any]) -> float:
+        """Record mean loss, accuracy and, in training, speed of batches; return the loss."""
+        total, right, rows, training, started = 0.0, 0, 0, part == "train", time.perf_counter()
+        for batch in batches:
+            self.notify("on_batch_begin", batch=batch, training=training)
+            done = step(batch)
+            if training and isinstance(self.schedule_, OneCycleLR):
+                self.schedule_.step()
+            loss, labels = done["loss"].item(), batch[1]
+            if not math.isfinite(loss):
+                raise self._divergence(f"its loss is {loss}")
+            total += loss * len(labels)
+            right += int((done["y_pred"][0].argmax(dim=1).cpu() == labels).sum())
+            rows += len(labels)
+            self.notify("on_batch_end", batch=batch, training=training, **done)
+        if training:
+            rate = rows / max(time.perf_counter() - started, 1e-9)
+            self.history.record("images_per_s", round(rate, 1))
+        self.history.record(f"{part}_loss", total / rows)
+        self.history.record(f"{part}_accuracy", right / rows)
+        return total / rows
 
     def _check(self, labels: NDArray[np.int64]) -> None:
         """Refuse rows, a head, a learning rate or a batch size that do not fit together."""
@@ -308,33 +390,25 @@ class HeadClassifier(NeuralNetClassifier):
                 got=self.batch_size,
             )
 
-    def _start_from_probe(self, train: RowBatches, valid: RowBatches | None) -> None:
-        def seen_by_last_layer(rows: RowBatches) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-            batches = [self.evaluation_step(batch)[1] for batch in self.get_iterator(rows)]
-            return torch.cat(batches).float().cpu().numpy(), rows.labels
+    def _features(self, rows: RowBatches) -> Rows:
+        """Return what the last layer sees of rows, and their labels."""
+        batches = [self.evaluation_step(batch)[1] for batch in self.get_iterator(rows)]
+        return torch.cat(batches).float().cpu().numpy(), rows.labels
 
-        last = self.module_.head.classifier
-        choose = None if valid is None or self.probe_c is not None else seen_by_last_layer(valid)
-        probe = best_probe(
-            seen_by_last_layer(train), choose, c=self.probe_c, bias=last.bias is not None
-        )
-        set_last_layer(last, probe)
-        self.probe_c_ = float(probe[-1].C)
-
-    def _save(self) -> None:
-        """Write down how far the training is, if it has a checkpoint."""
-        if self.checkpoint is None:
-            return
-        state = {
-            "module": self.module_.trained_state(),
-            "criterion": self.criterion_.state_dict(),
-            "optimizer": self.optimizer_.state_dict(),
-            "schedule": self.schedule_.state_dict(),
-            "best": self._best.best_,
-            "probe_c": self.probe_c_,
+    @property
+    def _stateful(self) -> dict[str, Any]:
+        return {
+            "criterion": self.criterion_,
+            "optimizer": self.optimizer_,
+            "schedule": self.schedule_,
         }
+
+    def _save(self, checkpoint: Path) -> None:
+        state = {name: part.state_dict() for name, part in self._stateful.items()}
+        state |= {"module": self.module_.trained_state()}
+        state |= {"best": self.best_, "probe_c": self.probe_c_}
         lines = [{k: v for k, v in epoch.items() if k != "batches"} for epoch in self.history]
-        write_checkpoint(self.checkpoint, self.run, state, lines)
+        write_checkpoint(checkpoint, self.run, state, lines)
 
     def _resume(self) -> bool:
         """Load the state of an interrupted training; return whether there is one."""
@@ -343,22 +417,37 @@ class HeadClassifier(NeuralNetClassifier):
             return False
         state, lines = found
         self.module_.load_trained_state(state["module"])
-        self.criterion_.load_state_dict(state["criterion"])
-        self.optimizer_.load_state_dict(state["optimizer"])
-        self.schedule_.load_state_dict(state["schedule"])
-        self._best.best_ = state["best"]
-        self.probe_c_ = state["probe_c"]
+        for name, part in self._stateful.items():
+            part.load_state_dict(state[name])
+        self.best_, self.probe_c_ = state["best"], state["probe_c"]
         for line in lines:
             self.history.new_epoch()
             for name, value in line.items():
                 self.history.record(name, value)
         return True
 
-    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Learn from one batch."""
-        step: dict[str, Any] = super().train_step(batch, **fit_params)
-        self.schedule_.after_batch()
-        return step
+    def _divergence(self, sign: str) -> FitError:
+        done = len(self.history) - 1
+        kept = f"the state after epoch {done} is kept: {self.checkpoint}"
+        return FitError(
+            f"The training diverged in epoch {done + 1}: {sign}.",
+            where=kept if done and self.checkpoint else None,
+            got=f"learning rate {self.history[-1, 'lr']:g}",
+            next_step="lower --lr" + (", or --precision float32" * (self.precision == "mixed")),
+        )
+
+    def on_grad_computed(self, net: Any, named_parameters: Any, *args: Any, **_: Any) -> None:
+        """Add mean and maximum of the gradients of one batch.
+
+        Layers whose mean gradient vanishes do not learn; maxima that grow announce divergence.
+        """
+        for name, parameter in named_parameters if self.gradient_flow else ():
+            if parameter.grad is not None and name.endswith("weight"):
+                size = parameter.grad.detach().abs()
+                layer = name.removesuffix(".weight").removeprefix("body.")
+                total, largest = self.gradients_.get(layer, [torch.zeros(()), torch.zeros(())])
+                largest = torch.maximum(largest, size.max().cpu())
+                self.gradients_[layer] = [total + size.mean().cpu(), largest]
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         """Run the network on one batch."""
@@ -367,15 +456,3 @@ class HeadClassifier(NeuralNetClassifier):
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.precision == "mixed"):
             return super().infer(x, **fit_params)
-
-    def _get_predict_nonlinearity(self) -> Callable[[Tensor], Tensor]:
-        return _softmax
-
-
-def _collated(batch: Any) -> Any:
-    """Return a batch that the dataset has put together already; a lambda cannot be pickled."""
-    return batch
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.float().softmax(dim=1)

@@ -9,13 +9,7 @@ from torchvision.models import resnet18
 from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.finetune.nets import resnet9
-from featpipe.finetune.network import (
-    Head,
-    HeadedNetwork,
-    cut_of,
-    load_trunk,
-    stages_of,
-)
+from featpipe.finetune.network import HeadedNetwork, cut_of, load_trunk, stages_of
 
 
 @pytest.mark.parametrize(
@@ -33,6 +27,11 @@ def test_stages_compute_what_the_network_computes(network, classifier):
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(last(stages(x)), network(x))
+
+
+def test_a_network_of_unknown_order_is_refused():
+    with pytest.raises(UsageError, match="cannot be fine-tuned"):
+        stages_of(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), "fc")
 
 
 def test_untrained_networks_follow_from_their_seed():
@@ -99,18 +98,6 @@ def test_the_state_of_another_network_is_refused(change):
     state = {**network.trained_state(), **change}
     with pytest.raises(ValueError, match="not the state of this network"):
         network.load_trained_state({k: v for k, v in state.items() if v is not None})
-
-
-def test_heads():
-    assert sum(p.numel() for p in Head("linear", 4, 3).parameters()) == 15
-    assert sum(p.numel() for p in Head("linear", 4, 3, bias=False).parameters()) == 12
-    assert [p.numel() for p in Head("mlp:50", 4, 3).parameters()] == [200, 50, 150, 3]
-
-
-@pytest.mark.parametrize("wrong", ["mlp", "mlp:0", "mlp:x", "linear:3"])
-def test_wrong_heads_are_refused(wrong):
-    with pytest.raises(UsageError):
-        Head(wrong, 4, 3)
 
 
 def test_layer_norm_does_not_fit_pretrained_weights(weights):

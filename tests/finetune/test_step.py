@@ -10,7 +10,7 @@ import pytest
 
 from featpipe.errors import FeatpipeError, MissingExtraError, UnknownNameError, UsageError
 from featpipe.evaluation.result import Result
-from featpipe.finetune.data import FinetuneData
+from featpipe.finetune.run import FinetuneData
 from featpipe.finetune.step import Finetune
 from featpipe.steps import STEPS
 

@@ -1,4 +1,4 @@
-"""Losses: the paper's formulas, and cross-entropy alone outside of training."""
+"""Heads and their losses: the right layers, the papers' formulas, cross-entropy to validate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ import pytest
 import torch
 
 from featpipe.errors import MissingExtraError, UsageError
-from featpipe.finetune import losses
-from featpipe.finetune.losses import CenterLoss, HeadLoss
+from featpipe.finetune import head
+from featpipe.finetune.head import CenterLoss, Head, HeadLoss
+
+
+def test_heads():
+    assert sum(p.numel() for p in Head("linear", 4, 3).parameters()) == 15
+    assert sum(p.numel() for p in Head("linear", 4, 3, bias=False).parameters()) == 12
+    assert [p.numel() for p in Head("mlp:50", 4, 3).parameters()] == [200, 50, 150, 3]
+
+
+@pytest.mark.parametrize("wrong", ["mlp", "mlp:0", "mlp:x", "linear:3"])
+def test_wrong_heads_are_refused(wrong):
+    with pytest.raises(UsageError):
+        Head(wrong, 4, 3)
 
 
 def test_smoothing_counts_in_training_only():
@@ -42,6 +54,6 @@ def test_wrong_weights_are_refused(wrong):
 
 
 def test_the_triplet_extra_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(losses, "TripletMarginLoss", None)
+    monkeypatch.setattr(head, "TripletMarginLoss", None)
     with pytest.raises(MissingExtraError, match="pytorch-metric-learning"):
         HeadLoss(("triplet",), n_classes=2, n_features=2)
