@@ -71,7 +71,7 @@ class Content:
 
 
 class Section:
-    """A part of the page with a heading of its own: ``name`` is its anchor, ``title`` the heading."""
+    """A part of the page with a heading of its own; ``name`` is its anchor."""
 
     name: str
     title: str
