@@ -7,8 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from featpipe.report.page import build_report
-from featpipe.report.provenance import facts, recipes_of, step
+from featpipe.report.page import build_report, identity, recipes_of, step
 from featpipe.steps import Context
 from tests.report.conftest import Made, Page
 
@@ -46,7 +45,9 @@ def test_commands_are_listed_once_stores_first(made: Made) -> None:
     first = text.index("featpipe extract --model toynet")
     assert first < text.index("featpipe svm")
     bare = [replace(r, command="", stores=[]) for r in made.results[:1]]
-    assert "not recorded (made from Python)" in dict(facts(made.data(bare).methods[0]))["Command"]
+    assert (
+        "not recorded (made from Python)" in dict(identity(made.data(bare).methods[0]))["Command"]
+    )
 
 
 def test_a_step_can_be_pasted_into_a_recipe(made: Made) -> None:
@@ -63,7 +64,7 @@ def test_everything_that_identifies_a_result_is_named(made: Made) -> None:
             "label_map": {"name": "narrow", "fingerprint": "f" * 64},
         },
     )
-    known = dict(facts(made.data([result]).methods[0]))
+    known = dict(identity(made.data([result]).methods[0]))
     assert known["Run on"] == "2024-05-02T09:30:00+00:00"
     assert result.key[:16] in known["Result"]
     assert known["Network"] == "resnet18, weights name v1"
