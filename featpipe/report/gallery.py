@@ -112,13 +112,12 @@ def always_wrong(group: Group, images: GroupImages, limit: int) -> tuple[int, li
     First those on whose wrong class most methods agree.
     """
     rows = np.flatnonzero((group.share_right == 0).all(axis=0))
-    votes = {row: np.bincount(group.predicted[:, row]) for row in rows}
+    votes = {row: np.bincount(group.predicted[:, row]) for row in rows.tolist()}
     items = []
-    for row in sorted(rows, key=lambda row: -votes[row].max())[:limit]:
+    for row in sorted(votes, key=lambda row: -votes[row].max())[:limit]:
         answer = group.columns[votes[row].argmax()]
         agree = f"{votes[row].max()} of {len(group.methods)} say so"
-        image_id, true = str(group.ids[row]), group.classes[group.true[row]]
-        items.append(GalleryItem(image_id, true, answer, images.thumbnail(image_id), agree))
+        items.append(_group_item(group, row, answer, images, agree))
     return len(rows), items
 
 
@@ -132,11 +131,10 @@ def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[st
             rows = np.flatnonzero(
                 (group.share_right[winner] == 1) & (group.share_right[loser] == 0)
             )
-            items = []
-            for row in rows[:each]:
-                image_id, true = str(group.ids[row]), group.classes[group.true[row]]
-                answer = group.methods[loser].columns[group.predicted[loser, row]]
-                items.append(GalleryItem(image_id, true, answer, images.thumbnail(image_id)))
+            columns, predicted = group.methods[loser].columns, group.predicted[loser]
+            items = [
+                _group_item(group, row, columns[predicted[row]], images) for row in rows[:each]
+            ]
             title = group.methods[winner].title
             sides.append({"winner": title, "count": len(rows), "shown": items})
         parts.append({"rival": group.methods[rival].title, "sides": sides})
@@ -180,3 +178,10 @@ def _item(
         remark,
         overlays.get(image_id),
     )
+
+
+def _group_item(
+    group: Group, row: int, answer: str, images: GroupImages, remark: str = ""
+) -> GalleryItem:
+    image_id, true = str(group.ids[row]), group.classes[group.true[row]]
+    return GalleryItem(image_id, true, answer, images.thumbnail(image_id), remark)

@@ -15,7 +15,7 @@ from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.report.data import Method, ReportData
-from featpipe.report.render import MISSING, render, render_page
+from featpipe.report.render import render, render_page
 from featpipe.report.sections import SECTIONS, Content, Section
 from featpipe.report.step import Report, html_path
 from featpipe.report.tables import Comparison, conclude
@@ -182,7 +182,6 @@ class Provenance(Section):
             folder=self.folder,
             files=self.files,
             groups=data.groups,
-            identity=identity,
             step=step,
         )
         return Content(html)
@@ -207,47 +206,3 @@ def step(method: Method) -> str:
 
 def _yaml(values: Mapping[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def identity(method: Method) -> list[tuple[str, str]]:
-    """Return name and value of everything that identifies a result."""
-
-    def listed(values: Mapping[str, Any]) -> str:
-        return ", ".join(f"{k} {value}" for k, value in values.items() if value not in (None, ""))
-
-    def images(dataset: Mapping[str, Any]) -> str:
-        return (
-            f"{dataset['name']} {dataset['split']}, {dataset['images']} images, "
-            f"fingerprint {dataset['fingerprint'][:16]}"
-        )
-
-    result = method.result
-    seed = result.settings.get("seed")
-    known = [
-        ("Run on", result.created),
-        ("Command", result.command or "not recorded (made from Python)"),
-        ("Protocol", listed(result.protocol)),
-        ("Seed", MISSING if seed is None else str(seed)),
-        ("Result", f"{result.name}, key {result.key[:16]}"),
-        ("Test images", images(result.dataset["test"])),
-    ]
-    for store in result.stores:
-        manifest = store["manifest"]
-        backbone, split = manifest.get("backbone", {}), manifest["dataset"]["split"]
-        features = (
-            f"{backbone.get('model', '?')} {store['layer']}, store {store['fingerprint'][:16]}, "
-            f"made {store['run'].get('created', '?')}"
-        )
-        known.append((f"Features of {split}", features))
-        if "weights" in backbone:
-            known.append((f"Weights ({split})", listed(backbone["weights"])))
-        known.append((f"Images of {split}", images(manifest["dataset"])))
-    if network := result.extra.get("network"):
-        known.append(("Network", f"{network['model']}, weights {listed(network['weights'])}"))
-    if label_map := result.extra.get("label_map"):
-        known.append(("Label map", f"{label_map['name']}, {label_map['fingerprint'][:16]}"))
-    machine = dict(result.environment)
-    packages = listed(machine.pop("packages", {}))
-    known.append(("Versions", f"Python {machine.pop('python', '?')}, {packages}"))
-    known.append(("Hardware", listed(machine)))
-    return known

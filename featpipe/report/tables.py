@@ -24,19 +24,6 @@ MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not writte
 _HEAT_LEVELS = 10
 _NAMED = 3  # more names than these would hide the verdict
 _NOT_PARAMETERS = {"accuracy", "converged", "sd", "seconds", "loss"}
-_SHARES = {
-    "top_2_accuracy": "top-2 accuracy",
-    "top_3_accuracy": "top-3 accuracy",
-    "top_5_accuracy": "top-5 accuracy",
-    "coverage": "coverage (not sent to “other”)",
-    "accuracy_covered": "accuracy where covered",
-    "accuracy_with_source": "accuracy on classes with a source class",
-}
-_FIGURES = {
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "expected calibration error",
-}
 
 
 class Comparison(Section):
@@ -54,7 +41,6 @@ class Comparison(Section):
             "comparison.html.j2",
             group=group,
             conclusion=conclude(group),
-            facts=facts,
             published=published,
             charts=[accuracy_chart(group, published), cost_chart(group)],
             pairs=[turned(pair) if pair["difference"] < 0 else pair for pair in group.pairs],
@@ -81,7 +67,6 @@ class Methods(Section):
                 search = search_of(method)
                 charts = [search] if isinstance(search, Chart) else []
                 panels[method] = {
-                    "figures": key_figures(method),
                     "confusion": confusion(method),
                     "charts": [*method_curves(method), *charts, *training_charts(method)],
                     "search": None if charts else search,
@@ -163,24 +148,6 @@ def turned(pair: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def facts(method: Method) -> str:
-    """Return what else a number cannot be read without: features, choice, protocol, seed."""
-    row = method.row
-    chosen = row["chosen"]
-    if chosen.count(";") > 1:  # more than two values in turn would bury the number beside them
-        chosen = f"{chosen.partition('=')[0]} chosen for each model"
-    spread = "" if row["sd"] is None else f" (sd {percent(row['sd'])})"
-    parts = [
-        row["features"],
-        chosen,
-        row["protocol"],
-        f"{row['models']} models{spread}" if row["models"] > 1 else "",
-        "" if row["seed"] is None else f"seed {row['seed']}",
-        "" if row["converged"] else "not converged",
-    ]
-    return " · ".join(part for part in parts if part)
-
-
 # -- one method ----------------------------------------------------------------------------------
 
 
@@ -200,15 +167,6 @@ def confusion(method: Method) -> dict[str, Any]:
     # Few errors are what one looks for: the square root lifts them off the paper.
     heat = np.ceil(np.sqrt(share) * _HEAT_LEVELS)
     return {**named, "rows": np.stack([matrix, share, heat], axis=2), "chart": None}
-
-
-def key_figures(method: Method) -> list[tuple[str, str]]:
-    """Return name and value of the metrics that a method has beyond the comparison table."""
-    metrics = {key: value for key, value in method.metrics.items() if value is not None}
-    return [
-        *((_SHARES[key], f"{percent(metrics[key])} %") for key in _SHARES if key in metrics),
-        *((_FIGURES[key], f"{metrics[key]:.4f}") for key in _FIGURES if key in metrics),
-    ]
 
 
 def _grids(method: Method) -> list[tuple[str, Any, Any]]:
