@@ -107,16 +107,14 @@ def conclude(group: Group) -> str:
     tests = {method.title: pair_of(group, best, method) for method in worse}
     nearest = min(tests, key=lambda title: tests[title]["difference"])
     pair, p = tests[nearest], p_value(max(test["p_adjusted"] for test in tests.values()))
-    each, s = f"{nearest}, which is", ""
-    if len(worse) > 1:
-        each, s = (
-            f"each of the other {len(worse)} methods, of which the nearest, {nearest}, is",
-            "s",
-        )
+    only = len(worse) == 1
+    each = "" if only else f"each of the other {len(worse)} methods, of which the nearest, "
     return (
-        f"{start}, and is distinguishable from {each} {percent(pair['difference'])} points behind "
+        f"{start}, and is distinguishable from {each}{nearest}, {'which ' * only}is "
+        f"{percent(pair['difference'])} points behind "
         f"(95\u00a0% interval {points(pair['ci_low'])} to {points(pair['ci_high'])}; "
-        f"exact paired test{s}, Holm-adjusted p {p if p.startswith('<') else f'≤ {p}'})."
+        f"exact paired test{'s' * (not only)}, Holm-adjusted "
+        f"p {p if p.startswith('<') else f'≤ {p}'})."
     )
 
 
@@ -136,15 +134,12 @@ def pair_of(group: Group, a: Method, b: Method) -> dict[str, Any]:
 
 def turned(pair: dict[str, Any]) -> dict[str, Any]:
     """Return a paired test with its two methods exchanged."""
+    flipped = {"a": "b", "b": "a", "a_better": "b_better", "b_better": "a_better"}
+    negated = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low"}
     return {
         **pair,
-        "a": pair["b"],
-        "b": pair["a"],
-        "difference": -pair["difference"],
-        "ci_low": -pair["ci_high"],
-        "ci_high": -pair["ci_low"],
-        "a_better": pair["b_better"],
-        "b_better": pair["a_better"],
+        **{name: pair[other] for name, other in flipped.items()},
+        **{name: -pair[other] for name, other in negated.items()},
     }
 
 
