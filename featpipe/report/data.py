@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +67,12 @@ class Method:
         return self.result.splits[int(self.table.split[0])]["metrics"].get("brier") is not None
 
     @cached_property
-    def _first(self) -> NDArray[np.int64]:
+    def by_id(self) -> NDArray[np.intp]:
+        """The order of the test rows by id: tables may list the same images differently."""
+        return np.argsort(self.table.ids, kind="stable")
+
+    @cached_property
+    def _first(self) -> NDArray[np.intp]:
         """The first prediction of each test row, as indices of shape (n,)."""
         rows, first = np.unique(self.table.row, return_index=True)
         if len(rows) != len(self.table.ids):
@@ -86,12 +92,11 @@ class Method:
     @cached_property
     def share_right(self) -> NDArray[np.float64]:
         """Share of all models that were right on each row, of shape (n,)."""
-        n = len(self.table.ids)
-        right = np.bincount(self.table.row, weights=self.table.correct, minlength=n)
-        return right / np.bincount(self.table.row, minlength=n)
+        right = np.bincount(self.table.row, weights=self.table.correct)
+        return right / np.bincount(self.table.row)
 
     @cached_property
-    def wrong(self) -> NDArray[np.int64]:
+    def wrong(self) -> NDArray[np.intp]:
         """Rows that are misclassified, the most confident errors first."""
         rows = np.flatnonzero(self.predicted != self.table.true)
         if self.confidence is None:
@@ -105,23 +110,22 @@ class Method:
             return None
         scores = self.table.scores[self._first]
         if self.has_probabilities:
-            chosen = np.take_along_axis(scores, self.predicted[:, None], axis=1)
-            return chosen[:, 0].astype(np.float64)
-        top = np.partition(scores, -2, axis=1)[:, -2:]
-        return (top[:, 1] - top[:, 0]).astype(np.float64)
+            return scores[np.arange(len(scores)), self.predicted].astype(np.float64)
+        top = np.partition(scores, -2, axis=1)
+        return (top[:, -1] - top[:, -2]).astype(np.float64)
 
     @cached_property
     def first_model(self) -> Predictions:
         """Predictions of the first model alone: what curves can honestly be drawn from."""
         one = self.table.only_splits([int(self.table.split[0])])
+        kind = "probabilities" if self.has_probabilities else "scores"
         return Predictions(
             ids=one.ids[one.row],
             y_true=one.true[one.row],
             y_pred=one.predicted,
             classes=self.classes,
-            scores=None if self.has_probabilities else one.scores,
-            probabilities=one.scores if self.has_probabilities else None,
             other=self.result.dataset["other"],
+            **{kind: one.scores},
         )
 
     @property
@@ -156,31 +160,75 @@ class Group:
         return max((method.columns for method in self.methods), key=len)
 
     @cached_property
-    def _orders(self) -> list[NDArray[np.int64]]:
-        """Rows of each method's table by id: tables may list the same images differently."""
-        return [np.argsort(method.table.ids, kind="stable") for method in self.methods]
-
-    @cached_property
     def ids(self) -> NDArray[np.str_]:
         """Ids of the test rows, sorted."""
-        return self.methods[0].table.ids[self._orders[0]]
+        return self.methods[0].table.ids[self.methods[0].by_id]
 
     @cached_property
     def true(self) -> NDArray[np.int64]:
         """True classes, in the order of :attr:`ids`."""
-        return self.methods[0].table.true[self._orders[0]]
+        return self.methods[0].table.true[self.methods[0].by_id]
 
     @cached_property
     def predicted(self) -> NDArray[np.int64]:
         """First answers, of shape (methods, n)."""
-        pairs = zip(self.methods, self._orders, strict=True)
-        return np.stack([method.predicted[order] for method, order in pairs])
+        return np.stack([method.predicted[method.by_id] for method in self.methods])
 
     @cached_property
     def share_right(self) -> NDArray[np.float64]:
         """Share of right models, of shape (methods, n)."""
-        pairs = zip(self.methods, self._orders, strict=True)
-        return np.stack([method.share_right[order] for method, order in pairs])
+        return np.stack([method.share_right[method.by_id] for method in self.methods])
+
+
+def group_labels(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Return what tells the groups apart: the dataset, else its images, else a number."""
+    if len(groups) == 1:
+        return [""]
+    datasets = [str(rows[0]["dataset"]) for rows in groups]
+    sizes = [f"{rows[0]['dataset']}, {rows[0]['n_test']} test images" for rows in groups]
+    numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
+    return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
+
+
+def unique_titles(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return titles made different by what differs: features, protocol, a setting, else the name.
+
+    ``rows`` are those of the comparison, in the order of the results.
+    """
+    settings = [settings_of(result) for result in results]
+
+    def setting(members: list[int]) -> list[str]:
+        for key in dict.fromkeys(key for i in members for key in settings[i]):
+            values = [settings[i].get(key) for i in members]
+            if len({str(value) for value in values}) > 1:
+                return ["" if value is None else f"{key} {value}" for value in values]
+        return []
+
+    titles = [str(row["method"]) for row in rows]
+    for fact in ("features", "protocol", "setting", "name"):
+        for title in sorted({t for t in titles if titles.count(t) > 1}):
+            members = [i for i, other in enumerate(titles) if other == title]
+            added = (
+                setting(members) if fact == "setting" else [rows[i][fact] or "" for i in members]
+            )
+            if len(set(added)) > 1:
+                for i, more in zip(members, added, strict=True):
+                    titles[i] = f"{title}, {more}" if more else title
+    return titles
+
+
+def settings_of(result: Result) -> dict[str, Any]:
+    """Return the settings of a result that may change its numbers; paths of inputs do not."""
+    options = options_of(STEPS.get(result.method)) if result.method in STEPS else {}
+    return {
+        key: value
+        for key, value in result.settings.items()
+        if key not in options
+        or (options[key].affects_result and options[key].item_type is not Path)
+    }
+
+
+# -- images --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -221,150 +269,11 @@ def data_uri(picture: Image.Image, quality: int = 80) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-@dataclass(frozen=True, eq=False)
-class ReportData:
-    """Everything that a page is a function of."""
-
-    comparison: Comparison
-    groups: list[Group]
-    report: Report  # what the reader chose
-    context: Context
-    sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
-    _images: dict[Group, GroupImages] = field(default_factory=dict)
-    _sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)
-
-    @classmethod
-    def load(
-        cls,
-        results: Sequence[Result],
-        report: Report | None = None,
-        context: Context | None = None,
-    ) -> Self:
-        """Read predictions and compare; see :func:`featpipe.statistics.comparison.compare`."""
-        report = report or Report()
-        # Equal accuracies keep their order, so it must not depend on how the results were listed.
-        results = sorted(results, key=lambda result: result.name)
-        comparison = compare(results, published=report.reference or report.published)
-        by_name = {result.name: result for result in results}
-        rows_of: dict[str, list[dict[str, Any]]] = {}
-        for row in comparison.rows:
-            rows_of.setdefault(row["group"], []).append(row)
-        groups: list[Group] = []
-        number = 0
-        for rows, label in zip(rows_of.values(), _labels(list(rows_of.values())), strict=True):
-            methods = []
-            found = [by_name[row["name"]] for row in rows]
-            for result, row, title in zip(found, rows, unique_titles(found, rows), strict=True):
-                number += 1
-                table = result.predictions()
-                methods.append(Method(result, table, row, f"method-{number}", title))
-            names = {row["name"] for row in rows}
-            pairs = [
-                pair
-                for pair in comparison.pairs
-                if pair["reason"] is None and {pair["a"], pair["b"]} <= names
-            ]
-            groups.append(Group(methods[0].result.dataset["name"], methods, pairs, label))
-        return cls(comparison, groups, report, context or Context())
-
-    @property
-    def methods(self) -> list[Method]:
-        """All methods, group by group."""
-        return [method for group in self.groups for method in group.methods]
-
-    def published(self, group: Group) -> list[dict[str, Any]]:
-        """Return the published rows of a group's dataset, once for each dataset."""
-        first = next(other for other in self.groups if other.dataset == group.dataset)
-        rows = self.comparison.published if first is group else []
-        return [row for row in rows if row["dataset"] == group.dataset]
-
-    def frame(self, rows_of: Callable[[Method], Iterable[dict[str, Any]]]) -> pd.DataFrame:
-        """Return the rows that belong to each method as one table, unrounded."""
-        rows = [
-            {"result": method.row["name"], "method": method.title, **row}
-            for method in self.methods
-            for row in rows_of(method)
-        ]
-        return pd.DataFrame(rows)
-
-    def images(self, group: Group) -> GroupImages:
-        """Return the test images of a group; they are opened once."""
-        if group not in self._images:
-            self._images[group] = GroupImages(group, self)
-        return self._images[group]
-
-    def open(self, request: SourceRequest, split: str) -> ImageSource:
-        """Return a dataset's split; several groups of one dataset open it once."""
-        key = (request, split)
-        if key not in self._sources:
-            self._sources[key] = request.open(split, request.options(self.context))
-        return self._sources[key]
-
-
-def _labels(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Return what tells the groups apart: the dataset, else its images, else a number."""
-    if len(groups) == 1:
-        return [""]
-    datasets = [str(rows[0]["dataset"]) for rows in groups]
-    sizes = [f"{rows[0]['dataset']}, {rows[0]['n_test']} test images" for rows in groups]
-    numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
-    return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
-
-
-def unique_titles(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return titles made different by what differs: features, protocol, a setting, else the name.
-
-    Parameters
-    ----------
-    results : sequence of Result
-    rows : sequence of dict
-        Their rows of the comparison, in the same order.
-    """
-    settings = [settings_of(result) for result in results]
-
-    def setting(members: list[int]) -> list[str]:
-        for key in dict.fromkeys(key for i in members for key in settings[i]):
-            values = [settings[i].get(key) for i in members]
-            if len({str(value) for value in values}) > 1:
-                return ["" if value is None else f"{key} {value}" for value in values]
-        return [""] * len(members)
-
-    titles = [str(row["method"]) for row in rows]
-    for disambiguators in (
-        lambda members: [str(rows[i]["features"] or "") for i in members],
-        lambda members: [str(rows[i]["protocol"] or "") for i in members],
-        setting,
-        lambda members: [str(rows[i]["name"]) for i in members],
-    ):
-        for title in sorted({t for t in titles if titles.count(t) > 1}):
-            members = [i for i, other in enumerate(titles) if other == title]
-            added = disambiguators(members)
-            if len(set(added)) > 1:
-                for i, more in zip(members, added, strict=True):
-                    titles[i] = f"{title}, {more}" if more else title
-    return titles
-
-
-def settings_of(result: Result) -> dict[str, Any]:
-    """Return the settings of a result that may change its numbers; paths of inputs do not."""
-    options = options_of(STEPS.get(result.method)) if result.method in STEPS else {}
-    return {
-        key: value
-        for key, value in result.settings.items()
-        if key not in options
-        or (options[key].affects_result and options[key].item_type is not Path)
-    }
-
-
 class GroupImages:
     """The test images of a group of methods, found again by id.
 
-    Attributes
-    ----------
-    missing : str or None
-        Why there are no images at all.
-    doubt : str or None
-        Why the images may not be those that were tested.
+    ``missing`` says why there are no images at all, ``doubt`` why they may not be those that were
+    tested; both are None where nothing is wrong.
     """
 
     def __init__(self, group: Group, data: ReportData) -> None:
@@ -382,17 +291,17 @@ class GroupImages:
         request = SourceRequest.from_dict(asked)
         if data.report.data is not None:
             request = request.moved(data.report.data)
+        key = (request, tested["split"])
         try:
-            self._source = source = data.open(request, tested["split"])
+            if key not in data.sources:
+                data.sources[key] = request.open(tested["split"], request.options(data.context))
         except (FeatpipeError, OSError) as error:
             self.missing = str(error).splitlines()[0]
             return
-        tested_as = dict(
-            zip(group.ids.tolist(), (group.classes[c] for c in group.true), strict=True)
-        )
-        for row, (image_id, label) in enumerate(
-            zip(source.ids, source.labels.tolist(), strict=True)
-        ):
+        self._source = source = data.sources[key]
+        classes = np.array(group.classes, dtype=object)[group.true]
+        tested_as = dict(zip(group.ids.tolist(), classes, strict=True))
+        for row, (image_id, label) in enumerate(zip(source.ids, source.labels, strict=True)):
             # One whose class differs is another image.
             if label >= 0 and tested_as.get(image_id) == source.classes[label]:
                 self._rows[image_id] = row
@@ -417,3 +326,70 @@ class GroupImages:
             return self._source.read(self._rows[image_id])
         except (FeatpipeError, OSError):
             return None
+
+
+# -- everything ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """Everything that a page is a function of."""
+
+    comparison: Comparison
+    groups: list[Group]
+    report: Report  # what the reader chose
+    context: Context
+    sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
+    sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        results: Sequence[Result],
+        report: Report | None = None,
+        context: Context | None = None,
+    ) -> Self:
+        """Read predictions and compare; see :func:`featpipe.statistics.comparison.compare`."""
+        report = report or Report()
+        # Equal accuracies keep their order, so it must not depend on how the results were listed.
+        results = sorted(results, key=lambda result: result.name)
+        by_name = {result.name: result for result in results}
+        comparison = compare(results, published=report.reference or report.published)
+        grouped = [list(rows) for _, rows in groupby(comparison.rows, lambda row: row["group"])]
+        tested = [pair for pair in comparison.pairs if pair["reason"] is None]
+        groups: list[Group] = []
+        number = count(1)
+        for rows, label in zip(grouped, group_labels(grouped), strict=True):
+            found = {row["name"]: by_name[row["name"]] for row in rows}
+            methods = [
+                Method(result, result.predictions(), row, f"method-{next(number)}", title)
+                for result, row, title in zip(
+                    found.values(), rows, unique_titles([*found.values()], rows), strict=True
+                )
+            ]
+            pairs = [pair for pair in tested if pair["a"] in found]  # and then b is too
+            groups.append(Group(rows[0]["dataset"], methods, pairs, label))
+        return cls(comparison, groups, report, context or Context())
+
+    @property
+    def methods(self) -> list[Method]:
+        """All methods, group by group."""
+        return [method for group in self.groups for method in group.methods]
+
+    def published(self, group: Group) -> list[dict[str, Any]]:
+        """Return the published rows of a group's dataset, once for each dataset."""
+        first = next(other for other in self.groups if other.dataset == group.dataset)
+        rows = self.comparison.published if first is group else []
+        return [row for row in rows if row["dataset"] == group.dataset]
+
+    def frame(self, rows_of: Callable[[Method], Iterable[dict[str, Any]]]) -> pd.DataFrame:
+        """Return the rows that belong to each method as one table, unrounded."""
+        return pd.DataFrame(
+            {"result": method.row["name"], "method": method.title, **row}
+            for method in self.methods
+            for row in rows_of(method)
+        )
+
+    def images(self, group: Group) -> GroupImages:
+        """Return the test images of a group."""
+        return GroupImages(group, self)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
@@ -23,7 +23,6 @@ from featpipe.workspace import IMAGE_LAYER
 MAX_POINTS = 600  # what five seconds for the whole page allow: 1000 points took t-SNE 3.7 s
 MAX_MAPS = 3
 _COMPONENTS = 50  # principal components that t-SNE sees, as in van der Maaten and Hinton 2008
-_NEIGHBOURS = 6
 _SCALE = 1000
 _TILE = 40
 _TILE_COLUMNS = 32
@@ -70,18 +69,10 @@ class FeatureMaps(Section):
 
 
 def find_store(method: Method, root: Path) -> FeatureStore:
-    """Return the very store that a result used.
-
-    Raises
-    ------
-    FeatpipeError
-        If it is not on the disk any more, or another one has taken its place.
-    """
+    """Return the very store that a result used; one that is gone or was made again is an error."""
     known = method.result.stores[-1]
-    path = Path(known["path"])
-    candidates = [path, root / path]
-    if method.result.path is not None:
-        candidates += [parent / path for parent in method.result.path.parents]
+    parents = [] if method.result.path is None else method.result.path.parents
+    candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise FeatpipeError("its feature store is not on the disk any more")
@@ -120,7 +111,7 @@ def feature_map(
         "neighbours": nearest(X),
         "tile": _TILE,
         "tile_columns": _TILE_COLUMNS,
-        "sprite": None if images.missing else sprite(map(images.read, ids)),
+        "sprite": None if images.missing else sprite(map(images.read, ids), len(ids)),
     }
     part = "" if len(shown) == len(group.ids) else f" of {len(group.ids)}, evenly over the classes"
     caption = (
@@ -133,19 +124,9 @@ def feature_map(
 
 
 def project(X: NDArray[np.float32], seed: int) -> tuple[dict[str, NDArray[np.float64]], float]:
-    """Return PCA and t-SNE coordinates, and the share of variance of the two components.
+    """Return t-SNE and PCA coordinates (n, 2), and the share of variance of the two components.
 
     One thread: the order in which threads add floats would otherwise show in the picture.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    seed : int
-
-    Returns
-    -------
-    views : dict of str to ndarray of shape (n, 2)
-    share : float
     """
     # Equal rows have no variance to share out: 0 / 0.
     with threadpool_limits(1), np.errstate(invalid="ignore"):
@@ -172,14 +153,8 @@ def _perplexity(n: int) -> float:
     return min(30.0, (n - 1) / 3)
 
 
-def nearest(X: NDArray[np.float32], k: int = _NEIGHBOURS) -> list[list[int]]:
-    """Return the k nearest other rows of each row, by cosine.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n, d), float32
-    k : int
-    """
+def nearest(X: NDArray[np.float32], k: int = 6) -> list[list[int]]:
+    """Return the k nearest other rows of each row of X, by cosine."""
     unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
     with threadpool_limits(1):
         similarity = unit @ unit.T
@@ -194,27 +169,19 @@ def _quantised(xy: NDArray[np.float64]) -> list[int]:
     return np.rint(centred * _SCALE).astype(int).ravel().tolist()
 
 
-def sprite(images: Iterable[NDArray[np.uint8] | None]) -> str:
-    """Return many images as one, tile by tile, as a data URI; ``None`` leaves a grey tile.
-
-    Parameters
-    ----------
-    images : iterable of ndarray of shape (height, width, 3), uint8, or None
-    """
-    grey, tiles = "#888", []
-    for image in images:
-        tile = Image.new("RGB", (_TILE, _TILE), grey) if image is None else Image.fromarray(image)
+def sprite(images: Iterable[NDArray[np.uint8] | None], n: int) -> str:
+    """Return n images as one, tile by tile, as a data URI; ``None`` leaves a grey tile."""
+    size = (_TILE_COLUMNS * _TILE, -(-n // _TILE_COLUMNS) * _TILE)
+    whole = Image.new("RGB", size, "#888")
+    for number, image in enumerate(images):
+        if image is None:
+            continue
+        tile = Image.fromarray(image)
         if max(tile.size) <= LOSSLESS:  # keep the pixels of tiny images square
-            factor = _TILE // max(tile.size)
-            tile = tile.resize(
-                (tile.width * factor, tile.height * factor), Image.Resampling.NEAREST
-            )
+            tile = ImageOps.scale(tile, _TILE // max(tile.size), Image.Resampling.NEAREST)
         else:
             tile.thumbnail((_TILE, _TILE), Image.Resampling.BILINEAR, reducing_gap=1.5)
-        tiles.append(tile)
-    rows = -(-len(tiles) // _TILE_COLUMNS)
-    whole = Image.new("RGB", (_TILE_COLUMNS * _TILE, rows * _TILE), grey)
-    for number, tile in enumerate(tiles):
-        left, top = number % _TILE_COLUMNS * _TILE, number // _TILE_COLUMNS * _TILE
-        whole.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
+        row, column = divmod(number, _TILE_COLUMNS)
+        left, top = (_TILE - tile.width) // 2, (_TILE - tile.height) // 2
+        whole.paste(tile, (column * _TILE + left, row * _TILE + top))
     return data_uri(whole, quality=70)

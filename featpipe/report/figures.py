@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from featpipe.evaluation.curves import pr_curves, reliability_curve, roc_curves
@@ -34,10 +35,11 @@ COSTS = {
     "parameters_trained": "parameters trained",
     "model_bytes": "model, bytes",
 }
-_STEPS = 10_000  # curve coordinates are whole ten-thousandths: half the bytes of decimals
+_UNIT = 10_000  # curve coordinates are whole ten-thousandths: half the bytes of decimals
 _FEW_LINES = 6
 _LEAST_POINTS = 3  # two points are a comparison, and that is in the table
 _NO_SWEEP = {"seed", "split_seed"}  # more draws of the same, not more of something
+_DRAWN = {"train": "training", "valid": "validation", "lr": "learning rate"}
 _ACCURACY = axis("accuracy", format="percent")
 
 
@@ -50,14 +52,14 @@ class Variation(Section):
 
     def content(self, data: ReportData) -> Content:
         """Return low-shot curves, the spread over models and sweeps of each group."""
+        why = Markup(
+            "no result has several models or a low-shot curve "
+            "(<code>--protocol folds</code>, <code>--train-per-class 1,5,20</code>), "
+            "and no three differ in one number alone"
+        )
         figures: list[Chart | Missing] = []
         for group in data.groups:
             charts = [*low_shot_chart(group), *fold_chart(group), *sweep_charts(group)]
-            why = Markup(
-                "no result has several models or a low-shot curve "
-                "(<code>--protocol folds</code>, <code>--train-per-class 1,5,20</code>), "
-                "and no three differ in one number alone"
-            )
             figures += charts or [Missing(group.label or self.title, why)]
         frame = data.frame(
             lambda method: [
@@ -74,21 +76,21 @@ class Variation(Section):
 
 def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
     """Accuracy of each method with its interval; published numbers apart and hollow."""
-    shown = [(m.title, m.row, m.row["verdict"], False) for m in group.methods]
-    shown += [(row["method"], row, "published, not measured here", True) for row in published]
+    ours = {method.title: method.row for method in group.methods}
     entries = [
         {
             "label": label,
-            "note": note,
+            "note": row["verdict"],
             "value": row["accuracy"],
-            **_limits(row),
-            "published": by_others,
-            "best": number == 0 and len(group.methods) > 1,
+            "low": row["low"],
+            "high": row["high"],
+            "published": row["published"],
+            "best": row is group.methods[0].row and len(group.methods) > 1,
         }
-        for number, (label, row, note, by_others) in enumerate(shown)
+        for label, row in [*ours.items(), *((row["method"], row) for row in published)]
         if row["accuracy"] is not None
     ]
-    ways = sorted({method.row["interval"] for method in group.methods})
+    ways = sorted({row["interval"] for row in ours.values()})
     return Chart(
         f"Accuracy{group.suffix}",
         {"kind": "intervals", "x": _ACCURACY, "entries": entries},
@@ -100,18 +102,19 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
 
 def cost_chart(group: Group) -> Chart | Missing:
     """Accuracy against what a method costs; the reader chooses which cost."""
+    title = f"Accuracy against cost{group.suffix}"
     choices = []
     for key, label in COSTS.items():
-        known = [m for m in group.methods if m.row.get(key) is not None]
-        if known:
-            values = [float(method.row[key]) for method in known]
-            points = [
-                {"label": m.title, "x": x, "y": m.row["accuracy"], **_limits(m.row)}
-                for m, x in zip(known, values, strict=True)
-            ]
-            log = min(values) > 0 and max(values) > 10 * min(values)
+        points = [
+            {"label": method.title, "x": float(row[key]), "y": row["accuracy"]}
+            | {"low": row["low"], "high": row["high"]}
+            for method in group.methods
+            if (row := method.row).get(key) is not None
+        ]
+        if points:
+            costs = [point["x"] for point in points]
+            log = min(costs) > 0 and max(costs) > 10 * min(costs)
             choices.append({"x": axis(label, log=log), "points": points})
-    title = f"Accuracy against cost{group.suffix}"
     if not choices:
         return Missing(title, "no result records what it cost")
     # A cost that all methods share distinguishes nothing; it is shown if there is no other.
@@ -128,20 +131,18 @@ def fold_chart(group: Group) -> list[Chart]:
     entries = []
     for method in group.methods:
         spread = method.result.summary["spread"].get("accuracy")
-        numbers = sorted({int(number) for number in method.table.split})
+        records = [method.result.splits[number] for number in np.unique(method.table.split)]
         # The largest draws of a low-shot curve are in that curve, and often the very same rows.
-        if not spread or len(numbers) < 2 or method.result.extra.get("low_shot"):
-            continue
-        records = [method.result.splits[number] for number in numbers]
-        entries.append(
-            {
-                "label": method.title,
-                "value": spread["mean"],
-                "dots": [record["metrics"]["accuracy"] for record in records],
-                "names": [record["name"] for record in records],
-                "sd": spread["sd"],
-            }
-        )
+        if spread and len(records) > 1 and not method.result.extra.get("low_shot"):
+            entries.append(
+                {
+                    "label": method.title,
+                    "value": spread["mean"],
+                    "dots": [record["metrics"]["accuracy"] for record in records],
+                    "names": [record["name"] for record in records],
+                    "sd": spread["sd"],
+                }
+            )
     chart = Chart(
         f"Spread over models{group.suffix}",
         {"kind": "intervals", "x": _ACCURACY, "entries": entries},
@@ -153,27 +154,21 @@ def fold_chart(group: Group) -> list[Chart]:
 
 def low_shot_chart(group: Group) -> list[Chart]:
     """Accuracy against labelled images per class, with the draws' standard deviation."""
-    drawn = []
-    draws = 0
+    drawn, draws = [], 0
     for method in group.methods:
         if curve := method.result.extra.get("low_shot"):
-            edges = [
-                [min(1.0, max(0.0, point["mean"] + sign * (point["sd"] or 0.0))) for point in curve]
-                for sign in (-1, 1)
-            ]
             x, y = ([point[key] for point in curve] for key in ("train_per_class", "mean"))
-            drawn.append(line(method.title, x, y, low=edges[0], high=edges[1], strong=True))
+            sd = np.array([point["sd"] or 0.0 for point in curve])
+            low, high = (np.clip(edge, 0, 1).tolist() for edge in (y - sd, y + sd))
+            drawn.append(line(method.title, x, y, low=low, high=high, strong=True))
             draws = max(draws, *(len(point["accuracies"]) for point in curve))
-    if not drawn:
-        return []
     x_axis, band = axis("labelled images per class", log=True), "± one standard deviation"
-    return [
-        Chart(
-            f"Accuracy with few labels{group.suffix}",
-            lines(x_axis, _ACCURACY, drawn, dots=True, band=band),
-            f"Mean of up to {draws} models per point; the band is one standard deviation of them.",
-        )
-    ]
+    chart = Chart(
+        f"Accuracy with few labels{group.suffix}",
+        lines(x_axis, _ACCURACY, drawn, dots=True, band=band),
+        f"Mean of up to {draws} models per point; the band is one standard deviation of them.",
+    )
+    return [chart] if drawn else []
 
 
 def sweep_charts(group: Group) -> list[Chart]:
@@ -190,49 +185,44 @@ def sweep_charts(group: Group) -> list[Chart]:
         alike: dict[str, list[Method]] = defaultdict(list)
         for method, values in settings.items():
             if type(values.get(key)) in (int, float):  # not bool
-                others = {name: value for name, value in values.items() if name != key}
-                alike[json.dumps(others, sort_keys=True, default=str)].append(method)
+                others = json.dumps({**values, key: None}, sort_keys=True, default=str)
+                alike[others].append(method)
         sweeps = [
             sorted(methods, key=lambda method: float(settings[method][key]))
             for methods in alike.values()
             if len({settings[method][key] for method in methods}) >= _LEAST_POINTS
         ]
-        if sweeps:
-            charts.append(_sweep_chart(key, sweeps, settings, group))
+        if not sweeps:
+            continue
+        # A line is named by its method and by the settings in which the lines differ.
+        firsts = [settings[sweep[0]] for sweep in sweeps]
+        differ = [
+            name
+            for name in firsts[0]
+            if name not in ("method", key) and len({str(first.get(name)) for first in firsts}) > 1
+        ]
+        drawn = [
+            line(
+                ", ".join([first["method"], *(f"{name} {first.get(name)}" for name in differ)]),
+                [settings[method][key] for method in sweep],
+                [method.row["accuracy"] for method in sweep],
+                low=[method.row["low"] for method in sweep],
+                high=[method.row["high"] for method in sweep],
+                strong=True,
+            )
+            for first, sweep in zip(firsts, sweeps, strict=True)
+        ]
+        label = key.replace("_", " ")
+        x_axis = number_axis(label, [value for one in drawn for value in one["x"]])
+        charts.append(
+            Chart(
+                f"Accuracy by {label}{group.suffix}",
+                lines(x_axis, _ACCURACY, drawn, dots=True, band="95 % interval"),
+                "Methods of the table that differ in nothing else; the band is the 95 % interval "
+                "over test images.",
+            )
+        )
     return charts
-
-
-def _sweep_chart(
-    key: str,
-    sweeps: Sequence[Sequence[Method]],
-    settings: dict[Method, dict[str, Any]],
-    group: Group,
-) -> Chart:
-    # A line is named by its method and by the settings in which the lines differ.
-    firsts = [settings[sweep[0]] for sweep in sweeps]
-    differ = [
-        name
-        for name in firsts[0]
-        if name not in ("method", key) and len({str(first.get(name)) for first in firsts}) > 1
-    ]
-    drawn = []
-    for first, sweep in zip(firsts, sweeps, strict=True):
-        rows = {name: [m.row[name] for m in sweep] for name in ("accuracy", "low", "high")}
-        title = ", ".join([first["method"], *(f"{name} {first.get(name)}" for name in differ)])
-        x = [settings[method][key] for method in sweep]
-        drawn.append(line(title, x, rows.pop("accuracy"), **rows, strong=True))
-    label = key.replace("_", " ")
-    x_axis = number_axis(label, [float(value) for one in drawn for value in one["x"]])
-    return Chart(
-        f"Accuracy by {label}{group.suffix}",
-        lines(x_axis, _ACCURACY, drawn, dots=True, band="95 % interval"),
-        "Methods of the table that differ in nothing else; the band is the 95 % interval over "
-        "test images.",
-    )
-
-
-def _limits(row: dict[str, Any]) -> dict[str, Any]:
-    return {"low": row["low"], "high": row["high"]}
 
 
 # -- one method ----------------------------------------------------------------------------------
@@ -245,8 +235,13 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     if predictions.ranking is None:
         why = "this method gives neither scores nor probabilities"
         return [Missing("ROC curves", why), Missing("Precision-recall curves", why)]
-    roc = _class_curves("ROC curves", roc_curves(predictions), "auc", of)
-    pr = _class_curves("Precision-recall curves", pr_curves(predictions), "average_precision", of)
+    x, y = axis("false positive rate", 0, 1), axis("true positive rate", 0, 1)
+    empty = lines(x, y, [], unit=_UNIT, square=True, diagonal=True)
+    roc = _class_curves("ROC curves", empty, roc_curves(predictions), ("fpr", "tpr", "auc"), of)
+    x, y = axis("recall", 0, 1), axis("precision", 0, 1)
+    empty = lines(x, y, [], unit=_UNIT, square=True, steps=True)
+    keys = ("recall", "precision", "average_precision")
+    pr = _class_curves("Precision-recall curves", empty, pr_curves(predictions), keys, of)
     if predictions.probabilities is None:
         why = "this method gives decision values, not probabilities"
         return [roc, pr, Missing("Reliability curve", why)]
@@ -270,17 +265,19 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     return [roc, pr, chart]
 
 
-def _class_curves(title: str, data: dict[str, Any], area: str, of: str) -> Chart | Missing:
-    """Draw one curve for each class, and the averages; of many classes the worst ones."""
+def _class_curves(
+    title: str, spec: dict[str, Any], data: dict[str, Any], keys: tuple[str, str, str], of: str
+) -> Chart | Missing:
+    """Draw one curve for each class, and the averages; of many classes the worst ones.
+
+    ``keys`` are those of a curve's x, y and area.
+    """
     if not data["curves"]:
         return Missing(title, "no class has both members and others among the test rows")
-    if area == "auc":
-        x, y, name, look = "fpr", "tpr", "AUC", "diagonal"
-    else:
-        x, y, name, look = "recall", "precision", "average precision", "steps"
-    curves = sorted(data["curves"], key=lambda curve: curve["class"] is not None)
-    classes = [curve for curve in curves if curve["class"] is not None]
-    averages = curves[: len(curves) - len(classes)]
+    x, y, area = keys
+    name = "AUC" if area == "auc" else "average precision"
+    averages = [curve for curve in data["curves"] if curve["class"] is None]
+    classes = [curve for curve in data["curves"] if curve["class"] is not None]
     caption = f"One class against the rest; behind each name its {name}.{of}"
     if len(classes) > MAX_CLASS_CURVES:
         caption += (
@@ -288,56 +285,44 @@ def _class_curves(title: str, data: dict[str, Any], area: str, of: str) -> Chart
             "per-class.csv has all."
         )
         classes = sorted(classes, key=lambda curve: curve[area])[:MAX_CLASS_CURVES]
-    if data["undefined"]:
-        named = [f"{cls} ({why})" for cls, why in list(data["undefined"].items())[:5]]
-        more = len(data["undefined"]) - len(named)
-        caption += f" Without a curve: {', '.join(named)}{f' and {more} more' * bool(more)}."
+    if undefined := data["undefined"]:
+        named = [f"{cls} ({why})" for cls, why in list(undefined.items())[:5]]
+        more = f" and {len(undefined) - 5} more" if len(undefined) > 5 else ""
+        caption += f" Without a curve: {', '.join(named)}{more}."
     drawn = [
         line(
             curve["class"] or f"{curve['average']} average",
-            [round(value * _STEPS) for value in curve[x]],
-            [round(value * _STEPS) for value in curve[y]],
+            [round(value * _UNIT) for value in curve[x]],
+            [round(value * _UNIT) for value in curve[y]],
             value=f"{curve[area]:.4f}",
             strong=curve["class"] is None,
         )
         for curve in [*averages, *classes]
     ]
-    labels = {"fpr": "false positive rate", "tpr": "true positive rate"}
-    x_axis, y_axis = (axis(labels.get(key, key), 0, 1) for key in (x, y))
-    spec = lines(x_axis, y_axis, drawn, unit=_STEPS, square=True) | {look: True}
-    return Chart(title, spec, caption)
+    return Chart(title, {**spec, "series": drawn}, caption)
 
 
 def search_chart(parameter: str, grids: Sequence[tuple[str, Any, Any]]) -> Chart:
     """Return validation accuracy over the values of one hyper-parameter.
 
-    Parameters
-    ----------
-    parameter : str
-    grids : sequence of tuple
-        Of each model its name, the entries of its search, and what was chosen.
+    ``grids`` are of each model its name, the entries of its search, and what was chosen.
     """
     drawn = []
     for name, grid, chosen in grids:
-        ordered = sorted(grid, key=lambda entry: entry[parameter])
-        drawn.append(
-            line(
-                name,
-                [entry[parameter] for entry in ordered],
-                [entry["accuracy"] for entry in ordered],
-                marked=[entry[parameter] == chosen.get(parameter) for entry in ordered],
-                strong=len(grids) == 1,
-            )
-        )
+        entries = sorted(grid, key=lambda entry: entry[parameter])
+        x = [entry[parameter] for entry in entries]
+        marked = [value == chosen.get(parameter) for value in x]
+        y = [entry["accuracy"] for entry in entries]
+        drawn.append(line(name, x, y, marked=marked, strong=len(grids) == 1))
     by = grids[0][2].get("by", "validation rows")
     caption = f"Chosen by {by}; the ring marks the choice. Test images play no part in it."
     stopped = sum(not entry.get("converged", True) for _, grid, _ in grids for entry in grid)
     if stopped:
         caption += f" In {stopped} of these fits the solver did not converge."
     label = "C" if parameter == "c" else parameter  # as the literature writes it
-    x = number_axis(label, [float(value) for one in drawn for value in one["x"]])
-    y = axis("validation accuracy", format="percent")
-    return Chart(f"Validation accuracy by {label}", lines(x, y, drawn, dots=True), caption)
+    x_axis = number_axis(label, [value for one in drawn for value in one["x"]])
+    spec = lines(x_axis, axis("validation accuracy", format="percent"), drawn, dots=True)
+    return Chart(f"Validation accuracy by {label}", spec, caption)
 
 
 def training_charts(method: Method) -> list[Chart | Missing]:
@@ -346,26 +331,31 @@ def training_charts(method: Method) -> list[Chart | Missing]:
     if not history:
         said = Missing("Training curves", "the result holds no training history")
         return [said] if method.result.method == "finetune" else []
-    epochs = [entry["epoch"] for entry in history]
+    told = {key: [entry.get(key) for entry in history] for entry in history for key in entry}
+    epochs = told["epoch"]
+    speed = [f"{len(history)} epochs"]
+    if seconds := [value for value in told.get("seconds", ()) if value is not None]:
+        speed.append(f"{sum(seconds):.1f} s")
+    if rates := [value for value in told.get("images_per_s", ()) if value is not None]:
+        speed.append(f"{count(sum(rates) / len(rates))} images per second on average")
     chosen = method.result.splits[0].get("chosen", {}).get("epoch")
     kept = "" if chosen is None else f"The ring marks epoch {chosen}, whose weights were kept."
-    both = {"training": "train_{}", "validation": "valid_{}"}
     charts: list[Chart | Missing] = []
     for title, caption, y, keys in (
-        ("Loss", _speed(history), axis("loss"), {n: k.format("loss") for n, k in both.items()}),
-        ("Accuracy by epoch", kept, _ACCURACY, {n: k.format("accuracy") for n, k in both.items()}),
-        ("Learning rate", "", axis("learning rate"), {"learning rate": "lr"}),
+        ("Loss", f"{', '.join(speed)}.", axis("loss"), ("train_loss", "valid_loss")),
+        ("Accuracy by epoch", kept, _ACCURACY, ("train_accuracy", "valid_accuracy")),
+        ("Learning rate", "", axis("learning rate"), ("lr",)),
     ):
         drawn = [
             line(
-                name,
+                _DRAWN[key.partition("_")[0]],
                 epochs,
-                [entry.get(key) for entry in history],
+                told[key],
                 strong=True,
                 marked=[epoch == chosen and key == "valid_accuracy" for epoch in epochs],
             )
-            for name, key in keys.items()
-            if any(entry.get(key) is not None for entry in history)
+            for key in keys
+            if any(value is not None for value in told.get(key, ()))
         ]
         if drawn:
             spec = lines(axis("epoch", whole=True), y, drawn, dots=len(epochs) <= 30)
@@ -374,36 +364,25 @@ def training_charts(method: Method) -> list[Chart | Missing]:
     return [*charts, gradient_chart(epochs, flow)] if flow else charts
 
 
-def _speed(history: Sequence[dict[str, Any]]) -> str:
-    seconds = [entry["seconds"] for entry in history if entry.get("seconds") is not None]
-    rates = [entry["images_per_s"] for entry in history if entry.get("images_per_s") is not None]
-    parts = [f"{len(history)} epochs"]
-    if seconds:
-        parts.append(f"{sum(seconds):.1f} s")
-    if rates:
-        parts.append(f"{count(sum(rates) / len(rates))} images per second on average")
-    return ", ".join(parts) + "."
-
-
 def gradient_chart(epochs: Sequence[int], flow: Sequence[Sequence[dict[str, Any]]]) -> Chart:
     """Mean absolute gradients over the epochs, or over the layers where those are many."""
-    layers = list(dict.fromkeys(entry["layer"] for epoch in flow for entry in epoch))
     means = [{entry["layer"]: entry["mean"] or None for entry in epoch} for epoch in flow]
+    layers = list(dict.fromkeys(layer for epoch in means for layer in epoch))
     if len(layers) <= _FEW_LINES:
         x = axis("epoch", whole=True)
+        caption = "A layer whose line falls away no longer learns."
         drawn = [
             line(name, epochs[: len(flow)], [of.get(name) for of in means], strong=True)
             for name in layers
         ]
-        caption = "A layer whose line falls away no longer learns."
     else:
         x = axis("layer, from input to output", whole=True, names=layers)
+        caption = "Where a line falls towards the input, the first layers hardly learn."
         places = range(1, len(layers) + 1)
         shown = sorted({round(i * (len(flow) - 1) / (_FEW_LINES - 1)) for i in range(_FEW_LINES)})
         drawn = [
             line(f"epoch {epochs[i]}", places, [means[i].get(k) for k in layers], strong=True)
             for i in shown
         ]
-        caption = "Where a line falls towards the input, the first layers hardly learn."
     y = axis("mean absolute gradient", log=True)
     return Chart("Gradient flow", lines(x, y, drawn, dots=True), caption)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +32,8 @@ class GalleryItem:
     id: str
     true: str
     answer: str
+    thumbnail: Thumbnail | None
     remark: str = ""
-    thumbnail: Thumbnail | None = None
     overlay: Thumbnail | None = None
 
 
@@ -51,38 +50,27 @@ class Failures(Section):
         groups = []
         for group in data.groups:
             images = data.images(group)
-            methods = []
+            part: dict[str, Any] = {"group": group, "images": images, "methods": []}
             for method in group.methods:
-                heat_maps = explanations(method, data.sheet)
-                overlays = {key: image for _, found in heat_maps for key, image in found.items()}
-                row_of = {str(name): row for row, name in enumerate(method.table.ids)}
-                explained = [
-                    (title, [_item(method, row_of[k], images, found) for k in list(found)[:limit]])
-                    for title, found in heat_maps
-                ]
-                methods.append(
-                    {
-                        "method": method,
-                        "confused": confused_pairs(method, images),
-                        "errors": [
-                            _item(method, r, images, overlays) for r in method.wrong[:limit]
-                        ],
-                        "explanations": [part for part in explained if part[1]],
-                    }
-                )
-            groups.append(
-                {
-                    "group": group,
-                    "images": images,
-                    "methods": methods,
-                    "always_wrong": always_wrong(group, images, limit),
-                    "disagreements": disagreements(group, images, limit),
-                }
-            )
-        errors = data.frame(
+                overlays: dict[str, Thumbnail] = {}
+                explained = []
+                row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
+                for title, found in explanations(method, data.sheet):
+                    overlays |= found
+                    ids = list(found)[:limit]
+                    shown = [_item(method, row_of[key], images, found) for key in ids]
+                    explained += [(title, shown)] if shown else []
+                confused = confused_pairs(method, images)
+                errors = [_item(method, row, images, overlays) for row in method.wrong[:limit]]
+                failed = {"confused": confused, "errors": errors, "explanations": explained}
+                part["methods"].append({"method": method, **failed})
+            part["always_wrong"] = always_wrong(group, images, limit)
+            part["disagreements"] = disagreements(group, images, limit)
+            groups.append(part)
+        table = data.frame(
             lambda method: [
                 {
-                    "id": str(method.table.ids[row]),
+                    "id": method.table.ids[row],
                     "true": method.columns[method.table.true[row]],
                     "answer": method.columns[method.predicted[row]],
                     "confidence": None
@@ -92,7 +80,7 @@ class Failures(Section):
                 for row in np.sort(method.wrong)
             ]
         )
-        return Content(render("failures.html.j2", groups=groups), tables={"errors": errors})
+        return Content(render("failures.html.j2", groups=groups), tables={"errors": table})
 
 
 def confused_pairs(method: Method, images: GroupImages) -> list[dict[str, Any]]:
@@ -102,20 +90,19 @@ def confused_pairs(method: Method, images: GroupImages) -> list[dict[str, Any]]:
     np.fill_diagonal(errors, 0)
     pairs = []
     for cell in np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]:
-        true, answer = divmod(int(cell), errors.shape[1])
-        if not errors[true, answer]:
-            break
+        true, answer = np.unravel_index(cell, errors.shape)
         wrong = method.wrong
         alike = (method.table.true[wrong] == true) & (method.predicted[wrong] == answer)
-        pairs.append(
-            {
-                "true": method.columns[true],
-                "answer": method.columns[answer],
-                "count": int(errors[true, answer]),
-                "share": errors[true, answer] / matrix[true].sum(),
-                "shown": [_item(method, row, images) for row in wrong[alike][:_PER_PAIR]],
-            }
-        )
+        if errors[true, answer]:
+            pairs.append(
+                {
+                    "true": method.columns[true],
+                    "answer": method.columns[answer],
+                    "count": errors[true, answer],
+                    "share": errors[true, answer] / matrix[true].sum(),
+                    "shown": [_item(method, row, images, {}) for row in wrong[alike][:_PER_PAIR]],
+                }
+            )
     return pairs
 
 
@@ -125,11 +112,11 @@ def always_wrong(group: Group, images: GroupImages, limit: int) -> tuple[int, li
     First those on whose wrong class most methods agree.
     """
     rows = np.flatnonzero((group.share_right == 0).all(axis=0))
-    votes = {int(row): np.bincount(group.predicted[:, row]) for row in rows}
+    votes = {row: np.bincount(group.predicted[:, row]) for row in rows.tolist()}
     items = []
-    for row in sorted(votes, key=lambda row: (-int(votes[row].max()), row))[:limit]:
-        agree = f"{int(votes[row].max())} of {len(group.methods)} say so"
-        answer = group.columns[int(votes[row].argmax())]
+    for row in sorted(votes, key=lambda row: -votes[row].max())[:limit]:
+        answer = group.columns[votes[row].argmax()]
+        agree = f"{votes[row].max()} of {len(group.methods)} say so"
         items.append(_group_item(group, row, answer, images, agree))
     return len(rows), items
 
@@ -144,10 +131,9 @@ def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[st
             rows = np.flatnonzero(
                 (group.share_right[winner] == 1) & (group.share_right[loser] == 0)
             )
-            columns = group.methods[loser].columns
+            columns, predicted = group.methods[loser].columns, group.predicted[loser]
             items = [
-                _group_item(group, row, columns[group.predicted[loser][row]], images)
-                for row in rows[:each]
+                _group_item(group, row, columns[predicted[row]], images) for row in rows[:each]
             ]
             title = group.methods[winner].title
             sides.append({"winner": title, "count": len(rows), "shown": items})
@@ -177,10 +163,7 @@ def explanations(method: Method, sheet: ThumbnailSheet) -> list[tuple[str, dict[
 
 
 def _item(
-    method: Method,
-    row: int,
-    images: GroupImages,
-    overlays: Mapping[str, Thumbnail] | None = None,
+    method: Method, row: int, images: GroupImages, overlays: dict[str, Thumbnail]
 ) -> GalleryItem:
     """Return a test image with what a method answered, and how confident it was."""
     image_id, remark = str(method.table.ids[row]), ""
@@ -191,9 +174,9 @@ def _item(
         image_id,
         method.columns[method.table.true[row]],
         method.columns[method.predicted[row]],
-        remark,
         images.thumbnail(image_id),
-        (overlays or {}).get(image_id),
+        remark,
+        overlays.get(image_id),
     )
 
 
@@ -201,4 +184,4 @@ def _group_item(
     group: Group, row: int, answer: str, images: GroupImages, remark: str = ""
 ) -> GalleryItem:
     image_id, true = str(group.ids[row]), group.classes[group.true[row]]
-    return GalleryItem(image_id, true, answer, remark, images.thumbnail(image_id))
+    return GalleryItem(image_id, true, answer, images.thumbnail(image_id), remark)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 
 from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
-from featpipe.report.data import ReportData
-from featpipe.report.provenance import Provenance
-from featpipe.report.render import render_page
+from featpipe.report.data import Method, ReportData
+from featpipe.report.render import render, render_page
 from featpipe.report.sections import SECTIONS, Content, Section
 from featpipe.report.step import Report, html_path
 from featpipe.report.tables import Comparison, conclude
@@ -78,7 +79,14 @@ def build_report(
     data = ReportData.load(results, report, context)
     path = html_path(out)
     recipe = (data.context.recipe or {}).get("name", "")
-    check_owner(path, recipe)
+    owner = head_of(path).get("recipe", "") if path.exists() else ""
+    if recipe and owner and owner != recipe:
+        raise UsageError(
+            f"The step would overwrite what the recipe {owner!r} made.",
+            got=path,
+            next_step="give this recipe a name of its own (name: …), "
+            "or this step another place (out: …)",
+        )
     contents, tables = contents_of(data)
     folder = path.with_name(f"{path.stem}-tables")
     end = Provenance(folder.name, [f"{name}.csv" for name in tables if len(tables[name])])
@@ -106,28 +114,10 @@ def build_report(
     return path
 
 
-def check_owner(path: Path, recipe: str) -> None:
-    """Raise ``UsageError`` if a recipe would write over the page of another recipe."""
-    owner = head_of(path).get("recipe", "") if path.exists() else ""
-    if recipe and owner and owner != recipe:
-        raise UsageError(
-            f"The step would overwrite what the recipe {owner!r} made.",
-            got=path,
-            next_step="give this recipe a name of its own (name: …), "
-            "or this step another place (out: …)",
-        )
-
-
 def contents_of(
     data: ReportData,
 ) -> tuple[list[tuple[Section, Content]], dict[str, pd.DataFrame]]:
-    """Return the sections of a page with what they give, and the tables of all of them.
-
-    Raises
-    ------
-    UsageError
-        If two sections give a table of one name.
-    """
+    """Return the sections of a page with what they give, and the tables of all of them."""
     sections: list[Section] = [
         *(Comparison(number, group) for number, group in enumerate(data.groups, start=1)),
         *(section() for section in SECTIONS),
@@ -158,14 +148,61 @@ def head_of(path: Path) -> dict[str, str]:
 
 
 def write_index(folder: Path) -> Path:
-    """Write ``index.html`` of all reports in a folder, sorted by name.
-
-    Returns
-    -------
-    path : Path
-    """
+    """Write ``index.html`` of all reports in a folder, sorted by name, and return its path."""
     heads = [{**head_of(path), "file": path.name} for path in sorted(folder.glob("*.html"))]
     reports = [head for head in heads if head.get("generator") == GENERATOR]
     with atomic_write(folder / "index.html") as temporary:
         temporary.write_text(render_page("index.html.j2", reports=reports), encoding="utf-8")
     return folder / "index.html"
+
+
+# -- provenance: commands, recipes, settings, versions, hardware, fingerprints -------------------
+
+
+class Provenance(Section):
+    """The end of the page: how to get the same again, and the tables in the folder beside it."""
+
+    name = "provenance"
+    title = "How to get the same again"
+
+    def __init__(self, folder: str, files: Sequence[str]) -> None:
+        self.folder, self.files = folder, files
+
+    def content(self, data: ReportData) -> Content:
+        """Return the commands and recipes, and what identifies each result."""
+        stores = [s["run"].get("command", "") for m in data.methods for s in m.result.stores]
+        commands = [*stores, *(method.result.command for method in data.methods)]
+        recipes = recipes_of(data)
+        html = render(
+            "provenance.html.j2",
+            commands=[line for line in dict.fromkeys(commands) if line],
+            recipes=[(recipe.get("name", ""), _yaml(recipe)) for recipe in recipes],
+            names=list(dict.fromkeys(str(r["name"]) for r in recipes if r.get("name"))),
+            made_by=(data.context.recipe or {}).get("name"),
+            folder=self.folder,
+            files=self.files,
+            groups=data.groups,
+            step=step,
+        )
+        return Content(html)
+
+
+def recipes_of(data: ReportData) -> list[dict[str, Any]]:
+    """Return the recipes that the results come from, each once whatever its tasks."""
+    found: list[dict[str, Any]] = []
+    for method in data.methods:
+        recipe = dict(method.result.extra.get("recipe") or {})
+        recipe.pop("task", None)
+        if recipe and recipe not in found:
+            found.append(recipe)
+    return found
+
+
+def step(method: Method) -> str:
+    """Return the settings of a method as YAML, as a recipe's step takes them."""
+    given = {key: value for key, value in method.result.settings.items() if value is not None}
+    return _yaml({method.result.method: given})
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -36,10 +36,9 @@ def p_value(value: float | None) -> str:
 
 def seconds(value: float | None) -> str:
     """Return a duration in seconds with three significant digits."""
-    if not value:
+    if not value or abs(value) >= 100:
         return count(value)
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return count(value) if digits == 0 else f"{value:.{min(digits, 4)}f}"
+    return f"{value:.{min(4, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def count(value: float | None) -> str:
@@ -92,19 +91,18 @@ def render_page(template: str, **values: Any) -> str:
     The page's policy forbids every request, and every script and style but these two: even markup
     that found a way through the escaping could not run.
     """
-    folder = resources.files("featpipe.report").joinpath("templates")
-    texts = {
-        name: folder.joinpath(name).read_text(encoding="utf-8").strip()
-        for name in ("style.css", *_SCRIPTS)
-    }
-    style = Markup(texts.pop("style.css"))  # noqa: S704 - our own file
-    script = Markup("\n".join(texts.values()))  # noqa: S704 - our own files
-    digests = [
+    folder = resources.files("featpipe.report") / "templates"
+    style, *scripts = (
+        (folder / name).read_text(encoding="utf-8").strip() for name in ("style.css", *_SCRIPTS)
+    )
+    script = "\n".join(scripts)
+    style_digest, script_digest = (
         base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
         for text in (style, script)
-    ]
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{digests[0]}'; "
-        f"script-src 'sha256-{digests[1]}'; base-uri 'none'; form-action 'none'"
     )
-    return render(template, style=style, script=script, policy=policy, **values)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style_digest}'; "
+        f"script-src 'sha256-{script_digest}'; base-uri 'none'; form-action 'none'"
+    )
+    own = {"style": Markup(style), "script": Markup(script)}  # noqa: S704 - our own files
+    return render(template, **own, policy=policy, **values)

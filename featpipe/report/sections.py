@@ -71,15 +71,7 @@ class Content:
 
 
 class Section:
-    """A part of the page with a heading of its own.
-
-    Attributes
-    ----------
-    name : str
-        Its anchor.
-    title : str
-        Its heading, also in the list of contents.
-    """
+    """A part of the page with a heading of its own; ``name`` is its anchor."""
 
     name: str
     title: str

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Self
 
 from featpipe.errors import UsageError
-from featpipe.steps import STEPS, Context, Needs, Outcome, Step, option
+from featpipe.statistics.step import ResultsStep
+from featpipe.steps import STEPS, Context, Outcome, option
 from featpipe.workspace import Workspace
 
 
 @STEPS.register
 @dataclass(frozen=True, kw_only=True)
-class Report(Step):
+class Report(ResultsStep):
     """Write results as one self-contained HTML page, with its tables as CSV."""
 
     name = "report"
@@ -22,30 +23,17 @@ class Report(Step):
         "featpipe report --all",
         "featpipe report data/results/stl10-*.json --out reports/stl10",
     )
-    needs = Needs("result", each=False)
     makes = ("page",)
-    waits_for = "pictures"
 
-    results: tuple[str, ...] | None = option(
-        None,
-        help="Result files or names; default: all of the workspace.",
-        selects_input=True,
-        positional=True,
-    )
     all: bool = option(
         False, help="All results of the workspace, as without naming any.", selects_input=True
     )
-    dataset: str | None = option(None, help="Only results on this dataset.", selects_input=True)
     out: Path | None = option(
         None,
         help="Name of the report without ending; default: reports/DATASET.",
         affects_result=False,
     )
     title: str | None = option(None, help="Title of the page.", affects_result=False)
-    published: bool = option(True, help="Show published numbers beside ours, set apart.")
-    reference: tuple[str, ...] | None = option(
-        None, help="Published numbers to show: DATASET or DATASET/ROW; default: of the datasets."
-    )
     gallery: int = option(24, help="Images in each gallery at most.", minimum=0)
     data: Path | None = option(None, help="Folder to look for the images in.", affects_result=False)
     seed: int = option(0, help="Seed of the map of the features.", minimum=0)
@@ -57,11 +45,7 @@ class Report(Step):
 
     def has_inputs(self) -> bool:
         """Whether results are named."""
-        return self.all or self.results is not None
-
-    def accepts(self, producer: Step) -> bool:
-        """Whether the page is to show what a step makes: of another dataset it does not."""
-        return self.dataset is None or getattr(producer, "dataset", None) == self.dataset
+        return self.all or super().has_inputs()
 
     def placed(self, recipe: str, task: str, workspace: Workspace) -> Self:
         """Name the page after the recipe, and after the task where there are several pages."""
@@ -71,14 +55,11 @@ class Report(Step):
 
     def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
         """Add the results that other steps have made to those that are named."""
-        if self.all or not inputs:
-            return self
-        made = tuple(str(paths[0]) for paths in inputs)
-        return self.replace(results=(*(self.results or ()), *made), dataset=None)
+        return self if self.all else super().bind(inputs)
 
     def output(self) -> Hashable:
-        """Return the HTML file."""
-        return super().output() if self.out is None else html_path(self.out)
+        """Return the HTML file, where its name is chosen."""
+        return self.out and html_path(self.out)
 
     def run(self, context: Context) -> Outcome:
         """Write the page, its tables and the list of all pages."""

@@ -24,19 +24,6 @@ MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not writte
 _HEAT_LEVELS = 10
 _NAMED = 3  # more names than these would hide the verdict
 _NOT_PARAMETERS = {"accuracy", "converged", "sd", "seconds", "loss"}
-_SHARES = {
-    "top_2_accuracy": "top-2 accuracy",
-    "top_3_accuracy": "top-3 accuracy",
-    "top_5_accuracy": "top-5 accuracy",
-    "coverage": "coverage (not sent to “other”)",
-    "accuracy_covered": "accuracy where covered",
-    "accuracy_with_source": "accuracy on classes with a source class",
-}
-_FIGURES = {
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "expected calibration error",
-}
 
 
 class Comparison(Section):
@@ -54,7 +41,6 @@ class Comparison(Section):
             "comparison.html.j2",
             group=group,
             conclusion=conclude(group),
-            overview=[(method, facts(method)) for method in group.methods],
             published=published,
             charts=[accuracy_chart(group, published), cost_chart(group)],
             pairs=[turned(pair) if pair["difference"] < 0 else pair for pair in group.pairs],
@@ -73,26 +59,20 @@ class Methods(Section):
     def content(self, data: ReportData) -> Content:
         """Return a panel for each method, with its matrix, classes, curves and searches."""
         entries: list[tuple[str, str]] = []
-        groups = []
+        panels = {}
         for group in data.groups:
             entries += [(group.label, "")] if group.label else []
             entries += [(method.title, method.anchor) for method in group.methods]
-            groups.append((group, [_panel(method) for method in group.methods]))
-        html = render("methods.html.j2", groups=groups)
+            for method in group.methods:
+                search = search_of(method)
+                charts = [search] if isinstance(search, Chart) else []
+                panels[method] = {
+                    "confusion": confusion(method),
+                    "charts": [*method_curves(method), *charts, *training_charts(method)],
+                    "search": None if charts else search,
+                }
+        html = render("methods.html.j2", groups=data.groups, panels=panels)
         return Content(html, tables=frames(data), entries=entries)
-
-
-def _panel(method: Method) -> dict[str, Any]:
-    """Return what the template shows of a method."""
-    search = search_of(method)
-    charts = [search] if isinstance(search, Chart) else []
-    return {
-        "method": method,
-        "figures": key_figures(method),
-        "confusion": confusion(method),
-        "charts": [*method_curves(method), *charts, *training_charts(method)],
-        "search": search if isinstance(search, dict) else None,
-    }
 
 
 # -- comparison ----------------------------------------------------------------------------------
@@ -118,14 +98,24 @@ def conclude(group: Group) -> str:
     like = [method for method in others if method.row["verdict"] == LIKE_BEST]
     worse = [method for method in others if method not in like]
     start = f"{best.title} has the highest accuracy on {rows}, {accuracy}"
-    if not like:
-        each = worse[0].title if len(worse) == 1 else f"each of the other {len(worse)} methods"
-        return f"{start}, and is distinguishable from {each}{_margin(group, worse)}."
-    undecided = (
-        f"{start}, but {_names(like)} {'is' if len(like) == 1 else 'are'} not distinguishable "
-        "from it (exact paired tests, Holm-adjusted p ≥ 0.05)"
+    if like:
+        text = (
+            f"{start}, but {_names(like)} {'is' if len(like) == 1 else 'are'} not distinguishable "
+            "from it (exact paired tests, Holm-adjusted p ≥ 0.05)"
+        )
+        return f"{text}; it is distinguishable from {_names(worse)}." if worse else f"{text}."
+    tests = {method.title: pair_of(group, best, method) for method in worse}
+    nearest = min(tests, key=lambda title: tests[title]["difference"])
+    pair, p = tests[nearest], p_value(max(test["p_adjusted"] for test in tests.values()))
+    only = len(worse) == 1
+    each = "" if only else f"each of the other {len(worse)} methods, of which the nearest, "
+    return (
+        f"{start}, and is distinguishable from {each}{nearest}, {'which ' * only}is "
+        f"{percent(pair['difference'])} points behind "
+        f"(95\u00a0% interval {points(pair['ci_low'])} to {points(pair['ci_high'])}; "
+        f"exact paired test{'s' * (not only)}, Holm-adjusted "
+        f"p {p if p.startswith('<') else f'≤ {p}'})."
     )
-    return f"{undecided}; it is distinguishable from {_names(worse)}." if worse else f"{undecided}."
 
 
 def _names(methods: list[Method]) -> str:
@@ -133,22 +123,6 @@ def _names(methods: list[Method]) -> str:
     if len(titles) > _NAMED:
         return f"{len(titles)} other methods"
     return " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
-
-
-def _margin(group: Group, worse: list[Method]) -> str:
-    """Say how far the nearest of the worse methods is behind the best one."""
-    tests = {method.title: pair_of(group, group.methods[0], method) for method in worse}
-    nearest = min(tests, key=lambda title: tests[title]["difference"])
-    pair = tests[nearest]
-    p = p_value(max(test["p_adjusted"] for test in tests.values()))
-    which, s = (
-        ("which is", "") if len(worse) == 1 else (f"of which the nearest, {nearest}, is", "s")
-    )
-    return (
-        f", {which} {percent(pair['difference'])} points behind "
-        f"(95\u00a0% interval {points(pair['ci_low'])} to {points(pair['ci_high'])}; "
-        f"exact paired test{s}, Holm-adjusted p {p if p.startswith('<') else f'≤ {p}'})"
-    )
 
 
 def pair_of(group: Group, a: Method, b: Method) -> dict[str, Any]:
@@ -160,46 +134,23 @@ def pair_of(group: Group, a: Method, b: Method) -> dict[str, Any]:
 
 def turned(pair: dict[str, Any]) -> dict[str, Any]:
     """Return a paired test with its two methods exchanged."""
+    flipped = {"a": "b", "b": "a", "a_better": "b_better", "b_better": "a_better"}
+    negated = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low"}
     return {
         **pair,
-        "a": pair["b"],
-        "b": pair["a"],
-        "difference": -pair["difference"],
-        "ci_low": -pair["ci_high"],
-        "ci_high": -pair["ci_low"],
-        "a_better": pair["b_better"],
-        "b_better": pair["a_better"],
+        **{name: pair[other] for name, other in flipped.items()},
+        **{name: -pair[other] for name, other in negated.items()},
     }
-
-
-def facts(method: Method) -> str:
-    """Return what else a number cannot be read without: features, choice, protocol, seed."""
-    row = method.row
-    chosen = row["chosen"]
-    if chosen.count(";") > 1:  # more than two values in turn would bury the number beside them
-        chosen = f"{chosen.partition('=')[0]} chosen for each model"
-    parts = [row["features"], chosen, row["protocol"]]
-    if row["models"] > 1:
-        spread = f" (sd {percent(row['sd'])})" if row["sd"] is not None else ""
-        parts.append(f"{row['models']} models{spread}")
-    if row["seed"] is not None:
-        parts.append(f"seed {row['seed']}")
-    if not row["converged"]:
-        parts.append("not converged")
-    return " · ".join(str(part) for part in parts if part)
 
 
 # -- one method ----------------------------------------------------------------------------------
 
 
 def confusion(method: Method) -> dict[str, Any]:
-    """Return a confusion matrix for the page.
+    """Return a confusion matrix for the page: ``classes``, ``columns`` and ``rows`` of cells.
 
-    Returns
-    -------
-    matrix : dict
-        ``classes`` and ``columns``; ``rows``: of each class its cells as count, share, heat level
-        0 to 10; ``chart``: the filled cells instead of ``rows``, where the matrix is too wide.
+    A cell is count, share, heat level 0 to 10. Where the matrix is too wide, ``chart`` holds its
+    filled cells instead.
     """
     matrix = np.array(method.metrics["confusion"])
     named: dict[str, Any] = {"classes": method.classes, "columns": method.columns}
@@ -207,38 +158,21 @@ def confusion(method: Method) -> dict[str, Any]:
         i, j = np.nonzero(matrix)
         cells = np.column_stack([i, j, matrix[i, j]]).tolist()
         return {**named, "rows": [], "chart": {"kind": "matrix", **named, "cells": cells}}
-    total = matrix.sum(axis=1, keepdims=True)
-    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     # Few errors are what one looks for: the square root lifts them off the paper.
-    heat = np.ceil(np.sqrt(share) * _HEAT_LEVELS).astype(int)
-    rows = [
-        list(zip(*cells, strict=True))
-        for cells in zip(matrix.tolist(), share.tolist(), heat.tolist(), strict=True)
-    ]
-    return {**named, "rows": rows, "chart": None}
-
-
-def key_figures(method: Method) -> list[tuple[str, str]]:
-    """Return name and value of the metrics that a method has beyond the comparison table."""
-    shares = [(name, method.metrics.get(key)) for key, name in _SHARES.items()]
-    figures = [(name, method.metrics.get(key)) for key, name in _FIGURES.items()]
-    return [
-        *((name, f"{percent(value)} %") for name, value in shares if value is not None),
-        *((name, f"{value:.4f}") for name, value in figures if value is not None),
-    ]
+    heat = np.ceil(np.sqrt(share) * _HEAT_LEVELS)
+    return {**named, "rows": np.stack([matrix, share, heat], axis=2), "chart": None}
 
 
 def _grids(method: Method) -> list[tuple[str, Any, Any]]:
     """Return the searches of a method: name of the model, entries, what was chosen."""
     result = method.result
-    grids = [
-        (str(split["name"]), split["search"], split.get("chosen", {}))
-        for split in result.splits
-        if split.get("search")
+    searches = [*result.splits, {**result.extra, "name": "search"}]
+    return [
+        (str(one["name"]), one["search"], one.get("chosen", {}))
+        for one in searches
+        if one.get("search")
     ]
-    if extra := result.extra.get("search"):
-        grids.append(("search", extra, result.extra.get("chosen", {})))
-    return grids
 
 
 def search_of(method: Method) -> Chart | dict[str, Any] | None:
@@ -257,24 +191,20 @@ def search_of(method: Method) -> Chart | dict[str, Any] | None:
 def search_table(grid: Sequence[dict[str, Any]], parameters: Sequence[str]) -> dict[str, Any]:
     """Return a grid of two parameters as a heat map, of more as a list, best first.
 
-    Returns
-    -------
-    table : dict
-        ``columns`` and ``rows``; of a heat map also ``corner``, and rows are a name with cells
-        of accuracy and heat level (``None`` where the combination was not tried).
+    A heat map has a ``corner``, and its rows are a name with cells of accuracy and heat level
+    (``None`` where the combination was not tried).
     """
     if len(parameters) != 2:
         best_first = sorted(grid, key=lambda entry: -entry["accuracy"])
         return {"corner": None, "columns": [*parameters, "accuracy"], "rows": best_first}
-    best: dict[tuple[Any, Any], float] = {}
-    for entry in grid:
-        cell = (entry[parameters[0]], entry[parameters[1]])
-        best[cell] = max(entry["accuracy"], best.get(cell, 0.0))
+    best: dict[tuple[Any, ...], float] = {}
+    for entry in sorted(grid, key=lambda entry: entry["accuracy"]):
+        best[tuple(entry[name] for name in parameters)] = entry["accuracy"]
     low, span = min(best.values()), max(best.values()) - min(best.values())
     heat = {cell: round(_HEAT_LEVELS * (v - low) / (span or 1.0)) for cell, v in best.items()}
     down, across = (
-        sorted({cell[k] for cell in best}, key=lambda v: (isinstance(v, str), v is None, v))
-        for k in (0, 1)
+        sorted(set(values), key=lambda value: (isinstance(value, str), value is None, value))
+        for values in zip(*best, strict=True)
     )
     return {
         "corner": " \\ ".join(parameters),

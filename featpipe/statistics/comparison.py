@@ -16,7 +16,7 @@ from featpipe import fingerprint
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.statistics.intervals import wilson
-from featpipe.statistics.paired_tests import Correctness, compare_all
+from featpipe.statistics.paired_tests import compare_all
 from featpipe.statistics.published import PublishedRow, find_published, published_rows
 from featpipe.statistics.step import Compare
 from featpipe.steps import Context, Outcome
@@ -27,6 +27,7 @@ LIKE_BEST = "not distinguishable from best"
 WORSE = "worse than best"
 ALONE = "only method on these rows"
 
+_COSTS = ("train_seconds", "extract_seconds", "parameters_trained", "model_bytes")
 _MAX_SENTENCES = 10
 
 
@@ -75,15 +76,12 @@ def compare(results: Sequence[Result], *, published: bool | Sequence[str] = True
     names = [result.name for result in results]
     if len(set(names)) < len(names):
         raise UsageError("The same result was named twice.", got=", ".join(sorted(names)))
-    rows: list[dict[str, Any]] = []
-    answers: dict[str, Correctness] = {}
+    rows, answers = [], {}
     for result in results:
         table = result.predictions()
         # Two results are in one group exactly when they were tested on the same images.
-        tested = {
-            "dataset": result.dataset["test"]["fingerprint"],
-            "ids": sorted(table.ids.tolist()),
-        }
+        images = result.dataset["test"]["fingerprint"]
+        tested = {"dataset": images, "ids": sorted(table.ids.tolist())}
         group = fingerprint.of_mapping(tested)[:8]
         rows.append(_row(result, group))
         # Ids of different datasets may coincide; the group makes them different rows.
@@ -91,7 +89,12 @@ def compare(results: Sequence[Result], *, published: bool | Sequence[str] = True
     pairs = compare_all(answers)  # all at once: Holm's correction counts every test that was made
     groups = list(dict.fromkeys(row["group"] for row in rows))
     rows.sort(key=lambda row: (groups.index(row["group"]), -row["accuracy"]))
-    _add_verdicts(rows, pairs)
+    worse = {frozenset((pair["a"], pair["b"])) for pair in pairs if pair["distinguishable"]}
+    for _, members in groupby(rows, key=lambda row: row["group"]):
+        best, *others = members
+        best["verdict"] = BEST if others else ALONE
+        for row in others:
+            row["verdict"] = WORSE if {best["name"], row["name"]} in worse else LIKE_BEST
     datasets = list(dict.fromkeys(result.dataset["name"] for result in results))
     if isinstance(published, bool):
         known = [row for name in datasets for row in published_rows(name)] if published else []
@@ -105,7 +108,16 @@ def _row(result: Result, group: str) -> dict[str, Any]:
     accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
     spread = result.summary["spread"].get("accuracy") or {}
     backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
-    costs = ("train_seconds", "extract_seconds", "parameters_trained", "model_bytes")
+    # What was chosen, each with the number of models it won.
+    chosen = Counter(
+        ", ".join(
+            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in split.get("chosen", {}).items()
+            if key not in ("by", "at_edge")
+        )
+        for split in result.splits
+    )
+    counted = "; ".join(f"{text} ×{count}" for text, count in sorted(chosen.items()))
     return {
         "name": result.name,
         "method": result.title,
@@ -122,40 +134,14 @@ def _row(result: Result, group: str) -> dict[str, Any]:
         "balanced_accuracy": metrics.get("balanced_accuracy"),
         "macro_f1": metrics.get("macro_f1"),
         "roc_auc": metrics.get("roc_auc_macro"),
-        **{name: result.cost.get(name) for name in costs},
-        "chosen": _chosen(result),
+        **{name: result.cost.get(name) for name in _COSTS},
+        "chosen": next(iter(chosen)) if len(chosen) == 1 else counted,
         "converged": all(split.get("converged", True) for split in result.splits),
         "seed": result.settings.get("seed"),
         "group": group,
         "verdict": "",
         "published": False,
     }
-
-
-def _chosen(result: Result) -> str:
-    """Return the hyper-parameters that were chosen, each with the number of models it won."""
-    counts = Counter(
-        ", ".join(
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in split.get("chosen", {}).items()
-            if key not in ("by", "at_edge")
-        )
-        for split in result.splits
-    )
-    if len(counts) == 1:
-        return next(iter(counts))
-    return "; ".join(f"{text} ×{count}" for text, count in sorted(counts.items()))
-
-
-def _add_verdicts(rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> None:
-    """Compare each row with the best one of its group; the rows are sorted, best first."""
-    differ = {frozenset((pair["a"], pair["b"])): pair["distinguishable"] for pair in pairs}
-    for _, group in groupby(rows, key=lambda row: row["group"]):
-        best, *others = group
-        best["verdict"] = BEST if others else ALONE
-        for row in others:
-            worse = differ[frozenset((best["name"], row["name"]))]
-            row["verdict"] = WORSE if worse else LIKE_BEST
 
 
 def _published_row(known: PublishedRow, dataset: str) -> dict[str, Any]:
@@ -167,9 +153,9 @@ def _published_row(known: PublishedRow, dataset: str) -> dict[str, Any]:
         "protocol": known.protocol,
         "n_test": known.n_test,
         "accuracy": known.accuracy,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "interval": interval.method if interval else None,
+        "low": interval and interval.low,
+        "high": interval and interval.high,
+        "interval": interval and interval.method,
         "verdict": "published, not measured here",
         "published": True,
     }
@@ -199,13 +185,7 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write all columns as ``.csv``, or the table for reading as ``.md`` or ``.tex``.
-
-    Raises
-    ------
-    UsageError
-        For any other ending.
-    """
+    """Write all columns as ``.csv``, or the table for reading as ``.md`` or ``.tex``."""
     shown = pd.DataFrame(display_rows(comparison))
     match path.suffix:
         case ".csv":
@@ -213,9 +193,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
         case ".md":
             text = shown.to_markdown(index=False, disable_numparse=True) + "\n"
         case ".tex":
-            shown = shown.rename(
-                columns=lambda name: name.replace("%", r"\%").replace("±", r"$\pm$")
-            )
+            shown.columns = shown.columns.str.replace("%", r"\%").str.replace("±", r"$\pm$")
             text = shown.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)
         case _:
             raise UsageError(
@@ -258,7 +236,6 @@ def _sentences(comparison: Comparison) -> list[str]:
         f"{pair['p_adjusted']:.3g} ({pair['method']}, {pair['n']} rows)"
         for pair in told
     ]
-    if len(told) < len(tested):
-        rest = len(tested) - len(told)
+    if rest := len(tested) - len(told):
         sentences.append(f"({rest} further pairs were tested: see --json or the report)")
     return sentences

@@ -24,16 +24,9 @@ _BLOCK_VALUES = 1 << 22  # random counts held at a time: 32 MiB of int64
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval.
+    """An estimate with its confidence interval, ``low <= value <= high``.
 
-    Attributes
-    ----------
-    value, low, high : float
-        ``low <= value <= high``.
-    method : str
-        How the limits were found, in words for a table's footnote.
-    confidence : float
-        Nominal coverage.
+    ``method`` says how the limits were found, in words for a table's footnote.
     """
 
     value: float
@@ -47,17 +40,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over models (folds or seeds).
+    """Mean and sample standard deviation (n − 1; None for one) over n models (folds or seeds).
 
-    Attributes
-    ----------
-    mean : float
-    sd : float or None
-        Sample standard deviation (n − 1); None for a single model. It describes how much models
-        differ and is no basis for an interval: folds share training and test rows, and no
-        unbiased estimate of their variance exists (Bengio and Grandvalet 2004, JMLR 5).
-    n : int
-        Number of models.
+    The deviation describes how much models differ and is no basis for an interval: folds share
+    training and test rows, and no unbiased estimate of their variance exists (Bengio and
+    Grandvalet 2004, JMLR 5).
     """
 
     mean: float
@@ -75,7 +62,7 @@ class RowSums(NamedTuple):
     counts: NDArray[np.int64]
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson(successes: int, n: int) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927, JASA 22: 209–212).
 
     Raises
@@ -94,18 +81,16 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
             "A proportion needs at least one row, and no more successes than rows.",
             got=f"{successes} of {n}",
         )
-    limits = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    limits = stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="wilson")
     value = successes / n
     # At 0 and n successes rounding may leave the limit 1e-17 off the estimate.
-    low, high = min(float(limits.low), value), max(float(limits.high), value)
-    return Interval(value, low, high, "Wilson", confidence)
+    return Interval(value, min(float(limits.low), value), max(float(limits.high), value), "Wilson")
 
 
 def bootstrap_mean(
     values: ArrayLike,
     rows: ArrayLike | None = None,
     *,
-    confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
@@ -123,13 +108,7 @@ def bootstrap_mean(
         One value per prediction, for example 1 for right and 0 for wrong.
     rows : array-like of shape (n,), optional
         Which row each value belongs to; each value is a row of its own by default.
-    confidence, resamples, seed
-        Nominal coverage, number of resamples, seed of the generator.
-
-    Raises
-    ------
-    ResultError
-        If there are no values or the lengths differ.
+    resamples, seed : int
     """
     values = np.asarray(values, dtype=np.float64)
     _, sums, counts = sum_by_row(np.arange(len(values)) if rows is None else rows, values)
@@ -141,17 +120,18 @@ def bootstrap_mean(
         size = min(block, resamples - start)
         drawn = rng.multinomial(len(sums), frequency / len(sums), size=size)
         means.append(drawn @ kinds[0] / (drawn @ kinds[1]))
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
     value = float(values.mean())
     method = f"bootstrap over rows, {resamples} resamples, seed {seed}"
-    return Interval(value, min(float(low), value), max(float(high), value), method, confidence)
+    return Interval(value, min(float(low), value), max(float(high), value), method)
 
 
-def accuracy_interval(
-    correct: ArrayLike, rows: ArrayLike, confidence: float = CONFIDENCE, seed: int = 0
-) -> Interval:
+def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
     """Interval of an accuracy: Wilson for independent rows, else a bootstrap over rows.
+
+    Rows that leave a bootstrap nothing to vary (each has the same share of right answers) get
+    Wilson's interval of as many rows as there are, rounded outwards, instead of one of width zero.
 
     Parameters
     ----------
@@ -159,25 +139,19 @@ def accuracy_interval(
         Whether each prediction is right.
     rows : array-like of shape (n,)
         Which row (image id) each prediction is about; an id occurs once for each model.
-
-    Returns
-    -------
-    interval : Interval
-        ``method`` names the one that was used. Rows that leave a bootstrap nothing to vary (each
-        has the same share of right answers) get Wilson's interval of as many rows as there are,
-        rounded outwards, instead of an interval of width zero.
     """
     right = np.asarray(correct, dtype=np.float64)
     ids, sums, counts = sum_by_row(rows, right)
     n, share = len(ids), sums / counts
     if n == len(right):
-        return wilson(int(right.sum()), n, confidence)
+        return wilson(int(right.sum()), n)
     if np.ptp(share) > 0:
-        return bootstrap_mean(right, rows, confidence=confidence, seed=seed)
-    low = wilson(int(np.floor(share[0] * n)), n, confidence).low
-    high = wilson(int(np.ceil(share[0] * n)), n, confidence).high
-    method = "Wilson over rows (all rows alike)"
-    return Interval(float(right.mean()), low, high, method, confidence)
+        return bootstrap_mean(right, rows)
+    low, high = (
+        wilson(int(np.floor(share[0] * n)), n).low,
+        wilson(int(np.ceil(share[0] * n)), n).high,
+    )
+    return Interval(float(right.mean()), low, high, "Wilson over rows (all rows alike)")
 
 
 def mean_sd(values: Sequence[float]) -> Spread:
@@ -195,13 +169,7 @@ def mean_sd(values: Sequence[float]) -> Spread:
 
 
 def sum_by_row(rows: ArrayLike, values: ArrayLike) -> RowSums:
-    """Add up the values of each row; ``rows`` says which row each value belongs to.
-
-    Raises
-    ------
-    ResultError
-        If there are no values or the lengths differ.
-    """
+    """Add up the values of each row; ``rows`` says which row each value belongs to."""
     rows, values = np.asarray(rows), np.asarray(values, dtype=np.float64)
     if len(values) == 0 or len(values) != len(rows):
         raise ResultError(

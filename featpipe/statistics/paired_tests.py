@@ -28,24 +28,11 @@ Correctness = tuple[ArrayLike, ArrayLike]
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Comparison of methods a and b on the same rows.
+    """Comparison of methods a and b on the same n rows.
 
-    Attributes
-    ----------
-    difference : float
-        Accuracy of a minus accuracy of b.
-    ci_low, ci_high : float
-        Confidence interval of the difference.
-    p_value : float
-        Two-sided, for "neither method is better".
-    n : int
-        Number of distinct rows.
-    a_better, b_better : int
-        Rows on which the method is right more often than the other (discordant rows).
-    method : str
-        Name of the test.
-    confidence : float
-        Nominal coverage of the interval.
+    ``difference`` is the accuracy of a minus that of b, with its confidence interval; ``p_value``
+    is two-sided, for "neither method is better"; ``a_better`` and ``b_better`` count the rows on
+    which one method is right more often than the other (discordant rows).
     """
 
     difference: float
@@ -61,7 +48,7 @@ class PairedTest:
     as_dict = asdict  # ready for JSON
 
 
-def paired_test(a: Correctness, b: Correctness, confidence: float = CONFIDENCE) -> PairedTest:
+def paired_test(a: Correctness, b: Correctness) -> PairedTest:
     """Compare two methods that predicted the same rows, each row once or several times.
 
     The statistic is the sum over rows of the difference of the two shares of right answers,
@@ -73,14 +60,14 @@ def paired_test(a: Correctness, b: Correctness, confidence: float = CONFIDENCE) 
     Psychometrika 12: 153–157; Dietterich 1998, Neural Computation 10, recommends it for
     classifiers): the two-sided binomial test of the rows that one method alone gets right.
 
+    The interval of the difference is that of Bonett and Price 2012 (J. Educ. Behav. Stat. 37:
+    479–488): a Wald interval after adding one row won by each method; rows predicted several
+    times enter with their mean difference.
+
     Parameters
     ----------
     a, b : (row ids, correct)
         See :data:`Correctness`; the order of rows does not matter.
-    confidence : float
-        Nominal coverage of the interval of the difference. It is that of Bonett and Price 2012
-        (J. Educ. Behav. Stat. 37: 479–488): a Wald interval after adding one row won by each
-        method; rows predicted several times enter with their mean difference.
 
     Raises
     ------
@@ -95,7 +82,7 @@ def paired_test(a: Correctness, b: Correctness, confidence: float = CONFIDENCE) 
     >>> test.a_better, test.b_better, round(test.p_value, 7), test.method
     (7, 1, 0.0703125, 'McNemar exact')
     """
-    return _test(sum_by_row(*a), sum_by_row(*b), confidence)
+    return _test(sum_by_row(*a), sum_by_row(*b))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -125,29 +112,22 @@ def compare_all(named: Mapping[str, Correctness]) -> list[dict[str, Any]]:
         :data:`ALPHA`) and ``reason``. A pair with different test rows is not tested: ``reason``
         says so and the numbers are None.
     """
-    right = {name: sum_by_row(*answers) for name, answers in named.items()}
-    pairs = list(combinations(right, 2))
-    tests = {
-        (a, b): _test(right[a], right[b], CONFIDENCE)
-        for a, b in pairs
-        if np.array_equal(right[a].ids, right[b].ids)
-    }
-    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    untested = dict.fromkeys(PairedTest.__dataclass_fields__)
-    return [
-        {
-            "a": a,
-            "b": b,
-            **(tests[a, b].as_dict() if (a, b) in tests else untested),
-            "p_adjusted": adjusted.get((a, b)),
-            "distinguishable": adjusted[a, b] < ALPHA if (a, b) in tests else None,
-            "reason": None if (a, b) in tests else DIFFERENT_ROWS,
-        }
-        for a, b in pairs
-    ]
+    rows = {name: sum_by_row(*answers) for name, answers in named.items()}
+    pairs: list[dict[str, Any]] = []
+    for a, b in combinations(rows, 2):
+        if np.array_equal(rows[a].ids, rows[b].ids):
+            numbers, reason = _test(rows[a], rows[b]).as_dict(), None
+        else:
+            numbers, reason = dict.fromkeys(PairedTest.__dataclass_fields__), DIFFERENT_ROWS
+        judged = {"p_adjusted": None, "distinguishable": None, "reason": reason}
+        pairs.append({"a": a, "b": b, **numbers, **judged})
+    tested = [pair for pair in pairs if pair["reason"] is None]
+    for pair, p in zip(tested, holm([pair["p_value"] for pair in tested]), strict=True):
+        pair |= {"p_adjusted": p, "distinguishable": p < ALPHA}
+    return pairs
 
 
-def _test(a: RowSums, b: RowSums, confidence: float) -> PairedTest:
+def _test(a: RowSums, b: RowSums) -> PairedTest:
     if not np.array_equal(a.ids, b.ids):
         raise ResultError(
             "The methods were tested on different rows.",
@@ -164,7 +144,7 @@ def _test(a: RowSums, b: RowSums, confidence: float) -> PairedTest:
     # ratio of sums, which for equal weights give (p12 + p21 − (p12 − p21)²) / (n + 2) as published.
     residuals = np.concatenate([d - centre * w, [1 - centre, -1 - centre]])
     error = np.sqrt((residuals**2).sum()) / (n + 2)
-    reach = float(stats.norm.ppf((1 + confidence) / 2) * error)
+    reach = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
     return PairedTest(
         difference=float(difference.sum() / weight.sum()),
         ci_low=max(-1.0, float(centre) - reach),
@@ -174,7 +154,6 @@ def _test(a: RowSums, b: RowSums, confidence: float) -> PairedTest:
         a_better=int((difference > 0).sum()),
         b_better=int((difference < 0).sum()),
         method="McNemar exact" if weight.max() == 1 else "sign-flip over rows, exact",
-        confidence=confidence,
     )
 
 

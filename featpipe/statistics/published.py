@@ -22,28 +22,12 @@ _FOLDER = resources.files("featpipe.statistics") / "published"
 class PublishedRow:
     """One published number with what is known about it; the fields are those of the JSON files.
 
-    Attributes
-    ----------
-    dataset, method, title : str
-        Dataset as in ``--dataset``, a stable key, and a name for a table.
-    accuracy : float or None
-        None where the source gives no number; ``note`` then says what it does say.
-    source, protocol : str
-        Where the number comes from and how it was obtained, as far as that is recorded.
-    settings, reported : mapping
-        Hyper-parameters, and other numbers that the source gives (loss, seconds …).
-    n_test : int or None
-        Number of test images where it is known; only then can an interval be given.
-    classes : sequence of str
-        Class names of the confusion matrix.
-    confusion : sequence of sequences of int, or None
-        Rows are true classes, columns predicted classes; the last column is "other" if ``other``.
-    other : bool
-    printed : mapping or None
-        Per-class ``values`` as the source prints them: its ``label`` for them, the ``metric`` they
-        are (found by computing them from the confusion matrix), ``decimals`` after the point, and
-        ``rounding``, ``"truncated"`` or ``"rounded"``.
-    note : str
+    ``accuracy`` is None where the source gives no number (``note`` then says what it does say),
+    ``n_test`` where the number of test images is not known: only with it can an interval be given.
+    Rows of ``confusion`` are true classes, columns predicted ones, the last one "other" if
+    ``other``. ``printed`` holds per-class ``values`` as the source prints them: its ``label`` for
+    them, the ``metric`` they are (found by computing them from the confusion matrix), ``decimals``
+    after the point, and ``rounding``, ``"truncated"`` or ``"rounded"``.
     """
 
     dataset: str
@@ -70,7 +54,7 @@ class PublishedRow:
 
 
 def published_datasets() -> list[str]:
-    """Return the names of the datasets for which published numbers are known."""
+    """Return the names of the datasets of which published numbers are known."""
     return sorted(f.name[:-5] for f in _FOLDER.iterdir() if f.name.endswith(".json"))
 
 
@@ -90,13 +74,7 @@ def published_rows(dataset: str) -> list[PublishedRow]:
 
 
 def find_published(name: str) -> list[PublishedRow]:
-    """Return the published numbers named ``DATASET`` or ``DATASET/METHOD``.
-
-    Raises
-    ------
-    UnknownNameError
-        If there are none.
-    """
+    """Return the published numbers named ``DATASET`` or ``DATASET/METHOD``; none is an error."""
     dataset, _, method = name.partition("/")
     rows = published_rows(dataset)
     found = [row for row in rows if method in ("", row.method)]

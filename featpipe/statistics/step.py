@@ -24,7 +24,9 @@ class ResultsStep(Step):
         positional=True,
     )
     dataset: str | None = option(None, help="Only results on this dataset.", selects_input=True)
-    out: Path | None = option(None, help="File to write.", affects_result=False)
+    out: Path | None = option(
+        None, help="Write the table: a name in .csv, .md or .tex.", affects_result=False
+    )
     published: bool = option(True, help="Show published numbers too, set apart.")
     reference: tuple[str, ...] | None = option(
         None, help="Published numbers to show: DATASET or DATASET/ROW; default: of the datasets."
@@ -61,10 +63,6 @@ class Compare(ResultsStep):
         "featpipe compare",
         "featpipe compare --dataset stl10 --out table.md",
         "featpipe compare data/results/stl10-*.json --out table.tex",
-    )
-
-    out: Path | None = option(
-        None, help="Write the table: a name in .csv, .md or .tex.", affects_result=False
     )
 
     def run(self, context: Context) -> Outcome:

@@ -66,7 +66,7 @@ def test_equal_features_do_not_break_the_map() -> None:
 
 def test_a_sprite_takes_missing_tiny_and_odd_images() -> None:
     images = [None, np.zeros((8, 8, 3), np.uint8), np.zeros((90, 30, 3), np.uint8)]
-    assert sprite(images).startswith("data:image/webp;base64,")
+    assert sprite(images, 3).startswith("data:image/webp;base64,")
 
 
 def figures(data: ReportData) -> list[Chart | Missing]:

@@ -98,7 +98,8 @@ def by_kind(group: Group, kind: str) -> Method:
 
 
 def test_published_numbers_are_drawn_apart(group: Group) -> None:
-    known = {"method": "Theirs", "accuracy": 0.9, "low": None, "high": None}
+    known = {"method": "Theirs", "accuracy": 0.9, "low": None, "high": None, "published": True}
+    known["verdict"] = "published, not measured here"
     chart = accuracy_chart(group, [known, {**known, "accuracy": None}])
     entries = chart.spec["entries"]
     assert [entry["label"] for entry in entries if entry["published"]] == ["Theirs"]

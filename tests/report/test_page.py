@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from featpipe.errors import UsageError
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
-from featpipe.report.page import build_report, write_index
+from featpipe.report.page import build_report, recipes_of, step, write_index
 from featpipe.report.sections import SECTIONS, Content, Section
+from featpipe.steps import Context
 from tests.report.conftest import HOSTILE, Made, Page, Plan, make_world
 
 
@@ -184,3 +187,75 @@ def test_titles_in_the_index_stay_text(tmp_path: Path, hostile: Made) -> None:
 
 def test_an_empty_folder_has_an_index_too(tmp_path: Path) -> None:
     assert "There is no report here yet" in Page(write_index(tmp_path)).text
+
+
+# -- how to get the same again ---------------------------------------------------------------------
+
+RECIPE = {"name": "mine", "steps": [{"step": "svm"}, {"step": "centroid"}]}
+
+
+def test_a_recipe_is_there_once_whatever_its_tasks(made: Made) -> None:
+    results = [
+        replace(result, extra={**result.extra, "recipe": {"task": result.method, **RECIPE}})
+        for result in made.results[:2]
+    ]
+    assert recipes_of(made.data(results)) == [RECIPE]
+    assert recipes_of(made.data()) == []
+
+
+def test_the_page_names_the_recipes_of_its_results_and_its_own(made: Made, tmp_path: Path) -> None:
+    results = [
+        replace(result, extra={**result.extra, "recipe": {**RECIPE, "name": name}})
+        for result, name in zip(made.results, ("first", "<second>"), strict=False)
+    ]
+    context = Context(made.world.workspace, recipe={"task": "report", "name": "third"})
+    page = Page(build_report(results, tmp_path / "r", context=context))
+    assert "Recipes that made these results:" in page.text
+    assert {"first", "<second>"} == set(
+        page.text.partition("made these results: ")[2].partition(".")[0].split(", ")
+    )
+    assert "Recipe that made this page: third." in page.text
+    metas = {a["name"]: a["content"] for tag, a in page.elements if tag == "meta" and "name" in a}
+    assert metas["recipe"] == "third"
+    assert "Recipe that made" not in Page(made.page).text
+
+
+def test_commands_are_listed_once_stores_first(made: Made, tmp_path: Path) -> None:
+    text = Page(made.page).text
+    first = text.index("featpipe extract --model toynet")
+    assert first < text.index("featpipe svm")
+    bare = [replace(r, command="", stores=[]) for r in made.results[:1]]
+    page = Page(made.again(tmp_path / "r", bare))
+    assert "Command not recorded (made from Python)" in page.text
+
+
+def test_a_step_can_be_pasted_into_a_recipe(made: Made) -> None:
+    method = made.data().methods[0]
+    settings = {k: v for k, v in method.result.settings.items() if v is not None}
+    assert yaml.safe_load(step(method)) == {method.result.method: settings}
+
+
+def test_everything_that_identifies_a_result_is_named(made: Made, tmp_path: Path) -> None:
+    result = replace(
+        made.results[0],
+        extra={
+            "network": {"model": "resnet18", "weights": {"name": "v1", "url": None}},
+            "label_map": {"name": "narrow", "fingerprint": "f" * 64},
+        },
+    )
+    text = Page(made.again(tmp_path / "r", [result])).text.replace(" ,", ",")
+    digest = result.dataset["test"]["fingerprint"][:16]
+    for known in (
+        "Run on 2024-05-02T09:30:00+00:00",
+        f"Result {result.name}, key {result.key[:16]}",
+        "Seed 0",
+        "Network resnet18, weights name v1 ",
+        f"Label map narrow, {'f' * 16} ",
+        f"Test images npz:toy.npz test, 200 images, fingerprint {digest}",
+        "Features of test toynet avgpool, store",
+        "Images of train npz:toy.npz train, 120 images, fingerprint",
+        "Weights (train) name none, sha256 000",
+        "Versions Python 3",
+        "Hardware platform",
+    ):
+        assert known in text, known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,14 +15,12 @@ from featpipe.report.sections import Chart
 from featpipe.report.tables import (
     conclude,
     confusion,
-    facts,
-    key_figures,
     pair_of,
     search_of,
     search_table,
 )
 from featpipe.statistics.paired_tests import compare_all
-from tests.report.conftest import Made
+from tests.report.conftest import Made, Page
 
 
 def group(*rights: np.ndarray) -> Group:
@@ -103,17 +102,21 @@ def test_a_matrix_has_counts_shares_and_shades(made: Made) -> None:
     assert ((heat > 0) == (counts > 0)).all(), "one error is visible"
 
 
-def test_facts_say_what_a_number_cannot_be_read_without(made: Made) -> None:
-    assert "toynet" in facts(method_of(made, "svm"))
-    assert "C=" in facts(method_of(made, "svm")) or "c=" in facts(method_of(made, "svm"))
-    assert "2 models (sd" in facts(method_of(made, "centroid"))
-    assert "seed 0" in facts(method_of(made, "logistic"))
+def test_facts_say_what_a_number_cannot_be_read_without(made: Made, tmp_path: Path) -> None:
+    def page(kind: str) -> Page:
+        method = method_of(made, kind)
+        return Page(made.again(tmp_path / kind, [method.result]))
+
+    assert "toynet · c=" in page("svm").text
+    assert "2 models (sd" in page("centroid").text
+    assert "split · seed 0" in page("logistic").text
 
 
-def test_key_figures_are_those_the_method_has(made: Made) -> None:
-    logistic = dict(key_figures(method_of(made, "logistic")))
-    assert logistic["log loss"] == f"{method_of(made, 'logistic').metrics['log_loss']:.4f}"
-    assert "log loss" not in dict(key_figures(method_of(made, "svm")))
+def test_key_figures_are_those_the_method_has(made: Made, tmp_path: Path) -> None:
+    logistic = method_of(made, "logistic")
+    page = Page(made.again(tmp_path / "logistic", [logistic.result]))
+    assert f"log loss {logistic.metrics['log_loss']:.4f}" in page.text
+    assert "log loss" not in Page(made.again(tmp_path / "svm", made.results[:1])).text
 
 
 def test_one_parameter_is_a_chart(made: Made) -> None:
