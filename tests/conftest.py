@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # What a script starts in the background ignores SIGINT, and so does all that it starts in turn;
 # with a handler of its own, this process passes on the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def let_files_settle() -> Callable[[], None]:
+    """Return a function that waits until files just written may be remembered.
+
+    One that changed within the clock's resolution is read again: it may have changed unseen.
+    """
+    return lambda: time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

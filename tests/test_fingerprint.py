@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featpipe.fingerprint import FileHashes, of_bytes, of_file, of_mapping
-from tests.making import let_files_settle
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -43,7 +43,7 @@ def test_files_and_bytes(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hashed(tmp_path: Path) -> Path:
+def hashed(tmp_path: Path, let_files_settle: Callable[[], None]) -> Path:
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
     let_files_settle()
@@ -117,7 +117,9 @@ def test_a_memory_that_cannot_be_written_costs_time_only(hashed: Path, tmp_path:
     assert (reads(hashes, hashed), reads(hashes, hashed)) == (1, 1)
 
 
-def test_an_interruption_keeps_what_was_hashed(tmp_path: Path) -> None:
+def test_an_interruption_keeps_what_was_hashed(
+    tmp_path: Path, let_files_settle: Callable[[], None]
+) -> None:
     files = [tmp_path / f"{number}" for number in range(3)]
     for file in files:
         file.write_bytes(file.name.encode())

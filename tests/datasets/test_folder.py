@@ -13,7 +13,6 @@ from PIL import Image
 from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name, natural_key
 from featpipe.errors import DataError, ImageError
-from tests.making import let_files_settle
 
 
 @pytest.fixture
@@ -193,7 +192,7 @@ def test_a_file_that_vanishes_is_an_image_error(tree, options):
         source.read(0)
 
 
-def test_an_unchanged_folder_is_not_read_again(tree, options, listener):
+def test_an_unchanged_folder_is_not_read_again(tree, options, listener, let_files_settle):
     spec = tree("cat/1.png", "dog/1.png")
     options = replace(options, progress=listener)
     let_files_settle()
@@ -213,7 +212,9 @@ def test_a_split_without_labels_is_no_class(tree, options):
     assert "featpipe predict" in str(caught.value)
 
 
-def test_hashes_are_remembered_although_the_look_was_interrupted(tree, options, listener):
+def test_hashes_are_remembered_although_the_look_was_interrupted(
+    tree, options, listener, let_files_settle
+):
     spec = tree(*(f"cat/{number}.png" for number in range(10)))
 
     class Impatient(type(listener)):

@@ -13,7 +13,6 @@ from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.stl10 import Stl10
 from featpipe.errors import DataError
 from featpipe.fingerprint import FileHashes
-from tests.making import let_files_settle
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_a_file_that_is_not_the_official_one(made, name):
     assert len(open_source("stl10", "test", options)) == 20, "the other split is in order"
 
 
-def test_files_are_read_once_and_then_remembered(made, listener):
+def test_files_are_read_once_and_then_remembered(made, listener, let_files_settle):
     _, options, _ = made
     options = replace(options, progress=listener)
     let_files_settle()

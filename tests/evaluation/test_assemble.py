@@ -12,7 +12,7 @@ from featpipe.evaluation.assemble import (
     summarise,
 )
 from featpipe.evaluation.protocol import make_splits
-from tests.making import content, sealed
+from tests.stores import content, sealed
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -31,8 +31,8 @@ from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
-from tests.evaluation.making import pair, written
-from tests.making import content, sealed
+from tests.evaluation.methods import pair, written
+from tests.stores import content, sealed
 
 PROBES = {
     "svm": Svm(c=(1e-4, 1e-2, 1.0)),

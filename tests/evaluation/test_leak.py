@@ -17,8 +17,8 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.store import FeatureStore
-from tests.evaluation.making import written
-from tests.making import content, features
+from tests.evaluation.methods import written
+from tests.stores import content, features
 
 PROBES = {
     "svm": Svm(c=(1e-4, 1e-2, 1.0)),

@@ -12,7 +12,7 @@ from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
-from tests.evaluation.making import evaluated, pair
+from tests.evaluation.methods import evaluated, pair
 
 
 @pytest.mark.parametrize("step", [Svm(), Logistic(), Knn(), Centroid()])

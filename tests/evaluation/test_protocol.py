@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation.protocol import low_shot, make_splits
 from featpipe.store import FeatureStore
-from tests.making import content, sealed
+from tests.stores import content, sealed
 
 CLASSES = ("ant", "bee", "cat")
 few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

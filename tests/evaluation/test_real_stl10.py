@@ -10,7 +10,7 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.statistics.comparison import compare
-from tests.evaluation.making import evaluated
+from tests.evaluation.methods import evaluated
 
 pytestmark = pytest.mark.real
 

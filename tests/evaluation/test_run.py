@@ -18,8 +18,8 @@ from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
-from tests.evaluation.making import context, evaluated, numbers, pair
-from tests.making import content, sealed
+from tests.evaluation.methods import context, evaluated, numbers, pair
+from tests.stores import content, sealed
 
 STEPS = [Svm(c=(1e-3, 1e-1)), Logistic(c=(1e-3, 1e-1)), Knn(k=(1, 5)), Centroid()]
 

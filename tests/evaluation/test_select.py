@@ -12,7 +12,7 @@ from featpipe.evaluation.protocol import select_stores, train_and_test
 from featpipe.probes.svm import Svm
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
-from tests.making import content, sealed
+from tests.stores import content, sealed
 
 
 class Notes:

@@ -14,8 +14,8 @@ from featpipe.labelmap import SourceClasses
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.store import StoreContent
 from featpipe.workspace import Workspace
-from tests.evaluation.making import context, evaluated, written
-from tests.making import content
+from tests.evaluation.methods import context, evaluated, written
+from tests.stores import content
 
 CLASSES = ("ant", "bee", "cat")
 MAP = [("s0", "ant"), ("s1", "other"), ("s2", "bee"), ("s3", "ant"), ("s4", "other")]  # no cat

@@ -26,7 +26,7 @@ from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
-from tests import images, making
+from tests import images, stores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -296,7 +296,7 @@ def test_fail_keeps_the_rows_so_far_and_says_what_to_do(extract: Any, broken: Pa
     assert caught.value.details["where"] == str(broken / "bee" / "2.png")
     assert "--on-error skip" in caught.value.details["next"]
     (partial,) = broken.parent.rglob("*.h5.partial")
-    assert making.kept_rows(partial) == 6
+    assert stores.kept_rows(partial) == 6
     outcome = extract(dataset=f"folder:{broken}", batch_size=3, on_error="skip")
     assert not partial.exists()
     assert sorted(only_store(outcome).skipped) == [6, 8]
@@ -358,7 +358,7 @@ def test_ctrl_c_and_again_gives_the_same_features(weights: Path, tmp_path: Path,
     whole = extract_source(source, backbone, tmp_path / "whole.h5", options)
     with pytest.raises(KeyboardInterrupt):
         extract_source(Stopping(source, at), backbone, tmp_path / "a.h5", options)
-    assert making.kept_rows(tmp_path / "a.h5.partial") == at // 4 * 4
+    assert stores.kept_rows(tmp_path / "a.h5.partial") == at // 4 * 4
     events: list[Event] = []
     store = extract_source(
         source, backbone, tmp_path / "a.h5", options, progress=Progress(events.append)
@@ -382,7 +382,7 @@ def test_a_killed_run_continues(
         while process.poll() is None and not rows:
             time.sleep(0.02)
             for file in (tmp_path / "work").rglob("*.h5.partial"):
-                rows = making.kept_rows(file)
+                rows = stores.kept_rows(file)
     finally:
         process.send_signal(by)
     assert process.wait() == -by

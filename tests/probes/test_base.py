@@ -16,7 +16,7 @@ from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.steps import STEPS, Step, option, options_of
-from tests.making import content, sealed
+from tests.stores import content, sealed
 
 METHODS: list[type[Evaluation]] = [Svm, Logistic, Knn, Centroid, Zeroshot]
 KEYS = {

@@ -11,7 +11,7 @@ import pytest
 
 from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
-from tests.evaluation.making import pair
+from tests.evaluation.methods import pair
 
 LDA = (Path(__file__).parents[1] / "doors" / "lda.py").read_text()
 

@@ -26,10 +26,10 @@ import featpipe.store.writer as writing
 from featpipe.errors import StoreError
 from featpipe.store import FeatureStore, StoreWriter
 from featpipe.store.layout import partial_path
-from tests import making
+from tests import stores
 
-CONTENT = making.content(n=200, dims=64, n_logits=7)
-ARRAYS = making.features(CONTENT)
+CONTENT = stores.content(n=200, dims=64, n_logits=7)
+ARRAYS = stores.features(CONTENT)
 SKIPPED = {row: f"image {row} is damaged" for row in (3, 77, 199)}
 STORE_MODULES = str(Path(writing.__file__).parent)
 
@@ -44,7 +44,7 @@ def write(path: Path, step: int = 10) -> None:
                 {name: values[rows.start : rows.stop] for name, values in ARRAYS.items()},
                 {row: why for row, why in SKIPPED.items() if row in rows},
             )
-        writer.seal(making.RUN)
+        writer.seal(stores.RUN)
 
 
 def check_rows(arrays: dict[str, np.ndarray], n: int) -> None:

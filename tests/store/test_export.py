@@ -11,16 +11,16 @@ import pytest
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.store import FeatureStore, StoreWriter
 from featpipe.store.export import export_store
-from tests import making
+from tests import stores
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FeatureStore:
     labels = np.array([0, 1, 2, -1, 0, 1])
-    what = making.content(n=6, dims=3, labels=labels, n_logits=2)
+    what = stores.content(n=6, dims=3, labels=labels, n_logits=2)
     with StoreWriter(tmp_path / "a.h5", what) as writer:
-        writer.append(making.features(what), {1: "damaged"})
-        return writer.seal(making.RUN)
+        writer.append(stores.features(what), {1: "damaged"})
+        return writer.seal(stores.RUN)
 
 
 def test_npz(store: FeatureStore, tmp_path: Path) -> None:

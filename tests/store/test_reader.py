@@ -17,14 +17,14 @@ from hypothesis import given, settings
 
 from featpipe.errors import StoreError
 from featpipe.store import FeatureStore, scan_stores
-from tests import making
+from tests import stores
 from tests.store.damage import DAMAGE, damage, relaxed
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    what = making.content(n=40, n_logits=5, folds=(np.array([1, 2, 3]),))
-    return making.sealed(tmp_path_factory.mktemp("whole") / "a.h5", what).path
+    what = stores.content(n=40, n_logits=5, folds=(np.array([1, 2, 3]),))
+    return stores.sealed(tmp_path_factory.mktemp("whole") / "a.h5", what).path
 
 
 def everything(store: FeatureStore) -> list[Any]:
@@ -107,7 +107,7 @@ def foreign_hdf5(path: Path) -> None:
 
 
 def another_schema(path: Path) -> None:
-    making.sealed(path)
+    stores.sealed(path)
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = np.int64(99)
 
@@ -117,13 +117,13 @@ def of_featpipe_0_1(path: Path) -> None:
 
 
 def without_seal(path: Path) -> None:
-    making.sealed(path)
+    stores.sealed(path)
     with h5py.File(path, "r+") as file:
         del file.attrs["seal"]
 
 
 def unfinished(path: Path) -> None:
-    making.StoreWriter(path, making.content()).close()
+    stores.StoreWriter(path, stores.content()).close()
 
 
 def renamed_unfinished(path: Path) -> None:
@@ -146,7 +146,7 @@ def renamed_unfinished(path: Path) -> None:
         (unfinished, "unfinished"),
         (renamed_unfinished, "not a sealed feature store"),
         (
-            lambda path: path.write_bytes(making.sealed(path).path.read_bytes()[:-1]),
+            lambda path: path.write_bytes(stores.sealed(path).path.read_bytes()[:-1]),
             "bytes instead",
         ),
     ],
@@ -344,7 +344,7 @@ def test_a_record_that_is_none_is_refused(whole: Path, tmp_path: Path, record: n
 
 
 def test_verify_names_every_array_that_changed(tmp_path: Path) -> None:
-    store = making.sealed(tmp_path / "a.h5", making.content(n_logits=3))
+    store = stores.sealed(tmp_path / "a.h5", stores.content(n_logits=3))
     with h5py.File(store.path, "r+") as file:
         file["features/avgpool"][5, 2] = 0
         file["features/logits"][1, 1] = 0
@@ -353,7 +353,7 @@ def test_verify_names_every_array_that_changed(tmp_path: Path) -> None:
 
 
 def test_features_of_a_file_cut_off_since_are_refused(tmp_path: Path) -> None:
-    store = making.sealed(tmp_path / "a.h5")
+    store = stores.sealed(tmp_path / "a.h5")
     with store.path.open("rb+") as file:
         file.truncate(100)
     with pytest.raises(StoreError, match="damaged"):

@@ -20,7 +20,7 @@ import featpipe.store.writer as writing
 from featpipe.errors import StoreError, UnknownNameError
 from featpipe.store import FeatureStore, StoreWriter
 from featpipe.store.layout import partial_path
-from tests import making
+from tests import stores
 from tests.store.damage import DAMAGE, damage, relaxed
 
 KILLING = Path(__file__).with_name("killing.py")
@@ -38,9 +38,9 @@ def assert_same(store: FeatureStore, arrays: dict[str, np.ndarray]) -> None:
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     folds = (np.array([0, 3, 5]), np.array([1, 2]))
-    what = making.content(n=30, n_logits=4, folds=folds)
-    store = making.sealed(tmp_path / "new" / "a.h5", what)
-    assert_same(store, making.features(what))
+    what = stores.content(n=30, n_logits=4, folds=folds)
+    store = stores.sealed(tmp_path / "new" / "a.h5", what)
+    assert_same(store, stores.features(what))
     assert store.ids == list(what.ids)
     assert store.classes == what.classes
     assert store.labels.tolist() == what.labels.tolist()
@@ -48,134 +48,134 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert store.source_classes == what.source_classes
     assert store.manifest == what.manifest
     assert store.fingerprint == what.fingerprint
-    assert store.run == making.RUN
+    assert store.run == stores.RUN
     assert store.skipped == {}
     assert [path.name for path in store.path.parent.iterdir()] == ["a.h5"]
     store.verify()
 
 
 def test_features_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
-    features = making.sealed(tmp_path / "a.h5").features()
+    features = stores.sealed(tmp_path / "a.h5").features()
     assert isinstance(features, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         features[0, 0] = 1
 
 
 def test_half_precision_is_for_features_only(tmp_path: Path) -> None:
-    what = making.content(n_logits=4, dtype="float16")
-    store = making.sealed(tmp_path / "a.h5", what)
-    arrays = making.features(what)
+    what = stores.content(n_logits=4, dtype="float16")
+    store = stores.sealed(tmp_path / "a.h5", what)
+    arrays = stores.features(what)
     assert store.features().dtype == np.float16
     assert store.logits.dtype == np.float32
     np.testing.assert_array_equal(store.features(), arrays["avgpool"].astype(np.float16))
 
 
 def test_several_layers_keep_the_order_asked_for(tmp_path: Path) -> None:
-    what = making.content(n=6)
+    what = stores.content(n=6)
     shapes = {"layer4": (2, 3, 3), "avgpool": (8,), "layer1": (5,)}
     object.__setattr__(what, "shapes", shapes)
     what.manifest["layers"] = list(shapes)
-    store = making.sealed(tmp_path / "a.h5", what)
+    store = stores.sealed(tmp_path / "a.h5", what)
     assert store.layers == ("layer4", "avgpool", "layer1")
     assert store.features().shape == (6, 2, 3, 3)
     assert store.features("layer1").shape == (6, 5)
 
 
 def test_a_store_without_images_can_be_sealed(tmp_path: Path) -> None:
-    store = making.sealed(tmp_path / "a.h5", making.content(n=0))
+    store = stores.sealed(tmp_path / "a.h5", stores.content(n=0))
     store.verify()
     assert store.features().shape == (0, 8)
 
 
 def test_many_layers_and_folds(tmp_path: Path) -> None:
-    what = making.content(n=3, folds=(np.array([1]),) * 20)
+    what = stores.content(n=3, folds=(np.array([1]),) * 20)
     shapes = {f"layer{number}": (2,) for number in range(60)}
     object.__setattr__(what, "shapes", shapes)
     what.manifest["layers"] = list(shapes)
-    store = making.sealed(tmp_path / "a.h5", what)
+    store = stores.sealed(tmp_path / "a.h5", what)
     store.verify()
     assert (len(store.layers), len(store.folds)) == (60, 20)
 
 
 def test_prepared_images_are_stored_as_bytes(tmp_path: Path) -> None:
-    what = making.content(n=5, dtype="uint8")
+    what = stores.content(n=5, dtype="uint8")
     object.__setattr__(what, "shapes", {"avgpool": (3, 4, 4)})
     images = np.arange(5 * 48, dtype=np.uint8).reshape(5, 3, 4, 4)
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         writer.append({"avgpool": images})
-        store = writer.seal(making.RUN)
+        store = writer.seal(stores.RUN)
     assert store.features().dtype == np.uint8
     np.testing.assert_array_equal(store.features(), images)
 
 
 def test_logits_are_features_too(tmp_path: Path) -> None:
-    store = making.sealed(tmp_path / "a.h5", making.content(n_logits=4))
+    store = stores.sealed(tmp_path / "a.h5", stores.content(n_logits=4))
     assert store.layers == ("avgpool",)
     np.testing.assert_array_equal(store.features("logits"), store.logits)
     with pytest.raises(UnknownNameError):
-        making.sealed(tmp_path / "b.h5").features("logits")
+        stores.sealed(tmp_path / "b.h5").features("logits")
 
 
 @pytest.mark.parametrize("batch", [1, 7, 60])
 def test_equal_content_gives_equal_bytes(tmp_path: Path, batch: int) -> None:
-    what = making.content(n_logits=3)
-    one = making.sealed(tmp_path / "a.h5", what).path.read_bytes()
+    what = stores.content(n_logits=3)
+    one = stores.sealed(tmp_path / "a.h5", what).path.read_bytes()
     with StoreWriter(tmp_path / "b.h5", what) as writer:
         while writer.rows < 60:
-            writer.append(part(making.features(what), writer.rows, writer.rows + batch))
-        assert writer.seal(making.RUN).path.read_bytes() == one
+            writer.append(part(stores.features(what), writer.rows, writer.rows + batch))
+        assert writer.seal(stores.RUN).path.read_bytes() == one
 
 
 def test_the_run_record_does_not_move_the_arrays(tmp_path: Path) -> None:
-    what = making.content()
+    what = stores.content()
     offsets = []
-    for name, run in (("a.h5", making.RUN), ("b.h5", {"text": "longer " * 999})):
+    for name, run in (("a.h5", stores.RUN), ("b.h5", {"text": "longer " * 999})):
         with StoreWriter(tmp_path / name, what) as writer:
-            writer.append(making.features(what))
+            writer.append(stores.features(what))
             offsets.append(writer.seal(run).features().offset)
     assert offsets[0] == offsets[1]
 
 
 def test_closing_and_opening_continues(tmp_path: Path) -> None:
-    what = making.content(n_logits=3)
-    arrays = making.features(what)
+    what = stores.content(n_logits=3)
+    arrays = stores.features(what)
     for start in (0, 20, 40):
         with StoreWriter(tmp_path / "a.h5", what) as writer:
             assert writer.rows == start
             writer.append(part(arrays, start, start + 20))
             if start == 40:
-                writer.seal(making.RUN)
+                writer.seal(stores.RUN)
     assert_same(FeatureStore(tmp_path / "a.h5"), arrays)
 
 
 def test_skipped_rows_survive_a_break_and_hold_zeros(tmp_path: Path) -> None:
-    what = making.content()
-    arrays = making.features(what)
+    what = stores.content()
+    arrays = stores.features(what)
     arrays["avgpool"][[1, 45]] = np.nan
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         writer.append(part(arrays, 0, 30), {1: "it is a text file"})
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         writer.append(part(arrays, 30, 60), {45: "cut off"})
-        store = writer.seal(making.RUN)
+        store = writer.seal(stores.RUN)
     assert store.skipped == {1: "it is a text file", 45: "cut off"}
     assert not store.features()[[1, 45]].any()
     assert set(store.usable) == set(range(60)) - {1, 45}
 
 
 def test_another_fingerprint_starts_over(tmp_path: Path) -> None:
-    what = making.content()
+    what = stores.content()
     with StoreWriter(tmp_path / "a.h5", what) as writer:
-        writer.append(part(making.features(what), 0, 20))
-    with StoreWriter(tmp_path / "a.h5", making.content(dims=9)) as writer:
+        writer.append(part(stores.features(what), 0, 20))
+    with StoreWriter(tmp_path / "a.h5", stores.content(dims=9)) as writer:
         assert writer.rows == 0
 
 
 def test_missing_rows_are_never_sealed(tmp_path: Path) -> None:
-    what = making.content()
+    what = stores.content()
     with StoreWriter(tmp_path / "a.h5", what) as writer:
-        writer.append(part(making.features(what), 0, 59))
+        writer.append(part(stores.features(what), 0, 59))
         with pytest.raises(StoreError, match="rows are missing"):
-            writer.seal(making.RUN)
+            writer.seal(stores.RUN)
     with pytest.raises(StoreError, match="unfinished"):
         FeatureStore(tmp_path / "a.h5")
 
@@ -184,8 +184,8 @@ def test_missing_rows_are_never_sealed(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_are_refused_with_the_image(
     tmp_path: Path, value: float
 ) -> None:
-    what = making.content()
-    arrays = making.features(what)
+    what = stores.content()
+    arrays = stores.features(what)
     arrays["avgpool"][7, 3] = value
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         with pytest.raises(StoreError, match=r"train/7\.png.*not finite") as caught:
@@ -195,8 +195,8 @@ def test_values_that_are_not_finite_are_refused_with_the_image(
 
 
 def test_an_overflow_of_half_precision_says_what_to_do(tmp_path: Path) -> None:
-    what = making.content(dtype="float16")
-    arrays = making.features(what)
+    what = stores.content(dtype="float16")
+    arrays = stores.features(what)
     arrays["avgpool"][7, 3] = 1e6
     with (
         StoreWriter(tmp_path / "a.h5", what) as writer,
@@ -207,15 +207,15 @@ def test_an_overflow_of_half_precision_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_rows_that_changed_on_the_disk_are_not_sealed(tmp_path: Path) -> None:
-    what = making.content()
+    what = stores.content()
     partial = partial_path(tmp_path / "a.h5")
     with StoreWriter(tmp_path / "a.h5", what) as writer:
-        writer.append(part(making.features(what), 0, 40))
-        writer.append(part(making.features(what), 40, 60))
+        writer.append(part(stores.features(what), 0, 40))
+        writer.append(part(stores.features(what), 40, 60))
         content = partial.read_bytes()
         partial.write_bytes(content[:-9] + b"\0" + content[-8:])
         with pytest.raises(StoreError, match="missing or damaged") as caught:
-            writer.seal(making.RUN)
+            writer.seal(stores.RUN)
     assert caught.value.details["got"] == "40 rows"
     assert list(tmp_path.iterdir()) == [partial]
     with StoreWriter(tmp_path / "a.h5", what) as writer:
@@ -225,7 +225,7 @@ def test_rows_that_changed_on_the_disk_are_not_sealed(tmp_path: Path) -> None:
 
 def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
     with (
-        StoreWriter(tmp_path / "a.h5", making.content()) as writer,
+        StoreWriter(tmp_path / "a.h5", stores.content()) as writer,
         pytest.raises(StoreError, match="another shape"),
     ):
         writer.append({"avgpool": np.zeros((3, 9), np.float32)})
@@ -233,29 +233,29 @@ def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [0, 20])
 def test_a_second_writer_is_told_and_harms_nothing(tmp_path: Path, rows: int) -> None:
-    what = making.content()
-    arrays = making.features(what)
+    what = stores.content()
+    arrays = stores.features(what)
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         writer.append(part(arrays, 0, rows)) if rows else None
         with pytest.raises(StoreError, match="Another process is writing"):
             StoreWriter(tmp_path / "a.h5", what)
         writer.append(part(arrays, rows, 60))
-        store = writer.seal(making.RUN)
+        store = writer.seal(stores.RUN)
     assert_same(store, arrays)
 
 
 def test_a_writer_that_was_refused_leaves_no_lock(tmp_path: Path) -> None:
-    what = making.content()
+    what = stores.content()
     with StoreWriter(tmp_path / "a.h5", what), pytest.raises(StoreError):
         StoreWriter(tmp_path / "a.h5", what)
     with StoreWriter(tmp_path / "a.h5", what) as writer:
-        writer.append(making.features(what))
-        writer.seal(making.RUN)
+        writer.append(stores.features(what))
+        writer.seal(stores.RUN)
 
 
 def unfinished(path: Path, what: Any) -> dict[str, np.ndarray]:
     """Leave a store of six blocks of ten rows, not sealed."""
-    arrays = making.features(what)
+    arrays = stores.features(what)
     with StoreWriter(path, what) as writer:
         for start in range(0, 60, 10):
             writer.append(part(arrays, start, start + 10))
@@ -265,11 +265,11 @@ def unfinished(path: Path, what: Any) -> dict[str, np.ndarray]:
 def test_a_sealed_store_that_only_lacks_its_name_gets_it(tmp_path: Path) -> None:
     """A kill between the two renames; the lines of killing.py meet this state as well."""
     path = tmp_path / "a.h5"
-    with StoreWriter(path, making.content()) as writer:
-        writer.append(making.features(making.content()), {3: "damaged"})
-        whole = writer.seal(making.RUN).path.read_bytes()
+    with StoreWriter(path, stores.content()) as writer:
+        writer.append(stores.features(stores.content()), {3: "damaged"})
+        whole = writer.seal(stores.RUN).path.read_bytes()
     path.rename(partial_path(path))
-    with StoreWriter(path, making.content()) as writer:
+    with StoreWriter(path, stores.content()) as writer:
         assert (writer.rows, writer.skipped) == (60, {3: "damaged"})
         writer.seal({"another": "run"})
     assert path.read_bytes() == whole
@@ -278,25 +278,25 @@ def test_a_sealed_store_that_only_lacks_its_name_gets_it(tmp_path: Path) -> None
 
 def test_a_sealed_store_of_other_content_is_not_taken_over(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    making.sealed(path, making.content(dims=9)).path.rename(partial_path(path))
-    with StoreWriter(path, making.content()) as writer:
+    stores.sealed(path, stores.content(dims=9)).path.rename(partial_path(path))
+    with StoreWriter(path, stores.content()) as writer:
         assert writer.rows == 0
         assert "another store" in writer.note
 
 
 def test_what_an_interrupted_sealing_wrote_is_written_again(tmp_path: Path) -> None:
-    what = making.content(n_logits=5)
+    what = stores.content(n_logits=5)
     arrays = unfinished(tmp_path / "a.h5", what)
     (tmp_path / "a.h5.sealing").write_bytes(b"half of an HDF5 file")
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         assert (writer.rows, writer.note) == (60, "")
-        assert_same(writer.seal(making.RUN), arrays)
+        assert_same(writer.seal(stores.RUN), arrays)
     assert [file.name for file in tmp_path.iterdir()] == ["a.h5"]
 
 
 def check_damaged_partial(folder: Path, how: tuple[Any, ...]) -> None:
     """Damaged blocks are never used: the run ends in the bytes of an undisturbed one."""
-    what = making.content(n_logits=5)
+    what = stores.content(n_logits=5)
     path, partial = folder / "a.h5", partial_path(folder / "a.h5")
     arrays = unfinished(path, what)
     content = partial.read_bytes()
@@ -309,9 +309,9 @@ def check_damaged_partial(folder: Path, how: tuple[Any, ...]) -> None:
         assert writer.rows == ends[good]
         assert bool(writer.note) == (good < len(damaged))
         writer.append(part(arrays, writer.rows, 60))
-        store = writer.seal(making.RUN)
+        store = writer.seal(stores.RUN)
     assert_same(store, arrays)
-    assert store.path.read_bytes() == making.sealed(folder / "b.h5", what).path.read_bytes()
+    assert store.path.read_bytes() == stores.sealed(folder / "b.h5", what).path.read_bytes()
 
 
 @settings(relaxed, max_examples=60)
@@ -329,7 +329,7 @@ def test_damaged_blocks_are_not_used_long(tmp_path_factory: Any, how: tuple[Any,
 
 def test_a_digit_of_a_line_that_changed_is_noticed(tmp_path: Path) -> None:
     """A block said to have 20 rows instead of 10, a row skipped that was not, a later start."""
-    what = making.content()
+    what = stores.content()
     unfinished(tmp_path / "a.h5", what)
     partial = partial_path(tmp_path / "a.h5")
     whole = partial.read_bytes()
@@ -343,7 +343,7 @@ def test_a_digit_of_a_line_that_changed_is_noticed(tmp_path: Path) -> None:
 
 
 def test_blocks_out_of_order_are_not_used(tmp_path: Path) -> None:
-    what = making.content()
+    what = stores.content()
     unfinished(tmp_path / "a.h5", what)
     partial = partial_path(tmp_path / "a.h5")
     ends = [0] + [end for _, _, end in writing.read_blocks(partial)]
@@ -360,17 +360,17 @@ def test_blocks_out_of_order_are_not_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"featpipe feature store\n", b"{}\n[]\n"])
 def test_an_unfinished_file_of_something_else_is_replaced(tmp_path: Path, content: bytes) -> None:
     """An unfinished store of featpipe 0.1 among them, which begins with zeros."""
-    what = making.content()
+    what = stores.content()
     partial_path(tmp_path / "a.h5").write_bytes(content)
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         assert writer.rows == 0
         assert bool(writer.note) == bool(content)
-        writer.append(making.features(what))
-        assert_same(writer.seal(making.RUN), making.features(what))
+        writer.append(stores.features(what))
+        assert_same(writer.seal(stores.RUN), stores.features(what))
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
-    what = making.content(n=10_000, dims=1 << 28)
+    what = stores.content(n=10_000, dims=1 << 28)
     with pytest.raises(StoreError, match="Too little disk space") as caught:
         StoreWriter(tmp_path / "a.h5", what)
     assert "float16" in caught.value.details["next"]
@@ -381,7 +381,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> 
 def test_a_folder_that_is_a_file_is_explained(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("not a folder")
     with pytest.raises(StoreError, match="cannot be written"):
-        StoreWriter(tmp_path / "data" / "a.h5", making.content())
+        StoreWriter(tmp_path / "data" / "a.h5", stores.content())
 
 
 @pytest.fixture
@@ -404,21 +404,21 @@ def fill(disk: Path, *, leave: int) -> Path:
 
 @pytest.mark.parametrize("leave", [0, 8 << 10, 600 << 10, 1600 << 10])
 def test_a_disk_too_full_at_the_start_leaves_nothing_behind(small_disk: Path, leave: int) -> None:
-    what = making.content(n=2000, dims=64)
+    what = stores.content(n=2000, dims=64)
     filling = fill(small_disk, leave=leave)
     with pytest.raises(StoreError, match="disk") as caught:
         StoreWriter(small_disk / "a.h5", what)
     assert "free some space" in caught.value.details["next"]
     assert list(small_disk.iterdir()) == [filling]
     filling.unlink()
-    assert_same(making.sealed(small_disk / "a.h5", what), making.features(what))
+    assert_same(stores.sealed(small_disk / "a.h5", what), stores.features(what))
 
 
 @pytest.mark.parametrize("leave", [0, 8 << 10, 600 << 10, 1000 << 10])
 def test_a_quota_that_nobody_announced_is_met_before_hdf5(
     small_disk: Path, leave: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    what = making.content(n=4000, dims=64)
+    what = stores.content(n=4000, dims=64)
     filling = fill(small_disk, leave=leave)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
     with pytest.raises(StoreError, match="The disk is full"):
@@ -430,8 +430,8 @@ def test_a_disk_full_on_the_way_keeps_every_row(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "_SYNC_SECONDS", 0.0)
-    what = making.content(n=2000, dims=64)
-    arrays = making.features(what)
+    what = stores.content(n=2000, dims=64)
+    arrays = stores.features(what)
     with StoreWriter(small_disk / "a.h5", what) as writer:
         writer.append(part(arrays, 0, 1000))
         filling = fill(small_disk, leave=0)
@@ -441,33 +441,33 @@ def test_a_disk_full_on_the_way_keeps_every_row(
     with StoreWriter(small_disk / "a.h5", what) as writer:
         assert writer.rows == 1000
         writer.append(part(arrays, 1000, 2000))
-        assert_same(writer.seal(making.RUN), arrays)
+        assert_same(writer.seal(stores.RUN), arrays)
 
 
 @pytest.mark.parametrize("leave", [0, 4 << 10, 8 << 10, 12 << 10, 16 << 10, 60 << 10])
 def test_a_disk_full_while_sealing_is_made_good(small_disk: Path, leave: int) -> None:
-    what = making.content(n=1000, dims=64)
-    arrays = making.features(what)
+    what = stores.content(n=1000, dims=64)
+    arrays = stores.features(what)
     with StoreWriter(small_disk / "a.h5", what) as writer:
         writer.append(arrays)
         writer.sync()
         filling = fill(small_disk, leave=leave)
         with pytest.raises(StoreError, match="disk is full"):
-            writer.seal(making.RUN)
+            writer.seal(stores.RUN)
     assert not (small_disk / "a.h5").exists()
     filling.unlink()
     with StoreWriter(small_disk / "a.h5", what) as writer:
         assert writer.rows == 1000
-        assert_same(writer.seal(making.RUN), arrays)
+        assert_same(writer.seal(stores.RUN), arrays)
 
 
 def test_a_limit_on_the_size_of_files_is_explained(tmp_path: Path) -> None:
     """As ``ulimit -f`` sets it; needs no rights."""
     code = (
-        "import resource, sys, pathlib; from tests import making\n"
+        "import resource, sys, pathlib; from tests import stores\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         "from featpipe.errors import StoreError\n"
-        "try: making.sealed(pathlib.Path(sys.argv[1]), making.content(n=3000, dims=64))\n"
+        "try: stores.sealed(pathlib.Path(sys.argv[1]), stores.content(n=3000, dims=64))\n"
         "except StoreError as error: print(error)"
     )
     ended = subprocess.run(

@@ -13,7 +13,7 @@ from featpipe.probes.base import Evaluation
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
-from tests.making import RUN, content, features, sealed
+from tests.stores import RUN, content, features, sealed
 
 
 def pair(folder: Path, n: int = 60, n_test: int = 30, *, noise: float = 4.0, **more: Any):

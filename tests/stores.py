@@ -1,8 +1,7 @@
-"""Small real stores for tests, made by the writer itself, and files that have settled."""
+"""Small real stores for tests, made by the writer itself."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,6 @@ import numpy as np
 from featpipe import fingerprint
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.store.writer import read_blocks
-
-
-def let_files_settle() -> None:
-    """Wait until files just written may be remembered.
-
-    One that changed within the clock's resolution is read again: it may have changed unseen.
-    """
-    time.sleep(0.1)
 
 
 def content(
