@@ -187,15 +187,7 @@ def extract_source(
         with closing(batches), progress.task(label, len(source), first) as task:
             for batch in batches:
                 lap("read")
-                # Rows without an image stay zero and are marked as skipped.
-                arrays = {
-                    name: np.zeros((len(batch.rows), *shape), np.float32)
-                    for name, shape in writer.content.shapes.items()
-                }
-                if batch.images is not None:
-                    places = [row - batch.rows.start for row in batch.read]
-                    for name, values in embedder.embed(batch.images, tuple(arrays)).items():
-                        arrays[name][places] = values
+                arrays = batch.embed(embedder, writer.content.shapes)
                 lap("compute")
                 writer.append(arrays, batch.skipped)
                 lap("write")
@@ -274,6 +266,18 @@ class Batch:
     read: list[int]
     images: Tensor | None  # (len(read), 3, S, S), uint8; None where no row could be read
     skipped: dict[int, str]
+
+    def embed(
+        self, embedder: Embedder, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the features of all rows; those that could not be read stay zero."""
+        rows = len(self.rows)
+        arrays = {name: np.zeros((rows, *shape), np.float32) for name, shape in shapes.items()}
+        if self.images is not None:
+            places = [row - self.rows.start for row in self.read]
+            for name, values in embedder.embed(self.images, tuple(shapes)).items():
+                arrays[name][places] = values
+        return arrays
 
 
 def read_batches(
