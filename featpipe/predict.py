@@ -6,25 +6,23 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from featpipe.backbones import load_backbone
+from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.images import read_image
 from featpipe.errors import ResultError, UsageError, WeightsError
 from featpipe.evaluation.fitting import predict_with_scores
 from featpipe.evaluation.models import load_model
 from featpipe.extract.engine import ExtractOptions, read_batches
+from featpipe.finetune.saved import load_head
 from featpipe.progress import SILENT, Progress
 from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from featpipe.backbones.preprocessing import Preprocessing
 
 _KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
 
@@ -80,15 +78,24 @@ def open_predictor(
     WeightsError
         If the frozen network is not the one of the training.
     """
-    path = _find(folder, name)
+    if name.endswith(".json"):  # the file of a result stands for its model
+        name = Path(name).stem
+    paths = (user_path(name), *(folder / f"{name}{kind}" for kind in _KINDS))
+    path = next(filter(Path.is_file, paths), None)
+    if path is None:
+        known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
+        raise ResultError(
+            f"There is no model {name!r}.",
+            where=folder,
+            got=", ".join(known) or "no model at all",
+            next_step=did_you_mean(name, known).strip() or "train one: featpipe svm",
+        )
     if path.suffix != ".safetensors":
         return _open_probe(path, weights, device, runtime)
     if runtime not in (None, "torch"):
         raise UsageError(
             "A fine-tuned network runs in PyTorch only.", expected="torch", got=runtime
         )
-    from featpipe.finetune.saved import load_head  # noqa: PLC0415 - brings skorch
-
     head = load_head(path, weights=weights, device=device)
 
     def classify(images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -126,56 +133,29 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
     return Predictor(model.classes, backbone.preprocessing, backbone.batch_size, classify)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Image files, read as the images of a dataset are."""
-
-    paths: Sequence[Path]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, row: int) -> NDArray[np.uint8]:
-        return read_image(self.paths[row])
-
-
 def predict(
     predictor: Predictor, images: Sequence[Path], progress: Progress = SILENT
 ) -> list[Answer]:
-    """Classify images with what :func:`open_predictor` returned.
+    """Classify images with what :func:`open_predictor` returned; one answer per image, in order.
 
-    Returns
-    -------
-    answers : list of Answer
-        One per image, in order; an image that cannot be read has an error instead of a class.
+    An image that cannot be read has an error instead of a class.
     """
     answers: list[Answer] = []
-    options = ExtractOptions(on_error="skip")
-    batches = read_batches(_Files(images), predictor.preprocessing, options, predictor.batch_size)
+    batches = read_batches(
+        lambda row: read_image(images[row]),
+        range(len(images)),
+        predictor.preprocessing,
+        predictor.batch_size,
+        ExtractOptions(on_error="skip"),
+    )
     with closing(batches), progress.task("predict", len(images)) as task:
         for batch in batches:
             found = {row: Answer(str(images[row]), error=why) for row, why in batch.skipped.items()}
             if batch.images is not None:
                 labels, scores = predictor.classify(batch.images)
-                for number, row in enumerate(batch.read):
-                    label = int(labels[number])
+                for number, (row, label) in enumerate(zip(batch.read, labels, strict=True)):
                     score = None if scores is None else round(float(scores[number, label]), 6)
                     found[row] = Answer(str(images[row]), predictor.classes[label], score)
             answers += [found[row] for row in batch.rows]
-            task.advance(len(batch))
+            task.advance(len(batch.rows))
     return answers
-
-
-def _find(folder: Path, name: str) -> Path:
-    if name.endswith(".json"):  # the file of a result stands for its model
-        name = Path(name).stem
-    for path in (user_path(name), *(folder / f"{name}{kind}" for kind in _KINDS)):
-        if path.is_file():
-            return path
-    known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
-    raise ResultError(
-        f"There is no model {name!r}.",
-        where=folder,
-        got=", ".join(known) or "no model at all",
-        next_step=did_you_mean(name, known).strip() or "train one: featpipe svm",
-    )

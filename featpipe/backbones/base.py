@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,42 +12,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featpipe.backbones import RUNTIMES
+from featpipe.backbones import MODELS, RUNTIMES, backbone_name
 from featpipe.backbones.architecture import Architecture
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import Capture
-from featpipe.backbones.weights import WeightsInfo
+from featpipe.backbones.runtime import Capture, choose_device
+from featpipe.backbones.weights import WeightsInfo, find_weights, load_network
 from featpipe.errors import UnknownNameError, UsageError
+from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
 from featpipe.registry import did_you_mean
 from featpipe.store import LOGITS
 
-_MAP = ":map"
-
 
 class Embedder(Protocol):
-    """What turns prepared images into features.
+    """What turns prepared images into features."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the network, part of the path of stores.
-    default_layer : str
-        Layer that is stored unless others are asked for.
-    preprocessing : Preprocessing
-    device : torch.device
-    batch_size : int
-        Images per call of :meth:`embed` that suit the device.
-    source_classes : SourceClasses or None
-        Meaning of the layer ``"logits"``; ``None`` where it has none and is not stored.
-    """
-
-    name: str
-    default_layer: str
+    name: str  # part of the path of stores
+    default_layer: str  # stored unless others are asked for
     preprocessing: Preprocessing
     device: torch.device
-    batch_size: int
-    source_classes: SourceClasses | None
+    batch_size: int  # images per call of embed that suit the device
+    source_classes: SourceClasses | None  # of the layer "logits", which is stored where it has some
 
     def dim(self, layer: str) -> tuple[int, ...]:
         """Return the shape of one image's features at a layer; nothing is computed for it."""
@@ -65,12 +51,8 @@ class FrozenNetwork:
 
     Parameters
     ----------
-    name : str
-        For messages and paths.
     network : nn.Module
         It is frozen and moved to the device.
-    preprocessing : Preprocessing
-    device : torch.device
     runtime : str
         A name out of :data:`featpipe.backbones.RUNTIMES`.
     aliases : mapping of str to str, optional
@@ -102,35 +84,15 @@ class FrozenNetwork:
         self.runtime = RUNTIMES.get(runtime)(self.network, preprocessing, device)
         self.batch_size = self.runtime.batch_size
 
-    @property
-    def runtime_description(self) -> dict[str, str]:
-        """The runtime as part of a description: nothing where it changes no number."""
-        return {} if self.runtime.exact else {"runtime": self.runtime.name}
-
     def dim(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of one image's features at a layer; nothing is computed for it.
-
-        Raises
-        ------
-        UnknownNameError
-            If the network has no such layer.
-        """
+        """Return the shape of one image's features at a layer; nothing is computed for it."""
         capture = self._capture(layer)
         shape = self._shapes[capture.module][-1]
         return shape[:1] if capture.pooled and len(shape) == 3 else shape
 
     def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
-        """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8.
-
-        Raises
-        ------
-        UnknownNameError
-            If the network has no such layer.
-        UsageError
-            If the images are not of that shape and type.
-        """
+        """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8."""
         captures = [self._capture(layer) for layer in dict.fromkeys(layers)]
-        shapes = {layer: (len(images), *FrozenNetwork.dim(self, layer)) for layer in layers}
         side = self.preprocessing.crop
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (3, side, side):
             raise UsageError(
@@ -139,17 +101,17 @@ class FrozenNetwork:
                 got=f"{images.dtype} of shape {tuple(images.shape)}",
             )
         if len(images) == 0:
-            return {layer: np.empty(shape, np.float32) for layer, shape in shapes.items()}
+            return {layer: np.empty((0, *self.dim(layer)), np.float32) for layer in layers}
         with torch.inference_mode():
             features = self.runtime.run(images, captures)
-        for layer, shape in shapes.items():
-            if features[layer].shape != shape:
-                got = features[layer].shape
-                raise RuntimeError(f"{self.name} {layer}: {got}, announced as {shape}")
-        return {layer: features[layer] for layer in shapes}
+        for layer in layers:
+            got, announced = features[layer].shape, (len(images), *self.dim(layer))
+            if got != announced:
+                raise RuntimeError(f"{self.name} {layer}: {got}, announced as {announced}")
+        return {layer: features[layer] for layer in layers}
 
     def _capture(self, layer: str) -> Capture:
-        name = layer.removesuffix(_MAP)
+        name = layer.removesuffix(":map")
         module = self._aliases.get(name, name)
         if module not in self._shapes:
             main = [known for known in self._shapes if "." not in known]
@@ -164,13 +126,7 @@ class FrozenNetwork:
 class Backbone(FrozenNetwork):
     """A registered architecture with its weights: an :class:`Embedder`.
 
-    Attributes
-    ----------
-    source_classes : SourceClasses or None
-        Ids and names of the logits; ``None`` where the weights come from a file whose number of
-        logits is not that of the published weights.
-    num_classes : int
-        Number of logits; the layer ``"logits"`` is the classifier's output.
+    The layer ``"logits"`` is the classifier's output, of length ``num_classes``.
     """
 
     def __init__(
@@ -188,11 +144,11 @@ class Backbone(FrozenNetwork):
         self.weights = weights
         self.default_layer = architecture.default_layer
         (self.num_classes,) = self.dim(LOGITS)
-        self.source_classes: SourceClasses | None = (
-            weights.published.source_classes()
-            if weights.published
-            else architecture.classes_of(self.num_classes)
-        )
+        # A file with as many outputs as the published weights is taken to know the same classes.
+        known = weights.published or architecture.published.get("DEFAULT")
+        classes = known.source_classes() if known else None
+        named = classes is not None and len(classes.ids) == self.num_classes
+        self.source_classes: SourceClasses | None = classes if named else None
 
     def embed(
         self, images: Tensor, layers: tuple[str, ...] | None = None
@@ -207,28 +163,74 @@ class Backbone(FrozenNetwork):
             "weights": {"name": self.weights.name, "sha256": self.weights.sha256},
             "preprocessing": self.preprocessing.as_dict(),
             "num_classes": self.num_classes,
-            **self.runtime_description,
+            **({} if self.runtime.exact else {"runtime": self.runtime.name}),
         }
 
 
-def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[int, ...]]]:
-    """Return the shapes that named modules give for one image; nothing is computed.
+def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
+    model: str,
+    weights: str = "DEFAULT",
+    device: str = "auto",
+    image_size: int | None = None,
+    fit: str = "auto",
+    *,
+    runtime: str = "torch",
+    hashes: FileHashes | None = None,
+) -> Backbone:
+    """Load a frozen backbone, ready to embed.
 
     Parameters
     ----------
-    network : nn.Module
-        In evaluation mode.
-    image_size : int
-        Side of the network's input in pixels.
+    model : str
+        A name out of :data:`featpipe.backbones.MODELS`.
+    weights : str
+        ``"DEFAULT"``, the name of published weights (downloaded once into torch hub's folder),
+        or a file (``.safetensors``, ``.pt``, ``.pth``, ``.th``).
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``. A device that is absent is
+        an error.
+    image_size : int, optional
+        Side of the network's input in pixels; by default that of the weights.
+    fit : {"auto", "crop", "whole"}
+        See :class:`~featpipe.backbones.preprocessing.Preprocessing`.
+    runtime : str
+        A name out of :data:`featpipe.backbones.RUNTIMES`.
+    hashes : FileHashes, optional
+        Remembered content hashes, so that a large weights file is hashed once.
 
-    Returns
-    -------
-    shapes : dict of str to list of tuple
-        Of each module that gives a tensor, one shape for each time that the network calls it.
+    Raises
+    ------
+    UnknownNameError
+        If there is no such model, published weights, runtime or kind of device.
+    UsageError
+        If the device is not there, the image size is not possible, or the model has no published
+        weights and none are given.
+    WeightsError
+        If the weights cannot be downloaded or read, or belong to another architecture.
+
+    Examples
+    --------
+    >>> backbone = load_backbone("glyphnet", device="cpu")
+    >>> backbone.dim("avgpool")
+    (128,)
+    """
+    where = choose_device(device)
+    architecture = MODELS.get(backbone_name(model))
+    found = find_weights(architecture, weights, hashes or FileHashes())
+    trained = found.published.preprocessing if found.published else architecture.file_preprocessing
+    preprocessing = trained.with_fit(fit).with_image_size(image_size)
+    network = load_network(architecture, found.path)
+    return Backbone(architecture, network, found, preprocessing, where, runtime)
+
+
+def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[int, ...]]]:
+    """Return what named modules give for one image: a shape for each call; nothing is computed.
+
+    ``network`` is in evaluation mode; ``image_size`` is the side of its input in pixels.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
 
-    def record(name: str, output: object) -> None:
+    def record(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
             shapes.setdefault(name, []).append(tuple(output.shape[1:]))
 
@@ -237,8 +239,7 @@ def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[in
     image = torch.zeros(1, 3, image_size, image_size, device="meta")
     with ExitStack() as hooks, torch.inference_mode():
         for name, module in network.named_modules():
-            hook = module.register_forward_hook(lambda _m, _i, out, name=name: record(name, out))
-            hooks.enter_context(hook)
+            hooks.enter_context(module.register_forward_hook(partial(record, name)))
         torch.func.functional_call(network, without_values, (image,))
     shapes.pop("", None)  # the network itself is no layer of it
     return shapes

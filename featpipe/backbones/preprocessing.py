@@ -15,9 +15,6 @@ from torchvision.transforms.v2 import functional as transforms
 from featpipe.backbones import PREPROCESSING_VERSION
 from featpipe.errors import UsageError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 _SMALLEST, _LARGEST = 8, 2048
 # Beyond this ratio of the sides the ends of an image are cut off before it is resized: they are
 # outside the centre crop anyway, and a line of 1 x 5000 pixels would grow to a gigabyte first.
@@ -28,11 +25,9 @@ _ELONGATED = 8
 class Preprocessing:
     """How images are resized, cropped and normalised for one set of weights.
 
-    There is one way of resizing in featpipe: torchvision's, on uint8, always antialiased. Against
-    Pillow's bilinear resize and the same crop, measured on 200 photographs of dogs and cats: the
-    same but for 0.17 % of the values, which differ by 1 of 255 (torchvision on floats, rounded:
-    16 %), in half of the time; on 200 STL-10 images (96 pixels, enlarged) no value differs. With
-    ``fit="whole"`` 1.6 % of the values differ by 1.
+    There is one way of resizing in featpipe: torchvision's, on uint8, always antialiased. On 200
+    photographs 0.17 % of the values differ from Pillow's, by 1 of 255 (torchvision on floats,
+    rounded: 16 %), in half of the time; with ``fit="whole"`` 1.6 %; on 200 STL-10 images none.
 
     Parameters
     ----------
@@ -41,7 +36,7 @@ class Preprocessing:
     crop : int
         Side S in pixels of the square that the network sees.
     mean, std : tuple of float
-        Mean and standard deviation per channel of images scaled to [0, 1].
+        Mean and standard deviation per channel of images scaled to [0, 1]; default: ImageNet's.
     interpolation : {"bilinear", "bicubic"}
     fit : {"auto", "crop", "whole"}
         ``"crop"`` gives the shorter side ``resize`` pixels and keeps the centre, exactly as
@@ -63,8 +58,8 @@ class Preprocessing:
 
     resize: int
     crop: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     fit: Literal["auto", "crop", "whole"] = "auto"
 
@@ -83,32 +78,21 @@ class Preprocessing:
             )
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
-        """Resize and crop one image; safe to call from several threads.
-
-        Parameters
-        ----------
-        image : ndarray of shape (height, width, 3), uint8
-
-        Returns
-        -------
-        tensor : Tensor of shape (3, S, S), uint8
-        """
+        """Return one image (height, width, 3), uint8, as (3, S, S); threads may call it at once."""
         height, width = image.shape[:2]
         # The array stays in its own memory order: torchvision's uint8 kernel is made for it.
         # Read-only arrays (memory-mapped data sets) are copied: torch cannot promise not to write.
         tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-        if self.fit == "whole":
-            return self._resized(tensor, [self.crop, self.crop])
-        longest = _ELONGATED * min(height, width)
-        if max(height, width) > longest:
-            tensor = transforms.center_crop(tensor, [min(height, longest), min(width, longest)])
-        small = self.fit == "auto" and min(height, width) <= self.crop
-        tensor = self._resized(tensor, [self.crop if small else self.resize])
-        return transforms.center_crop(tensor, [self.crop, self.crop])
-
-    def _resized(self, image: Tensor, size: list[int]) -> Tensor:
+        size = square = [self.crop, self.crop]
+        if self.fit != "whole":
+            longest = _ELONGATED * min(height, width)
+            if max(height, width) > longest:
+                tensor = transforms.center_crop(tensor, [min(height, longest), min(width, longest)])
+            small = self.fit == "auto" and min(height, width) <= self.crop
+            size = [self.crop if small else self.resize]
         how = InterpolationMode(self.interpolation)
-        return transforms.resize(image, size, interpolation=how, antialias=True)
+        tensor = transforms.resize(tensor, size, interpolation=how, antialias=True)
+        return transforms.center_crop(tensor, square)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (n, 3, S, S) as normalised float32, on the device they are on."""
@@ -119,10 +103,7 @@ class Preprocessing:
         return (images.float() - mean) / std
 
     def with_image_size(self, size: int | None) -> Preprocessing:
-        """Return the same for another input side; the margin around the crop keeps its ratio.
-
-        ``None`` leaves it as it is.
-        """
+        """Return the same for another input side; the margin around the crop keeps its ratio."""
         if size is None:
             return self
         return replace(self, resize=max(size, round(size * self.resize / self.crop)), crop=size)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -45,7 +45,6 @@ class Runtime(ABC):
 
     Attributes
     ----------
-    name, summary : str
     exact : bool
         Whether the numbers agree with plain float32 PyTorch to 1e-4. Where they do not, the
         runtime's name is part of every description and thus of every store's fingerprint.
@@ -78,12 +77,9 @@ class _Enough(Exception):  # noqa: N818 - not an error: ends a forward pass
 class TorchRuntime(Runtime):
     """PyTorch in float32, channels last, batch norm folded into the convolutions.
 
-    CPU time of a ResNet-18 / ResNet-50 at 224 pixels, batch 32, one thread of a Xeon with
-    AVX-512, as a share of plain PyTorch (58 / 195 ms an image), medians of alternating repeats:
-    channels last 0.74 / 0.66, folded 0.89 / 0.76, both 0.61 / 0.52; a frozen TorchScript graph
-    0.60 / 0.51 and torch.compile, which needs a compiler, 0.72: no better. All agree with plain
-    PyTorch to 7e-7 of the largest logit. Batches of 8 and 64 take 0.98 and 1.12 of the time that
-    32 take. Stopping a ResNet-50 after layer3, layer2, layer1 leaves 0.83, 0.53, 0.29 of its time.
+    Both together take 0.61 (ResNet-18) and 0.52 (ResNet-50) of plain PyTorch's CPU time and agree
+    with it to 7e-7 of the largest logit; docs/backbones.md has all that was measured. Batches of
+    8 and 64 take 0.98 and 1.12 of the time an image that 32 take.
     """
 
     name = "torch"
@@ -104,7 +100,7 @@ class TorchRuntime(Runtime):
         kept: dict[str, Tensor] = {}
         waiting = {capture.layer: capture.calls for capture in captures}
 
-        def keep(capture: Capture, output: Tensor) -> None:
+        def keep(capture: Capture, _module: nn.Module, _inputs: object, output: Tensor) -> None:
             waiting[capture.layer] -= 1
             if waiting[capture.layer]:
                 return
@@ -120,13 +116,10 @@ class TorchRuntime(Runtime):
         network = self.network if raw else self._folded
         # TF32's mantissa of 10 bits moves features by about 1e-3.
         exactly = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-        with ExitStack() as stack:
-            stack.enter_context(exactly if self.device.type == "cuda" else nullcontext())
+        with exactly, ExitStack() as hooks:
             for capture in captures:
-                hooked = network.get_submodule(capture.module).register_forward_hook(
-                    lambda _module, _inputs, output, capture=capture: keep(capture, output)
-                )
-                stack.enter_context(hooked)
+                module = network.get_submodule(capture.module)
+                hooks.enter_context(module.register_forward_hook(partial(keep, capture)))
             batch = self.preprocessing.normalise(images.to(self.device))
             with suppress(_Enough):
                 network(batch.contiguous(memory_format=torch.channels_last))
@@ -139,22 +132,14 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     In evaluation mode batch norm multiplies and adds constants, and so does a convolution
     (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names; the output
     of a folded batch norm is what it was, the output of the convolution before it no longer is.
-
-    Parameters
-    ----------
-    network : nn.Module
-        In evaluation mode; it is not changed. One whose graph cannot be traced, because its
-        forward pass depends on values, is returned as it is.
+    A network whose graph cannot be traced, because its forward pass depends on values, is
+    returned as it is.
 
     Examples
     --------
     >>> plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
-    >>> folded = fold_batch_norm(plain)
-    >>> [type(module).__name__ for module in folded]
+    >>> [type(module).__name__ for module in fold_batch_norm(plain)]
     ['Conv2d', 'Identity']
-    >>> image = torch.ones(1, 3, 2, 2)
-    >>> torch.allclose(plain(image), folded(image), atol=1e-6)
-    True
     """
     try:
         # The graph says what follows what; the order of the modules only suggests it.
@@ -163,7 +148,6 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         return network
     folded = copy.deepcopy(network)
     modules = dict(folded.named_modules())
-
     called = {node: modules[str(node.target)] for node in nodes if node.op == "call_module"}
     for node, norm in called.items():
         before = node.args[0]
@@ -171,7 +155,6 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         # Not of a subclass, which may do more: timm's batch norms are activations as well.
         if type(norm) is not nn.BatchNorm2d or type(convolution) is not nn.Conv2d:
             continue
-        assert isinstance(before, fx.Node)
         if len(before.users) == 1:
             fused = fuse_conv_bn_eval(convolution, norm)
             for name, module in ((str(before.target), fused), (str(node.target), nn.Identity())):
@@ -181,21 +164,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return a device that is there.
-
-    Parameters
-    ----------
-    name : str
-        ``"auto"`` takes CUDA, else MPS, else the CPU; ``"cpu"``, ``"cuda"``, ``"cuda:1"`` and
-        ``"mps"`` are taken at their word.
-
-    Raises
-    ------
-    UnknownNameError
-        If this is no name of a device.
-    UsageError
-        If the device is not there.
-    """
+    """Return a device that is there; ``"auto"`` takes CUDA, else MPS, else the CPU."""
     there = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     there += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
     there.append(torch.device("cpu"))

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from featpipe.backbones import WEIGHTS_SUFFIXES, weights_file
 from featpipe.backbones.architecture import Architecture, PublishedWeights
-from featpipe.errors import WeightsError
+from featpipe.errors import UnknownNameError, UsageError, WeightsError
 from featpipe.fingerprint import FileHashes
+from featpipe.registry import did_you_mean
 
 _SOCKET_TIMEOUT_S = 30.0
 # Where training scripts put the state dict among optimiser, epoch and the like.
@@ -29,35 +30,35 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where weights come from: a file, its SHA-256, and its name or that of the published weights.
+    """Where weights come from."""
 
-    ``published`` is ``None`` for a file of the user's.
-    """
-
-    name: str
+    name: str  # of the published weights, or of the file
     sha256: str
     path: Path
-    published: PublishedWeights | None
+    published: PublishedWeights | None  # None for a file of the user's
 
 
 def find_weights(architecture: Architecture, weights: str, hashes: FileHashes) -> WeightsInfo:
-    """Return which file holds the weights; published ones are downloaded where they are missing.
-
-    Raises
-    ------
-    UsageError
-        If no published weights have this name, or there are none.
-    WeightsError
-        If the file is missing or damaged, or the download fails.
-    """
+    """Return which file holds the weights; published ones are downloaded where they are missing."""
     path = weights_file(architecture.name, weights)
-    if path is not None and weights.upper() not in architecture.published:
+    known = architecture.published
+    if path is not None and weights.upper() not in known:
         return WeightsInfo(path.name, hashes.one(path), path, None)
-    published = architecture.find_published(weights)
-    if isinstance(published.location, Path):
-        path = published.location
-        return WeightsInfo(published.name, hashes.one(path), path, published)
+    if not known:
+        raise UsageError(
+            f"There are no published weights for {architecture.name}.",
+            next_step=f"--weights FILE, or train it: featpipe finetune --model {architecture.name}",
+        )
+    if weights.upper() not in known:
+        raise UnknownNameError(
+            f"There are no weights named {weights!r} for {architecture.name}.",
+            expected=", ".join(known) + ", or a weights file",
+            next_step=did_you_mean(weights.upper(), known).strip() or None,
+        )
+    published = known[weights.upper()]
     url = published.location
+    if isinstance(url, Path):
+        return WeightsInfo(published.name, hashes.one(url), url, published)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     # By torch hub's convention the first digits of the SHA-256 are part of the name.
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
@@ -101,78 +102,11 @@ def _download(url: str, path: Path, prefix: str) -> None:
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a weights file into a plain state dict on the CPU.
+    """Read a weights file into a plain state dict on the CPU, floating-point values as float32.
 
-    Parameters
-    ----------
-    path : Path
-        ``.safetensors``; or ``.pt``, ``.pth``, ``.th`` as :func:`torch.save` writes them, a state
-        dict or one within ``{"state_dict": …}`` (or ``"model_state_dict"``, ``"model"``).
-
-    Returns
-    -------
-    state : dict of str to Tensor
-        Floating-point tensors as float32; the prefix ``module.`` that torch's DataParallel puts
-        before every name is taken off.
-
-    Raises
-    ------
-    WeightsError
-        If the file is no weights file, is damaged, or holds anything but finite tensors.
+    The prefix ``module.`` that torch's DataParallel puts before every name is taken off.
     """
-    if path.suffix not in WEIGHTS_SUFFIXES:
-        raise WeightsError(
-            "The weights file has a name of unknown kind.",
-            where=path,
-            expected=", ".join(WEIGHTS_SUFFIXES),
-            got=path.suffix or "no suffix",
-        )
-    if path.stat().st_size == 0:
-        raise WeightsError("The weights file is empty (0 bytes).", where=path)
-    state = _unwrapped(_read(path), path)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    for name, value in state.items():
-        if value.is_floating_point():
-            if not torch.isfinite(value).all():
-                raise WeightsError(
-                    "The weights file holds values that are not finite.", where=path, got=name
-                )
-            state[name] = value.float()
-    return state
-
-
-def _read(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Never a full unpickle: that would run whatever code the file's author wished.
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the parsers meet in a foreign file
-        pickled = isinstance(error, pickle.UnpicklingError)
-        stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-        if pickled and stranger:
-            raise WeightsError(
-                "The weights file holds more than tensors; loading it could run foreign code, so"
-                " featpipe does not.",
-                where=path,
-                expected="a state dict: names and tensors",
-                got=f"the Python object {stranger[1]}",
-                next_step="if you trust its author, load it where it was made, save"
-                " model.state_dict() with safetensors.torch.save_file, and use that file",
-            ) from None
-        kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch file"
-        # torch's own text begins with advice to load without weights_only: not repeated here.
-        said = "" if pickled else f" ({str(error)[:120]})"
-        raise WeightsError(
-            f"The weights file is damaged, cut off, or no {kind} at all.",
-            where=path,
-            got=f"{path.stat().st_size} bytes{said}",
-            next_step="fetch or copy the file again and compare its size",
-        ) from None
-
-
-def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    content = _read(path)
     if isinstance(content, Mapping):
         wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
         content = wrapped[0] if wrapped else content
@@ -188,21 +122,60 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
             "The weights file holds no state dict.",
             where=path,
             expected=f"names and tensors, or those within one of {', '.join(_WRAPPERS)}",
-            got=_some(strangers) if strangers else "nothing",
+            got=_first(strangers) or "nothing",
         )
-    return dict(content)
+    parallel = all(name.startswith("module.") for name in content)
+    state = {}
+    for name, value in content.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise WeightsError(
+                "The weights file holds values that are not finite.", where=path, got=name
+            )
+        float32 = value.float() if value.is_floating_point() else value
+        state[name.removeprefix("module.") if parallel else name] = float32
+    return state
+
+
+def _read(path: Path) -> Any:
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise WeightsError(
+            "The weights file has a name of unknown kind.",
+            where=path,
+            expected=", ".join(WEIGHTS_SUFFIXES),
+            got=path.suffix or "no suffix",
+        )
+    safe = path.suffix == ".safetensors"
+    try:
+        # Never a full unpickle: that would run whatever code the file's author wished.
+        return load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # whatever the parsers meet in a foreign file
+        pickled = isinstance(error, pickle.UnpicklingError)
+        stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        if pickled and stranger:
+            raise WeightsError(
+                "The weights file holds more than tensors; loading it could run foreign code, so"
+                " featpipe does not.",
+                where=path,
+                expected="a state dict: names and tensors",
+                got=f"the Python object {stranger[1]}",
+                next_step="if you trust its author, load it where it was made, save"
+                " model.state_dict() with safetensors.torch.save_file, and use that file",
+            ) from None
+        # torch's own text begins with advice to load without weights_only: not repeated here.
+        said = "" if pickled else f" ({str(error)[:120]})"
+        raise WeightsError(
+            "The weights file is empty, damaged, cut off, or no "
+            f"{'safetensors' if safe else 'PyTorch'} file at all.",
+            where=path,
+            got=f"{path.stat().st_size} bytes{said}",
+            next_step="fetch or copy the file again and compare its size",
+        ) from None
 
 
 def load_network(architecture: Architecture, path: Path) -> nn.Module:
     """Return the network with the weights of a file, which must be its own to the letter.
 
     A network trained on another task may have any number of outputs: as many as the file has.
-
-    Raises
-    ------
-    WeightsError
-        If the file cannot be read; or with the first missing, unexpected and wrongly shaped names
-        and how many there are.
     """
     state = load_state_dict(path)
     last = state.get(f"{architecture.classifier}.weight")
@@ -210,38 +183,31 @@ def load_network(architecture: Architecture, path: Path) -> nn.Module:
     # Built without memory, then given the file's tensors: no random start to throw away.
     network = architecture.on_meta(num_classes or 1)
     own = network.state_dict()
-    expected, got = _shapes(own), _shapes(state)
-    if expected != got:
-        problems = {
-            "missing": [name for name in expected if name not in got],
-            "unexpected": [name for name in got if name not in expected],
-            "wrong shape": [
-                f"{name} {got[name]} instead of {shape}"
-                for name, shape in expected.items()
-                if got.get(name, shape) != shape
-            ],
-        }
+    expected, got = (
+        {name: tuple(value.shape) for name, value in s.items() if not name.endswith(_COUNTER)}
+        for s in (own, state)
+    )
+    problems = {
+        "missing": [name for name in expected if name not in got],
+        "unexpected": [name for name in got if name not in expected],
+        "wrong shape": [
+            f"{name} {got[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if got.get(name, shape) != shape
+        ],
+    }
+    if any(problems.values()):
         raise WeightsError(
             f"These are no weights of {architecture.name}.",
             where=path,
             expected=f"{len(expected)} tensors",
-            got="; ".join(
-                f"{len(names)} {problem}: {_some(names)}"
-                for problem, names in problems.items()
-                if names
-            ),
+            got="; ".join(f"{len(n)} {what}: {_first(n)}" for what, n in problems.items() if n),
         )
     counters = {name: torch.tensor(0) for name in own if name.endswith(_COUNTER)}
     network.load_state_dict(counters | state, assign=True)
     return network
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {
-        name: tuple(value.shape) for name, value in state.items() if not name.endswith(_COUNTER)
-    }
-
-
-def _some(names: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     more = len(names) - 3
     return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

@@ -1,7 +1,4 @@
-"""Embed a dataset with a frozen backbone into sealed feature stores.
-
-Importing this package brings neither torch nor NumPy; :mod:`featpipe.extract.engine` does the work.
-"""
+"""Embed a dataset with a frozen backbone into sealed feature stores; no torch until it runs."""
 
 from featpipe.extract.step import Extract, ImageStep
 

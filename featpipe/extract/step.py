@@ -6,16 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featpipe import fingerprint
-from featpipe.backbones import (
-    MODELS,
-    PREPROCESSING_VERSION,
-    RUNTIMES,
-    backbone_name,
-    load_backbone,
-    weights_identity,
-)
+from featpipe import backbones
 from featpipe.datasets import DATASETS, short_name, slug
+from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LARGEST_SEED, STEPS, Context, Outcome, Status, Step, option
 from featpipe.workspace import user_path
@@ -30,7 +23,7 @@ EXTRACTION_VERSION = 1  # raised when the same images and options would give oth
 class ImageStep(Step):
     """A step that opens the images of a dataset."""
 
-    model: str = option(help="Backbone to use.", registry=MODELS, selects_input=True)
+    model: str = option(help="Backbone to use.", registry=backbones.MODELS, selects_input=True)
     dataset: str = option(
         help="Dataset: a name, folder:PATH, csv:PATH or npz:PATH.",
         registry=DATASETS,
@@ -121,18 +114,18 @@ class Extract(ImageStep):
         minimum=1,
         affects_result=False,
     )
-    runtime: str = option("torch", help="What runs the network.", registry=RUNTIMES)
+    runtime: str = option("torch", help="What runs the network.", registry=backbones.RUNTIMES)
 
     def check(self) -> None:
         """Refuse networks that are for fine-tuning only."""
-        backbone_name(self.model)
+        backbones.backbone_name(self.model)
 
     def request(self, hashes: FileHashes) -> dict[str, Any]:
         """Return what the numbers follow from besides the images; torch is not imported."""
         inputs = {
-            "model": backbone_name(self.model),
-            "weights": weights_identity(self.model, self.weights, hashes),
-            "preprocessing": PREPROCESSING_VERSION,
+            "model": backbones.backbone_name(self.model),
+            "weights": backbones.weights_identity(self.model, self.weights, hashes),
+            "preprocessing": backbones.PREPROCESSING_VERSION,
         }
         return self.identity(inputs, layer=tuple(dict.fromkeys(self.layer or ())) or None)
 
@@ -141,13 +134,12 @@ class Extract(ImageStep):
 
         hashes = FileHashes(context.workspace.hashes)
         given = user_path(self.weights)
+        dataset, model = slug(short_name(self.dataset)), backbones.backbone_name(self.model)
         return engine.Extraction(
             images=engine.SourceRequest.of(self),
             splits=self.split,
-            folder=context.workspace.features
-            / slug(short_name(self.dataset))
-            / backbone_name(self.model),
-            open_embedder=lambda: load_backbone(
+            folder=context.workspace.features / dataset / model,
+            open_embedder=lambda: backbones.load_backbone(
                 *(self.model, self.weights, self.device, self.image_size, self.fit),
                 runtime=self.runtime,
                 hashes=hashes,
@@ -166,29 +158,22 @@ class Extract(ImageStep):
 
     def status(self, context: Context) -> Status:
         """Say which splits are embedded; nothing is downloaded and torch is not imported."""
-        extraction = self._extraction(context, download=False)
-        found = [extraction.find(source) for source in extraction.sources]
-        key = fingerprint.of_mapping(list(map(extraction.identity, extraction.sources)))[:8]
-        paths = tuple(store.path for store in found if store is not None)
-        if len(paths) == len(found):
-            return Status(True, "stores are there", key, paths)
-        missing = [s for s, store in zip(extraction.sources, found, strict=True) if store is None]
-        why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
-        if extraction.unfinished(missing):
-            why += "; continues an unfinished store"
-        if (speed := extraction.earlier_speed()) is None:
-            return Status(False, why, key)
-        per_s, bytes_per_image = speed
-        images = sum(map(len, missing))
-        basis = f"(at {per_s:g} images/s, as before)"
-        return Status(False, why, key, (), images / per_s, images * bytes_per_image, basis)
+        return self._extraction(context, download=False).status()
+
+    def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
+        """Return seconds, bytes and their basis from the last extraction like this one."""
+        try:
+            status = self.status(context)
+        except FeatpipeError:  # what is missing is fetched, or explained, when the step runs
+            return None
+        return None if status.seconds is None else (status.seconds, status.n_bytes, status.basis)
 
     def run(self, context: Context) -> Outcome:
         """Embed every split that the step names, as far as its store is not there yet."""
         extraction = self._extraction(context, download=self.download)
         stores = extraction.stores()
         status = "done" if extraction.fresh else "up to date"
-        lines = [status]
+        lines, facts = [status], []
         for store in stores:
             dataset = store.manifest["dataset"]
             speed = f", {store.run['images_per_s']} images/s" if extraction.fresh else ""
@@ -197,17 +182,16 @@ class Extract(ImageStep):
                 f"{dataset['name']} {dataset['split']}: {len(store)} images{left_out}{speed}"
                 f" → {store.path}"
             )
-        facts = [
-            {
+            fact = {
                 "path": str(store.path),
                 "fingerprint": store.fingerprint,
                 "images": len(store),
                 "skipped": [store.ids[row] for row in sorted(store.skipped)],
                 "layers": {name: list(store.features(name).shape[1:]) for name in store.layers},
-                **{key: store.run[key] for key in ("seconds", "images_per_s", "shares")},
             }
-            for store in stores
-        ]
+            facts.append(
+                fact | {key: store.run[key] for key in ("seconds", "images_per_s", "shares")}
+            )
         return Outcome(
             status,
             "\n".join(lines),

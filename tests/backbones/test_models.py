@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from featpipe.backbones import GLYPHNET, MODELS, load_backbone, weights_file
 from featpipe.backbones.base import layer_shapes
 from featpipe.errors import UnknownNameError, WeightsError
+from featpipe.labelmap import SourceClasses
 from featpipe.registry import summary_of
 from tests.images import random_backbone, random_images
 
@@ -91,6 +94,14 @@ def test_a_cifar_resnet_counts_as_deep_as_its_name() -> None:
             m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
         ]
         assert len(weighted) == depth
+
+
+def test_the_shipped_weights_are_small_and_say_what_they_know() -> None:
+    assert GLYPHNET.stat().st_size <= 2_000_000
+    with safe_open(GLYPHNET, "pt") as file:
+        metadata = file.metadata()
+    assert tuple(metadata["classes"]) == SourceClasses.load("glyphs").names
+    assert json.loads(metadata["training"])["held_out_fonts_accuracy"] > 0.75
 
 
 def test_names_are_listed_without_torch() -> None:

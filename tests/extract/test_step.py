@@ -103,6 +103,7 @@ def test_an_unfinished_store_is_seen(archive: str, context: Context) -> None:
 def test_what_is_missing_is_not_downloaded_for_a_look(context: Context) -> None:
     with pytest.raises(Exception, match=r"CIFAR-10|cifar10"):
         asked("cifar10").status(context)
+    assert asked("cifar10").estimate(context) is None
 
 
 def test_up_to_date_is_said_without_torch(archive: str, context: Context) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import evaluate
 import train
 from drawing import draw
-from featpipe.backbones.glyphnet import build
+from featpipe.backbones import MODELS
 from featpipe.labelmap import SourceClasses
 from glyphs import CLASSES, HELD_OUT, GlyphBank, printed, written
 from strokes import skeletons, write
@@ -81,7 +81,7 @@ def test_a_few_steps_of_training_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     some = torch.isin(everything.labels, torch.tensor([CLASSES.index(g) for g in "1Mo"]))
     bank = GlyphBank(everything.distances[some], everything.labels[some], everything.reach[some])
     torch.manual_seed(0)
-    network = build()
+    network = MODELS.get("glyphnet").build(62)
     losses = train.train(network, bank, torch.ones(3), 12, torch.Generator().manual_seed(0))
     # From not knowing 62 classes (log 62 is 4.1) to knowing which three there are (log 3 is 1.1).
     assert len(losses) == 12
@@ -100,6 +100,6 @@ def test_the_script_trains_and_writes_weights(
     out = tmp_path / "weights.safetensors"
     train.main(["--steps", "1", "--out", str(out)])
     state = load_file(out)
-    assert state.keys() == build().state_dict().keys()
+    assert state.keys() == MODELS.get("glyphnet").build(62).state_dict().keys()
     assert state["linear.weight"].shape == (62, 128)
     assert state["linear.weight"].dtype == torch.float16

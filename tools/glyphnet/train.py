@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drawing import draw
-from featpipe.backbones import GLYPHNET
-from featpipe.backbones.glyphnet import PREPROCESSING, build
+from featpipe.backbones import GLYPHNET, MODELS
 from glyphs import CLASSES, GlyphBank, printed, written
 
+ARCHITECTURE = MODELS.get("glyphnet")
+PREPROCESSING = ARCHITECTURE.file_preprocessing
 BATCH = 256
 PEAK_LEARNING_RATE = 0.3
 SHARE_BY_HAND = 0.6  # of the training glyphs, against print
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
             SHARE_BY_HAND * row_weights(hand.labels),
         ]
     )
-    network = build()
+    network = ARCHITECTURE.build(len(CLASSES))
     random = torch.Generator().manual_seed(options.seed)
     train(network, print_ + hand, weights, options.steps, random)
     halve(network)
