@@ -55,6 +55,7 @@ class Finetune(ImageStep):
         "ends, so that it does not distort pretrained stages while it learns.",
         choices=("random", "probe"),
     )
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", selects_input=True)
     norm: str = option(
         "batch",
         help="Normalisation of an untrained network.",
