@@ -6,7 +6,6 @@ import datetime
 import os
 import platform
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ PACKAGES = ("featpipe", "torch", "torchvision", "scikit-learn", "numpy", "scipy"
 
 def package_version(name: str) -> str:
     """Return the installed version of a package without importing it."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - as in registry
+
     try:
         return version(name)
     except PackageNotFoundError:

@@ -14,7 +14,7 @@ from featpipe.cli.console import make_console
 from featpipe.cli.inspect import INSPECTION
 from featpipe.cli.recipes import demo, init, run
 from featpipe.errors import FeatpipeError, UsageError
-from featpipe.registry import did_you_mean
+from featpipe.registry import did_you_mean, summary_of
 from featpipe.steps import STEPS
 
 
@@ -40,11 +40,10 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        steps = {step.name: summary_of(step) for step in STEPS}  # their options are not needed
+        others = {name: one.get_short_help_str(200) for name, one in self.commands.items()}
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, command.get_short_help_str(200)) for name, command in commands if command]
-            )
+            formatter.write_dl([(name, (others | steps)[name]) for name in self.list_commands(ctx)])
         with formatter.section("Examples"):
             formatter.write_dl(
                 [
