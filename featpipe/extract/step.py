@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 EXTRACTION_VERSION = 1  # raised when the same images and options would give other numbers
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImageStep(Step):
     """A step that opens the images of a dataset."""
 
@@ -89,7 +87,6 @@ class ImageStep(Step):
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Extract(ImageStep):
     """Embed a dataset with a frozen backbone into a feature store."""
 

@@ -75,7 +75,6 @@ def _folder(result_path: Path) -> Path:
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Explain(Step):
     """Lay Grad-CAM heat maps over the images that a trained network got wrong."""
 

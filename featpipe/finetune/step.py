@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from featpipe.workspace import user_path
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Finetune(ImageStep):
     """Train a new head, some stages under it, or a whole network, and test it once."""
 

@@ -7,7 +7,6 @@ Splits, choice, fits, metrics and files are the same for all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,7 +27,6 @@ from featpipe.steps import (
 LOGITS = "logits"  # stored beside the layers wherever the backbone has a classifier
 
 
-@dataclass(frozen=True, kw_only=True)
 class Evaluation(Step):
     """What all methods that are evaluated on stored features have in common."""
 
@@ -125,7 +123,6 @@ class Evaluation(Step):
         return outcome
 
 
-@dataclass(frozen=True, kw_only=True)
 class Probe(Evaluation):
     """A classifier that is trained on stored features.
 

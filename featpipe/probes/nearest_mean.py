@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from featpipe.probes.base import Probe, estimators
@@ -10,7 +9,6 @@ from featpipe.steps import STEPS
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Centroid(Probe):
     """Classify by the nearest class mean of L2-normalised features."""
 

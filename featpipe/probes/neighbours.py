@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from featpipe.probes.base import Probe, estimators
@@ -10,7 +9,6 @@ from featpipe.steps import STEPS, option
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Knn(Probe):
     """Classify by the nearest neighbours (cosine), k chosen on validation rows."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from featpipe.probes.base import Evaluation
 from featpipe.steps import STEPS, option
 
@@ -11,7 +9,6 @@ POLICIES = ("argmax", "group", "restricted")
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Zeroshot(Evaluation):
     """Map the backbone's own classifier to the dataset's classes plus 'other'."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +13,6 @@ from featpipe.workspace import Workspace
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Report(ResultsStep):
     """Write results as one self-contained HTML page, with its tables as CSV."""
 

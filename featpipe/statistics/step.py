@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from featpipe.steps import STEPS, Context, Needs, Outcome, Step, option
 
 
-@dataclass(frozen=True, kw_only=True)
 class ResultsStep(Step):
     """A step that sets results side by side: those of all steps of a recipe, or those it names."""
 
@@ -53,7 +51,6 @@ class ResultsStep(Step):
 
 
 @STEPS.register
-@dataclass(frozen=True, kw_only=True)
 class Compare(ResultsStep):
     """Compare results: accuracy with intervals, and an exact paired test of every pair."""
 

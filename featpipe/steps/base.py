@@ -1,7 +1,7 @@
 """What a step is: one class gives the command, the YAML keys, the identity and the plan.
 
-A step is a frozen dataclass whose fields are made by :func:`featpipe.steps.options.option`. Its
-class says what it needs and what it makes; everything that plans, names, skips or runs steps asks
+A step is a class whose options are made by :func:`featpipe.steps.options.option`. It says what it
+needs and what it makes; everything that plans, names, skips or runs steps asks
 the step and never its kind. Modules that define steps import nothing heavy: what a step does is
 imported in ``run``.
 """
@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, dataclass_transform
 
 from featpipe import fingerprint
 from featpipe.errors import FeatpipeError, MissingExtraError, UsageError
@@ -92,9 +92,11 @@ class Needs:
     each: bool = True  # one task for each step that makes it; else one for all of them
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Step:
     """Base of all steps; see the module's docstring.
+
+    The options of a subclass are its parameters, by name; a step cannot be changed.
 
     The first line of a subclass's docstring is the help of its command.
 
@@ -122,10 +124,27 @@ class Step:
     makes: ClassVar[tuple[str, ...]] = ()
     waits_for: ClassVar[str | None] = None
 
-    def __post_init__(self) -> None:
-        for name, spec in options_of(type(self)).items():
-            object.__setattr__(self, name, spec.parse(getattr(self, name)))
+    def __init__(self, **values: Any) -> None:
+        known = options_of(type(self))
+        missing = {name for name, spec in known.items() if spec.required and not spec.bound}
+        if wrong := sorted((set(values) - set(known)) | (missing - set(values))):
+            raise TypeError(f"{type(self).__name__}: wrong or missing option {wrong[0]!r}")
+        for name, spec in known.items():
+            self.__dict__[name] = spec.parse(values.get(name, spec.default))
         self.check()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} cannot be changed: use replace({name}=…)")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__name__}({options})"
 
     def check(self) -> None:
         """Refuse options that contradict each other; a step that has such says which."""
@@ -171,8 +190,7 @@ class Step:
     def replace(self, **options: Any) -> Self:
         """Return a copy with other values of some options, which are taken as they are."""
         other = copy.copy(self)
-        for name, value in options.items():
-            object.__setattr__(other, name, value)
+        other.__dict__.update(options)
         return other
 
     def settings(self) -> dict[str, Any]:

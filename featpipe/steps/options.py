@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import types
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -155,17 +154,14 @@ class OptionSpec:
         )
 
 
-def option(default: Any = MISSING, **properties: Any) -> Any:
+def option(default: Any = _DEFAULT, **properties: Any) -> Any:
     """Declare an option of a step; without a default it is required.
 
     ``properties`` are the parameters of :class:`OptionSpec`.
     """
-    spec = OptionSpec(**properties)
-    if spec.neutral is _DEFAULT:
-        spec = dataclasses.replace(spec, neutral=default)
-    if default is MISSING and spec.bound:
-        default, spec = None, dataclasses.replace(spec, required=True)
-    return field(default=default, metadata={"spec": spec})
+    required = default is _DEFAULT
+    properties = {"neutral": default, **properties, "required": required}
+    return OptionSpec(**properties, default=None if required else default)
 
 
 def options_of(step: Any) -> dict[str, OptionSpec]:
@@ -174,14 +170,9 @@ def options_of(step: Any) -> dict[str, OptionSpec]:
     if known is None:
         hints = get_type_hints(step)  # which takes a millisecond
         known = step._options = {
-            item.name: dataclasses.replace(
-                item.metadata["spec"],
-                name=item.name,
-                type=hints[item.name],
-                default=None if item.default is MISSING else item.default,
-                required=item.default is MISSING or item.metadata["spec"].required,
-            )
-            for item in dataclasses.fields(step)
+            name: replace(spec, name=name, type=hint)
+            for name, hint in hints.items()
+            if isinstance(spec := getattr(step, name, None), OptionSpec)
         }
     return known
 

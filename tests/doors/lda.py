@@ -1,12 +1,9 @@
 """A probe: linear discriminant analysis."""
 
-from dataclasses import dataclass
-
 from featpipe.probes.base import Probe
 from featpipe.steps import option
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lda(Probe):
     """Train a linear discriminant analysis on stored features and test it once."""
 

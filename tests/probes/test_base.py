@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 
@@ -28,7 +27,6 @@ KEYS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Extraction(Step):
     """Stands in for the step that makes features."""
 

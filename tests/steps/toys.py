@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from featpipe.errors import StoreError
 from featpipe.steps import Context, Needs, Outcome, Step, option
 
 
-@dataclass(frozen=True, kw_only=True)
 class Work(Step):
     """Count to three and write a file."""
 
@@ -34,7 +32,6 @@ class Work(Step):
         return Outcome(status, f"{status}: {self.number}", (path,), facts)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Refused(Work):
     """Fail with an explanation."""
 
@@ -44,7 +41,6 @@ class Refused(Work):
         raise StoreError("There is no such feature store.", next_step="featpipe store list")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Killed(Work):
     """Be killed as the system does when memory runs out."""
 
@@ -55,7 +51,6 @@ class Killed(Work):
         raise AssertionError
 
 
-@dataclass(frozen=True, kw_only=True)
 class Greedy(Work):
     """Ask for more memory than there is."""
 
@@ -65,7 +60,6 @@ class Greedy(Work):
         return Outcome("done", str(np.empty(1 << 58)))
 
 
-@dataclass(frozen=True, kw_only=True)
 class Broken(Work):
     """Have a defect."""
 
@@ -75,7 +69,6 @@ class Broken(Work):
         return context.no_such_thing  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Slow(Work):
     """Work for a minute, deaf or not to SIGTERM."""
 
@@ -90,7 +83,6 @@ class Slow(Work):
         return Outcome("done", "slept")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Join(Step):
     """Read the files of all other steps."""
 
