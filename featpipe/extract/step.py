@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from featpipe import backbones
 from featpipe.datasets import DATASETS, short_name, slug
-from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LARGEST_SEED, STEPS, Context, Outcome, Status, Step, option
 from featpipe.workspace import user_path
@@ -156,14 +155,6 @@ class Extract(ImageStep):
     def status(self, context: Context) -> Status:
         """Say which splits are embedded; nothing is downloaded and torch is not imported."""
         return self._extraction(context, download=False).status()
-
-    def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
-        """Return seconds, bytes and their basis from the last extraction like this one."""
-        try:
-            status = self.status(context)
-        except FeatpipeError:  # what is missing is fetched, or explained, when the step runs
-            return None
-        return None if status.seconds is None else (status.seconds, status.n_bytes, status.basis)
 
     def run(self, context: Context) -> Outcome:
         """Embed every split that the step names, as far as its store is not there yet."""

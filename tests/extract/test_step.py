@@ -69,7 +69,6 @@ def test_nothing_is_done_before_and_all_is_done_after(archive: str, context: Con
     before = step.status(context)
     assert (before.done, before.why) == (False, "8 of train, 4 of test to embed")
     assert before.seconds is None
-    assert step.estimate(context) is None
     outcome = step.run(context)
     after = step.status(context)
     assert (after.done, after.key) == (True, before.key)
@@ -103,7 +102,6 @@ def test_an_unfinished_store_is_seen(archive: str, context: Context) -> None:
 def test_what_is_missing_is_not_downloaded_for_a_look(context: Context) -> None:
     with pytest.raises(Exception, match=r"CIFAR-10|cifar10"):
         asked("cifar10").status(context)
-    assert asked("cifar10").estimate(context) is None
 
 
 def test_up_to_date_is_said_without_torch(archive: str, context: Context) -> None:
