@@ -2,77 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import pytest
 
-from featpipe.cli import main
 from featpipe.cli.main import featpipe
 from featpipe.steps import STEPS
 from featpipe.store import FeatureStore
 from tests import images
+from tests.cli.conftest import in_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = featpipe.list_commands(click.Context(featpipe))
 HEAVY = ("torch", "torchvision", "sklearn", "pandas", "h5py", "numpy", "scipy", "PIL", "jinja2")
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], Ended]:
-    """Return a function that runs a command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FEATPIPE_WORKSPACE", raising=False)
-
-    def call(line: str) -> Ended:
-        with pytest.raises(SystemExit) as caught:
-            main(shlex.split(line))
-        return Ended(int(caught.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def extract(run: Callable[[str], Ended], tmp_path: Path) -> str:
-    """Return an extract command that works."""
-    images.weights_file(tmp_path / "w.safetensors")
-    images.photo_folder(tmp_path / "photos")
-    time.sleep(0.1)  # the hash of a file that has only just changed is not remembered
-    return (
-        f"extract --model {images.MODEL} --weights w.safetensors --dataset folder:photos"
-        " --device cpu"
-    )
-
-
-def in_process(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 # --- help
@@ -388,93 +336,3 @@ def test_the_workspace_comes_from_option_then_variable(
     monkeypatch.setenv("FEATPIPE_WORKSPACE", "variable")
     assert "variable/data/features/" in run(extract).out
     assert "option/data/features/" in run(f"{extract} --workspace option").out
-
-
-# --- stores
-
-
-def test_store_commands(run: Any, extract: str) -> None:
-    assert "make one: featpipe extract" in run("store list").out
-    path = run(f"{extract} --json").events[-1]["paths"][0]
-    Path("data/features/x.h5").write_bytes(b"damaged")
-    Path("data/features/y.h5.partial").write_bytes(b"")
-    rows = {row["path"]: row for row in run("store list --json").events[0]["table"]}
-    assert rows[path]["state"] == "sealed"
-    assert rows[path]["images"] == 12
-    assert rows["data/features/x.h5"]["state"] == "damaged"
-    assert rows["data/features/y.h5.partial"]["state"] == "unfinished"
-    assert path in run("store list").out
-    facts = json.loads(run(f"store info {path}").out)
-    assert facts["layers"] == {"avgpool": [12, 64]}
-    assert facts["classes"] == ["ant", "bee", "cät"]
-    assert run(f"store verify {path}") == (0, "1 of 1 stores are whole\n", "")
-    all_of_them = run("store verify")
-    assert all_of_them.code == 1
-    assert "1 of 2 stores are whole" in all_of_them.out
-    assert "x.h5" in all_of_them.err
-    assert run(f"store export {path} out/f.npz").code == 0
-    assert Path("out/f.npz").exists()
-    assert run(f"store export {path} f.xlsx").code == 2
-    assert run(f"store export {path} photos/").code == 2
-    assert run(f"store export {path} w.safetensors/f.npz").code == 1
-    assert run(f"store export {path} /proc/f.npz").code == 1
-    assert run(f"store export {path} f.npz --layer avgpol").code == 2
-
-
-# --- results
-
-
-def test_results_that_cannot_be_read_are_listed_with_the_reason(run: Any) -> None:
-    folder = Path("data/results")
-    folder.mkdir(parents=True)
-    (folder / "old.json").write_text('{"schema": 1, "command": "featpipe svm"}')
-    (folder / "torn.json").write_text('{"schema": 2')
-    rows = {row["name"]: row["method"] for row in run("results --json").events[-1]["table"]}
-    assert "featpipe 0.1" in rows["old"]
-    assert "cannot be read" in rows["torn"]
-    ended = run("compare old")
-    assert ended.code == 1
-    assert "next: run its command again (featpipe svm)" in ended.err
-
-
-def test_a_label_map_that_is_wrong_is_named_with_its_line(run: Any) -> None:
-    Path("map.csv").write_text("source_id,source_name,target,why\nn1,one,cat,\nn1,one,dog,\n")
-    ended = run("labelmap check map.csv")
-    assert ended.code == 1
-    assert "map.csv" in ended.err
-    assert "line 3" in ended.err
-
-
-# --- completion
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_scripts(run: Any, shell: str) -> None:
-    ended = run(f"completion {shell}")
-    assert ended.code == 0
-    assert "_FEATPIPE_COMPLETE" in ended.out
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("featpipe ext", "extract"),
-        ("featpipe extract --mod", "--model"),
-        ("featpipe extract --model cifar_resnet1", "cifar_resnet110"),
-        ("featpipe extract --dataset tiny", "tiny-imagenet"),
-        ("featpipe extract --dtype ", "float16"),
-        ("featpipe store ver", "verify"),
-    ],
-)
-def test_completion_knows_commands_options_and_names(
-    tmp_path: Path, words: str, wanted: str
-) -> None:
-    parts = words.split(" ")
-    ended = in_process(
-        "from featpipe.cli import main; main([])",
-        tmp_path,
-        _FEATPIPE_COMPLETE="bash_complete",
-        COMP_WORDS=words,
-        COMP_CWORD=str(len(parts) - 1),
-    )
-    assert f"plain,{wanted}" in ended.stdout.splitlines(), ended

@@ -1,0 +1,69 @@
+"""Command lines that are run in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from featpipe.cli import main
+from tests import images
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], Ended]:
+    """Return a function that runs a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATPIPE_WORKSPACE", raising=False)
+
+    def call(line: str) -> Ended:
+        with pytest.raises(SystemExit) as caught:
+            main(shlex.split(line))
+        return Ended(int(caught.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def extract(run: Callable[[str], Ended], tmp_path: Path) -> str:
+    """Return an extract command that works."""
+    images.weights_file(tmp_path / "w.safetensors")
+    images.photo_folder(tmp_path / "photos")
+    time.sleep(0.1)  # the hash of a file that has only just changed is not remembered
+    return (
+        f"extract --model {images.MODEL} --weights w.safetensors --dataset folder:photos"
+        " --device cpu"
+    )
+
+
+def in_process(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
