@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,10 +98,10 @@ def test_an_image_that_cannot_be_read_may_be_left_out(make_step, context, tmp_pa
     with pytest.raises(ImageError, match="not an image") as caught:
         step.run(context)
     assert "--on-error skip" in str(caught.value)
-    outcome = replace(step, on_error="skip").run(context)
+    outcome = step.replace(on_error="skip").run(context)
     assert Result.load(outcome.paths[0]).protocol["n_test"] == 2
     with pytest.raises(ImageError, match="1 of 12 images"):
-        replace(step, force=True).run(context)
+        step.replace(force=True).run(context)
 
 
 @pytest.mark.parametrize("refit", [False, True])

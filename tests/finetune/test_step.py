@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -162,7 +161,7 @@ def test_a_new_title_is_no_reason_to_train_again(make_step, context):
     outcome = step.run(context)
     assert outcome.status == "up to date"
     result = Result.load(outcome.paths[0])
-    assert replace(step, title="Mine").run(context).status == "up to date"
+    assert step.replace(title="Mine").run(context).status == "up to date"
     assert Result.load(result.path).title == "Mine"
     assert step.run(context).status == "up to date"
     assert Result.load(result.path).title == result.title

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +93,7 @@ def test_importing_the_step_brings_nothing_heavy() -> None:
 
 
 def test_a_report_loads_no_torch(made: Made, tmp_path: Path) -> None:
-    step = replace(Report(), results=(str(made.results[0].path),), out=tmp_path / "r")
+    step = Report().replace(results=(str(made.results[0].path),), out=tmp_path / "r")
     code = (
         "import sys; from pathlib import Path, PosixPath, WindowsPath\n"
         "from featpipe.report.step import Report; from featpipe.steps import Context\n"
