@@ -1,5 +1,5 @@
 """Frozen ResNet features, scikit-learn probes and honest comparisons for image datasets.
 
 The functions are in :mod:`featpipe.api`; nothing is imported here, so that ``featpipe --help``
-is there at once.
+is fast.
 """

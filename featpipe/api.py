@@ -1,6 +1,6 @@
 """The Python API: what the commands do, as functions and classes.
 
-Every name is imported when it is first used, so that ``featpipe --help`` is there at once.
+Every name is imported when it is first used, so that ``featpipe --help`` is fast.
 
 >>> from featpipe.api import compare, evaluate, extract, report
 >>> train, test = extract("digits", "glyphnet")                         # doctest: +SKIP
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from featpipe.errors import UnknownNameError
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import did_you_mean
 from featpipe.steps import STEPS, Context
 from featpipe.workspace import Workspace
 
@@ -157,15 +156,11 @@ def evaluate(
     Raises
     ------
     FeatpipeError
-        If an option is wrong, or the rows cannot honestly train or test a classifier.
+        If an option is wrong, or the rows cannot validly train or test a classifier.
     """
     on_features = [s.name for s in STEPS if s.needs and s.needs.output == "features"]
     if method not in on_features:
-        raise UnknownNameError(
-            f"There is no method named {method!r}.",
-            expected=", ".join(on_features),
-            next_step=did_you_mean(method, on_features).strip() or None,
-        )
+        raise UnknownNameError(f"There is no method named {method!r}.", method, on_features)
     stores = {"train": train.path, **({} if test is None else {"test": test.path})}
     step = STEPS.get(method).from_mapping({**stores, **options})
     outcome = step.run(Context(Workspace.find(workspace), jobs=jobs))

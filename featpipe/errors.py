@@ -1,7 +1,7 @@
 """What can go wrong, explained to a person.
 
-Every error says what happened and, where it helps, the place, what was expected, what came
-instead and what to do next. The command line prints exactly that text and exits with
+Every error says what happened and, where it helps, the place, the expected and the actual value
+and what to do next. The command line prints exactly that text and exits with
 ``exit_code``; a traceback means a defect of featpipe itself.
 
 ::
@@ -23,6 +23,22 @@ instead and what to do next. The command line prints exactly that text and exits
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """Return ``"did you mean 'x'?"`` for the nearest known name, if one is near.
+
+    Examples
+    --------
+    >>> did_you_mean("resnet5O", ["resnet18", "resnet50"])
+    "did you mean 'resnet50'?"
+    """
+    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else None
+
 
 class FeatpipeError(Exception):
     """Base of all errors that are explained to the user.
@@ -34,7 +50,7 @@ class FeatpipeError(Exception):
     where : object, optional
         File, line, option or row concerned.
     expected, got : object, optional
-        What would have been right, and what came.
+        The right and the actual value.
     next_step : str, optional
         What to do now, as a command where possible.
 
@@ -67,13 +83,23 @@ class FeatpipeError(Exception):
 
 
 class UsageError(FeatpipeError):
-    """The request cannot be right, whatever is on the disk."""
+    """The request is wrong, whatever the files on disk."""
 
     exit_code = 2
 
 
 class UnknownNameError(UsageError):
-    """A name that no registry holds; the message gives the nearest one."""
+    """A name that is not among the known ones.
+
+    Unless given, ``expected`` lists the known names and ``next_step`` suggests the nearest one.
+    """
+
+    def __init__(
+        self, what: str, name: str = "", known: Iterable[str] = (), **details: Any
+    ) -> None:
+        names = list(known)
+        hints = {"expected": ", ".join(names) or None, "next_step": did_you_mean(name, names)}
+        super().__init__(what, **(hints | details))
 
 
 class RecipeError(UsageError):
@@ -105,7 +131,7 @@ class LabelMapError(FeatpipeError):
 
 
 class FitError(FeatpipeError):
-    """Rows that a classifier cannot honestly be trained or tested on."""
+    """Rows that a classifier cannot validly be trained or tested on."""
 
 
 class ResultError(FeatpipeError):
@@ -115,12 +141,7 @@ class ResultError(FeatpipeError):
 class MissingExtraError(FeatpipeError):
     """An optional dependency is not installed.
 
-    Parameters
-    ----------
-    package : str
-        Name of the missing package.
-    extra : str
-        Name of featpipe's extra that brings it.
+    ``extra`` is the extra of featpipe that installs the ``package``.
     """
 
     def __init__(self, package: str, extra: str) -> None:
@@ -128,4 +149,4 @@ class MissingExtraError(FeatpipeError):
             f"This needs the package {package!r}, which is not installed.",
             next_step=f'pip install "featpipe[{extra}]"',
         )
-        self.args = (package, extra)  # what unpickling, on the way back from a worker, calls
+        self.args = (package, extra)  # for unpickling what a worker process raised

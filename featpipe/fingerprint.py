@@ -48,12 +48,8 @@ class FileHashes:
 
     A hash is computed again when the size, the modification time or the time of the last change
     of anything (``st_ctime``, which no program can set back) differs, so the second look at ten
-    thousand unchanged images costs ten thousand ``stat`` calls and no read.
-
-    Parameters
-    ----------
-    cache : Path or None
-        SQLite file of remembered hashes; ``None`` remembers nothing.
+    thousand unchanged images costs ten thousand ``stat`` calls and no read. ``cache`` is the SQLite
+    file of remembered hashes; ``None`` remembers nothing.
     """
 
     def __init__(self, cache: Path | None = None) -> None:
@@ -67,13 +63,8 @@ class FileHashes:
     ) -> list[str]:
         """Return the hex digests of files, in order.
 
-        Parameters
-        ----------
-        paths : iterable of str or Path
-        algorithm : str
-            Any name of :mod:`hashlib`.
-        on_hashed : callable
-            Called after each file that had to be read.
+        ``algorithm`` is a name of :mod:`hashlib`; ``on_hashed`` is called after each file that had
+        to be read.
         """
         began = time.time_ns()
         paths = [os.fspath(path) for path in paths]

@@ -15,13 +15,12 @@ from torch import Tensor
 from featpipe.backbones import load_backbone
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.images import read_image
-from featpipe.errors import ResultError, UsageError, WeightsError
+from featpipe.errors import ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.fitting import predict_with_scores
 from featpipe.evaluation.models import load_model
 from featpipe.extract.engine import ExtractOptions, read_batches
 from featpipe.finetune.saved import load_head
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path
 
 _KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
@@ -29,7 +28,7 @@ _KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
 
 @dataclass(frozen=True)
 class Answer:
-    """What a classifier says about one image."""
+    """Prediction for one image."""
 
     image: str
     label: str | None = None  # of an image that could not be read: None
@@ -39,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Predictor:
-    """What goes from prepared images (n, 3, S, S), uint8, to labels (n,) and scores (n, classes).
+    """Maps prepared images (n, 3, S, S), uint8, to labels (n,) and scores (n, classes).
 
     Classifiers without scores give ``None`` for these.
     """
@@ -78,7 +77,7 @@ def open_predictor(
     WeightsError
         If the frozen network is not the one of the training.
     """
-    if name.endswith(".json"):  # the file of a result stands for its model
+    if name.endswith(".json"):  # the file of a result means its model
         name = Path(name).stem
     paths = (user_path(name), *(folder / f"{name}{kind}" for kind in _KINDS))
     path = next(filter(Path.is_file, paths), None)
@@ -88,7 +87,7 @@ def open_predictor(
             f"There is no model {name!r}.",
             where=folder,
             got=", ".join(known) or "no model at all",
-            next_step=did_you_mean(name, known).strip() or "train one: featpipe svm",
+            next_step=did_you_mean(name, known) or "train one: featpipe svm",
         )
     if path.suffix != ".safetensors":
         return _open_probe(path, weights, device, runtime)

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens.
+"""Progress of long work, reported without knowing who listens.
 
 Work reports to a :class:`Progress`; whoever shows it (a bar, JSON lines, the parent of a worker
 process) gets :class:`Event` records, all of one shape.
@@ -15,13 +15,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that running work tells."""
+    """One report of running work."""
 
     event: str  # "started": a task of a recipe; "progress"; "note": something to know
     message: str = ""  # the note, or what is worked on
     done: int = 0  # units of work; of "started", the number of the task
     total: int = 0
-    facts: Mapping[str, Any] = field(default_factory=dict)  # shown beside the bar
+    facts: Mapping[str, Any] = field(default_factory=dict)  # shown next to the bar
     task: str = ""  # name of the recipe's task; empty for a command
 
     def as_dict(self) -> dict[str, Any]:
@@ -35,11 +35,7 @@ class Event:
 class Progress:
     """Where work reports to.
 
-    Parameters
-    ----------
-    listener : callable
-        Gets every event, progress at most once in ``seconds_between``.
-    seconds_between : float
+    ``listener`` gets every event, progress at most once in ``seconds_between``.
     """
 
     def __init__(self, listener: Callable[[Event], None], seconds_between: float = 0.2) -> None:
@@ -47,7 +43,7 @@ class Progress:
         self._seconds_between = seconds_between
 
     def note(self, message: str) -> None:
-        """Tell the user one line that matters."""
+        """Report one line to the user."""
         self._listener(Event("note", message))
 
     @contextmanager
@@ -77,14 +73,14 @@ class Task:
         self._emitted = 0.0
 
     def advance(self, steps: int = 1, **facts: Any) -> None:
-        """Say that ``steps`` more units are done; ``facts`` are shown beside the bar."""
+        """Say that ``steps`` more units are done; ``facts`` are shown next to the bar."""
         self._done += steps
         self._facts = facts
         if time.monotonic() - self._emitted > self._seconds_between:
             self.emit()
 
     def emit(self) -> None:
-        """Tell how far the work is now."""
+        """Report how far the work is."""
         self._listener(Event("progress", self._label, self._done, self._total, self._facts))
         self._emitted = time.monotonic()
 

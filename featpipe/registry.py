@@ -7,32 +7,19 @@ torch or scikit-learn.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from featpipe.errors import UnknownNameError, UsageError
+from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"did you mean 'x'? "`` for the nearest known name, or an empty string.
-
-    Examples
-    --------
-    >>> did_you_mean("resnet5O", ["resnet18", "resnet50"])
-    "did you mean 'resnet50'? "
-    """
-    nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""
 
 
 def summary_of(entry: Any) -> str:
@@ -42,7 +29,7 @@ def summary_of(entry: Any) -> str:
 
 
 class Registry(Generic[T]):
-    """Objects of one kind by name; each has a ``name`` and says in one line what it is.
+    """Objects of one kind by name; each has a ``name`` and a one-line summary.
 
     Parameters
     ----------
@@ -119,7 +106,7 @@ class Registry(Generic[T]):
                 raise UnknownNameError(
                     f"There is no {self.kind} named {name!r}.",
                     expected=", ".join(known),
-                    next_step=did_you_mean(name, [*known, *self._aliases]).strip() or None,
+                    next_step=did_you_mean(name, [*known, *self._aliases]),
                 )
         return found
 

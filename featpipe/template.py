@@ -63,16 +63,8 @@ def write_recipe(
 ) -> Outcome:
     """Write ``NAME.yaml`` into the current folder.
 
-    Parameters
-    ----------
-    name : str
-        Name of the recipe; ``.yaml`` may stand behind it.
-    data : Path or None
-        Folder of class folders (below train and test or not), CSV, npz, or folder with such a
-        CSV; ``None``: the folder with the recipe's name.
-    model : str
-    weights : str or None
-    context : Context
+    ``name`` may end in ``.yaml``. ``data`` is a folder of class folders (below train and test or
+    not), a CSV, an npz, or a folder with such a CSV; ``None``: the folder with the recipe's name.
 
     Raises
     ------
@@ -98,7 +90,7 @@ def write_recipe(
     classes = sources[0].classes
     if len(classes) < 2:
         raise DataError(
-            "There is nothing to tell apart: the images are of one class.",
+            "All images are of one class, so there is nothing to classify.",
             where=data or target.stem,
             got=", ".join(classes),
             expected="a folder of images for each class, not one of them",
@@ -148,7 +140,7 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
         spec = f"csv:{tables[0]}"
     elif len(tables) > 1:
         raise DataError(
-            "Several tables of images lie in the folder.",
+            "The folder holds several tables of images.",
             where=data,
             got=", ".join(table.name for table in tables),
             next_step=f"say which: --data {tables[0]}",
@@ -163,8 +155,7 @@ def _named_folder(target: Path) -> Path:
     if folder.is_dir():
         return folder
     raise UsageError(
-        "Where are the images?",
-        next_step=f"featpipe init {target.stem} --data FOLDER",
+        "Where are the images?", next_step=f"featpipe init {target.stem} --data FOLDER"
     )
 
 

@@ -11,25 +11,18 @@ from pathlib import Path
 
 from featpipe.errors import UsageError
 
-IMAGE_LAYER = "image"  # what a store calls prepared images, where a network is trained as a whole
+IMAGE_LAYER = "image"  # layer of a store that holds prepared images, for training a whole network
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that holds everything a project produces.
-
-    Parameters
-    ----------
-    root : Path
-        Root folder; the command line takes ``--workspace``, then the variable
-        ``FEATPIPE_WORKSPACE``, then the current folder.
-    """
+    """The folder that holds everything a project produces."""
 
     root: Path
 
     @classmethod
     def find(cls, root: str | os.PathLike[str] | None = None) -> Workspace:
-        """Return the workspace a command should use."""
+        """Return the workspace at ``root``, or ``$FEATPIPE_WORKSPACE``, or the current folder."""
         return cls(user_path(root or os.environ.get("FEATPIPE_WORKSPACE") or "."))
 
     @property

@@ -7,15 +7,28 @@ import pickle
 import pytest
 
 from featpipe import errors
-from featpipe.errors import FeatpipeError, MissingExtraError, UsageError
+from featpipe.errors import FeatpipeError, MissingExtraError, UnknownNameError, UsageError
 
-KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, FeatpipeError)
+]
 
 
 def test_only_what_is_known_is_printed() -> None:
     error = FeatpipeError("It broke.", where="a.csv, line 3", got=0, next_step="mend it")
     assert str(error) == "It broke.\n  where: a.csv, line 3\n  got: 0\n  next: mend it"
     assert str(FeatpipeError("It broke.")) == "It broke."
+
+
+def test_the_known_names_and_the_nearest_one_are_given() -> None:
+    error = UnknownNameError("No resnet5O.", "resnet5O", ["resnet18", "resnet50"])
+    assert error.details == {
+        "expected": "resnet18, resnet50",
+        "next": "did you mean 'resnet50'?",
+    }
+    assert UnknownNameError("No.", "x", ["yyy"], expected="other").details == {"expected": "other"}
 
 
 def test_a_missing_extra_says_how_to_install_it() -> None:
@@ -27,6 +40,7 @@ def test_a_missing_extra_says_how_to_install_it() -> None:
     [
         UsageError("No.", where="--c", expected=1, got=2, next_step="try"),
         MissingExtraError("pyarrow", "parquet"),
+        UnknownNameError("No.", "a", {"ab": 1}, where="--c"),
     ],
 )
 def test_nothing_is_lost_between_processes(error: FeatpipeError) -> None:
@@ -38,7 +52,6 @@ def test_nothing_is_lost_between_processes(error: FeatpipeError) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tree_in_the_docstring_is_that_of_the_classes(kind: type) -> None:
-    assert issubclass(kind, FeatpipeError)
     lines = (errors.__doc__ or "").partition("::")[2].splitlines()
     (line,) = (line for line in lines if kind.__name__ in line.split())
     assert line.index(kind.__name__) == 4 + 4 * kind.__mro__.index(FeatpipeError)

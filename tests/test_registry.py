@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from featpipe.backbones import MODELS
 from featpipe.datasets import DATASETS
-from featpipe.errors import UnknownNameError, UsageError
-from featpipe.registry import Registry, did_you_mean, summary_of
+from featpipe.errors import UnknownNameError, UsageError, did_you_mean
+from featpipe.registry import Registry, summary_of
 from featpipe.steps import STEPS
 
 
@@ -120,4 +120,4 @@ def test_names_of_models_need_no_torch() -> None:
 
 
 def test_nothing_near_gives_no_hint() -> None:
-    assert did_you_mean("xyzzy", ["resnet50"]) == ""
+    assert did_you_mean("xyzzy", ["resnet50"]) is None

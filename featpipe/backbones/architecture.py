@@ -18,54 +18,26 @@ from featpipe.labelmap import SourceClasses
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Weights that somebody published for an architecture.
+    """Published weights of an architecture."""
 
-    Parameters
-    ----------
-    name : str
-        How the user asks for them (``"IMAGENET1K_V2"``).
-    location : str or Path
-        Address to download them from, or a file shipped with a package.
-    preprocessing : Preprocessing
-        How images were prepared when they were trained.
-    source_classes : callable
-        Returns the classes of their logits.
-    """
-
-    name: str
-    location: str | Path
-    preprocessing: Preprocessing
-    source_classes: Callable[[], SourceClasses]
+    name: str  # as the user gives it: "IMAGENET1K_V2"
+    location: str | Path  # address to download them from, or a file shipped with a package
+    preprocessing: Preprocessing  # how images were prepared in their training
+    source_classes: Callable[[], SourceClasses]  # returns the classes of their logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A network that can be built, and its published weights.
-
-    Parameters
-    ----------
-    name : str
-    summary : str
-        One line for ``featpipe models``.
-    build : callable
-        ``build(num_classes)`` returns the untrained network.
-    classifier : str
-        Name of the last linear layer.
-    file_preprocessing : Preprocessing
-        Used for weights that come from a file, which cannot say how they were trained.
-    published : mapping of str to PublishedWeights
-        By upper-case name, ``"DEFAULT"`` among them; empty where there are none.
-    default_layer : str
-        Layer whose activations are the features unless another one is asked for.
-    """
+    """A network that can be built, and its published weights."""
 
     name: str
-    summary: str
-    build: Callable[[int], nn.Module]
-    classifier: str
-    file_preprocessing: Preprocessing
+    summary: str  # one line for ``featpipe models``
+    build: Callable[[int], nn.Module]  # build(num_classes) returns the untrained network
+    classifier: str  # name of the last linear layer
+    file_preprocessing: Preprocessing  # for weights from a file, which does not say theirs
+    # By upper-case name, "DEFAULT" among them; empty if there are none.
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
-    default_layer: str = "avgpool"
+    default_layer: str = "avgpool"  # its activations are the features unless others are named
 
     def on_meta(self, num_classes: int) -> nn.Module:
         """Return the network in evaluation mode without memory or values: shapes only."""

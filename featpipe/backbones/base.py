@@ -17,10 +17,9 @@ from featpipe.backbones.architecture import Architecture
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Capture, choose_device
 from featpipe.backbones.weights import WeightsInfo, find_weights, load_network
-from featpipe.errors import UnknownNameError, UsageError
+from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
-from featpipe.registry import did_you_mean
 from featpipe.store import LOGITS
 
 
@@ -47,19 +46,10 @@ class Embedder(Protocol):
 class FrozenNetwork:
     """A network whose named modules give features, run by a runtime.
 
-    Evaluation mode, no gradients and inference mode are set here and nowhere else.
+    Evaluation mode, no gradients and inference mode are set here and nowhere else. ``runtime`` is
+    a name out of :data:`featpipe.backbones.RUNTIMES`; ``aliases`` are further names of modules,
+    ``{"logits": "fc"}``.
 
-    Parameters
-    ----------
-    network : nn.Module
-        It is frozen and moved to the device.
-    runtime : str
-        A name out of :data:`featpipe.backbones.RUNTIMES`.
-    aliases : mapping of str to str, optional
-        Further names of modules, ``{"logits": "fc"}``.
-
-    Notes
-    -----
     A layer is the name of any module of the network (``"avgpool"``, ``"layer3"``,
     ``"layer4.1.conv2"``). An activation with height and width is averaged over both;
     ``"layer3:map"`` leaves it as it is. Of a module that the network calls several times
@@ -118,7 +108,7 @@ class FrozenNetwork:
             raise UnknownNameError(
                 f"{self.name} has no layer named {layer!r}.",
                 expected=", ".join([*self._aliases, *main]) + ", or a module within one of them",
-                next_step=did_you_mean(name, [*self._aliases, *self._shapes]).strip() or None,
+                next_step=did_you_mean(name, [*self._aliases, *self._shapes]),
             )
         return Capture(layer, module, len(self._shapes[module]), pooled=name == layer)
 

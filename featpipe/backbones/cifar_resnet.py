@@ -24,7 +24,7 @@ class PadShortcut(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` subsampled and padded, half of the zeros before and half behind."""
+        """Return ``x`` subsampled and padded, half of the zeros before and half after."""
         before = self.new_channels // 2
         x = x[:, :, :: self.stride, :: self.stride]
         return functional.pad(x, (0, 0, 0, 0, before, self.new_channels - before))

@@ -18,8 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featpipe.backbones import RUNTIMES
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.errors import UnknownNameError, UsageError
-from featpipe.registry import did_you_mean
+from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class TorchRuntime(Runtime):
             if len(kept) == len(waiting):
                 raise _Enough
 
-        # A folded convolution gives what its batch norm gave; who asks for its own output gets it.
+        # A folded convolution gives its batch norm's output; its own needs the plain network.
         asked = [self.network.get_submodule(capture.module) for capture in captures]
         raw = any(isinstance(module, nn.Conv2d) for module in asked)
         network = self.network if raw else self._folded
@@ -164,7 +163,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return a device that is there; ``"auto"`` takes CUDA, else MPS, else the CPU."""
+    """Return an available device; ``"auto"`` takes CUDA, else MPS, else the CPU."""
     there = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
     there += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
     there.append(torch.device("cpu"))
@@ -176,7 +175,7 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UnknownNameError(
             f"There is no device named {name!r}.",
             expected="auto, cpu, cuda, cuda:1 …, mps",
-            next_step=did_you_mean(name, ("auto", "cpu", "cuda", "mps")).strip() or None,
+            next_step=did_you_mean(name, ("auto", "cpu", "cuda", "mps")),
         ) from None
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
     if device not in there:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from featpipe.backbones import WEIGHTS_SUFFIXES, weights_file
 from featpipe.backbones.architecture import Architecture, PublishedWeights
-from featpipe.errors import UnknownNameError, UsageError, WeightsError
+from featpipe.errors import UnknownNameError, UsageError, WeightsError, did_you_mean
 from featpipe.fingerprint import FileHashes
-from featpipe.registry import did_you_mean
 
 _SOCKET_TIMEOUT_S = 30.0
 # Where training scripts put the state dict among optimiser, epoch and the like.
@@ -53,7 +52,7 @@ def find_weights(architecture: Architecture, weights: str, hashes: FileHashes) -
         raise UnknownNameError(
             f"There are no weights named {weights!r} for {architecture.name}.",
             expected=", ".join(known) + ", or a weights file",
-            next_step=did_you_mean(weights.upper(), known).strip() or None,
+            next_step=did_you_mean(weights.upper(), known),
         )
     published = known[weights.upper()]
     url = published.location
@@ -79,7 +78,7 @@ def find_weights(architecture: Architecture, weights: str, hashes: FileHashes) -
 
 def _download(url: str, path: Path, prefix: str) -> None:
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SOCKET_TIMEOUT_S)  # torch hub itself would wait for ever
+    socket.setdefaulttimeout(_SOCKET_TIMEOUT_S)  # torch hub sets none and would wait forever
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(
@@ -146,7 +145,7 @@ def _read(path: Path) -> Any:
         )
     safe = path.suffix == ".safetensors"
     try:
-        # Never a full unpickle: that would run whatever code the file's author wished.
+        # Never a full unpickle: that would run any code the file's author put there.
         return load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # whatever the parsers meet in a foreign file
         pickled = isinstance(error, pickle.UnpicklingError)
@@ -173,7 +172,7 @@ def _read(path: Path) -> Any:
 
 
 def load_network(architecture: Architecture, path: Path) -> nn.Module:
-    """Return the network with the weights of a file, which must be its own to the letter.
+    """Return the network with the weights of a file, whose names and shapes must match exactly.
 
     A network trained on another task may have any number of outputs: as many as the file has.
     """

@@ -125,15 +125,6 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     def __init__(self, spec: OptionSpec) -> None:
         self.spec = spec
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        kind = self.spec.item_type
-        if kind in (int, float) and not self.spec.many and isinstance(value, str):
-            try:
-                return kind(value)
-            except ValueError:
-                return value  # the step says what it expected
-        return value
-
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[Any]:
         names = [name for name in self.spec.names() if name.startswith(incomplete)]
         return [click.shell_completion.CompletionItem(name) for name in names]

@@ -13,18 +13,7 @@ from featpipe.steps import Outcome
 
 
 class Console:
-    """What a command tells: progress and notes, outcomes, errors.
-
-    Parameters
-    ----------
-    quiet : bool
-        Tell errors only, and to scripts outcomes.
-
-    Attributes
-    ----------
-    progress : Progress
-        Where the work of a command reports to.
-    """
+    """Where a command reports progress, notes, outcomes and errors; ``quiet``: errors only."""
 
     seconds_between = 0.2  # progress events
 
@@ -49,7 +38,7 @@ class Console:
         raise NotImplementedError
 
     def follow(self, record: Event | Outcome) -> None:
-        """Show what the run of a recipe tells."""
+        """Show an event or an outcome of a recipe's run."""
         if isinstance(record, Event):
             self.hear(record)
         else:

@@ -13,8 +13,8 @@ from featpipe.cli.commands import StepCommand
 from featpipe.cli.console import make_console
 from featpipe.cli.inspect import INSPECTION
 from featpipe.cli.recipes import demo, init, run
-from featpipe.errors import FeatpipeError, UsageError
-from featpipe.registry import did_you_mean, summary_of
+from featpipe.errors import FeatpipeError, UsageError, did_you_mean
+from featpipe.registry import summary_of
 from featpipe.steps import STEPS
 
 
@@ -35,8 +35,8 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         known = self.list_commands(ctx)
         if args and args[0] not in known and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], known)
-            ctx.fail(f"No such command {args[0]!r}. {hint}See: featpipe --help")
+            what, hint = f"No such command {args[0]!r}.", did_you_mean(args[0], known)
+            ctx.fail(" ".join(filter(None, [what, hint, "See: featpipe --help"])))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

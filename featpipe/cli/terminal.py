@@ -1,4 +1,4 @@
-"""What the terminal shows with rich: bars, tables, errors that stand out."""
+"""What the terminal shows with rich: bars, tables, highlighted errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Bars:
         self._bars.start()
 
     def show(self, event: Event) -> None:
-        """Move a bar; one that is full goes away."""
+        """Move a bar; a full one is removed."""
         label, done, facts = event.message, event.done, dict(event.facts)
         if event.event == "started":
             label, done, left = _ALL, done - 1, facts.pop("seconds_left", None)
@@ -51,7 +51,7 @@ class Bars:
             self._bars.remove_task(self._numbers.pop(label))
 
     def print(self, line: str) -> None:
-        """Print a line above the bars, which are drawn anew below it."""
+        """Print a line above the bars, which are redrawn below it."""
         self._bars.refresh()
         self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 

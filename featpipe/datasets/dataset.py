@@ -16,7 +16,6 @@ from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UnknownNameError, UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class DatasetOptions:
     classes: str | None = None  # only these: "first:50" or names separated by commas
     seed: int = 0  # of the splits that a dataset does not prescribe itself
     download: bool = False  # whether a dataset that is nowhere may be fetched from its publisher
-    progress: Progress = SILENT  # told about downloads, unpacking and hashing
+    progress: Progress = SILENT  # of downloads, unpacking and hashing
 
     def folders(self, *names: str) -> list[Path]:
         """Return the folders where a dataset with these folder names may be, best first."""
@@ -47,7 +46,7 @@ class DatasetOptions:
         return [*first, *(self.raw / name for name in names)]
 
     def resolve(self, path: str) -> Path:
-        """Return the path that the user named: below the data folder if it is there."""
+        """Return the path that the user named, below the data folder if it exists there."""
         named = user_path(path)
         below = [folder / named for folder in self.folders()]
         return next((path for path in below if path.exists()), named)
@@ -144,7 +143,7 @@ class PathDataset(Dataset):
 
     @property
     def path(self) -> Path:
-        """The path, below the data folder if it is there."""
+        """The path, below the data folder if it exists there."""
         return self.options.resolve(self.argument)
 
     @classmethod
@@ -193,11 +192,7 @@ def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
     dataset = _dataset(spec, options)
     splits = (*dataset.splits, *dataset.more_splits)
     if split not in splits:
-        raise UnknownNameError(
-            f"The dataset {spec!r} has no split {split!r}.",
-            expected=", ".join(splits),
-            next_step=did_you_mean(split, splits).strip() or None,
-        )
+        raise UnknownNameError(f"The dataset {spec!r} has no split {split!r}.", split, splits)
     source = dataset.open(split)
     if options.classes is not None and not dataset.selects_classes:
         return keep_classes(source, options.classes)

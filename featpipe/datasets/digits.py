@@ -1,4 +1,4 @@
-"""``digits``: scikit-learn's 1797 handwritten digits, 8 × 8 pixels; always there, offline.
+"""``digits``: scikit-learn's 1797 handwritten digits, 8 × 8 pixels; always available offline.
 
 Alpaydin and Kaynak, "Optical recognition of handwritten digits", UCI machine learning
 repository, 1998 (its test set). The values 0..16 are scaled to 0..255; nothing is enlarged here.

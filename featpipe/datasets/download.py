@@ -236,7 +236,7 @@ def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
 class RetryPolicy:
     """How often and how long a download is tried."""
 
-    attempts: int = 5  # failures in a row, none bringing a single byte, after which it is given up
+    attempts: int = 5  # consecutive failures without a single byte before giving up
     first_wait_s: float = 1.0  # after the first failure; doubled with each further one
     timeout_s: float = 30.0  # silence of the server that counts as a failure
 
@@ -330,7 +330,7 @@ def _download(part: _Part, progress: Progress, retries: RetryPolicy) -> None:
 
 
 def _transfer(part: _Part, progress: Progress, timeout_s: float) -> object:
-    """Append what is missing; return what another try may mend, ``None`` if nothing is missing."""
+    """Append what is missing; return the failure that a retry may mend, ``None`` if complete."""
     have, known = part.size(), {}
     with suppress(OSError, ValueError):
         known = json.loads(part.note.read_text(encoding="utf-8"))

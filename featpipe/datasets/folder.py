@@ -39,7 +39,7 @@ class Folder(PathDataset):
     def splits(self) -> tuple[str, ...]:
         """``train``, ``test``, ``val`` … where PATH has such folders of class folders, or ``all``.
 
-        A single folder called ``train`` beside others is a class (of railway pictures).
+        A single folder called ``train`` among others is a class (of railway pictures).
         """
         root = self.path
         if not root.is_dir():

@@ -54,15 +54,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 class FileSource(ImageSource):
     """Images that are files, decoded when they are read.
 
-    Parameters
-    ----------
-    identity : Identity
-        Its ids are the paths of the files, relative to ``root`` (or absolute).
-    root : Path
-    options : DatasetOptions
-        Its remembered hashes make the fingerprint: the content of the files, not their place.
-    where : object, optional
-        List the files came from, for messages; default: ``root``.
+    The ids are the paths of the files, relative to ``root`` (or absolute); the fingerprint follows
+    from their content, not their place. ``where`` is the list that the files came from, for
+    messages; default: ``root``.
     """
 
     def __init__(

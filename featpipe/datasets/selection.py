@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featpipe.datasets.source import UNLABELLED, ImageSource
-from featpipe.errors import UnknownNameError, UsageError
+from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 from featpipe.fingerprint import of_bytes, of_mapping
-from featpipe.registry import did_you_mean
 
 
 class Subset(ImageSource):
@@ -86,7 +85,7 @@ def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
             f"There is no class named {name!r}.",
             where="--classes",
             expected=", ".join(classes[:20]) + (" …" if len(classes) > 20 else ""),
-            next_step=did_you_mean(name, classes).strip() or None,
+            next_step=did_you_mean(name, classes),
         )
     return [label for label, name in enumerate(classes) if name in names]
 

@@ -89,7 +89,7 @@ class Stl10(Dataset):
             except ValueError as error:
                 what = f"The official folds of STL-10 cannot be read: {error}."
             if what:
-                next_step = f"copy {_FOLDS} from the official archive beside train_X.bin"
+                next_step = f"copy {_FOLDS} from the official archive next to train_X.bin"
                 raise DataError(what, where=folder / _FOLDS, next_step=next_step)
         identity = Identity(self.name, split, CLASSES, row_ids(split, len(pixels)), labels, folds)
         return ArraySource(identity, pixels, digests, images)

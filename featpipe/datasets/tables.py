@@ -16,8 +16,7 @@ from featpipe.datasets.dataset import PathDataset, refuse_missing
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource
-from featpipe.errors import DataError
-from featpipe.registry import did_you_mean
+from featpipe.errors import DataError, did_you_mean
 
 _SHAPES = "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
 
@@ -71,7 +70,7 @@ class CsvList(PathDataset):
                         where=table,
                         expected="a first line with path,label or path,label,split",
                         got=",".join(header) or "an empty file",
-                        next_step=hint.strip() or None,
+                        next_step=hint,
                     )
                 for values in reader:
                     path, label, split = values["path"], values["label"], values.get("split", "all")
@@ -187,7 +186,7 @@ def numbered(labels: NDArray[Any]) -> tuple[str, ...]:
 
 
 def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
-    """Read those of the named arrays that are there."""
+    """Read those of the named arrays that exist."""
     arrays: dict[str, NDArray[Any]] = {}
     name = ""
     try:

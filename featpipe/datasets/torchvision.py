@@ -24,7 +24,6 @@ from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.datasets.tables import numbered, ordered_splits
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
-from featpipe.registry import did_you_mean
 
 # Image files, listed by a class that can be given its ``loader``.
 FILES = (
@@ -88,8 +87,8 @@ class TorchVision(Dataset):
         if argument not in OFFERED:
             raise UnknownNameError(
                 f"torchvision has no image classification dataset {argument!r} that is known here.",
-                expected=", ".join(OFFERED),
-                next_step=did_you_mean(argument, OFFERED).strip() or None,
+                argument,
+                OFFERED,
             )
         super().__init__(argument, options)
         self.more_splits = MORE_SPLITS.get(argument, ())
@@ -150,7 +149,7 @@ class TorchVision(Dataset):
             names |= set(inspect.signature(self._class.__base__).parameters)
         if self.argument in FILES and "loader" not in names:
             raise UsageError(
-                f"This version of torchvision does not tell the files of {self.argument}.",
+                f"This version of torchvision does not list the files of {self.argument}.",
                 next_step="pip install --upgrade torchvision",
             )
         return names
@@ -206,7 +205,7 @@ class TorchVision(Dataset):
             "root": str(root),
             "train": split == "train",
             "split": split,
-            "loader": str,  # gives paths in the place of images
+            "loader": str,  # gives paths instead of images
             "download": download,
         }
         found = self._class(**{k: v for k, v in settings.items() if k in self._parameters})

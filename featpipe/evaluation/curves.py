@@ -78,7 +78,7 @@ def pr_curves(predictions: Predictions) -> dict[str, Any]:
 
     def full(member: NDArray[np.bool_], score: NDArray[np.float64]) -> _Curve:
         precision, recall, _ = precision_recall_curve(member, score, drop_intermediate=True)
-        # Points at recall 0 have no part in the area, and scikit-learn's (0, 1) is no measurement.
+        # Points at recall 0 do not count in the area, and scikit-learn's (0, 1) is no measurement.
         found = recall > 0
         recall, precision = recall[found][::-1], precision[found][::-1]
         return np.concatenate([[0.0], recall]), np.concatenate([precision[:1], precision])

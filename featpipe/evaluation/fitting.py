@@ -193,7 +193,7 @@ def _solvers(estimator: BaseEstimator) -> list[BaseEstimator]:
 
 
 def check_rows(split: Split, probe: Probe | None = None) -> None:
-    """Refuse rows that no classifier, or not this probe, can honestly be trained or tested on."""
+    """Refuse rows that no classifier, or not this probe, can validly be trained or tested on."""
     store, tested = split.train.store, split.test.store
     if not len(split.test):
         raise FitError(f"{split.name}: there is no labelled test row.", where=tested.path)

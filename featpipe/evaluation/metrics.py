@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, roc_auc_score
 
-from featpipe.errors import ResultError
+from featpipe.errors import ResultError, did_you_mean
 from featpipe.evaluation.curves import reliability_curve
 from featpipe.evaluation.predictions import Predictions
-from featpipe.registry import did_you_mean
 
 TOP_K = (2, 3, 5)
 
@@ -32,12 +31,8 @@ def classification_metrics(
 ) -> Values:
     """All metrics that the predictions allow, ready for JSON.
 
-    Parameters
-    ----------
-    predictions : Predictions
-    without_source : sequence of str, optional
-        For a mapped classifier: target classes that no source class maps to. Their rows cannot
-        be predicted right, so accuracy is given with and without them.
+    ``without_source`` are, for a mapped classifier, target classes that no source class maps to.
+    Their rows cannot be predicted right, so accuracy is given with and without them.
     """
     columns = range(len(predictions.columns))
     confusion = confusion_matrix(predictions.y_true, predictions.y_pred, labels=columns)
@@ -56,14 +51,8 @@ def metrics_from_confusion(
 ) -> Values:
     """Metrics that a confusion matrix alone determines, ready for JSON.
 
-    Parameters
-    ----------
-    confusion : array-like of shape (k, k), or (k, k + 1) with ``other``, int
-        Counts; rows are true classes, columns are predicted classes.
-    classes : sequence of str
-        The k class names.
-    other : bool
-        Whether the last column counts rows sent to "other".
+    ``confusion``, of shape (k, k), has whole counts; rows are true classes, columns are predicted
+    classes. With ``other`` a further, last column counts rows sent to "other".
 
     Raises
     ------
@@ -152,7 +141,7 @@ def _with_source(predictions: Predictions, without_source: Sequence[str]) -> Val
             raise ResultError(
                 f"There is no class named {name!r}.",
                 expected=", ".join(predictions.classes),
-                next_step=did_you_mean(name, predictions.classes).strip() or None,
+                next_step=did_you_mean(name, predictions.classes),
             )
     lacking = [i for i, name in enumerate(predictions.classes) if name in without_source]
     rows = ~np.isin(predictions.y_true, lacking)

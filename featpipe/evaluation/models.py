@@ -49,7 +49,7 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Read a classifier; nothing is loaded that is not scikit-learn's, numpy's or featpipe's."""
+    """Read a classifier; only types of scikit-learn, numpy and featpipe are loaded."""
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
     try:

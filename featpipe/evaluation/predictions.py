@@ -1,4 +1,4 @@
-"""What a method answered on some test rows: the one input of all metrics and curves."""
+"""Predictions of a method on some test rows: the only input of metrics and curves."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Predictions:
     def __post_init__(self) -> None:
         n, k = len(self.y_true), len(self.classes)
         if n == 0:
-            raise ResultError("There are no test rows to judge.")
+            raise ResultError("There are no test rows.")
         if len(set(self.columns)) != len(self.columns):
             raise ResultError("Two classes have the same name.", got=", ".join(self.columns))
         if not len(self.ids) == n == len(self.y_pred):

@@ -351,7 +351,7 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
 def validation_rows(
     spec: str, y: NDArray[np.int64], seed: int
 ) -> StratifiedKFold | StratifiedShuffleSplit | None:
-    """Return how training rows are split to choose hyper-parameters; test rows have no part in it.
+    """Return how training rows are split to choose hyper-parameters; test rows are not used.
 
     Returns ``None`` where some class has a single row, so that no row of it can be held out.
     """

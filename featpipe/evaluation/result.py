@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import short_name, slug
-from featpipe.errors import ResultError
-from featpipe.registry import did_you_mean
+from featpipe.errors import ResultError, did_you_mean
 from featpipe.workspace import atomic_write, user_path
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
@@ -268,5 +267,5 @@ def _locate(folder: Path, name: str) -> Path:
         f"There is no result {str(name)!r}.",
         where=folder,
         got=", ".join(known) or "no result at all",
-        next_step=did_you_mean(str(name), known).strip() or "featpipe results",
+        next_step=did_you_mean(str(name), known) or "featpipe results",
     )

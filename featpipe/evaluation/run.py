@@ -64,20 +64,14 @@ def evaluate(
 ) -> Result:
     """Train and test one method; the test rows are predicted once.
 
-    Parameters
-    ----------
-    step : Evaluation
-        The method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` …
-    train, test : FeatureStore
-        Without the dataset's own test rows, the protocol splits the rows of ``train``.
-    context : Context, optional
-    path : Path, optional
-        Where to save the result (JSON), its predictions and its model; ``None`` saves nothing.
+    ``step`` is the method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` … Without
+    ``test``, the dataset's own test rows, the protocol splits the rows of ``train``. The result
+    (JSON), its predictions and its model are saved at ``path``, if it is given.
 
     Raises
     ------
     FitError
-        If the rows cannot honestly train or test a classifier.
+        If the rows cannot validly train or test a classifier.
     """
     context = context or Context()
     protocol, splits = make_splits(step.protocol, train, test, step.seed)

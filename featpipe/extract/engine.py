@@ -124,7 +124,7 @@ class Extraction:
         return None
 
     def status(self) -> Status:
-        """Return which stores are there, and what the others will take if one alike was made."""
+        """Return which stores exist and, if a similar one was made, what the others will take."""
         found = [(source, self.find(source)) for source in self.sources]
         identities = [
             {"request": self.request, "dataset": _dataset_identity(source)} for source, _ in found

@@ -117,7 +117,7 @@ class Extract(ImageStep):
         backbones.backbone_name(self.model)
 
     def request(self, hashes: FileHashes) -> dict[str, Any]:
-        """Return what the numbers follow from besides the images; torch is not imported."""
+        """Return what the numbers depend on other than the images; torch is not imported."""
         inputs = {
             "model": backbones.backbone_name(self.model),
             "weights": backbones.weights_identity(self.model, self.weights, hashes),
@@ -157,7 +157,7 @@ class Extract(ImageStep):
         return self._extraction(context, download=False).status()
 
     def run(self, context: Context) -> Outcome:
-        """Embed every split that the step names, as far as its store is not there yet."""
+        """Embed every split that the step names, unless its store exists already."""
         extraction = self._extraction(context, download=self.download)
         stores = extraction.stores()
         status = "done" if extraction.fresh else "up to date"

@@ -132,7 +132,7 @@ class Explain(Step):
         return Status(True, "pictures are there", folder.name, (folder, path))
 
     def run(self, context: Context) -> Outcome:
-        """Write the pictures, unless they are there."""
+        """Write the pictures, unless they exist."""
         self.check_requirements()
         from featpipe.finetune.gradcam import run_explain  # noqa: PLC0415 - brings torch
 

@@ -14,13 +14,18 @@ from torch.nn import functional
 
 from featpipe.backbones.base import layer_shapes
 from featpipe.datasets.dataset import SourceRequest
-from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, UsageError
+from featpipe.errors import (
+    MissingExtraError,
+    ResultError,
+    UnknownNameError,
+    UsageError,
+    did_you_mean,
+)
 from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.finetune.explain import Explain, ExplainedImage, Explanation
 from featpipe.finetune.network import with_parameters
 from featpipe.finetune.saved import TrainedHead, load_head
 from featpipe.fingerprint import of_mapping
-from featpipe.registry import did_you_mean
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write
 
@@ -47,7 +52,7 @@ def choose_layer(head: TrainedHead, name: str | None) -> str:
         raise UnknownNameError(
             f"{head.trunk.name} has no layer named {name!r}.",
             expected=", ".join(able) + ", or a module within one of them",
-            next_step=did_you_mean(name, shapes).strip() or None,
+            next_step=did_you_mean(name, shapes),
         )
     if name not in maps:
         raise UsageError(
@@ -126,7 +131,7 @@ def confident_mistakes(
 
 
 def run_explain(step: Explain, context: Context) -> Outcome:
-    """Write a picture of each mistake and what they show, unless they are there."""
+    """Write a picture of each mistake and what they show, unless they exist."""
     result = find_results(context.workspace.results, [step.result])[0]
     assert result.path is not None
     if result.method != "finetune" or "model" not in result.files:

@@ -1,7 +1,7 @@
 """Options that take an argument: ``mlp:50``, ``multistep:80,120``, ``center:0.1``, ``crop:4``.
 
 They are read here, without torch, so that a command line or a recipe refuses what is wrong before
-anything is computed. All raise :class:`UnknownNameError` for a name that is not there, and
+anything is computed. All raise :class:`UnknownNameError` for an unknown name, and
 :class:`UsageError` for an argument that is missing or not possible.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from featpipe.errors import UnknownNameError, UsageError
-from featpipe.registry import did_you_mean
+from featpipe.steps.grammar import number
 
 # Each optimizer with its class in torch.optim, and the options that only some of them have.
 OPTIMIZERS = {
@@ -36,7 +36,7 @@ def head(text: str) -> tuple[str, int]:
     name, argument = _split(text, "head", plain=("linear",), others=("mlp",))
     if name == "linear":
         return name, 0
-    neurons = _number(argument, whole=True)
+    neurons = number(argument, whole=True)
     if not 1 <= neurons <= _MOST_NEURONS:
         raise UsageError(
             f"The head {name!r} needs its number of hidden neurons.",
@@ -56,7 +56,7 @@ def schedule(text: str) -> tuple[str, list[int]]:
     """
     plain, others = ("none", "cosine", "onecycle"), ("multistep", "plateau")
     name, argument = _split(text, "schedule", plain, others)
-    numbers = [_number(part.strip(), whole=True) for part in argument.split(",") if ":" in text]
+    numbers = [number(part.strip(), whole=True) for part in argument.split(",") if ":" in text]
     if name == "multistep":
         right = bool(numbers) and sorted(set(numbers)) == numbers and numbers[0] > 0
         needed, example = "needs ascending epochs", "multistep:80,120"
@@ -64,7 +64,7 @@ def schedule(text: str) -> tuple[str, list[int]]:
         right, needed, example = len(numbers) < 2, "takes one whole number of epochs", "plateau:5"
     if not right or any(map(math.isnan, numbers)):
         raise UsageError(f"The schedule {name!r} {needed}.", expected=example, got=text)
-    return name, [int(number) for number in numbers]
+    return name, [int(value) for value in numbers]
 
 
 def loss(text: str) -> tuple[str, float]:
@@ -76,7 +76,7 @@ def loss(text: str) -> tuple[str, float]:
     (('center', 0.1), ('triplet', 1.0))
     """
     name, argument = _split(text, "loss", plain=(CROSS_ENTROPY,), others=("triplet", "center"))
-    weight = _number(argument) if ":" in text else 1.0
+    weight = number(argument) if ":" in text else 1.0
     if not weight > 0:
         raise UsageError(
             f"{text!r} is not a loss.", expected=f"{name}:W with a weight W above zero", got=text
@@ -96,7 +96,7 @@ def augmentation(text: str) -> tuple[str, float]:
     name, argument = _split(text, "augmentation", plain=("flip",), others=others)
     if name == "flip":
         return name, 0.0
-    amount = _number(argument, whole=name != "rotation")
+    amount = number(argument, whole=name != "rotation")
     if not amount > 0:
         unit = "degrees" if name == "rotation" else "whole pixels"
         raise UsageError(
@@ -113,22 +113,7 @@ def _split(
     """Return name and argument; the name is known, and a plain one has no argument."""
     name, colon, argument = text.partition(":")
     if name not in plain + others:
-        raise UnknownNameError(
-            f"There is no {kind} named {name!r}.",
-            expected=", ".join(plain + others),
-            next_step=did_you_mean(name, plain + others).strip() or None,
-        )
+        raise UnknownNameError(f"There is no {kind} named {name!r}.", name, plain + others)
     if colon and name in plain:
         raise UsageError(f"The {kind} {name!r} takes no number.", expected=name, got=text)
     return name, argument
-
-
-def _number(text: str, *, whole: bool = False) -> float:
-    """Return a finite number, or NaN, which fails every comparison."""
-    if whole and not (text.isascii() and text.isdecimal()):
-        return math.nan
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan

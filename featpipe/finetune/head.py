@@ -141,15 +141,14 @@ class CenterLoss(nn.Module):
     """Half the squared distance of features from the centre of their class, averaged.
 
     The centres follow the features by equation 4 of Wen, Zhang, Li, Qiao: A Discriminative Feature
-    Learning Approach for Deep Face Recognition, ECCV 2016, not by the optimizer; ``rate`` is the
-    paper's alpha.
+    Learning Approach for Deep Face Recognition, ECCV 2016, not by the optimizer.
     """
 
     centers: Tensor
+    rate = 0.5  # the paper's alpha
 
-    def __init__(self, n_classes: int, n_features: int, rate: float = 0.5) -> None:
+    def __init__(self, n_classes: int, n_features: int) -> None:
         super().__init__()
-        self.rate = rate
         self.register_buffer("centers", torch.zeros(n_classes, n_features))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:

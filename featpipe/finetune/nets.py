@@ -14,8 +14,7 @@ from torchvision.models import resnet18
 from featpipe.backbones import MODELS
 from featpipe.backbones.architecture import Architecture
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.errors import MissingExtraError, UnknownNameError, WeightsError
-from featpipe.registry import did_you_mean
+from featpipe.errors import MissingExtraError, UnknownNameError, WeightsError, did_you_mean
 
 
 def _convolution(in_channels: int, out_channels: int, *after: nn.Module) -> nn.Sequential:
@@ -201,7 +200,7 @@ def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Pre
         raise UnknownNameError(
             f"timm has no model named {name!r}.",
             expected="a name such as timm:resnetv2_50x1_bit",
-            next_step=did_you_mean(name, timm.list_models()).strip() or None,
+            next_step=did_you_mean(name, timm.list_models()),
         )
     try:
         network: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)

@@ -16,11 +16,10 @@ from featpipe.backbones import MODELS, load_backbone
 from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import choose_device
-from featpipe.errors import UnknownNameError, UsageError
+from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 from featpipe.finetune.head import Head
 from featpipe.finetune.nets import timm_stages, with_layer_norm
 from featpipe.fingerprint import FileHashes, of_bytes
-from featpipe.registry import did_you_mean
 
 UNTRAINED = "none"
 
@@ -150,7 +149,7 @@ def stages_of(network: nn.Module, classifier: str) -> tuple[nn.Sequential, nn.Li
     """Return a network's stages in the order of its forward pass, and its last linear layer.
 
     The modules are the network's own, under its own names, so weights fit without translation.
-    The order is known of torchvision's ResNets, CIFAR ResNets and an ``nn.Sequential``.
+    The order is known for torchvision's ResNets, CIFAR ResNets and an ``nn.Sequential``.
     """
     stages = OrderedDict(network.named_children())
     last = stages.pop(classifier)
@@ -179,15 +178,10 @@ class Cut:
 
 
 def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
-    """Parse what is to be unfrozen besides the head, which always learns.
+    """Parse what is to be unfrozen in addition to the head, which always learns.
 
-    Parameters
-    ----------
-    stages : nn.Sequential
-        All but the classifier.
-    unfreeze : str
-        ``"none"`` or ``"fc"``: only the head; ``"all"``; the name of a stage (``"layer4"``);
-        or of a stage and all behind it (``"layer3+"``).
+    ``stages`` are all but the classifier; ``unfreeze`` is ``"none"`` or ``"fc"`` (only the head),
+    ``"all"``, a stage (``"layer4"``), or a stage and all after it (``"layer3+"``).
 
     Raises
     ------
@@ -214,7 +208,7 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
             f"The network has no stage named {wanted!r} to unfreeze.",
             expected=f"none, fc, all, {', '.join(able)}, or one of these and all behind it: "
             f"{able[-1]}+",
-            next_step=did_you_mean(wanted, able).strip() or None,
+            next_step=did_you_mean(wanted, able),
         )
     if wanted not in able:
         raise UsageError(
@@ -238,20 +232,10 @@ def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Parameters
-    ----------
-    trunk : Trunk
-        Stages that learn are copied from it.
-    cut : Cut
-    head : str
-        See :class:`featpipe.finetune.head.Head`.
-    n_classes : int
-    seed : int
-        Of the head's weights.
-    from_store : bool
-        Whether the frozen stages were run beforehand, so that their activations come in.
-    freeze_statistics : bool
-        Whether batch norms keep the running statistics they came with.
+    Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of
+    :class:`featpipe.finetune.head.Head`; with ``from_store`` the frozen stages were run beforehand
+    and the input is their activations; with ``freeze_statistics`` batch norms keep their running
+    statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name

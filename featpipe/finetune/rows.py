@@ -20,7 +20,7 @@ from featpipe.finetune import grammar
 
 
 class Augmentation:
-    """Random transforms such as ``"crop:4"`` and ``"flip"``, drawn anew for every image.
+    """Random transforms such as ``"crop:4"`` and ``"flip"``, drawn for every image.
 
     Places without image get the mean colour of the training data of the weights, which normalising
     turns to zero. An amount that is too large for the images is a ``UsageError``.

@@ -75,7 +75,7 @@ class Prefix(FrozenNetwork):
         named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
         if len(self.dim(f"{last}:map")) == 3:
             self.default_layer = f"{last}:map"
-        else:  # after flattening a map of 1 × 1, which the name of the pooling tells better
+        else:  # after flattening a map of 1 × 1, for which the pooling is the better name
             self.default_layer = named if self.dim(named) == self.dim(last) else last
 
     def describe(self) -> dict[str, Any]:
@@ -310,8 +310,8 @@ def train_split(
 ) -> tuple[SplitPredictions, HeadedNetwork]:
     """Train on one split's training rows and predict its test rows once.
 
-    The checkpoint is written after every epoch, and an existing one is continued; ``run`` tells
-    this training from all others.
+    The checkpoint is written after every epoch, and an existing one is continued; ``run``
+    identifies this training.
     """
     more: dict[str, Any] = {
         "progress": data.context.progress,

@@ -36,7 +36,7 @@ class TrainedHead:
 
 
 def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
-    """Write ``path`` (safetensors) and the JSON beside it; return their size in bytes.
+    """Write ``path`` (safetensors) and its JSON; return their size in bytes.
 
     Only what was trained is written: the frozen stages are those of the weights. ``about`` has
     ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``, ``head``,
@@ -61,15 +61,8 @@ def load_head(
 ) -> TrainedHead:
     """Read a trained head and put it on its network.
 
-    Parameters
-    ----------
-    path : Path
-        The safetensors file.
-    weights : str, optional
-        Where the weights of the frozen stages are now; default: where they were at training.
-    device : str
-    classes : tuple of str, optional
-        The classes that the head must know.
+    ``weights`` is where the weights of the frozen stages are now, by default where they were at
+    training; ``classes`` are those that the head must know, if they are given.
 
     Raises
     ------
@@ -142,7 +135,7 @@ def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str
             raise TypeError("no checkpoint of a training")
         found, form = content["run"], content["format"]
         history = json.loads(content["history"])
-    except Exception as error:  # torch has no kind of its own for a damaged file
+    except Exception as error:  # torch has no exception type for damaged files
         reason = str(error).partition("\n")[0][:120]
         what = "The checkpoint is damaged."
         raise FitError(what, where=path, got=reason, next_step=advice) from None

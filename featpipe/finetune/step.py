@@ -1,4 +1,4 @@
-"""The step `finetune`: options, what contradicts, what it has made before."""
+"""The step `finetune`: its options, their checks, and its earlier results."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Finetune(ImageStep):
     refit: bool = option(
         False, help="Then train again on all training rows, up to the epoch that was chosen."
     )
-    shuffle: bool = option(True, help="Draw the order of the rows anew in every epoch.")
+    shuffle: bool = option(True, help="Shuffle the rows in every epoch.")
     gradient_flow: bool = option(False, help="Record the gradients of every layer.")
     precision: str = option(
         "auto",
@@ -206,7 +206,7 @@ class Finetune(ImageStep):
         return self.key(inputs)
 
     def status(self, context: Context) -> Status:
-        """Say whether the same was asked for before and all its files are there."""
+        """Say whether the same was asked for before and all its files exist."""
         from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - NumPy
 
         images = SourceRequest.of(self)

@@ -204,7 +204,7 @@ class HeadClassifier(NeuralNetClassifier):
 
     @property
     def classes_(self) -> NDArray[np.int64]:
-        """Labels that the columns of ``predict_proba`` stand for."""
+        """Labels of the columns of ``predict_proba``."""
         return np.arange(self.module_.head.classifier.out_features)
 
     def initialize_module(self) -> HeadClassifier:
@@ -231,7 +231,7 @@ class HeadClassifier(NeuralNetClassifier):
     def get_iterator(self, dataset: RowBatches, training: bool = False) -> Any:
         """Return batches; the order follows from torch's generator."""
         size = self.batch_size
-        # Batch norm cannot learn from a single row, nor triplets from a rest of few.
+        # Batch norm cannot learn from a single row, nor triplets from a few leftover rows.
         triplets = any(grammar.loss(spec)[0] == "triplet" for spec in self.losses)
         incomplete = triplets or len(dataset) % size == 1
         return DataLoader(
@@ -309,7 +309,7 @@ class HeadClassifier(NeuralNetClassifier):
     def _train_epoch(self, batches: DataLoader[Any], valid: RowBatches | None) -> None:
         """Train once on all batches, write the epoch's line, and step the schedule.
 
-        A loss that is not finite is an error: nothing good comes after it.
+        A loss that is not finite is an error: training cannot recover from it.
         """
         rows = {"dataset_train": batches.dataset, "dataset_valid": valid}
         self.notify("on_epoch_begin", **rows)

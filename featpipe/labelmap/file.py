@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from featpipe.errors import LabelMapError
-from featpipe.registry import did_you_mean
+from featpipe.errors import LabelMapError, did_you_mean
 
 OTHER = "other"
 
@@ -180,7 +179,7 @@ class MapFile:
             f"The label map has an unknown {kind} class: {name!r}.",
             where=f"{self.path}, line {line}",
             expected=", ".join(known) if len(known) < 20 else f"one of {len(known)} classes",
-            next_step=did_you_mean(name, known).strip() or None,
+            next_step=did_you_mean(name, known),
         )
 
 

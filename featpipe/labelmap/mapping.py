@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featpipe import fingerprint
-from featpipe.errors import LabelMapError, UnknownNameError
+from featpipe.errors import LabelMapError, UnknownNameError, did_you_mean
 from featpipe.labelmap.file import OTHER, MapFile, Row, quoted
-from featpipe.registry import did_you_mean
 from featpipe.workspace import user_path
 
 FOLDER = Path(__file__).parent  # of the built-in maps and class lists
@@ -41,9 +40,7 @@ class SourceClasses:
         """Return the classes of ``"imagenet"`` (torchvision's order) or ``"glyphs"``."""
         if name not in _SOURCE_FILES:
             raise UnknownNameError(
-                f"There is no list of source classes named {name!r}.",
-                expected=", ".join(_SOURCE_FILES),
-                next_step=did_you_mean(name, _SOURCE_FILES).strip() or None,
+                f"There is no list of source classes named {name!r}.", name, _SOURCE_FILES
             )
         with (FOLDER / _SOURCE_FILES[name]).open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -107,7 +104,7 @@ class LabelMap:
             raise UnknownNameError(
                 f"There is no label map and no file named {str(name_or_path)!r}.",
                 expected=f"{', '.join(builtin_maps())}, or the path of a CSV file",
-                next_step=did_you_mean(str(name_or_path), builtin_maps()).strip() or None,
+                next_step=did_you_mean(str(name_or_path), builtin_maps()),
             )
         read = MapFile.read(path)
         if source_ids is None and read.source:

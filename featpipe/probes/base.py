@@ -24,7 +24,7 @@ from featpipe.steps import (
     options_of,
 )
 
-LOGITS = "logits"  # stored beside the layers wherever the backbone has a classifier
+LOGITS = "logits"  # stored with the layers if the backbone has a classifier
 
 
 class Evaluation(Step):
@@ -128,28 +128,17 @@ class Probe(Evaluation):
 
     A subclass has a name, options and an :meth:`estimator`. One option may be ``tunable``: a tuple
     of values, out of which the best on validation rows is chosen.
-
-    Attributes
-    ----------
-    display_name : str
-        Name in tables.
-    parameter : str
-        What the tunable option is called inside the pipeline, as scikit-learn writes it
-        (``"logisticregression__C"``); empty where nothing is chosen.
-    open_ended : bool
-        Whether a value beyond the end of the grid may be better.
-    bytes_per_value : float
-        Memory at the peak of a fit for each number in the training rows, these included, measured
-        with scikit-learn 1.9 on float32 features.
-    solver_per_class : bool
-        Whether a solver runs for each class and not once for all of them.
     """
 
-    display_name: ClassVar[str]
+    display_name: ClassVar[str]  # in tables
+    # Name of the tunable option in the pipeline, as scikit-learn writes it
+    # ("logisticregression__C"); empty if nothing is chosen.
     parameter: ClassVar[str] = ""
-    open_ended: ClassVar[bool] = False
+    open_ended: ClassVar[bool] = False  # whether a value beyond the end of the grid may be better
+    # Memory at the peak of a fit for each number in the training rows, these included, measured
+    # with scikit-learn 1.9 on float32 features.
     bytes_per_value: ClassVar[float] = 16
-    solver_per_class: ClassVar[bool] = False
+    solver_per_class: ClassVar[bool] = False  # whether a solver runs for each class, not for all
 
     validation: str = option(
         "auto",

@@ -116,7 +116,7 @@ class Method:
 
     @cached_property
     def first_model(self) -> Predictions:
-        """Predictions of the first model alone: what curves can honestly be drawn from."""
+        """Predictions of the first model alone: the only ones that curves can be drawn from."""
         one = self.table.only_splits([int(self.table.split[0])])
         kind = "probabilities" if self.has_probabilities else "scores"
         return Predictions(
@@ -142,11 +142,11 @@ class Group:
     dataset: str
     methods: list[Method]
     pairs: list[dict[str, Any]]  # the paired tests between them
-    label: str = ""  # what tells the group from the others of the page, where there are others
+    label: str = ""  # distinguishes the group from others of the page, if any
 
     @property
     def suffix(self) -> str:
-        """What tells titles of this group from those of others."""
+        """Distinguishes titles of this group from those of others."""
         return f", {self.label}" if self.label else ""
 
     @property
@@ -181,7 +181,7 @@ class Group:
 
 
 def group_labels(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Return what tells the groups apart: the dataset, else its images, else a number."""
+    """Return what distinguishes the groups: the dataset, else its images, else a number."""
     if len(groups) == 1:
         return [""]
     datasets = [str(rows[0]["dataset"]) for rows in groups]
@@ -242,7 +242,7 @@ class Thumbnail:
 
     @property
     def tiny(self) -> bool:
-        """Whether its pixels are meant to be seen when it is enlarged."""
+        """Whether it is enlarged without smoothing."""
         return max(self.width, self.height) <= LOSSLESS
 
 
@@ -250,7 +250,7 @@ class ThumbnailSheet(dict[str, Thumbnail]):
     """Thumbnails by what they show; each is embedded once, however often it is shown."""
 
     def add(self, key: str, image: NDArray[np.uint8]) -> Thumbnail:
-        """Embed an image of shape (height, width, 3), unless it is there already."""
+        """Embed an image of shape (height, width, 3), unless it has been."""
         if key not in self:
             picture = Image.fromarray(image)
             picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2)
@@ -337,7 +337,7 @@ class ReportData:
 
     comparison: Comparison
     groups: list[Group]
-    report: Report  # what the reader chose
+    report: Report  # the options of the page
     context: Context
     sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
     sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from featpipe.report.sections import (
     number_axis,
 )
 
-MAX_CLASS_CURVES = 12  # more lines than these cannot be told apart
+MAX_CLASS_CURVES = 12  # more lines cannot be distinguished
 COSTS = {
     "train_seconds": "training, seconds",
     "extract_seconds": "extraction, seconds",
@@ -71,7 +71,7 @@ class Variation(Section):
         return Content(figures=figures, tables={"low-shot": frame})
 
 
-# -- methods beside each other -------------------------------------------------------------------
+# -- methods side by side ------------------------------------------------------------------------
 
 
 def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
@@ -278,7 +278,7 @@ def _class_curves(
     name = "AUC" if area == "auc" else "average precision"
     averages = [curve for curve in data["curves"] if curve["class"] is None]
     classes = [curve for curve in data["curves"] if curve["class"] is not None]
-    caption = f"One class against the rest; behind each name its {name}.{of}"
+    caption = f"One class against the rest; after each name its {name}.{of}"
     if len(classes) > MAX_CLASS_CURVES:
         caption += (
             f" Of {len(classes)} classes the {MAX_CLASS_CURVES} with the lowest {name} are drawn; "
@@ -331,12 +331,12 @@ def training_charts(method: Method) -> list[Chart | Missing]:
     if not history:
         said = Missing("Training curves", "the result holds no training history")
         return [said] if method.result.method == "finetune" else []
-    told = {key: [entry.get(key) for entry in history] for entry in history for key in entry}
-    epochs = told["epoch"]
+    columns = {key: [entry.get(key) for entry in history] for entry in history for key in entry}
+    epochs = columns["epoch"]
     speed = [f"{len(history)} epochs"]
-    if seconds := [value for value in told.get("seconds", ()) if value is not None]:
+    if seconds := [value for value in columns.get("seconds", ()) if value is not None]:
         speed.append(f"{sum(seconds):.1f} s")
-    if rates := [value for value in told.get("images_per_s", ()) if value is not None]:
+    if rates := [value for value in columns.get("images_per_s", ()) if value is not None]:
         speed.append(f"{count(sum(rates) / len(rates))} images per second on average")
     chosen = method.result.splits[0].get("chosen", {}).get("epoch")
     kept = "" if chosen is None else f"The ring marks epoch {chosen}, whose weights were kept."
@@ -350,12 +350,12 @@ def training_charts(method: Method) -> list[Chart | Missing]:
             line(
                 _DRAWN[key.partition("_")[0]],
                 epochs,
-                told[key],
+                columns[key],
                 strong=True,
                 marked=[epoch == chosen and key == "valid_accuracy" for epoch in epochs],
             )
             for key in keys
-            if any(value is not None for value in told.get(key, ()))
+            if any(value is not None for value in columns.get(key, ()))
         ]
         if drawn:
             spec = lines(axis("epoch", whole=True), y, drawn, dots=len(epochs) <= 30)

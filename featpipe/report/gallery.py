@@ -142,7 +142,7 @@ def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[st
 
 
 def explanations(method: Method, sheet: ThumbnailSheet) -> list[tuple[str, dict[str, Thumbnail]]]:
-    """Embed the heat maps stored beside a result: what they are, and overlays by image id."""
+    """Embed the heat maps of a result: title, and overlays by image id."""
     if method.result.path is None:
         return []
     tested = set(method.table.ids.tolist())

@@ -49,30 +49,19 @@ def build_report(
     report: Report | None = None,
     context: Context | None = None,
 ) -> Path:
-    """Write results as one self-contained HTML page, with its tables as CSV beside it.
+    """Write results as one self-contained HTML page and its tables as CSV.
 
     The same results give the same bytes. Nothing is trained and no network is used; images are
-    read from the dataset and features from their stores, where those are still there.
+    read from the dataset and features from their stores, if those still exist.
 
-    Parameters
-    ----------
-    results : sequence of Result
-    out : Path
-        Name of the report; ``NAME`` and ``NAME.html`` both give ``NAME.html`` and the folder
-        ``NAME-tables``.
-    report : Report, optional
-        Title, galleries and what else can be chosen; which results it names has no effect.
-    context : Context, optional
-
-    Returns
-    -------
-    path : Path
-        The HTML file.
+    Return the HTML file: ``out`` may be ``NAME`` or ``NAME.html``, both give ``NAME.html`` and the
+    folder ``NAME-tables``. ``report`` has the title and other options; which results it names has
+    no effect.
 
     Raises
     ------
     UsageError
-        If there is no result, one is named twice, or another recipe made the page that is there.
+        If there is no result, one is named twice, or another recipe made the existing page.
     ResultError
         If predictions are missing or damaged.
     """
@@ -160,7 +149,7 @@ def write_index(folder: Path) -> Path:
 
 
 class Provenance(Section):
-    """The end of the page: how to get the same again, and the tables in the folder beside it."""
+    """The end of the page: how to get the same again, and the folder with its tables."""
 
     name = "provenance"
     title = "How to get the same again"

@@ -22,26 +22,16 @@ _LOG_SPAN = 20
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart as data: the page's script draws it as SVG and lists its numbers as a table.
+    """A chart as data: the page's script draws it as SVG and lists its numbers as a table."""
 
-    Parameters
-    ----------
-    title : str
-        For the heading and for people who cannot see it.
-    spec : dict
-        ``kind`` (``"lines"``, ``"intervals"``, ``"scatter"``, ``"map"``), axes and series.
-    caption : str
-        What a reader must know.
-    """
-
-    title: str
-    spec: dict[str, Any]
-    caption: str = ""
+    title: str  # for the heading and for people who cannot see it
+    spec: dict[str, Any]  # kind ("lines", "intervals", "scatter", "map"), axes and series
+    caption: str = ""  # what a reader must know
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A part that a page would show if there were something to show."""
+    """A part that a page cannot show, and why."""
 
     title: str
     reason: str
@@ -50,23 +40,13 @@ class Missing:
 
 @dataclass(frozen=True)
 class Content:
-    """What a section gives.
+    """What a section shows."""
 
-    Parameters
-    ----------
-    html : str or Markup
-        Text is escaped; only ``markupsafe.Markup`` is taken as HTML.
-    figures : sequence of Chart or Missing
-        Drawn below the text.
-    tables : mapping of str to DataFrame
-        Written unrounded to ``NAME.csv`` beside the page, unless they have no rows.
-    entries : sequence of tuple of str
-        Title and anchor (empty: none) of what the list of contents shows below the section.
-    """
-
-    html: str = ""
-    figures: Sequence[Chart | Missing] = ()
+    html: str = ""  # text is escaped; only ``markupsafe.Markup`` is taken as HTML
+    figures: Sequence[Chart | Missing] = ()  # drawn below the text
+    # Written unrounded to NAME.csv in the folder of the tables, unless they have no rows.
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    # Title and anchor (empty: none) of what the table of contents lists below the section.
     entries: Sequence[tuple[str, str]] = ()
 
 

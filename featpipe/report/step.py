@@ -1,4 +1,4 @@
-"""The step ``report``: what a reader may choose about a page, and how a recipe fills it in."""
+"""The step ``report``: the options of a page, and how a recipe fills them in."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Report(ResultsStep):
     seed: int = option(0, help="Seed of the map of the features.", minimum=0)
 
     def check(self) -> None:
-        """Refuse ``--all`` beside names."""
+        """Refuse ``--all`` together with names."""
         if self.all and self.results:
             raise UsageError("Either name results or say --all.", got=", ".join(self.results))
 

@@ -79,7 +79,7 @@ class Methods(Section):
 
 
 def conclude(group: Group) -> str:
-    """Say which method is best on these test rows, by how much, and how sure that is.
+    """Say which method is best on these test rows, by how much, and with what certainty.
 
     A method is said to be better only where the exact paired test, corrected by Holm for all
     pairs of the page, distinguishes the two.
@@ -216,7 +216,7 @@ def search_table(grid: Sequence[dict[str, Any]], parameters: Sequence[str]) -> d
     }
 
 
-# -- tables beside the page ----------------------------------------------------------------------
+# -- tables of the page --------------------------------------------------------------------------
 
 
 def frames(data: ReportData) -> dict[str, pd.DataFrame]:

@@ -1,1 +1,1 @@
-"""How sure a number is, and which methods differ; see ``docs/evaluation.md``."""
+"""Confidence intervals, and which methods differ; see ``docs/evaluation.md``."""

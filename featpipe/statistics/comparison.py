@@ -35,15 +35,10 @@ _MAX_SENTENCES = 10
 class Comparison:
     """Methods side by side.
 
-    Parameters
-    ----------
-    rows : list of dict
-        One per result, best accuracy first within each group of equal test rows. ``verdict``
-        compares it with the best method of its group, after Holm's correction.
-    pairs : list of dict
-        Every pair of methods: difference with interval, exact p-value, adjusted p-value.
-    published : list of dict
-        Reference rows that others have published on these datasets; never tested against ours.
+    ``rows`` has one per result, best accuracy first within each group of equal test rows;
+    ``verdict`` compares it with the best method of its group, after Holm's correction. ``pairs``
+    has every pair of methods: difference with interval, exact p-value, adjusted p-value.
+    ``published`` are reference rows of others on these datasets, never tested against ours.
     """
 
     rows: list[dict[str, Any]]
@@ -99,7 +94,7 @@ def compare(results: Sequence[Result], *, published: bool | Sequence[str] = True
     if isinstance(published, bool):
         known = [row for name in datasets for row in published_rows(name)] if published else []
         return Comparison(rows, pairs, [_published_row(row, row.dataset) for row in known])
-    # Rows asked for by name are shown beside the results whatever dataset they were published on.
+    # Rows asked for by name are shown with the results whatever dataset they were published on.
     named = [row for name in published for row in find_published(name)]
     return Comparison(rows, pairs, [_published_row(row, datasets[0]) for row in named])
 
@@ -223,10 +218,10 @@ def run_compare(step: Compare, context: Context) -> Outcome:
 
 def _sentences(comparison: Comparison) -> list[str]:
     """Say each paired test in words; of many, only those against the best method."""
-    tested = told = [pair for pair in comparison.pairs if pair["reason"] is None]
+    tested = shown = [pair for pair in comparison.pairs if pair["reason"] is None]
     if len(tested) > _MAX_SENTENCES:
         best = {row["name"] for row in comparison.rows if row["verdict"] == BEST}
-        told = [pair for pair in tested if best & {pair["a"], pair["b"]}]
+        shown = [pair for pair in tested if best & {pair["a"], pair["b"]}]
     titles = {row["name"]: f"{row['method']} ({row['features']})" for row in comparison.rows}
     sentences = [
         f"{titles[pair['a']]} and {titles[pair['b']]} "
@@ -234,8 +229,8 @@ def _sentences(comparison: Comparison) -> list[str]:
         f"{100 * pair['difference']:+.2f} points [{100 * pair['ci_low']:+.2f}, "
         f"{100 * pair['ci_high']:+.2f}], p = {pair['p_value']:.3g}, adjusted "
         f"{pair['p_adjusted']:.3g} ({pair['method']}, {pair['n']} rows)"
-        for pair in told
+        for pair in shown
     ]
-    if rest := len(tested) - len(told):
+    if rest := len(tested) - len(shown):
         sentences.append(f"({rest} further pairs were tested: see --json or the report)")
     return sentences

@@ -1,4 +1,4 @@
-"""How sure a mean over test rows is.
+"""Confidence intervals of means over test rows.
 
 The unit is the test row (the image). Where several models predicted the same rows, their answers
 to one row are not independent: the rows are then resampled whole.
@@ -102,13 +102,8 @@ def bootstrap_mean(
     the distinct kinds of row: the same distribution as drawing rows one by one. 8000 rows of ten
     right-or-wrong answers take 0.1 s that way (8000 rows with 8000 different values: 9 s).
 
-    Parameters
-    ----------
-    values : array-like of shape (n,), float
-        One value per prediction, for example 1 for right and 0 for wrong.
-    rows : array-like of shape (n,), optional
-        Which row each value belongs to; each value is a row of its own by default.
-    resamples, seed : int
+    ``values`` has one value per prediction, for example 1 for right and 0 for wrong; ``rows`` says
+    which row each value belongs to, by default a different one.
     """
     values = np.asarray(values, dtype=np.float64)
     _, sums, counts = sum_by_row(np.arange(len(values)) if rows is None else rows, values)
@@ -133,12 +128,8 @@ def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
     Rows that leave a bootstrap nothing to vary (each has the same share of right answers) get
     Wilson's interval of as many rows as there are, rounded outwards, instead of one of width zero.
 
-    Parameters
-    ----------
-    correct : array-like of shape (n,), bool
-        Whether each prediction is right.
-    rows : array-like of shape (n,)
-        Which row (image id) each prediction is about; an id occurs once for each model.
+    ``correct`` says whether each prediction is right, ``rows`` which row (image id) it is about; an
+    id occurs once for each model.
     """
     right = np.asarray(correct, dtype=np.float64)
     ids, sums, counts = sum_by_row(rows, right)

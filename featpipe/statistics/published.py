@@ -13,7 +13,6 @@ from importlib import resources
 from typing import Any
 
 from featpipe.errors import UnknownNameError
-from featpipe.registry import did_you_mean
 
 _FOLDER = resources.files("featpipe.statistics") / "published"
 
@@ -47,7 +46,7 @@ class PublishedRow:
 
     @property
     def n_correct(self) -> int | None:
-        """Number of test images predicted right, where the confusion matrix tells it."""
+        """Number of test images predicted right, if the confusion matrix is known."""
         if self.confusion is None:
             return None
         return sum(row[i] for i, row in enumerate(self.confusion))
@@ -80,9 +79,5 @@ def find_published(name: str) -> list[PublishedRow]:
     found = [row for row in rows if method in ("", row.method)]
     if not found:
         known = [f"{dataset}/{row.method}" for row in rows] or published_datasets()
-        raise UnknownNameError(
-            f"There are no published numbers called {name!r}.",
-            expected=", ".join(known),
-            next_step=did_you_mean(name, known).strip() or None,
-        )
+        raise UnknownNameError(f"There are no published numbers called {name!r}.", name, known)
     return found

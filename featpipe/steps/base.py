@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from featpipe import fingerprint
-from featpipe.errors import FeatpipeError, MissingExtraError, UsageError
+from featpipe.errors import FeatpipeError, MissingExtraError, UsageError, did_you_mean
 from featpipe.progress import SILENT, Progress
-from featpipe.registry import did_you_mean
 from featpipe.steps.options import options_of, plain
 from featpipe.workspace import Workspace
 
@@ -28,7 +27,7 @@ SUCCEEDED = ("done", "up to date")
 
 @dataclass(frozen=True)
 class Context:
-    """What a step runs in: the workspace, who hears of progress, how many jobs."""
+    """What a step runs in: the workspace, where progress is reported, how many jobs."""
 
     workspace: Workspace = field(default_factory=Workspace.find)
     progress: Progress = SILENT
@@ -63,7 +62,7 @@ class Outcome:
         return self.status in SUCCEEDED
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the outcome as JSON-like values, facts beside the rest, empty parts left out."""
+        """Return the outcome as JSON-like values, facts at the top level, empty parts left out."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         values |= {"paths": [str(path) for path in self.paths], "seconds": round(self.seconds, 2)}
         facts = values.pop("facts")
@@ -96,32 +95,18 @@ class Needs:
 class Step:
     """Base of all steps; see the module's docstring.
 
-    The options of a subclass are its parameters, by name; a step cannot be changed.
-
-    The first line of a subclass's docstring is the help of its command.
-
-    Attributes
-    ----------
-    name : str
-        Name of the command, and of the step in a recipe.
-    revision : int
-        Raised when the same options would give other numbers: when the code that computes them
-        changes, or a default. It is part of the identity.
-    examples : tuple of str
-        Command lines for ``--help``.
-    needs : Needs or None
-        What it works on; ``None`` where it opens images itself.
-    makes : tuple of str
-        What other steps can work on.
-    waits_for : str or None
-        Outputs that have to be there before, if the recipe makes them of the same inputs.
+    The options of a subclass are its parameters, by name; a step cannot be changed. The first line
+    of a subclass's docstring is the help of its command.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of the command, and of the step in a recipe
+    # Raised when the same options would give other numbers: when the code that computes them
+    # changes, or a default. It is part of the identity.
     revision: ClassVar[int] = 1
-    examples: ClassVar[tuple[str, ...]] = ()
-    needs: ClassVar[Needs | None] = None
-    makes: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = ()  # command lines for --help
+    needs: ClassVar[Needs | None] = None  # what it works on; None if it opens images itself
+    makes: ClassVar[tuple[str, ...]] = ()  # what other steps can work on
+    # Outputs that have to exist before, if the recipe makes them from the same inputs.
     waits_for: ClassVar[str | None] = None
 
     def __init__(self, **values: Any) -> None:
@@ -153,11 +138,7 @@ class Step:
     def from_mapping(cls, values: Mapping[str, Any], *, bound: bool = False) -> Self:
         """Make a step from YAML keys (``image_size`` or ``image-size``); each is parsed once.
 
-        Parameters
-        ----------
-        values : mapping
-        bound : bool
-            Whether a recipe fills in the options that another step's output gives.
+        With ``bound``, options that a recipe fills in from another step's output may be missing.
 
         Raises
         ------
@@ -176,7 +157,7 @@ class Step:
                 raise UsageError(
                     f"The step {cls.name!r} has no option {key!r}.",
                     expected=", ".join(known),
-                    next_step=did_you_mean(key, known).strip() or None,
+                    next_step=did_you_mean(key, known),
                 )
         missing = [
             name
@@ -255,12 +236,7 @@ class Step:
     def placed(self, recipe: str, task: str, workspace: Workspace) -> Self:
         """Return the step with the names of files that follow from the recipe.
 
-        Parameters
-        ----------
-        recipe : str
-        task : str
-            Name of the task as part of a path; empty where it is the only one of its kind.
-        workspace : Workspace
+        ``task`` is the name of the task as part of a path; empty if it is the only one of its kind.
         """
         return self
 
@@ -269,7 +245,7 @@ class Step:
         return self
 
     def output(self) -> Hashable:
-        """Return what tells its files from those of another task on the same inputs.
+        """Return what distinguishes its files from those of another task on the same inputs.
 
         Two tasks of a recipe with equal outputs would overwrite each other. A ``Path`` is the file
         itself, whatever the inputs; ``None`` means that nothing is written.

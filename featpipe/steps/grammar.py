@@ -27,12 +27,13 @@ def protocol(text: str) -> tuple[str, float | None]:
     kind, colon, argument = text.partition(":")
     least = {"fold": 0, "kfold": 2}
     if kind in least:
-        if not _is_whole(argument) or int(argument) < least[kind]:
+        count = number(argument, whole=True)
+        if not count >= least[kind]:
             raise _no_protocol(text, f"a whole number of at least {least[kind]} after the colon")
-        return kind, int(argument)
+        return kind, int(count)
     if kind == "holdout":
-        share = _number(argument)
-        if share is None or not 0 < share < 1:
+        share = number(argument)
+        if not 0 < share < 1:
             raise _no_protocol(text, "a share between 0 and 1 after the colon")
         return kind, share
     if colon or kind not in ("auto", "split", "folds", "all"):
@@ -54,28 +55,27 @@ def need_training(text: str) -> None:
 def validation(text: str) -> tuple[str, float | None]:
     """Read how training rows choose hyper-parameters: ``auto``, ``holdout:F`` or ``kfold:K``."""
     try:
-        kind, number = protocol(text)
+        kind, argument = protocol(text)
     except UsageError:
-        kind, number = "", None
+        kind, argument = "", None
     if kind not in ("auto", "holdout", "kfold"):
         raise UsageError(
             f"{text!r} is not a way to choose hyper-parameters.",
             expected="auto, holdout:F (a share such as 0.2) or kfold:K (at least 2)",
         )
-    return kind, number
+    return kind, argument
 
 
 def _no_protocol(text: str, expected: str) -> UsageError:
     return UsageError(f"{text!r} is not a protocol.", expected=expected)
 
 
-def _is_whole(text: str) -> bool:
-    return text.isascii() and text.isdecimal()
-
-
-def _number(text: str) -> float | None:
+def number(text: str, *, whole: bool = False) -> float:
+    """Return a finite number, or NaN, which fails every comparison."""
+    if whole and not (text.isascii() and text.isdecimal()):
+        return math.nan
     try:
         value = float(text)
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return math.nan
+    return value if math.isfinite(value) else math.nan

@@ -21,17 +21,10 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True)
 class Located:
-    """A value and its line.
+    """A value and its line."""
 
-    Attributes
-    ----------
-    value : scalar, list of Located, or dict of str to Located
-    line : int
-        Line of the value, from 1; of the key where it is the value of one; 0 outside a file.
-    """
-
-    value: Any
-    line: int
+    value: Any  # scalar, list of Located, or dict of str to Located
+    line: int  # from 1; that of the key if it is the value of one; 0 outside a file
 
     def plain(self) -> Any:
         """Return the value as YAML's safe loader would."""
@@ -54,11 +47,7 @@ def locate(value: Any, line: int = 0) -> Located:
 def read_located(text: str, where: str) -> Located:
     r"""Parse a YAML document.
 
-    Parameters
-    ----------
-    text : str
-    where : str
-        Name of the file, for messages.
+    ``where`` is the name of the file, for messages.
 
     Raises
     ------

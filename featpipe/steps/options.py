@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from featpipe.errors import UsageError
-from featpipe.registry import Registry, did_you_mean
+from featpipe.errors import UsageError, did_you_mean
+from featpipe.registry import Registry
 from featpipe.workspace import user_path
 
 LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
@@ -19,49 +19,24 @@ _DEFAULT: Any = object()  # the option's own default
 
 @dataclass(frozen=True, kw_only=True)
 class OptionSpec:
-    """One option of a step; made by :func:`option`.
+    """One option of a step; made by :func:`option`."""
 
-    Parameters
-    ----------
-    help : str
-        One sentence for ``--help``.
-    choices : tuple of str
-        The only values allowed.
-    registry : Registry, optional
-        Must know the name; of ``name:argument``, ``name``.
-    minimum, maximum : float, optional
-        Smallest and largest number allowed.
-    check : callable, optional
-        Reads the value and raises ``UsageError`` where it is wrong, as those in
-        :mod:`featpipe.steps.grammar` do.
-    affects_result : bool
-        Whether another value may give other numbers.
-    selects_input : bool
-        Whether the option only says which input is used: the input's own fingerprint is part of
-        the identity, so the option need not be.
-    neutral : object
-        The value that reproduces what the step did before the option existed; such a value is no
-        part of the identity. Left out: the default.
-    tunable : bool
-        Whether the option lists values that the method chooses among (``grid`` in a recipe).
-    bound : bool
-        Whether a recipe fills in a required option with what another step makes.
-    positional : bool
-        Whether the command line takes it without ``--name``.
-    """
-
-    help: str
-    choices: tuple[str, ...] = ()
-    registry: Registry[Any] | None = None
+    help: str  # one sentence for --help
+    choices: tuple[str, ...] = ()  # the only values allowed
+    registry: Registry[Any] | None = None  # must know the name; of "name:argument", the name
     minimum: float | None = None
     maximum: float | None = None
-    check: Callable[[Any], Any] | None = None
-    affects_result: bool = True
+    check: Callable[[Any], Any] | None = None  # raises UsageError where the value is wrong
+    affects_result: bool = True  # whether another value may give other numbers
+    # Whether the option only says which input is used: the input's own fingerprint is part of the
+    # identity, so the option need not be.
     selects_input: bool = False
+    # The value that reproduces what the step did before the option existed; such a value is not
+    # part of the identity. Default: the option's default.
     neutral: Any = _DEFAULT
-    tunable: bool = False
-    bound: bool = False
-    positional: bool = False
+    tunable: bool = False  # whether it lists values that the method chooses among: the grid
+    bound: bool = False  # whether a recipe fills it in, if required, from another step's output
+    positional: bool = False  # whether the command line takes it without --name
     # What the class it belongs to says.
     name: str = ""
     type: Any = str
@@ -135,12 +110,12 @@ class OptionSpec:
             raise UsageError(
                 f"{converted!r} is not a choice of {self.flag}.",
                 expected=", ".join(self.choices),
-                next_step=did_you_mean(str(converted), self.choices).strip() or None,
+                next_step=did_you_mean(str(converted), self.choices),
             )
         if self.minimum is not None and (not math.isfinite(converted) or converted < self.minimum):
-            raise self._wrong(value, f"a number of at least {self.minimum:g}")
+            raise self._wrong(converted, f"a number of at least {self.minimum:g}")
         if self.maximum is not None and converted > self.maximum:
-            raise self._wrong(value, f"a number of at most {self.maximum:g}")
+            raise self._wrong(converted, f"a number of at most {self.maximum:g}")
         if self.check is not None:
             self.check(converted)
         return converted

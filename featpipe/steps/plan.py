@@ -12,8 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from featpipe.errors import FeatpipeError, UsageError
-from featpipe.registry import did_you_mean
+from featpipe.errors import FeatpipeError, UsageError, did_you_mean
 from featpipe.steps import STEPS
 from featpipe.steps.base import Context, Needs, Outcome, Status, Step
 from featpipe.steps.recipe import Recipe, RecipeStep
@@ -25,7 +24,7 @@ _UNKNOWN = "unknown"
 class Task:
     """One step to run."""
 
-    name: str  # unique: the step's name and, in brackets, what tells it from its siblings
+    name: str  # unique: the step's name and, in brackets, what distinguishes it from its siblings
     part: str  # name of the recipe's step it comes from
     line: int
     step: Step  # its inputs are filled in when the tasks that it needs have run
@@ -75,7 +74,7 @@ class Plan:
                 raise UsageError(
                     f"--only {name}: the recipe has no such step.",
                     expected=", ".join(known),
-                    next_step=did_you_mean(name, known).strip() or None,
+                    next_step=did_you_mean(name, known),
                 )
             while wanted:
                 task = by_name[wanted.pop()]
@@ -248,7 +247,7 @@ class _Planner:
         return [t for name in names for t in self.made[name] if needs.output in t.step.makes]
 
     def _tag(self, producer: Task, needs: Needs) -> str:
-        """Return what tells a producer from all others: its label where that is enough."""
+        """Return what distinguishes a producer from all others: its label if that is enough."""
         every = [t for tasks in self.made.values() for t in tasks if needs.output in t.step.makes]
         labels = [task.name[len(task.part) + 1 : -1] for task in every]
         own = producer.name[len(producer.part) + 1 : -1]
@@ -263,7 +262,7 @@ class _Planner:
                 raise self.recipe.error(
                     f"Two tasks are called {task.name!r}.",
                     task.line,
-                    expected="options that tell them apart, or steps of their own names",
+                    expected="options that distinguish them, or steps with different names",
                 )
             names.add(task.name)
             output = task.step.output()

@@ -14,8 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from featpipe.errors import RecipeError, UsageError
-from featpipe.registry import did_you_mean
+from featpipe.errors import RecipeError, UsageError, did_you_mean
 from featpipe.steps import STEPS
 from featpipe.steps.base import Step
 from featpipe.steps.located import Located, locate, read_located
@@ -34,7 +33,7 @@ Options = dict[str, Located]
 class Variant:
     """One task of a step, before it is known which stores or results it works on."""
 
-    label: str  # what tells it from its siblings: "seed=1,model=resnet50"
+    label: str  # what distinguishes it from its siblings: "seed=1,model=resnet50"
     step: Step
 
 
@@ -64,12 +63,7 @@ class Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe: a path, or the name of one that comes with featpipe.
-
-    Parameters
-    ----------
-    name : str
-        ``"my.yaml"``, ``"demo"`` or ``"pipelines/demo.yaml"``.
+    """Return the file of a recipe: ``"my.yaml"``, or the built-in ``"demo"``.
 
     Raises
     ------
@@ -93,7 +87,7 @@ def find_recipe(name: str) -> Path:
         f"There is no recipe {name!r}.",
         expected=f"a file, or one of {', '.join(known)}",
         got="a folder" if path.is_dir() else None,
-        next_step=did_you_mean(path.stem, known).strip() or None,
+        next_step=did_you_mean(path.stem, known),
     )
 
 
@@ -246,7 +240,7 @@ class _Reader:
                     f"{what} has no {key!r}.",
                     node.line,
                     expected=", ".join([*also, *known]) or "nothing",
-                    next_step=did_you_mean(key, [*known, *also]).strip() or None,
+                    next_step=did_you_mean(key, [*known, *also]),
                 )
 
     def name(self, node: Located) -> str:
@@ -308,7 +302,7 @@ class _Reader:
                 f"{override.text} fits no step of the recipe.",
                 where=self.where,
                 expected=known,
-                next_step=hint.strip() or None,
+                next_step=hint,
             )
         for step in steps:
             for name in step.sources or ():
@@ -317,7 +311,7 @@ class _Reader:
                         f"There is no step {name!r} for {step.name!r} to start from.",
                         step.line,
                         expected=", ".join(self.lines),
-                        next_step=did_you_mean(name, self.lines).strip() or None,
+                        next_step=did_you_mean(name, self.lines),
                     )
 
     def _options(
@@ -334,7 +328,7 @@ class _Reader:
             self.check_keys(grid, tunable, f"The grid of the step {kind.name!r}")
             if twice := sorted(set(grid) & set(own)):
                 raise self.error(
-                    f"{twice[0]!r} is both under 'grid' and beside it.", given["grid"].line
+                    f"{twice[0]!r} is both under 'grid' and next to it.", given["grid"].line
                 )
             own |= grid
         each = []
@@ -420,7 +414,7 @@ def _normal(options: Options) -> Options:
 
 
 def _labels(key: str, nodes: Sequence[Located]) -> list[str]:
-    """Return short labels of values; paths by their last parts where these tell them apart."""
+    """Return short labels of values; paths by their last parts if these differ."""
     values = [node.plain() for node in nodes]
     texts = ["+".join(map(str, v)) if isinstance(v, list) else str(v) for v in values]
     short = [text.rpartition("/")[2] for text in texts]
@@ -429,7 +423,7 @@ def _labels(key: str, nodes: Sequence[Located]) -> list[str]:
 
 
 def _distinguishing(each: list[Options]) -> list[str]:
-    """Return a short label per entry of ``each``: only keys that tell more of them apart."""
+    """Return a short label per entry of ``each``: only keys that distinguish more of them."""
     labels = [""] * len(each)
     for key in dict.fromkeys(key for entry in each for key in entry if key != "title"):
         having = [number for number, entry in enumerate(each) if key in entry]

@@ -28,7 +28,7 @@ from featpipe.progress import Event, Progress
 from featpipe.steps.base import Context, Outcome, Step
 from featpipe.steps.plan import Plan, Task
 
-SHUTDOWN_TIMEOUT = 10.0  # seconds that a worker has to end by itself
+SHUTDOWN_TIMEOUT = 10.0  # seconds that a worker has to exit
 _SHORT_OF_MEMORY = "if memory is short: --limit N, --jobs 1, or a smaller batch_size"
 
 Listener = Callable[[Event | Outcome], None]
@@ -40,21 +40,14 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
     A task that fails stops only what needs it. Every step skips what it has already done, so the
     same call continues a run that was stopped.
 
-    Parameters
-    ----------
-    plan : Plan
-    listeners : sequence of callable
-        Get an event when a task starts and while it works, and its outcome when it has ended.
-
-    Returns
-    -------
-    summary : Outcome
-        ``exit_code`` is 1 where a task failed or left something out, 130 after Ctrl-C.
+    Listeners get an event when a task starts and while it works, and its outcome when it has
+    ended. The summary's ``exit_code`` is 1 if a task failed or left something out, 130 after
+    Ctrl-C.
     """
     outcomes: dict[str, Outcome] = {}
     expected = plan.expected_seconds()
 
-    def tell(record: Event | Outcome) -> None:
+    def notify(record: Event | Outcome) -> None:
         for listener in listeners:
             listener(record)
 
@@ -68,21 +61,21 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
             else:
                 left = _seconds_left(plan.tasks[number - 1 :], outcomes, expected)
                 facts = {} if left is None else {"seconds_left": round(left, 1)}
-                tell(Event("started", task.name, number, len(plan.tasks), facts, task.name))
+                notify(Event("started", task.name, number, len(plan.tasks), facts, task.name))
                 inputs = [outcomes[name].paths for name in task.needs]
                 context = replace(plan.context, recipe={"task": task.name, **plan.recipe.resolved})
-                begun = time.monotonic()
+                started = time.monotonic()
                 outcome = worker.run(
                     task.step,
                     inputs,
                     context,
-                    lambda event, task=task: tell(  # type: ignore[misc]
+                    lambda event, task=task: notify(  # type: ignore[misc]
                         replace(event, task=task.name)
                     ),
                 )
-                outcome = replace(outcome, seconds=time.monotonic() - begun)
+                outcome = replace(outcome, seconds=time.monotonic() - started)
             outcomes[task.name] = replace(outcome, task=task.name)
-            tell(outcomes[task.name])
+            notify(outcomes[task.name])
     return _summary(list(outcomes.values()), plan.context.command)
 
 
@@ -206,8 +199,8 @@ class _Worker:
         if pool is None or events is None:
             return
         pool.shutdown(wait=False, cancel_futures=True)
-        # Without orders the worker ends by itself and tidies up its own workers; one that is still
-        # at a task, because the user interrupted the run, has to be told.
+        # Without tasks the worker exits and cleans up its own workers; one that is still
+        # at a task, because the user interrupted the run, has to be terminated.
         if busy:
             process.terminate()
         process.join(SHUTDOWN_TIMEOUT)
@@ -220,10 +213,7 @@ class _Worker:
 def describe_death(code: int | None) -> Outcome:
     """Return the failure of a task whose process ended.
 
-    Parameters
-    ----------
-    code : int or None
-        Exit code; minus the number of the signal where one ended it.
+    ``code`` is the exit code; minus the number of the signal if one killed the process.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Keep parameters, metrics and training curves in MLflow or TensorBoard besides.
+"""Keep parameters, metrics and training curves in MLflow or TensorBoard, too.
 
-The results of featpipe stay what they are; a tracker only copies from the outcomes of tasks. A
-result that was there already is tracked too, so that a run's record is complete.
+The results of featpipe stay what they are; a tracker only copies from the outcomes of tasks. An
+existing result is tracked too, so that a run's record is complete.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ class Tracker:
     """A listener that keeps what every task with metrics has measured.
 
     A tracker that fails says so and does not stop the run, whose results are safe without it.
-
-    Parameters
-    ----------
-    plan : Plan
 
     Raises
     ------
@@ -82,7 +78,7 @@ class MlflowTracker(Tracker):
         self._entities = entities
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
-            # A folder needs no server and no database; MLflow 3 wants to be told that it is meant.
+            # A folder needs no server and no database; MLflow 3 wants this confirmed.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (folder / "mlruns").resolve().as_uri()
         try:
@@ -128,7 +124,7 @@ class TensorboardTracker(Tracker):
     """One folder of event files per recipe and evaluated method, in ``data/tensorboard``."""
 
     def open(self, experiment: str, folder: Path) -> None:
-        """Check that TensorBoard is there."""
+        """Check that TensorBoard is installed."""
         try:
             from tensorboard.summary import Writer  # noqa: PLC0415 - an extra
         except ImportError:

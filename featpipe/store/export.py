@@ -1,4 +1,4 @@
-"""Give a store's content to other tools."""
+"""Export a store to other tools."""
 
 from __future__ import annotations
 
@@ -16,15 +16,8 @@ from featpipe.workspace import atomic_write
 def export_store(store: FeatureStore, target: Path, layer: str | None = None) -> int:
     """Write ids, labels, class names and one layer; return the number of rows written.
 
-    Skipped rows have no features and are left out.
-
-    Parameters
-    ----------
-    store : FeatureStore
-    target : Path
-        The ending says how: ``.npz``, ``.parquet`` or ``.csv``.
-    layer : str, optional
-        Default: the first layer.
+    Skipped rows have no features and are left out. The suffix of ``target`` is the format:
+    ``.npz``, ``.parquet`` or ``.csv``; ``layer`` is the first one by default.
 
     Raises
     ------

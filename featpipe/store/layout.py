@@ -21,36 +21,17 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class StoreContent:
-    """What a store will hold: everything but the features, known before the first batch.
-
-    Parameters
-    ----------
-    ids : sequence of str
-    labels : ndarray of shape (n,), int64
-        ``-1`` means unlabelled.
-    classes : tuple of str
-    shapes : mapping of str to tuple of int
-        Shape of one row of each array, ``{"avgpool": (2048,), "logits": (1000,)}``.
-    dtype : {"float32", "float16", "uint8"}
-        Type of the features; logits are always float32.
-    manifest : mapping
-        Everything that changes the numbers; the store's fingerprint is made from it.
-    fingerprint : str
-        Fingerprint of the manifest.
-    folds : tuple of ndarray of int64
-        Training folds that the dataset prescribes.
-    source_classes : tuple of (ids, names) or None
-        What the columns of the logits mean.
-    """
+    """What a store will hold: everything but the features, known before the first batch."""
 
     ids: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64]  # (n,); -1 means unlabelled
     classes: tuple[str, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    dtype: str
-    manifest: Mapping[str, Any]
-    fingerprint: str
-    folds: tuple[NDArray[np.int64], ...] = ()
+    shapes: Mapping[str, tuple[int, ...]]  # of one row: {"avgpool": (2048,), "logits": (1000,)}
+    dtype: str  # of the features: float32, float16 or uint8; logits are always float32
+    manifest: Mapping[str, Any]  # everything that changes the numbers
+    fingerprint: str  # of the manifest
+    folds: tuple[NDArray[np.int64], ...] = ()  # training folds that the dataset prescribes
+    # Ids and names: what the columns of the logits mean.
     source_classes: tuple[Sequence[str], Sequence[str]] | None = None
 
     @property

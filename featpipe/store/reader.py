@@ -1,4 +1,4 @@
-"""Reading sealed stores; nothing that a file says about itself is believed unchecked."""
+"""Reading sealed stores; nothing in a file is trusted unchecked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.errors import StoreError, UnknownNameError
-from featpipe.registry import did_you_mean
+from featpipe.errors import StoreError, UnknownNameError, did_you_mean
 from featpipe.store.layout import HDF5_SIGNATURE, LOGITS, SCHEMA_VERSION, hdf5_size, partial_path
 
 _READ_BYTES = 1 << 22
@@ -86,7 +85,7 @@ class FeatureStore:
             self._take(record)
 
     def _take(self, record: dict[str, Any]) -> None:
-        """Keep what the record says, where it agrees with itself and with the arrays."""
+        """Take over the record after checking it against itself and the arrays."""
         n = len(self.labels)
         self.fingerprint: str = record["fingerprint"]
         self.manifest: dict[str, Any] = record["manifest"]
@@ -140,8 +139,7 @@ class FeatureStore:
         Parameters
         ----------
         layer : str, optional
-            Default: the first layer that was extracted. ``"logits"`` is there wherever the store
-            has logits.
+            Default: the first layer that was extracted. ``"logits"`` too, if the store has them.
 
         Returns
         -------
@@ -155,12 +153,14 @@ class FeatureStore:
         layer = layer or self.layers[0]
         held = dict.fromkeys((*self.layers, *([LOGITS] if _LOGITS in self._arrays else [])))
         if layer not in held:
+            hint = did_you_mean(layer, held)
             raise UnknownNameError(
                 f"The store holds no layer {layer!r}.",
+                known=held,
                 where=self.path,
-                expected=", ".join(held),
-                next_step=f"{did_you_mean(layer, held)}"
-                f"or extract it: featpipe extract … --layer {layer}",
+                next_step=f"{hint} or extract it: featpipe extract … --layer {layer}"
+                if hint
+                else f"featpipe extract … --layer {layer}",
             )
         with _translate_errors(self.path):
             return self._map(f"features/{layer}")
@@ -202,13 +202,7 @@ class FeatureStore:
 
 
 def scan_stores(folder: Path) -> tuple[list[FeatureStore], list[StoreError]]:
-    """Return the sealed stores below a folder, and what is wrong with those that are damaged.
-
-    Parameters
-    ----------
-    folder : Path
-        Usually ``workspace.features``.
-    """
+    """Return the sealed stores below a folder, and what is wrong with those that are damaged."""
     stores: list[FeatureStore] = []
     errors: list[StoreError] = []
     for path in sorted(folder.rglob("*.h5")):
@@ -313,7 +307,7 @@ def _another_schema(path: Path, schema: int) -> StoreError:
 
 
 def _not_sealed(path: Path) -> StoreError:
-    # No word of deleting it: this may be any file of the user's, named by mistake.
+    # Deleting is not suggested: this may be any file of the user's, named by mistake.
     return StoreError(
         "The file is not a sealed feature store.",
         where=path,
@@ -323,7 +317,7 @@ def _not_sealed(path: Path) -> StoreError:
 
 @contextlib.contextmanager
 def _translate_errors(path: Path) -> Iterator[None]:
-    """Say what a file is that cannot be read as a store."""
+    """Explain why a file cannot be read as a store."""
     try:
         yield
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """Writing a store so that a kill at any moment loses seconds, never the run.
 
 An unfinished store is one file that only grows. Each block is a line with the SHA-256 of its rows,
-behind the SHA-256 of the line itself, and the rows; the first has no rows and says what the store
-will hold. Only blocks whose checksums are right are read back: what is half written is not there.
+after the SHA-256 of the line itself, and the rows; the first has no rows and says what the store
+will hold. Only blocks whose checksums are right are read back: what is half written is ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LONGEST_LINE = 1 << 24
 
 
 class StoreWriter:
-    """Writes one store, row after row, and seals it when every row is there.
+    """Writes one store, row after row, and seals it when it is complete.
 
     Opening a path whose unfinished store is of the same content continues after the last
     undamaged block.
@@ -130,7 +130,7 @@ class StoreWriter:
             _sync_folder(self.path.parent)
 
     def _check_space(self) -> None:
-        """Refuse to start where the disk cannot hold the rows and the sealed file beside them."""
+        """Refuse to start where the disk cannot hold the rows and the sealed file."""
         size = self._partial.stat().st_size
         blocks = (len(self.content.labels) - self.rows) * self.content.row_dtype.itemsize
         sealed = self.content.sealed_bytes
@@ -232,10 +232,7 @@ class StoreWriter:
     def seal(self, run: Mapping[str, Any]) -> FeatureStore:
         """Write the HDF5 file from the blocks, then give it the store's name.
 
-        Parameters
-        ----------
-        run : mapping
-            When, where and how fast it was made; not part of the fingerprint.
+        ``run``: when, where and how fast it was made; not part of the fingerprint.
 
         Raises
         ------
@@ -264,7 +261,7 @@ class StoreWriter:
                 _lock(sealed)  # a writer that finds it under the unfinished name has to wait
                 os.fsync(sealed.fileno())
                 FeatureStore(self._sealing).verify()
-                # The rows are replaced first: no kill then leaves them beside the sealed store.
+                # The rows are replaced first: no kill then leaves both them and the sealed store.
                 self._sealing.replace(self._partial)
                 _sync_folder(self.path.parent)
             self._partial.replace(self.path)

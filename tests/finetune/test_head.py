@@ -31,7 +31,7 @@ def test_smoothing_counts_in_training_only():
 
 
 def test_centre_loss_is_that_of_the_paper():
-    loss = CenterLoss(2, 2, rate=0.5)
+    loss = CenterLoss(2, 2)
     features = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 6.0]])
     value = loss(features, torch.tensor([0, 0, 1]))
     assert value.item() == pytest.approx((4 + 16 + 36) / 3 / 2)

@@ -173,7 +173,7 @@ WRONG = {
     "gridless": ("steps:\n  - {step: centroid, grid: {c: [1]}}", "has no 'c'", "line 2", None),
     "grid twice": (
         "steps:\n  - step: svm\n    c: 1\n    grid: {c: 2}",
-        "both under 'grid' and beside it",
+        "both under 'grid' and next to it",
         "line 4",
         None,
     ),
