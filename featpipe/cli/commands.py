@@ -19,6 +19,7 @@ from featpipe.steps.options import OptionSpec
 from featpipe.workspace import Workspace
 
 _METAVARS = {int: "N", float: "X"}
+_FEW = 5  # names that help shows; more are listed by `featpipe models` and its like
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
     if spec.item_type is bool:
         flag = f"{spec.flag}/--no-{spec.flag[2:]}" if spec.default else spec.flag
         return click.Option([flag, spec.name], is_flag=True, default=None, help=spec.help)
-    one = "|".join(spec.choices) if spec.choices else _METAVARS.get(spec.item_type, "TEXT")
+    few = spec.choices or (spec.names() if spec.registry and len(spec.names()) <= _FEW else ())
+    one = "|".join(few) if few else _METAVARS.get(spec.item_type, "TEXT")
     shown = ""
     if spec.default is not None:
         values = spec.default if spec.many else [spec.default]
@@ -114,6 +116,8 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         metavar=f"{one},…" if spec.many else one,
         help=spec.help + shown,
         type=_Text(spec),
+        multiple=spec.many,  # as lists are: --layer a --layer b is --layer a,b
+        callback=lambda _, __, value: ",".join(value) if isinstance(value, tuple) else value,
     )
 
 

@@ -73,15 +73,14 @@ def results(session: Session) -> None:
 @click.argument("images", nargs=-1, required=True, type=_PATH)
 @click.option("--weights", help="Where the backbone's weights are now.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option("--runtime", help="What runs the backbone [default: what ran it for the features].")
 @with_session
-def predict(
-    session: Session, model: str, images: Sequence[Path], weights: str | None, device: str
-) -> None:
+def predict(session: Session, model: str, images: Sequence[Path], **where: Any) -> None:
     """Classify new images with a trained model.
 
     MODEL is the name of a result, a .skops or a .safetensors file.
     """
-    predictor = api.open_predictor(session.workspace.models, model, weights, device)
+    predictor = api.open_predictor(session.workspace.models, model, **where)
     answers = api.predict(predictor, images, session.console.progress)
     unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
     rows = [{"image": a.image, "class": a.label or "unreadable", "score": a.score} for a in answers]
@@ -132,7 +131,10 @@ def list_stores(session: Session) -> None:
         for found in stores
     ]
     blank = dict.fromkeys(("dataset", "split", "model", "layers", "images", "MB"))
-    rows += [{**blank, "state": "damaged", "path": error.details.get("where")} for error in damaged]
+    rows += [
+        {**blank, "state": error.what.rstrip("."), "path": error.details.get("where")}
+        for error in damaged
+    ]
     rows += [
         {**blank, "state": "unfinished", "path": str(path)}
         for path in sorted(folder.rglob("*.h5.partial"))

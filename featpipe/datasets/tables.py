@@ -211,8 +211,9 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
                 where=file,
                 next_step="write texts as fixed-width strings: np.array(names, dtype=str)",
             ) from None
+        got = "no NumPy file" if "pickle" in str(error) else error
         what = "The file is not a NumPy archive, or it is damaged."
-        raise DataError(what, where=file, got=error) from error
+        raise DataError(what, where=file, got=got) from error
     return arrays
 
 

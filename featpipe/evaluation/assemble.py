@@ -206,6 +206,14 @@ def complete_result(path: Path, *models: Path) -> Result | None:
     return result if path.with_name(result.files["predictions"]).exists() else None
 
 
+def renamed(result: Result, title: str | None, default: str) -> Result:
+    """Give an existing result the title asked for; nothing is computed again for a name."""
+    if result.path is not None and result.settings["title"] != title:
+        result.settings["title"], result.title = title, title or default
+        result.save(result.path)
+    return result
+
+
 def outcome_of(result: Result, status: str) -> Outcome:
     """Say in the terminal, and as data, what was measured."""
     accuracy, spread = result.summary["accuracy"], result.summary["spread"].get("accuracy")
@@ -215,12 +223,12 @@ def outcome_of(result: Result, status: str) -> Outcome:
         text += f", {spread['mean']:.4f} ± {spread['sd']:.4f} over {spread['n']} models"
     text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
     lines = [text, *(f"  note: {note}" for note in result.notes), f"  → {result.path}"]
-    measured = {"accuracy": value, "accuracy_low": low, "accuracy_high": high}
     facts = {
         "title": result.title,
         "key": result.key,
         "protocol": result.protocol["name"],
-        "metrics": _numbers(result.summary["metrics"]) | measured,
+        "accuracy": accuracy,
+        "metrics": _numbers(result.summary["metrics"]),
         "cost": _numbers(result.cost),
         "settings": result.settings,
         "spread": spread,

@@ -123,7 +123,8 @@ def _several_fit(stores: list[FeatureStore]) -> UsageError:
     return UsageError(
         "Several feature stores fit; say which.",
         got="".join(f"\n    {_label(store)}: {store.path}" for store in stores),
-        next_step="add --dataset or --model, or name the files: --train FILE --test FILE",
+        next_step="add --dataset, --model or --layer if that tells them apart, or name the files: "
+        "--train FILE --test FILE",
     )
 
 

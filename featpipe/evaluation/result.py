@@ -87,7 +87,11 @@ class Result:
                 "There is no such result.", where=path, next_step="featpipe results"
             ) from None
         except (OSError, ValueError) as error:
-            raise ResultError(f"The result cannot be read: {error}", where=path) from error
+            raise ResultError(
+                f"The result cannot be read: {error}",
+                where=path,
+                next_step=f"delete it and run its command again: rm {str(path)!r}",
+            ) from error
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema == 1:
             command = content.get("command")
@@ -109,11 +113,17 @@ class Result:
             for name in content.keys() | _TYPES.keys()
             if not isinstance(content.get(name), _TYPES.get(name, ()))
         }
-        if wrong or not isinstance(content["dataset"].get("name"), str):
+        if not wrong:
+            accuracy = content["summary"].get("accuracy")
+            measured = isinstance(accuracy, dict) and {"value", "low", "high"} <= accuracy.keys()
+            wrong |= set() if measured and "metrics" in content["summary"] else {"summary"}
+            wrong |= set() if isinstance(content["dataset"].get("name"), str) else {"dataset"}
+        if wrong:
             raise ResultError(
                 "The result is damaged: its keys, or their types, are not those of a result.",
                 where=path,
-                got=", ".join(sorted(wrong or {"dataset"})),
+                got=", ".join(sorted(wrong)),
+                next_step=f"delete it and run its command again: rm {str(path)!r}",
             )
         return cls(**content, path=path)
 
@@ -186,7 +196,8 @@ class PredictionTable:
         except FileNotFoundError:
             raise ResultError("The predictions of a result are missing.", where=path) from None
         except _DAMAGED as error:
-            raise ResultError(f"The predictions are damaged: {error}", where=path) from error
+            why = "no NumPy file" if "pickle" in str(error) else error
+            raise ResultError(f"The predictions are damaged: {why}", where=path) from error
         return table
 
 

@@ -16,6 +16,7 @@ from featpipe.evaluation.assemble import (
     build_result,
     complete_result,
     outcome_of,
+    renamed,
     save_result,
 )
 from featpipe.evaluation.fitting import fit_splits, n_parameters
@@ -34,9 +35,9 @@ _MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of a
 def run_evaluation(step: Evaluation, context: Context) -> Outcome:
     """Evaluate a method on the stores it means, unless the same result exists already."""
     train, test, path, existing = look_up(step, context)
-    if existing is not None:
-        return outcome_of(existing, "up to date")
-    return outcome_of(evaluate(step, train, test, context, path), "done")
+    if existing is None:
+        return outcome_of(evaluate(step, train, test, context, path), "done")
+    return outcome_of(renamed(existing, step.title, step.default_title), "up to date")
 
 
 def look_up(
@@ -44,15 +45,12 @@ def look_up(
 ) -> tuple[FeatureStore, FeatureStore | None, Path, Result | None]:
     """Return the stores that a step means, its result's path and, if up to date, the result.
 
-    A result is made again where its predictions or the model asked for are missing, or where it
-    was asked for under another title.
+    A result is made again where its predictions or the model asked for are missing.
     """
     train, test = select_stores(step, context)
     path = context.workspace.results / f"{result_name(step, train, test)}.json"
-    models = [_model_path(path, context)] if isinstance(step, Probe) and step.save_model else []
-    result = None if step.force else complete_result(path, *models)
-    current = result is not None and result.settings["title"] == step.title
-    return train, test, path, result if current else None
+    models = [_model_path(path, context)] if getattr(step, "save_model", False) else []
+    return train, test, path, None if step.force else complete_result(path, *models)
 
 
 def evaluate(
@@ -75,12 +73,7 @@ def evaluate(
     """
     context = context or Context()
     protocol, splits = make_splits(step.protocol, train, test, step.seed)
-    if isinstance(step, Zeroshot):
-        output = _map_logits(step, splits)
-    elif isinstance(step, Probe):
-        output = _train_and_test(step, splits, context)
-    else:
-        raise TypeError(f"{type(step).__name__} is neither a probe nor zeroshot")
+    output = step.answer(splits, context)
     result, table = build_result(step, key_of(step, train, test), protocol, output, context)
     if path is not None:
         if output.estimator is not None and result.settings["save_model"]:
@@ -96,17 +89,14 @@ def evaluate(
 def result_name(step: Evaluation, train: FeatureStore, test: FeatureStore | None) -> str:
     """Return the file name of a result: readable, and different for different numbers."""
     dataset = slug(train.manifest["dataset"]["name"])
-    policy = f"-{step.policy}" if isinstance(step, Zeroshot) else ""
     model = train.manifest["backbone"]["model"]
-    return f"{dataset}-{model}-{step.name}{policy}-{key_of(step, train, test)[:8]}"
+    return f"{dataset}-{model}-{step.label}-{key_of(step, train, test)[:8]}"
 
 
 def key_of(step: Evaluation, train: FeatureStore, test: FeatureStore | None) -> str:
     """Return the fingerprint of what the numbers follow from."""
     protocol, test = resolve(step.protocol, test)
-    resolved = {"protocol": protocol, "layer": step.layer or train.layers[0]}
-    if isinstance(step, Zeroshot):
-        resolved["map"] = load_map(step, train if test is None else test).fingerprint
+    resolved = {"protocol": protocol, **step.resolved(train, test)}
     stores = [store.fingerprint for store in (train, test) if store is not None]
     return step.key({"stores": stores, "scikit-learn": package_version("scikit-learn")}, **resolved)
 
@@ -115,12 +105,10 @@ def _model_path(path: Path, context: Context) -> Path:
     return context.workspace.models / f"{path.stem}.skops"
 
 
-def _train_and_test(probe: Probe, splits: list[Split], context: Context) -> MethodOutput:
+def train_and_test(probe: Probe, splits: list[Split], context: Context) -> MethodOutput:
     """Fit a probe on every split and test it once."""
-    title = probe.display_name
     if probe.train_per_class:
         splits = low_shot(splits, probe.train_per_class, probe.repeats, probe.seed)
-        title += f", {max(probe.train_per_class)} per class"
     fits = []
     with context.progress.task(probe.display_name, len(splits)) as task:
         for fit in fit_splits(splits, probe, context.jobs):
@@ -149,7 +137,7 @@ def _train_and_test(probe: Probe, splits: list[Split], context: Context) -> Meth
             f"{name} was not chosen but left at its default in {defaults} of "
             f"{len(facts)} fits: a class with a single training row leaves none to validate on."
         )
-    return MethodOutput(title, predictions, cost, notes, {}, estimator)
+    return MethodOutput(probe.default_title, predictions, cost, notes, {}, estimator)
 
 
 def _row_notes(splits: Sequence[Split]) -> list[str]:
@@ -170,7 +158,7 @@ def _row_notes(splits: Sequence[Split]) -> list[str]:
     return notes
 
 
-def _map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
+def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
     """Map the stored logits of every split's test rows."""
     store = splits[0].test.store
     label_map = load_map(step, store)
@@ -201,8 +189,7 @@ def _map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         "without_source": list(label_map.without_source),
     }
     cost = {"train_seconds": 0.0, "predict_seconds": 0.0, "parameters_trained": 0}
-    title = f"Mapped classifier ({step.policy})"
-    return MethodOutput(title, predictions, cost, notes, {"label_map": about})
+    return MethodOutput(step.default_title, predictions, cost, notes, {"label_map": about})
 
 
 def load_map(step: Zeroshot, store: FeatureStore) -> LabelMap:

@@ -14,13 +14,18 @@ from featpipe.workspace import user_path
 if TYPE_CHECKING:
     from featpipe.extract.engine import Extraction
 
-EXTRACTION_VERSION = 1  # raised when the same images and options would give other numbers
+# Raised when the same images and options would give other numbers; 2: another file format.
+EXTRACTION_VERSION = 2
 
 
 class ImageStep(Step):
     """A step that opens the images of a dataset."""
 
-    model: str = option(help="Backbone to use.", registry=backbones.MODELS, selects_input=True)
+    model: str = option(
+        help="Network to use, as listed by featpipe models.",
+        registry=backbones.MODELS,
+        selects_input=True,
+    )
     dataset: str = option(
         help="Dataset: a name, folder:PATH, csv:PATH or npz:PATH.",
         registry=DATASETS,
@@ -83,6 +88,9 @@ class ImageStep(Step):
         affects_result=False,
     )
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", affects_result=False)
+    runtime: str = option(
+        "torch", help="What runs the frozen network.", registry=backbones.RUNTIMES
+    )
 
 
 @STEPS.register
@@ -110,7 +118,6 @@ class Extract(ImageStep):
         minimum=1,
         affects_result=False,
     )
-    runtime: str = option("torch", help="What runs the network.", registry=backbones.RUNTIMES)
 
     def check(self) -> None:
         """Refuse networks that are for fine-tuning only."""

@@ -76,7 +76,7 @@ def _folder(result_path: Path) -> Path:
 
 @STEPS.register
 class Explain(Step):
-    """Lay Grad-CAM heat maps over the images that a trained network got wrong."""
+    """Overlay Grad-CAM heat maps on the images that a trained network got wrong."""
 
     name = "explain"
     examples = ("featpipe explain stl10-resnet18-finetune-1a2b3c4d --layer layer3 --strength 0.5",)

@@ -27,6 +27,7 @@ from featpipe.evaluation.assemble import (
     build_result,
     complete_result,
     outcome_of,
+    renamed,
     save_result,
 )
 from featpipe.evaluation.fitting import check_rows
@@ -67,9 +68,9 @@ class Prefix(FrozenNetwork):
 
     source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
 
-    def __init__(self, trunk: Trunk, cut: Cut) -> None:
+    def __init__(self, trunk: Trunk, cut: Cut, runtime: str = "torch") -> None:
         stages = part(trunk.stages, cut.frozen)
-        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device)
+        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, runtime)
         self._description = trunk.description
         last = cut.frozen[-1]
         named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
@@ -80,7 +81,8 @@ class Prefix(FrozenNetwork):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that changes the activations, as JSON-like values."""
-        return self._description
+        inexact = {} if self.runtime.exact else {"runtime": self.runtime.name}
+        return {**self._description, **inexact}
 
 
 class PreparedImages:
@@ -166,7 +168,7 @@ class FinetuneData:
         """What fills the stores: frozen stages, or nothing where images change or all learns."""
         if self.augment is not None or not self.cut.frozen:
             return PreparedImages(self.trunk)
-        return Prefix(self.trunk, self.cut)
+        return Prefix(self.trunk, self.cut, self.step.runtime)
 
     @cached_property
     def extraction(self) -> Extraction:
@@ -255,11 +257,7 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     existing = None if step.force else complete_result(path, model)
     if existing is None:
         return outcome_of(_train_and_test(data, path, model), "done")
-    if existing.settings["title"] != step.title:  # no training is repeated for a name
-        existing.settings["title"] = step.title
-        existing.title = step.title or data.title
-        existing.save(path)
-    return outcome_of(existing, "up to date")
+    return outcome_of(renamed(existing, step.title, data.title), "up to date")
 
 
 def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:

@@ -96,12 +96,12 @@ class Evaluation(Step):
         """Take the stores of one extraction; a split without labels is left out."""
         if not inputs:
             return self
-        train, test = _evaluation().protocol.open_train_and_test(inputs[0])
+        train, test = evaluation().protocol.open_train_and_test(inputs[0])
         return self.replace(train=train.path, test=None if test is None else test.path)
 
     def status(self, context: Context) -> Status:
         """Look for the result of these options on these stores."""
-        *_, path, existing = _evaluation().run.look_up(self, context)
+        *_, path, existing = evaluation().run.look_up(self, context)
         key = path.stem.rpartition("-")[2]
         if existing is None:
             return Status(False, "asked for again" if self.force else "no such result yet", key)
@@ -109,17 +109,33 @@ class Evaluation(Step):
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
         """Take what the last result of this method took, on this dataset if there is one."""
-        last = _evaluation().result.latest_result(
-            context.workspace.results, self.name, self.dataset
-        )
+        last = evaluation().result.latest_result(context.workspace.results, self.name, self.dataset)
         if last is None:
             return None
         seconds = last.cost["train_seconds"] + last.cost["predict_seconds"]
         return seconds, last.cost.get("model_bytes"), f"(as the last one on {last.dataset['name']})"
 
+    @property
+    def label(self) -> str:
+        """What names its results, beside dataset, model and key."""
+        return self.name
+
+    @property
+    def default_title(self) -> str:
+        """Name of the method in tables unless the user gives another."""
+        raise NotImplementedError
+
+    def resolved(self, train: Any, test: Any) -> dict[str, Any]:
+        """Return what automatic choices mean on these stores, for the identity."""
+        return {"layer": self.layer or train.layers[0]}
+
+    def answer(self, splits: list[Any], context: Context) -> Any:
+        """Predict the test rows of every split; return a ``MethodOutput``."""
+        raise NotImplementedError
+
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
-        outcome: Outcome = _evaluation().run.run_evaluation(self, context)
+        outcome: Outcome = evaluation().run.run_evaluation(self, context)
         return outcome
 
 
@@ -158,6 +174,16 @@ class Probe(Evaluation):
         """Refuse a protocol without training rows, too."""
         super().check()
         grammar.need_training(self.protocol)
+
+    @property
+    def default_title(self) -> str:
+        """The name in tables, and how few rows trained it."""
+        few = f", {max(self.train_per_class)} per class" if self.train_per_class else ""
+        return self.display_name + few
+
+    def answer(self, splits: list[Any], context: Context) -> Any:
+        """Train on the training rows of every split and predict its test rows once."""
+        return evaluation().run.train_and_test(self, splits, context)
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Return the unfitted scikit-learn pipeline for training rows of this shape.
@@ -198,7 +224,7 @@ def estimators() -> Any:
     return featpipe.probes.estimators
 
 
-def _evaluation() -> Any:
+def evaluation() -> Any:
     """Return the package that evaluates; it brings scikit-learn, too."""
     import featpipe.evaluation.run  # noqa: PLC0415
 

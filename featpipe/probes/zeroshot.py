@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from featpipe.probes.base import Evaluation
+from typing import Any
+
+from featpipe.probes.base import Evaluation, evaluation
 from featpipe.steps import STEPS, option
 
 POLICIES = ("argmax", "group", "restricted")
@@ -34,3 +36,22 @@ class Zeroshot(Evaluation):
         help="Label map: a built-in name or a CSV file; default: the built-in one that fits, or "
         "none where the dataset's classes are the backbone's own.",
     )
+
+    @property
+    def label(self) -> str:
+        """Name and policy."""
+        return f"{self.name}-{self.policy}"
+
+    @property
+    def default_title(self) -> str:
+        """The policy is part of the title."""
+        return f"Mapped classifier ({self.policy})"
+
+    def resolved(self, train: Any, test: Any) -> dict[str, Any]:
+        """Add the content of the label map."""
+        label_map = evaluation().run.load_map(self, test or train)
+        return {**super().resolved(train, test), "map": label_map.fingerprint}
+
+    def answer(self, splits: list[Any], context: Any) -> Any:
+        """Map the stored logits of the test rows."""
+        return evaluation().run.map_logits(self, splits)

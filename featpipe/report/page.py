@@ -29,7 +29,9 @@ _HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and
 def write_report(report: Report, context: Context) -> Outcome:
     """Write the page that a step describes, and the list of all pages."""
     folder = context.workspace.reports
-    results = find_results(context.workspace.results, report.results, report.dataset)
+    results = find_results(
+        context.workspace.results, report.results, report.dataset, note=context.progress.note
+    )
     datasets = {result.dataset["name"] for result in results}
     default = folder / (slug(datasets.pop()) if len(datasets) == 1 else "all")
     path = build_report(results, report.out or default, report, context)
@@ -159,7 +161,13 @@ class Provenance(Section):
 
     def content(self, data: ReportData) -> Content:
         """Return the commands and recipes, and what identifies each result."""
-        stores = [s["run"].get("command", "") for m in data.methods for s in m.result.stores]
+        # What a network is trained on was made by the command of its own result.
+        stores = [
+            store["run"].get("command", "")
+            for method in data.methods
+            for store in method.result.stores
+            if "activations" not in Path(store["path"]).parts
+        ]
         commands = [*stores, *(method.result.command for method in data.methods)]
         recipes = recipes_of(data)
         html = render(

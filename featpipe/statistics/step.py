@@ -42,7 +42,8 @@ class ResultsStep(Step):
         """Add the results that other steps have made to those that are named."""
         if not inputs:
             return self
-        made = tuple(str(paths[0]) for paths in inputs)
+        # Two tasks may mean the same: an automatic value, and what it was resolved to.
+        made = dict.fromkeys(str(paths[0]) for paths in inputs)
         return self.replace(results=(*(self.results or ()), *made), dataset=None)
 
     def output(self) -> Hashable:

@@ -7,7 +7,7 @@ of lists is an axis over it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from itertools import product
@@ -358,6 +358,7 @@ class _Reader:
         specs = options_of(kind)
         labels = _distinguishing(each)
         variants: dict[Step, Variant] = {}
+        outputs: dict[Hashable, Step] = {}
         for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
             options = shared | alternative
             axes = {key: self._axis(specs[key], node) for key, node in options.items()}
@@ -374,6 +375,17 @@ class _Reader:
                 except UsageError as error:
                     node = chosen.get(error.option)
                     raise self._located(error, line if node is None else node.line) from error
+                output = step.output()
+                same = step if output is None else outputs.setdefault(output, step)
+                for key, nodes in axes.items():
+                    if getattr(same, key) != getattr(step, key) and len(nodes) > 1:
+                        raise self.error(
+                            f"A list under {key!r} would make the same result several times: "
+                            "the option changes no number.",
+                            options[key].line,
+                            expected="one value",
+                            got=repr(options[key].plain()),
+                        )
                 variants.setdefault(step, Variant(label, step))
                 if len(variants) > _MAX_TASKS:
                     raise self.error(
@@ -391,14 +403,6 @@ class _Reader:
             raise self.error(f"{spec.name!r} is an empty list.", node.line)
         if spec.many and not any(isinstance(item.value, list) for item in node.value):
             return [node]
-        if len(node.value) > 1 and not (spec.affects_result or spec.selects_input):
-            raise self.error(
-                f"A list under {spec.name!r} would make the same result several times: "
-                "the option changes no number.",
-                node.line,
-                expected="one value",
-                got=repr(node.plain()),
-            )
         return node.value
 
     def _located(self, error: UsageError, line: int) -> RecipeError:

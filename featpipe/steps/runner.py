@@ -156,7 +156,7 @@ class _Worker:
         context: Context,
         on_event: Callable[[Event], None],
     ) -> Outcome:
-        """Let the worker run a step; return its outcome, or the news of the worker's death."""
+        """Let the worker run a step; return its outcome, or the the failure that its death is."""
         if self._process is not None and not self._process.is_alive():
             self._discard()
         order = (step, inputs, context.workspace, context.jobs, context.command, context.recipe)

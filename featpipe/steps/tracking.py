@@ -137,11 +137,11 @@ class TensorboardTracker(Tracker):
         folder = self._folder / file_part(outcome.task) / outcome.facts["key"][:8]
         if folder.exists():  # event files are only ever appended to: points would occur twice
             return
+        points = [(name, value, 0) for name, value in numbers_of(outcome).items()]
+        points += [(name, value, step) for name, step, value in curves_of(outcome)]
         writer = self._writer(str(folder))
-        for name, value in numbers_of(outcome).items():
-            writer.add_scalar(name, value, 0)
-        for name, step, value in curves_of(outcome):
-            writer.add_scalar(name, value, step)
+        for point in points:
+            writer.add_scalar(*point)
         writer.close()
 
 

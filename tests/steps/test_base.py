@@ -40,7 +40,7 @@ def test_packages_that_are_not_installed_are_named() -> None:
 
 INPUTS = {"stores": ["0123456789abcdef"], "version": "1.0"}
 GOLDEN = {
-    "extract": "bbadc40cbd361644",
+    "extract": "f0685129e10155b9",
     "svm": "67a47709679fc9c1",
     "logistic": "bc996a42ee336382",
     "knn": "d9b220ad7c178966",

@@ -360,6 +360,11 @@ def test_an_axis_over_an_option_that_changes_no_number_is_refused():
     assert parsed(text + "    batch-size: [8]").steps[0].variants[0].step.batch_size == 8
 
 
+def test_a_table_may_be_written_in_two_formats():
+    recipe = parsed("steps:\n  - {step: compare, results: [a], out: [t.md, t.tex]}")
+    assert labels(recipe) == ["out=t.md", "out=t.tex"]
+
+
 def test_an_option_is_parsed_once_for_each_task(monkeypatch):
     from featpipe.steps.options import OptionSpec
 

@@ -6,12 +6,13 @@ import pytest
 
 from featpipe.errors import FeatpipeError
 from featpipe.progress import Progress
-from featpipe.steps import Context, Outcome
+from featpipe.steps import STEPS, Context, Outcome
 from featpipe.steps.plan import Plan, Task
 from featpipe.steps.recipe import Recipe
 from featpipe.steps.tracking import TRACKERS, curves_of, numbers_of
 from featpipe.workspace import Workspace
 from tests.steps.toys import Join, Work
+from tests.stores import sealed
 
 TASK = "work[number=3]"
 
@@ -99,6 +100,14 @@ def test_a_tracker_that_fails_is_noted_and_stops_nothing(outcome, tmp_path):
     (tmp_path / "data").write_text("a file where a folder has to be")
     TRACKERS["tensorboard"](plan_in(tmp_path, progress=progress))(outcome)
     assert TASK in notes[0]
+
+
+def test_the_outcome_of_a_real_probe_has_what_is_tracked(tmp_path):
+    step = STEPS.get("centroid")(train=sealed(tmp_path / "a.h5").path)
+    numbers = numbers_of(step.run(Context(Workspace(tmp_path), jobs=1)))
+    assert 0 <= numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"] <= 1
+    assert numbers["metrics/balanced_accuracy"] > 0
+    assert numbers["cost/train_seconds"] >= 0
 
 
 def test_only_finite_numbers_are_tracked(outcome):

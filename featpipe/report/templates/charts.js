@@ -24,7 +24,7 @@ function drawLines(figure, spec) {
   const targets = [];
   const groups = lines.map((one, index) =>
     drawOneLine({ one, index, spec, x, y, targets, hidden, strongest: lines.length }));
-  // Averages last, so that they lie on top of the many.
+  // Averages last, so that they are on top of the many.
   const order = groups.map((_, i) => i).sort((a, b) => Number(!!lines[a].strong) - Number(!!lines[b].strong));
   canvas.append(...order.map((i) => groups[i]));
   watch(canvas, targets, 60);

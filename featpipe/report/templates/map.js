@@ -33,7 +33,7 @@ function drawMap(figure, spec) {
       line(id),
     ] };
   });
-  // Errors lie on top of what is right.
+  // Errors are on top of what is right.
   const order = [...targets].sort((a, b) => Number(a.wrong) - Number(b.wrong));
   canvas.append(...order.map((target) => target.node));
   watch(canvas, targets, 24);
