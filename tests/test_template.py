@@ -75,7 +75,7 @@ def test_a_folder_with_a_table(context, tmp_path):
     (tmp_path / "b" / "labels.csv").write_text("path,label\n1.png,x\n2.png,y\n")
     assert guess_layout(tmp_path / "b", context)[0] == f"csv:{tmp_path / 'b' / 'labels.csv'}"
     (tmp_path / "b" / "more.csv").write_text("path,label\n1.png,x\n")
-    with pytest.raises(DataError, match="Several tables"):
+    with pytest.raises(DataError, match="several tables"):
         guess_layout(tmp_path / "b", context)
 
 

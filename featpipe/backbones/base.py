@@ -130,7 +130,6 @@ class Backbone(FrozenNetwork):
     ) -> None:
         logits = {LOGITS: architecture.classifier}
         super().__init__(architecture.name, network, preprocessing, device, runtime, logits)
-        self.architecture = architecture
         self.weights = weights
         self.default_layer = architecture.default_layer
         (self.num_classes,) = self.dim(LOGITS)

@@ -139,11 +139,6 @@ class LabelMap:
         return cls(IDENTITY, tuple(target_classes), tuple(rows))
 
     @property
-    def source_ids(self) -> tuple[str, ...]:
-        """Ids of the source classes, in the order of the logits."""
-        return tuple(row.source_id for row in self.rows)
-
-    @property
     def source_names(self) -> tuple[str, ...]:
         """Readable names of the source classes, in the order of the logits."""
         return tuple(row.source_name for row in self.rows)
