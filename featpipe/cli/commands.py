@@ -117,7 +117,7 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         help=spec.help + shown,
         type=_Text(spec),
         multiple=spec.many,  # as lists are: --layer a --layer b is --layer a,b
-        callback=lambda _, __, value: ",".join(value) if isinstance(value, tuple) else value,
+        callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
     )
 
 

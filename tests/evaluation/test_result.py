@@ -34,7 +34,7 @@ def result(**changes: Any) -> Result:
         "settings": {"c": [0.1]},
         "protocol": {"name": "split"},
         "splits": [],
-        "summary": {"accuracy": {"value": 0.5}},
+        "summary": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, "metrics": {}},
         "cost": {"seconds": 1.0},
         "stores": [],
         "environment": {},
@@ -130,6 +130,14 @@ def test_missing_and_surplus_keys_are_named(tmp_path: Path) -> None:
     with pytest.raises(ResultError) as caught:
         Result.load(path)
     assert caught.value.details["got"] == "sumary, summary"
+
+
+def test_a_summary_without_an_accuracy_is_damaged(tmp_path):
+    path = result().save(tmp_path / "a.json")
+    path.write_text(path.read_text().replace('"accuracy"', '"akkuracy"'))
+    with pytest.raises(ResultError, match="damaged") as caught:
+        Result.load(path)
+    assert caught.value.details["got"] == "summary"
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.write_bytes(b"\xff\xfe")])
