@@ -67,9 +67,9 @@ class Registry(Generic[T]):
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
         """Entry points of other packages by name; a name of ours cannot be taken over."""
-        header = f"[{self.group}]"
+        header = f"[{self.group}]".encode()  # bytes: an unrelated package may have any encoding
         files = (file for path in sys.path for file in Path(path).glob("*-info/entry_points.txt"))
-        if not any(header in file.read_text("utf-8") for file in files):
+        if not any(header in file.read_bytes() for file in files):
             return {}
         from importlib.metadata import entry_points  # noqa: PLC0415 - a fifth of `--help`
 
@@ -113,6 +113,11 @@ class Registry(Generic[T]):
     def aliases_of(self, name: str) -> list[str]:
         """Return the other names of an entry."""
         return [alias for alias, target in self._aliases.items() if target == name]
+
+    def package_of(self, name: str) -> str | None:
+        """Return the other package that brings an entry; ``None`` for one of featpipe's own."""
+        point = self._entry_points.get(name)
+        return None if point is None else _package(point)
 
     def get(self, name: str) -> T:
         """Return the object registered under a name or alias; its module is imported.

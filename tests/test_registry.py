@@ -95,9 +95,19 @@ def test_another_package_brings_its_own(packages: Path) -> None:
     assert shapes.names() == ["hexagon", "gone"]
     assert "polygons" not in sys.modules
     assert shapes.get("hexagon").name == "hexagon"
+    assert shapes.package_of("hexagon") == "polygons"
+    assert Registry("shape", {"box": "collections"}).package_of("box") is None
     with pytest.raises(UsageError, match="cannot be loaded") as caught:
         shapes.get("gone")
     assert "the package polygons" in caught.value.details["where"]
+
+
+def test_metadata_of_an_unrelated_package_in_another_encoding_is_no_obstacle(packages: Path):
+    info = packages / "unrelated-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_bytes("[console_scripts]\nä = b:c\n".encode("latin-1"))
+    first: Registry[type] = Registry("no such kind")
+    assert first.names() == []
 
 
 def test_another_package_cannot_take_a_name_over(packages: Path) -> None:

@@ -90,8 +90,5 @@ def weights_identity(model: str, weights: str, hashes: FileHashes) -> str:
     """Return the SHA-256 of a weights file, or name and package of published weights."""
     if path := weights_file(model, weights):
         return hashes.one(path)
-    from importlib.metadata import entry_points  # noqa: PLC0415 - a tenth of "up to date"
-
-    brought = [point.dist for point in entry_points(group=MODELS.group, name=backbone_name(model))]
-    package = brought[0].name if brought and brought[0] else "torchvision"
+    package = MODELS.package_of(backbone_name(model)) or "torchvision"
     return f"{weights} of {package} {package_version(package)}"

@@ -1,9 +1,8 @@
 """What a step is: one class gives the command, the YAML keys, the identity and the plan.
 
 A step is a class whose options are made by :func:`featpipe.steps.options.option`. It says what it
-needs and what it makes; everything that plans, names, skips or runs steps asks
-the step and never its kind. Modules that define steps import nothing heavy: what a step does is
-imported in ``run``.
+needs and what it makes; everything that plans, names, skips or runs steps asks the step and never
+its kind. Modules that define steps import nothing heavy: what a step does is imported in ``run``.
 """
 
 from __future__ import annotations
