@@ -27,7 +27,7 @@ class ImageStep(Step):
         selects_input=True,
     )
     dataset: str = option(
-        help="Dataset: a name, folder:PATH, csv:PATH or npz:PATH.",
+        help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH or torchvision:CLASS.",
         registry=DATASETS,
         selects_input=True,
     )

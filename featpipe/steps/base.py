@@ -21,8 +21,6 @@ from featpipe.progress import SILENT, Progress
 from featpipe.steps.options import options_of, plain
 from featpipe.workspace import Workspace
 
-SUCCEEDED = ("done", "up to date")
-
 
 @dataclass(frozen=True)
 class Context:
@@ -58,7 +56,7 @@ class Outcome:
     @property
     def succeeded(self) -> bool:
         """Whether what depends on it can run."""
-        return self.status in SUCCEEDED
+        return self.status in ("done", "up to date")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON-like values, facts at the top level, empty parts left out."""
