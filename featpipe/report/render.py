@@ -56,11 +56,6 @@ def size(value: float | None) -> str:
     return f"{value:.0f}\u00a0B"
 
 
-def brief(value: object) -> str:
-    """Return the value of a setting; floats with six digits at most."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 @cache
 def environment() -> Environment:
     """Return the templates, with the functions above as filters; compiled once."""
@@ -71,7 +66,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (percent, points, p_value, seconds, count, size, brief)
+    formats = (percent, points, p_value, seconds, count, size)
     environment.filters.update({function.__name__: function for function in formats})
     # JSON that is safe inside a script element: no "<", ">" or "&" in it.
     environment.filters["data"] = lambda value: htmlsafe_json_dumps(

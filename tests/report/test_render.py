@@ -11,7 +11,6 @@ from collections.abc import Callable
 import pytest
 
 from featpipe.report.render import (
-    brief,
     count,
     environment,
     p_value,
@@ -40,8 +39,6 @@ from featpipe.report.render import (
         (size, 164_123, "164\u00a0KB"),
         (size, 16_400_000, "16.4\u00a0MB"),
         (size, 2e9, "2\u00a0GB"),
-        (brief, 0.1 + 0.2, "0.3"),
-        (brief, "auto", "auto"),
     ],
 )
 def test_numbers(format_: Callable[[object], str], value: object, text: str) -> None:
