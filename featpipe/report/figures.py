@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 from featpipe.evaluation.curves import pr_curves, reliability_curve, roc_curves
 from featpipe.report.data import Group, Method, ReportData, options_behind, settings_of
-from featpipe.report.render import count, percent
 from featpipe.report.sections import (
     SECTIONS,
     Chart,
@@ -23,9 +22,11 @@ from featpipe.report.sections import (
     Missing,
     Section,
     axis,
+    count,
     line,
     lines,
     number_axis,
+    percent,
 )
 
 MAX_CLASS_CURVES = 12  # more lines cannot be distinguished

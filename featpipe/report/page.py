@@ -15,8 +15,7 @@ from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.report.data import Method, ReportData
-from featpipe.report.render import render, render_page
-from featpipe.report.sections import SECTIONS, Content, Missing, Section
+from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
 from featpipe.report.tables import Comparison, conclude
 from featpipe.steps import Context, Outcome

@@ -15,8 +15,16 @@ from featpipe.report.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.report.render import count, p_value, percent, points, render
-from featpipe.report.sections import SECTIONS, Content, Section
+from featpipe.report.sections import (
+    SECTIONS,
+    Content,
+    Section,
+    count,
+    p_value,
+    percent,
+    points,
+    render,
+)
 from featpipe.statistics.comparison import LIKE_BEST
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table

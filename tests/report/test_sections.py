@@ -1,18 +1,33 @@
-"""A section of another package appears on the page as the built-in ones do."""
+"""Sections of another package are as the built-in ones; nothing of the data becomes markup."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from featpipe.report.sections import number_axis
+from featpipe.report.sections import (
+    count,
+    environment,
+    number_axis,
+    p_value,
+    percent,
+    points,
+    render_page,
+    seconds,
+    size,
+)
 from tests.report.conftest import Made, Page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reports.md"
@@ -151,3 +166,50 @@ def test_an_axis_of_orders_of_magnitude_is_logarithmic() -> None:
     assert number_axis("C", [0.001, 1])["log"]
     assert not number_axis("k", [1, 5, 19])["log"]
     assert not number_axis("momentum", [0, 100])["log"]
+
+
+# -- numbers and templates -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("format_", "value", "text"),
+    [
+        (percent, 0.8365, "83.65"),
+        (points, -0.0123, "−1.23"),
+        (points, 0.5, "+50.00"),
+        (p_value, 0.0321, "0.032"),
+        (p_value, 1e-9, "< 0.001"),
+        (seconds, 0.01234, "0.0123"),
+        (seconds, 75.3, "75.3"),
+        (seconds, 12345.6, "12\u202f346"),
+        (seconds, 0, "0"),
+        (count, 20490, "20\u202f490"),
+        (size, 12, "12\u00a0B"),
+        (size, 164_123, "164\u00a0KB"),
+        (size, 16_400_000, "16.4\u00a0MB"),
+        (size, 2e9, "2\u00a0GB"),
+    ],
+)
+def test_numbers(format_: Callable[[object], str], value: object, text: str) -> None:
+    assert format_(value) == text
+
+
+@pytest.mark.parametrize("format_", [percent, p_value, seconds, count, size])
+def test_a_number_that_is_not_known_is_a_dash(format_: Callable[[None], str]) -> None:
+    assert format_(None) == "–"
+
+
+def test_data_cannot_end_its_script() -> None:
+    template = environment().from_string("<script>{{ value|data }}</script>")
+    text = template.render(value={"name": "</script><!-- & 'é'"})
+    assert re.fullmatch(r"<script>[^<>&]*</script>", text)
+    with pytest.raises(ValueError, match="Out of range"):
+        template.render(value=float("nan"))
+
+
+@pytest.mark.parametrize("tag", ["style", "script"])
+def test_the_policy_allows_exactly_the_style_and_the_script_of_the_page(tag: str) -> None:
+    text = str(render_page("index.html.j2", reports=[]))
+    (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+    assert f"{tag}-src 'sha256-{digest}';" in html.unescape(text)
