@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any
 from featpipe.errors import FeatpipeError
 from featpipe.progress import Event, Progress
 from featpipe.steps.base import Context, Outcome, Step
-from featpipe.steps.plan import Plan, Task
+from featpipe.steps.plan import Plan
 
 SHUTDOWN_TIMEOUT = 10.0  # seconds that a worker has to exit
 _SHORT_OF_MEMORY = "if memory is short: --limit N, --jobs 1, or a smaller batch_size"
@@ -51,7 +52,7 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
         for listener in listeners:
             listener(record)
 
-    with _Worker() as worker:
+    with closing(_Worker()) as worker:
         for number, task in enumerate(plan.tasks, start=1):
             blocked = [name for name in task.needs if not outcomes[name].succeeded]
             if blocked:
@@ -59,7 +60,7 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
             elif any(ended.status == "interrupted" for ended in outcomes.values()):
                 outcome = Outcome("not run", "the run was interrupted before")
             else:
-                left = _seconds_left(plan.tasks[number - 1 :], outcomes, expected)
+                left = _seconds_left(plan, number - 1, outcomes, expected)
                 facts = {} if left is None else {"seconds_left": round(left, 1)}
                 notify(Event("started", task.name, number, len(plan.tasks), facts, task.name))
                 inputs = [outcomes[name].paths for name in task.needs]
@@ -80,20 +81,18 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
 
 
 def _seconds_left(
-    tasks: Sequence[Task], outcomes: dict[str, Outcome], expected: dict[str, float]
+    plan: Plan, ended: int, outcomes: dict[str, Outcome], expected: dict[str, float]
 ) -> float | None:
-    """Return how long the rest will take: as expected, else as tasks of its kind took here."""
-    kinds = {name: name.partition("[")[0] for name in outcomes}
+    """Return how long the rest will take: as expected, else as tasks of its part took here."""
+    took: dict[str, list[float]] = {}
+    for task in plan.tasks[:ended]:
+        if outcomes[task.name].status == "done":
+            took.setdefault(task.part, []).append(outcomes[task.name].seconds)
     total = 0.0
-    for task in tasks:
-        alike = [
-            ended.seconds
-            for name, ended in outcomes.items()
-            if kinds[name] == task.part and ended.status == "done"
-        ]
+    for task in plan.tasks[ended:]:
         if task.name in expected:
             total += expected[task.name]
-        elif alike:
+        elif alike := took.get(task.part):
             total += sum(alike) / len(alike)
         else:
             return None
@@ -143,12 +142,6 @@ class _Worker:
         self._process: Any = None
         self._events: Connection | None = None
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._discard()
-
     def run(
         self,
         step: Step,
@@ -156,9 +149,9 @@ class _Worker:
         context: Context,
         on_event: Callable[[Event], None],
     ) -> Outcome:
-        """Let the worker run a step; return its outcome, or the the failure that its death is."""
+        """Let the worker run a step; return its outcome, or the failure that its death is."""
         if self._process is not None and not self._process.is_alive():
-            self._discard()
+            self.close()
         order = (step, inputs, context.workspace, context.jobs, context.command, context.recipe)
         try:
             future = self._submit(order)
@@ -172,12 +165,12 @@ class _Worker:
                     return future.result()
                 on_event(event)
         except KeyboardInterrupt:
-            self._discard(busy=True)
+            self.close(busy=True)
             return Outcome("interrupted", "interrupted by the user")
         except BrokenProcessPool:
             self._process.join(SHUTDOWN_TIMEOUT)
             code = self._process.exitcode
-            self._discard()
+            self.close()
             return describe_death(code)
 
     def _submit(self, order: tuple[Any, ...]) -> Future[Outcome]:
@@ -192,7 +185,7 @@ class _Worker:
             return future
         return self._pool.submit(_execute, order)
 
-    def _discard(self, *, busy: bool = False) -> None:
+    def close(self, *, busy: bool = False) -> None:
         """End the process, gently where it listens."""
         pool, process, events = self._pool, self._process, self._events
         self._pool = self._process = self._events = None
