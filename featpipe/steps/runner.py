@@ -14,10 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -137,10 +135,8 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
 class _Worker:
     """A process that runs steps, started when it is needed and again after it has died."""
 
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-        self._process: Any = None
-        self._events: Connection | None = None
+    _process: Any = None
+    _pipe: Connection  # where there is a process
 
     def run(
         self,
@@ -150,57 +146,49 @@ class _Worker:
         on_event: Callable[[Event], None],
     ) -> Outcome:
         """Let the worker run a step; return its outcome, or the failure that its death is."""
-        if self._process is not None and not self._process.is_alive():
-            self.close()
         order = (step, inputs, context.workspace, context.jobs, context.command, context.recipe)
         try:
-            future = self._submit(order)
-            assert self._events is not None
-            while True:
-                try:
-                    event = self._events.recv()
-                except (EOFError, OSError):
-                    event = None
-                if event is None:
-                    return future.result()
-                on_event(event)
+            for record in self._answers(order):
+                if isinstance(record, Outcome):
+                    return record
+                on_event(record)
         except KeyboardInterrupt:
             self.close(busy=True)
             return Outcome("interrupted", "interrupted by the user")
-        except BrokenProcessPool:
-            self._process.join(SHUTDOWN_TIMEOUT)
-            code = self._process.exitcode
-            self.close()
-            return describe_death(code)
+        self._process.join(SHUTDOWN_TIMEOUT)
+        code = self._process.exitcode
+        self.close()
+        return describe_death(code)
 
-    def _submit(self, order: tuple[Any, ...]) -> Future[Outcome]:
-        if self._pool is None:
+    def _answers(self, order: tuple[Any, ...]) -> Iterator[Event | Outcome]:
+        """Yield events and, at the end, the outcome; nothing more once the process has died."""
+        if self._process is not None and not self._process.is_alive():
+            self.close()
+        if self._process is None:
             context = multiprocessing.get_context("spawn")
-            self._events, sender = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(1, context, _start_worker, (sender,))
-            before = set(multiprocessing.active_children())
-            future = self._pool.submit(_execute, order)
-            (self._process,) = set(multiprocessing.active_children()) - before
-            sender.close()  # so that the pipe ends when the worker does
-            return future
-        return self._pool.submit(_execute, order)
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_work, args=(theirs,))
+            self._process.start()
+            theirs.close()  # so that the pipe ends when the worker does
+        with suppress(EOFError, OSError):
+            self._pipe.send(order)
+            while True:
+                yield self._pipe.recv()
 
     def close(self, *, busy: bool = False) -> None:
         """End the process, gently where it listens."""
-        pool, process, events = self._pool, self._process, self._events
-        self._pool = self._process = self._events = None
-        if pool is None or events is None:
+        process, self._process = self._process, None
+        if process is None:
             return
-        pool.shutdown(wait=False, cancel_futures=True)
-        # Without tasks the worker exits and cleans up its own workers; one that is still
+        # Without orders the worker exits and cleans up its own workers; one that is still
         # at a task, because the user interrupted the run, has to be terminated.
         if busy:
             process.terminate()
+        self._pipe.close()
         process.join(SHUTDOWN_TIMEOUT)
         if process.is_alive():
             process.kill()
             process.join()
-        events.close()
 
 
 def describe_death(code: int | None) -> Outcome:
@@ -225,23 +213,23 @@ def describe_death(code: int | None) -> Outcome:
     )
 
 
-# The worker's side.
-
-_channel: Connection
+# -- the worker's side ---------------------------------------------------------------------------
 
 
 class _Terminated(BaseException):
     """SIGTERM came while a task ran."""
 
 
-def _start_worker(channel: Connection) -> None:
-    global _channel  # noqa: PLW0603 - one channel per worker process
-    _channel = channel
+def _work(channel: Connection) -> None:
+    """Run what is ordered until there are no more orders."""
     # Ctrl-C reaches the whole group of processes; the parent decides, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_terminated)
     os.dup2(2, 1)  # what some library prints must not mix with the command's own output
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError, _Terminated):  # the parent has closed the pipe
+        while True:
+            channel.send(_execute(channel.recv(), Progress(channel.send)))
 
 
 def _raise_terminated(_: int, __: FrameType | None) -> None:
@@ -255,11 +243,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _execute(order: tuple[Any, ...]) -> Outcome:
-    """Run a step in the worker; send events, then ``None``, and return the outcome."""
+def _execute(order: tuple[Any, ...], progress: Progress) -> Outcome:
+    """Run a step in the worker; return its outcome, whatever happens."""
     step, inputs, workspace, jobs, command, recipe = order
     try:
-        context = Context(workspace, Progress(_channel.send), jobs, command, recipe)
+        context = Context(workspace, progress, jobs, command, recipe)
         return step.bind(inputs).run(context)
     except FeatpipeError as error:
         return Outcome.failure(error)
@@ -278,5 +266,3 @@ def _execute(order: tuple[Any, ...]) -> Outcome:
                 "next": "this is a defect of featpipe: please report it with the traceback above",
             },
         )
-    finally:
-        _channel.send(None)
