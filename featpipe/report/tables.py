@@ -25,7 +25,7 @@ from featpipe.report.sections import (
     points,
     render,
 )
-from featpipe.statistics.comparison import LIKE_BEST
+from featpipe.statistics.comparison import BEST, LIKE_BEST
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
@@ -51,6 +51,7 @@ class Comparison(Section):
             charts=[accuracy_chart(group, published), cost_chart(group)],
             pairs=[turned(pair) if pair["difference"] < 0 else pair for pair in group.pairs],
             titles={method.row["name"]: method.title for method in group.methods},
+            looks={BEST: "best", LIKE_BEST: "like"},
         )
         return Content(html)
 
