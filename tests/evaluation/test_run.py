@@ -60,7 +60,7 @@ def test_two_runs_differ_in_nothing_but_times(tmp_path, step):
 
 
 def test_the_number_of_jobs_does_not_show_in_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "workers_for", lambda splits, probe, jobs: jobs)
     train, test = pair(tmp_path)
     step = Logistic(c=(1e-3, 1e-1), train_per_class=(2, 5), repeats=2)
     alone = evaluated(step, tmp_path / "alone", train, test, jobs=1)
