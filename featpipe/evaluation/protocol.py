@@ -243,35 +243,36 @@ def resolve_validation(spec: str, y: NDArray[np.int64]) -> str:
     """Return how training rows of the classes ``y`` choose hyper-parameters, in one spelling.
 
     That is ``"none"`` where some class has a single row, so that no row of it can be held out.
+
+    Raises
+    ------
+    FitError
+        If a class has fewer rows than there are folds.
     """
     kind, number = grammar.validation(spec)
-    fewest = min(np.unique(y, return_counts=True)[1], default=0)
+    fewest = int(min(np.unique(y, return_counts=True)[1], default=0))
     if fewest < 2:
         return "none"
     if kind == "auto":
         folds = "kfold", min(FOLDS, fewest)
         kind, number = folds if len(y) < FEW_ROWS else ("holdout", SHARE)
+    if kind == "kfold" and number is not None and number > fewest:
+        raise FitError(
+            f"{spec} needs {number} training rows of every class.",
+            got=f"a class with {fewest}",
+            next_step=f"--validation kfold:{fewest}",
+        )
     return _spelled(kind, number)
 
 
 def validation_rows(
     spec: str, y: NDArray[np.int64], seed: int
 ) -> StratifiedKFold | StratifiedShuffleSplit | None:
-    """Return how training rows are split to choose hyper-parameters; test rows are not used.
-
-    Returns ``None`` where no row can be held out.
-    """
+    """Return how :func:`resolve_validation` splits training rows; ``None`` for ``"none"``."""
     resolved = resolve_validation(spec, y)
     if resolved == "none":
         return None
     kind, number = grammar.validation(resolved)
-    if kind == "holdout":
-        return _stratified_share(y, number or 0.0, seed)
-    folds, fewest = int(number or 0), int(np.unique(y, return_counts=True)[1].min())
-    if folds > fewest:
-        raise FitError(
-            f"kfold:{folds} needs {folds} training rows of every class.",
-            got=f"a class with {fewest}",
-            next_step=f"--validation kfold:{fewest}",
-        )
-    return StratifiedKFold(folds, shuffle=True, random_state=seed)
+    if kind == "kfold":
+        return StratifiedKFold(int(number or 0), shuffle=True, random_state=seed)
+    return _stratified_share(y, number or 0.0, seed)

@@ -160,18 +160,14 @@ def _none_fits(
 
 def _several_fit(stores: Sequence[FeatureStore], *, any_layer: bool = False) -> UsageError:
     """Say which options tell the stores apart; ``any_layer``: whether none was asked for."""
-    common = set.intersection(*(set(_layers(store)) for store in stores))
-    values = {
-        "--dataset": {_dataset(store) for store in stores},
-        "--model": {_model(store) for store in stores},
-        "--layer": {layer for s in stores for layer in _layers(s)} - common if any_layer else set(),
+    datasets, models = {_dataset(store) for store in stores}, {_model(store) for store in stores}
+    first, *others = (set(_layers(store)) for store in stores)
+    apart: dict[str, set[str]] = {
+        "--dataset": datasets if len(datasets) > 1 else set(),
+        "--model": models if len(models) > 1 else set(),
+        "--layer": first.union(*others) - first.intersection(*others) if any_layer else set(),
     }
-    helpful = {
-        flag: sorted(names)
-        for flag, names in values.items()
-        if len(names) > (flag != "--layer")  # one layer that only some of them hold is enough
-    }
-    options = [f"{flag} ({' or '.join(names)})" for flag, names in helpful.items()]
+    options = [f"{flag} ({' or '.join(sorted(names))})" for flag, names in apart.items() if names]
     files = "name the files: --train FILE --test FILE"
     return UsageError(
         "Several feature stores fit; say which.",

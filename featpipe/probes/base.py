@@ -198,12 +198,11 @@ class Probe(Evaluation):
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add how the hyper-parameter is chosen on the training rows of each split."""
-        resolve = evaluation().protocol.resolve_validation
-        used = {resolve(self.validation, split.train.labels) for split in splits}
-        return {
-            **super().resolved(splits),
-            "validation": " ".join(sorted(used)) if self.chooses else "none",
-        }
+        used = {"none"}
+        if self.chooses:
+            resolve = evaluation().protocol.resolve_validation
+            used = {resolve(self.validation, split.train.labels) for split in splits}
+        return {**super().resolved(splits), "validation": " ".join(sorted(used))}
 
     def answer(self, splits: list[Any], context: Context) -> Any:
         """Train on the training rows of every split and predict its test rows once."""

@@ -389,6 +389,12 @@ def test_rows_that_resolve_differently_are_like_no_single_value(tmp_path):
     assert len({set_up(Svm(**curve, validation=way), store).key for way in ways}) == 3
 
 
+def test_a_protocol_has_one_spelling(stores):
+    short, long = Svm(protocol="holdout:.2"), Svm(protocol="holdout:0.20")
+    assert set_up(short, *stores).key == set_up(long, *stores).key
+    assert set_up(short, *stores).protocol == "holdout:0.2"
+
+
 def test_where_nothing_is_chosen_the_way_to_choose_does_not_matter(stores):
     one = {"validation": "kfold:5"}
     assert set_up(Centroid(**one), *stores).key == set_up(Centroid(), *stores).key
