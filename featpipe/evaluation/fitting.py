@@ -305,20 +305,19 @@ class TrainedModel:
 def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
     """Write a classifier and what it needs of its features; return the size in bytes."""
     store = result.stores[0]
-    bundle = {
-        "featpipe_model": _MODEL_FORMAT,
-        "estimator": estimator,
-        "classes": list(result.dataset["classes"]),
-        "backbone": store["manifest"]["backbone"],
-        "layer": store["layer"],
-        "title": result.title,
-        "weights": store["run"].get("weights", "DEFAULT"),
-        "request": store["run"].get("request", {}),
-    }
+    model = TrainedModel(
+        estimator,
+        classes=tuple(result.dataset["classes"]),
+        backbone=store["manifest"]["backbone"],
+        layer=store["layer"],
+        title=result.title,
+        weights=store["run"].get("weights", "DEFAULT"),
+        request=store["run"].get("request", {}),
+    )
     from skops import io as skops_io  # noqa: PLC0415 - takes seconds
 
     with atomic_write(path) as temporary:
-        skops_io.dump(bundle, temporary)
+        skops_io.dump({"featpipe_model": _MODEL_FORMAT, **vars(model)}, temporary)
     return path.stat().st_size
 
 
@@ -349,6 +348,4 @@ def load_model(path: Path) -> TrainedModel:
     parts = [item.name for item in fields(TrainedModel)]
     if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not set(parts) <= set(bundle):
         raise ResultError("This is not a model of featpipe.", where=path)
-    return TrainedModel(
-        **{name: bundle[name] for name in parts} | {"classes": tuple(bundle["classes"])}
-    )
+    return TrainedModel(**{name: bundle[name] for name in parts})
