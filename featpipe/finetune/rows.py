@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import FitError, UsageError
-from featpipe.finetune import grammar
+from featpipe.finetune.step import parse_augmentation
 
 
 class Augmentation:
@@ -31,7 +31,7 @@ class Augmentation:
         largest = {"crop": side // 2, "flip": 0, "rotation": 180, "cutout": side - 1}
         self._transforms = nn.Sequential()
         for spec in specs:
-            name, amount = grammar.augmentation(spec)
+            name, amount = parse_augmentation(spec)
             if amount > largest[name]:
                 raise UsageError(
                     f"{spec!r} is too much for images of {side} × {side} pixels.",

@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from featpipe.errors import FitError, ResultError, WeightsError
-from featpipe.finetune.network import HeadedNetwork, Trunk, cut_of, load_trunk
+from featpipe.finetune.nets import Trunk, load_trunk
+from featpipe.finetune.network import HeadedNetwork, cut_of
 from featpipe.workspace import atomic_write
 
-_FORMAT = 1  # of heads and of checkpoints
+_FORMAT = 2  # of heads and of checkpoints; 1 is that of featpipe 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +75,17 @@ def load_head(
     beside = path.with_suffix(".json")
     try:
         content = json.loads(beside.read_text("utf-8"))
-        if not isinstance(content, dict) or content.get("featpipe_head") != _FORMAT:
+        form = content.get("featpipe_head") if isinstance(content, dict) else None
+        if form not in (1, _FORMAT):
             raise ValueError("it is not a head of this version of featpipe")
     except (OSError, ValueError) as error:
         raise _unreadable(beside, error) from None
+    if form == 1:
+        raise ResultError(
+            "This head was written by featpipe 0.1.",
+            where=path,
+            next_step="train it again, then delete this file and the .json beside it",
+        )
     known = tuple(content["classes"])
     if classes is not None and classes != known:
         raise ResultError(

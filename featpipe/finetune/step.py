@@ -1,22 +1,130 @@
-"""The step `finetune`: its options, their checks, and its earlier results."""
+"""The step `finetune`: its options, their small languages and checks, and its earlier results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from featpipe.backbones import MODELS
 from featpipe.datasets import short_name
-from featpipe.errors import UsageError
+from featpipe.errors import UnknownNameError, UsageError
 from featpipe.extract.step import ImageStep
-from featpipe.finetune import grammar
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
-from featpipe.steps import LARGEST_SEED, STEPS, Context, Outcome, Status, option
-from featpipe.steps.grammar import need_training, protocol
+from featpipe.steps import LARGEST_SEED, STEPS, Context, Outcome, Status, option, options_of
+from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
+
+# Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGD", {"momentum": 0.0, "nesterov": False}),
+    "adam": ("Adam", {"betas": (0.9, 0.999), "eps": 1e-8}),
+    "adamw": ("AdamW", {"betas": (0.9, 0.999), "eps": 1e-8}),
+    "nadam": ("NAdam", {"betas": (0.9, 0.999), "eps": 1e-8}),
+}
+CROSS_ENTROPY = "cross-entropy"
+
+_MOST_NEURONS = 65_536
+
+# Options that take an argument: "mlp:50", "multistep:80,120", "center:0.1", "crop:4". They are read
+# here, without torch, so that what is wrong is refused before anything is computed. All raise
+# UnknownNameError for an unknown name, UsageError for an argument that is missing or not possible.
+
+
+def parse_head(text: str) -> int:
+    """Return the hidden neurons of a head; 0: it is linear.
+
+    Examples
+    --------
+    >>> parse_head("mlp:50"), parse_head("linear")
+    (50, 0)
+    """
+    name, argument = _split(text, "head", plain=("linear",), others=("mlp",))
+    neurons = 0 if name == "linear" else number(argument, whole=True)
+    if name == "mlp" and not 1 <= neurons <= _MOST_NEURONS:
+        raise UsageError(
+            f"The head {name!r} needs its number of hidden neurons.",
+            expected=f"{name}:50; at most {name}:{_MOST_NEURONS}",
+            got=text,
+        )
+    return int(neurons)
+
+
+def parse_schedule(text: str) -> tuple[str, list[int]]:
+    """Return the name of a schedule and its numbers.
+
+    Examples
+    --------
+    >>> parse_schedule("multistep:80,120"), parse_schedule("cosine")
+    (('multistep', [80, 120]), ('cosine', []))
+    """
+    plain, others = ("none", "cosine", "onecycle"), ("multistep", "plateau")
+    name, argument = _split(text, "schedule", plain, others)
+    numbers = [] if name in plain else [number(n.strip(), whole=True) for n in argument.split(",")]
+    if name == "multistep":
+        right = sorted(set(numbers)) == numbers and numbers[0] > 0
+        needed, example = "needs ascending epochs", "multistep:80,120"
+    else:
+        right, needed, example = len(numbers) < 2, "takes one whole number of epochs", "plateau:5"
+    if not right or any(map(math.isnan, numbers)):
+        raise UsageError(f"The schedule {name!r} {needed}.", expected=example, got=text)
+    return name, [int(value) for value in numbers]
+
+
+def parse_loss(text: str) -> tuple[str, float]:
+    """Return the name of a term of the loss and its weight.
+
+    Examples
+    --------
+    >>> parse_loss("center:0.1")
+    ('center', 0.1)
+    """
+    name, argument = _split(text, "loss", plain=(CROSS_ENTROPY,), others=("triplet", "center"))
+    weight = 1.0 if name == CROSS_ENTROPY else number(argument)
+    if not weight > 0:
+        raise UsageError(
+            f"{text!r} is not a loss.", expected=f"{name}:W with a weight W above zero", got=text
+        )
+    return name, weight
+
+
+def parse_augmentation(text: str) -> tuple[str, float]:
+    """Return the name of an augmentation and its amount.
+
+    Examples
+    --------
+    >>> parse_augmentation("rotation:5"), parse_augmentation("flip")
+    (('rotation', 5.0), ('flip', 0.0))
+    """
+    others = ("crop", "rotation", "cutout")
+    name, argument = _split(text, "augmentation", plain=("flip",), others=others)
+    if name == "flip":
+        return name, 0.0
+    amount = number(argument, whole=name != "rotation")
+    if not amount > 0:
+        unit = "degrees" if name == "rotation" else "whole pixels"
+        raise UsageError(
+            f"The augmentation {name!r} needs its {unit}, above zero.",
+            expected=f"{name}:4",
+            got=text,
+        )
+    return name, amount
+
+
+def _split(
+    text: str, kind: str, plain: tuple[str, ...], others: tuple[str, ...]
+) -> tuple[str, str]:
+    """Return name and argument; the name is known, and a plain one has no argument."""
+    name, colon, argument = text.partition(":")
+    if name not in plain + others:
+        raise UnknownNameError(f"There is no {kind} named {name!r}.", name, plain + others)
+    if colon and name in plain:
+        raise UsageError(f"The {kind} {name!r} takes no number.", expected=name, got=text)
+    return name, argument
 
 
 @STEPS.register
@@ -39,13 +147,13 @@ class Finetune(ImageStep):
     )
     unfreeze: str | None = option(
         None,
-        help="What learns besides the head: none or fc; a stage (layer4); a stage and all behind "
+        help="What learns besides the head: none; a stage (layer4); a stage and all behind "
         "it (layer3+); all. Default: none, or all for an untrained network.",
     )
     head: str = option(
         "linear",
         help="linear, or mlp:50: fifty neurons, then the classes.",
-        check=grammar.head,
+        check=parse_head,
     )
     head_init: str = option(
         "random",
@@ -68,11 +176,9 @@ class Finetune(ImageStep):
     )
     epochs: int = option(20, help="Times the training rows are seen.", minimum=1)
     batch_size: int = option(64, help="Images per step.", minimum=1)
-    optimizer: str = option(
-        "adam", help="How weights follow gradients.", choices=tuple(grammar.OPTIMIZERS)
-    )
+    optimizer: str = option("adam", help="How weights follow gradients.", choices=tuple(OPTIMIZERS))
     lr: float = option(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
-    momentum: float | None = option(None, help="Momentum of sgd and rmsprop.", minimum=0)
+    momentum: float | None = option(None, help="Momentum of sgd.", minimum=0)
     nesterov: bool = option(False, help="Nesterov's momentum for sgd.")
     betas: tuple[float, ...] | None = option(
         None, help="Decay of both moments of adam, adamw and nadam.", minimum=0
@@ -82,19 +188,18 @@ class Finetune(ImageStep):
     schedule: str = option(
         "none",
         help="none, multistep:80,120, cosine, plateau:5 or onecycle.",
-        check=grammar.schedule,
+        check=parse_schedule,
     )
     loss: tuple[str, ...] = option(
-        (grammar.CROSS_ENTROPY,),
+        (CROSS_ENTROPY,),
         help="cross-entropy; triplet:W or center:W add W times that loss to it.",
-        check=grammar.loss,
+        check=parse_loss,
     )
-    label_smoothing: float = option(0.0, help="Share of the target given to all.", minimum=0)
     augment: tuple[str, ...] | None = option(
         None,
         help="crop:4, flip, rotation:5, cutout:16: random changes of training images; the whole "
         "network then runs in every epoch.",
-        check=grammar.augmentation,
+        check=parse_augmentation,
     )
     validation: float = option(
         0.1,
@@ -134,7 +239,7 @@ class Finetune(ImageStep):
     def check(self) -> None:
         """Refuse what cannot be right, before anything is loaded."""
         need_training(self.protocol)
-        terms = [grammar.loss(text)[0] for text in self.loss]
+        terms = [parse_loss(text)[0] for text in self.loss]
         if len(set(terms)) < len(terms):
             raise UsageError("--loss names a term twice.", got=", ".join(self.loss))
         if "triplet" in terms and self.batch_size < 2:
@@ -143,7 +248,7 @@ class Finetune(ImageStep):
                 expected="--batch-size of at least 2, better 32",
                 got=self.batch_size,
             )
-        for name in ("label_smoothing", "validation", "momentum", "betas"):
+        for name in ("validation", "momentum", "betas"):
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value or 0.0,)
             if any(one >= 1 for one in values):
@@ -154,8 +259,8 @@ class Finetune(ImageStep):
             raise UsageError(
                 "A probe is one linear layer.", expected="--head linear", got=self.head
             )
-        own = grammar.OPTIMIZERS[self.optimizer][1]
-        for name in ("betas", "eps", "momentum", "nesterov"):
+        own = OPTIMIZERS[self.optimizer][1]
+        for name in {name for _, options in OPTIMIZERS.values() for name in options}:
             if getattr(self, name) not in (None, False) and name not in own:
                 raise UsageError(
                     f"The optimizer {self.optimizer} has no --{name}.",
@@ -172,7 +277,7 @@ class Finetune(ImageStep):
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what a triplet loss, and what a model of timm needs."""
-        if any(grammar.loss(text)[0] == "triplet" for text in self.loss):
+        if any(parse_loss(text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
         if self.model.partition(":")[0] == "timm":
             yield "timm", "timm"
@@ -193,17 +298,43 @@ class Finetune(ImageStep):
         alone = self.protocol.partition(":")[0] in ("kfold", "holdout")
         return splits[: 1 if alone else 2]
 
-    def request(self, context: Context, sources: Sequence[Any]) -> str:
-        """Return the fingerprint of what is asked for, as far as it is known without torch."""
-        weights = user_path(self.weights)
-        hashes = FileHashes(context.workspace.hashes)
-        file = hashes.one(weights) if weights.is_file() else self.weights
-        inputs = {
+    def resolved(self, automatic: Mapping[str, Any]) -> Self:
+        """Return the step with one spelling of what can be said in several ways.
+
+        Options that are left to choose become what that means, by ``automatic``; torch's own
+        defaults of an optimizer and the cross-entropy, which is always there, are left out.
+        """
+        known = options_of(type(self))
+        chosen = {k: v for k, v in automatic.items() if getattr(self, k) == known[k].default}
+        own = OPTIMIZERS[self.optimizer][1]
+        usual = {k: known[k].default for k, value in own.items() if getattr(self, k) == value}
+        terms = tuple(term for term in self.loss if term != CROSS_ENTROPY)
+        return self.replace(**chosen, **usual, loss=terms or (CROSS_ENTROPY,))
+
+    def request_inputs(self, context: Context, sources: Sequence[Any]) -> dict[str, Any]:
+        """Return fingerprints of images, weights and torch, as far as torch is not needed."""
+        file = user_path(self.weights)
+        return {
             "images": [[source.split, len(source), source.fingerprint] for source in sources],
-            "network": [self.model, file, self.norm, self.dtype, self.device],
+            "weights": FileHashes(context.workspace.hashes).one(file) if file.is_file() else None,
             "torch": package_version("torch"),
         }
-        return self.key(inputs)
+
+    def request(self, inputs: Mapping[str, Any], automatic: Mapping[str, Any]) -> str:
+        """Return the fingerprint of what is asked for.
+
+        ``inputs`` are those of :meth:`request_inputs`. What automatic choices mean is known without
+        torch only from an earlier result, which says so.
+        """
+        step = self.resolved(automatic)
+        family, _, name = self.model.partition(":")
+        network = {
+            "model": [MODELS.canonical(family), name],
+            "weights": inputs["weights"] or step.weights,
+            "device": step.device.partition(":")[0],
+            **{option: getattr(step, option) for option in ("norm", "dtype")},
+        }
+        return step.key({**inputs, **network})
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""
@@ -213,9 +344,10 @@ class Finetune(ImageStep):
         options = images.options(context)
         known = self.split or splits_of(self.dataset, options)
         sources = [images.open(split, options) for split in self.chosen_splits(known)]
-        request = self.request(context, sources)
-        for path, content in () if self.force else _results(context):
-            if content["extra"].get("request") != request:
+        inputs = self.request_inputs(context, sources)
+        for path, content in () if self.force else self._results(context):
+            extra = content["extra"]
+            if extra.get("request") != self.request(inputs, extra.get("automatic", {})):
                 continue
             files, models = content["files"], context.workspace.models
             if path.with_name(files["predictions"]).exists() and (models / files["model"]).exists():
@@ -224,7 +356,7 @@ class Finetune(ImageStep):
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
         """Return what the last training of this network took, on this dataset if there is one."""
-        alike = [c for _, c in _results(context) if c["settings"]["model"] == self.model]
+        alike = [c for _, c in self._results(context) if c["settings"]["model"] == self.model]
         here = [c for c in alike if c["dataset"]["name"] == short_name(self.dataset)]
         if not alike:
             return None
@@ -241,11 +373,10 @@ class Finetune(ImageStep):
 
         return run_finetune(self, context)
 
-
-def _results(context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the results of fine-tuning; NumPy, which reads them whole, is not imported."""
-    for path in sorted(context.workspace.results.glob("*-finetune-*.json")):
-        with suppress(OSError, ValueError):
-            content = json.loads(path.read_text("utf-8"))
-            if content.get("method") == "finetune":
-                yield path, content
+    def _results(self, context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield its results; NumPy, which reads them whole, is not imported."""
+        for path in sorted(context.workspace.results.glob(f"*-{self.name}-*.json")):
+            with suppress(OSError, ValueError):
+                content = json.loads(path.read_text("utf-8"))
+                if content.get("method") == self.name:
+                    yield path, content

@@ -8,6 +8,7 @@ import torch
 
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
 from featpipe.finetune import gradcam
+from featpipe.finetune.nets import map_stages
 from featpipe.finetune.saved import load_head
 
 
@@ -41,12 +42,12 @@ def test_the_map_is_weighted_by_gradients(head):
 
 
 def test_a_layer_must_give_maps(head):
-    assert gradcam.choose_layer(head, None) == "layer3"
-    assert gradcam.choose_layer(head, "layer2.0.conv1") == "layer2.0.conv1"
+    assert map_stages(head.trunk)[-1] == "layer3"
+    gradcam.check_layer(head, "layer2.0.conv1")
     with pytest.raises(UnknownNameError, match="did you mean 'layer3'"):
-        gradcam.choose_layer(head, "layr3")
+        gradcam.check_layer(head, "layr3")
     with pytest.raises(UsageError, match="gives no maps"):
-        gradcam.choose_layer(head, "flatten")
+        gradcam.check_layer(head, "flatten")
 
 
 def test_without_strength_the_image_stays():

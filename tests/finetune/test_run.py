@@ -75,7 +75,7 @@ def test_a_refit_trains_on_all_training_rows(finetune):
 
 def test_from_scratch_on_small_images(finetune):
     network = {"model": "convnet", "weights": "none", "image_size": 16}
-    result = finetune(**network, optimizer="rmsprop", momentum=0.5, augment="rotation:5")
+    result = finetune(**network, optimizer="sgd", momentum=0.5, augment="rotation:5")
     assert result.title == "convnet from scratch"
     assert result.cost["parameters_frozen"] == 0
 
