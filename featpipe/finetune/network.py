@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError, did_you_mean
 from featpipe.finetune.nets import Trunk, with_parameters
-from featpipe.finetune.step import CROSS_ENTROPY, parse_head, parse_loss
+from featpipe.finetune.step import CROSS_ENTROPY, parse
 
 try:
     from pytorch_metric_learning.losses import TripletMarginLoss
@@ -110,7 +110,8 @@ class Head(nn.Module):
         self, spec: str, n_features: int, n_classes: int, *, bias: bool = True, seed: int = 0
     ) -> None:
         super().__init__()
-        neurons = parse_head(spec)
+        _, hidden = parse("head", spec)
+        neurons = int(sum(hidden))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.hidden = nn.Identity()
@@ -255,8 +256,8 @@ class HeadLoss(nn.Module):
         n_features: int = 0,
     ) -> None:
         super().__init__()
-        self.weights = dict(parse_loss(spec) for spec in losses)
-        self.weights.pop(CROSS_ENTROPY, None)
+        parsed = [parse("loss", spec) for spec in losses]
+        self.weights = {name: numbers[0] for name, numbers in parsed if numbers}
         self.terms = nn.ModuleDict(
             {
                 name: TripletLoss() if name == "triplet" else CenterLoss(n_classes, n_features)

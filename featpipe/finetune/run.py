@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from featpipe.backbones import MODELS
-from featpipe.backbones.base import Embedder, FrozenNetwork
+from featpipe.backbones.base import Embedder
 from featpipe.backbones.runtime import choose_device
 from featpipe.datasets import slug
 from featpipe.datasets.dataset import SourceRequest, splits_of
@@ -38,13 +37,12 @@ from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.extract.engine import Extraction, ExtractOptions
 from featpipe.finetune.nets import UNTRAINED, Trunk, load_trunk, map_stages
-from featpipe.finetune.network import Cut, HeadedNetwork, cut_of, part
-from featpipe.finetune.rows import Augmentation, RowBatches
+from featpipe.finetune.network import Cut, HeadedNetwork, cut_of
+from featpipe.finetune.rows import Augmentation, Prefix, PreparedImages, RowBatches
 from featpipe.finetune.saved import save_head
 from featpipe.finetune.step import OPTIMIZERS
 from featpipe.finetune.training import HeadClassifier
 from featpipe.fingerprint import FileHashes
-from featpipe.labelmap import SourceClasses
 from featpipe.provenance import package_version
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import IMAGE_LAYER, user_path
@@ -53,60 +51,6 @@ if TYPE_CHECKING:
     from featpipe.finetune.step import Finetune
 
 _REFIT = ".refit.checkpoint"
-
-
-class Prefix(FrozenNetwork):
-    """The stages in front of a frozen boundary, as an :class:`~featpipe.backbones.base.Embedder`.
-
-    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``. The cut has
-    at least one frozen stage.
-    """
-
-    source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
-
-    def __init__(self, trunk: Trunk, cut: Cut, runtime: str = "torch") -> None:
-        stages = part(trunk.stages, cut.frozen)
-        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, runtime)
-        self._description = trunk.description
-        last = cut.frozen[-1]
-        named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
-        if len(self.dim(f"{last}:map")) == 3:
-            self.default_layer = f"{last}:map"
-        else:  # after flattening a map of 1 × 1, for which the pooling is the better name
-            self.default_layer = named if self.dim(named) == self.dim(last) else last
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the activations, as JSON-like values."""
-        inexact = {} if self.runtime.exact else {"runtime": self.runtime.name}
-        return {**self._description, **inexact}
-
-
-class PreparedImages:
-    """Images as they are before the network, for training all of it; also an ``Embedder``.
-
-    Every network of the same preprocessing shares them.
-    """
-
-    name = "prepared"
-    default_layer = IMAGE_LAYER
-    source_classes: SourceClasses | None = None
-    batch_size = 32
-
-    def __init__(self, trunk: Trunk) -> None:
-        self.preprocessing = trunk.preprocessing
-        self.device = torch.device("cpu")
-
-    def dim(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of one image."""
-        return (3, self.preprocessing.crop, self.preprocessing.crop)
-
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
-        """Return prepared images (b, 3, S, S), uint8, as they are."""
-        return dict.fromkeys(layers, images.numpy())
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the images, as JSON-like values."""
-        return {"model": self.name, "preprocessing": self.preprocessing.as_dict()}
 
 
 @dataclass

@@ -58,17 +58,16 @@ def load_head(
     *,
     weights: str | None = None,
     device: str = "auto",
-    classes: tuple[str, ...] | None = None,
 ) -> TrainedHead:
     """Read a trained head and put it on its network.
 
     ``weights`` is where the weights of the frozen stages are now, by default where they were at
-    training; ``classes`` are those that the head must know, if they are given.
+    training.
 
     Raises
     ------
     ResultError
-        If a file is missing or damaged, or the head knows other classes.
+        If a file is missing, damaged or of featpipe 0.1.
     WeightsError
         If the weights are not those the head was trained on.
     """
@@ -86,14 +85,7 @@ def load_head(
             where=path,
             next_step="train it again, then delete this file and the .json beside it",
         )
-    known = tuple(content["classes"])
-    if classes is not None and classes != known:
-        raise ResultError(
-            "The head was trained for other classes.",
-            where=path,
-            expected=f"{len(classes)} classes: {', '.join(classes[:5])}",
-            got=f"{len(known)} classes: {', '.join(known[:5])}",
-        )
+    classes = tuple(content["classes"])
     moved = {"device": device} | ({} if weights is None else {"weights": weights})
     trunk = load_trunk(**{**content["request"], **moved})
     if trunk.description != content["trunk"]:
@@ -105,12 +97,12 @@ def load_head(
             next_step="name the right ones: --weights FILE",
         )
     cut = cut_of(trunk.stages, content["unfreeze"])
-    network = HeadedNetwork(trunk, cut, content["head"], len(known), from_store=False)
+    network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
     try:
         network.load_trained_state(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(path, error) from None
-    return TrainedHead(network.eval().to(trunk.device), trunk, known)
+    return TrainedHead(network.eval().to(trunk.device), trunk, classes)
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:

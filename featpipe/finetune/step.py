@@ -1,11 +1,13 @@
-"""The step `finetune`: its options, their small languages and checks, and its earlier results."""
+"""The step `finetune`: its options with what they may say, their checks, its earlier results."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,101 +32,77 @@ CROSS_ENTROPY = "cross-entropy"
 
 _MOST_NEURONS = 65_536
 
-# Options that take an argument: "mlp:50", "multistep:80,120", "center:0.1", "crop:4". They are read
-# here, without torch, so that what is wrong is refused before anything is computed. All raise
-# UnknownNameError for an unknown name, UsageError for an argument that is missing or not possible.
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers behind the colon of an option such as ``mlp:50``."""
+
+    needed: str  # what they are
+    example: str
+    right: Callable[[list[float]], bool]  # not asked where one of them is no number
+    whole: bool = True
 
 
-def parse_head(text: str) -> int:
-    """Return the hidden neurons of a head; 0: it is linear.
+_PIXELS = _Numbers("its whole pixels, above zero", "4", lambda n: len(n) == 1 and n[0] > 0)
+_WEIGHT = _Numbers("a weight above zero", "0.1", lambda n: len(n) == 1 and n[0] > 0, whole=False)
+_DEGREES = replace(_WEIGHT, needed="its degrees, above zero", example="5")
+_NEURONS = _Numbers(
+    f"its number of hidden neurons, at most {_MOST_NEURONS}",
+    "50",
+    lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
+)
+_PATIENCE = _Numbers("one whole number of epochs", "5", lambda n: len(n) == 1)
+_MILESTONES = _Numbers(
+    "ascending epochs", "80,120", lambda n: n[0] > 0 and sorted(set(n)) == list(n)
+)
 
-    Examples
-    --------
-    >>> parse_head("mlp:50"), parse_head("linear")
-    (50, 0)
-    """
-    name, argument = _split(text, "head", plain=("linear",), others=("mlp",))
-    neurons = 0 if name == "linear" else number(argument, whole=True)
-    if name == "mlp" and not 1 <= neurons <= _MOST_NEURONS:
-        raise UsageError(
-            f"The head {name!r} needs its number of hidden neurons.",
-            expected=f"{name}:50; at most {name}:{_MOST_NEURONS}",
-            got=text,
-        )
-    return int(neurons)
-
-
-def parse_schedule(text: str) -> tuple[str, list[int]]:
-    """Return the name of a schedule and its numbers.
-
-    Examples
-    --------
-    >>> parse_schedule("multistep:80,120"), parse_schedule("cosine")
-    (('multistep', [80, 120]), ('cosine', []))
-    """
-    plain, others = ("none", "cosine", "onecycle"), ("multistep", "plateau")
-    name, argument = _split(text, "schedule", plain, others)
-    numbers = [] if name in plain else [number(n.strip(), whole=True) for n in argument.split(",")]
-    if name == "multistep":
-        right = sorted(set(numbers)) == numbers and numbers[0] > 0
-        needed, example = "needs ascending epochs", "multistep:80,120"
-    else:
-        right, needed, example = len(numbers) < 2, "takes one whole number of epochs", "plateau:5"
-    if not right or any(map(math.isnan, numbers)):
-        raise UsageError(f"The schedule {name!r} {needed}.", expected=example, got=text)
-    return name, [int(value) for value in numbers]
+# What each option knows, with the numbers that a name takes.
+_NAMES: dict[str, dict[str, _Numbers | None]] = {
+    "head": {"linear": None, "mlp": _NEURONS},
+    "schedule": {
+        **dict.fromkeys(("none", "cosine", "onecycle")),
+        "multistep": _MILESTONES,
+        "plateau": _PATIENCE,
+    },
+    "loss": {CROSS_ENTROPY: None, "triplet": _WEIGHT, "center": _WEIGHT},
+    "augmentation": {"flip": None, "crop": _PIXELS, "rotation": _DEGREES, "cutout": _PIXELS},
+}
 
 
-def parse_loss(text: str) -> tuple[str, float]:
-    """Return the name of a term of the loss and its weight.
+def parse(kind: str, text: str) -> tuple[str, list[float]]:
+    """Read a head, a schedule, a loss or an augmentation, as its name and its numbers.
 
-    Examples
-    --------
-    >>> parse_loss("center:0.1")
-    ('center', 0.1)
-    """
-    name, argument = _split(text, "loss", plain=(CROSS_ENTROPY,), others=("triplet", "center"))
-    weight = 1.0 if name == CROSS_ENTROPY else number(argument)
-    if not weight > 0:
-        raise UsageError(
-            f"{text!r} is not a loss.", expected=f"{name}:W with a weight W above zero", got=text
-        )
-    return name, weight
+    That needs no torch, so what is wrong is refused before anything is computed.
 
-
-def parse_augmentation(text: str) -> tuple[str, float]:
-    """Return the name of an augmentation and its amount.
+    Raises
+    ------
+    UnknownNameError
+        If there is no such ``kind``.
+    UsageError
+        If its numbers are missing or not possible.
 
     Examples
     --------
-    >>> parse_augmentation("rotation:5"), parse_augmentation("flip")
-    (('rotation', 5.0), ('flip', 0.0))
+    >>> parse("schedule", "multistep:80,120"), parse("head", "linear")
+    (('multistep', [80, 120]), ('linear', []))
     """
-    others = ("crop", "rotation", "cutout")
-    name, argument = _split(text, "augmentation", plain=("flip",), others=others)
-    if name == "flip":
-        return name, 0.0
-    amount = number(argument, whole=name != "rotation")
-    if not amount > 0:
-        unit = "degrees" if name == "rotation" else "whole pixels"
-        raise UsageError(
-            f"The augmentation {name!r} needs its {unit}, above zero.",
-            expected=f"{name}:4",
-            got=text,
-        )
-    return name, amount
-
-
-def _split(
-    text: str, kind: str, plain: tuple[str, ...], others: tuple[str, ...]
-) -> tuple[str, str]:
-    """Return name and argument; the name is known, and a plain one has no argument."""
     name, colon, argument = text.partition(":")
-    if name not in plain + others:
-        raise UnknownNameError(f"There is no {kind} named {name!r}.", name, plain + others)
-    if colon and name in plain:
-        raise UsageError(f"The {kind} {name!r} takes no number.", expected=name, got=text)
-    return name, argument
+    known = _NAMES[kind]
+    if name not in known:
+        raise UnknownNameError(f"There is no {kind} named {name!r}.", name, tuple(known))
+    numbers = known[name]
+    if numbers is None:
+        if colon:
+            raise UsageError(f"The {kind} {name!r} takes no number.", expected=name, got=text)
+        return name, []
+    values = [number(part.strip(), whole=numbers.whole) for part in argument.split(",")]
+    if any(map(math.isnan, values)) or not numbers.right(values):
+        raise UsageError(
+            f"The {kind} {name!r} needs {numbers.needed}.",
+            expected=f"{name}:{numbers.example}",
+            got=text,
+        )
+    return name, [int(value) for value in values] if numbers.whole else values
 
 
 @STEPS.register
@@ -153,7 +131,7 @@ class Finetune(ImageStep):
     head: str = option(
         "linear",
         help="linear, or mlp:50: fifty neurons, then the classes.",
-        check=parse_head,
+        check=partial(parse, "head"),
     )
     head_init: str = option(
         "random",
@@ -188,18 +166,18 @@ class Finetune(ImageStep):
     schedule: str = option(
         "none",
         help="none, multistep:80,120, cosine, plateau:5 or onecycle.",
-        check=parse_schedule,
+        check=partial(parse, "schedule"),
     )
     loss: tuple[str, ...] = option(
         (CROSS_ENTROPY,),
         help="cross-entropy; triplet:W or center:W add W times that loss to it.",
-        check=parse_loss,
+        check=partial(parse, "loss"),
     )
     augment: tuple[str, ...] | None = option(
         None,
         help="crop:4, flip, rotation:5, cutout:16: random changes of training images; the whole "
         "network then runs in every epoch.",
-        check=parse_augmentation,
+        check=partial(parse, "augmentation"),
     )
     validation: float = option(
         0.1,
@@ -239,7 +217,7 @@ class Finetune(ImageStep):
     def check(self) -> None:
         """Refuse what cannot be right, before anything is loaded."""
         need_training(self.protocol)
-        terms = [parse_loss(text)[0] for text in self.loss]
+        terms = [parse("loss", text)[0] for text in self.loss]
         if len(set(terms)) < len(terms):
             raise UsageError("--loss names a term twice.", got=", ".join(self.loss))
         if "triplet" in terms and self.batch_size < 2:
@@ -277,7 +255,7 @@ class Finetune(ImageStep):
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what a triplet loss, and what a model of timm needs."""
-        if any(parse_loss(text)[0] == "triplet" for text in self.loss):
+        if any(parse("loss", text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
         if self.model.partition(":")[0] == "timm":
             yield "timm", "timm"

@@ -32,7 +32,7 @@ from featpipe.errors import FitError, UsageError
 from featpipe.finetune.network import HeadedNetwork, HeadLoss, Rows, start_from_probe
 from featpipe.finetune.rows import RowBatches, hold_out
 from featpipe.finetune.saved import read_checkpoint, write_checkpoint
-from featpipe.finetune.step import CROSS_ENTROPY, parse_loss, parse_schedule
+from featpipe.finetune.step import CROSS_ENTROPY, parse
 from featpipe.progress import SILENT, Progress
 
 RECORDED = (
@@ -71,16 +71,17 @@ def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) ->
     ``epochs`` of so many ``batches`` are what it is made for. A one-cycle schedule is stepped after
     every batch, any other one after every epoch.
     """
-    name, numbers = parse_schedule(spec)
+    name, numbers = parse("schedule", spec)
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
         return CosineAnnealingLR(optimizer, T_max=epochs)
     if name == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=0.1, patience=numbers[0] if numbers else 5)
+        return ReduceLROnPlateau(optimizer, factor=0.1, patience=int(numbers[0]))
     if name == "onecycle":
         rate = optimizer.param_groups[0]["lr"]
         # Momentum and betas stay as they were given.
         return OneCycleLR(optimizer, rate, total_steps=epochs * batches, cycle_momentum=False)
-    return MultiStepLR(optimizer, numbers, gamma=0.1)  # at no epoch, where there is no schedule
+    epochs_at = [int(epoch) for epoch in numbers]  # none, where there is no schedule
+    return MultiStepLR(optimizer, epochs_at, gamma=0.1)
 
 
 class HeadClassifier(NeuralNetClassifier):
@@ -226,7 +227,7 @@ class HeadClassifier(NeuralNetClassifier):
         """Return batches; the order follows from torch's generator."""
         size = self.batch_size
         # Batch norm cannot learn from a single row, nor triplets from a few leftover rows.
-        triplets = any(parse_loss(spec)[0] == "triplet" for spec in self.losses)
+        triplets = any(parse("loss", spec)[0] == "triplet" for spec in self.losses)
         incomplete = triplets or len(dataset) % size == 1
         return DataLoader(
             replace(dataset, training=training),

@@ -103,7 +103,7 @@ def test_terms_count_in_training_only():
     "wrong", ["triplet", "triplet:0", "center:-1", "center:x", "cross-entropy:2"]
 )
 def test_wrong_weights_are_refused(wrong):
-    with pytest.raises(UsageError, match=r"not a loss|takes no number"):
+    with pytest.raises(UsageError, match=r"weight above zero|takes no number"):
         HeadLoss([wrong], n_classes=2, n_features=2)
 
 

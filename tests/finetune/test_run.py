@@ -11,7 +11,8 @@ from PIL import Image
 
 from featpipe.errors import ImageError
 from featpipe.evaluation.result import Result
-from featpipe.finetune.run import FinetuneData, Prefix, PreparedImages, run_finetune
+from featpipe.finetune.rows import Prefix, PreparedImages
+from featpipe.finetune.run import FinetuneData, run_finetune
 from featpipe.finetune.training import HeadClassifier
 
 

@@ -11,13 +11,7 @@ from featpipe.backbones.runtime import choose_device
 from featpipe.errors import FeatpipeError, MissingExtraError, UnknownNameError, UsageError
 from featpipe.evaluation.result import Result
 from featpipe.finetune.run import FinetuneData
-from featpipe.finetune.step import (
-    Finetune,
-    parse_augmentation,
-    parse_head,
-    parse_loss,
-    parse_schedule,
-)
+from featpipe.finetune.step import Finetune, parse
 from featpipe.steps import STEPS
 
 GOLDEN = {
@@ -189,7 +183,7 @@ def test_the_steps_are_registered():
         ({"schedule": "plateau:²"}, "one whole number"),
         ({"head": "mlp"}, "number of hidden neurons"),
         ({"head": "mlp:²"}, "hidden neurons"),
-        ({"head": "mlp:99999999999"}, "at most mlp:65536"),
+        ({"head": "mlp:99999999999"}, "at most 65536"),
         ({"head": "mpl:50"}, "did you mean 'mlp'"),
         ({"head": "mlp:50", "head_init": "probe"}, "one linear layer"),
         ({"augment": "crop:1.5"}, "whole pixels"),
@@ -260,14 +254,14 @@ def test_a_new_title_is_no_reason_to_train_again(make_step, context):
 
 
 @pytest.mark.parametrize(
-    ("read", "wrong", "nearest"),
+    ("kind", "wrong", "nearest"),
     [
-        (parse_head, "mpl:50", "mlp"),
-        (parse_schedule, "cosinus", "cosine"),
-        (parse_loss, "tripelt:1", "triplet"),
-        (parse_augmentation, "cutuot:4", "cutout"),
+        ("head", "mpl:50", "mlp"),
+        ("schedule", "cosinus", "cosine"),
+        ("loss", "tripelt:1", "triplet"),
+        ("augmentation", "cutuot:4", "cutout"),
     ],
 )
-def test_wrong_names_are_refused(read, wrong, nearest):
+def test_wrong_names_are_refused(kind, wrong, nearest):
     with pytest.raises(UnknownNameError, match=f"did you mean '{nearest}'"):
-        read(wrong)
+        parse(kind, wrong)
