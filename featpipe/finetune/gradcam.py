@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from captum.attr import LayerGradCam  # an extra: the step has looked whether it is there
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.nn import functional
 from featpipe.backbones.base import layer_shapes
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.errors import (
-    MissingExtraError,
     ResultError,
     UnknownNameError,
     UsageError,
@@ -28,11 +28,6 @@ from featpipe.finetune.saved import TrainedHead, load_head
 from featpipe.fingerprint import of_mapping
 from featpipe.steps import STEPS, Context, Outcome
 from featpipe.workspace import atomic_write
-
-try:
-    from captum.attr import LayerGradCam
-except ImportError:  # an extra
-    LayerGradCam = None
 
 _BATCH = 8
 # Colours of the heat map: cold places are blue, hot ones red.
@@ -63,8 +58,6 @@ def grad_cam(
 
     The layer's maps are weighted by their mean gradient: Selvaraju et al., arXiv:1610.02391.
     """
-    if LayerGradCam is None:
-        raise MissingExtraError("captum", "explain")
     network = head.network
     for module in network.modules():
         if isinstance(module, nn.ReLU):  # it would overwrite what the hooks keep

@@ -30,8 +30,8 @@ except ImportError:  # an extra
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]  # features (n, d) and labels (n,)
 
-_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, the inverse regularisation strength
-_DEFAULT = 1e-2  # where there are no validation rows to choose by
+_PROBE_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, the inverse regularisation strength
+_USUAL_PROBE_C = 1e-2  # where there are no validation rows to choose by
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
     Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of
-    :class:`featpipe.finetune.head.Head`; with ``from_store`` the frozen stages were run beforehand
+    :class:`Head`; with ``from_store`` the frozen stages were run beforehand
     and the input is their activations; with ``freeze_statistics`` batch norms keep their running
     statistics.
     """
@@ -218,14 +218,14 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
         return make_pipeline(StandardScaler(with_mean=bias), logistic).fit(*train)
 
     if valid is None:
-        scaler, logistic = fit(c or _DEFAULT)
+        scaler, logistic = fit(c or _USUAL_PROBE_C)
     else:
         known = np.unique(train[1])
         kept = np.isin(valid[1], known)
         X, y = valid[0][kept], valid[1][kept]
         # By the loss that training goes on with: accuracy would not mind logits of any size.
         scaler, logistic = min(
-            (fit(value) for value in _VALUES),
+            (fit(value) for value in _PROBE_CS),
             key=lambda probe: log_loss(y, probe.predict_proba(X), labels=known),
         )
     weight = logistic.coef_ / scaler.scale_

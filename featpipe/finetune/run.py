@@ -239,7 +239,7 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     ``data`` is that of the step, where some of its parts are replaced.
     """
     data = data or FinetuneData(step, context)
-    name = f"{slug(step.dataset)}-{data.trunk.name}-finetune-{data.key[:8]}"
+    name = f"{slug(step.dataset)}-{data.trunk.name}-{step.name}-{data.key[:8]}"
     path = context.workspace.results / f"{name}.json"
     model = context.workspace.models / f"{name}.safetensors"
     existing = None if step.force else complete_result(path, model)

@@ -19,13 +19,7 @@ import torch
 from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    MultiStepLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-)
+from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 
 from featpipe.errors import FitError, UsageError
@@ -73,15 +67,17 @@ def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) ->
     """
     name, numbers = parse("schedule", spec)
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
-        return CosineAnnealingLR(optimizer, T_max=epochs)
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     if name == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=0.1, patience=int(numbers[0]))
+        return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=int(numbers[0]))
     if name == "onecycle":
         rate = optimizer.param_groups[0]["lr"]
         # Momentum and betas stay as they were given.
-        return OneCycleLR(optimizer, rate, total_steps=epochs * batches, cycle_momentum=False)
+        return lr_scheduler.OneCycleLR(
+            optimizer, rate, total_steps=epochs * batches, cycle_momentum=False
+        )
     epochs_at = [int(epoch) for epoch in numbers]  # none, where there is no schedule
-    return MultiStepLR(optimizer, epochs_at, gamma=0.1)
+    return lr_scheduler.MultiStepLR(optimizer, epochs_at, gamma=0.1)
 
 
 class HeadClassifier(NeuralNetClassifier):
@@ -242,15 +238,8 @@ class HeadClassifier(NeuralNetClassifier):
     ) -> HeadClassifier:
         """Train up to the last epoch, from where the training has arrived; take the best weights.
 
-        Unlike skorch's, an interruption by the user is not taken for the end of the training.
-
-        Raises
-        ------
-        FitError
-            If the rows have a single class or one that the head does not have, or the training
-            diverges.
-        UsageError
-            If the learning rate is not above zero, or a batch is larger than all rows.
+        Unlike skorch's, an interruption by the user is not taken for the end of the training. The
+        errors are those of :meth:`split_rows`, and ``FitError`` if the training diverges.
         """
         if not self.initialized_:
             self.initialize()
@@ -266,13 +255,6 @@ class HeadClassifier(NeuralNetClassifier):
     ) -> HeadClassifier:
         """Train epoch by epoch."""
         train, valid = self.split_rows(self.get_dataset(X, y))
-        outputs = self.module_.head.classifier.out_features
-        if train.labels.min() < 0 or train.labels.max() >= outputs:
-            raise FitError(
-                "The head has another number of classes than the rows.",
-                expected=f"labels from 0 to {outputs - 1}",
-                got=f"{train.labels.min()} to {train.labels.max()}",
-            )
         batches = self.get_iterator(train, training=True)
         self.schedule_ = make_schedule(
             self.schedule, self.optimizer_, self.max_epochs, len(batches)
@@ -338,9 +320,9 @@ class HeadClassifier(NeuralNetClassifier):
             state = self.module_.trained_state().items()
             copied = {name: value.detach().cpu().clone() for name, value in state}
             self.best_ = {"epoch": line["epoch"], "score": score, "state": copied}
-        if isinstance(self.schedule_, ReduceLROnPlateau):
+        if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
             self.schedule_.step(loss)
-        elif not isinstance(self.schedule_, OneCycleLR):
+        elif not isinstance(self.schedule_, lr_scheduler.OneCycleLR):
             self.schedule_.step()
         self.notify("on_epoch_end", **rows)
 
@@ -350,7 +332,7 @@ class HeadClassifier(NeuralNetClassifier):
         for batch in batches:
             self.notify("on_batch_begin", batch=batch, training=training)
             done = step(batch)
-            if training and isinstance(self.schedule_, OneCycleLR):
+            if training and isinstance(self.schedule_, lr_scheduler.OneCycleLR):
                 self.schedule_.step()
             loss, labels = done["loss"].item(), batch[1]
             if not math.isfinite(loss):
@@ -372,14 +354,21 @@ class HeadClassifier(NeuralNetClassifier):
         Raises
         ------
         FitError
-            If the rows have a single class, or are too few to hold some out.
+            If the rows have a single class, or one that the head does not have, or are too few to
+            hold some out.
         UsageError
             If the learning rate is not above zero, or a batch is larger than the training rows.
         """
         train, valid = rows, None
         if self.validation:
             train, valid = hold_out(rows, self.validation, self.seed)
-        labels = train.labels
+        labels, n_classes = train.labels, self.module__n_classes
+        if labels.min() < 0 or labels.max() >= n_classes:
+            raise FitError(
+                "The head has another number of classes than the rows.",
+                expected=f"labels from 0 to {n_classes - 1}",
+                got=f"{labels.min()} to {labels.max()}",
+            )
         if len(np.unique(labels)) < 2:
             raise FitError(
                 "A head needs training rows of at least two classes.",
