@@ -128,10 +128,9 @@ class Head(nn.Module):
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of
-    :class:`Head`; with ``from_store`` the frozen stages were run beforehand
-    and the input is their activations; with ``freeze_statistics`` batch norms keep their running
-    statistics.
+    Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of :class:`Head`;
+    with ``from_store`` the frozen stages were run beforehand and the input is their activations;
+    with ``freeze_statistics`` batch norms keep their running statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name

@@ -271,9 +271,7 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         "history": facts[0]["history"],
         "network": data.trunk.description,
         "automatic": data.automatic,
-        "request": step.request(
-            step.request_inputs(data.context, data.extraction.sources), data.automatic
-        ),
+        "request": step.request(data.context, data.extraction.sources, data.automatic),
         "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }

@@ -289,30 +289,26 @@ class Finetune(ImageStep):
         terms = tuple(term for term in self.loss if term != CROSS_ENTROPY)
         return self.replace(**chosen, **usual, loss=terms or (CROSS_ENTROPY,))
 
-    def request_inputs(self, context: Context, sources: Sequence[Any]) -> dict[str, Any]:
-        """Return fingerprints of images, weights and torch, as far as torch is not needed."""
-        file = user_path(self.weights)
-        return {
+    def request(
+        self, context: Context, sources: Sequence[Any], automatic: Mapping[str, Any]
+    ) -> str:
+        """Return the fingerprint of what is asked for, as far as it is known without torch.
+
+        What automatic choices mean only an earlier result can say without torch.
+        """
+        step, file = self.resolved(automatic), user_path(self.weights)
+        hashes = FileHashes(context.workspace.hashes)
+        family, _, name = self.model.partition(":")
+        inputs = {
             "images": [[source.split, len(source), source.fingerprint] for source in sources],
-            "weights": FileHashes(context.workspace.hashes).one(file) if file.is_file() else None,
+            "model": [MODELS.canonical(family), name],
+            "weights": hashes.one(file) if file.is_file() else step.weights,
+            "norm": self.norm,
+            "dtype": self.dtype,
+            "device": step.device.partition(":")[0],
             "torch": package_version("torch"),
         }
-
-    def request(self, inputs: Mapping[str, Any], automatic: Mapping[str, Any]) -> str:
-        """Return the fingerprint of what is asked for.
-
-        ``inputs`` are those of :meth:`request_inputs`. What automatic choices mean is known without
-        torch only from an earlier result, which says so.
-        """
-        step = self.resolved(automatic)
-        family, _, name = self.model.partition(":")
-        network = {
-            "model": [MODELS.canonical(family), name],
-            "weights": inputs["weights"] or step.weights,
-            "device": step.device.partition(":")[0],
-            **{option: getattr(step, option) for option in ("norm", "dtype")},
-        }
-        return step.key({**inputs, **network})
+        return step.key(inputs)
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""
@@ -322,10 +318,9 @@ class Finetune(ImageStep):
         options = images.options(context)
         known = self.split or splits_of(self.dataset, options)
         sources = [images.open(split, options) for split in self.chosen_splits(known)]
-        inputs = self.request_inputs(context, sources)
         for path, content in () if self.force else self._results(context):
-            extra = content["extra"]
-            if extra.get("request") != self.request(inputs, extra.get("automatic", {})):
+            automatic = content["extra"].get("automatic", {})
+            if content["extra"].get("request") != self.request(context, sources, automatic):
                 continue
             files, models = content["files"], context.workspace.models
             if path.with_name(files["predictions"]).exists() and (models / files["model"]).exists():
