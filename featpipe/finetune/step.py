@@ -238,7 +238,7 @@ class Finetune(ImageStep):
                 "A probe is one linear layer.", expected="--head linear", got=self.head
             )
         own = OPTIMIZERS[self.optimizer][1]
-        for name in {name for _, options in OPTIMIZERS.values() for name in options}:
+        for name in sorted({name for _, options in OPTIMIZERS.values() for name in options}):
             if getattr(self, name) not in (None, False) and name not in own:
                 raise UsageError(
                     f"The optimizer {self.optimizer} has no --{name}.",
