@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torchvision import models
 
-from featpipe.backbones import MODELS, TORCHVISION
+from featpipe.backbones import MODELS, TORCHVISION, Automatic
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.labelmap import SourceClasses
 
@@ -39,6 +38,17 @@ class Architecture:
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     default_layer: str = "avgpool"  # its activations are the features unless others are named
 
+    def automatic(self, weights: str) -> Automatic:
+        """Return what is chosen for this model and these weights where the user says nothing."""
+        default, chosen = (self.published.get(key) for key in ("DEFAULT", weights.upper()))
+        prepared = chosen.preprocessing if chosen else self.file_preprocessing
+        return Automatic(
+            weights=default.name if default else "DEFAULT",
+            image_size=prepared.crop,
+            margin=prepared.resize > prepared.crop,
+            layer=self.default_layer,
+        )
+
     def on_meta(self, num_classes: int) -> nn.Module:
         """Return the network in evaluation mode without memory or values: shapes only."""
         with torch.device("meta"):
@@ -47,9 +57,7 @@ class Architecture:
 
 def _register_torchvision(name: str, features: int) -> None:
     published = {}
-    enum: Any = models.get_model_weights(name)
-    # DEFAULT is another name for one of the others, which only __members__ lists.
-    for member, weights in enum.__members__.items():
+    for weights in models.get_model_weights(name):
         transforms = weights.transforms()
         preprocessing = Preprocessing(
             resize=transforms.resize_size[0],
@@ -58,10 +66,10 @@ def _register_torchvision(name: str, features: int) -> None:
             std=tuple(transforms.std),
             interpolation=transforms.interpolation.value,
         )
-        published[member] = PublishedWeights(
+        published[weights.name] = PublishedWeights(
             weights.name, weights.url, preprocessing, lambda: SourceClasses.load("imagenet")
         )
-    default = published["DEFAULT"]
+    default = published[TORCHVISION[name].weights]
     architecture = Architecture(
         name=name,
         summary=f"torchvision, ImageNet, {features} features",

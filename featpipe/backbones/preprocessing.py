@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from featpipe.backbones import PREPROCESSING_VERSION
+from featpipe.backbones import PREPROCESSING_VERSION, effective_fit
 from featpipe.errors import UsageError
 
 _SMALLEST, _LARGEST = 8, 2048
@@ -112,7 +112,8 @@ class Preprocessing:
         """Return the same with another way to make images square: auto, crop or whole."""
         if fit not in ("auto", "crop", "whole"):
             raise UsageError("The fit is not known.", expected="auto, crop, whole", got=repr(fit))
-        return replace(self, fit=cast(Literal["auto", "crop", "whole"], fit))
+        meant = effective_fit(fit, margin=self.resize > self.crop)
+        return replace(self, fit=cast(Literal["auto", "crop", "whole"], meant))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""

@@ -124,13 +124,25 @@ class Extract(ImageStep):
         backbones.backbone_name(self.model)
 
     def request(self, hashes: FileHashes) -> dict[str, Any]:
-        """Return what the numbers depend on other than the images; torch is not imported."""
+        """Return what the numbers depend on other than the images, automatic choices resolved.
+
+        torch is imported only where a model, its weights or the runtime are another package's, or
+        the model has no published weights: then these have to be asked.
+        """
         inputs = {
             "model": backbones.backbone_name(self.model),
             "weights": backbones.weights_identity(self.model, self.weights, hashes),
             "preprocessing": backbones.PREPROCESSING_VERSION,
         }
-        return self.identity(inputs, layer=tuple(dict.fromkeys(self.layer or ())) or None)
+        chosen = backbones.automatic(self.model, self.weights)
+        plain = self.runtime == "torch" or backbones.RUNTIMES.get(self.runtime).exact
+        return self.identity(
+            inputs,
+            layer=tuple(dict.fromkeys(self.layer or (chosen.layer,))),
+            image_size=self.image_size or chosen.image_size,
+            fit=backbones.effective_fit(self.fit, margin=chosen.margin),
+            runtime="torch" if plain else self.runtime,  # the exact ones give the same numbers
+        )
 
     def _extraction(self, context: Context, *, download: bool) -> Extraction:
         from featpipe.extract import engine  # noqa: PLC0415 - brings NumPy and h5py

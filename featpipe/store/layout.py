@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 SCHEMA_VERSION = 2
 LOGITS = "logits"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Ending of the second file that featpipe 0.1 had beside a store while it wrote it.
+JOURNAL = ".journal"
 
 
 @dataclass(frozen=True)
