@@ -110,18 +110,6 @@ def check_digests(
     return published
 
 
-def check_size(path: Path, bytes_per_image: int) -> None:
-    """Raise DataError unless a file holds a whole number of images, and at least one."""
-    size = path.stat().st_size
-    if size == 0 or size % bytes_per_image:
-        raise DataError(
-            "The file does not hold a whole number of images.",
-            where=path,
-            expected=f"a multiple of {bytes_per_image} bytes",
-            got=f"{size} bytes",
-        )
-
-
 def unpack(
     archive: Path,
     target: Path,
