@@ -158,6 +158,7 @@ class Extract(ImageStep):
                 *(self.model, self.weights, self.device, self.image_size, self.fit),
                 runtime=self.runtime,
                 hashes=hashes,
+                progress=context.progress,
             ),
             options=engine.ExtractOptions(
                 self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers
