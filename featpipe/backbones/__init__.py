@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featpipe.backbones.runtime import Runtime
 
 GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")
+FITS = ("auto", "crop", "whole")  # ways to make images square
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
 # Part of every identity: raise it when preprocessing.py starts to give other numbers.
@@ -131,3 +132,9 @@ def weights_identity(model: str, weights: str, hashes: FileHashes) -> str:
 def effective_fit(fit: str, *, margin: bool) -> str:
     """Return the fit as identities hold it: with no margin to cut, ``crop`` does what auto does."""
     return "auto" if fit == "crop" and not margin else fit
+
+
+def effective_runtime(runtime: str) -> str:
+    """Return the runtime as identities hold it: exact ones give the same numbers as ``torch``."""
+    plain = runtime == "torch" or RUNTIMES.get(runtime).exact
+    return "torch" if plain else runtime

@@ -73,7 +73,7 @@ class ImageStep(Step):
         help="crop: resize the shorter side and cut the centre, as the weights were tested; whole: "
         "squeeze the whole image; auto: crop, but no margin is cut from images that are not larger "
         "than the network's input.",
-        choices=("auto", "crop", "whole"),
+        choices=backbones.FITS,
     )
     on_error: str = option(
         "fail",
@@ -135,13 +135,12 @@ class Extract(ImageStep):
             "preprocessing": backbones.PREPROCESSING_VERSION,
         }
         chosen = backbones.automatic(self.model, self.weights)
-        plain = self.runtime == "torch" or backbones.RUNTIMES.get(self.runtime).exact
         return self.identity(
             inputs,
             layer=tuple(dict.fromkeys(self.layer or (chosen.layer,))),
             image_size=self.image_size or chosen.image_size,
             fit=backbones.effective_fit(self.fit, margin=chosen.margin),
-            runtime="torch" if plain else self.runtime,  # the exact ones give the same numbers
+            runtime=backbones.effective_runtime(self.runtime),
         )
 
     def _extraction(self, context: Context, *, download: bool) -> Extraction:
