@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 
@@ -83,7 +82,12 @@ def write_recipe(
     MODELS.canonical(model.partition(":")[0])
     if weights is not None:
         weights_file(model, weights)
-    dataset, splits = guess_layout(data or _named_folder(target), context)
+    folder = data or target.with_suffix("")
+    if data is None and not folder.is_dir():
+        raise UsageError(
+            "Where are the images?", next_step=f"featpipe init {target.stem} --data FOLDER"
+        )
+    dataset, splits = guess_layout(folder, context)
     options = _options(context)
     sources = [open_source(dataset, split, options) for split in splits]
     found = "; ".join(f"{len(source)} images in {source.split!r}" for source in sources)
@@ -103,7 +107,10 @@ def write_recipe(
         dataset=_quoted(dataset),
         found=f"{len(classes)} classes; {found}",
         classes=_quoted(",".join(classes[:2])),
-        protocol=_protocol(splits),
+        protocol=f"  # Trained on {splits[0]!r}, tested once on {splits[1]!r}."
+        if len(splits) > 1
+        else "  # There is no test split, so a fifth of the images is held out; five-fold\n"
+        "  # cross-validation instead: featpipe run … --set protocol=kfold:5",
     )
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
@@ -150,15 +157,6 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
     return spec, splits_of(spec, _options(context))
 
 
-def _named_folder(target: Path) -> Path:
-    folder = target.with_suffix("")
-    if folder.is_dir():
-        return folder
-    raise UsageError(
-        "Where are the images?", next_step=f"featpipe init {target.stem} --data FOLDER"
-    )
-
-
 def _options(context: Context) -> DatasetOptions:
     workspace = context.workspace
     return DatasetOptions(
@@ -173,15 +171,6 @@ def _lists_images(table: Path) -> bool:
     except (OSError, UnicodeDecodeError, csv.Error):
         return False
     return {"path", "label"} <= set(header)
-
-
-def _protocol(splits: Sequence[str]) -> str:
-    if len(splits) > 1:
-        return f"  # Trained on {splits[0]!r}, tested once on {splits[1]!r}."
-    return (
-        "  # There is no test split, so a fifth of the images is held out; five-fold\n"
-        "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
-    )
 
 
 def _quoted(text: str) -> str:

@@ -75,12 +75,9 @@ class Console:
 
     def error(self, error: FeatpipeError) -> None:
         """Print what went wrong to standard error."""
-        from rich.console import Console as Rich  # noqa: PLC0415
-
         self._stop()
-        rich = Rich(stderr=True)
-        rich.print("error:", style="bold red", end=" ")
-        rich.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(str(error), err=True)
 
     def _say(self, line: str) -> None:
         if self._bars is None:
