@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
     from featpipe.evaluation.result import Result, scan_results
-    from featpipe.labelmap import LabelMap, builtin_maps, check_map, summarise_map
+    from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.predict import open_predictor, predict
     from featpipe.statistics.comparison import Comparison, compare
     from featpipe.steps.plan import Plan
@@ -44,7 +44,7 @@ _HOMES = {
     "datasets": ("DATASETS",),
     "datasets.dataset": ("open_source",),
     "evaluation.result": ("Result", "scan_results"),
-    "labelmap": ("LabelMap", "builtin_maps", "check_map", "summarise_map"),
+    "labelmap": ("LabelMap", "builtin_maps"),
     "predict": ("open_predictor", "predict"),
     "statistics.comparison": ("Comparison", "compare"),
     "steps.plan": ("Plan",),
@@ -67,7 +67,6 @@ __all__ = [
     "Plan",
     "Result",
     "builtin_maps",
-    "check_map",
     "compare",
     "evaluate",
     "export_store",
@@ -83,7 +82,6 @@ __all__ = [
     "run_plan",
     "scan_results",
     "scan_stores",
-    "summarise_map",
     "write_recipe",
 ]
 

@@ -16,8 +16,7 @@ from featpipe.backbones import load_backbone
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.images import read_image
 from featpipe.errors import ResultError, UsageError, WeightsError, did_you_mean
-from featpipe.evaluation.fitting import predict_with_scores
-from featpipe.evaluation.models import load_model
+from featpipe.evaluation.fitting import load_model, predict_with_scores
 from featpipe.extract.engine import ExtractOptions, read_batches
 from featpipe.finetune.saved import load_head
 from featpipe.progress import SILENT, Progress

@@ -210,12 +210,12 @@ def show(session: Session, name: str | None, target: str | None) -> None:
     if name is None:
         rows = [
             {
-                "name": each,
-                "source classes": (found := api.summarise_map(api.LabelMap.load(each))).n_source,
-                "other": found.n_other,
-                "without source": ", ".join(found.without_source),
+                "name": each.name,
+                "source classes": len(each.rows),
+                "other": len(each.sources["other"]),
+                "without source": ", ".join(each.without_source),
             }
-            for each in api.builtin_maps()
+            for each in map(api.LabelMap.load, api.builtin_maps())
         ]
         session.finish(Outcome("done", "", table=rows))
     rows = [
@@ -231,14 +231,17 @@ def show(session: Session, name: str | None, target: str | None) -> None:
 @with_session
 def check(session: Session, name: str) -> None:
     """Check that a map is complete and unambiguous; say what maps to each target."""
-    found = api.check_map(name)
-    rows: list[dict[str, Any]] = [
-        {"target": target, "source classes": len(names), "which": ", ".join(names)}
-        for target, names in found.source_names.items()
+    found = api.LabelMap.load(name)
+    rows = [
+        {
+            "target": target,
+            "source classes": len(names),
+            "which": "" if target == "other" else ", ".join(names),
+        }
+        for target, names in found.sources.items()
     ]
-    rows.append({"target": "other", "source classes": found.n_other, "which": ""})
     gaps = f"; without source: {', '.join(found.without_source)}" if found.without_source else ""
-    message = f"{found.name}: {found.n_source} source classes, each mapped once{gaps}"
+    message = f"{found.name}: {len(found.rows)} source classes, each mapped once{gaps}"
     session.finish(Outcome("done", message, table=rows))
 
 

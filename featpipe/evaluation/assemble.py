@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
-from featpipe.evaluation.metrics import classification_metrics, metrics_from_confusion
-from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.metrics import (
+    Predictions,
+    classification_metrics,
+    metrics_from_confusion,
+)
 from featpipe.evaluation.protocol import Split
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.provenance import environment, now

@@ -1,4 +1,4 @@
-"""Data of ROC, precision-recall and reliability curves, small enough for a page.
+"""Data of ROC and precision-recall curves, small enough for a page.
 
 Areas are always those of the full curve. Long curves are then drawn with at most
 :data:`MAX_POINTS` points: what that may change is said at each function.
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
 from featpipe.errors import ResultError
-from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.metrics import Predictions
 
 MAX_POINTS = 199  # odd, so that the corner diagonal fpr + tpr = 1 is one of the points
-ECE_BINS = 15  # the number of Guo et al. 2017, section 2
 
 _DECIMALS = 5
 _Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -102,40 +101,6 @@ def pr_curves(predictions: Predictions) -> dict[str, Any]:
         return {**points, "average_precision": area}
 
     return _one_vs_rest(predictions, full, macro, drawn)
-
-
-def reliability_curve(predictions: Predictions, bins: int = ECE_BINS) -> dict[str, Any]:
-    """Reliability diagram and expected calibration error (ECE).
-
-    Equal-width bins ``(i/bins, (i+1)/bins]`` of the probability given to the predicted class;
-    ``ece = Σ count/n · |accuracy − confidence|`` (Guo et al. 2017, "On calibration of modern neural
-    networks", equation 3). scikit-learn's ``calibration_curve`` knows two classes only.
-
-    Returns
-    -------
-    diagram : dict
-        ``ece`` and ``bins``: list of ``{low, high, count, confidence, accuracy}``; means of an
-        empty bin are None.
-    """
-    confidence = predictions.confidence
-    if confidence is None:
-        raise ResultError("A reliability curve needs probabilities; this method gives none.")
-    edges = np.linspace(0, 1, bins + 1)
-    which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    count = np.bincount(which, minlength=bins)
-    confident = np.bincount(which, weights=confidence, minlength=bins)
-    right = np.bincount(which, weights=predictions.correct, minlength=bins)
-    table = [
-        {
-            "low": round(float(edges[i]), _DECIMALS),
-            "high": round(float(edges[i + 1]), _DECIMALS),
-            "count": int(count[i]),
-            "confidence": float(confident[i] / count[i]) if count[i] else None,
-            "accuracy": float(right[i] / count[i]) if count[i] else None,
-        }
-        for i in range(bins)
-    ]
-    return {"ece": float(np.abs(confident - right).sum() / len(confidence)), "bins": table}
 
 
 def _one_vs_rest(

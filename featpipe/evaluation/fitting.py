@@ -1,4 +1,7 @@
-"""Fit one probe on splits: choose on training rows, refit on all of them, test once."""
+"""Fit one probe on splits (choose on training rows, refit on all of them, test once), and keep it.
+
+Trained classifiers are skops files, which hold no pickle and run no code.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -18,15 +23,20 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from featpipe.errors import FitError, UsageError
+from featpipe.errors import FitError, ResultError, UsageError
 from featpipe.evaluation.assemble import SplitPredictions
 from featpipe.evaluation.protocol import Split, validation_rows
+from featpipe.evaluation.result import Result
 from featpipe.probes.base import Probe
+from featpipe.workspace import atomic_write
 
 # A fit of a linear classifier took 0.2 to 0.3 µs per number in its rows (800 × 512 features, mean
 # over the grid, one 2.5 GHz core); starting workers that import scikit-learn takes seconds.
 _SECONDS_PER_VALUE = 2.5e-7
 _WORTH_WORKERS_SECONDS = 10.0
+
+_MODEL_FORMAT = 2  # 1 is that of featpipe 0.1
+_OURS = ["featpipe.probes.estimators.NearestMean"]  # the rest are scikit-learn's and numpy's own
 
 
 def fit_splits(
@@ -99,7 +109,7 @@ def _choose(
     X: NDArray[np.float32], y: NDArray[np.int64], probe: Probe
 ) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
     """Return the best grid value, how it was chosen, and the score of every grid point."""
-    if len(probe.grid()) < 2:
+    if not probe.chooses:
         return probe.default(), {"by": "given"}, []
     cv = validation_rows(probe.validation, y, probe.seed)
     if cv is None:
@@ -243,7 +253,7 @@ def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
 
 def n_fits(split: Split, probe: Probe) -> int:
     """Return how often a probe is fitted on one split: once per grid point and fold, and refit."""
-    if len(probe.grid()) < 2:
+    if not probe.chooses:
         return 1
     labels = split.train.labels
     cv = validation_rows(probe.validation, labels, probe.seed)
@@ -274,3 +284,68 @@ def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
 def _width(splits: Sequence[Split], probe: Probe) -> int:
     """Return how many numbers a row holds."""
     return math.prod(splits[0].train.store.features(probe.layer).shape[1:])
+
+
+# Trained classifiers on the disk.
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A classifier with what is needed to use it on new images."""
+
+    estimator: BaseEstimator  # fitted pipeline: features → classes
+    classes: tuple[str, ...]
+    backbone: dict[str, Any]  # its description, as in the store's manifest
+    layer: str
+    title: str
+    weights: str  # where the weights came from when the features were made
+    request: dict[str, Any]  # options of the extraction that change the preprocessing
+
+
+def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
+    """Write a classifier and what it needs of its features; return the size in bytes."""
+    store = result.stores[0]
+    model = TrainedModel(
+        estimator,
+        classes=tuple(result.dataset["classes"]),
+        backbone=store["manifest"]["backbone"],
+        layer=store["layer"],
+        title=result.title,
+        weights=store["run"].get("weights", "DEFAULT"),
+        request=store["run"].get("request", {}),
+    )
+    from skops import io as skops_io  # noqa: PLC0415 - takes seconds
+
+    with atomic_write(path) as temporary:
+        skops_io.dump({"featpipe_model": _MODEL_FORMAT, **vars(model)}, temporary)
+    return path.stat().st_size
+
+
+def load_model(path: Path) -> TrainedModel:
+    """Read a classifier; only types of scikit-learn, numpy and featpipe are loaded."""
+    from skops import io as skops_io  # noqa: PLC0415 - takes seconds
+
+    if not path.is_file():
+        raise ResultError("There is no such model.", where=path, next_step="featpipe results")
+    try:
+        foreign = sorted(set(skops_io.get_untrusted_types(file=path)) - set(_OURS))
+        bundle = None if foreign else skops_io.load(path, trusted=_OURS)
+    except Exception as error:  # skops raises whatever its parts raise on damaged files
+        raise ResultError(f"The model cannot be read: {error}", where=path) from error
+    version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
+    if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
+        raise ResultError(
+            "This model was written by featpipe 0.1.",
+            where=path,
+            next_step="train it again, then delete this file",
+        )
+    if foreign:
+        raise ResultError(
+            "The model holds types that are not trusted, so it is not loaded.",
+            where=path,
+            got=", ".join(foreign),
+        )
+    parts = [item.name for item in fields(TrainedModel)]
+    if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not set(parts) <= set(bundle):
+        raise ResultError("This is not a model of featpipe.", where=path)
+    return TrainedModel(**{name: bundle[name] for name in parts})

@@ -1,4 +1,4 @@
-"""Which stores a command means, and how their rows are split: which rows train and which test.
+"""How the rows of stores are split: which train, which validate and which test.
 
 Test rows are never looked at before the one prediction that the metrics are computed from;
 hyper-parameters are chosen on rows of the training part (:mod:`featpipe.evaluation.fitting`).
@@ -9,134 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
-from featpipe.datasets import short_name
-from featpipe.errors import FitError, StoreError, UsageError
-from featpipe.probes.base import LOGITS, Evaluation, canonical_model
-from featpipe.steps import Context, grammar
-from featpipe.store import FeatureStore, scan_stores
-
-_TEST_SPLITS = ("test", "val", "valid", "validation")
-_UNLABELLED = "unlabeled"  # STL-10's name of it
-_FEW_ROWS = 2000  # below this, one validation holdout is too noisy a judge and folds are cheap
+from featpipe.errors import FitError, UsageError
+from featpipe.probes.base import FEW_ROWS, FOLDS, SHARE
+from featpipe.steps import grammar
+from featpipe.store import FeatureStore
 
 Rows = NDArray[np.int64]
-
-
-# Stores
-
-
-def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, FeatureStore | None]:
-    """Return the store of the training rows and, where there is one, that of the test rows."""
-    if step.train is not None:
-        return _open_named(step, step.train)
-    folder = context.workspace.features
-    stores, damaged = scan_stores(folder)
-    for error in damaged:
-        context.progress.note(f"ignored: {error}")
-    fitting = []
-    for store in stores:
-        layers = {None, *store.layers} | ({LOGITS} if store.logits is not None else set())
-        if _is_asked_for(store, step) and step.layer in layers:
-            fitting.append(store)
-    if not fitting:
-        model, dataset = step.model or "MODEL", step.dataset or "DATASET"
-        layer = f" --layer {step.layer}" if step.layer not in (None, LOGITS) else ""
-        raise StoreError(
-            "There is no feature store for this.",
-            where=folder,
-            expected=f"dataset {dataset}, model {model}"
-            + (f", layer {step.layer}" if step.layer else ""),
-            got="; ".join(sorted({_label(store) for store in stores})) or "no store at all",
-            next_step=f"featpipe extract --model {model} --dataset {dataset}{layer}",
-        )
-    shared = [{**s.manifest, "dataset": s.manifest["dataset"]["name"]} for s in fitting]
-    if any(one != shared[0] for one in shared):  # they differ in more than the split
-        raise _several_fit(fitting)
-    return train_and_test(fitting)
-
-
-def _open_named(step: Evaluation, path: Path) -> tuple[FeatureStore, FeatureStore | None]:
-    """Open the stores that the user named; a wrong pair would give numbers all the same."""
-    train = FeatureStore(path)
-    test = None if step.test is None else FeatureStore(step.test)
-    for store in (train, test):
-        if store is not None and not _is_asked_for(store, step):
-            raise UsageError(
-                "The store is not one of the dataset and model asked for.",
-                where=store.path,
-                expected=", ".join(name for name in (step.dataset, step.model) if name),
-                got=_label(store),
-            )
-    if test is not None and test.manifest["backbone"] != train.manifest["backbone"]:
-        raise UsageError(
-            "The features of the training and the test rows are not of one backbone.",
-            got="".join(f"\n    {_label(store)}: {store.path}" for store in (train, test)),
-            next_step="extract both splits with the same model, weights and preprocessing",
-        )
-    return train, test
-
-
-def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
-    dataset, model = store.manifest["dataset"], store.manifest["backbone"]["model"]
-    return (
-        (step.dataset is None or short_name(step.dataset) == dataset["name"])
-        and (step.model is None or canonical_model(step.model) == model)
-        and dataset["split"] != _UNLABELLED
-    )
-
-
-def open_train_and_test(paths: Sequence[Path]) -> tuple[FeatureStore, FeatureStore | None]:
-    """Open the stores of one extraction and return those of the training and of the test rows."""
-    return train_and_test([FeatureStore(path) for path in paths])
-
-
-def train_and_test(group: Sequence[FeatureStore]) -> tuple[FeatureStore, FeatureStore | None]:
-    """Return the stores of the training and of the test rows out of those of one extraction."""
-    by_split: dict[str, FeatureStore] = {}
-    for store in group:
-        split = store.manifest["dataset"]["split"]
-        if by_split.setdefault(split, store) is not store:
-            raise _several_fit([by_split[split], store])
-    by_split.pop(_UNLABELLED, None)
-    tests = [by_split.pop(name) for name in _TEST_SPLITS if name in by_split]
-    trains = [by_split["train"]] if "train" in by_split else list(by_split.values())
-    if not (trains or tests):
-        raise StoreError(
-            "There are only unlabelled rows: nothing can be trained or tested on them.",
-            next_step="extract a labelled split, too",
-        )
-    if len(trains) > 1:
-        raise _several_fit(trains)
-    if not trains:  # only a test split was extracted: its rows are all there is
-        return tests[0], None
-    return trains[0], tests[0] if tests else None
-
-
-def _several_fit(stores: list[FeatureStore]) -> UsageError:
-    return UsageError(
-        "Several feature stores fit; say which.",
-        got="".join(f"\n    {_label(store)}: {store.path}" for store in stores),
-        next_step="add --dataset, --model or --layer if that tells them apart, or name the files: "
-        "--train FILE --test FILE",
-    )
-
-
-def _label(store: FeatureStore) -> str:
-    dataset = store.manifest["dataset"]
-    return (
-        f"{dataset['name']} {dataset['split']} ({dataset['images']} images) × "
-        f"{store.manifest['backbone']['model']} {'/'.join(store.layers)}"
-    )
-
-
-# Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,10 +133,16 @@ def make_splits(
 
 
 def resolve(protocol: str, test: FeatureStore | None) -> tuple[str, FeatureStore | None]:
-    """Return the protocol that ``"auto"`` means, and the test store if it looks at one."""
+    """Return what a protocol means, in one spelling, and the test store if it looks at one."""
     if protocol == "auto":
-        protocol = "holdout:0.2" if test is None else "split"
-    return protocol, None if protocol.startswith(("kfold:", "holdout:")) else test
+        protocol = f"holdout:{SHARE}" if test is None else "split"
+    kind, number = grammar.protocol(protocol)
+    return _spelled(kind, number), None if kind in ("kfold", "holdout") else test
+
+
+def _spelled(kind: str, number: float | None) -> str:
+    """Return the one spelling of what a grammar has read: of ``holdout:.20``, ``holdout:0.2``."""
+    return kind if number is None else f"{kind}:{number}"
 
 
 def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, trained: bool) -> None:
@@ -349,24 +239,40 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
     return drawn
 
 
+def resolve_validation(spec: str, y: NDArray[np.int64]) -> str:
+    """Return how training rows of the classes ``y`` choose hyper-parameters, in one spelling.
+
+    That is ``"none"`` where some class has a single row, so that no row of it can be held out.
+
+    Raises
+    ------
+    FitError
+        If a class has fewer rows than there are folds.
+    """
+    kind, number = grammar.validation(spec)
+    fewest = int(min(np.unique(y, return_counts=True)[1], default=0))
+    if fewest < 2:
+        return "none"
+    if kind == "auto":
+        folds = "kfold", min(FOLDS, fewest)
+        kind, number = folds if len(y) < FEW_ROWS else ("holdout", SHARE)
+    if kind == "kfold" and number is not None and number > fewest:
+        raise FitError(
+            f"{spec} needs {number} training rows of every class.",
+            got=f"a class with {fewest}",
+            next_step=f"--validation kfold:{fewest}",
+        )
+    return _spelled(kind, number)
+
+
 def validation_rows(
     spec: str, y: NDArray[np.int64], seed: int
 ) -> StratifiedKFold | StratifiedShuffleSplit | None:
-    """Return how training rows are split to choose hyper-parameters; test rows are not used.
-
-    Returns ``None`` where some class has a single row, so that no row of it can be held out.
-    """
-    kind, number = grammar.validation(spec)
-    least = int(np.unique(y, return_counts=True)[1].min())
-    if least < 2:
+    """Return how :func:`resolve_validation` splits training rows; ``None`` for ``"none"``."""
+    resolved = resolve_validation(spec, y)
+    if resolved == "none":
         return None
-    if kind == "kfold" or (kind == "auto" and len(y) < _FEW_ROWS):
-        folds = int(number or 3)
-        if kind == "kfold" and folds > least:
-            raise FitError(
-                f"kfold:{folds} needs {folds} training rows of every class.",
-                got=f"a class with {least}",
-                next_step=f"--validation kfold:{least}",
-            )
-        return StratifiedKFold(min(folds, least), shuffle=True, random_state=seed)
-    return _stratified_share(y, number or 0.2, seed)
+    kind, number = grammar.validation(resolved)
+    if kind == "kfold":
+        return StratifiedKFold(int(number or 0), shuffle=True, random_state=seed)
+    return _stratified_share(y, number or 0.0, seed)

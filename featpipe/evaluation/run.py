@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,38 +20,75 @@ from featpipe.evaluation.assemble import (
     renamed,
     save_result,
 )
-from featpipe.evaluation.fitting import fit_splits, n_parameters
-from featpipe.evaluation.protocol import Split, low_shot, make_splits, resolve, select_stores
+from featpipe.evaluation.fitting import fit_splits, n_parameters, save_model
+from featpipe.evaluation.protocol import Split, make_splits, resolve
 from featpipe.evaluation.result import Result
+from featpipe.evaluation.stores import select_stores
 from featpipe.labelmap import IDENTITY, OTHER, LabelMap, SourceClasses, for_pair
-from featpipe.probes.base import LOGITS, Evaluation, Probe
+from featpipe.probes.base import Evaluation, Probe
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.provenance import package_version
 from featpipe.steps import Context, Outcome
+from featpipe.steps.grammar import LOGITS
 from featpipe.store import FeatureStore
 
 _MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of all of them
 
 
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A method on its stores, every automatic choice made: what is computed, and what names it."""
+
+    step: Evaluation
+    protocol: str  # never "auto"
+    splits: list[Split]
+    key: str  # fingerprint of what the numbers follow from
+
+    @property
+    def name(self) -> str:
+        """Return the name of its result: readable, and different for different numbers."""
+        manifest = self.splits[0].train.store.manifest
+        dataset, model = slug(manifest["dataset"]["name"]), manifest["backbone"]["model"]
+        return f"{dataset}-{model}-{self.step.label}-{self.key[:8]}"
+
+
+def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = None) -> Setup:
+    """Split the rows of stores for a method, and name what follows from them; nothing is fitted.
+
+    ``step`` is the method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` … Without
+    ``test``, the dataset's own test rows, the protocol splits the rows of ``train``.
+
+    Raises
+    ------
+    FeatpipeError
+        If the stores cannot serve the protocol, or hold no logits to map.
+    """
+    protocol, test = resolve(step.protocol, test)
+    _, splits = make_splits(protocol, train, test, step.seed)
+    splits = step.subsets(splits)
+    stores = [store.fingerprint for store in (train, test) if store is not None]
+    inputs = {"stores": stores, "scikit-learn": package_version("scikit-learn")}
+    key = step.key(inputs, protocol=protocol, **step.resolved(splits))
+    return Setup(step, protocol, splits, key)
+
+
 def run_evaluation(step: Evaluation, context: Context) -> Outcome:
     """Evaluate a method on the stores it means, unless the same result exists already."""
-    train, test, path, existing = look_up(step, context)
+    setup, path, existing = look_up(step, context)
     if existing is None:
-        return outcome_of(evaluate(step, train, test, context, path), "done")
+        return outcome_of(_evaluate(setup, context, path), "done")
     return outcome_of(renamed(existing, step.title, step.default_title), "up to date")
 
 
-def look_up(
-    step: Evaluation, context: Context
-) -> tuple[FeatureStore, FeatureStore | None, Path, Result | None]:
-    """Return the stores that a step means, its result's path and, if up to date, the result.
+def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | None]:
+    """Return what a step evaluates, its result's path and, if up to date, the result.
 
     A result is made again where its predictions or the model asked for are missing.
     """
-    train, test = select_stores(step, context)
-    path = context.workspace.results / f"{result_name(step, train, test)}.json"
+    setup = set_up(step, *select_stores(step, context))
+    path = context.workspace.results / f"{setup.name}.json"
     models = [_model_path(path, context)] if getattr(step, "save_model", False) else []
-    return train, test, path, None if step.force else complete_result(path, *models)
+    return setup, path, None if step.force else complete_result(path, *models)
 
 
 def evaluate(
@@ -60,45 +98,29 @@ def evaluate(
     context: Context | None = None,
     path: Path | None = None,
 ) -> Result:
-    """Train and test one method; the test rows are predicted once.
+    """Train and test one method (see :func:`set_up`); the test rows are predicted once.
 
-    ``step`` is the method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` … Without
-    ``test``, the dataset's own test rows, the protocol splits the rows of ``train``. The result
-    (JSON), its predictions and its model are saved at ``path``, if it is given.
+    The result (JSON), its predictions and its model are saved at ``path``, if it is given.
 
     Raises
     ------
     FitError
         If the rows cannot validly train or test a classifier.
     """
-    context = context or Context()
-    protocol, splits = make_splits(step.protocol, train, test, step.seed)
-    output = step.answer(splits, context)
-    result, table = build_result(step, key_of(step, train, test), protocol, output, context)
+    return _evaluate(set_up(step, train, test), context or Context(), path)
+
+
+def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
+    step = setup.step
+    output = step.answer(setup.splits, context)
+    result, table = build_result(step, setup.key, setup.protocol, output, context)
     if path is not None:
         if output.estimator is not None and result.settings["save_model"]:
-            from featpipe.evaluation.models import save_model  # noqa: PLC0415 - skops takes seconds
-
             model = _model_path(path, context)
             result.cost["model_bytes"] = save_model(model, output.estimator, result)
             result.files["model"] = model.name
         save_result(result, path, table)
     return result
-
-
-def result_name(step: Evaluation, train: FeatureStore, test: FeatureStore | None) -> str:
-    """Return the file name of a result: readable, and different for different numbers."""
-    dataset = slug(train.manifest["dataset"]["name"])
-    model = train.manifest["backbone"]["model"]
-    return f"{dataset}-{model}-{step.label}-{key_of(step, train, test)[:8]}"
-
-
-def key_of(step: Evaluation, train: FeatureStore, test: FeatureStore | None) -> str:
-    """Return the fingerprint of what the numbers follow from."""
-    protocol, test = resolve(step.protocol, test)
-    resolved = {"protocol": protocol, **step.resolved(train, test)}
-    stores = [store.fingerprint for store in (train, test) if store is not None]
-    return step.key({"stores": stores, "scikit-learn": package_version("scikit-learn")}, **resolved)
 
 
 def _model_path(path: Path, context: Context) -> Path:
@@ -107,8 +129,6 @@ def _model_path(path: Path, context: Context) -> Path:
 
 def train_and_test(probe: Probe, splits: list[Split], context: Context) -> MethodOutput:
     """Fit a probe on every split and test it once."""
-    if probe.train_per_class:
-        splits = low_shot(splits, probe.train_per_class, probe.repeats, probe.seed)
     fits = []
     with context.progress.task(probe.display_name, len(splits)) as task:
         for fit in fit_splits(splits, probe, context.jobs):

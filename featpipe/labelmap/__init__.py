@@ -10,11 +10,8 @@ from featpipe.labelmap.mapping import (
     IDENTITY,
     LabelMap,
     SourceClasses,
-    Summary,
     builtin_maps,
-    check_map,
     for_pair,
-    summarise_map,
 )
 
 __all__ = [
@@ -23,9 +20,6 @@ __all__ = [
     "LabelMap",
     "Row",
     "SourceClasses",
-    "Summary",
     "builtin_maps",
-    "check_map",
     "for_pair",
-    "summarise_map",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +62,8 @@ class LabelMap:
     >>> stl10 = LabelMap.load("imagenet_to_stl10")
     >>> stl10.without_source
     ('deer',)
-    >>> sorrel = stl10.source_names.index("sorrel")
-    >>> stl10.targets[stl10.columns()[sorrel]]
-    'horse'
+    >>> stl10.sources["truck"][:2]
+    ('fire engine', 'garbage truck')
     """
 
     name: str  # of the built-in map, or the file it was read from, or "identity"
@@ -139,15 +138,18 @@ class LabelMap:
         return cls(IDENTITY, tuple(target_classes), tuple(rows))
 
     @property
-    def source_names(self) -> tuple[str, ...]:
-        """Readable names of the source classes, in the order of the logits."""
-        return tuple(row.source_name for row in self.rows)
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """Names of the source classes of each target class and, last, of "other"."""
+        return {
+            target: tuple(row.source_name for row in self.rows if row.target == target)
+            for target in (*self.targets, OTHER)
+        }
 
     @property
     def without_source(self) -> tuple[str, ...]:
         """Target classes that no source class maps to: they can never be predicted."""
-        mapped = {row.target for row in self.rows}
-        return tuple(target for target in self.targets if target not in mapped)
+        sources = self.sources
+        return tuple(target for target in self.targets if not sources[target])
 
     @property
     def fingerprint(self) -> str:
@@ -199,42 +201,6 @@ class LabelMap:
         for target in set(columns.tolist()):
             pooled[:, target] = pool(source[:, columns == target], axis=1)
         return pooled / pooled.sum(axis=1, keepdims=True)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a map does, in numbers."""
-
-    name: str
-    n_source: int
-    source_names: Mapping[str, tuple[str, ...]]  # of the source classes, by target class
-    n_other: int  # source classes that map to "other"
-    without_source: tuple[str, ...]  # target classes that no source class maps to
-
-
-def summarise_map(label_map: LabelMap) -> Summary:
-    """Return what a map does, in numbers.
-
-    Examples
-    --------
-    >>> summarise_map(LabelMap.load("imagenet_to_stl10_narrow")).source_names["ship"]
-    ('liner',)
-    """
-    names = {
-        target: tuple(row.source_name for row in label_map.rows if row.target == target)
-        for target in label_map.targets
-    }
-    n_other = sum(row.target == OTHER for row in label_map.rows)
-    return Summary(label_map.name, len(label_map.rows), names, n_other, label_map.without_source)
-
-
-def check_map(
-    name_or_path: str | os.PathLike[str],
-    target_classes: Sequence[str] | None = None,
-    source_ids: Sequence[str] | None = None,
-) -> Summary:
-    """Return the summary of a map that is right; :meth:`LabelMap.load` says what it raises."""
-    return summarise_map(LabelMap.load(name_or_path, target_classes, source_ids))
 
 
 def builtin_maps() -> list[str]:

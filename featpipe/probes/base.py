@@ -24,7 +24,11 @@ from featpipe.steps import (
     options_of,
 )
 
-LOGITS = "logits"  # stored with the layers if the backbone has a classifier
+# What "auto" means. Below so many training rows one validation holdout is too noisy a judge, and
+# folds are cheap.
+FEW_ROWS = 2000
+FOLDS = 3
+SHARE = 0.2
 
 
 class Evaluation(Step):
@@ -57,7 +61,7 @@ class Evaluation(Step):
         help="split: the dataset's own train and test rows; folds: train on each official fold; "
         "fold:K: on one of them; kfold:K: cross-validation; holdout:F: a share F of the rows is "
         "tested; all (zeroshot only): every row is tested. auto: split where there are two "
-        "stores, else holdout:0.2.",
+        f"stores, else holdout:{SHARE}.",
         check=grammar.protocol,
     )
     seed: int = option(0, help="Seed of every random choice.", minimum=0, maximum=LARGEST_SEED)
@@ -85,7 +89,7 @@ class Evaluation(Step):
         return (
             self.dataset in (None, dataset)
             and (self.model is None or canonical_model(self.model) == canonical_model(model))
-            and (layers is None or self.layer in (None, LOGITS, *layers))
+            and (layers is None or self.layer in (None, grammar.LOGITS, *layers))
         )
 
     def planned(self, producer: Step) -> Self:
@@ -96,13 +100,13 @@ class Evaluation(Step):
         """Take the stores of one extraction; a split without labels is left out."""
         if not inputs:
             return self
-        train, test = evaluation().protocol.open_train_and_test(inputs[0])
+        train, test = evaluation().stores.open_train_and_test(inputs[0])
         return self.replace(train=train.path, test=None if test is None else test.path)
 
     def status(self, context: Context) -> Status:
         """Look for the result of these options on these stores."""
-        *_, path, existing = evaluation().run.look_up(self, context)
-        key = path.stem.rpartition("-")[2]
+        setup, path, existing = evaluation().run.look_up(self, context)
+        key = setup.key[:8]
         if existing is None:
             return Status(False, "asked for again" if self.force else "no such result yet", key)
         return Status(True, "result is there", key, (path,))
@@ -125,9 +129,13 @@ class Evaluation(Step):
         """Name of the method in tables unless the user gives another."""
         raise NotImplementedError
 
-    def resolved(self, train: Any, test: Any) -> dict[str, Any]:
-        """Return what automatic choices mean on these stores, for the identity."""
-        return {"layer": self.layer or train.layers[0]}
+    def subsets(self, splits: list[Any]) -> list[Any]:
+        """Return the splits that are evaluated, out of those that the protocol makes."""
+        return splits
+
+    def resolved(self, splits: list[Any]) -> dict[str, Any]:
+        """Return what automatic choices mean on these splits, for the identity."""
+        return {"layer": self.layer or splits[0].train.store.layers[0]}
 
     def answer(self, splits: list[Any], context: Context) -> Any:
         """Predict the test rows of every split; return a ``MethodOutput``."""
@@ -159,7 +167,7 @@ class Probe(Evaluation):
     validation: str = option(
         "auto",
         help="How hyper-parameters are chosen on training rows: holdout:F or kfold:K; "
-        "auto: kfold:3 below 2000 training rows, else holdout:0.2.",
+        f"auto: kfold:{FOLDS} below {FEW_ROWS} training rows, else holdout:{SHARE}.",
         check=grammar.validation,
     )
     train_per_class: tuple[int, ...] | None = option(
@@ -181,6 +189,21 @@ class Probe(Evaluation):
         few = f", {max(self.train_per_class)} per class" if self.train_per_class else ""
         return self.display_name + few
 
+    def subsets(self, splits: list[Any]) -> list[Any]:
+        """Draw a few training rows per class, where a low-shot curve is asked for."""
+        if not self.train_per_class:
+            return splits
+        low_shot = evaluation().protocol.low_shot
+        return list(low_shot(splits, self.train_per_class, self.repeats, self.seed))
+
+    def resolved(self, splits: list[Any]) -> dict[str, Any]:
+        """Add how the hyper-parameter is chosen on the training rows of each split."""
+        used = {"none"}
+        if self.chooses:
+            resolve = evaluation().protocol.resolve_validation
+            used = {resolve(self.validation, split.train.labels) for split in splits}
+        return {**super().resolved(splits), "validation": " ".join(sorted(used))}
+
     def answer(self, splits: list[Any], context: Context) -> Any:
         """Train on the training rows of every split and predict its test rows once."""
         return evaluation().run.train_and_test(self, splits, context)
@@ -201,6 +224,11 @@ class Probe(Evaluation):
     def grid(self) -> tuple[Any, ...]:
         """Return the values to choose from, the most regularised first: ties go to the first."""
         return tuple(sorted(getattr(self, self.tuned))) if self.tuned else ()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more than one value to choose from."""
+        return len(self.grid()) > 1
 
     def default(self) -> Any:
         """Return the value of the grid for training rows that are too few to choose."""

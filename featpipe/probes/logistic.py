@@ -17,7 +17,6 @@ class Logistic(Probe):
     display_name = "Logistic probe"
     parameter = "logisticregression__C"
     open_ended = True
-    bytes_per_value = 16
 
     c: tuple[float, ...] = option(
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0),

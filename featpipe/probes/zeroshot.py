@@ -47,10 +47,10 @@ class Zeroshot(Evaluation):
         """The policy is part of the title."""
         return f"Mapped classifier ({self.policy})"
 
-    def resolved(self, train: Any, test: Any) -> dict[str, Any]:
+    def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add the content of the label map."""
-        label_map = evaluation().run.load_map(self, test or train)
-        return {**super().resolved(train, test), "map": label_map.fingerprint}
+        label_map = evaluation().run.load_map(self, splits[0].test.store)
+        return {**super().resolved(splits), "map": label_map.fingerprint}
 
     def answer(self, splits: list[Any], context: Any) -> Any:
         """Map the stored logits of the test rows."""

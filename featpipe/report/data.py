@@ -19,7 +19,7 @@ from PIL import Image
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, ResultError
-from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.report.step import Report
 from featpipe.statistics.comparison import Comparison, compare

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from featpipe.evaluation.curves import pr_curves, reliability_curve, roc_curves
+from featpipe.evaluation.curves import pr_curves, roc_curves
+from featpipe.evaluation.metrics import reliability_curve
 from featpipe.report.data import Group, Method, ReportData, settings_of
 from featpipe.report.render import count, percent
 from featpipe.report.sections import (

@@ -19,8 +19,6 @@ from featpipe.errors import ResultError
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
 
-_BLOCK_VALUES = 1 << 22  # random counts held at a time: 32 MiB of int64
-
 
 @dataclass(frozen=True)
 class Interval:
@@ -100,7 +98,7 @@ def bootstrap_mean(
     with all of its values (Davison and Hinkley 1997, section 3.8; Efron 1979). Rows with the same
     number and sum of values are interchangeable, so a resample is drawn as multinomial counts of
     the distinct kinds of row: the same distribution as drawing rows one by one. 8000 rows of ten
-    right-or-wrong answers take 0.1 s that way (8000 rows with 8000 different values: 9 s).
+    right-or-wrong answers are of eleven kinds and take 0.1 s; each kind takes 80 kB of memory.
 
     ``values`` has one value per prediction, for example 1 for right and 0 for wrong; ``rows`` says
     which row each value belongs to, by default a different one.
@@ -109,14 +107,9 @@ def bootstrap_mean(
     _, sums, counts = sum_by_row(np.arange(len(values)) if rows is None else rows, values)
     kinds, frequency = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK_VALUES // len(frequency))
-    means = []
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        drawn = rng.multinomial(len(sums), frequency / len(sums), size=size)
-        means.append(drawn @ kinds[0] / (drawn @ kinds[1]))
+    drawn = rng.multinomial(len(sums), frequency / len(sums), size=resamples)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    low, high = np.quantile(drawn @ kinds[0] / (drawn @ kinds[1]), [tail, 1 - tail])
     value = float(values.mean())
     method = f"bootstrap over rows, {resamples} resamples, seed {seed}"
     return Interval(value, min(float(low), value), max(float(high), value), method)

@@ -10,6 +10,8 @@ import math
 
 from featpipe.errors import UsageError
 
+LOGITS = "logits"  # the layer, of any backbone with a classifier, that is the classifier's output
+
 
 def protocol(text: str) -> tuple[str, float | None]:
     """Read how rows are split, as its kind and its number.

@@ -5,7 +5,8 @@ A store is either unfinished (``NAME.h5.partial``, blocks of rows with a checksu
 one, ``reader`` opens one, ``export`` converts one. ``docs/feature-store.md`` documents the format.
 """
 
-from featpipe.store.layout import LOGITS, SCHEMA_VERSION, StoreContent
+from featpipe.steps.grammar import LOGITS
+from featpipe.store.layout import SCHEMA_VERSION, StoreContent
 from featpipe.store.reader import FeatureStore, scan_stores
 from featpipe.store.writer import StoreWriter
 

@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.steps.grammar import LOGITS
+
 SCHEMA_VERSION = 2
-LOGITS = "logits"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 

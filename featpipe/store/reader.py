@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
-from featpipe.store.layout import HDF5_SIGNATURE, LOGITS, SCHEMA_VERSION, hdf5_size, partial_path
+from featpipe.steps.grammar import LOGITS
+from featpipe.store.layout import HDF5_SIGNATURE, SCHEMA_VERSION, hdf5_size, partial_path
 
 _READ_BYTES = 1 << 22
 _LOGITS = f"features/{LOGITS}"

@@ -1,4 +1,4 @@
-"""Curves keep their areas when they are thinned, and calibration is what Guo et al. define."""
+"""Curves keep their areas when they are thinned."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from featpipe.errors import ResultError
-from featpipe.evaluation.curves import MAX_POINTS, pr_curves, reliability_curve, roc_curves
-from featpipe.evaluation.metrics import classification_metrics
-from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.curves import MAX_POINTS, pr_curves, roc_curves
+from featpipe.evaluation.metrics import Predictions, classification_metrics
 
 SETTINGS = settings(deadline=None, max_examples=25, derandomize=True)
 
@@ -27,13 +26,6 @@ def predictions(n, k=3, seed=0, skill=1.0, ties=False, absent=None):
     scores = scores.round() if ties else scores
     names = tuple("abcdefghij"[:k])
     return Predictions(np.arange(n), y_true, scores.argmax(axis=1), names, scores)
-
-
-def answered(confidence, correct):
-    """Predictions of the first of two classes with this confidence."""
-    wrong, zeros = (~np.asarray(correct)).astype(int), np.zeros(len(correct), int)
-    probabilities = np.column_stack([confidence, 1 - confidence])
-    return Predictions(zeros, wrong, zeros, ("a", "b"), probabilities=probabilities)
 
 
 def step_area(curve):
@@ -122,43 +114,3 @@ def test_without_scores_the_message_says_what_is_missing():
     for curve in (roc_curves, pr_curves):
         with pytest.raises(ResultError, match="neither"):
             curve(p)
-    with pytest.raises(ResultError, match="probabilities"):
-        reliability_curve(p)
-
-
-@SETTINGS
-@given(
-    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40),
-    st.integers(1, 20),
-)
-def test_ece_is_the_weighted_gap_of_the_bins(rows, bins):
-    confidence = np.array([c for c, _ in rows])
-    correct = np.array([r for _, r in rows])
-    result = reliability_curve(answered(confidence, correct), bins)
-    edges = np.linspace(0, 1, bins + 1)
-    gap = 0.0
-    for i in range(bins):
-        inside = (confidence > edges[i]) & (confidence <= edges[i + 1])
-        inside |= (i == 0) & (confidence == 0)
-        assert result["bins"][i]["count"] == inside.sum()
-        if inside.any():
-            gap += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-            assert result["bins"][i]["accuracy"] == pytest.approx(correct[inside].mean())
-        else:
-            assert result["bins"][i]["accuracy"] is None
-    assert result["ece"] == pytest.approx(gap, abs=1e-12)
-
-
-def test_bins_are_closed_on_the_right():
-    p = answered(np.array([0.0, 0.5, 0.51, 1.0]), np.ones(4, bool))
-    bins = reliability_curve(p, bins=2)["bins"]
-    assert [b["count"] for b in bins] == [2, 2]
-
-
-def test_a_calibrated_method_has_a_small_ece_and_a_boasting_one_a_large_one():
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.2, 1, 20_000)
-    honest = rng.random(20_000) < confidence
-    assert reliability_curve(answered(confidence, honest))["ece"] < 0.02
-    boasting = answered(np.full(20_000, 0.99), honest)
-    assert reliability_curve(boasting)["ece"] == pytest.approx(0.39, abs=0.02)

@@ -81,7 +81,7 @@ class Wrapped(Probe):
 
 @pytest.fixture
 def always_workers(monkeypatch):
-    monkeypatch.setattr(fitting, "_WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "workers_for", lambda splits, probe, jobs: jobs)
 
 
 @pytest.mark.parametrize("protocol", ["holdout:0.3", "kfold:3"])

@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from featpipe.errors import ResultError
-from featpipe.evaluation.metrics import classification_metrics, metrics_from_confusion
-from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.metrics import (
+    Predictions,
+    classification_metrics,
+    metrics_from_confusion,
+    reliability_curve,
+)
 
 SETTINGS = settings(deadline=None, max_examples=20, derandomize=True)
 
@@ -236,3 +240,104 @@ def test_float16_and_float32_probabilities_are_accepted():
     for dtype in (np.float16, np.float32):
         rounded = classification_metrics(replace(p, probabilities=p.probabilities.astype(dtype)))
         assert rounded["log_loss"] == pytest.approx(exact["log_loss"], abs=1e-3)
+
+
+# -- predictions -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"y_true": np.array([0, 1, 9])}, "true class is none of the classes"),
+        ({"y_true": np.array([0, -1, 1])}, "expected: 0 to 1"),
+        ({"y_pred": np.array([0, 2, 1])}, "predicted class is none"),
+        ({"ids": np.array(["a"])}, "lengths differ"),
+        ({"classes": ("cat", "cat")}, "same name"),
+        ({"classes": ("cat", "other"), "other": True}, "same name"),
+        ({"scores": np.zeros((3, 5))}, "one column per class"),
+        ({"scores": np.zeros(3)}, "one column per class"),
+        ({"scores": np.array([[0, 1], [0, np.nan], [0, 0]])}, "row 1 \\(b\\)"),
+        ({"probabilities": np.full((3, 2), 0.7)}, "add up to 1"),
+        ({"probabilities": np.array([[1.5, -0.5]] * 3)}, "between 0 and 1"),
+        ({"ids": [], "y_true": np.array([]), "y_pred": np.array([])}, "no test rows"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(parts, message):
+    good = {
+        "ids": np.array(["a", "b", "c"]),
+        "y_true": np.array([0, 1, 1]),
+        "y_pred": np.array([0, 1, 0]),
+        "classes": ("cat", "dog"),
+    }
+    Predictions(**good)
+    with pytest.raises(ResultError, match=message):
+        Predictions(**{**good, **parts})
+
+
+def test_scores_rank_before_probabilities():
+    parts = np.array(["a"]), np.array([0]), np.array([1]), ("x", "y")
+    scores, likely = np.array([[2, 1]], np.float32), np.array([[0.5, 0.5]])
+    assert Predictions(*parts).ranking is None
+    assert Predictions(*parts, probabilities=likely).ranking.tolist() == [[0.5, 0.5]]
+    ranking = Predictions(*parts, scores, likely).ranking
+    assert (ranking.dtype, ranking.tolist()) == (np.float64, [[2, 1]])
+
+
+def test_confidence_is_the_probability_of_the_answer_given():
+    # A mapped classifier may answer with a class that is not the likeliest of the summed ones.
+    parts = np.array(["a"]), np.array([0]), np.array([0]), ("x", "y")
+    assert Predictions(*parts).confidence is None
+    assert Predictions(*parts, probabilities=np.array([[0.3, 0.7]])).confidence.tolist() == [0.3]
+
+
+# -- calibration -----------------------------------------------------------------------------------
+
+
+def answered(confidence, correct):
+    """Predictions of the first of two classes with this confidence."""
+    wrong, zeros = (~np.asarray(correct)).astype(int), np.zeros(len(correct), int)
+    probabilities = np.column_stack([confidence, 1 - confidence])
+    return Predictions(zeros, wrong, zeros, ("a", "b"), probabilities=probabilities)
+
+
+def test_calibration_needs_probabilities():
+    with pytest.raises(ResultError, match="needs probabilities"):
+        reliability_curve(make(probabilities=False))
+
+
+@SETTINGS
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40),
+    st.integers(1, 20),
+)
+def test_ece_is_the_weighted_gap_of_the_bins(rows, bins):
+    confidence = np.array([c for c, _ in rows])
+    correct = np.array([r for _, r in rows])
+    result = reliability_curve(answered(confidence, correct), bins)
+    edges = np.linspace(0, 1, bins + 1)
+    gap = 0.0
+    for i in range(bins):
+        inside = (confidence > edges[i]) & (confidence <= edges[i + 1])
+        inside |= (i == 0) & (confidence == 0)
+        assert result["bins"][i]["count"] == inside.sum()
+        if inside.any():
+            gap += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+            assert result["bins"][i]["accuracy"] == pytest.approx(correct[inside].mean())
+        else:
+            assert result["bins"][i]["accuracy"] is None
+    assert result["ece"] == pytest.approx(gap, abs=1e-12)
+
+
+def test_bins_are_closed_on_the_right():
+    p = answered(np.array([0.0, 0.5, 0.51, 1.0]), np.ones(4, bool))
+    bins = reliability_curve(p, bins=2)["bins"]
+    assert [b["count"] for b in bins] == [2, 2]
+
+
+def test_a_calibrated_method_has_a_small_ece_and_a_boasting_one_a_large_one():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.2, 1, 20_000)
+    honest = rng.random(20_000) < confidence
+    assert reliability_curve(answered(confidence, honest))["ece"] < 0.02
+    boasting = answered(np.full(20_000, 0.99), honest)
+    assert reliability_curve(boasting)["ece"] == pytest.approx(0.39, abs=0.02)

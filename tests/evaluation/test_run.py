@@ -11,13 +11,15 @@ import pytest
 
 from featpipe.errors import UsageError
 from featpipe.evaluation import fitting
-from featpipe.evaluation.models import load_model
+from featpipe.evaluation.fitting import load_model
 from featpipe.evaluation.result import Result
-from featpipe.evaluation.run import evaluate, result_name
+from featpipe.evaluation.run import evaluate, set_up
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
+from featpipe.probes.zeroshot import Zeroshot
+from featpipe.steps import options_of
 from tests.evaluation.methods import context, evaluated, numbers, pair
 from tests.stores import content, sealed
 
@@ -58,7 +60,7 @@ def test_two_runs_differ_in_nothing_but_times(tmp_path, step):
 
 
 def test_the_number_of_jobs_does_not_show_in_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "_WORTH_WORKERS_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "workers_for", lambda splits, probe, jobs: jobs)
     train, test = pair(tmp_path)
     step = Logistic(c=(1e-3, 1e-1), train_per_class=(2, 5), repeats=2)
     alone = evaluated(step, tmp_path / "alone", train, test, jobs=1)
@@ -109,17 +111,17 @@ def test_force_computes_again_and_gives_the_same(workspace):
 )
 def test_what_changes_numbers_has_a_name_of_its_own(tmp_path, step, other):
     stores = pair(tmp_path)
-    assert result_name(step, *stores) != result_name(other, *stores)
+    assert set_up(step, *stores).name != set_up(other, *stores).name
 
 
 def test_what_changes_no_number_does_not(tmp_path):
     train, test = pair(tmp_path)
-    name = result_name(Svm(), train, test)
+    name = set_up(Svm(), train, test).name
     for other in (Svm(title="Mine"), Svm(force=True), Svm(save_model=False)):
-        assert result_name(other, train, test) == name
-    assert result_name(Svm(protocol="split"), train, test) == name  # what auto means here
+        assert set_up(other, train, test).name == name
+    assert set_up(Svm(protocol="split"), train, test).name == name  # what auto means here
     crossed = Svm(protocol="kfold:3")  # which does not look at the test rows
-    assert result_name(crossed, train, test) == result_name(crossed, train, None)
+    assert set_up(crossed, train, test).name == set_up(crossed, train, None).name
 
 
 def test_the_name_is_that_of_the_key_it_holds(workspace):
@@ -132,7 +134,7 @@ def test_other_features_give_another_result(tmp_path):
     (tmp_path / "b").mkdir()
     train, test = pair(tmp_path)
     other, _ = pair(tmp_path / "b", dims=9)
-    assert result_name(Svm(), train, test) != result_name(Svm(), other, test)
+    assert set_up(Svm(), train, test).name != set_up(Svm(), other, test).name
 
 
 def test_a_new_title_is_taken_over_and_nothing_computed_for_it(workspace):
@@ -333,6 +335,96 @@ def test_without_test_rows_the_automatic_protocol_is_a_holdout(tmp_path):
     assert "holdout:0.2, since there is no store of test rows" in result.notes[0]
 
 
+METHODS = [Svm(), Logistic(), Knn(), Centroid(), Zeroshot()]
+AUTOMATIC = [
+    pytest.param(step, name, id=f"{step.name} {name}")
+    for step in METHODS
+    for name, spec in options_of(type(step)).items()
+    if spec.affects_result and not spec.selects_input and spec.default in (None, "auto")
+    if name != "train_per_class"  # left out, there is no curve
+]
+
+
+@pytest.fixture
+def stores(tmp_path):
+    """Stores for probes and for ``zeroshot``: the classes are three of five source classes."""
+    return pair(tmp_path, classes=("s0", "s1", "s2"), n_logits=5)
+
+
+@pytest.mark.parametrize(("step", "option"), AUTOMATIC)
+def test_auto_and_what_it_resolves_to_share_one_key(tmp_path, stores, step, option):
+    rows = [f"s{i},{f's{i}' if i < 3 else 'other'}\n" for i in range(5)]
+    (tmp_path / "map.csv").write_text("source_id,target\n" + "".join(rows))
+    meant = {"layer": "avgpool", "protocol": "split", "validation": "kfold:3"}
+    meant["map"] = str(tmp_path / "map.csv")
+    spelled = step.from_mapping({option: meant[option]})
+    assert spelled != step
+    assert set_up(spelled, *stores).key == set_up(step, *stores).key
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "validation"),
+    [
+        (60, {"protocol": "holdout:0.2"}, "kfold:3"),
+        (9, {"protocol": "kfold:3"}, "kfold:2"),  # two rows of each class train
+        (2010, {"train_per_class": (5,)}, "kfold:3"),
+        (2010, {"train_per_class": (1, 5)}, "kfold:3"),  # a single row is never held out
+        (2010, {}, "holdout:0.2"),
+        (2010, {}, "holdout:.20"),
+    ],
+)
+def test_how_values_are_chosen_is_resolved_on_the_training_rows(tmp_path, n, options, validation):
+    train = sealed(tmp_path / "train.h5", content(n))
+    test = sealed(tmp_path / "test.h5", content(6, split="test"))
+    chosen, spelled = Svm(**options), Svm(**options, validation=validation)
+    assert set_up(chosen, train, test).key == set_up(spelled, train, test).key
+    other = Svm(**options, validation="holdout:0.5")
+    assert set_up(other, train, test).key != set_up(chosen, train, test).key
+
+
+def test_rows_that_resolve_differently_are_like_no_single_value(tmp_path):
+    store = sealed(tmp_path / "s.h5", content(3000))
+    curve = {"protocol": "holdout:0.1", "train_per_class": (5, 800)}
+    ways = ("auto", "kfold:3", "holdout:0.2")
+    assert len({set_up(Svm(**curve, validation=way), store).key for way in ways}) == 3
+
+
+def test_a_protocol_has_one_spelling(stores):
+    short, long = Svm(protocol="holdout:.2"), Svm(protocol="holdout:0.20")
+    assert set_up(short, *stores).key == set_up(long, *stores).key
+    assert set_up(short, *stores).protocol == "holdout:0.2"
+
+
+def test_where_nothing_is_chosen_the_way_to_choose_does_not_matter(stores):
+    one = {"validation": "kfold:5"}
+    assert set_up(Centroid(**one), *stores).key == set_up(Centroid(), *stores).key
+    assert set_up(Svm(c=(0.1,), **one), *stores).key == set_up(Svm(c=(0.1,)), *stores).key
+
+
+def test_numbers_are_equal_where_keys_are(tmp_path):
+    train, test = pair(tmp_path)
+    auto, spelled = (Svm(c=(1e-3, 1e-1), validation=value) for value in ("auto", "kfold:3"))
+    one, other = (evaluate(step, train, test) for step in (auto, spelled))
+    assert one.key == other.key
+    assert (one.summary, one.splits[0]["search"]) == (other.summary, other.splits[0]["search"])
+
+
+KEYS = {
+    "svm": "22473a62ac5e863e",
+    "logistic": "d507cefc4026d028",
+    "knn": "4f7d2dcf337bcfa0",
+    "centroid": "b5128f66b7b87b79",
+    "zeroshot": "2624d38b7f8f68a4",
+}
+
+
+@pytest.mark.parametrize("step", METHODS, ids=lambda step: step.name)
+def test_keys_are_the_same_in_every_version(stores, monkeypatch, step):
+    """A key that changes makes everybody's results stale: raise ``revision`` if that is meant."""
+    monkeypatch.setattr("featpipe.evaluation.run.package_version", lambda package: "1.6.0")
+    assert set_up(step, *stores).key[:16] == KEYS[step.name]
+
+
 # -- what a tracker gets ---------------------------------------------------------------------------
 
 
@@ -360,11 +452,6 @@ def test_probes_can_be_trained_on_the_logits(tmp_path, step):
     assert result.summary["accuracy"]["value"] > 0.8
     assert result.key != evaluate(step, train, test).key
     assert load_model(tmp_path / "data" / "models" / result.files["model"]).layer == "logits"
-
-
-def test_a_layer_named_or_left_out_is_the_same_result(tmp_path):
-    stores = pair(tmp_path)
-    assert result_name(Svm(), *stores) == result_name(Svm(layer="avgpool"), *stores)
 
 
 # -- what a plan asks ------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featpipe.evaluation.predictions import Predictions
+from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import Result
 from featpipe.report.data import Group, Method, ReportData
 from featpipe.report.figures import (

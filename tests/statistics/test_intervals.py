@@ -135,13 +135,6 @@ def test_same_seed_same_numbers_and_another_seed_others():
     assert bootstrap_mean(values, seed=3).low != bootstrap_mean(values, seed=4).low
 
 
-def test_blocks_do_not_change_the_numbers(monkeypatch):
-    values = np.random.default_rng(1).random(30)
-    whole = bootstrap_mean(values, resamples=500)
-    monkeypatch.setattr("featpipe.statistics.intervals._BLOCK_VALUES", 1000)
-    assert bootstrap_mean(values, resamples=500) == whole
-
-
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     # Rows differ in difficulty (beta distribution, mean 0.9) and are predicted five times each.
     rng = np.random.default_rng(0)

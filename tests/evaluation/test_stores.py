@@ -8,7 +8,7 @@ import pytest
 
 from featpipe import fingerprint
 from featpipe.errors import StoreError, UsageError
-from featpipe.evaluation.protocol import select_stores, train_and_test
+from featpipe.evaluation.stores import select_stores, train_and_test
 from featpipe.probes.svm import Svm
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
@@ -30,14 +30,21 @@ def put(tmp_path):
     """Write a store into the workspace; ``backbone`` and ``images`` make it another one."""
 
     def write(
-        split="train", dataset="toy", *, model="toynet", weights="none", images=12, n_logits=0
+        split="train",
+        dataset="toy",
+        *,
+        model="toynet",
+        weights="none",
+        images=12,
+        n_logits=0,
+        layers=("avgpool",),
     ):
         what = content(images, split=split, dataset=dataset, n_logits=n_logits)
-        manifest = dict(what.manifest)
-        manifest["backbone"] = {"model": model, "weights": {"name": weights}}
-        what = dataclasses.replace(
-            what, manifest=manifest, fingerprint=fingerprint.of_mapping(manifest)
-        )
+        backbone = {"model": model, "weights": {"name": weights}}
+        manifest = {**what.manifest, "backbone": backbone, "layers": list(layers)}
+        shapes = dict.fromkeys(layers, (8,)) | ({"logits": (n_logits,)} if n_logits else {})
+        name = fingerprint.of_mapping(manifest)
+        what = dataclasses.replace(what, manifest=manifest, fingerprint=name, shapes=shapes)
         name = f"{split}-{what.fingerprint[:8]}.h5"
         return sealed(Workspace(tmp_path).features / dataset / model / name, what)
 
@@ -86,6 +93,27 @@ def test_of_several_the_message_lists_all(put, tmp_path, other):
     assert "--train FILE --test FILE" in caught.value.details["next"]
 
 
+@pytest.mark.parametrize(
+    ("others", "asked", "advice"),
+    [
+        ([{"dataset": "zoo"}], {}, "add --dataset (toy or zoo); or name"),
+        ([{"dataset": "zoo"}, {"model": "bignet"}], {},
+         "add --dataset (toy or zoo), --model (bignet or toynet); or name"),
+        ([{"layers": ("layer3",)}], {}, "add --layer (avgpool or layer3); or name"),
+        ([{"layers": ("avgpool", "layer3")}], {}, "add --layer (layer3); or name"),
+        ([{"layers": ("avgpool", "layer3")}], {"layer": "avgpool"}, "name"),
+        ([{"layers": ("layer3",)}], {"layer": "logits"}, "name"),  # which both of them hold
+        ([{"weights": "v2"}], {}, "name"),
+    ],
+)  # fmt: skip
+def test_only_options_that_tell_the_stores_apart_are_advised(put, tmp_path, others, asked, advice):
+    for store in ({}, *others):
+        put(**store, n_logits=5)
+    with pytest.raises(UsageError, match="Several feature stores fit") as caught:
+        select(tmp_path, **asked)
+    assert caught.value.details["next"] == f"{advice} the files: --train FILE --test FILE"
+
+
 def test_two_splits_of_which_none_is_called_train_are_not_chosen_from(put, tmp_path):
     stores = [put("first"), put("second")]
     with pytest.raises(UsageError) as caught:
@@ -100,6 +128,30 @@ def test_where_none_fits_the_message_is_the_command_that_makes_one(put, tmp_path
     command = "featpipe extract --model resnet50 --dataset stl10 --layer layer3"
     assert caught.value.details["next"] == command
     assert "toy train (12 images) × toynet avgpool" in caught.value.details["got"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        ({"model": "toynett"}, "did you mean 'toynet'?"),  # of a store
+        ({"model": "glyphne"}, "did you mean 'glyphnet'?"),  # known, although not yet extracted
+        ({"model": "resnet_110"}, "did you mean 'resnet110'?"),  # another name of cifar_resnet110
+        ({"dataset": "toi"}, "did you mean 'toy'?"),
+        ({"dataset": "stl1O"}, "did you mean 'stl10'?"),
+        ({"dataset": "stl1O", "model": "toynet"}, "did you mean 'stl10'?"),
+        ({"layer": "avgpol"}, "did you mean 'avgpool'? or extract it: featpipe extract --model "
+         "MODEL --dataset DATASET --layer avgpol"),
+        ({"dataset": "stl10", "model": "toynet"},
+         "featpipe extract --model toynet --dataset stl10"),
+        ({"model": "timm:toynet"}, "featpipe extract --model timm:toynet --dataset DATASET"),
+        ({"dataset": "folder:toys"}, "featpipe extract --model MODEL --dataset folder:toys"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_name_is_guessed(put, tmp_path, asked, advice):
+    put()
+    with pytest.raises(StoreError) as caught:
+        select(tmp_path, **asked)
+    assert caught.value.details["next"] == advice
 
 
 def test_in_an_empty_workspace_too(tmp_path):
