@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.api import compare, evaluate, extract
-from featpipe.cli.console import TerminalConsole
+from featpipe.cli.console import Console
 from featpipe.evaluation.result import Result
 from featpipe.provenance import environment
 
@@ -43,7 +43,7 @@ def main() -> None:
         "stl10",
         options.model,
         workspace=options.workspace,
-        progress=TerminalConsole(),
+        progress=Console().progress,
         weights=str(weights),
         data=options.material / "data",
         split="train",

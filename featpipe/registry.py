@@ -149,7 +149,23 @@ class Registry(Generic[T]):
         return name in self._aliases or name in self.names()
 
     def __iter__(self) -> Iterator[T]:
-        return (self.get(name) for name in self.names())
+        """Yield the entries, without those of other packages that cannot be loaded."""
+        for name in self.names():
+            try:
+                entry = self.get(name)
+            except UsageError:  # which summaries() tells
+                continue
+            yield entry
+
+    def summaries(self) -> dict[str, str]:
+        """Return one line about each entry, by name; of one that cannot be loaded, why."""
+        lines = {}
+        for name in self.names():
+            try:
+                lines[name] = summary_of(self.get(name))
+            except UsageError as error:
+                lines[name] = " ".join(f"{error.what} ({error.details['where']})".split())
+        return lines
 
 
 def _package(entry_point: EntryPoint) -> str:

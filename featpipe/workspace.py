@@ -26,29 +26,34 @@ class Workspace:
         return cls(user_path(root or os.environ.get("FEATPIPE_WORKSPACE") or "."))
 
     @property
+    def data(self) -> Path:
+        """What is kept between runs; below it what trackers keep."""
+        return self.root / "data"
+
+    @property
     def raw(self) -> Path:
         """Datasets as they were downloaded."""
-        return self.root / "data" / "raw"
+        return self.data / "raw"
 
     @property
     def features(self) -> Path:
         """Feature stores (HDF5)."""
-        return self.root / "data" / "features"
+        return self.data / "features"
 
     @property
     def activations(self) -> Path:
         """Activations at a frozen boundary (HDF5): what heads are trained on, not features."""
-        return self.root / "data" / "activations"
+        return self.data / "activations"
 
     @property
     def results(self) -> Path:
         """Results (JSON) with their predictions (npz)."""
-        return self.root / "data" / "results"
+        return self.data / "results"
 
     @property
     def models(self) -> Path:
         """Trained classifiers (skops) and heads (safetensors)."""
-        return self.root / "data" / "models"
+        return self.data / "models"
 
     @property
     def reports(self) -> Path:
@@ -58,7 +63,7 @@ class Workspace:
     @property
     def hashes(self) -> Path:
         """Remembered content hashes of input files."""
-        return self.root / "data" / "hashes.sqlite"
+        return self.data / "hashes.sqlite"
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

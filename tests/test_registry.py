@@ -102,6 +102,17 @@ def test_another_package_brings_its_own(packages: Path) -> None:
     assert "the package polygons" in caught.value.details["where"]
 
 
+def test_one_that_cannot_be_loaded_leaves_the_others(packages: Path) -> None:
+    shapes: Registry[type] = Registry("shape")
+    shapes.register(Square)
+    assert [shape.name for shape in shapes] == ["hexagon", "square"]
+    lines = shapes.summaries()
+    assert list(lines) == shapes.names() == ["hexagon", "gone", "square"]
+    assert lines["square"] == "Four sides."
+    assert lines["gone"].startswith("The shape 'gone' cannot be loaded: ")
+    assert lines["gone"].endswith("(polygons:Heptagon of the package polygons)")
+
+
 def test_metadata_of_an_unrelated_package_in_another_encoding_is_no_obstacle(packages: Path):
     info = packages / "unrelated-1.0.dist-info"
     info.mkdir()

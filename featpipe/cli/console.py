@@ -1,41 +1,37 @@
-"""How a person, or a script, sees what is going on."""
+"""What every command gets: its common options, and a way to be heard by a person or a script."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, NoReturn
 
-from featpipe.errors import FeatpipeError
+import click
+
+from featpipe.errors import FeatpipeError, UsageError
 from featpipe.progress import Event, Progress
-from featpipe.steps import Outcome
+from featpipe.steps import Context, Outcome
+from featpipe.workspace import Workspace
+
+_ALL = "all tasks"
 
 
 class Console:
-    """Where a command reports progress, notes, outcomes and errors; ``quiet``: errors only."""
+    """For people: results on standard output; progress, notes and errors on standard error.
+
+    ``quiet``: errors only. rich is imported when it is needed: "up to date" is said without it.
+    """
 
     seconds_between = 0.2  # progress events
+    _bars: Bars | None = None
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self.progress = Progress(self.hear, self.seconds_between)
-
-    def hear(self, event: Event) -> None:
-        """Show how work goes on."""
-        raise NotImplementedError
-
-    def task_ended(self, outcome: Outcome) -> None:
-        """Show the outcome of one task of a recipe."""
-        raise NotImplementedError
-
-    def outcome(self, outcome: Outcome) -> None:
-        """Show what the command has done."""
-        raise NotImplementedError
-
-    def error(self, error: FeatpipeError) -> None:
-        """Show what went wrong."""
-        raise NotImplementedError
 
     def follow(self, record: Event | Outcome) -> None:
         """Show an event or an outcome of a recipe's run."""
@@ -44,18 +40,6 @@ class Console:
         else:
             self.task_ended(record)
 
-
-class TerminalConsole(Console):
-    """For people: results on standard output; progress, notes and errors on standard error."""
-
-    _bars: Any = None
-
-    @property
-    def _rich(self) -> Any:
-        from featpipe.cli import terminal  # noqa: PLC0415 - "up to date" is said without rich
-
-        return terminal
-
     def hear(self, event: Event) -> None:
         """Print a note, or move a bar where there is a terminal."""
         if self.quiet:
@@ -63,36 +47,40 @@ class TerminalConsole(Console):
         if event.event == "note":
             self._say(event.message)
         elif sys.stderr.isatty():
-            self._bars = self._bars or self._rich.Bars()
+            self._bars = self._bars or Bars()
             self._bars.show(event)
 
     def task_ended(self, outcome: Outcome) -> None:
-        """Print what a task did, and its table."""
+        """Print what a task of a recipe did, and its table."""
         if self.quiet:
             return
         if self._bars is not None:
             self._bars.end_task()
         if outcome.table is not None and outcome.succeeded:
             self._say(f"{outcome.task}:")
-            self._rich.print_table(outcome.table)
+            print_table(outcome.table)
         self._say(f"{outcome.status}: {outcome.task} ({outcome.seconds:.1f} s)")
         for line in outcome.message.removeprefix(outcome.status).lstrip(": \n").splitlines():
             self._say(f"    {line}")
 
     def outcome(self, outcome: Outcome) -> None:
-        """Print the message and, where there is one, the table."""
+        """Print what the command has done and, where there is one, the table."""
         self._stop()
         if self.quiet:
             return
         if outcome.table is not None:
-            self._rich.print_table(outcome.table)
+            print_table(outcome.table)
         if outcome.message:
             print(outcome.message)
 
     def error(self, error: FeatpipeError) -> None:
-        """Print the explanation to standard error."""
+        """Print what went wrong to standard error."""
+        from rich.console import Console as Rich  # noqa: PLC0415
+
         self._stop()
-        self._rich.print_error(error)
+        rich = Rich(stderr=True)
+        rich.print("error:", style="bold red", end=" ")
+        rich.print(str(error), markup=False, highlight=False, soft_wrap=True)
 
     def _say(self, line: str) -> None:
         if self._bars is None:
@@ -114,7 +102,7 @@ class JsonConsole(Console):
     def hear(self, event: Event) -> None:
         """Print an event."""
         if not self.quiet:
-            _print_json(event.as_dict())
+            self._print(event.as_dict())
 
     def task_ended(self, outcome: Outcome) -> None:
         """Print the outcome of a task, which names the task."""
@@ -123,17 +111,124 @@ class JsonConsole(Console):
 
     def outcome(self, outcome: Outcome) -> None:
         """Print the outcome."""
-        _print_json({"event": "outcome", **outcome.as_dict()})
+        self._print({"event": "outcome", **outcome.as_dict()})
 
     def error(self, error: FeatpipeError) -> None:
         """Print the error, as the outcome of a command that failed."""
-        _print_json({"event": "outcome", **Outcome.failure(error).as_dict()})
+        self.outcome(Outcome.failure(error))
+
+    def _print(self, values: Mapping[str, Any]) -> None:
+        print(json.dumps(values, ensure_ascii=False, default=str), flush=True)
 
 
-def _print_json(values: Mapping[str, Any]) -> None:
-    print(json.dumps(values, ensure_ascii=False, default=str), flush=True)
+class Bars:
+    """Progress bars on standard error: one of all tasks of a recipe, one of the work under way."""
+
+    def __init__(self) -> None:
+        from rich import console, progress  # noqa: PLC0415
+
+        self._numbers: dict[str, progress.TaskID] = {}
+        self._bars = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[facts]}", style="dim"),
+            console=console.Console(stderr=True),
+            transient=True,
+        )
+        self._bars.start()
+        self.stop = self._bars.stop  # removes all bars
+
+    def show(self, event: Event) -> None:
+        """Move a bar; a full one is removed."""
+        label, done, facts = event.message, event.done, dict(event.facts)
+        if event.event == "started":
+            label, done, left = _ALL, done - 1, facts.pop("seconds_left", None)
+            facts["left"] = "time left: unknown" if left is None else f"about {left:.0f} s left"
+        shown: dict[str, Any] = {"facts": " · ".join(map(str, facts.values()))}
+        if label not in self._numbers:
+            self._numbers[label] = self._bars.add_task(label, total=event.total, **shown)
+        self._bars.update(self._numbers[label], completed=done, total=event.total, **shown)
+        if done >= event.total:
+            self._bars.remove_task(self._numbers.pop(label))
+
+    def end_task(self) -> None:
+        """Remove what an ended task has left."""
+        for label in set(self._numbers) - {_ALL}:
+            self._bars.remove_task(self._numbers.pop(label))
+
+    def print(self, line: str) -> None:
+        """Print a line above the bars, which are redrawn below it."""
+        self._bars.refresh()
+        self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def make_console(*, as_json: bool, quiet: bool = False) -> Console:
-    """Return the console that the common options ask for."""
-    return JsonConsole(quiet=quiet) if as_json else TerminalConsole(quiet=quiet)
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as a table; one column per key of the first row."""
+    from rich import console, table, text  # noqa: PLC0415
+
+    if not rows:
+        return
+    shown = table.Table(header_style="bold", box=None, pad_edge=False)
+    for name in rows[0]:
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        cells = ("" if row[name] is None else str(row[name]) for name in rows[0])
+        shown.add_row(*map(text.Text, cells))
+    rich = console.Console()
+    if not rich.is_terminal:
+        rich.width = 400  # a pipe has no width: never fold or cut what a script reads
+    rich.print(shown)
+
+
+# -- one call of a command -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Session:
+    """One call of a command."""
+
+    workspace: Workspace
+    console: Console
+    as_json: bool
+
+    def context(self, jobs: int = -1) -> Context:
+        """Return what a step runs in."""
+        command = shlex.join(["featpipe", *sys.argv[1:]])
+        return Context(self.workspace, self.console.progress, jobs, command)
+
+    def finish(self, outcome: Outcome) -> NoReturn:
+        """Show the outcome and leave with its exit code."""
+        self.console.outcome(outcome)
+        raise click.exceptions.Exit(outcome.exit_code)
+
+
+def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command has, and pass them as one :class:`Session`."""
+
+    @click.option("--workspace", metavar="DIR", help="Folder of data and reports [default: .].")
+    @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
+    @click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
+    @wraps(function)
+    def wrapped(workspace: str | None, as_json: bool, quiet: bool, **values: Any) -> Any:
+        console = (JsonConsole if as_json else Console)(quiet=quiet)
+        return function(Session(Workspace.find(workspace), console, as_json), **values)
+
+    return wrapped
+
+
+def _check_jobs(_: click.Context, __: click.Parameter, value: int) -> int:
+    if value == 0:
+        raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), 1, 2 …")
+    return value
+
+
+jobs_option = click.option(
+    "--jobs",
+    type=int,
+    default=-1,
+    callback=_check_jobs,
+    help="Worker processes [default: one per core].",
+)

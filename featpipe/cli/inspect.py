@@ -12,9 +12,9 @@ import click
 from click.shell_completion import get_completion_class
 
 from featpipe import api
-from featpipe.cli.commands import Session, with_session
+from featpipe.cli.console import Session, with_session
 from featpipe.errors import StoreError
-from featpipe.registry import Registry, summary_of
+from featpipe.registry import Registry
 from featpipe.steps import Outcome
 
 _PATH = click.Path(path_type=Path)
@@ -22,8 +22,8 @@ _PATH = click.Path(path_type=Path)
 
 def _listed(registry: Registry[Any]) -> Outcome:
     rows = [
-        {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary_of(entry)}
-        for name, entry in zip(registry.names(), registry, strict=True)
+        {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary}
+        for name, summary in registry.summaries().items()
     ]
     return Outcome("done", "", table=rows)
 

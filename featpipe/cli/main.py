@@ -1,29 +1,181 @@
-"""The command ``featpipe``: its commands, its exit codes, and how errors are shown."""
+"""The command ``featpipe``: recipes, a command for every step, exit codes, and errors."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
-from featpipe.cli.commands import StepCommand
-from featpipe.cli.console import make_console
+from featpipe import api
+from featpipe.cli.console import Console, JsonConsole, Session, jobs_option, with_session
 from featpipe.cli.inspect import INSPECTION
-from featpipe.cli.recipes import demo, init, run
 from featpipe.errors import FeatpipeError, UsageError, did_you_mean
 from featpipe.registry import summary_of
-from featpipe.steps import STEPS
+from featpipe.steps import STEPS, Step, options_of
+from featpipe.steps.options import OptionSpec
+
+_METAVARS = {int: "N", float: "X"}
+_FEW = 5  # names that help shows; more are listed by `featpipe models` and its like
+
+
+# -- recipes -------------------------------------------------------------------------------------
+
+
+@click.command(
+    epilog="Examples: featpipe run pipelines/demo.yaml · featpipe run stl10 --dry-run · "
+    "featpipe run stl10 --limit 200 --set data=../shared/data --set extract.model=resnet18"
+)
+@click.argument("recipe")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change an option: seed=1 in every step that has it, svm.seed=1 in one step.",
+)
+@click.option("--only", multiple=True, metavar="STEP", help="Only this step and what it needs.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images of each split.")
+@jobs_option
+@click.option(
+    "--track",
+    type=click.Choice(["mlflow", "tensorboard"]),
+    help="Keep parameters, metrics and curves there too.",
+)
+@with_session
+def run(  # noqa: PLR0913 - one argument per option
+    session: Session,
+    recipe: str,
+    *,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    jobs: int = -1,
+    track: str | None = None,
+) -> None:
+    """Run a recipe: a list of steps as YAML, resumable.
+
+    RECIPE is a file, or the name of one that comes with featpipe. What is done already is not done
+    again, so the same command continues a run that stopped.
+    """
+    read = api.read_recipe(api.find_recipe(recipe), overrides, limit)
+    plan = api.Plan.of(read, session.context(jobs), only)
+    if dry_run:
+        session.finish(plan.outcome())
+    trackers = [] if track is None else [api.TRACKERS[track](plan)]
+    session.finish(api.run_plan(plan, [session.console.follow, *trackers]))
+
+
+@click.command(epilog="Example: featpipe demo --workspace demo")
+@with_session
+def demo(session: Session) -> None:
+    """Embed handwritten digits, train, compare, report: offline, in a minute.
+
+    The same as: featpipe run demo
+    """
+    run.callback.__wrapped__(session, "demo")  # type: ignore[union-attr]
+
+
+@click.command(epilog="Examples: featpipe init photos --data ~/photos · featpipe run photos.yaml")
+@click.argument("name")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of class folders, CSV or npz [default: the folder NAME].",
+)
+@click.option("--model", default="resnet50", help="Backbone to use.", show_default=True)
+@click.option("--weights", help="A file of weights [default: the published ones].")
+@with_session
+def init(session: Session, name: str, data: Path | None, model: str, weights: str | None) -> None:
+    """Write a commented recipe for your own images: three methods, one report."""
+    session.finish(api.write_recipe(name, data, model, weights, session.context()))
+
+
+RECIPES: Sequence[click.Command] = (demo, run, init)
+
+
+# -- steps ---------------------------------------------------------------------------------------
+
+
+class StepCommand(click.Command):
+    """The command of a step; its help ends with examples."""
+
+    def __init__(self, step: type[Step]) -> None:
+        @with_session
+        @jobs_option
+        def run(session: Session, jobs: int, **values: Any) -> None:
+            given = {key: value for key, value in values.items() if value not in (None, ())}
+            made = step.from_mapping(given)
+            made.check_requirements()
+            session.finish(made.run(session.context(jobs)))
+
+        params = [_parameter(spec) for spec in options_of(step).values()]
+        common = click.command(run).params
+        super().__init__(step.name, callback=run, params=params + common, help=summary_of(step))
+        self.step = step
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples."""
+        if self.step.examples:
+            with formatter.section("Examples"):
+                for example in self.step.examples:
+                    formatter.write_text(example)
+
+
+def _parameter(spec: OptionSpec) -> click.Parameter:
+    if spec.positional:
+        return click.Argument(
+            [spec.name], required=spec.required, nargs=-1 if spec.many else 1, type=_Text(spec)
+        )
+    if spec.item_type is bool:
+        flag = f"{spec.flag}/--no-{spec.flag[2:]}" if spec.default else spec.flag
+        return click.Option([flag, spec.name], is_flag=True, default=None, help=spec.help)
+    few = spec.choices or (spec.names() if spec.registry and len(spec.names()) <= _FEW else ())
+    one = "|".join(few) if few else _METAVARS.get(spec.item_type, "TEXT")
+    shown = ""
+    if spec.default is not None:
+        values = spec.default if spec.many else [spec.default]
+        texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+        shown = f" [default: {','.join(texts)}]"
+    return click.Option(
+        [spec.flag, spec.name],
+        required=spec.required,
+        metavar=f"{one},…" if spec.many else one,
+        help=spec.help + shown,
+        type=_Text(spec),
+        multiple=spec.many,  # as lists are: --layer a --layer b is --layer a,b
+        callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
+    )
+
+
+class _Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """Takes the text as it is, for the step to check, and completes known names."""
+
+    name = "text"
+
+    def __init__(self, spec: OptionSpec) -> None:
+        self.spec = spec
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[Any]:
+        names = [name for name in self.spec.names() if name.startswith(incomplete)]
+        return [click.shell_completion.CompletionItem(name) for name in names]
+
+
+# -- the program ---------------------------------------------------------------------------------
 
 
 class _Group(click.Group):
     """Recipes first, then every step, then what shows what there is."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        names = list(self.commands)
-        return [*names[:3], *STEPS.names(), *names[3:]]
+        recipes, others = ([one.name or "" for one in part] for part in (RECIPES, INSPECTION))
+        return [*recipes, *STEPS.names(), *others]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.commands:
@@ -40,7 +192,7 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        steps = {step.name: summary_of(step) for step in STEPS}  # their options are not needed
+        steps = STEPS.summaries()  # without their options, which take time
         others = {name: one.get_short_help_str(200) for name, one in self.commands.items()}
         with formatter.section("Commands"):
             formatter.write_dl([(name, (others | steps)[name]) for name in self.list_commands(ctx)])
@@ -57,7 +209,7 @@ class _Group(click.Group):
 
 @click.command(
     cls=_Group,
-    commands=[demo, run, init, *INSPECTION],
+    commands=[*RECIPES, *INSPECTION],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="featpipe")
@@ -68,6 +220,7 @@ def featpipe() -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     as_json = "--json" in (arguments or sys.argv)
+    console = JsonConsole() if as_json else Console()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show → or ü still works
             stream.reconfigure(errors="backslashreplace")
@@ -76,12 +229,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = featpipe.main(arguments, prog_name="featpipe", standalone_mode=False) or 0
     except click.ClickException as error:
         if as_json:
-            make_console(as_json=True).error(UsageError(error.format_message()))
+            console.error(UsageError(error.format_message()))
         else:
             error.show()
         code = error.exit_code
     except FeatpipeError as error:
-        make_console(as_json=as_json).error(error)
+        console.error(error)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         print("interrupted: the same command continues where it stopped", file=sys.stderr)
@@ -94,6 +247,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 0
     except OSError as error:  # a place that may not be read or written, a disk that is full
         what = FeatpipeError(f"{error.strerror or error}.", where=error.filename)
-        make_console(as_json=as_json).error(what)
+        console.error(what)
         code = what.exit_code
     sys.exit(code)

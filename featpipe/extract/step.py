@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featpipe import backbones
 from featpipe.datasets import DATASETS, short_name, slug
 from featpipe.fingerprint import FileHashes
-from featpipe.steps import LARGEST_SEED, STEPS, Context, Outcome, Status, Step, option
+from featpipe.steps import STEPS, Context, Outcome, Status, Step, option
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class ImageStep(Step):
     split_seed: int = option(
         0,
         help="Seed of splits that the dataset itself leaves open.",
-        minimum=0,
-        maximum=LARGEST_SEED,
+        seed=True,
         selects_input=True,
     )
     download: bool = option(

@@ -14,7 +14,7 @@ from featpipe.extract.step import ImageStep
 from featpipe.finetune import grammar
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
-from featpipe.steps import LARGEST_SEED, STEPS, Context, Outcome, Status, option
+from featpipe.steps import STEPS, Context, Outcome, Status, option
 from featpipe.steps.grammar import need_training, protocol
 from featpipe.workspace import user_path
 
@@ -125,7 +125,7 @@ class Finetune(ImageStep):
         help="split, folds, fold:K, kfold:K or holdout:F, as for featpipe svm.",
         check=protocol,
     )
-    seed: int = option(0, help="Seed of every random choice.", minimum=0, maximum=LARGEST_SEED)
+    seed: int = option(0, help="Seed of every random choice.", seed=True)
     title: str | None = option(
         None, help="Name of the method in tables and reports.", affects_result=False
     )

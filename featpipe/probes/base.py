@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 from featpipe.backbones import MODELS
 from featpipe.errors import UsageError
 from featpipe.steps import (
-    LARGEST_SEED,
     Context,
     Needs,
     Outcome,
@@ -64,7 +63,7 @@ class Evaluation(Step):
         f"stores, else holdout:{SHARE}.",
         check=grammar.protocol,
     )
-    seed: int = option(0, help="Seed of every random choice.", minimum=0, maximum=LARGEST_SEED)
+    seed: int = option(0, help="Seed of every random choice.", seed=True)
     title: str | None = option(
         None, help="Name of the method in tables and reports.", affects_result=False
     )

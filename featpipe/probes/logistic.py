@@ -23,6 +23,7 @@ class Logistic(Probe):
         help="Values of C to choose from.",
         minimum=1e-12,
         tunable=True,
+        symbol="C",
     )
     max_iter: int = option(2000, help="Iterations of the solver at most.", minimum=1)
 

@@ -29,6 +29,7 @@ class Svm(Probe):
         help="Values of C to choose from.",
         minimum=1e-12,
         tunable=True,
+        symbol="C",
     )
     max_iter: int = option(5000, help="Iterations of the solver at most.", minimum=1)
 

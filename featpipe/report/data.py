@@ -18,12 +18,13 @@ from PIL import Image
 
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import FeatpipeError, ResultError
+from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.report.step import Report
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import STEPS, Context, options_of
+from featpipe.steps.options import OptionSpec
 
 THUMBNAIL = 96  # pixels of the longer side
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
@@ -217,9 +218,17 @@ def unique_titles(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> 
     return titles
 
 
+def options_behind(result: Result) -> dict[str, OptionSpec]:
+    """Return the options of the step that made a result; none if its package is gone or broken."""
+    try:
+        return options_of(STEPS.get(result.method))
+    except UsageError:
+        return {}
+
+
 def settings_of(result: Result) -> dict[str, Any]:
     """Return the settings of a result that may change its numbers; paths of inputs do not."""
-    options = options_of(STEPS.get(result.method)) if result.method in STEPS else {}
+    options = options_behind(result)
     return {
         key: value
         for key, value in result.settings.items()

@@ -15,8 +15,7 @@ from threadpoolctl import threadpool_limits
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
 from featpipe.report.data import LOSSLESS, Group, Method, ReportData, data_uri
-from featpipe.report.render import percent
-from featpipe.report.sections import SECTIONS, Chart, Content, Missing, Section
+from featpipe.report.sections import SECTIONS, Chart, Content, Missing, Section, percent
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
 

@@ -15,8 +15,7 @@ from markupsafe import Markup
 
 from featpipe.evaluation.curves import pr_curves, roc_curves
 from featpipe.evaluation.metrics import reliability_curve
-from featpipe.report.data import Group, Method, ReportData, settings_of
-from featpipe.report.render import count, percent
+from featpipe.report.data import Group, Method, ReportData, options_behind, settings_of
 from featpipe.report.sections import (
     SECTIONS,
     Chart,
@@ -24,9 +23,11 @@ from featpipe.report.sections import (
     Missing,
     Section,
     axis,
+    count,
     line,
     lines,
     number_axis,
+    percent,
 )
 
 MAX_CLASS_CURVES = 12  # more lines cannot be distinguished
@@ -39,7 +40,6 @@ COSTS = {
 _UNIT = 10_000  # curve coordinates are whole ten-thousandths: half the bytes of decimals
 _FEW_LINES = 6
 _LEAST_POINTS = 3  # two points are a comparison, and that is in the table
-_NO_SWEEP = {"seed", "split_seed"}  # more draws of the same, not more of something
 _DRAWN = {"train": "training", "valid": "validation", "lr": "learning rate"}
 _ACCURACY = axis("accuracy", format="percent")
 
@@ -181,8 +181,10 @@ def sweep_charts(group: Group) -> list[Chart]:
         m: {"method": m.result.method, "features": m.row["features"], **settings_of(m.result)}
         for m in group.methods
     }
+    options = [spec for m in group.methods for spec in options_behind(m.result).values()]
+    seeds = {spec.name for spec in options if spec.seed}
     charts = []
-    for key in sorted({key for values in settings.values() for key in values} - _NO_SWEEP):
+    for key in sorted({key for values in settings.values() for key in values} - seeds):
         alike: dict[str, list[Method]] = defaultdict(list)
         for method, values in settings.items():
             if type(values.get(key)) in (int, float):  # not bool
@@ -303,35 +305,43 @@ def _class_curves(
     return Chart(title, {**spec, "series": drawn}, caption)
 
 
-def search_chart(parameter: str, grids: Sequence[tuple[str, Any, Any]]) -> Chart:
-    """Return validation accuracy over the values of one hyper-parameter.
-
-    ``grids`` are of each model its name, the entries of its search, and what was chosen.
-    """
+def search_charts(method: Method) -> list[Chart]:
+    """Return validation accuracy over the values of the hyper-parameter that was chosen."""
+    searched = [split for split in method.result.splits if split.get("search")]
+    if not searched:
+        return []
+    grid = searched[0]["search"]
+    parameter = next(key for key in grid[0] if key in method.result.settings)
+    values = list(dict.fromkeys(entry[parameter] for one in searched for entry in one["search"]))
+    spec = options_behind(method.result).get(parameter)
+    label = (spec and spec.symbol) or parameter
+    if all(isinstance(value, int | float) for value in values):
+        x_axis, place = number_axis(label, values), {value: value for value in values}
+    else:
+        x_axis = axis(label, whole=True, names=[str(value) for value in values])
+        place = {value: number for number, value in enumerate(values, start=1)}
     drawn = []
-    for name, grid, chosen in grids:
-        entries = sorted(grid, key=lambda entry: entry[parameter])
-        x = [entry[parameter] for entry in entries]
-        marked = [value == chosen.get(parameter) for value in x]
+    for one in searched:
+        entries = sorted(one["search"], key=lambda entry: place[entry[parameter]])
+        x = [place[entry[parameter]] for entry in entries]
+        marked = [entry[parameter] == one["chosen"].get(parameter) for entry in entries]
         y = [entry["accuracy"] for entry in entries]
-        drawn.append(line(name, x, y, marked=marked, strong=len(grids) == 1))
-    by = grids[0][2].get("by", "validation rows")
+        drawn.append(line(str(one["name"]), x, y, marked=marked, strong=len(searched) == 1))
+    by = searched[0]["chosen"].get("by", "validation rows")
     caption = f"Chosen by {by}; the ring marks the choice. Test images play no part in it."
-    stopped = sum(not entry.get("converged", True) for _, grid, _ in grids for entry in grid)
+    stopped = sum(not entry.get("converged", True) for one in searched for entry in one["search"])
     if stopped:
         caption += f" In {stopped} of these fits the solver did not converge."
-    label = "C" if parameter == "c" else parameter  # as the literature writes it
-    x_axis = number_axis(label, [value for one in drawn for value in one["x"]])
-    spec = lines(x_axis, axis("validation accuracy", format="percent"), drawn, dots=True)
-    return Chart(f"Validation accuracy by {label}", spec, caption)
+    y_axis = axis("validation accuracy", format="percent")
+    chart = lines(x_axis, y_axis, drawn, dots=True)
+    return [Chart(f"Validation accuracy by {label}", chart, caption)]
 
 
-def training_charts(method: Method) -> list[Chart | Missing]:
-    """Loss, accuracy, learning rate and gradients over the epochs of a trained network."""
+def training_charts(method: Method) -> list[Chart]:
+    """Loss, accuracy, learning rate and gradients over the epochs, where a result records them."""
     history = method.result.extra.get("history")
     if not history:
-        said = Missing("Training curves", "the result holds no training history")
-        return [said] if method.result.method == "finetune" else []
+        return []
     columns = {key: [entry.get(key) for entry in history] for entry in history for key in entry}
     epochs = columns["epoch"]
     speed = [f"{len(history)} epochs"]
@@ -341,7 +351,7 @@ def training_charts(method: Method) -> list[Chart | Missing]:
         speed.append(f"{count(sum(rates) / len(rates))} images per second on average")
     chosen = method.result.splits[0].get("chosen", {}).get("epoch")
     kept = "" if chosen is None else f"The ring marks epoch {chosen}, whose weights were kept."
-    charts: list[Chart | Missing] = []
+    charts = []
     for title, caption, y, keys in (
         ("Loss", f"{', '.join(speed)}.", axis("loss"), ("train_loss", "valid_loss")),
         ("Accuracy by epoch", kept, _ACCURACY, ("train_accuracy", "valid_accuracy")),

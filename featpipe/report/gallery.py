@@ -17,8 +17,7 @@ from featpipe.report.data import (
     Thumbnail,
     ThumbnailSheet,
 )
-from featpipe.report.render import percent, render
-from featpipe.report.sections import SECTIONS, Content, Section
+from featpipe.report.sections import SECTIONS, Content, Section, percent, render
 
 _PAIRS = 6  # confused pairs shown of each method
 _PER_PAIR = 4  # thumbnails of each

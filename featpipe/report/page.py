@@ -15,8 +15,7 @@ from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.report.data import Method, ReportData
-from featpipe.report.render import render, render_page
-from featpipe.report.sections import SECTIONS, Content, Section
+from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
 from featpipe.report.tables import Comparison, conclude
 from featpipe.steps import Context, Outcome
@@ -34,14 +33,17 @@ def write_report(report: Report, context: Context) -> Outcome:
     )
     datasets = {result.dataset["name"] for result in results}
     default = folder / (slug(datasets.pop()) if len(datasets) == 1 else "all")
-    path = build_report(results, report.out or default, report, context)
+    page = Page(ReportData.load(results, report, context))
+    path = page.write(report.out or default)
     index = write_index(folder)
     size = path.stat().st_size
+    written = f"report of {len(results)} results, {size / 1e6:.2f} MB → {path}"
     return Outcome(
         "done",
-        f"report of {len(results)} results, {size / 1e6:.2f} MB → {path}",
+        "\n".join([written, *page.failures]),
         (path, index),
-        {"results": [result.name for result in results], "bytes": size},
+        {"results": [one.name for one in results], "bytes": size, "failures": page.failures},
+        exit_code=int(bool(page.failures)),
     )
 
 
@@ -67,65 +69,95 @@ def build_report(
     ResultError
         If predictions are missing or damaged.
     """
-    data = ReportData.load(results, report, context)
-    path = html_path(out)
-    recipe = (data.context.recipe or {}).get("name", "")
-    owner = head_of(path).get("recipe", "") if path.exists() else ""
-    if recipe and owner and owner != recipe:
-        raise UsageError(
-            f"The step would overwrite what the recipe {owner!r} made.",
-            got=path,
-            next_step="give this recipe a name of its own (name: …), "
-            "or this step another place (out: …)",
+    return Page(ReportData.load(results, report, context)).write(out)
+
+
+class Page:
+    """The sections of a page as HTML, their tables, and which sections failed.
+
+    A section of another package that fails leaves a note in its place, and the page is written;
+    one of featpipe's own that fails is an error.
+    """
+
+    def __init__(self, data: ReportData) -> None:
+        self.data = data
+        self.sections: list[dict[str, Any]] = []  # name, title, html, entries
+        self.tables: dict[str, pd.DataFrame] = {}
+        self.failures: list[str] = []
+
+    def write(self, out: Path) -> Path:
+        """Write the page and its tables; see :func:`build_report`."""
+        data, path = self.data, html_path(out)
+        recipe = (data.context.recipe or {}).get("name", "")
+        owner = head_of(path).get("recipe", "") if path.exists() else ""
+        if recipe and owner and owner != recipe:
+            raise UsageError(
+                f"The step would overwrite what the recipe {owner!r} made.",
+                got=path,
+                next_step="give this recipe a name of its own (name: …), "
+                "or this step another place (out: …)",
+            )
+        folder = path.with_name(f"{path.stem}-tables")
+        with data.context.progress.task("report", len(data.groups) + len(SECTIONS.names())) as task:
+            for number, group in enumerate(data.groups, start=1):
+                self.add(Comparison(number, group))
+                task.advance()
+            for name in SECTIONS.names():
+                self.add_registered(name)
+                task.advance()
+        files = [f"{name}.csv" for name, frame in self.tables.items() if not frame.empty]
+        self.add(Provenance(folder.name, files))
+        datasets = dict.fromkeys(group.dataset for group in data.groups)
+        runs = sorted(method.result.created[:10] for method in data.methods)
+        text = render_page(
+            "report.html.j2",
+            title=data.report.title or f"Image classification on {', '.join(datasets)}",
+            generator=GENERATOR,
+            description=" ".join(conclude(group) for group in data.groups),
+            recipe=recipe,
+            n_methods=len(data.methods),
+            runs=runs[0] if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}",
+            sections=self.sections,
+            sheet=list(data.sheet.values()),
         )
-    contents, tables = contents_of(data)
-    folder = path.with_name(f"{path.stem}-tables")
-    end = Provenance(folder.name, [f"{name}.csv" for name in tables if len(tables[name])])
-    datasets = dict.fromkeys(group.dataset for group in data.groups)
-    runs = sorted(method.result.created[:10] for method in data.methods)
-    text = render_page(
-        "report.html.j2",
-        title=data.report.title or f"Image classification on {', '.join(datasets)}",
-        generator=GENERATOR,
-        description=" ".join(conclude(group) for group in data.groups),
-        recipe=recipe,
-        n_methods=len(data.methods),
-        runs=runs[0] if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}",
-        contents=[*contents, (end, end.content(data))],
-        sheet=list(data.sheet.values()),
-    )
-    for name, frame in tables.items():
-        if frame.empty:
-            (folder / f"{name}.csv").unlink(missing_ok=True)  # it may have had rows before
-            continue
-        with atomic_write(folder / f"{name}.csv") as temporary:
-            frame.to_csv(temporary, index=False, lineterminator="\n")
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
+        for name, frame in self.tables.items():
+            if frame.empty:
+                (folder / f"{name}.csv").unlink(missing_ok=True)  # it may have had rows before
+                continue
+            with atomic_write(folder / f"{name}.csv") as temporary:
+                frame.to_csv(temporary, index=False, lineterminator="\n")
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return path
 
+    def add(self, section: Section) -> None:
+        """Add what a section shows, and its tables."""
+        content = section.content(self.data)
+        tables = {name: pd.DataFrame(table) for name, table in content.tables.items()}
+        if twice := set(self.tables) & set(tables):
+            raise UsageError(
+                f"Two sections of the page give a table {min(twice)!r}.", where=section.name
+            )
+        self._show(section.name, section.title, content)
+        self.tables |= tables
 
-def contents_of(
-    data: ReportData,
-) -> tuple[list[tuple[Section, Content]], dict[str, pd.DataFrame]]:
-    """Return the sections of a page with what they give, and the tables of all of them."""
-    sections: list[Section] = [
-        *(Comparison(number, group) for number, group in enumerate(data.groups, start=1)),
-        *(section() for section in SECTIONS),
-    ]
-    contents: list[tuple[Section, Content]] = []
-    tables: dict[str, pd.DataFrame] = {}
-    with data.context.progress.task("report", len(sections)) as task:
-        for section in sections:
-            content = section.content(data)
-            if twice := set(tables) & set(content.tables):
-                raise UsageError(
-                    f"Two sections of the page give a table {min(twice)!r}.", where=section.name
-                )
-            tables.update(content.tables)
-            contents.append((section, content))
-            task.advance()
-    return contents, tables
+    def add_registered(self, name: str) -> None:
+        """Add a section by its name, or a note if it is of another package and fails."""
+        package = SECTIONS.package_of(name)
+        try:
+            self.add(SECTIONS.get(name)())
+        except Exception as error:  # whatever another package may raise
+            if package is None:
+                raise
+            reason = str(error).partition("\n")[0]
+            why = f"the package {package!r} failed with {type(error).__name__}: {reason}"
+            self.failures.append(f"section {name!r} is not on the page: {why}")
+            self._show(name, name, Content(figures=[Missing(name, why)]))
+
+    def _show(self, name: str, title: str, content: Content) -> None:
+        html = render("section.html.j2", content=content)
+        entries = [(title, anchor) for title, anchor in content.entries]
+        self.sections.append({"name": name, "title": title, "html": html, "entries": entries})
 
 
 def head_of(path: Path) -> dict[str, str]:
@@ -166,7 +198,7 @@ class Provenance(Section):
             store["run"].get("command", "")
             for method in data.methods
             for store in method.result.stores
-            if "activations" not in Path(store["path"]).parts
+            if data.context.workspace.activations.name not in Path(store["path"]).parts
         ]
         commands = [*stores, *(method.result.command for method in data.methods)]
         recipes = recipes_of(data)

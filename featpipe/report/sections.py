@@ -1,4 +1,4 @@
-"""What a page is made of: sections, each with text, figures and tables.
+"""What a page is made of: sections, charts as data, templates, and numbers as people read them.
 
 A section of another package is a class with a name, a title and :meth:`Section.content`, and an
 entry point of the group ``featpipe.sections`` that names the class.
@@ -6,9 +6,18 @@ entry point of the group ``featpipe.sections`` that names the class.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
 from featpipe.registry import Registry
 
@@ -17,7 +26,12 @@ if TYPE_CHECKING:
 
     from featpipe.report.data import ReportData
 
+MISSING = "–"
 _LOG_SPAN = 20
+_SCRIPTS = ("draw.js", "charts.js", "map.js", "page.js")
+
+
+# -- sections ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,9 @@ SECTIONS: Registry[type[Section]] = Registry(
 )
 
 
+# -- charts as data ------------------------------------------------------------------------------
+
+
 def axis(label: str, low: float | None = None, high: float | None = None, **more: Any) -> Any:
     """Return an axis: its label, its limits where they are fixed, ``log``, ``format``."""
     return {"label": label, "low": low, "high": high, **more}
@@ -90,3 +107,95 @@ def lines(x: Any, y: Any, series: Sequence[dict[str, Any]], **look: Any) -> dict
 def line(name: str, x: Sequence[Any], y: Sequence[Any], **more: Any) -> dict[str, Any]:
     """Return one line of a chart; ``None`` in ``y`` leaves a gap."""
     return {"name": name, "x": list(x), "y": list(y), **more}
+
+
+# -- numbers as people read them; ``None`` is a dash, never 0 ------------------------------------
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """Return a share as a percentage without its sign."""
+    return MISSING if value is None else f"{100 * value:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """Return a difference of two shares in percentage points, with a real minus sign."""
+    return f"{100 * value:+.2f}".replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value; below 0.001 only that."""
+    if value is None:
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def seconds(value: float | None) -> str:
+    """Return a duration in seconds with three significant digits."""
+    if not value or abs(value) >= 100:
+        return count(value)
+    return f"{value:.{min(4, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def count(value: float | None) -> str:
+    """Return a whole number in groups of three, set apart by a narrow no-break space."""
+    return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def size(value: float | None) -> str:
+    """Return a number of bytes in KB, MB or GB (powers of 1000)."""
+    if value is None:
+        return MISSING
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g}\u00a0{unit}"
+    return f"{value:.0f}\u00a0B"
+
+
+# -- templates -----------------------------------------------------------------------------------
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates, with the functions above as filters; compiled once."""
+    environment = Environment(
+        loader=PackageLoader("featpipe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    formats = (percent, points, p_value, seconds, count, size)
+    environment.filters.update({function.__name__: function for function in formats})
+    # JSON that is safe inside a script element: no "<", ">" or "&" in it.
+    environment.filters["data"] = lambda value: htmlsafe_json_dumps(
+        value, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Fill in a template; everything but Markup is escaped."""
+    return Markup(environment().get_template(template).render(values))  # noqa: S704 - escaped
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill in the template of a whole page, with style and script embedded.
+
+    The page's policy forbids every request, and every script and style but these two: even markup
+    that found a way through the escaping could not run.
+    """
+    folder = resources.files("featpipe.report") / "templates"
+    style, *scripts = (
+        (folder / name).read_text(encoding="utf-8").strip() for name in ("style.css", *_SCRIPTS)
+    )
+    script = "\n".join(scripts)
+    style_digest, script_digest = (
+        base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+        for text in (style, script)
+    )
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style_digest}'; "
+        f"script-src 'sha256-{script_digest}'; base-uri 'none'; form-action 'none'"
+    )
+    own = {"style": Markup(style), "script": Markup(script)}  # noqa: S704 - our own files
+    return render(template, **own, policy=policy, **values)

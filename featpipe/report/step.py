@@ -34,7 +34,7 @@ class Report(ResultsStep):
     title: str | None = option(None, help="Title of the page.", affects_result=False)
     gallery: int = option(24, help="Images in each gallery at most.", minimum=0)
     data: Path | None = option(None, help="Folder to look for the images in.", affects_result=False)
-    seed: int = option(0, help="Seed of the map of the features.", minimum=0)
+    seed: int = option(0, help="Seed of the map of the features.", seed=True)
 
     def check(self) -> None:
         """Refuse ``--all`` together with names."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,24 @@ from featpipe.report.figures import (
     accuracy_chart,
     cost_chart,
     method_curves,
-    search_chart,
+    search_charts,
     training_charts,
 )
-from featpipe.report.render import count, p_value, percent, points, render
-from featpipe.report.sections import SECTIONS, Chart, Content, Section
+from featpipe.report.sections import (
+    SECTIONS,
+    Content,
+    Section,
+    count,
+    p_value,
+    percent,
+    points,
+    render,
+)
 from featpipe.statistics.comparison import LIKE_BEST
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
 _NAMED = 3  # more names than these would hide the verdict
-_NOT_PARAMETERS = {"accuracy", "converged", "sd", "seconds", "loss"}
 
 
 class Comparison(Section):
@@ -64,13 +70,8 @@ class Methods(Section):
             entries += [(group.label, "")] if group.label else []
             entries += [(method.title, method.anchor) for method in group.methods]
             for method in group.methods:
-                search = search_of(method)
-                charts = [search] if isinstance(search, Chart) else []
-                panels[method] = {
-                    "confusion": confusion(method),
-                    "charts": [*method_curves(method), *charts, *training_charts(method)],
-                    "search": None if charts else search,
-                }
+                charts = [*method_curves(method), *search_charts(method), *training_charts(method)]
+                panels[method] = {"confusion": confusion(method), "charts": charts}
         html = render("methods.html.j2", groups=data.groups, panels=panels)
         return Content(html, tables=frames(data), entries=entries)
 
@@ -164,58 +165,6 @@ def confusion(method: Method) -> dict[str, Any]:
     return {**named, "rows": np.stack([matrix, share, heat], axis=2), "chart": None}
 
 
-def _grids(method: Method) -> list[tuple[str, Any, Any]]:
-    """Return the searches of a method: name of the model, entries, what was chosen."""
-    result = method.result
-    searches = [*result.splits, {**result.extra, "name": "search"}]
-    return [
-        (str(one["name"]), one["search"], one.get("chosen", {}))
-        for one in searches
-        if one.get("search")
-    ]
-
-
-def search_of(method: Method) -> Chart | dict[str, Any] | None:
-    """Return the search for hyper-parameters: a chart for one parameter, a table for several."""
-    grids = _grids(method)
-    if not grids:
-        return None
-    first = grids[0][1]
-    parameters = [key for key in first[0] if key not in _NOT_PARAMETERS]
-    varied = [p for p in parameters if len({str(e.get(p)) for _, g, _ in grids for e in g}) > 1]
-    if len(varied) == 1 and all(isinstance(entry[varied[0]], int | float) for entry in first):
-        return search_chart(varied[0], grids)
-    return search_table(first, varied or parameters)
-
-
-def search_table(grid: Sequence[dict[str, Any]], parameters: Sequence[str]) -> dict[str, Any]:
-    """Return a grid of two parameters as a heat map, of more as a list, best first.
-
-    A heat map has a ``corner``, and its rows are a name with cells of accuracy and heat level
-    (``None`` where the combination was not tried).
-    """
-    if len(parameters) != 2:
-        best_first = sorted(grid, key=lambda entry: -entry["accuracy"])
-        return {"corner": None, "columns": [*parameters, "accuracy"], "rows": best_first}
-    best: dict[tuple[Any, ...], float] = {}
-    for entry in sorted(grid, key=lambda entry: entry["accuracy"]):
-        best[tuple(entry[name] for name in parameters)] = entry["accuracy"]
-    low, span = min(best.values()), max(best.values()) - min(best.values())
-    heat = {cell: round(_HEAT_LEVELS * (v - low) / (span or 1.0)) for cell, v in best.items()}
-    down, across = (
-        sorted(set(values), key=lambda value: (isinstance(value, str), value is None, value))
-        for values in zip(*best, strict=True)
-    )
-    return {
-        "corner": " \\ ".join(parameters),
-        "columns": across,
-        "rows": [
-            (i, [(best[i, j], heat[i, j]) if (i, j) in best else None for j in across])
-            for i in down
-        ],
-    }
-
-
 # -- tables of the page --------------------------------------------------------------------------
 
 
@@ -251,7 +200,9 @@ def frames(data: ReportData) -> dict[str, pd.DataFrame]:
         ),
         "search": data.frame(
             lambda method: [
-                {"model": name, **entry} for name, grid, _ in _grids(method) for entry in grid
+                {"model": split["name"], **entry}
+                for split in method.result.splits
+                for entry in split.get("search") or []
             ]
         ),
         "history": data.frame(lambda method: method.result.extra.get("history") or []),

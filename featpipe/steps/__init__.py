@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from featpipe.registry import Registry
 from featpipe.steps.base import Context, Needs, Outcome, Status, Step
-from featpipe.steps.options import LARGEST_SEED, option, options_of
+from featpipe.steps.options import option, options_of
 
 __all__ = [
-    "LARGEST_SEED",
     "STEPS",
     "Context",
     "Needs",

@@ -13,7 +13,7 @@ from featpipe.errors import UsageError, did_you_mean
 from featpipe.registry import Registry
 from featpipe.workspace import user_path
 
-LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
+_LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
 _DEFAULT: Any = object()  # the option's own default
 
 
@@ -37,6 +37,10 @@ class OptionSpec:
     tunable: bool = False  # whether it lists values that the method chooses among: the grid
     bound: bool = False  # whether a recipe fills it in, if required, from another step's output
     positional: bool = False  # whether the command line takes it without --name
+    # Whether its values only draw again what is left to chance: more of the same in charts, not
+    # more of something. Its bounds follow.
+    seed: bool = False
+    symbol: str = ""  # what the literature calls it, for charts; default: its name
     # What the class it belongs to says.
     name: str = ""
     type: Any = str
@@ -135,6 +139,8 @@ def option(default: Any = _DEFAULT, **properties: Any) -> Any:
     ``properties`` are the parameters of :class:`OptionSpec`.
     """
     required = default is _DEFAULT
+    if properties.get("seed"):
+        properties |= {"minimum": 0, "maximum": _LARGEST_SEED}
     properties = {"neutral": default, **properties, "required": required}
     return OptionSpec(**properties, default=None if required else default)
 

@@ -31,6 +31,11 @@ class Task:
     needs: tuple[str, ...] = ()  # tasks that have to succeed before; it works on their files
     after: tuple[str, ...] = ()  # tasks that run before, whether they succeed or not
 
+    @property
+    def label(self) -> str:
+        """What distinguishes it from its siblings: what is in the brackets of its name."""
+        return self.name[len(self.part) + 1 : -1]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -151,8 +156,9 @@ class _Planner:
         parts = {part.name: part for part in self.recipe.steps}
         for name in self._parts_in_order():
             self.made[name] = list(self._tasks_of(parts[name]))
-        tasks = {task.name: task for name in parts for task in self.made[name]}
-        self._check_distinct([task for name in parts for task in self.made[name]])
+        every = [task for name in parts for task in self.made[name]]
+        self._check_distinct(every)
+        tasks = {task.name: task for task in every}
         ordered: dict[str, Task] = {}  # each follows what it needs, else as in the recipe
 
         def visit(task: Task) -> None:
@@ -215,9 +221,9 @@ class _Planner:
                 continue
             several = sum(needs.output in t.step.makes for ts in self.made.values() for t in ts) > 1
             for task in fitting:
-                label = _joined(variant.label, self._tag(task, needs) if several else "")
+                name = _task_name(part.name, variant.label, self._tag(task, needs) * several)
                 step = variant.step.planned(task.step)
-                yield self._task(part, _task_name(part.name, label), step, (task.name,))
+                yield self._task(part, name, step, (task.name,))
 
     def _task(self, part: RecipeStep, name: str, step: Step, needs: tuple[str, ...]) -> Task:
         """Return a task, placed, after the tasks whose outputs its inputs should have first."""
@@ -249,9 +255,10 @@ class _Planner:
     def _tag(self, producer: Task, needs: Needs) -> str:
         """Return what distinguishes a producer from all others: its label if that is enough."""
         every = [t for tasks in self.made.values() for t in tasks if needs.output in t.step.makes]
-        labels = [task.name[len(task.part) + 1 : -1] for task in every]
-        own = producer.name[len(producer.part) + 1 : -1]
-        return own if own and labels.count(own) == 1 else _joined(f"from={producer.part}", own)
+        own, source = producer.label, f"from={producer.part}"
+        if own and [task.label for task in every].count(own) == 1:
+            return own
+        return f"{source},{own}" if own else source
 
     def _check_distinct(self, tasks: Sequence[Task]) -> None:
         """Complain about two tasks of one name, or that would write the same files."""
@@ -301,9 +308,6 @@ def _row(task: Task, status: Status) -> dict[str, Any]:
     }
 
 
-def _task_name(part: str, label: str) -> str:
+def _task_name(part: str, *labels: str) -> str:
+    label = ",".join(filter(None, labels))
     return f"{part}[{label}]" if label else part
-
-
-def _joined(*labels: str) -> str:
-    return ",".join(label for label in labels if label)

@@ -157,7 +157,8 @@ def parse_recipe(
             expected="steps: and below it lines that begin with '- step: …'",
         )
     if limit is not None:
-        reader.overrides.append(_Override(f"--limit {limit}", None, "limit", locate(limit)))
+        override = _Override(f"--limit {limit}", None, "limit", locate(limit), inputs_only=True)
+        reader.overrides.append(override)
     if (defaults := top.get("defaults")) and defaults.value is not None:
         known = sorted({option for step in STEPS for option in options_of(step)})
         reader.defaults = _normal(reader.mapping(defaults, "'defaults'"))
@@ -185,6 +186,7 @@ class _Override:
     step: str | None
     option: str
     value: Located
+    inputs_only: bool = False  # whether only an option that selects the step's input is meant
 
     @classmethod
     def parse(cls, text: str) -> _Override:
@@ -200,8 +202,9 @@ class _Override:
 
     def fits(self, name: str, specs: Mapping[str, OptionSpec]) -> bool:
         """Whether a step of this name and with these options is meant."""
-        images_only = self.text.startswith("--limit") and "dataset" not in specs
-        return self.step in (None, name) and self.option in specs and not images_only
+        if self.step not in (None, name) or self.option not in specs:
+            return False
+        return specs[self.option].selects_input or not self.inputs_only
 
 
 class _Reader:
@@ -356,7 +359,7 @@ class _Reader:
         self, kind: type[Step], shared: Options, each: list[Options], line: int
     ) -> tuple[Variant, ...]:
         specs = options_of(kind)
-        labels = _distinguishing(each)
+        labels = _distinguishing(each, specs)
         variants: dict[Step, Variant] = {}
         outputs: dict[Hashable, Step] = {}
         for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
@@ -426,10 +429,14 @@ def _labels(key: str, nodes: Sequence[Located]) -> list[str]:
     return [f"{key}={text}" for text in (short if told_apart else texts)]
 
 
-def _distinguishing(each: list[Options]) -> list[str]:
-    """Return a short label per entry of ``each``: only keys that distinguish more of them."""
+def _distinguishing(each: list[Options], specs: Mapping[str, OptionSpec]) -> list[str]:
+    """Return a short label per entry of ``each``: only keys that distinguish more of them.
+
+    Options that change no number (a title, the name of a file) come last.
+    """
     labels = [""] * len(each)
-    for key in dict.fromkeys(key for entry in each for key in entry if key != "title"):
+    keys = dict.fromkeys(key for entry in each for key in entry)
+    for key in sorted(keys, key=lambda key: not specs[key].affects_result):
         having = [number for number, entry in enumerate(each) if key in entry]
         longer = list(labels)
         for number, text in zip(having, _labels(key, [each[n][key] for n in having]), strict=True):

@@ -14,9 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +25,7 @@ from typing import Any
 from featpipe.errors import FeatpipeError
 from featpipe.progress import Event, Progress
 from featpipe.steps.base import Context, Outcome, Step
-from featpipe.steps.plan import Plan, Task
+from featpipe.steps.plan import Plan
 
 SHUTDOWN_TIMEOUT = 10.0  # seconds that a worker has to exit
 _SHORT_OF_MEMORY = "if memory is short: --limit N, --jobs 1, or a smaller batch_size"
@@ -51,7 +50,7 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
         for listener in listeners:
             listener(record)
 
-    with _Worker() as worker:
+    with closing(_Worker()) as worker:
         for number, task in enumerate(plan.tasks, start=1):
             blocked = [name for name in task.needs if not outcomes[name].succeeded]
             if blocked:
@@ -59,7 +58,7 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
             elif any(ended.status == "interrupted" for ended in outcomes.values()):
                 outcome = Outcome("not run", "the run was interrupted before")
             else:
-                left = _seconds_left(plan.tasks[number - 1 :], outcomes, expected)
+                left = _seconds_left(plan, number - 1, outcomes, expected)
                 facts = {} if left is None else {"seconds_left": round(left, 1)}
                 notify(Event("started", task.name, number, len(plan.tasks), facts, task.name))
                 inputs = [outcomes[name].paths for name in task.needs]
@@ -80,20 +79,18 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
 
 
 def _seconds_left(
-    tasks: Sequence[Task], outcomes: dict[str, Outcome], expected: dict[str, float]
+    plan: Plan, ended: int, outcomes: dict[str, Outcome], expected: dict[str, float]
 ) -> float | None:
-    """Return how long the rest will take: as expected, else as tasks of its kind took here."""
-    kinds = {name: name.partition("[")[0] for name in outcomes}
+    """Return how long the rest will take: as expected, else as tasks of its part took here."""
+    took: dict[str, list[float]] = {}
+    for task in plan.tasks[:ended]:
+        if outcomes[task.name].status == "done":
+            took.setdefault(task.part, []).append(outcomes[task.name].seconds)
     total = 0.0
-    for task in tasks:
-        alike = [
-            ended.seconds
-            for name, ended in outcomes.items()
-            if kinds[name] == task.part and ended.status == "done"
-        ]
+    for task in plan.tasks[ended:]:
         if task.name in expected:
             total += expected[task.name]
-        elif alike:
+        elif alike := took.get(task.part):
             total += sum(alike) / len(alike)
         else:
             return None
@@ -138,16 +135,8 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
 class _Worker:
     """A process that runs steps, started when it is needed and again after it has died."""
 
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-        self._process: Any = None
-        self._events: Connection | None = None
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._discard()
+    _process: Any = None
+    _pipe: Connection  # where there is a process
 
     def run(
         self,
@@ -156,58 +145,50 @@ class _Worker:
         context: Context,
         on_event: Callable[[Event], None],
     ) -> Outcome:
-        """Let the worker run a step; return its outcome, or the the failure that its death is."""
-        if self._process is not None and not self._process.is_alive():
-            self._discard()
+        """Let the worker run a step; return its outcome, or the failure that its death is."""
         order = (step, inputs, context.workspace, context.jobs, context.command, context.recipe)
         try:
-            future = self._submit(order)
-            assert self._events is not None
-            while True:
-                try:
-                    event = self._events.recv()
-                except (EOFError, OSError):
-                    event = None
-                if event is None:
-                    return future.result()
-                on_event(event)
+            for record in self._answers(order):
+                if isinstance(record, Outcome):
+                    return record
+                on_event(record)
         except KeyboardInterrupt:
-            self._discard(busy=True)
+            self.close(busy=True)
             return Outcome("interrupted", "interrupted by the user")
-        except BrokenProcessPool:
-            self._process.join(SHUTDOWN_TIMEOUT)
-            code = self._process.exitcode
-            self._discard()
-            return describe_death(code)
+        self._process.join(SHUTDOWN_TIMEOUT)
+        code = self._process.exitcode
+        self.close()
+        return describe_death(code)
 
-    def _submit(self, order: tuple[Any, ...]) -> Future[Outcome]:
-        if self._pool is None:
+    def _answers(self, order: tuple[Any, ...]) -> Iterator[Event | Outcome]:
+        """Yield events and, at the end, the outcome; nothing more once the process has died."""
+        if self._process is not None and not self._process.is_alive():
+            self.close()
+        if self._process is None:
             context = multiprocessing.get_context("spawn")
-            self._events, sender = context.Pipe(duplex=False)
-            self._pool = ProcessPoolExecutor(1, context, _start_worker, (sender,))
-            before = set(multiprocessing.active_children())
-            future = self._pool.submit(_execute, order)
-            (self._process,) = set(multiprocessing.active_children()) - before
-            sender.close()  # so that the pipe ends when the worker does
-            return future
-        return self._pool.submit(_execute, order)
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_work, args=(theirs,))
+            self._process.start()
+            theirs.close()  # so that the pipe ends when the worker does
+        with suppress(EOFError, OSError):
+            self._pipe.send(order)
+            while True:
+                yield self._pipe.recv()
 
-    def _discard(self, *, busy: bool = False) -> None:
+    def close(self, *, busy: bool = False) -> None:
         """End the process, gently where it listens."""
-        pool, process, events = self._pool, self._process, self._events
-        self._pool = self._process = self._events = None
-        if pool is None or events is None:
+        process, self._process = self._process, None
+        if process is None:
             return
-        pool.shutdown(wait=False, cancel_futures=True)
-        # Without tasks the worker exits and cleans up its own workers; one that is still
+        # Without orders the worker exits and cleans up its own workers; one that is still
         # at a task, because the user interrupted the run, has to be terminated.
         if busy:
             process.terminate()
+        self._pipe.close()
         process.join(SHUTDOWN_TIMEOUT)
         if process.is_alive():
             process.kill()
             process.join()
-        events.close()
 
 
 def describe_death(code: int | None) -> Outcome:
@@ -232,23 +213,23 @@ def describe_death(code: int | None) -> Outcome:
     )
 
 
-# The worker's side.
-
-_channel: Connection
+# -- the worker's side ---------------------------------------------------------------------------
 
 
 class _Terminated(BaseException):
     """SIGTERM came while a task ran."""
 
 
-def _start_worker(channel: Connection) -> None:
-    global _channel  # noqa: PLW0603 - one channel per worker process
-    _channel = channel
+def _work(channel: Connection) -> None:
+    """Run what is ordered until there are no more orders."""
     # Ctrl-C reaches the whole group of processes; the parent decides, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_terminated)
     os.dup2(2, 1)  # what some library prints must not mix with the command's own output
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, OSError, _Terminated):  # the parent has closed the pipe
+        while True:
+            channel.send(_execute(channel.recv(), Progress(channel.send)))
 
 
 def _raise_terminated(_: int, __: FrameType | None) -> None:
@@ -262,11 +243,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _execute(order: tuple[Any, ...]) -> Outcome:
-    """Run a step in the worker; send events, then ``None``, and return the outcome."""
+def _execute(order: tuple[Any, ...], progress: Progress) -> Outcome:
+    """Run a step in the worker; return its outcome, whatever happens."""
     step, inputs, workspace, jobs, command, recipe = order
     try:
-        context = Context(workspace, Progress(_channel.send), jobs, command, recipe)
+        context = Context(workspace, progress, jobs, command, recipe)
         return step.bind(inputs).run(context)
     except FeatpipeError as error:
         return Outcome.failure(error)
@@ -285,5 +266,3 @@ def _execute(order: tuple[Any, ...]) -> Outcome:
                 "next": "this is a defect of featpipe: please report it with the traceback above",
             },
         )
-    finally:
-        _channel.send(None)

@@ -6,10 +6,10 @@ existing result is tracked too, so that a run's record is complete.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Tracker:
     def __init__(self, plan: Plan) -> None:
         self._note = plan.context.progress.note
         self._evaluated = {task.name for task in plan.tasks if "result" in task.step.makes}
-        self.open(plan.recipe.name, plan.context.workspace.root / "data")
+        self.open(plan.recipe.name, plan.context.workspace.data)
 
     def __call__(self, record: Event | Outcome) -> None:
         """Keep the outcome of a method, or that it failed."""
@@ -101,8 +101,7 @@ class MlflowTracker(Tracker):
         run = self._run(outcome, {"featpipe.key": facts["key"], "featpipe.title": facts["title"]})
         now = int(time.time() * 1000)
         metric, param = self._entities.Metric, self._entities.Param
-        metrics = [metric(name, value, now, 0) for name, value in numbers_of(outcome).items()]
-        metrics += [metric(name, value, now, step) for name, step, value in curves_of(outcome)]
+        metrics = [metric(name, value, now, step) for name, step, value in points_of(outcome)]
         params = [param(name, str(value)[:500]) for name, value in facts["settings"].items()]
         for start in range(0, max(len(metrics), 1), _BATCH):
             batch = metrics[start : start + _BATCH]
@@ -137,43 +136,35 @@ class TensorboardTracker(Tracker):
         folder = self._folder / file_part(outcome.task) / outcome.facts["key"][:8]
         if folder.exists():  # event files are only ever appended to: points would occur twice
             return
-        points = [(name, value, 0) for name, value in numbers_of(outcome).items()]
-        points += [(name, value, step) for name, step, value in curves_of(outcome)]
         writer = self._writer(str(folder))
-        for point in points:
-            writer.add_scalar(*point)
+        for name, step, value in points_of(outcome):
+            writer.add_scalar(name, value, step)
         writer.close()
 
 
 TRACKERS: dict[str, type[Tracker]] = {"mlflow": MlflowTracker, "tensorboard": TensorboardTracker}
 
 
-def numbers_of(outcome: Outcome) -> dict[str, float]:
-    """Return the metrics and costs of a result that are single finite numbers."""
+def points_of(outcome: Outcome) -> Iterator[tuple[str, int, float]]:
+    """Yield the finite numbers of a result: name, epoch (0 where there is none) and value.
+
+    They are its accuracy, metrics and costs, and those of its training history.
+    """
     facts = outcome.facts
-    named = {"accuracy": facts["accuracy"]["value"]}
-    named |= {f"accuracy_{end}": facts["accuracy"][end] for end in ("low", "high")}
-    named |= dict(_flat("metrics", facts["metrics"]))
-    named |= dict(_flat("cost", facts["cost"]))
-    return {name: float(value) for name, value in named.items() if _finite(value)}
+    ends = {f"accuracy_{end}": facts["accuracy"][end] for end in ("low", "high")}
+    named = {"accuracy": facts["accuracy"]["value"], **ends}
+    for name, value in _finite({**named, "metrics": facts["metrics"], "cost": facts["cost"]}):
+        yield name, 0, value
+    for position, epoch in enumerate(facts.get("history") or (), start=1):
+        for name, value in _finite({"history": epoch}):
+            if not name.endswith("/epoch"):
+                yield name, int(epoch.get("epoch", position)), value
 
 
-def curves_of(outcome: Outcome) -> Iterator[tuple[str, int, float]]:
-    """Yield name, epoch and value of every number in the training history of a result."""
-    for position, epoch in enumerate(outcome.facts.get("history") or (), start=1):
-        step = int(epoch.get("epoch", position))
-        for name, value in _flat("history", epoch):
-            if _finite(value) and not name.endswith("/epoch"):
-                yield name, step, float(value)
-
-
-def _flat(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _finite(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the finite numbers in nested mappings, with the names on the way to them."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(f"{prefix}/{name}", value)
-        else:
-            yield f"{prefix}/{name}", value
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            yield from ((f"{name}/{below}", number) for below, number in _finite(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+            yield name, float(value)

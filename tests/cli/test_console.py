@@ -10,17 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from featpipe.cli.console import JsonConsole, TerminalConsole
+from featpipe.cli.console import Console, JsonConsole
 from featpipe.errors import StoreError
 from featpipe.progress import Event
 from featpipe.steps import Outcome
 
 SCRIPT = """
-from featpipe.cli.console import TerminalConsole
+from featpipe.cli.console import Console
 from featpipe.errors import StoreError
 from featpipe.progress import Event
 from featpipe.steps import Outcome
-console = TerminalConsole()
+console = Console()
 console.follow(Event("started", "extract", 1, 2, {"seconds_left": 30.0}, "extract"))
 console.hear(Event("progress", "digits train", 5, 10, {"rate": "7.5 images/s"}))
 console.progress.note("skipped [one]")
@@ -72,7 +72,7 @@ def test_a_terminal_shows_bars_notes_outcomes_and_errors():
 
 
 def test_without_a_terminal_there_are_no_bars(capsys):
-    console = TerminalConsole()
+    console = Console()
     with console.progress.task("digits train", 10) as task:
         task.advance(10)
     console.progress.note("one line")
@@ -80,7 +80,7 @@ def test_without_a_terminal_there_are_no_bars(capsys):
 
 
 def test_quiet_tells_errors_only(capsys):
-    console = TerminalConsole(quiet=True)
+    console = Console(quiet=True)
     console.progress.note("a note")
     console.task_ended(Outcome("done", "done", task="svm"))
     console.outcome(Outcome("done", "done", table=[{"a": 1}]))

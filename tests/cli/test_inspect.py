@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.conftest import in_process
+from tests.cli.conftest import REPOSITORY, in_process
 
 
 def test_store_commands(run: Any, extract: str) -> None:
@@ -58,6 +59,33 @@ def test_a_label_map_that_is_wrong_is_named_with_its_line(run: Any) -> None:
     assert ended.code == 1
     assert "map.csv" in ended.err
     assert "line 3" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("line", "others"),
+    [("models", ["resnet18", "glyphnet"]), ("datasets", ["stl10", "digits"]), ("--help", ["svm"])],
+)
+def test_a_package_that_cannot_be_loaded_is_named_among_the_others(
+    tmp_path: Path, line: str, others: list[str]
+) -> None:
+    info = tmp_path / "torn-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torn\nVersion: 1.0\n")
+    groups = [f"[featpipe.{kind}s]\nold = torn:Old\n" for kind in ("model", "dataset", "step")]
+    (info / "entry_points.txt").write_text("".join(groups))
+    (tmp_path / "torn.py").write_text("raise RuntimeError('made for another version')")
+    ended = in_process(
+        f"from featpipe.cli import main; main([{line!r}])",
+        tmp_path,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), str(REPOSITORY)]),
+        COLUMNS="200",
+    )
+    assert ended.returncode == 0, ended.stderr
+    shown = " ".join(ended.stdout.split())
+    assert "'old' cannot be loaded: made for another version" in shown
+    assert "torn:Old of the package torn" in shown
+    for name in others:
+        assert name in shown
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -14,6 +14,7 @@ import pytest
 
 from featpipe.cli.main import featpipe
 from featpipe.steps import STEPS
+from featpipe.steps.tracking import TRACKERS
 from featpipe.store import FeatureStore
 from tests import images
 from tests.cli.conftest import in_process
@@ -76,6 +77,14 @@ def test_every_example_parses(example: str) -> None:
     for own in ("workspace", "as_json", "quiet", "jobs"):
         known.pop(own, None)
     STEPS.get(name).from_mapping(known)
+
+
+def test_what_can_be_tracked_with_is_offered() -> None:
+    command = featpipe.get_command(click.Context(featpipe), "run")
+    assert command is not None
+    (option,) = [param for param in command.params if param.name == "track"]
+    assert isinstance(option.type, click.Choice)
+    assert list(option.type.choices) == list(TRACKERS)
 
 
 # --- exit codes and messages

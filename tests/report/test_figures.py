@@ -23,6 +23,7 @@ from featpipe.report.figures import (
     gradient_chart,
     low_shot_chart,
     method_curves,
+    search_charts,
     sweep_charts,
     training_charts,
 )
@@ -173,10 +174,30 @@ def test_training_is_drawn_over_its_epochs(group: Group) -> None:
     assert training_charts(by_kind(group, "svm")) == []
 
 
-def test_a_trained_network_without_history_says_so(made: Made) -> None:
-    bare = replace(made.results[0], method="finetune")
-    (part,) = training_charts(made.data([bare]).methods[0])
-    assert isinstance(part, Missing)
+def search_of(made: Made, **changes: Any) -> Chart:
+    """Return the chart of the SVM's search, its result changed."""
+    result = next(result for result in made.results if result.method == "svm")
+    (chart,) = search_charts(made.data([replace(result, **changes)]).methods[0])
+    return chart
+
+
+def test_the_values_of_a_search_are_drawn_and_the_choice_marked(made: Made) -> None:
+    chart = search_of(made)
+    assert chart.title == "Validation accuracy by C", "as the option says the literature writes it"
+    (line,) = chart.spec["series"]
+    assert sum(line["marked"]) == 1
+    assert line["x"] == sorted(line["x"])
+    assert chart.spec["x"]["log"]
+
+
+def test_values_that_are_no_numbers_are_drawn_side_by_side(made: Made) -> None:
+    search = [{"kernel": name, "accuracy": 0.5, "converged": True} for name in ("rbf", "linear")]
+    split = made.results[0].splits[0] | {"search": search, "chosen": {"kernel": "linear"}}
+    chart = search_of(made, method="of another package", settings={"kernel": []}, splits=[split])
+    assert chart.title == "Validation accuracy by kernel"
+    assert chart.spec["x"]["names"] == ["rbf", "linear"]
+    (line,) = chart.spec["series"]
+    assert (line["x"], line["marked"]) == ([1, 2], [False, True])
 
 
 def test_gradients_of_many_layers_are_drawn_over_the_layers() -> None:

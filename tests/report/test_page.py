@@ -17,7 +17,7 @@ from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.report.page import build_report, recipes_of, step, write_index
-from featpipe.report.sections import SECTIONS, Content, Section
+from featpipe.report.sections import SECTIONS
 from featpipe.steps import Context
 from tests.report.conftest import HOSTILE, Made, Page, Plan, make_world
 
@@ -148,20 +148,6 @@ def test_two_groups_of_test_rows_have_two_comparisons(made: Made, tmp_path: Path
     assert anchors[:2] == ["tests-1", "tests-2"]
     assert "npz:toy.npz, 200 test images" in page.text
     assert "npz:toy.npz, 60 test images" in page.text
-
-
-def test_two_sections_cannot_give_one_table(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Again(Section):
-        name, title = "again", "Again"
-
-        def content(self, data: object) -> Content:
-            return Content(tables={"errors": pd.DataFrame({"x": [1]})})
-
-    monkeypatch.setattr(SECTIONS, "_loaded", {**SECTIONS._loaded, "again": Again})
-    with pytest.raises(UsageError, match="'errors'"):
-        made.again(tmp_path / "r")
 
 
 def test_no_results_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ def test_the_command_writes_page_tables_and_index(made: Made) -> None:
     page, index = outcome.paths
     assert page == made.world.workspace.reports / "npz-toy.html"
     assert page.with_name("npz-toy-tables").is_dir()
-    assert outcome.facts == {"results": ["svm", "logistic"], "bytes": page.stat().st_size}
+    assert outcome.facts["results"] == ["svm", "logistic"]
+    assert outcome.facts["bytes"] == page.stat().st_size
+    assert (outcome.facts["failures"], outcome.exit_code) == ([], 0)
     listed = Page(index)
     assert "toy.html" in [attrs.get("href") for tag, attrs in listed.elements if tag == "a"]
     assert "highest accuracy" in listed.text

@@ -11,13 +11,10 @@ import pandas as pd
 import pytest
 
 from featpipe.report.data import Group, Method
-from featpipe.report.sections import Chart
 from featpipe.report.tables import (
     conclude,
     confusion,
     pair_of,
-    search_of,
-    search_table,
 )
 from featpipe.statistics.paired_tests import compare_all
 from tests.report.conftest import Made, Page
@@ -117,32 +114,6 @@ def test_key_figures_are_those_the_method_has(made: Made, tmp_path: Path) -> Non
     page = Page(made.again(tmp_path / "logistic", [logistic.result]))
     assert f"log loss {logistic.metrics['log_loss']:.4f}" in page.text
     assert "log loss" not in Page(made.again(tmp_path / "svm", made.results[:1])).text
-
-
-def test_one_parameter_is_a_chart(made: Made) -> None:
-    chart = search_of(method_of(made, "svm"))
-    assert isinstance(chart, Chart)
-    assert chart.title == "Validation accuracy by C"
-    (line,) = chart.spec["series"]
-    assert sum(line["marked"]) == 1, "the choice is marked"
-    assert line["x"] == sorted(line["x"])
-
-
-def test_two_parameters_are_a_heat_map() -> None:
-    grid = [
-        {"lr": lr, "decay": decay, "accuracy": accuracy}
-        for lr, decay, accuracy in ((0.1, None, 0.5), (0.1, 0.01, 0.7), (0.01, 0.01, 0.6))
-    ]
-    table = search_table(grid, ["lr", "decay"])
-    assert table["columns"] == [0.01, None]
-    assert table["rows"] == [(0.01, [(0.6, 5), None]), (0.1, [(0.7, 10), (0.5, 0)])]
-
-
-def test_more_parameters_are_a_list_best_first() -> None:
-    grid = [{"a": i, "b": i, "c": i, "accuracy": i / 10} for i in range(3)]
-    table = search_table(grid, ["a", "b", "c"])
-    assert table["columns"] == ["a", "b", "c", "accuracy"]
-    assert [row["a"] for row in table["rows"]] == [2, 1, 0]
 
 
 def test_tables_beside_the_page_agree_with_the_results(made: Made) -> None:

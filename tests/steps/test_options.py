@@ -114,6 +114,19 @@ def test_every_option_is_complete(name: str) -> None:
             assert spec.names()
 
 
+def test_a_seed_has_the_bounds_of_those_who_draw() -> None:
+    class Drawn(Step):
+        """For this test."""
+
+        name = "drawn"
+        luck: int = option(0, help="Seed.", seed=True)
+
+    assert Drawn(luck=2**32 - 1).luck == 2**32 - 1
+    for wrong in (-1, 2**32):
+        with pytest.raises(UsageError, match="--luck cannot be"):
+            Drawn(luck=wrong)
+
+
 def test_keys_may_be_written_with_a_dash() -> None:
     step = EXTRACT.from_mapping({**RIGHT, "image-size": 64})
     assert step.image_size == 64

@@ -9,7 +9,7 @@ from featpipe.progress import Progress
 from featpipe.steps import STEPS, Context, Outcome
 from featpipe.steps.plan import Plan, Task
 from featpipe.steps.recipe import Recipe
-from featpipe.steps.tracking import TRACKERS, curves_of, numbers_of
+from featpipe.steps.tracking import TRACKERS, points_of
 from featpipe.workspace import Workspace
 from tests.steps.toys import Join, Work
 from tests.stores import sealed
@@ -104,22 +104,30 @@ def test_a_tracker_that_fails_is_noted_and_stops_nothing(outcome, tmp_path):
 
 def test_the_outcome_of_a_real_probe_has_what_is_tracked(tmp_path):
     step = STEPS.get("centroid")(train=sealed(tmp_path / "a.h5").path)
-    numbers = numbers_of(step.run(Context(Workspace(tmp_path), jobs=1)))
+    outcome = step.run(Context(Workspace(tmp_path), jobs=1))
+    numbers = {name: value for name, _, value in points_of(outcome)}
     assert 0 <= numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"] <= 1
     assert numbers["metrics/balanced_accuracy"] > 0
     assert numbers["cost/train_seconds"] >= 0
 
 
 def test_only_finite_numbers_are_tracked(outcome):
-    assert numbers_of(outcome) == {
-        "accuracy": 0.75,
-        "accuracy_low": 0.5,
-        "accuracy_high": 0.9,
-        "metrics/f1": 0.5,
-        "cost/train_seconds": 1.5,
-    }
-    assert list(curves_of(outcome)) == [
+    assert list(points_of(outcome)) == [
+        ("accuracy", 0, 0.75),
+        ("accuracy_low", 0, 0.5),
+        ("accuracy_high", 0, 0.9),
+        ("metrics/f1", 0, 0.5),
+        ("cost/train_seconds", 0, 1.5),
         ("history/loss", 1, 1.5),
         ("history/valid/accuracy", 1, 0.5),
         ("history/loss", 2, 0.5),
     ]
+
+
+def test_tensorboard_has_no_place_for_a_failure(tmp_path):
+    pytest.importorskip("tensorboard.summary", reason="the extra tensorboard is not installed")
+    notes = []
+    tracker = TRACKERS["tensorboard"](plan_in(tmp_path, progress=Progress(notes.append)))
+    tracker(FAILED)
+    assert notes == []
+    assert not (tmp_path / "data").exists()
