@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featpipe.errors import UsageError, WeightsError
 from featpipe.fingerprint import FileHashes
@@ -18,17 +18,39 @@ if TYPE_CHECKING:
     from featpipe.backbones.runtime import Runtime
 
 GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")
+FITS = ("auto", "crop", "whole")  # ways to make images square
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
 # Part of every identity: raise it when preprocessing.py starts to give other numbers.
 PREPROCESSING_VERSION = 2
 
-TORCHVISION = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-)
+
+class Automatic(NamedTuple):
+    """What is chosen for a model where its user says nothing."""
+
+    weights: str  # the published weights that DEFAULT stands for
+    image_size: int  # side of the network's input in pixels
+    margin: bool  # whether images are resized to more than is cropped from them
+    layer: str = "avgpool"  # its activations are the features
+
+
+TORCHVISION = {
+    "resnet18": Automatic("IMAGENET1K_V1", 224, margin=True),
+    "resnet34": Automatic("IMAGENET1K_V1", 224, margin=True),
+    "resnet50": Automatic("IMAGENET1K_V2", 224, margin=True),
+    "resnet101": Automatic("IMAGENET1K_V2", 224, margin=True),
+    "resnet152": Automatic("IMAGENET1K_V2", 224, margin=True),
+    "wide_resnet50_2": Automatic("IMAGENET1K_V2", 224, margin=True),
+    "wide_resnet101_2": Automatic("IMAGENET1K_V2", 224, margin=True),
+    "resnext50_32x4d": Automatic("IMAGENET1K_V2", 224, margin=True),
+    "resnext101_32x8d": Automatic("IMAGENET1K_V2", 224, margin=True),
+    "resnext101_64x4d": Automatic("IMAGENET1K_V1", 224, margin=True),
+}
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+CIFAR_RESNETS = {
+    "glyphnet": Automatic("GLYPHS_V1", 32, margin=False),
+    **{f"cifar_resnet{d}": Automatic("CIFAR10_V1", 32, margin=False) for d in _CIFAR_DEPTHS},
+}
 _FOR_FINETUNING = (
     *("resnet9", "resnet18_32", "resnet18_32_max", "resnet18_32_stem", "resnet18_32_stem_max"),
     *("convnet", "timm"),
@@ -39,7 +61,7 @@ MODELS: Registry[Architecture] = Registry(
     {
         "glyphnet": "featpipe.backbones.cifar_resnet",
         **dict.fromkeys(TORCHVISION, "featpipe.backbones.architecture"),
-        **{f"cifar_resnet{depth}": "featpipe.backbones.cifar_resnet" for depth in _CIFAR_DEPTHS},
+        **dict.fromkeys(CIFAR_RESNETS, "featpipe.backbones.cifar_resnet"),
         **dict.fromkeys(_FOR_FINETUNING, "featpipe.finetune.nets"),
     },
     aliases={f"resnet{depth}": f"cifar_resnet{depth}" for depth in _CIFAR_DEPTHS},
@@ -82,8 +104,19 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
             expected=f"a file ({', '.join(WEIGHTS_SUFFIXES)})",
             got="a folder" if path.is_dir() else "nothing there",
         )
-    embedded = name == "glyphnet" and weights.upper() in ("DEFAULT", "GLYPHS_V1")
-    return GLYPHNET if embedded else None
+    shipped = ("DEFAULT", CIFAR_RESNETS["glyphnet"].weights)
+    return GLYPHNET if name == "glyphnet" and weights.upper() in shipped else None
+
+
+def automatic(model: str, weights: str = "DEFAULT") -> Automatic:
+    """Return what is chosen where the user says nothing.
+
+    torch is imported only for a model without published weights or of another package, whose
+    :class:`~featpipe.backbones.architecture.Architecture` has to be asked.
+    """
+    name = backbone_name(model)
+    known = TORCHVISION.get(name) or CIFAR_RESNETS.get(name)
+    return known or MODELS.get(name).automatic(weights)
 
 
 def weights_identity(model: str, weights: str, hashes: FileHashes) -> str:
@@ -91,4 +124,17 @@ def weights_identity(model: str, weights: str, hashes: FileHashes) -> str:
     if path := weights_file(model, weights):
         return hashes.one(path)
     package = MODELS.package_of(backbone_name(model)) or "torchvision"
-    return f"{weights} of {package} {package_version(package)}"
+    name = weights.upper()
+    meant = automatic(model).weights if name == "DEFAULT" else name
+    return f"{meant} of {package} {package_version(package)}"
+
+
+def effective_fit(fit: str, *, margin: bool) -> str:
+    """Return the fit as identities hold it: with no margin to cut, ``crop`` does what auto does."""
+    return "auto" if fit == "crop" and not margin else fit
+
+
+def effective_runtime(runtime: str) -> str:
+    """Return the runtime as identities hold it: exact ones give the same numbers as ``torch``."""
+    plain = runtime == "torch" or RUNTIMES.get(runtime).exact
+    return "torch" if plain else runtime

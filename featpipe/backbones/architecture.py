@@ -1,19 +1,34 @@
-"""What a model's name means: the network and its published weights. torchvision's ResNets."""
+"""What a model's name means: the network, and its weights; torchvision's ResNets.
+
+Nothing in a weights file can run code here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import pickle
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torchvision import models
 
-from featpipe.backbones import MODELS, TORCHVISION
+from featpipe.backbones import MODELS, TORCHVISION, WEIGHTS_SUFFIXES, Automatic, weights_file
 from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.datasets.download import fetch
+from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
+from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
+from featpipe.progress import SILENT, Progress
+
+# Where training scripts put the state dict among optimiser, epoch and the like.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+# A counter that batch norm needs for training only; old checkpoints lack it.
+_COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,17 @@ class Architecture:
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     default_layer: str = "avgpool"  # its activations are the features unless others are named
 
+    def automatic(self, weights: str) -> Automatic:
+        """Return what is chosen for this model and these weights where the user says nothing."""
+        default, chosen = (self.published.get(key) for key in ("DEFAULT", weights.upper()))
+        prepared = chosen.preprocessing if chosen else self.file_preprocessing
+        return Automatic(
+            weights=default.name if default else "DEFAULT",
+            image_size=prepared.crop,
+            margin=prepared.resize > prepared.crop,
+            layer=self.default_layer,
+        )
+
     def on_meta(self, num_classes: int) -> nn.Module:
         """Return the network in evaluation mode without memory or values: shapes only."""
         with torch.device("meta"):
@@ -47,9 +73,7 @@ class Architecture:
 
 def _register_torchvision(name: str, features: int) -> None:
     published = {}
-    enum: Any = models.get_model_weights(name)
-    # DEFAULT is another name for one of the others, which only __members__ lists.
-    for member, weights in enum.__members__.items():
+    for weights in models.get_model_weights(name):
         transforms = weights.transforms()
         preprocessing = Preprocessing(
             resize=transforms.resize_size[0],
@@ -58,10 +82,10 @@ def _register_torchvision(name: str, features: int) -> None:
             std=tuple(transforms.std),
             interpolation=transforms.interpolation.value,
         )
-        published[member] = PublishedWeights(
+        published[weights.name] = PublishedWeights(
             weights.name, weights.url, preprocessing, lambda: SourceClasses.load("imagenet")
         )
-    default = published["DEFAULT"]
+    default = published[TORCHVISION[name].weights]
     architecture = Architecture(
         name=name,
         summary=f"torchvision, ImageNet, {features} features",
@@ -76,3 +100,175 @@ def _register_torchvision(name: str, features: int) -> None:
 
 for _name in TORCHVISION:
     _register_torchvision(_name, 512 if _name in ("resnet18", "resnet34") else 2048)
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """Where weights come from."""
+
+    name: str  # of the published weights, or of the file
+    sha256: str
+    path: Path
+    published: PublishedWeights | None  # None for a file of the user's
+
+
+def find_weights(
+    architecture: Architecture, weights: str, hashes: FileHashes, progress: Progress = SILENT
+) -> WeightsInfo:
+    """Return which file holds the weights; published ones are downloaded where they are missing."""
+    path = weights_file(architecture.name, weights)
+    known = architecture.published
+    if path is not None and weights.upper() not in known:
+        return WeightsInfo(path.name, hashes.one(path), path, None)
+    if not known:
+        raise UsageError(
+            f"There are no published weights for {architecture.name}.",
+            next_step=f"--weights FILE, or train it: featpipe finetune --model {architecture.name}",
+        )
+    if weights.upper() not in known:
+        raise UnknownNameError(
+            f"There are no weights named {weights!r} for {architecture.name}.",
+            expected=", ".join(known) + ", or a weights file",
+            next_step=did_you_mean(weights.upper(), known),
+        )
+    published = known[weights.upper()]
+    url = published.location
+    if isinstance(url, Path):
+        return WeightsInfo(published.name, hashes.one(url), url, published)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    # By torch hub's convention the first digits of the SHA-256 are part of the name.
+    named = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    prefix = named[1] if named else ""
+    if not path.exists():
+        try:
+            fetch(url, path, digest=f"sha256:{prefix}" if prefix else None, progress=progress)
+        except DownloadError as error:
+            raise WeightsError(
+                f"The weights {path.name} are not here and could not be downloaded.",
+                where=url,
+                got=f"{error.what} {error.details.get('got', '')}".strip(),
+                next_step="one of three: connect to a network and try again; give the weights as a"
+                " file with --weights FILE; or run `featpipe demo`, whose backbone is built in",
+            ) from None
+    digest = hashes.one(path)
+    if not digest.startswith(prefix):
+        raise WeightsError(
+            "The downloaded weights are damaged.",
+            where=path,
+            expected=f"SHA-256 {prefix}…",
+            got=f"{digest[: len(prefix)]}…",
+            next_step=f"delete the file; it is then downloaded again from {url}",
+        )
+    return WeightsInfo(published.name, digest, path, published)
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a weights file into a plain state dict on the CPU, floating-point values as float32.
+
+    The prefix ``module.`` that torch's DataParallel puts before every name is taken off.
+    """
+    content = _read(path)
+    if isinstance(content, Mapping):
+        wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        content = wrapped[0] if wrapped else content
+        strangers = [
+            f"{key!r} ({type(value).__name__})"
+            for key, value in content.items()
+            if not (isinstance(key, str) and isinstance(value, Tensor))
+        ]
+    else:
+        strangers = [type(content).__name__]
+    if strangers or not content:
+        raise WeightsError(
+            "The weights file holds no state dict.",
+            where=path,
+            expected=f"names and tensors, or those within one of {', '.join(_WRAPPERS)}",
+            got=_first(strangers) or "nothing",
+        )
+    parallel = all(name.startswith("module.") for name in content)
+    state = {}
+    for name, value in content.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise WeightsError(
+                "The weights file holds values that are not finite.", where=path, got=name
+            )
+        float32 = value.float() if value.is_floating_point() else value
+        state[name.removeprefix("module.") if parallel else name] = float32
+    return state
+
+
+def _read(path: Path) -> Any:
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise WeightsError(
+            "The weights file has a name of unknown kind.",
+            where=path,
+            expected=", ".join(WEIGHTS_SUFFIXES),
+            got=path.suffix or "no suffix",
+        )
+    safe = path.suffix == ".safetensors"
+    try:
+        # Never a full unpickle: that would run any code the file's author put there.
+        return load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # whatever the parsers meet in a foreign file
+        pickled = isinstance(error, pickle.UnpicklingError)
+        stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        if pickled and stranger:
+            raise WeightsError(
+                "The weights file holds more than tensors; loading it could run foreign code, so"
+                " featpipe does not.",
+                where=path,
+                expected="a state dict: names and tensors",
+                got=f"the Python object {stranger[1]}",
+                next_step="if you trust its author, load it where it was made, save"
+                " model.state_dict() with safetensors.torch.save_file, and use that file",
+            ) from None
+        # torch's own text begins with advice to load without weights_only: not repeated here.
+        said = "" if pickled else f" ({str(error)[:120]})"
+        raise WeightsError(
+            "The weights file is empty, damaged, cut off, or no "
+            f"{'safetensors' if safe else 'PyTorch'} file at all.",
+            where=path,
+            got=f"{path.stat().st_size} bytes{said}",
+            next_step="fetch or copy the file again and compare its size",
+        ) from None
+
+
+def load_network(architecture: Architecture, path: Path) -> nn.Module:
+    """Return the network with the weights of a file, whose names and shapes must match exactly.
+
+    A network trained on another task may have any number of outputs: as many as the file has.
+    """
+    state = load_state_dict(path)
+    last = state.get(f"{architecture.classifier}.weight")
+    num_classes = len(last) if last is not None and last.ndim == 2 else 0
+    # Built without memory, then given the file's tensors: no random start to throw away.
+    network = architecture.on_meta(num_classes or 1)
+    own = network.state_dict()
+    expected, got = (
+        {name: tuple(value.shape) for name, value in s.items() if not name.endswith(_COUNTER)}
+        for s in (own, state)
+    )
+    problems = {
+        "missing": [name for name in expected if name not in got],
+        "unexpected": [name for name in got if name not in expected],
+        "wrong shape": [
+            f"{name} {got[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if got.get(name, shape) != shape
+        ],
+    }
+    if any(problems.values()):
+        raise WeightsError(
+            f"These are no weights of {architecture.name}.",
+            where=path,
+            expected=f"{len(expected)} tensors",
+            got="; ".join(f"{len(n)} {what}: {_first(n)}" for what, n in problems.items() if n),
+        )
+    counters = {name: torch.tensor(0) for name in own if name.endswith(_COUNTER)}
+    network.load_state_dict(counters | state, assign=True)
+    return network
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")

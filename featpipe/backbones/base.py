@@ -13,13 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featpipe.backbones import MODELS, RUNTIMES, backbone_name
-from featpipe.backbones.architecture import Architecture
+from featpipe.backbones.architecture import (
+    Architecture,
+    WeightsInfo,
+    find_weights,
+    load_network,
+)
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Capture, choose_device
-from featpipe.backbones.weights import WeightsInfo, find_weights, load_network
 from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
+from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 
 
@@ -165,6 +170,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     *,
     runtime: str = "torch",
     hashes: FileHashes | None = None,
+    progress: Progress = SILENT,
 ) -> Backbone:
     """Load a frozen backbone, ready to embed.
 
@@ -186,6 +192,8 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         A name out of :data:`featpipe.backbones.RUNTIMES`.
     hashes : FileHashes, optional
         Remembered content hashes, so that a large weights file is hashed once.
+    progress : Progress, optional
+        Where a download of weights is reported.
 
     Raises
     ------
@@ -205,7 +213,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     """
     where = choose_device(device)
     architecture = MODELS.get(backbone_name(model))
-    found = find_weights(architecture, weights, hashes or FileHashes())
+    found = find_weights(architecture, weights, hashes or FileHashes(), progress)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
     preprocessing = trained.with_fit(fit).with_image_size(image_size)
     network = load_network(architecture, found.path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, conv3x3
 
-from featpipe.backbones import GLYPHNET, MODELS
+from featpipe.backbones import CIFAR_RESNETS, GLYPHNET, MODELS
 from featpipe.backbones.architecture import Architecture, PublishedWeights
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.labelmap import SourceClasses
@@ -82,15 +84,23 @@ def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:
 
 
 def _register(
-    name: str, summary: str, build: Callable[[int], CifarResNet], weights: PublishedWeights
+    name: str,
+    summary: str,
+    build: Callable[[int], CifarResNet],
+    location: str | Path,
+    source_classes: Callable[[], SourceClasses],
+    **scaling: Any,  # mean and std where they are not those of ImageNet
 ) -> None:
+    chosen = CIFAR_RESNETS[name]
+    preprocessing = Preprocessing(resize=chosen.image_size, crop=chosen.image_size, **scaling)
+    weights = PublishedWeights(chosen.weights, location, preprocessing, source_classes)
     architecture = Architecture(
         name=name,
         summary=summary,
         build=build,
         classifier="linear",
         published={"DEFAULT": weights, weights.name: weights},
-        file_preprocessing=weights.preprocessing,
+        file_preprocessing=preprocessing,
     )
     MODELS.register(architecture)
 
@@ -103,18 +113,14 @@ _CLASSES = (
     *("dog", "frog", "horse", "ship", "truck"),
 )
 
+# As published with the checkpoints: ImageNet's mean and deviation, no resizing.
 for _depth, _digits in _SHA256.items():
     _register(
         f"cifar_resnet{_depth}",
         "He et al. 2015 section 4.2, CIFAR-10, 32 x 32 pixels, 64 features",
         partial(CifarResNet, (_depth - 2) // 6),
-        PublishedWeights(
-            "CIFAR10_V1",
-            f"{_ADDRESS}resnet{_depth}-{_digits}.th",
-            # As published with the checkpoints: ImageNet's mean and deviation, no resizing.
-            Preprocessing(resize=32, crop=32),
-            lambda: SourceClasses(ids=_CLASSES, names=_CLASSES),
-        ),
+        f"{_ADDRESS}resnet{_depth}-{_digits}.th",
+        lambda: SourceClasses(ids=_CLASSES, names=_CLASSES),
     )
 
 # 14 layers, 692,702 parameters. The first convolution has stride 2: glyphs are seen from 8 x 8
@@ -124,10 +130,8 @@ _register(
     "glyphnet",
     "the embedded one: letters and digits, 128 features, always there",
     partial(CifarResNet, 2, width=32, stem_stride=2),
-    PublishedWeights(
-        "GLYPHS_V1",
-        GLYPHNET,
-        Preprocessing(resize=32, crop=32, mean=(0.5,) * 3, std=(0.25,) * 3),
-        lambda: SourceClasses.load("glyphs"),
-    ),
+    GLYPHNET,
+    lambda: SourceClasses.load("glyphs"),
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
 )

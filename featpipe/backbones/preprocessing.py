@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from featpipe.backbones import PREPROCESSING_VERSION
+from featpipe.backbones import FITS, PREPROCESSING_VERSION, effective_fit
 from featpipe.errors import UsageError
 
 _SMALLEST, _LARGEST = 8, 2048
@@ -61,7 +61,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    fit: Literal["auto", "crop", "whole"] = "auto"
+    fit: str = "auto"
 
     def __post_init__(self) -> None:
         if not _SMALLEST <= self.crop <= _LARGEST:
@@ -110,9 +110,9 @@ class Preprocessing:
 
     def with_fit(self, fit: str) -> Preprocessing:
         """Return the same with another way to make images square: auto, crop or whole."""
-        if fit not in ("auto", "crop", "whole"):
-            raise UsageError("The fit is not known.", expected="auto, crop, whole", got=repr(fit))
-        return replace(self, fit=cast(Literal["auto", "crop", "whole"], fit))
+        if fit not in FITS:
+            raise UsageError("The fit is not known.", expected=", ".join(FITS), got=repr(fit))
+        return replace(self, fit=effective_fit(fit, margin=self.resize > self.crop))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""

@@ -16,9 +16,9 @@ __all__ = ["DATASETS", "short_name", "slug", "split_spec"]
 DATASETS: Registry[type[Dataset]] = Registry(
     "dataset",
     {
-        "stl10": "featpipe.datasets.stl10",
-        "cifar10": "featpipe.datasets.cifar",
-        "cifar100": "featpipe.datasets.cifar",
+        "stl10": "featpipe.datasets.binary",
+        "cifar10": "featpipe.datasets.binary",
+        "cifar100": "featpipe.datasets.binary",
         "tiny-imagenet": "featpipe.datasets.folder",
         "dogs-vs-cats": "featpipe.datasets.folder",
         "folder": "featpipe.datasets.folder",

@@ -110,18 +110,6 @@ def check_digests(
     return published
 
 
-def check_size(path: Path, bytes_per_image: int) -> None:
-    """Raise DataError unless a file holds a whole number of images, and at least one."""
-    size = path.stat().st_size
-    if size == 0 or size % bytes_per_image:
-        raise DataError(
-            "The file does not hold a whole number of images.",
-            where=path,
-            expected=f"a multiple of {bytes_per_image} bytes",
-            got=f"{size} bytes",
-        )
-
-
 def unpack(
     archive: Path,
     target: Path,
@@ -255,19 +243,25 @@ def fetch(
     stays when the download is interrupted and is continued by the next call.
 
     A target that exists already is checked and kept. The digest of the whole file is
-    ``"md5:<hex>"`` or ``"sha256:<hex>"``.
+    ``"md5:<hex>"`` or ``"sha256:<hex>"``, or begins with these digits.
 
     Raises
     ------
     DownloadError
-        If the server cannot be reached or refuses, space is short, or the digest is wrong.
+        If the server cannot be reached or refuses, the file cannot be stored, or the digest is
+        wrong.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UsageError("Only http and https addresses are downloaded.", got=url)
-    target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f"{target.name}.part")
     note = target.with_name(f"{target.name}.part.json")
-    with path.open("ab", buffering=0) as part:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("ab", buffering=0)
+    except OSError as error:
+        what = "The download cannot be stored there."
+        raise DownloadError(what, where=path, got=error.strerror, next_step=_BY_HAND) from None
+    with opened as part:
         try:
             if fcntl is not None:
                 fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -394,7 +388,7 @@ def _check_digest(path: Path, digest: str | None, url: str, next_step: str) -> N
         return
     algorithm, _, expected = digest.partition(":")
     got = of_file(path, algorithm)
-    if got != expected:
+    if not got.startswith(expected):
         raise DownloadError(
             f"The file from {url} is not the one that was expected.",
             where=path,

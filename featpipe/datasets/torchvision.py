@@ -24,8 +24,9 @@ from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.datasets.tables import numbered, ordered_splits
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
+from featpipe.provenance import package_version
 
-# Image files, listed by a class that can be given its ``loader``.
+# Image files, listed by a class that can be given its ``loader``: since torchvision 0.22.
 FILES = (
     "CLEVRClassification", "Country211", "DTD", "EuroSAT", "FGVCAircraft", "Flowers102", "Food101",
     "Imagenette", "Places365", "RenderedSST2", "StanfordCars", "SUN397",
@@ -150,7 +151,10 @@ class TorchVision(Dataset):
         if self.argument in FILES and "loader" not in names:
             raise UsageError(
                 f"This version of torchvision does not list the files of {self.argument}.",
-                next_step="pip install --upgrade torchvision",
+                expected="torchvision 0.22 or newer",
+                got=f"torchvision {package_version('torchvision')}",
+                next_step="pip install --upgrade torch torchvision, or unpack its images into a"
+                " folder for each class: folder:PATH",
             )
         return names
 

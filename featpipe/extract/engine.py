@@ -28,6 +28,7 @@ from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Status
 from featpipe.store import LOGITS, FeatureStore, StoreContent, StoreWriter, scan_stores
+from featpipe.store.layout import JOURNAL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,12 +136,12 @@ class Extraction:
             paths = tuple(store.path for _, store in found if store is not None)
             return Status(True, "stores are there", key, paths)
         why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
-        if any(any(self.folder.glob(f"{slug(s.split)}-*.h5.partial")) for s in missing):
+        unfinished = [p for s in missing for p in self.folder.glob(f"{slug(s.split)}-*.h5.partial")]
+        if not all(path.with_suffix(JOURNAL).exists() for path in unfinished):
             why += "; continues an unfinished store"
 
         def kind(request: Mapping[str, Any]) -> tuple[Any, ...]:
-            options = {key: v for key, v in request.get("options", {}).items() if key != "fit"}
-            return request.get("inputs", {}).get("model"), options
+            return request.get("inputs", {}).get("model"), request.get("options")
 
         wanted = kind(self.request or {})
         stores, _ = scan_stores(self.context.workspace.features)

@@ -72,7 +72,7 @@ class ImageStep(Step):
         help="crop: resize the shorter side and cut the centre, as the weights were tested; whole: "
         "squeeze the whole image; auto: crop, but no margin is cut from images that are not larger "
         "than the network's input.",
-        choices=("auto", "crop", "whole"),
+        choices=backbones.FITS,
     )
     on_error: str = option(
         "fail",
@@ -123,13 +123,24 @@ class Extract(ImageStep):
         backbones.backbone_name(self.model)
 
     def request(self, hashes: FileHashes) -> dict[str, Any]:
-        """Return what the numbers depend on other than the images; torch is not imported."""
+        """Return what the numbers depend on other than the images, automatic choices resolved.
+
+        torch is imported only where a model, its weights or the runtime are another package's, or
+        the model has no published weights: then these have to be asked.
+        """
         inputs = {
             "model": backbones.backbone_name(self.model),
             "weights": backbones.weights_identity(self.model, self.weights, hashes),
             "preprocessing": backbones.PREPROCESSING_VERSION,
         }
-        return self.identity(inputs, layer=tuple(dict.fromkeys(self.layer or ())) or None)
+        chosen = backbones.automatic(self.model, self.weights)
+        return self.identity(
+            inputs,
+            layer=tuple(dict.fromkeys(self.layer or (chosen.layer,))),
+            image_size=self.image_size or chosen.image_size,
+            fit=backbones.effective_fit(self.fit, margin=chosen.margin),
+            runtime=backbones.effective_runtime(self.runtime),
+        )
 
     def _extraction(self, context: Context, *, download: bool) -> Extraction:
         from featpipe.extract import engine  # noqa: PLC0415 - brings NumPy and h5py
@@ -145,6 +156,7 @@ class Extract(ImageStep):
                 *(self.model, self.weights, self.device, self.image_size, self.fit),
                 runtime=self.runtime,
                 hashes=hashes,
+                progress=context.progress,
             ),
             options=engine.ExtractOptions(
                 self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers

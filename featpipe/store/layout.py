@@ -18,6 +18,8 @@ from featpipe.steps.grammar import LOGITS
 
 SCHEMA_VERSION = 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Ending of the second file that featpipe 0.1 had beside a store while it wrote it.
+JOURNAL = ".journal"
 
 
 @dataclass(frozen=True)

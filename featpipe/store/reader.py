@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
 from featpipe.steps.grammar import LOGITS
-from featpipe.store.layout import HDF5_SIGNATURE, SCHEMA_VERSION, hdf5_size, partial_path
+from featpipe.store.layout import (
+    HDF5_SIGNATURE,
+    JOURNAL,
+    SCHEMA_VERSION,
+    hdf5_size,
+    partial_path,
+)
 
 _READ_BYTES = 1 << 22
 _LOGITS = f"features/{LOGITS}"
@@ -203,7 +209,10 @@ class FeatureStore:
 
 
 def scan_stores(folder: Path) -> tuple[list[FeatureStore], list[StoreError]]:
-    """Return the sealed stores below a folder, and what is wrong with those that are damaged."""
+    """Return the sealed stores below a folder, and what is wrong with those that are damaged.
+
+    What featpipe 0.1 left of a store that it did not finish is named among the latter.
+    """
     stores: list[FeatureStore] = []
     errors: list[StoreError] = []
     for path in sorted(folder.rglob("*.h5")):
@@ -211,6 +220,17 @@ def scan_stores(folder: Path) -> tuple[list[FeatureStore], list[StoreError]]:
             stores.append(FeatureStore(path))
         except StoreError as error:
             errors.append(error)
+    for journal in sorted(folder.rglob(f"*.h5{JOURNAL}")):
+        path = journal.with_suffix("")
+        parts = [journal, partial_path(path), path.with_name(path.name + ".undo")]
+        left = " ".join(repr(str(part)) for part in parts if part.exists())
+        errors.append(
+            StoreError(
+                "An unfinished feature store of featpipe 0.1 was left behind.",
+                where=journal,
+                next_step=f"it cannot be continued: rm {left}",
+            )
+        )
     return stores, errors
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,11 +15,10 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from featpipe.datasets.cifar import Cifar10, Cifar100
+from featpipe.datasets.binary import Cifar10, Cifar100, Stl10
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.digits import load_values
 from featpipe.datasets.selection import stratified_split
-from featpipe.datasets.stl10 import Stl10
 from featpipe.fingerprint import FileHashes
 
 # Other work on the machine must not fail a property.
@@ -75,43 +73,33 @@ def write_stl10(folder: Path, n: int = 20) -> dict[str, np.ndarray]:
     return images
 
 
-def stl10_md5(folder: Path) -> dict[str, dict[str, str]]:
+def sums_of(kind: type[Cifar10 | Stl10], folder: Path) -> dict[str, dict[str, str]]:
+    """Return the sums of the files that are there, in the place of the published ones."""
     return {
         split: {name: md5_of(folder / name) for name in names if (folder / name).exists()}
-        for split, names in Stl10.md5.items()
+        for split, names in kind.md5.items()
     }
 
 
-def write_cifar(folder: Path, kind: type[Cifar10], version: str, n: int = 4) -> dict[str, list]:
-    """Write the binary or the pickled version, ``n`` images a file; return images and labels."""
-    layout = kind.binary if version == "binary" else kind.pickled
-    (folder / layout.folder).mkdir(parents=True)
+def write_cifar(folder: Path, kind: type[Cifar10], n: int = 4) -> dict[str, list]:
+    """Write the binary version, ``n`` images a file; return images and labels."""
+    folder.mkdir(parents=True)
     made: dict[str, list] = {}
     seed = 0
     for split in ("train", "test"):
         images, labels = [], []
-        for name in layout.files[split]:
+        for name in kind.md5[split]:
             seed += 1
             batch, batch_labels = pictures(n, 32, seed), [(seed + at) % 10 for at in range(n)]
             planes = batch.transpose(0, 3, 1, 2).reshape(n, -1)
-            file = folder / layout.folder / name
-            if version == "binary":
-                coarse = np.full((n, layout.label_bytes - 1), 3, np.uint8)
-                fine = np.array(batch_labels, np.uint8)[:, None]
-                np.hstack([coarse, fine, planes]).tofile(file)
-            else:
-                file.write_bytes(
-                    pickle.dumps({"data": planes, layout.label: batch_labels}, protocol=4)
-                )
+            coarse = np.full((n, kind.label_bytes - 1), 3, np.uint8)
+            fine = np.array(batch_labels, np.uint8)[:, None]
+            np.hstack([coarse, fine, planes]).tofile(folder / name)
             images.append(batch)
             labels += batch_labels
         made[split] = [np.concatenate(images), labels]
     names = [f"class{at}" for at in range(kind.n_classes)]
-    meta = folder / layout.folder / layout.names
-    if version == "binary":
-        meta.write_text("\n".join(names) + "\n\n")
-    else:
-        meta.write_bytes(pickle.dumps({layout.names_key: names}, protocol=4))
+    (folder / kind.class_names).write_text("\n".join(names) + "\n\n")
     return made
 
 
@@ -141,40 +129,31 @@ def write_tiny_imagenet(folder: Path, wnids: list[str], n: int = 3) -> dict[str,
 def _make_stl10(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     folder = tmp / "stl10_binary"
     images = write_stl10(folder)
-    monkeypatch.setattr(Stl10, "md5", stl10_md5(folder))
+    monkeypatch.setattr(Stl10, "md5", sums_of(Stl10, folder))
 
     def change() -> None:
         with (folder / "train_X.bin").open("r+b") as stream:
             stream.write(bytes([255 - int(images["train"][0, 0, 0, 0])]))
-        monkeypatch.setattr(Stl10, "md5", stl10_md5(folder))
+        monkeypatch.setattr(Stl10, "md5", sums_of(Stl10, folder))
 
     labels = {split: [row % 10 for row in range(20)] for split in ("train", "test")}
     labels["unlabeled"] = [-1] * 20
     return Made("stl10", tmp, images, labels, STL10_CLASSES, change)
 
 
-def _make_cifar(kind: type[Cifar10], version: str) -> Callable[[Path, pytest.MonkeyPatch], Made]:
+def _make_cifar(kind: type[Cifar10]) -> Callable[[Path, pytest.MonkeyPatch], Made]:
     def make(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-        made = write_cifar(tmp, kind, version)
-        layout = kind.binary if version == "binary" else kind.pickled
-        folder = tmp / layout.folder
-
-        def adopt() -> None:
-            monkeypatch.setattr(kind, "md5", {f.name: md5_of(f) for f in folder.iterdir()})
+        folder = tmp / kind.archive.folder
+        made = write_cifar(folder, kind)
+        monkeypatch.setattr(kind, "md5", sums_of(kind, folder))
 
         def change() -> None:
-            file = folder / layout.files["train"][0]
-            if version == "binary":
-                content = bytearray(file.read_bytes())
-                content[1000] ^= 255
-                file.write_bytes(content)
-            else:
-                batch = pickle.loads(file.read_bytes())
-                batch["data"][0, 0] ^= 255
-                file.write_bytes(pickle.dumps(batch, protocol=4))
-            adopt()
+            file = folder / next(iter(kind.md5["train"]))
+            content = bytearray(file.read_bytes())
+            content[1000] ^= 255
+            file.write_bytes(content)
+            monkeypatch.setattr(kind, "md5", sums_of(kind, folder))
 
-        adopt()
         return Made(
             kind.name,
             tmp,
@@ -323,10 +302,8 @@ def _make_torchvision(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "stl10": _make_stl10,
-    "cifar10": _make_cifar(Cifar10, "binary"),
-    "cifar10 pickled": _make_cifar(Cifar10, "pickled"),
-    "cifar100": _make_cifar(Cifar100, "binary"),
-    "cifar100 pickled": _make_cifar(Cifar100, "pickled"),
+    "cifar10": _make_cifar(Cifar10),
+    "cifar100": _make_cifar(Cifar100),
     "tiny-imagenet": _make_tiny_imagenet,
     "dogs-vs-cats": _make_dogs_vs_cats,
     "folder": _make_folder,

@@ -15,7 +15,7 @@ from featpipe.datasets import DATASETS
 from featpipe.datasets.dataset import DatasetOptions, open_source, splits_of
 from featpipe.errors import DataError, UnknownNameError, UsageError
 
-KINDS = [*DATASETS.names(), "cifar10 pickled", "cifar100 pickled"]
+KINDS = DATASETS.names()
 PATHS = ["folder", "csv", "npz"]
 
 

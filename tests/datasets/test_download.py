@@ -176,6 +176,19 @@ def test_a_server_that_does_not_say_how_long_the_file_is(web, target):
     assert target.read_bytes() == CONTENT
 
 
+def test_a_place_that_cannot_be_written(web, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DownloadError, match="cannot be stored there") as caught:
+        fetch(web.url(), tmp_path / "file" / "below.bin")
+    assert str(tmp_path / "file") in str(caught.value)
+    assert web.asked == []
+
+
+def test_the_first_digits_of_a_checksum_suffice(web, target):
+    web.content = CONTENT
+    assert fetch(web.url(), target, digest=DIGEST[:15]).read_bytes() == CONTENT
+
+
 def test_a_file_that_cannot_fit_is_refused_before_it_is_fetched(web, target):
     web.faults = [f"claim:{10**17}"]
     with pytest.raises(DownloadError, match="not enough space") as caught:

@@ -279,6 +279,18 @@ def test_an_unknown_class_is_named_with_the_nearest(options):
     assert "did you mean 'Flowers102'?" in str(caught.value)
 
 
+def test_a_torchvision_that_lists_no_files_is_too_old(monkeypatch, options):
+    class DTD:
+        def __init__(self, root, split="train", partition=1, download=False):
+            """As it was before torchvision 0.22."""
+
+    monkeypatch.setattr(datasets, "DTD", DTD)
+    with pytest.raises(UsageError, match="does not list the files of DTD") as caught:
+        open_source("torchvision:DTD", "train", options)
+    assert "torchvision 0.22 or newer" in str(caught.value)
+    assert "pip install --upgrade torch torchvision" in str(caught.value)
+
+
 def test_a_damaged_file_is_reported_with_its_folder(tmp_path, monkeypatch, options):
     oxford_pets(tmp_path, monkeypatch)
     (tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt").write_text("Bengal_2\n")

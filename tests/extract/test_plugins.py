@@ -61,9 +61,10 @@ store = FeatureStore(Extract(**step).run(Context()).paths[0])
 deep = FeatureStore(Extract(**step, layer="features.3:map,logits").run(Context()).paths[0])
 print(json.dumps([store.layers, store.features().shape, float(store.features().std()),
     [deep.features(layer).shape for layer in deep.layers], store.logits is None,
-    store.manifest["backbone"]["preprocessing"]["crop"], Extract(**step).run(Context()).status]))
+    store.manifest["backbone"]["preprocessing"]["crop"], Extract(**step).run(Context()).status,
+    Extract(**step, image_size=32, layer="avgpool").status(Context()).done]))
 """
-    layers, shape, spread, shapes, unnamed, crop, again = json.loads(
+    layers, shape, spread, shapes, unnamed, crop, again, spelled_out = json.loads(
         run_with(BACKBONE, points, "-c", code)
     )
     assert (layers, shape, crop) == (["avgpool"], [6, 576], 32)
@@ -71,6 +72,7 @@ print(json.dumps([store.layers, store.features().shape, float(store.features().s
     assert shapes == [[6, 24, 4, 4], [6, 7]]
     assert unnamed  # nobody says what the seven logits mean
     assert again == "up to date"
+    assert spelled_out
     listed = run_with(BACKBONE, points, "-m", "featpipe", "models", "--json")
     assert "mobilenet_v3_small" in listed
     assert "576 features" in listed
@@ -100,20 +102,22 @@ def made(runtime):
     outcome = Extract(**step, runtime=runtime).run(Context())
     return FeatureStore(outcome.paths[0])
 coarse, plain = made("coarse"), made("plain")
+seen = Extract(**step).status(Context()).done
 values, path = plain.features("layer2").copy(), plain.path
 plain.path.unlink()
 torch = made("torch")
 print(json.dumps([RUNTIMES.names(), plain.run["runtime"],
     float(np.abs(values - torch.features("layer2")).max() / np.abs(values).max()),
     torch.path == path, coarse.path == path, coarse.manifest["backbone"].get("runtime"),
-    torch.manifest["backbone"].get("runtime"), made("coarse").path == coarse.path]))
+    torch.manifest["backbone"].get("runtime"), made("coarse").path == coarse.path, seen]))
 """
-    names, recorded, apart, same_store, coarse_too, described, plain, again = json.loads(
+    names, recorded, apart, same_store, coarse_too, described, plain, again, seen = json.loads(
         run_with(RUNTIME, points, "-c", code)
     )
     assert names == ["torch", "plain", "coarse"]
     assert recorded == "plain"
     assert apart < 1e-4
+    assert seen  # and is known to do so before
     assert same_store  # an exact runtime gives the same store
     assert not coarse_too
     assert (described, plain) == ("coarse", None)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from featpipe.backbones import GLYPHNET
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.extract import Extract
 from featpipe.fingerprint import FileHashes, of_mapping
@@ -35,7 +36,7 @@ def context(tmp_path: Path) -> Context:
 
 
 def asked(dataset: str, **options: Any) -> Extract:
-    return Extract(model="glyphnet", dataset=dataset, device="cpu", **options)
+    return Extract(**{"model": "glyphnet", "dataset": dataset, "device": "cpu", **options})
 
 
 def test_it_is_a_step_that_makes_features_without_needing_any() -> None:
@@ -54,14 +55,81 @@ def test_the_request_leaves_out_what_changes_no_number(options: dict[str, Any]) 
     assert asked("digits", **options).request(hashes) == asked("digits").request(hashes)
 
 
+@pytest.mark.parametrize(
+    ("left_out", "spelled_out"),
+    [
+        ({}, {"image_size": 32}),
+        ({"image_size": "auto"}, {"image_size": 32}),
+        ({}, {"layer": "avgpool"}),
+        ({}, {"weights": "glyphs_v1"}),
+        ({}, {"weights": "default"}),
+        ({}, {"weights": str(GLYPHNET)}),
+        ({}, {"fit": "crop"}),  # of an image that fills the input nothing is cut
+        ({"device": "auto"}, {"device": "cpu"}),
+        ({}, {"dtype": "float32"}),
+        ({}, {"runtime": "torch"}),
+        ({"batch_size": "auto"}, {"batch_size": 32}),
+        ({}, {"split": "train,test"}),
+        ({}, {"classes": "first:3"}),
+        ({}, {"limit": 8}),
+    ],
+    ids=str,
+)
+def test_auto_and_what_it_resolves_to_share_one_key(
+    archive: str, context: Context, left_out: dict[str, Any], spelled_out: dict[str, Any]
+) -> None:
+    short, long = asked(archive, **left_out), asked(archive, **spelled_out)
+    assert long.request(FileHashes()) == short.request(FileHashes())
+    assert long.status(context).key == short.status(context).key
+    made = short.run(context)
+    assert long.status(context).done
+    again = long.run(context)
+    assert (again.status, again.paths) == ("up to date", made.paths)
+
+
+@pytest.mark.parametrize(
+    ("model", "spelled_out"),
+    [
+        ("resnet18", {"weights": "IMAGENET1K_V1", "image_size": 224, "layer": "avgpool"}),
+        ("resnet50", {"weights": "IMAGENET1K_V2", "image_size": 224, "layer": "avgpool"}),
+        ("resnet20", {"weights": "cifar10_v1", "image_size": 32, "fit": "crop"}),
+    ],
+)
+def test_what_default_weights_are_called_makes_no_difference(
+    model: str, spelled_out: dict[str, Any]
+) -> None:
+    requests = [
+        Extract(model=model, dataset="digits", **options).request(FileHashes())
+        for options in ({}, spelled_out)
+    ]
+    assert requests[0] == requests[1]
+
+
+def test_a_crop_with_a_margin_is_a_request_of_its_own() -> None:
+    auto, crop = (
+        Extract(model="resnet18", dataset="digits", fit=fit).request(FileHashes())
+        for fit in ("auto", "crop")
+    )
+    assert auto != crop
+
+
 def test_the_request_of_today_keeps_its_key() -> None:
     # An option that is added must not make every store stale; see Step.identity.
     plain = asked("digits").request(FileHashes())
     every = asked("digits", layer="layer2", dtype="float16", fit="whole", image_size=48)
     assert [of_mapping(plain)[:12], of_mapping(every.request(FileHashes()))[:12]] == [
-        "bb3cc1bfc75d",
+        "7350e4658916",
         "7185bde21a18",
     ]
+
+
+def test_a_real_store_of_today_keeps_its_fingerprint(context: Context) -> None:
+    outcome = asked("digits", split="test", limit=20).run(context)
+    store = FeatureStore(outcome.paths[0])
+    assert store.run["request"]["options"] == {"image_size": 32, "layer": ["avgpool"]}
+    assert store.manifest["layers"] == ["avgpool"]
+    assert store.manifest["backbone"]["weights"]["name"] == "GLYPHS_V1"
+    assert store.fingerprint[:12] == outcome.paths[0].stem.rpartition("-")[2] == "d7ca1a89014d"
 
 
 def test_nothing_is_done_before_and_all_is_done_after(archive: str, context: Context) -> None:
@@ -97,6 +165,18 @@ def test_an_unfinished_store_is_seen(archive: str, context: Context) -> None:
     (path, _) = asked(archive).run(context).paths
     path.rename(path.with_name(path.name + ".partial"))
     assert "continues an unfinished store" in asked(archive).status(context).why
+
+
+def test_an_unfinished_store_of_featpipe_0_1_cannot_be_continued(
+    archive: str, context: Context
+) -> None:
+    folder = context.workspace.features / "npz-toy" / "glyphnet"
+    folder.mkdir(parents=True)
+    for ending in ("partial", "journal"):
+        (folder / f"train-0123456789ab.h5.{ending}").write_bytes(b"")
+    assert "continues" not in asked(archive).status(context).why
+    assert asked(archive).run(context).status == "done"
+    assert asked(archive).status(context).done
 
 
 def test_what_is_missing_is_not_downloaded_for_a_look(context: Context) -> None:

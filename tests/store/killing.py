@@ -22,21 +22,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import featpipe.store.writer as writing
+import featpipe.store
 from featpipe.errors import StoreError
 from featpipe.store import FeatureStore, StoreWriter
 from featpipe.store.layout import partial_path
+from featpipe.store.writer import read_blocks
 from tests import stores
 
 CONTENT = stores.content(n=200, dims=64, n_logits=7)
 ARRAYS = stores.features(CONTENT)
 SKIPPED = {row: f"image {row} is damaged" for row in (3, 77, 199)}
-STORE_MODULES = str(Path(writing.__file__).parent)
+STORE_MODULES = str(Path(featpipe.store.__file__).parent)
 
 
 def write(path: Path, step: int = 10) -> None:
     """Write the store some rows at a time, waiting for the disk each time, and seal it."""
-    writing._SYNC_SECONDS = 0.0
     with StoreWriter(path, CONTENT) as writer:
         while writer.rows < len(CONTENT.labels):
             rows = range(writer.rows, min(writer.rows + step, len(CONTENT.labels)))
@@ -44,6 +44,7 @@ def write(path: Path, step: int = 10) -> None:
                 {name: values[rows.start : rows.stop] for name, values in ARRAYS.items()},
                 {row: why for row, why in SKIPPED.items() if row in rows},
             )
+            writer.sync()
         writer.seal(stores.RUN)
 
 
@@ -73,7 +74,7 @@ def check(path: Path) -> str:
         raise AssertionError("an unfinished store was opened")
     if not partial.exists():
         return "nothing kept"
-    blocks = [np.frombuffer(rows, CONTENT.row_dtype) for _, rows, _ in writing.read_blocks(partial)]
+    blocks = [np.frombuffer(rows, CONTENT.row_dtype) for _, rows, _ in read_blocks(partial)]
     kept = np.concatenate([np.empty(0, CONTENT.row_dtype), *blocks])
     check_rows({name: kept[name] for name in ARRAYS}, len(kept))
     sealed = partial.read_bytes().startswith(b"\x89HDF")

@@ -376,6 +376,16 @@ def test_scanning_tells_damaged_from_whole(tmp_path: Path, whole: Path) -> None:
     assert [Path(error.details["where"]).name for error in errors] == ["bad.h5"]
 
 
+def test_what_featpipe_0_1_left_unfinished_is_named(tmp_path: Path) -> None:
+    for ending in (".partial", ".journal", ".undo"):
+        (tmp_path / f"train-0123.h5{ending}").write_bytes(b"{}")
+    stores, (error,) = scan_stores(tmp_path)
+    assert not stores
+    assert "featpipe 0.1" in error.what
+    assert error.details["where"] == str(tmp_path / "train-0123.h5.journal")
+    assert all(error.details["next"].count(ending) == 1 for ending in (".partial", ".undo"))
+
+
 def test_four_lines_of_plain_h5py_read_a_store(whole: Path) -> None:
     """The lines of docs/feature-store.md."""
     with h5py.File(whole) as file:

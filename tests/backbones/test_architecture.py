@@ -1,10 +1,13 @@
-"""Weights: found by name, downloaded from a real server, checked; a zoo of files that go wrong."""
+"""Architectures: weights found, downloaded and checked, a zoo of wrong files, what auto means."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,10 +19,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision import models
 
-from featpipe.backbones import MODELS, load_backbone
-from featpipe.backbones.architecture import Architecture
-from featpipe.backbones.weights import find_weights, load_network, load_state_dict
+from featpipe.backbones import CIFAR_RESNETS, MODELS, TORCHVISION, automatic, load_backbone
+from featpipe.backbones.architecture import (
+    Architecture,
+    find_weights,
+    load_network,
+    load_state_dict,
+)
 from featpipe.errors import UnknownNameError, UsageError, WeightsError
 from featpipe.fingerprint import FileHashes, of_file
 from tests.images import random_images, random_state
@@ -84,7 +92,7 @@ def test_weights_are_downloaded_once_and_checked(server: tuple[str, Path], hub: 
 def test_a_download_with_another_content_is_refused(server: tuple[str, Path], hub: Path) -> None:
     url, folder = server
     (folder / "resnet20-0123abcd.th").write_bytes(b"something else")
-    with pytest.raises(WeightsError, match="damaged"):
+    with pytest.raises(WeightsError, match="is not the one that was expected"):
         find_weights(at(f"{url}/resnet20-0123abcd.th"), "DEFAULT", HASHES)
     assert not list(hub.glob("*"))
 
@@ -100,8 +108,9 @@ def test_damage_after_the_download_is_noticed(server: tuple[str, Path], hub: Pat
 
 @pytest.mark.parametrize("reason", ["not found", "refused"])
 def test_no_way_to_the_weights_names_three_others(
-    reason: str, server: tuple[str, Path], hub: Path
+    reason: str, server: tuple[str, Path], hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # between the attempts
     url = server[0] if reason == "not found" else "http://127.0.0.1:1"
     with pytest.raises(WeightsError) as caught:
         find_weights(at(f"{url}/resnet20-0123abcd.th"), "DEFAULT", HASHES)
@@ -298,3 +307,36 @@ def test_a_file_of_unknown_kind_is_refused(state: dict[str, Tensor], tmp_path: P
     path = tmp_path / "weights.onnx"
     torch.save(state, path)
     assert ".safetensors, .pt, .pth, .th" in refusal(path)
+
+
+# What is known without torch
+
+
+@pytest.mark.parametrize("name", [*TORCHVISION, *CIFAR_RESNETS])
+def test_automatic_choices_are_those_of_the_architecture(name: str) -> None:
+    architecture = MODELS.get(name)
+    for weights in [*architecture.published, "weights.safetensors"]:
+        assert automatic(name, weights) == architecture.automatic(weights)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_default_is_ours(name: str) -> None:
+    published = MODELS.get(name).published
+    assert published["DEFAULT"].name == models.get_model_weights(name).DEFAULT.name
+    assert set(published) == {"DEFAULT", *models.get_model_weights(name).__members__}
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("convnet", (64, "hidden")), ("resnet9", (32, "pool"))]
+)
+def test_a_model_without_published_weights_is_asked(model: str, expected: tuple[int, str]) -> None:
+    chosen = automatic(model, "weights.pt")
+    assert (chosen.image_size, chosen.layer, chosen.margin) == (*expected, False)
+
+
+def test_automatic_choices_are_known_without_torch() -> None:
+    code = (
+        "import sys; from featpipe.backbones import automatic;"
+        "automatic('resnet20'); automatic('resnet50'); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,7 +1,8 @@
-"""The official binary files of STL-10: layout, checks, downloads."""
+"""The official binary files of CIFAR and STL-10: layout, checks, downloads."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tarfile
 from dataclasses import replace
@@ -9,10 +10,114 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from featpipe.datasets.binary import Cifar10, Cifar100, Stl10
 from featpipe.datasets.dataset import open_source, splits_of
-from featpipe.datasets.stl10 import Stl10
 from featpipe.errors import DataError
 from featpipe.fingerprint import FileHashes
+
+BOTH = pytest.mark.parametrize(("kind", "dataset"), [(Cifar10, "cifar10"), (Cifar100, "cifar100")])
+
+
+def test_the_fine_label_of_cifar100_is_taken(make, options_for):
+    made = make("cifar100")
+    source = open_source("cifar100", "train", options_for(made))
+    assert source.labels.tolist() == made.labels["train"]
+    assert len(source.classes) == 100
+
+
+@BOTH
+def test_the_version_for_python_is_refused_with_what_to_do(options, tmp_path, kind, dataset):
+    folder = tmp_path / "data" / kind.pickled_folder
+    folder.mkdir(parents=True)
+    (folder / next(iter(kind.md5["test"])).removesuffix(".bin")).write_bytes(b"I am a program.")
+    for data in (folder, folder.parent):
+        with pytest.raises(DataError, match="opens no pickles") as caught:
+            open_source(dataset, "test", replace(options, data=data))
+        assert caught.value.details["where"] == str(folder)
+        assert kind.archive.url in str(caught.value)
+
+
+def test_the_binary_version_is_read_where_both_are(make, options_for):
+    made = make("cifar10")
+    folder = made.data / Cifar10.pickled_folder
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(b"I am a program.")
+    assert len(open_source("cifar10", "test", options_for(made))) == 4
+
+
+def test_a_damaged_batch_is_named(make, options_for):
+    made = make("cifar10")
+    batch = made.data / "cifar-10-batches-bin" / "data_batch_3.bin"
+    batch.write_bytes(batch.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"data_batch_3.* is damaged"):
+        open_source("cifar10", "train", options_for(made))
+    assert len(open_source("cifar10", "test", options_for(made))) == 4
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3072])
+def test_a_batch_of_another_size(make, options_for, monkeypatch, content):
+    made = make("cifar10")
+    batch = made.data / "cifar-10-batches-bin" / "test_batch.bin"
+    batch.write_bytes(content)
+    md5 = {"test": {"test_batch.bin": FileHashes().one(batch, "md5")}}
+    monkeypatch.setattr(Cifar10, "md5", md5)
+    with pytest.raises(DataError, match="whole number of images"):
+        open_source("cifar10", "test", options_for(made))
+
+
+@pytest.mark.parametrize("text", [None, "", "cat\ndog\n", "\xff\n"])
+def test_class_names_that_are_not_ten(make, options_for, text):
+    made = make("cifar10")
+    names = made.data / "cifar-10-batches-bin" / "batches.meta.txt"
+    names.unlink()
+    if text is not None:
+        names.write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match="class names") as caught:
+        open_source("cifar10", "test", options_for(made))
+    assert "10 names" in str(caught.value)
+
+
+def test_class_names_that_repeat(make, options_for):
+    made = make("cifar10")
+    names = made.data / "cifar-10-batches-bin" / "batches.meta.txt"
+    names.write_text("\n".join(["cat"] * 10))
+    with pytest.raises(DataError, match="not unique"):
+        open_source("cifar10", "test", options_for(made))
+
+
+def test_a_label_without_a_class(make, options_for, monkeypatch):
+    made = make("cifar10")
+    batch = made.data / "cifar-10-batches-bin" / "test_batch.bin"
+    batch.write_bytes(b"\x0a" + batch.read_bytes()[1:])
+    md5 = {"test": {"test_batch.bin": FileHashes().one(batch, "md5")}}
+    monkeypatch.setattr(Cifar10, "md5", md5)
+    with pytest.raises(DataError, match="name no class") as caught:
+        open_source("cifar10", "test", options_for(made))
+    assert "10 in row 0" in str(caught.value)
+
+
+@BOTH
+def test_the_binary_version_is_downloaded(make, web, options, monkeypatch, tmp_path, kind, dataset):
+    made = make(dataset)
+    folder = kind.archive.folder
+    archive = tmp_path / "archive.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(made.data / folder, folder)
+    web.content = archive.read_bytes()
+    remote = replace(
+        kind.archive, url=web.url("cifar.tar.gz"), md5=FileHashes().one(archive, "md5")
+    )
+    monkeypatch.setattr(kind, "archive", remote)
+    shutil.rmtree(made.data)
+    options = replace(options, download=True)
+    for split in ("train", "test"):
+        source = open_source(dataset, split, options)
+        np.testing.assert_array_equal(source.read(1), made.images[split][1])
+    assert len(web.asked) == 1
+    assert os.listdir(options.raw) == [folder]
+
+
+# STL-10
 
 
 @pytest.fixture
