@@ -111,7 +111,7 @@ def compare(
         measured, stated = float((sums.sums / sums.counts).mean()), result.summary["accuracy"]
         if abs(measured - stated["value"]) > 1e-9:
             raise ResultError(
-                "The accuracy in the result is not that of its predictions.",
+                "The result is damaged: its accuracy is not that of its predictions.",
                 where=result.path,
                 expected=f"{measured:.6f}",
                 got=f"{stated['value']:.6f}",
@@ -137,7 +137,7 @@ def compare(
     else:  # rows asked for by name are shown with the results whatever dataset they are about
         named = [row for name in published for row in find_published(name)]
         reference = [_published_row(row, datasets[0]) for row in named]
-    return Comparison(rows, pairs, reference, _notes(pairs), margin)
+    return Comparison(rows, pairs, reference, scope_notes(pairs), margin)
 
 
 def _judge_group(
@@ -186,7 +186,8 @@ def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
     return -round(row["accuracy"], 12), row["method"], row["name"]
 
 
-def _notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
+def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what the verdicts of these pairs are about, and what they are not."""
     tested = [pair for pair in pairs if pair["models"]]
     notes = []
     if without := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
@@ -415,6 +416,11 @@ def _sentences(comparison: Comparison) -> list[str]:
     return [*sentences, *(f"note: {note}" for note in comparison.notes)]
 
 
+def equivalent_within(margin: float) -> str:
+    """Say what equivalent means with this margin, in points."""
+    return f"{EQUIVALENT} within {margin:g} point{'' if margin == 1 else 's'}"
+
+
 def verdict_in_words(verdict: dict[str, Any], margin: float) -> str:
     """Say a verdict with its numbers, the first of the pair being the subject."""
     numbers = (
@@ -424,7 +430,7 @@ def verdict_in_words(verdict: dict[str, Any], margin: float) -> str:
     )
     word = verdict["verdict"]
     if word == EQUIVALENT:
-        word = f"equivalent within {margin:g} point{'' if margin == 1 else 's'}"
+        word = equivalent_within(margin)
     elif word == UNDECIDED and verdict["rows_needed"]:
         numbers += f"; about {verdict['rows_needed']:,} test images would decide it"
     elif word == UNDECIDED:
