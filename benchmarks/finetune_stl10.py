@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def main() -> None:
     )
     tried = choose(step, arguments.lr, context)
     best = max(tried, key=lambda one: (one["valid_accuracy"], -one["valid_loss"]))
-    outcome = replace(step, lr=best["lr"]).run(context)
+    outcome = step.replace(lr=best["lr"]).run(context)
     tuned = Result.load(outcome.paths[0])
     right = [
         dict(zip(table.ids[table.row].tolist(), table.correct.tolist(), strict=True))

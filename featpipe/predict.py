@@ -17,10 +17,11 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.images import read_image
 from featpipe.errors import ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.fitting import load_model, predict_with_scores
+from featpipe.evaluation.result import Result
 from featpipe.extract.engine import ExtractOptions, read_batches
 from featpipe.finetune.saved import load_head
 from featpipe.progress import SILENT, Progress
-from featpipe.workspace import user_path
+from featpipe.workspace import Workspace, user_path
 
 _KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
 
@@ -49,7 +50,7 @@ class Predictor:
 
 
 def open_predictor(
-    folder: Path,
+    workspace: Workspace,
     name: str,
     weights: str | None = None,
     device: str = "auto",
@@ -59,8 +60,8 @@ def open_predictor(
 
     Parameters
     ----------
-    folder : Path
-        The folder of the workspace's models.
+    workspace : Workspace
+        Where models and results are looked for.
     name : str
         A ``.skops`` (probe) or ``.safetensors`` (fine-tuned) file, or the name of a result.
     weights : str, optional
@@ -78,16 +79,10 @@ def open_predictor(
     """
     if name.endswith(".json"):  # the file of a result means its model
         name = Path(name).stem
-    paths = (user_path(name), *(folder / f"{name}{kind}" for kind in _KINDS))
+    paths = (user_path(name), *(workspace.models / f"{name}{kind}" for kind in _KINDS))
     path = next(filter(Path.is_file, paths), None)
     if path is None:
-        known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
-        raise ResultError(
-            f"There is no model {name!r}.",
-            where=folder,
-            got=", ".join(known) or "no model at all",
-            next_step=did_you_mean(name, known) or "train one: featpipe svm",
-        )
+        raise _no_model(workspace, name)
     if path.suffix != ".safetensors":
         return _open_probe(path, weights, device, runtime)
     if runtime not in (None, "torch"):
@@ -101,6 +96,31 @@ def open_predictor(
         return probabilities.argmax(axis=1), probabilities
 
     return Predictor(head.classes, head.trunk.preprocessing, 32, classify)
+
+
+def _no_model(workspace: Workspace, name: str) -> ResultError:
+    """Return why there is no model of this name, although there may be a result."""
+    folder = workspace.models
+    if (path := workspace.results / f"{name}.json").is_file():
+        result = Result.load(path)
+        trained = "save_model" in result.settings or "model" in result.files
+        return ResultError(
+            f"The result {name!r} has no model."
+            if trained
+            else f"The method {result.method!r} trains no model that could answer for new images.",
+            where=path,
+            expected=f"{folder / name} with the ending {' or '.join(_KINDS)}" if trained else None,
+            next_step="run its command again, without --no-save-model and with --force"
+            if trained
+            else "name a result of a method that is trained, such as featpipe svm",
+        )
+    known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
+    return ResultError(
+        f"There is no model {name!r}.",
+        where=folder,
+        got=", ".join(known) or "no model at all",
+        next_step=did_you_mean(name, known) or "train one: featpipe svm",
+    )
 
 
 def _open_probe(path: Path, weights: str | None, device: str, runtime: str | None) -> Predictor:

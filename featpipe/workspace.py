@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from featpipe.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing keeps two writers of one file apart
+    fcntl = None  # type: ignore[assignment]
 
 IMAGE_LAYER = "image"  # layer of a store that holds prepared images, for training a whole network
 
@@ -100,3 +106,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock(file: IO[Any]) -> None:
+    """Let no other process lock an open file until it is closed.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process has locked it.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,6 +16,7 @@ from featpipe.extract import Extract
 from featpipe.finetune.step import Finetune
 from featpipe.predict import open_predictor, predict
 from featpipe.probes.svm import Svm
+from featpipe.probes.zeroshot import Zeroshot
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 from tests import images
@@ -59,7 +60,7 @@ def pictures(context):
 def test_new_images_get_the_tested_answers(result, context, pictures):
     table = result.predictions()
     names = table.ids[table.row].tolist()
-    predictor = open_predictor(context.workspace.models, result.name)
+    predictor = open_predictor(context.workspace, result.name)
     answers = predict(predictor, [pictures[name] for name in names])
     classes = result.dataset["classes"]
     assert [answer.label for answer in answers] == [classes[i] for i in table.predicted]
@@ -82,17 +83,28 @@ def test_the_command_names_what_it_could_not_read(result, context, pictures, tmp
 
 def test_an_unknown_model_is_named_with_the_nearest(result, context):
     with pytest.raises(ResultError, match="no model") as caught:
-        open_predictor(context.workspace.models, f"{result.name}x")
+        open_predictor(context.workspace, f"{result.name}x")
     assert result.name in str(caught.value)
+
+
+def test_a_result_without_a_model_says_why(context):
+    untrained = trained(Zeroshot(), context)
+    with pytest.raises(ResultError, match="'zeroshot' trains no model") as caught:
+        open_predictor(context.workspace, untrained.name)
+    assert "featpipe svm" in str(caught.value)
+    unsaved = trained(Svm(save_model=False, seed=7), context)
+    with pytest.raises(ResultError, match="has no model") as caught:
+        open_predictor(context.workspace, f"{unsaved.name}.json")
+    assert "without --no-save-model" in str(caught.value)
 
 
 def test_other_weights_than_those_of_the_training_are_refused(result, context, tmp_path):
     other = images.weights_file(tmp_path / "other.safetensors", num_classes=62, model="glyphnet")
     with pytest.raises(WeightsError, match="trained on"):
-        open_predictor(context.workspace.models, result.name, weights=str(other))
+        open_predictor(context.workspace, result.name, weights=str(other))
 
 
 def test_the_runtime_is_a_choice_for_the_backbone_of_a_probe(result, context):
-    assert open_predictor(context.workspace.models, result.name, runtime="torch")
+    assert open_predictor(context.workspace, result.name, runtime="torch")
     with pytest.raises(UsageError, match=r"runtime|PyTorch"):
-        open_predictor(context.workspace.models, result.name, runtime="torsh")
+        open_predictor(context.workspace, result.name, runtime="torsh")

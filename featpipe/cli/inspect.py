@@ -80,7 +80,7 @@ def predict(session: Session, model: str, images: Sequence[Path], **where: Any) 
 
     MODEL is the name of a result, a .skops or a .safetensors file.
     """
-    predictor = api.open_predictor(session.workspace.models, model, **where)
+    predictor = api.open_predictor(session.workspace, model, **where)
     answers = api.predict(predictor, images, session.console.progress)
     unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
     rows = [{"image": a.image, "class": a.label or "unreadable", "score": a.score} for a in answers]

@@ -31,11 +31,7 @@ from featpipe.datasets.dataset import Dataset, DatasetOptions, refuse_missing
 from featpipe.errors import DataError, DownloadError, UsageError
 from featpipe.fingerprint import of_file
 from featpipe.progress import SILENT, Progress
-
-try:
-    import fcntl
-except ImportError:  # Windows: two downloads of one file at a time are caught by the digest
-    fcntl = None  # type: ignore[assignment]
+from featpipe.workspace import lock
 
 MAX_BYTES = 4 << 30
 """Most that is unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes."""
@@ -263,8 +259,7 @@ def fetch(
         raise DownloadError(what, where=path, got=error.strerror, next_step=_BY_HAND) from None
     with opened as part:
         try:
-            if fcntl is not None:
-                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(part)
         except BlockingIOError:
             what = "Another process is downloading this file."
             next_step = "wait until it is done and run again"

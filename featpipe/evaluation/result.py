@@ -80,6 +80,7 @@ class Result:
             If the file is missing, damaged, of another schema or (OldResultError) of featpipe 0.1.
         """
         path = Path(path)
+        repair = f"delete it and run its command again: rm {str(path)!r}"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -88,9 +89,7 @@ class Result:
             ) from None
         except (OSError, ValueError) as error:
             raise ResultError(
-                f"The result cannot be read: {error}",
-                where=path,
-                next_step=f"delete it and run its command again: rm {str(path)!r}",
+                f"The result cannot be read: {error}", where=path, next_step=repair
             ) from error
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema == 1:
@@ -108,22 +107,12 @@ class Result:
                 expected=f"schema {SCHEMA_VERSION}",
                 got=f"schema {schema}",
             )
-        wrong = {
-            name
-            for name in content.keys() | _TYPES.keys()
-            if not isinstance(content.get(name), _TYPES.get(name, ()))
-        }
-        if not wrong:
-            accuracy = content["summary"].get("accuracy")
-            measured = isinstance(accuracy, dict) and {"value", "low", "high"} <= accuracy.keys()
-            wrong |= set() if measured and "metrics" in content["summary"] else {"summary"}
-            wrong |= set() if isinstance(content["dataset"].get("name"), str) else {"dataset"}
-        if wrong:
+        if wrong := _wrong_keys(content):
             raise ResultError(
                 "The result is damaged: its keys, or their types, are not those of a result.",
                 where=path,
                 got=", ".join(sorted(wrong)),
-                next_step=f"delete it and run its command again: rm {str(path)!r}",
+                next_step=repair,
             )
         return cls(**content, path=path)
 
@@ -141,6 +130,21 @@ class Result:
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Result).items()}
 del _TYPES["path"]
+
+
+def _wrong_keys(content: dict[str, Any]) -> set[str]:
+    """Return the keys that are missing, unknown, or hold what no result holds there."""
+    wrong = {
+        name
+        for name in content.keys() | _TYPES.keys()
+        if not isinstance(content.get(name), _TYPES.get(name, ()))
+    }
+    if not wrong:
+        accuracy = content["summary"].get("accuracy")
+        measured = isinstance(accuracy, dict) and {"value", "low", "high"} <= accuracy.keys()
+        wrong |= set() if measured and "metrics" in content["summary"] else {"summary"}
+        wrong |= set() if isinstance(content["dataset"].get("name"), str) else {"dataset"}
+    return wrong
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ never written to. This module is read by reports and imports nothing heavy.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,15 @@ class Explain(Step):
         """Captum computes the maps."""
         return [("captum", "explain")]
 
-    def folder(self, result_path: Path, result_key: str) -> Path:
-        """Return where the pictures of these options are written."""
-        return _folder(result_path) / self.key({"result": result_key})[:8]
+    def place(self, path: Path, key: str, extra: Mapping[str, Any]) -> tuple[str, Path]:
+        """Return the layer, and the folder of these options beside the result at ``path``.
+
+        The result, with its ``key`` and ``extra``, says which layer is meant where none is given.
+        """
+        layer = self.layer or extra.get("map_layer")
+        if layer is None:
+            raise ResultError("No layer of this network gives maps.", where=path)
+        return layer, _folder(path) / self.key({"result": key}, layer=layer)[:8]
 
     def status(self, context: Context) -> Status:
         """Say whether there are pictures of these options; the result is not read whole."""
@@ -124,7 +131,8 @@ class Explain(Step):
         path = context.workspace.results / f"{self.result}.json"
         path = given if given.suffix == ".json" and given.exists() else path
         try:
-            folder = self.folder(path, json.loads(path.read_text("utf-8"))["key"])
+            content = json.loads(path.read_text("utf-8"))
+            _, folder = self.place(path, content["key"], content["extra"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ResultError(f"The result cannot be read: {error}", where=path) from None
         if Explanation.read(folder) is None:

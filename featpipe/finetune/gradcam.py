@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from captum.attr import LayerGradCam  # an extra: the step has looked whether it is there
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -15,7 +16,6 @@ from torch.nn import functional
 from featpipe.backbones.base import layer_shapes
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.errors import (
-    MissingExtraError,
     ResultError,
     UnknownNameError,
     UsageError,
@@ -23,16 +23,11 @@ from featpipe.errors import (
 )
 from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.finetune.explain import Explain, ExplainedImage, Explanation
-from featpipe.finetune.network import with_parameters
+from featpipe.finetune.nets import map_stages
 from featpipe.finetune.saved import TrainedHead, load_head
 from featpipe.fingerprint import of_mapping
-from featpipe.steps import Context, Outcome
+from featpipe.steps import STEPS, Context, Outcome
 from featpipe.workspace import atomic_write
-
-try:
-    from captum.attr import LayerGradCam
-except ImportError:  # an extra
-    LayerGradCam = None
 
 _BATCH = 8
 # Colours of the heat map: cold places are blue, hot ones red.
@@ -40,26 +35,20 @@ _STOPS = np.array([0.0, 0.35, 0.65, 1.0])
 _COLOURS = np.array([[0, 0, 255], [0, 220, 220], [255, 220, 0], [255, 0, 0]], dtype=float)
 
 
-def choose_layer(head: TrainedHead, name: str | None) -> str:
-    """Return the layer to look at: the one named, or the last stage that gives maps."""
-    stages = head.trunk.stages
-    shapes = layer_shapes(stages, head.trunk.preprocessing.crop)
-    maps = {known for known, given in shapes.items() if len(given[-1]) == 3}
-    able = [known for known in with_parameters(stages) if known in maps]
-    if name is None:
-        return able[-1]
+def check_layer(head: TrainedHead, name: str) -> None:
+    """Refuse a layer that the network does not have, or that gives no maps."""
+    shapes = layer_shapes(head.trunk.stages, head.trunk.preprocessing.crop)
+    able = ", ".join(map_stages(head.trunk))
     if name not in shapes:
         raise UnknownNameError(
             f"{head.trunk.name} has no layer named {name!r}.",
-            expected=", ".join(able) + ", or a module within one of them",
+            expected=f"{able}, or a module within one of them",
             next_step=did_you_mean(name, shapes),
         )
-    if name not in maps:
+    if len(shapes[name][-1]) != 3:
         raise UsageError(
-            f"The layer {name!r} gives no maps that could be laid over an image.",
-            expected=", ".join(able),
+            f"The layer {name!r} gives no maps that could be laid over an image.", expected=able
         )
-    return name
 
 
 def grad_cam(
@@ -69,8 +58,6 @@ def grad_cam(
 
     The layer's maps are weighted by their mean gradient: Selvaraju et al., arXiv:1610.02391.
     """
-    if LayerGradCam is None:
-        raise MissingExtraError("captum", "explain")
     network = head.network
     for module in network.modules():
         if isinstance(module, nn.ReLU):  # it would overwrite what the hooks keep
@@ -134,29 +121,32 @@ def run_explain(step: Explain, context: Context) -> Outcome:
     """Write a picture of each mistake and what they show, unless they exist."""
     result = find_results(context.workspace.results, [step.result])[0]
     assert result.path is not None
-    if result.method != "finetune" or "model" not in result.files:
+    trained_by = STEPS.get(result.method).makes if result.method in STEPS else ()
+    if "network" not in trained_by:
         raise ResultError(
             "Heat maps need a network that was trained by featpipe finetune.",
             where=result.path,
             got=f"a result of {result.method!r}",
             next_step="featpipe results",
         )
-    folder = step.folder(result.path, result.key)
+    layer, folder = step.place(result.path, result.key, result.extra)
     explanation, status = Explanation.read(folder), "up to date"
     if explanation is None:
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
-        explanation, status = _explain(step, context, result, folder), "done"
-    n, layer = len(explanation.items), explanation.layer
+        explanation, status = _explain(step, context, result, folder, layer), "done"
+    n = len(explanation.items)
     message = f"{status}: {n} mistakes explained at {layer}\n  → {folder}"
     return Outcome(status, message, (folder, result.path), {"layer": layer, "images": n})
 
 
-def _explain(step: Explain, context: Context, result: Result, folder: Path) -> Explanation:
+def _explain(
+    step: Explain, context: Context, result: Result, folder: Path, layer: str
+) -> Explanation:
     """Open network and test images of a result again, and write a picture of each mistake."""
     classes = tuple(result.dataset["classes"])
     model = context.workspace.models / result.files["model"]
-    head = load_head(model, weights=step.weights, device=step.device, classes=classes)
-    layer = choose_layer(head, step.layer)
+    head = load_head(model, weights=step.weights, device=step.device)
+    check_layer(head, layer)
     mistakes = confident_mistakes(result.predictions(), classes, step.limit)
     store = result.stores[-1]
     images = store["manifest"]["dataset"]

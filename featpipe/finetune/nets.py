@@ -1,20 +1,186 @@
-"""Networks that are trained from scratch, and those of timm."""
+"""The network below a head, as named stages: loaded, or built to be trained from scratch."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import ResNet, resnet18
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, load_backbone
 from featpipe.backbones.architecture import Architecture
+from featpipe.backbones.base import layer_shapes
+from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.errors import MissingExtraError, UnknownNameError, WeightsError, did_you_mean
+from featpipe.backbones.runtime import choose_device
+from featpipe.errors import (
+    MissingExtraError,
+    UnknownNameError,
+    UsageError,
+    WeightsError,
+    did_you_mean,
+)
+from featpipe.fingerprint import FileHashes, of_bytes
+
+UNTRAINED = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Trunk:
+    """A network without its classifier, in evaluation mode.
+
+    The stages lead from the normalised image to a vector of ``n_features``; ``bias`` says whether
+    the network's own last layer has one, ``description`` everything that changes what they give.
+    """
+
+    name: str
+    stages: nn.Sequential
+    n_features: int
+    bias: bool
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+    pretrained: bool
+    device: torch.device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trunk:
+        return self  # scikit-learn's clone copies parameters; nothing here ever changes
+
+
+def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
+    model: str,
+    weights: str = "DEFAULT",
+    norm: str = "batch",
+    *,
+    image_size: int | None = None,
+    fit: str = "auto",
+    device: str = "cpu",
+    seed: int = 0,
+    hashes: FileHashes | None = None,
+) -> Trunk:
+    """Load the network below a head.
+
+    Parameters
+    ----------
+    model : str
+        A name out of :data:`featpipe.backbones.MODELS`; ``timm:NAME``.
+    weights : str
+        ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
+    norm : {"batch", "layer"}
+    image_size, fit, device, hashes
+        As for :func:`featpipe.backbones.load_backbone`.
+    seed : int
+        Of untrained weights.
+
+    Raises
+    ------
+    UsageError
+        If there is no such network, weights or device; if layer normalisation is asked for in a
+        pretrained network, weights for one that has none, or an image size that is not possible.
+    WeightsError
+        If the weights cannot be found, read or used.
+    """
+    family, _, name = model.partition(":")
+    timm = family == "timm"
+    architecture = MODELS.get(family if timm else model)
+    pretrained = weights != UNTRAINED and (timm or bool(architecture.published))
+    if norm == "layer" and pretrained:
+        raise UsageError(
+            "Pretrained weights mean nothing without the batch norm they were trained with.",
+            next_step="train from scratch: --weights none --norm layer",
+        )
+    if pretrained and not timm:
+        found = load_backbone(
+            model, weights, device=device, image_size=image_size, fit=fit, hashes=hashes
+        )
+        stages, last = stages_of(found.network, architecture.classifier)
+        width, bias = last.in_features, last.bias is not None
+        about = found.preprocessing, found.describe(), True, found.device
+        return Trunk(found.name, stages.eval(), width, bias, *about)
+    if weights not in (UNTRAINED, "DEFAULT"):
+        raise UsageError(
+            "timm's models take timm's weights only."
+            if timm
+            else f"There are no weights for {model}: it is trained from scratch.",
+            expected="--weights DEFAULT or none" if timm else "--weights none",
+            got=weights,
+        )
+    source = {"name": UNTRAINED}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if timm:
+            stages, width, preprocessing = timm_stages(name, pretrained=pretrained)
+            name, bias = f"timm-{name}", True
+            if pretrained:
+                values = [value.numpy().tobytes() for value in stages.state_dict().values()]
+                source = {"name": "timm's own", "fingerprint": of_bytes(*values)}
+        else:
+            # The classifier is replaced by a head, however many classes it has.
+            stages, last = stages_of(architecture.build(2), architecture.classifier)
+            name, width, bias = architecture.name, last.in_features, last.bias is not None
+            preprocessing = architecture.file_preprocessing
+    preprocessing = preprocessing.with_fit(fit).with_image_size(image_size)
+    if norm == "layer":
+        with_layer_norm(stages)
+    _check_size(stages.eval(), preprocessing.crop)
+    description = {
+        "model": name,
+        "weights": source,
+        "preprocessing": preprocessing.as_dict(),
+        "norm": norm,
+        **({} if pretrained else {"seed": seed}),
+    }
+    where = choose_device(device)
+    return Trunk(name, stages, width, bias, preprocessing, description, pretrained, where)
+
+
+def _check_size(stages: nn.Sequential, side: int) -> None:
+    """Refuse images that the network cannot take, before a dataset of them is prepared."""
+    try:
+        with torch.inference_mode():
+            stages(torch.zeros(1, 3, side, side))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"The network cannot take images of {side} × {side} pixels.",
+            got=str(error).partition("\n")[0],
+            next_step="another --image-size, or none: the network's own",
+        ) from None
+
+
+def stages_of(network: nn.Module, classifier: str) -> tuple[nn.Sequential, nn.Linear]:
+    """Return a network's stages in the order of its forward pass, and its last linear layer.
+
+    The modules are the network's own, under its own names, so weights fit without translation.
+    The order is known for torchvision's ResNets, CIFAR ResNets and an ``nn.Sequential``.
+    """
+    stages = OrderedDict(network.named_children())
+    last = stages.pop(classifier)
+    assert isinstance(last, nn.Linear)
+    if not isinstance(network, CifarResNet | ResNet | nn.Sequential):
+        name = type(network).__name__
+        raise UsageError(f"{name} cannot be fine-tuned: the order of its stages is not known.")
+    if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
+        stages["relu"] = nn.ReLU()
+        for name in [name for name in stages if name not in ("conv1", "bn1", "relu")]:
+            stages.move_to_end(name)
+    stages.setdefault("flatten", nn.Flatten())
+    return nn.Sequential(stages), last
+
+
+def with_parameters(stages: nn.Sequential) -> list[str]:
+    """Return the names of the stages that have something to learn."""
+    return [name for name, stage in stages.named_children() if [*stage.parameters()]]
+
+
+def map_stages(trunk: Trunk) -> list[str]:
+    """Return the names of the stages that learn and give maps, in the order of the network."""
+    shapes = layer_shapes(trunk.stages, trunk.preprocessing.crop)
+    return [name for name in with_parameters(trunk.stages) if len(shapes[name][-1]) == 3]
 
 
 def _convolution(in_channels: int, out_channels: int, *after: nn.Module) -> nn.Sequential:

@@ -1,168 +1,37 @@
-"""The network below a head as named stages, cut at a frozen boundary, and what is trained of it."""
+"""What is trained: the stages behind a frozen boundary and a new head, its start and its loss."""
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import ResNet
 
-from featpipe.backbones import MODELS, load_backbone
-from featpipe.backbones.cifar_resnet import CifarResNet
-from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import choose_device
-from featpipe.errors import UnknownNameError, UsageError, did_you_mean
-from featpipe.finetune.head import Head
-from featpipe.finetune.nets import timm_stages, with_layer_norm
-from featpipe.fingerprint import FileHashes, of_bytes
+from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError, did_you_mean
+from featpipe.finetune.nets import Trunk, with_parameters
+from featpipe.finetune.step import CROSS_ENTROPY, parse
 
-UNTRAINED = "none"
+try:
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.miners import TripletMarginMiner
+except ImportError:  # an extra
+    TripletMarginLoss = None
 
+Rows = tuple[NDArray[np.float32], NDArray[np.int64]]  # features (n, d) and labels (n,)
 
-@dataclass(frozen=True, eq=False)
-class Trunk:
-    """A network without its classifier, in evaluation mode.
-
-    The stages lead from the normalised image to a vector of ``n_features``; ``bias`` says whether
-    the network's own last layer has one, ``description`` everything that changes what they give.
-    """
-
-    name: str
-    stages: nn.Sequential
-    n_features: int
-    bias: bool
-    preprocessing: Preprocessing
-    description: dict[str, Any]
-    pretrained: bool
-    device: torch.device
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Trunk:
-        return self  # scikit-learn's clone copies parameters; nothing here ever changes
-
-
-def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
-    model: str,
-    weights: str = "DEFAULT",
-    norm: str = "batch",
-    *,
-    image_size: int | None = None,
-    fit: str = "auto",
-    device: str = "cpu",
-    seed: int = 0,
-    hashes: FileHashes | None = None,
-) -> Trunk:
-    """Load the network below a head.
-
-    Parameters
-    ----------
-    model : str
-        A name out of :data:`featpipe.backbones.MODELS`; ``timm:NAME``.
-    weights : str
-        ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
-    norm : {"batch", "layer"}
-    image_size, fit, device, hashes
-        As for :func:`featpipe.backbones.load_backbone`.
-    seed : int
-        Of untrained weights.
-
-    Raises
-    ------
-    UsageError
-        If there is no such network, weights or device; if layer normalisation is asked for in a
-        pretrained network, weights for one that has none, or an image size that is not possible.
-    WeightsError
-        If the weights cannot be found, read or used.
-    """
-    family, _, name = model.partition(":")
-    timm = family == "timm"
-    architecture = MODELS.get(family if timm else model)
-    pretrained = weights != UNTRAINED and (timm or bool(architecture.published))
-    if norm == "layer" and pretrained:
-        raise UsageError(
-            "Pretrained weights mean nothing without the batch norm they were trained with.",
-            next_step="train from scratch: --weights none --norm layer",
-        )
-    if pretrained and not timm:
-        found = load_backbone(
-            model, weights, device=device, image_size=image_size, fit=fit, hashes=hashes
-        )
-        stages, last = stages_of(found.network, architecture.classifier)
-        width, bias = last.in_features, last.bias is not None
-        about = found.preprocessing, found.describe(), True, found.device
-        return Trunk(found.name, stages.eval(), width, bias, *about)
-    if weights not in (UNTRAINED, "DEFAULT"):
-        raise UsageError(
-            "timm's models take timm's weights only."
-            if timm
-            else f"There are no weights for {model}: it is trained from scratch.",
-            expected="--weights DEFAULT or none" if timm else "--weights none",
-            got=weights,
-        )
-    source = {"name": UNTRAINED}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if timm:
-            stages, width, preprocessing = timm_stages(name, pretrained=pretrained)
-            name, bias = f"timm-{name}", True
-            if pretrained:
-                values = [value.numpy().tobytes() for value in stages.state_dict().values()]
-                source = {"name": "timm's own", "fingerprint": of_bytes(*values)}
-        else:
-            # The classifier is replaced by a head, however many classes it has.
-            stages, last = stages_of(architecture.build(2), architecture.classifier)
-            name, width, bias = architecture.name, last.in_features, last.bias is not None
-            preprocessing = architecture.file_preprocessing
-    preprocessing = preprocessing.with_fit(fit).with_image_size(image_size)
-    if norm == "layer":
-        with_layer_norm(stages)
-    _check_size(stages.eval(), preprocessing.crop)
-    description = {
-        "model": name,
-        "weights": source,
-        "preprocessing": preprocessing.as_dict(),
-        "norm": norm,
-        **({} if pretrained else {"seed": seed}),
-    }
-    where = choose_device(device)
-    return Trunk(name, stages, width, bias, preprocessing, description, pretrained, where)
-
-
-def _check_size(stages: nn.Sequential, side: int) -> None:
-    """Refuse images that the network cannot take, before a dataset of them is prepared."""
-    try:
-        with torch.inference_mode():
-            stages(torch.zeros(1, 3, side, side))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UsageError(
-            f"The network cannot take images of {side} × {side} pixels.",
-            got=str(error).partition("\n")[0],
-            next_step="another --image-size, or none: the network's own",
-        ) from None
-
-
-def stages_of(network: nn.Module, classifier: str) -> tuple[nn.Sequential, nn.Linear]:
-    """Return a network's stages in the order of its forward pass, and its last linear layer.
-
-    The modules are the network's own, under its own names, so weights fit without translation.
-    The order is known for torchvision's ResNets, CIFAR ResNets and an ``nn.Sequential``.
-    """
-    stages = OrderedDict(network.named_children())
-    last = stages.pop(classifier)
-    assert isinstance(last, nn.Linear)
-    if not isinstance(network, CifarResNet | ResNet | nn.Sequential):
-        name = type(network).__name__
-        raise UsageError(f"{name} cannot be fine-tuned: the order of its stages is not known.")
-    if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
-        stages["relu"] = nn.ReLU()
-        for name in [name for name in stages if name not in ("conv1", "bn1", "relu")]:
-            stages.move_to_end(name)
-    stages.setdefault("flatten", nn.Flatten())
-    return nn.Sequential(stages), last
+_PROBE_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, the inverse regularisation strength
+_USUAL_PROBE_C = 1e-2  # where there are no validation rows to choose by
 
 
 @dataclass(frozen=True)
@@ -180,8 +49,8 @@ class Cut:
 def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     """Parse what is to be unfrozen in addition to the head, which always learns.
 
-    ``stages`` are all but the classifier; ``unfreeze`` is ``"none"`` or ``"fc"`` (only the head),
-    ``"all"``, a stage (``"layer4"``), or a stage and all after it (``"layer3+"``).
+    ``stages`` are all but the classifier; ``unfreeze`` is ``"none"`` (only the head), ``"all"``, a
+    stage (``"layer4"``), or a stage and all after it (``"layer3+"``).
 
     Raises
     ------
@@ -197,7 +66,7 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     ('c',)
     """
     names = tuple(name for name, _ in stages.named_children())
-    if unfreeze in ("none", "fc"):
+    if unfreeze == "none":
         return Cut(names, (), ())
     if unfreeze == "all":
         return Cut((), names, ())
@@ -206,7 +75,7 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     if wanted not in names:
         raise UnknownNameError(
             f"The network has no stage named {wanted!r} to unfreeze.",
-            expected=f"none, fc, all, {', '.join(able)}, or one of these and all behind it: "
+            expected=f"none, all, {', '.join(able)}, or one of these and all behind it: "
             f"{able[-1]}+",
             next_step=did_you_mean(wanted, able),
         )
@@ -219,23 +88,49 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     return Cut(names[:place], names[place:split], names[split:])
 
 
-def with_parameters(stages: nn.Sequential) -> list[str]:
-    """Return the names of the stages that have something to learn."""
-    return [name for name, stage in stages.named_children() if [*stage.parameters()]]
-
-
 def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
     """Return some stages as a network of their own."""
     return nn.Sequential(OrderedDict((name, stages.get_submodule(name)) for name in names))
 
 
+class Head(nn.Module):
+    """New last layers with random weights: ``"linear"``, or ``"mlp:50"`` with hidden neurons.
+
+    A network may be made for a last layer without ``bias``.
+
+    Examples
+    --------
+    >>> Head("mlp:50", 2048, 10).classifier
+    Linear(in_features=50, out_features=10, bias=True)
+    """
+
+    hidden: nn.Module
+
+    def __init__(
+        self, spec: str, n_features: int, n_classes: int, *, bias: bool = True, seed: int = 0
+    ) -> None:
+        super().__init__()
+        _, hidden = parse("head", spec)
+        neurons = int(sum(hidden))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.hidden = nn.Identity()
+            if neurons:
+                self.hidden = nn.Sequential(nn.Linear(n_features, neurons), nn.ReLU())
+            self.classifier = nn.Linear(neurons or n_features, n_classes, bias=bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (n, classes) and the features in front of the last layer (n, d)."""
+        features = self.hidden(x)
+        return self.classifier(features), features
+
+
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of
-    :class:`featpipe.finetune.head.Head`; with ``from_store`` the frozen stages were run beforehand
-    and the input is their activations; with ``freeze_statistics`` batch norms keep their running
-    statistics.
+    Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of :class:`Head`;
+    with ``from_store`` the frozen stages were run beforehand and the input is their activations;
+    with ``freeze_statistics`` batch norms keep their running statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name
@@ -303,3 +198,126 @@ class HeadedNetwork(nn.Module):
             "parameters_frozen": frozen + self._parameters_before,
             "running_statistics": sum(statistics),
         }
+
+
+def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float | None) -> float:
+    """Write logistic regression on standardised features into a last layer; return its C.
+
+    The first gradients of a random head are large and mean nothing; sent through pretrained stages
+    they distort what those have learned. A head that fits its features from the first step on does
+    not (Kumar, Raghunathan, Jones, Ma, Liang: Fine-Tuning can Distort Pretrained Features and
+    Underperform Out-of-Distribution, ICLR 2022, arXiv:2202.10054: "LP-FT").
+
+    Validation rows choose C; without any it is ``c``, by default 0.01.
+    """
+    bias = last.bias is not None
+
+    def fit(value: float) -> Pipeline:
+        logistic = LogisticRegression(C=value, fit_intercept=bias, max_iter=2000)
+        return make_pipeline(StandardScaler(with_mean=bias), logistic).fit(*train)
+
+    if valid is None:
+        scaler, logistic = fit(c or _USUAL_PROBE_C)
+    else:
+        known = np.unique(train[1])
+        kept = np.isin(valid[1], known)
+        X, y = valid[0][kept], valid[1][kept]
+        # By the loss that training goes on with: accuracy would not mind logits of any size.
+        scaler, logistic = min(
+            (fit(value) for value in _PROBE_CS),
+            key=lambda probe: log_loss(y, probe.predict_proba(X), labels=known),
+        )
+    weight = logistic.coef_ / scaler.scale_
+    offset = logistic.intercept_ - (weight @ scaler.mean_ if bias else 0.0)
+    if len(logistic.classes_) == 2:  # scikit-learn keeps the difference of the two classes
+        weight = np.stack([-weight[0], weight[0]]) / 2
+        offset = np.array([-offset[0], offset[0]]) / 2
+    with torch.no_grad():
+        last.weight.zero_()
+        last.weight[logistic.classes_] = torch.from_numpy(weight).to(last.weight)
+        if bias:
+            last.bias.fill_(float(offset.min()))  # classes that no row has
+            last.bias[logistic.classes_] = torch.from_numpy(offset).to(last.bias)
+    return float(logistic.C)
+
+
+class HeadLoss(nn.Module):
+    """Cross-entropy on the logits plus weighted terms on the features.
+
+    The terms (``"triplet:W"``, ``"center:W"``) count in training mode only, so that validation
+    losses of different runs measure the same thing: cross-entropy.
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[str] = (CROSS_ENTROPY,),
+        n_classes: int = 0,
+        n_features: int = 0,
+    ) -> None:
+        super().__init__()
+        parsed = [parse("loss", spec) for spec in losses]
+        self.weights = {name: numbers[0] for name, numbers in parsed if numbers}
+        self.terms = nn.ModuleDict(
+            {
+                name: TripletLoss() if name == "triplet" else CenterLoss(n_classes, n_features)
+                for name in self.weights
+            }
+        )
+
+    def forward(self, output: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of what the head gave, a scalar."""
+        logits, features = (part.float() for part in output)
+        loss = functional.cross_entropy(logits, labels)
+        if self.training:
+            for name, weight in self.weights.items():
+                loss = loss + weight * self.terms[name](features, labels)
+        return loss
+
+
+class CenterLoss(nn.Module):
+    """Half the squared distance of features from the centre of their class, averaged.
+
+    The centres follow the features by equation 4 of Wen, Zhang, Li, Qiao: A Discriminative Feature
+    Learning Approach for Deep Face Recognition, ECCV 2016, not by the optimizer.
+    """
+
+    centers: Tensor
+    rate = 0.5  # the paper's alpha
+
+    def __init__(self, n_classes: int, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.zeros(n_classes, n_features))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, and move the centres."""
+        loss = (features - self.centers[labels]).square().sum(dim=1).mean() / 2
+        with torch.no_grad():
+            away = self.centers[labels] - features
+            total = torch.zeros_like(self.centers).index_add_(0, labels, away)
+            count = torch.bincount(labels, minlength=len(self.centers)).unsqueeze(1)
+            self.centers -= self.rate * total / (1 + count)
+        return loss
+
+
+class TripletLoss(nn.Module):
+    """Triplet margin loss on triplets mined from each batch.
+
+    Margin 0.2 and semi-hard mining as in Schroff et al. 2015, arXiv:1503.03832.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        if TripletMarginLoss is None:
+            raise MissingExtraError("pytorch-metric-learning", "metric")
+        self.loss = TripletMarginLoss(margin=0.2)
+        self.miner = TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of a batch; ``FitError`` if it holds a single class."""
+        if len(torch.unique(labels)) < 2:
+            raise FitError(
+                "A batch holds a single class, so there is no triplet to learn from.",
+                got=f"{len(labels)} rows of class {int(labels[0])}",
+                next_step="shuffle the rows, or use a larger --batch-size",
+            )
+        return self.loss(features, labels, self.miner(features, labels))

@@ -1,4 +1,4 @@
-"""Rows of a store as batches for training: augmented at random, some held out by class."""
+"""What a training is fed with: stages that run once, rows in batches, those held out by class."""
 
 from __future__ import annotations
 
@@ -14,9 +14,68 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import FitError, UsageError
-from featpipe.finetune import grammar
+from featpipe.finetune.nets import Trunk
+from featpipe.finetune.network import Cut, part
+from featpipe.finetune.step import parse
+from featpipe.labelmap import SourceClasses
+from featpipe.workspace import IMAGE_LAYER
+
+
+class Prefix(FrozenNetwork):
+    """The stages in front of a frozen boundary, as an :class:`~featpipe.backbones.base.Embedder`.
+
+    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``. The cut has
+    at least one frozen stage.
+    """
+
+    source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
+
+    def __init__(self, trunk: Trunk, cut: Cut, runtime: str = "torch") -> None:
+        stages = part(trunk.stages, cut.frozen)
+        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, runtime)
+        self._description = trunk.description
+        last = cut.frozen[-1]
+        named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
+        if len(self.dim(f"{last}:map")) == 3:
+            self.default_layer = f"{last}:map"
+        else:  # after flattening a map of 1 × 1, for which the pooling is the better name
+            self.default_layer = named if self.dim(named) == self.dim(last) else last
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that changes the activations, as JSON-like values."""
+        inexact = {} if self.runtime.exact else {"runtime": self.runtime.name}
+        return {**self._description, **inexact}
+
+
+class PreparedImages:
+    """Images as they are before the network, for training all of it; also an ``Embedder``.
+
+    Every network of the same preprocessing shares them.
+    """
+
+    name = "prepared"
+    default_layer = IMAGE_LAYER
+    source_classes: SourceClasses | None = None
+    batch_size = 32
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.preprocessing = trunk.preprocessing
+        self.device = torch.device("cpu")
+
+    def dim(self, layer: str) -> tuple[int, ...]:
+        """Return the shape of one image."""
+        return (3, self.preprocessing.crop, self.preprocessing.crop)
+
+    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
+        """Return prepared images (b, 3, S, S), uint8, as they are."""
+        return dict.fromkeys(layers, images.numpy())
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that changes the images, as JSON-like values."""
+        return {"model": self.name, "preprocessing": self.preprocessing.as_dict()}
 
 
 class Augmentation:
@@ -31,7 +90,8 @@ class Augmentation:
         largest = {"crop": side // 2, "flip": 0, "rotation": 180, "cutout": side - 1}
         self._transforms = nn.Sequential()
         for spec in specs:
-            name, amount = grammar.augmentation(spec)
+            name, numbers = parse("augmentation", spec)
+            amount = sum(numbers)
             if amount > largest[name]:
                 raise UsageError(
                     f"{spec!r} is too much for images of {side} × {side} pixels.",

@@ -10,14 +10,16 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from featpipe.backbones.base import Embedder, FrozenNetwork
+from featpipe.backbones import MODELS
+from featpipe.backbones.base import Embedder
+from featpipe.backbones.runtime import choose_device
 from featpipe.datasets import slug
 from featpipe.datasets.dataset import SourceRequest, splits_of
 from featpipe.errors import UsageError
@@ -34,13 +36,13 @@ from featpipe.evaluation.fitting import check_rows
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.extract.engine import Extraction, ExtractOptions
-from featpipe.finetune import grammar
-from featpipe.finetune.network import Cut, HeadedNetwork, Trunk, cut_of, load_trunk, part
-from featpipe.finetune.rows import Augmentation, RowBatches
+from featpipe.finetune.nets import UNTRAINED, Trunk, load_trunk, map_stages
+from featpipe.finetune.network import Cut, HeadedNetwork, cut_of
+from featpipe.finetune.rows import Augmentation, Prefix, PreparedImages, RowBatches
 from featpipe.finetune.saved import save_head
+from featpipe.finetune.step import OPTIMIZERS
 from featpipe.finetune.training import HeadClassifier
 from featpipe.fingerprint import FileHashes
-from featpipe.labelmap import SourceClasses
 from featpipe.provenance import package_version
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import IMAGE_LAYER, user_path
@@ -48,69 +50,7 @@ from featpipe.workspace import IMAGE_LAYER, user_path
 if TYPE_CHECKING:
     from featpipe.finetune.step import Finetune
 
-# Options that are handed on under their own names.
-_OF_TRUNK = ("model", "weights", "norm", "image_size", "fit", "device", "seed")
-_OF_TRAINING = (
-    *("label_smoothing", "schedule", "validation", "patience", "shuffle", "head_init"),
-    *("gradient_flow", "seed", "lr", "batch_size"),
-)
-_OF_OPTIMIZER = ("momentum", "betas", "eps", "weight_decay")
-
 _REFIT = ".refit.checkpoint"
-
-
-class Prefix(FrozenNetwork):
-    """The stages in front of a frozen boundary, as an :class:`~featpipe.backbones.base.Embedder`.
-
-    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``. The cut has
-    at least one frozen stage.
-    """
-
-    source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
-
-    def __init__(self, trunk: Trunk, cut: Cut, runtime: str = "torch") -> None:
-        stages = part(trunk.stages, cut.frozen)
-        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, runtime)
-        self._description = trunk.description
-        last = cut.frozen[-1]
-        named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
-        if len(self.dim(f"{last}:map")) == 3:
-            self.default_layer = f"{last}:map"
-        else:  # after flattening a map of 1 × 1, for which the pooling is the better name
-            self.default_layer = named if self.dim(named) == self.dim(last) else last
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the activations, as JSON-like values."""
-        inexact = {} if self.runtime.exact else {"runtime": self.runtime.name}
-        return {**self._description, **inexact}
-
-
-class PreparedImages:
-    """Images as they are before the network, for training all of it; also an ``Embedder``.
-
-    Every network of the same preprocessing shares them.
-    """
-
-    name = "prepared"
-    default_layer = IMAGE_LAYER
-    source_classes: SourceClasses | None = None
-    batch_size = 32
-
-    def __init__(self, trunk: Trunk) -> None:
-        self.preprocessing = trunk.preprocessing
-        self.device = torch.device("cpu")
-
-    def dim(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of one image."""
-        return (3, self.preprocessing.crop, self.preprocessing.crop)
-
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
-        """Return prepared images (b, 3, S, S), uint8, as they are."""
-        return dict.fromkeys(layers, images.numpy())
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the images, as JSON-like values."""
-        return {"model": self.name, "preprocessing": self.preprocessing.as_dict()}
 
 
 @dataclass
@@ -123,9 +63,16 @@ class FinetuneData:
     @property
     def trunk_options(self) -> dict[str, Any]:
         """What :func:`load_trunk` is asked for, with which the network can be loaded again."""
-        options = {name: getattr(self.step, name) for name in _OF_TRUNK}
-        weights = user_path(self.step.weights)
-        return options | ({"weights": str(weights.resolve())} if weights.is_file() else {})
+        step, file = self.step, user_path(self.step.weights)
+        return {
+            "model": step.model,
+            "weights": str(file.resolve()) if file.is_file() else step.weights,
+            "norm": step.norm,
+            "image_size": step.image_size,
+            "fit": step.fit,
+            "device": step.device,
+            "seed": step.seed,
+        }
 
     @cached_property
     def trunk(self) -> Trunk:
@@ -134,26 +81,42 @@ class FinetuneData:
         return load_trunk(**self.trunk_options, hashes=hashes)
 
     @cached_property
-    def chosen(self) -> dict[str, str]:
-        """Options that are chosen automatically unless they are given, as what they mean."""
-        step, pretrained = self.step, self.trunk.pretrained
-        mixed = "mixed" if self.trunk.device.type == "cuda" else "float32"
-        keep = "keep" if pretrained else "update"
-        return {
-            "unfreeze": step.unfreeze or ("none" if pretrained else "all"),
-            "precision": mixed if step.precision == "auto" else step.precision,
-            "batch_norm": keep if step.batch_norm == "auto" else step.batch_norm,
+    def automatic(self) -> dict[str, Any]:
+        """What each option means that can be left to choose, given all the others."""
+        trunk, family = self.trunk, self.step.model.partition(":")[0]
+        test_splits: list[Any] = self.splits[1:] or [None]
+        meant: dict[str, Any] = {
+            "device": choose_device().type,
+            "unfreeze": "none" if trunk.pretrained else "all",
+            "batch_norm": "keep" if trunk.pretrained else "update",
+            "precision": "mixed" if trunk.device.type == "cuda" else "float32",
+            "protocol": resolve("auto", test_splits[0])[0],
         }
+        if family != "timm":  # which alone knows what its models are published with
+            architecture = MODELS.get(family)
+            published = architecture.published.get(self.step.weights.upper())
+            default = architecture.published.get("DEFAULT")
+            meant["weights"] = default.name if default else UNTRAINED
+            meant["image_size"] = (
+                published.preprocessing if published else architecture.file_preprocessing
+            ).crop
+        return meant
+
+    @cached_property
+    def resolved(self) -> Finetune:
+        """The step with what its automatic choices mean."""
+        return self.step.resolved(self.automatic)
 
     @cached_property
     def cut(self) -> Cut:
         """Which stages learn; ``UsageError`` if stages of an untrained network would not."""
-        cut = cut_of(self.trunk.stages, self.chosen["unfreeze"])
+        unfreeze = str(self.resolved.unfreeze)
+        cut = cut_of(self.trunk.stages, unfreeze)
         if not self.trunk.pretrained and (cut.frozen or cut.passed):
             raise UsageError(
                 f"{self.trunk.name} is untrained: what stays frozen would stay random.",
                 expected="--unfreeze all",
-                got=f"--unfreeze {self.chosen['unfreeze']}",
+                got=f"--unfreeze {unfreeze}",
             )
         return cut
 
@@ -171,14 +134,19 @@ class FinetuneData:
         return Prefix(self.trunk, self.cut, self.step.runtime)
 
     @cached_property
+    def splits(self) -> list[str]:
+        """The split of the training rows and, where there is one, that of the test rows."""
+        step = self.step
+        options = SourceRequest.of(step).options(self.context, download=step.download)
+        return step.chosen_splits(step.split or splits_of(step.dataset, options))
+
+    @cached_property
     def extraction(self) -> Extraction:
         """The stores of all splits, found or made."""
         step, embedder = self.step, self.embedder
-        images = SourceRequest.of(step)
-        options = images.options(self.context, download=step.download)
         return Extraction(
-            images,
-            step.chosen_splits(step.split or splits_of(step.dataset, options)),
+            SourceRequest.of(step),
+            self.splits,
             self.context.workspace.activations / slug(step.dataset) / embedder.name,
             lambda: embedder,
             ExtractOptions(
@@ -194,27 +162,38 @@ class FinetuneData:
     @cached_property
     def key(self) -> str:
         """Fingerprint of everything that the numbers follow from; nothing is trained for it."""
-        stores = [content.fingerprint for content in self.extraction.contents()]
-        tests: list[Any] = stores[1:] or [None]
         inputs = {
-            "stores": stores,
+            "stores": [content.fingerprint for content in self.extraction.contents()],
             "network": self.trunk.description,  # image size and fit are part of it
             "device": self.trunk.device.type,
             "torch": package_version("torch"),
         }
-        protocol = resolve(self.step.protocol, tests[0])[0]
-        return self.step.key(inputs, **self.chosen, protocol=protocol, image_size=None, fit="auto")
+        return self.resolved.key(inputs, image_size=None, fit="auto")
 
     @property
     def title(self) -> str:
         """Name of the method, unless the step has a title."""
-        what = {
-            "none": "new head",
-            "fc": "new head",
-            "all": "fine-tuned" if self.trunk.pretrained else "from scratch",
-        }
-        unfreeze = self.chosen["unfreeze"]
-        return f"{self.trunk.name} {what.get(unfreeze, f'{unfreeze} fine-tuned')}"
+        unfreeze = self.resolved.unfreeze
+        whole = "fine-tuned" if self.trunk.pretrained else "from scratch"
+        what = {"none": "new head", "all": whole}.get(str(unfreeze), f"{unfreeze} fine-tuned")
+        return f"{self.trunk.name} {what}"
+
+    def check_rows(self) -> None:
+        """Refuse rows that cannot be trained on before anything is embedded."""
+        # Stores as they will be if every image can be read.
+        stores: list[Any] = [
+            SimpleNamespace(
+                **vars(content), usable=np.flatnonzero(content.labels >= 0), path=source.name
+            )
+            for source, content in zip(
+                self.extraction.sources, self.extraction.contents(), strict=True
+            )
+        ]
+        train, test = stores[0], stores[1] if len(stores) > 1 else None
+        for split in make_splits(self.step.protocol, train, test, self.step.seed)[1]:
+            check_rows(split)
+            rows = RowBatches(None, train.labels, split.train.rows)
+            self.estimator(len(train.classes)).split_rows(rows)
 
     def batches(self, rows: RowSet) -> RowBatches:
         """Return rows of a store as batches."""
@@ -222,27 +201,36 @@ class FinetuneData:
 
     def estimator(self, n_classes: int, **more: Any) -> HeadClassifier:
         """Return the estimator of the step; ``more`` are its parameters for one training."""
-        step = self.step
-        given = {name: getattr(step, name) for name in _OF_TRAINING}
-        optimizer = {name: getattr(step, name) for name in _OF_OPTIMIZER}
-        optimizer["nesterov"] = step.nesterov or None
-        given |= {f"optimizer__{name}": v for name, v in optimizer.items() if v is not None}
-        return HeadClassifier(
-            module__trunk=self.trunk,
-            module__cut=self.cut,
-            module__head=step.head,
-            module__n_classes=n_classes,
-            module__seed=step.seed,
-            module__from_store=isinstance(self.embedder, Prefix),
-            module__freeze_statistics=self.chosen["batch_norm"] == "keep",
-            losses=step.loss,
-            augment=self.augment,
-            precision=self.chosen["precision"],
-            max_epochs=step.epochs,
-            optimizer=getattr(torch.optim, grammar.OPTIMIZERS[step.optimizer][0]),
-            device=str(self.trunk.device),
-            **{**given, **more},
-        )
+        step = self.resolved
+        class_name, own = OPTIMIZERS[step.optimizer]
+        optimizer = {name: getattr(step, name) for name in own if getattr(step, name) is not None}
+        given = {
+            "module__trunk": self.trunk,
+            "module__cut": self.cut,
+            "module__head": step.head,
+            "module__n_classes": n_classes,
+            "module__seed": step.seed,
+            "module__from_store": isinstance(self.embedder, Prefix),
+            "module__freeze_statistics": step.batch_norm == "keep",
+            "head_init": step.head_init,
+            "losses": step.loss,
+            "optimizer": getattr(torch.optim, class_name),
+            "optimizer__weight_decay": step.weight_decay,
+            **{f"optimizer__{name}": value for name, value in optimizer.items()},
+            "lr": step.lr,
+            "schedule": step.schedule,
+            "max_epochs": step.epochs,
+            "batch_size": step.batch_size,
+            "shuffle": step.shuffle,
+            "augment": self.augment,
+            "validation": step.validation,
+            "patience": step.patience,
+            "precision": step.precision,
+            "gradient_flow": step.gradient_flow,
+            "seed": step.seed,
+            "device": str(self.trunk.device),
+        }
+        return HeadClassifier(**{**given, **more})
 
 
 def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = None) -> Outcome:
@@ -251,7 +239,7 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     ``data`` is that of the step, where some of its parts are replaced.
     """
     data = data or FinetuneData(step, context)
-    name = f"{slug(step.dataset)}-{data.trunk.name}-finetune-{data.key[:8]}"
+    name = f"{slug(step.dataset)}-{data.trunk.name}-{step.name}-{data.key[:8]}"
     path = context.workspace.results / f"{name}.json"
     model = context.workspace.models / f"{name}.safetensors"
     existing = None if step.force else complete_result(path, model)
@@ -263,10 +251,11 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
 def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     """Train on every split of the protocol; save the result, and the network of the first."""
     step = data.step
+    data.check_rows()
     train, *tests = data.extraction.stores()
     protocol, splits = make_splits(step.protocol, train, tests[0] if tests else None, step.seed)
     for split in splits:
-        check_rows(split)
+        check_rows(split)  # again, because images that cannot be read were left out
     checkpoints = [model.with_suffix(f".{number}.checkpoint") for number in range(len(splits))]
     trained = [
         train_split(data, split, checkpoint, f"{data.key} {number}")
@@ -281,7 +270,9 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     extra = {
         "history": facts[0]["history"],
         "network": data.trunk.description,
-        "request": step.request(data.context, data.extraction.sources),
+        "automatic": data.automatic,
+        "request": step.request(data.context, data.extraction.sources, data.automatic),
+        "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }
     output = MethodOutput(data.title, [tested for tested, _ in trained], cost, [], extra)
@@ -289,7 +280,7 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     about = {
         "trunk": data.trunk.description,
         "request": data.trunk_options,
-        "unfreeze": data.chosen["unfreeze"],
+        "unfreeze": data.resolved.unfreeze,
         "head": step.head,
         "classes": list(train.classes),
         "title": result.title,

@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from featpipe.errors import FitError, ResultError, WeightsError
-from featpipe.finetune.network import HeadedNetwork, Trunk, cut_of, load_trunk
+from featpipe.finetune.nets import Trunk, load_trunk
+from featpipe.finetune.network import HeadedNetwork, cut_of
 from featpipe.workspace import atomic_write
 
-_FORMAT = 1  # of heads and of checkpoints
+_FORMAT = 2  # of heads and of checkpoints; 1 is that of featpipe 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,35 +58,34 @@ def load_head(
     *,
     weights: str | None = None,
     device: str = "auto",
-    classes: tuple[str, ...] | None = None,
 ) -> TrainedHead:
     """Read a trained head and put it on its network.
 
     ``weights`` is where the weights of the frozen stages are now, by default where they were at
-    training; ``classes`` are those that the head must know, if they are given.
+    training.
 
     Raises
     ------
     ResultError
-        If a file is missing or damaged, or the head knows other classes.
+        If a file is missing, damaged or of featpipe 0.1.
     WeightsError
         If the weights are not those the head was trained on.
     """
     beside = path.with_suffix(".json")
     try:
         content = json.loads(beside.read_text("utf-8"))
-        if not isinstance(content, dict) or content.get("featpipe_head") != _FORMAT:
+        form = content.get("featpipe_head") if isinstance(content, dict) else None
+        if form not in (1, _FORMAT):
             raise ValueError("it is not a head of this version of featpipe")
     except (OSError, ValueError) as error:
         raise _unreadable(beside, error) from None
-    known = tuple(content["classes"])
-    if classes is not None and classes != known:
+    if form == 1:
         raise ResultError(
-            "The head was trained for other classes.",
+            "This head was written by featpipe 0.1.",
             where=path,
-            expected=f"{len(classes)} classes: {', '.join(classes[:5])}",
-            got=f"{len(known)} classes: {', '.join(known[:5])}",
+            next_step="train it again, then delete this file and the .json beside it",
         )
+    classes = tuple(content["classes"])
     moved = {"device": device} | ({} if weights is None else {"weights": weights})
     trunk = load_trunk(**{**content["request"], **moved})
     if trunk.description != content["trunk"]:
@@ -97,12 +97,12 @@ def load_head(
             next_step="name the right ones: --weights FILE",
         )
     cut = cut_of(trunk.stages, content["unfreeze"])
-    network = HeadedNetwork(trunk, cut, content["head"], len(known), from_store=False)
+    network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
     try:
         network.load_trained_state(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(path, error) from None
-    return TrainedHead(network.eval().to(trunk.device), trunk, known)
+    return TrainedHead(network.eval().to(trunk.device), trunk, classes)
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:

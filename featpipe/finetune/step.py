@@ -1,22 +1,108 @@
-"""The step `finetune`: its options, their checks, and its earlier results."""
+"""The step `finetune`: its options with what they may say, their checks, its earlier results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from featpipe.backbones import MODELS
 from featpipe.datasets import short_name
-from featpipe.errors import UsageError
+from featpipe.errors import UnknownNameError, UsageError
 from featpipe.extract.step import ImageStep
-from featpipe.finetune import grammar
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
-from featpipe.steps import STEPS, Context, Outcome, Status, option
-from featpipe.steps.grammar import need_training, protocol
+from featpipe.steps import STEPS, Context, Outcome, Status, option, options_of
+from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
+
+# Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
+OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGD", {"momentum": 0.0, "nesterov": False}),
+    "adam": ("Adam", {"betas": (0.9, 0.999), "eps": 1e-8}),
+    "adamw": ("AdamW", {"betas": (0.9, 0.999), "eps": 1e-8}),
+    "nadam": ("NAdam", {"betas": (0.9, 0.999), "eps": 1e-8}),
+}
+CROSS_ENTROPY = "cross-entropy"
+
+_MOST_NEURONS = 65_536
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The numbers behind the colon of an option such as ``mlp:50``."""
+
+    needed: str  # what they are
+    example: str
+    right: Callable[[list[float]], bool]  # not asked where one of them is no number
+    whole: bool = True
+
+
+_PIXELS = _Numbers("its whole pixels, above zero", "4", lambda n: len(n) == 1 and n[0] > 0)
+_WEIGHT = _Numbers("a weight above zero", "0.1", lambda n: len(n) == 1 and n[0] > 0, whole=False)
+_DEGREES = replace(_WEIGHT, needed="its degrees, above zero", example="5")
+_NEURONS = _Numbers(
+    f"its number of hidden neurons, at most {_MOST_NEURONS}",
+    "50",
+    lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
+)
+_PATIENCE = _Numbers("one whole number of epochs", "5", lambda n: len(n) == 1)
+_MILESTONES = _Numbers(
+    "ascending epochs", "80,120", lambda n: n[0] > 0 and sorted(set(n)) == list(n)
+)
+
+# What each option knows, with the numbers that a name takes.
+_NAMES: dict[str, dict[str, _Numbers | None]] = {
+    "head": {"linear": None, "mlp": _NEURONS},
+    "schedule": {
+        **dict.fromkeys(("none", "cosine", "onecycle")),
+        "multistep": _MILESTONES,
+        "plateau": _PATIENCE,
+    },
+    "loss": {CROSS_ENTROPY: None, "triplet": _WEIGHT, "center": _WEIGHT},
+    "augmentation": {"flip": None, "crop": _PIXELS, "rotation": _DEGREES, "cutout": _PIXELS},
+}
+
+
+def parse(kind: str, text: str) -> tuple[str, list[float]]:
+    """Read a head, a schedule, a loss or an augmentation, as its name and its numbers.
+
+    That needs no torch, so what is wrong is refused before anything is computed.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such ``kind``.
+    UsageError
+        If its numbers are missing or not possible.
+
+    Examples
+    --------
+    >>> parse("schedule", "multistep:80,120"), parse("head", "linear")
+    (('multistep', [80, 120]), ('linear', []))
+    """
+    name, colon, argument = text.partition(":")
+    known = _NAMES[kind]
+    if name not in known:
+        raise UnknownNameError(f"There is no {kind} named {name!r}.", name, tuple(known))
+    numbers = known[name]
+    if numbers is None:
+        if colon:
+            raise UsageError(f"The {kind} {name!r} takes no number.", expected=name, got=text)
+        return name, []
+    values = [number(part.strip(), whole=numbers.whole) for part in argument.split(",")]
+    if any(map(math.isnan, values)) or not numbers.right(values):
+        raise UsageError(
+            f"The {kind} {name!r} needs {numbers.needed}.",
+            expected=f"{name}:{numbers.example}",
+            got=text,
+        )
+    return name, [int(value) for value in values] if numbers.whole else values
 
 
 @STEPS.register
@@ -39,13 +125,13 @@ class Finetune(ImageStep):
     )
     unfreeze: str | None = option(
         None,
-        help="What learns besides the head: none or fc; a stage (layer4); a stage and all behind "
+        help="What learns besides the head: none; a stage (layer4); a stage and all behind "
         "it (layer3+); all. Default: none, or all for an untrained network.",
     )
     head: str = option(
         "linear",
         help="linear, or mlp:50: fifty neurons, then the classes.",
-        check=grammar.head,
+        check=partial(parse, "head"),
     )
     head_init: str = option(
         "random",
@@ -68,11 +154,9 @@ class Finetune(ImageStep):
     )
     epochs: int = option(20, help="Times the training rows are seen.", minimum=1)
     batch_size: int = option(64, help="Images per step.", minimum=1)
-    optimizer: str = option(
-        "adam", help="How weights follow gradients.", choices=tuple(grammar.OPTIMIZERS)
-    )
+    optimizer: str = option("adam", help="How weights follow gradients.", choices=tuple(OPTIMIZERS))
     lr: float = option(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
-    momentum: float | None = option(None, help="Momentum of sgd and rmsprop.", minimum=0)
+    momentum: float | None = option(None, help="Momentum of sgd.", minimum=0)
     nesterov: bool = option(False, help="Nesterov's momentum for sgd.")
     betas: tuple[float, ...] | None = option(
         None, help="Decay of both moments of adam, adamw and nadam.", minimum=0
@@ -82,19 +166,18 @@ class Finetune(ImageStep):
     schedule: str = option(
         "none",
         help="none, multistep:80,120, cosine, plateau:5 or onecycle.",
-        check=grammar.schedule,
+        check=partial(parse, "schedule"),
     )
     loss: tuple[str, ...] = option(
-        (grammar.CROSS_ENTROPY,),
+        (CROSS_ENTROPY,),
         help="cross-entropy; triplet:W or center:W add W times that loss to it.",
-        check=grammar.loss,
+        check=partial(parse, "loss"),
     )
-    label_smoothing: float = option(0.0, help="Share of the target given to all.", minimum=0)
     augment: tuple[str, ...] | None = option(
         None,
         help="crop:4, flip, rotation:5, cutout:16: random changes of training images; the whole "
         "network then runs in every epoch.",
-        check=grammar.augmentation,
+        check=partial(parse, "augmentation"),
     )
     validation: float = option(
         0.1,
@@ -134,7 +217,7 @@ class Finetune(ImageStep):
     def check(self) -> None:
         """Refuse what cannot be right, before anything is loaded."""
         need_training(self.protocol)
-        terms = [grammar.loss(text)[0] for text in self.loss]
+        terms = [parse("loss", text)[0] for text in self.loss]
         if len(set(terms)) < len(terms):
             raise UsageError("--loss names a term twice.", got=", ".join(self.loss))
         if "triplet" in terms and self.batch_size < 2:
@@ -143,7 +226,7 @@ class Finetune(ImageStep):
                 expected="--batch-size of at least 2, better 32",
                 got=self.batch_size,
             )
-        for name in ("label_smoothing", "validation", "momentum", "betas"):
+        for name in ("validation", "momentum", "betas"):
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value or 0.0,)
             if any(one >= 1 for one in values):
@@ -154,8 +237,8 @@ class Finetune(ImageStep):
             raise UsageError(
                 "A probe is one linear layer.", expected="--head linear", got=self.head
             )
-        own = grammar.OPTIMIZERS[self.optimizer][1]
-        for name in ("betas", "eps", "momentum", "nesterov"):
+        own = OPTIMIZERS[self.optimizer][1]
+        for name in sorted({name for _, options in OPTIMIZERS.values() for name in options}):
             if getattr(self, name) not in (None, False) and name not in own:
                 raise UsageError(
                     f"The optimizer {self.optimizer} has no --{name}.",
@@ -172,7 +255,7 @@ class Finetune(ImageStep):
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what a triplet loss, and what a model of timm needs."""
-        if any(grammar.loss(text)[0] == "triplet" for text in self.loss):
+        if any(parse("loss", text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
         if self.model.partition(":")[0] == "timm":
             yield "timm", "timm"
@@ -193,17 +276,39 @@ class Finetune(ImageStep):
         alone = self.protocol.partition(":")[0] in ("kfold", "holdout")
         return splits[: 1 if alone else 2]
 
-    def request(self, context: Context, sources: Sequence[Any]) -> str:
-        """Return the fingerprint of what is asked for, as far as it is known without torch."""
-        weights = user_path(self.weights)
+    def resolved(self, automatic: Mapping[str, Any]) -> Self:
+        """Return the step with one spelling of what can be said in several ways.
+
+        Options that are left to choose become what that means, by ``automatic``; torch's own
+        defaults of an optimizer and the cross-entropy, which is always there, are left out.
+        """
+        known = options_of(type(self))
+        chosen = {k: v for k, v in automatic.items() if getattr(self, k) == known[k].default}
+        own = OPTIMIZERS[self.optimizer][1]
+        usual = {k: known[k].default for k, value in own.items() if getattr(self, k) == value}
+        terms = tuple(term for term in self.loss if term != CROSS_ENTROPY)
+        return self.replace(**chosen, **usual, loss=terms or (CROSS_ENTROPY,))
+
+    def request(
+        self, context: Context, sources: Sequence[Any], automatic: Mapping[str, Any]
+    ) -> str:
+        """Return the fingerprint of what is asked for, as far as it is known without torch.
+
+        What automatic choices mean only an earlier result can say without torch.
+        """
+        step, file = self.resolved(automatic), user_path(self.weights)
         hashes = FileHashes(context.workspace.hashes)
-        file = hashes.one(weights) if weights.is_file() else self.weights
+        family, _, name = self.model.partition(":")
         inputs = {
             "images": [[source.split, len(source), source.fingerprint] for source in sources],
-            "network": [self.model, file, self.norm, self.dtype, self.device],
+            "model": [MODELS.canonical(family), name],
+            "weights": hashes.one(file) if file.is_file() else step.weights,
+            "norm": self.norm,
+            "dtype": self.dtype,
+            "device": step.device.partition(":")[0],
             "torch": package_version("torch"),
         }
-        return self.key(inputs)
+        return step.key(inputs)
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""
@@ -213,9 +318,9 @@ class Finetune(ImageStep):
         options = images.options(context)
         known = self.split or splits_of(self.dataset, options)
         sources = [images.open(split, options) for split in self.chosen_splits(known)]
-        request = self.request(context, sources)
-        for path, content in () if self.force else _results(context):
-            if content["extra"].get("request") != request:
+        for path, content in () if self.force else self._results(context):
+            automatic = content["extra"].get("automatic", {})
+            if content["extra"].get("request") != self.request(context, sources, automatic):
                 continue
             files, models = content["files"], context.workspace.models
             if path.with_name(files["predictions"]).exists() and (models / files["model"]).exists():
@@ -224,7 +329,7 @@ class Finetune(ImageStep):
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
         """Return what the last training of this network took, on this dataset if there is one."""
-        alike = [c for _, c in _results(context) if c["settings"]["model"] == self.model]
+        alike = [c for _, c in self._results(context) if c["settings"]["model"] == self.model]
         here = [c for c in alike if c["dataset"]["name"] == short_name(self.dataset)]
         if not alike:
             return None
@@ -241,11 +346,10 @@ class Finetune(ImageStep):
 
         return run_finetune(self, context)
 
-
-def _results(context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the results of fine-tuning; NumPy, which reads them whole, is not imported."""
-    for path in sorted(context.workspace.results.glob("*-finetune-*.json")):
-        with suppress(OSError, ValueError):
-            content = json.loads(path.read_text("utf-8"))
-            if content.get("method") == "finetune":
-                yield path, content
+    def _results(self, context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Yield its results; NumPy, which reads them whole, is not imported."""
+        for path in sorted(context.workspace.results.glob(f"*-{self.name}-*.json")):
+            with suppress(OSError, ValueError):
+                content = json.loads(path.read_text("utf-8"))
+                if content.get("method") == self.name:
+                    yield path, content

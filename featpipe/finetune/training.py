@@ -19,21 +19,14 @@ import torch
 from numpy.typing import NDArray
 from skorch import NeuralNetClassifier
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    MultiStepLR,
-    OneCycleLR,
-    ReduceLROnPlateau,
-)
+from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 
 from featpipe.errors import FitError, UsageError
-from featpipe.finetune import grammar
-from featpipe.finetune.head import HeadLoss, Rows, start_from_probe
-from featpipe.finetune.network import HeadedNetwork
+from featpipe.finetune.network import HeadedNetwork, HeadLoss, Rows, start_from_probe
 from featpipe.finetune.rows import RowBatches, hold_out
 from featpipe.finetune.saved import read_checkpoint, write_checkpoint
+from featpipe.finetune.step import CROSS_ENTROPY, parse
 from featpipe.progress import SILENT, Progress
 
 RECORDED = (
@@ -72,16 +65,19 @@ def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) ->
     ``epochs`` of so many ``batches`` are what it is made for. A one-cycle schedule is stepped after
     every batch, any other one after every epoch.
     """
-    name, numbers = grammar.schedule(spec)
+    name, numbers = parse("schedule", spec)
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
-        return CosineAnnealingLR(optimizer, T_max=epochs)
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
     if name == "plateau":
-        return ReduceLROnPlateau(optimizer, factor=0.1, patience=numbers[0] if numbers else 5)
+        return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=int(numbers[0]))
     if name == "onecycle":
         rate = optimizer.param_groups[0]["lr"]
         # Momentum and betas stay as they were given.
-        return OneCycleLR(optimizer, rate, total_steps=epochs * batches, cycle_momentum=False)
-    return MultiStepLR(optimizer, numbers, gamma=0.1)  # at no epoch, where there is no schedule
+        return lr_scheduler.OneCycleLR(
+            optimizer, rate, total_steps=epochs * batches, cycle_momentum=False
+        )
+    epochs_at = [int(epoch) for epoch in numbers]  # none, where there is no schedule
+    return lr_scheduler.MultiStepLR(optimizer, epochs_at, gamma=0.1)
 
 
 class HeadClassifier(NeuralNetClassifier):
@@ -93,8 +89,7 @@ class HeadClassifier(NeuralNetClassifier):
     Parameters
     ----------
     losses : tuple of str
-        See :class:`featpipe.finetune.head.HeadLoss`.
-    label_smoothing : float
+        See :class:`featpipe.finetune.network.HeadLoss`.
     schedule : str
         See :func:`make_schedule`.
     validation : float
@@ -109,7 +104,7 @@ class HeadClassifier(NeuralNetClassifier):
     precision : {"float32", "mixed"}
         ``"mixed"``: bfloat16 where torch's autocast allows it.
     head_init : {"random", "probe"}
-        Where the last layer starts; see :func:`featpipe.finetune.head.start_from_probe`.
+        Where the last layer starts; see :func:`featpipe.finetune.network.start_from_probe`.
     probe_c : float or None
         Regularisation of that probe; ``None``: chosen on validation rows.
     gradient_flow : bool
@@ -145,8 +140,7 @@ class HeadClassifier(NeuralNetClassifier):
         self,
         module: Callable[..., HeadedNetwork] = HeadedNetwork,
         *,
-        losses: Sequence[str] = (grammar.CROSS_ENTROPY,),
-        label_smoothing: float = 0.0,
+        losses: Sequence[str] = (CROSS_ENTROPY,),
         schedule: str = "none",
         validation: float = 0.1,
         patience: int | None = None,
@@ -165,7 +159,6 @@ class HeadClassifier(NeuralNetClassifier):
         **settings: Any,
     ) -> None:
         self.losses = losses
-        self.label_smoothing = label_smoothing
         self.schedule = schedule
         self.validation = validation
         self.patience = patience
@@ -216,9 +209,7 @@ class HeadClassifier(NeuralNetClassifier):
     def initialize_criterion(self) -> HeadClassifier:
         """Make the loss for the head's numbers of classes and features."""
         last = self.module_.head.classifier
-        self.criterion_ = self.criterion(
-            self.losses, self.label_smoothing, last.out_features, last.in_features
-        )
+        self.criterion_ = self.criterion(self.losses, last.out_features, last.in_features)
         return self
 
     def get_dataset(self, X: Any, y: Any = None) -> RowBatches:
@@ -232,7 +223,7 @@ class HeadClassifier(NeuralNetClassifier):
         """Return batches; the order follows from torch's generator."""
         size = self.batch_size
         # Batch norm cannot learn from a single row, nor triplets from a few leftover rows.
-        triplets = any(grammar.loss(spec)[0] == "triplet" for spec in self.losses)
+        triplets = any(parse("loss", spec)[0] == "triplet" for spec in self.losses)
         incomplete = triplets or len(dataset) % size == 1
         return DataLoader(
             replace(dataset, training=training),
@@ -247,15 +238,8 @@ class HeadClassifier(NeuralNetClassifier):
     ) -> HeadClassifier:
         """Train up to the last epoch, from where the training has arrived; take the best weights.
 
-        Unlike skorch's, an interruption by the user is not taken for the end of the training.
-
-        Raises
-        ------
-        FitError
-            If the rows have a single class or one that the head does not have, or the training
-            diverges.
-        UsageError
-            If the learning rate is not above zero, or a batch is larger than all rows.
+        Unlike skorch's, an interruption by the user is not taken for the end of the training. The
+        errors are those of :meth:`split_rows`, and ``FitError`` if the training diverges.
         """
         if not self.initialized_:
             self.initialize()
@@ -270,10 +254,7 @@ class HeadClassifier(NeuralNetClassifier):
         self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
     ) -> HeadClassifier:
         """Train epoch by epoch."""
-        train, valid = self.get_dataset(X, y), None
-        if self.validation:
-            train, valid = hold_out(train, self.validation, self.seed)
-        self._check(train.labels)
+        train, valid = self.split_rows(self.get_dataset(X, y))
         batches = self.get_iterator(train, training=True)
         self.schedule_ = make_schedule(
             self.schedule, self.optimizer_, self.max_epochs, len(batches)
@@ -339,9 +320,9 @@ class HeadClassifier(NeuralNetClassifier):
             state = self.module_.trained_state().items()
             copied = {name: value.detach().cpu().clone() for name, value in state}
             self.best_ = {"epoch": line["epoch"], "score": score, "state": copied}
-        if isinstance(self.schedule_, ReduceLROnPlateau):
+        if isinstance(self.schedule_, lr_scheduler.ReduceLROnPlateau):
             self.schedule_.step(loss)
-        elif not isinstance(self.schedule_, OneCycleLR):
+        elif not isinstance(self.schedule_, lr_scheduler.OneCycleLR):
             self.schedule_.step()
         self.notify("on_epoch_end", **rows)
 
@@ -351,7 +332,7 @@ class HeadClassifier(NeuralNetClassifier):
         for batch in batches:
             self.notify("on_batch_begin", batch=batch, training=training)
             done = step(batch)
-            if training and isinstance(self.schedule_, OneCycleLR):
+            if training and isinstance(self.schedule_, lr_scheduler.OneCycleLR):
                 self.schedule_.step()
             loss, labels = done["loss"].item(), batch[1]
             if not math.isfinite(loss):
@@ -367,13 +348,25 @@ class HeadClassifier(NeuralNetClassifier):
         self.history.record(f"{part}_accuracy", right / rows)
         return total / rows
 
-    def _check(self, labels: NDArray[np.int64]) -> None:
-        """Refuse rows, a head, a learning rate or a batch size that do not fit together."""
-        outputs = self.module_.head.classifier.out_features
-        if labels.min() < 0 or labels.max() >= outputs:
+    def split_rows(self, rows: RowBatches) -> tuple[RowBatches, RowBatches | None]:
+        """Return the rows that train and those that choose the epoch; nothing is computed.
+
+        Raises
+        ------
+        FitError
+            If the rows have a single class, or one that the head does not have, or are too few to
+            hold some out.
+        UsageError
+            If the learning rate is not above zero, or a batch is larger than the training rows.
+        """
+        train, valid = rows, None
+        if self.validation:
+            train, valid = hold_out(rows, self.validation, self.seed)
+        labels, n_classes = train.labels, self.module__n_classes
+        if labels.min() < 0 or labels.max() >= n_classes:
             raise FitError(
                 "The head has another number of classes than the rows.",
-                expected=f"labels from 0 to {outputs - 1}",
+                expected=f"labels from 0 to {n_classes - 1}",
                 got=f"{labels.min()} to {labels.max()}",
             )
         if len(np.unique(labels)) < 2:
@@ -389,6 +382,7 @@ class HeadClassifier(NeuralNetClassifier):
                 expected=f"--batch-size up to {len(labels)}",
                 got=self.batch_size,
             )
+        return train, valid
 
     def _features(self, rows: RowBatches) -> Rows:
         """Return what the last layer sees of rows, and their labels."""

@@ -156,7 +156,8 @@ class Page:
 
     def _show(self, name: str, title: str, content: Content) -> None:
         html = render("section.html.j2", content=content)
-        entries = [(title, anchor) for title, anchor in content.entries]
+        # Read here, where it is known whose they are, and not by the template of the page.
+        entries = [(text, anchor) for text, anchor in content.entries]
         self.sections.append({"name": name, "title": title, "html": html, "entries": entries})
 
 

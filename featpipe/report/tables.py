@@ -24,7 +24,14 @@ from featpipe.report.sections import (
     points,
     render,
 )
-from featpipe.statistics.comparison import QUESTIONS, TIED, equivalent_within, scope_notes
+from featpipe.statistics.comparison import (
+    BEST,
+    HIGHEST,
+    QUESTIONS,
+    TIED,
+    equivalent_within,
+    scope_notes,
+)
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
@@ -53,6 +60,8 @@ class Comparison(Section):
             questions=QUESTIONS,
             margin=data.comparison.margin,
             titles={method.row["name"]: method.title for method in group.methods},
+            looks=dict.fromkeys((BEST, TIED, HIGHEST), "best")
+            | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
         )
         return Content(html)
 

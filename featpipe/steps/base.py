@@ -108,9 +108,14 @@ class Step:
 
     def __init__(self, **values: Any) -> None:
         known = options_of(type(self))
-        missing = {name for name, spec in known.items() if spec.required and not spec.bound}
-        if wrong := sorted((set(values) - set(known)) | (missing - set(values))):
-            raise TypeError(f"{type(self).__name__}: wrong or missing option {wrong[0]!r}")
+        for name in values:
+            if name not in known:
+                raise UsageError(
+                    f"The step {self.name!r} has no option {name!r}.",
+                    expected=", ".join(known),
+                    next_step=did_you_mean(name, known),
+                )
+        self._require(values, bound=True)
         for name, spec in known.items():
             self.__dict__[name] = spec.parse(values.get(name, spec.default))
         self.check()
@@ -142,28 +147,26 @@ class Step:
         UsageError
             Naming the unknown, missing or wrong key and the nearest right one.
         """
-        known = options_of(cls)
         normal = {str(key).replace("-", "_"): value for key, value in values.items()}
         if len(normal) != len(values):
             raise UsageError(
                 f"The step {cls.name!r} has an option written twice, with '-' and with '_'.",
                 got=", ".join(map(str, values)),
             )
-        for key in normal:
-            if key not in known:
-                raise UsageError(
-                    f"The step {cls.name!r} has no option {key!r}.",
-                    expected=", ".join(known),
-                    next_step=did_you_mean(key, known),
-                )
+        step = cls(**normal)
+        cls._require(normal, bound=bound)
+        return step
+
+    @classmethod
+    def _require(cls, values: Mapping[str, Any], *, bound: bool) -> None:
+        """Refuse values without the required options; ``bound`` ones may still be filled in."""
         missing = [
             name
-            for name, spec in known.items()
-            if spec.required and name not in normal and not (bound and spec.bound)
+            for name, spec in options_of(cls).items()
+            if spec.required and name not in values and not (bound and spec.bound)
         ]
         if missing:
             raise UsageError(f"The step {cls.name!r} needs {', '.join(missing)}.")
-        return cls(**normal)
 
     def replace(self, **options: Any) -> Self:
         """Return a copy with other values of some options, which are taken as they are."""

@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,7 @@ from featpipe.store.layout import (
     write_store,
 )
 from featpipe.store.reader import FeatureStore
-
-try:
-    import fcntl
-except ImportError:  # Windows: there nothing keeps two writers of one store apart
-    fcntl = None  # type: ignore[assignment]
+from featpipe.workspace import lock
 
 _SYNC_SECONDS = 2.0  # at most this much work is lost to a power failure
 _LONGEST_LINE = 1 << 24
@@ -80,7 +76,7 @@ class StoreWriter:
         with translate_os_errors(path), contextlib.ExitStack() as stack:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = stack.enter_context(self._partial.open("ab", buffering=0))
-            _lock(self._stream)
+            lock(self._stream)
             if not self._partial.exists() or not os.path.samestat(
                 self._partial.stat(), os.fstat(self._stream.fileno())
             ):
@@ -258,7 +254,7 @@ class StoreWriter:
                 )
             if not self._is_sealed:
                 sealed = stack.enter_context(self._sealing.open("rb+"))
-                _lock(sealed)  # a writer that finds it under the unfinished name has to wait
+                lock(sealed)  # a writer that finds it under the unfinished name has to wait
                 os.fsync(sealed.fileno())
                 FeatureStore(self._sealing).verify()
                 # The rows are replaced first: no kill then leaves both them and the sealed store.
@@ -322,12 +318,6 @@ def translate_os_errors(path: Path) -> Iterator[None]:
                 next_step="wait for it, or stop it and run the same command again",
             ) from error
         raise StoreError(f"The store cannot be written: {error}", where=path) from error
-
-
-def _lock(file: BinaryIO) -> None:
-    """Let no other process write this store until the file is closed."""
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import psutil
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -25,7 +24,7 @@ from featpipe.evaluation.fitting import (
     predict_with_scores,
     workers_for,
 )
-from featpipe.evaluation.protocol import RowSet, Split, make_splits, validation_rows
+from featpipe.evaluation.protocol import RowSet, Split, make_splits
 from featpipe.probes.base import Probe
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
@@ -259,31 +258,6 @@ def test_more_neighbours_than_rows_is_refused(tmp_path):
     with pytest.raises(FitError, match="k=50") as caught:
         fit_one(split, Knn(k=(50,)))
     assert "--k" in caught.value.details["next"]
-
-
-@pytest.mark.parametrize(
-    "spec", ["kfold:1", "kfold", "holdout:0", "holdout:1.5", "holdout:0.0", "loo", "auto:3"]
-)
-def test_what_is_no_way_to_validate_is_refused(spec):
-    with pytest.raises(UsageError, match="not a way"):
-        validation_rows(spec, np.arange(30) % 3, 0)
-
-
-def test_more_validation_folds_than_rows_of_a_class_is_refused():
-    with pytest.raises(FitError, match="kfold:5") as caught:
-        validation_rows("kfold:5", np.array([0] * 9 + [1] * 3), 0)
-    assert caught.value.details["next"] == "--validation kfold:3"
-
-
-@pytest.mark.parametrize(
-    ("n", "folds", "held_out"), [(1998, 3, None), (2001, None, 400), (6, 2, None)]
-)
-def test_few_rows_are_validated_by_folds_and_many_by_a_holdout(n, folds, held_out):
-    cv = validation_rows("auto", np.arange(n) % 3, 0)
-    if isinstance(cv, StratifiedKFold):
-        assert cv.n_splits == folds
-    else:
-        assert cv.test_size == held_out
 
 
 def test_the_search_does_not_leave_the_training_rows(tmp_path):

@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedKFold
 
 from featpipe.errors import FitError, UsageError
-from featpipe.evaluation.protocol import low_shot, make_splits
+from featpipe.evaluation.protocol import (
+    low_shot,
+    make_splits,
+    resolve_validation,
+    validation_rows,
+)
 from featpipe.store import FeatureStore
 from tests.stores import content, sealed
 
@@ -202,3 +208,49 @@ def test_more_images_per_class_than_there_are_is_refused(tmp_path):
     with pytest.raises(FitError, match="no 10 training images") as caught:
         low_shot(splits, [1, 10], 1, 0)
     assert caught.value.details["got"] == "4 of 'cat'"
+
+
+# -- rows that choose hyper-parameters ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spec", ["kfold:1", "kfold", "holdout:0", "holdout:1.5", "holdout:0.0", "loo", "auto:3"]
+)
+def test_what_is_no_way_to_validate_is_refused(spec):
+    with pytest.raises(UsageError, match="not a way"):
+        validation_rows(spec, np.arange(30) % 3, 0)
+
+
+def test_more_validation_folds_than_rows_of_a_class_is_refused():
+    with pytest.raises(FitError, match="kfold:5") as caught:
+        validation_rows("kfold:5", np.array([0] * 9 + [1] * 3), 0)
+    assert caught.value.details["next"] == "--validation kfold:3"
+
+
+@pytest.mark.parametrize(
+    ("n", "folds", "held_out"), [(1998, 3, None), (2001, None, 400), (6, 2, None)]
+)
+def test_few_rows_are_validated_by_folds_and_many_by_a_holdout(n, folds, held_out):
+    cv = validation_rows("auto", np.arange(n) % 3, 0)
+    if isinstance(cv, StratifiedKFold):
+        assert cv.n_splits == folds
+    else:
+        assert cv.test_size == held_out
+
+
+@pytest.mark.parametrize(
+    ("spec", "counts", "resolved"),
+    [
+        ("auto", (3, 3), "kfold:3"),
+        ("auto", (9, 2), "kfold:2"),
+        ("auto", (1000, 1000), "holdout:0.2"),
+        ("auto", (9, 1), "none"),
+        ("kfold:5", (9, 1), "none"),
+        ("auto", (), "none"),
+        ("holdout:.50", (9, 9), "holdout:0.5"),
+    ],
+)
+def test_a_way_to_validate_has_one_spelling(spec, counts, resolved):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    assert resolve_validation(spec, labels) == resolved
+    assert (validation_rows(spec, labels, 0) is None) == (resolved == "none")

@@ -15,7 +15,8 @@ from torch import nn
 from featpipe.backbones import MODELS
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.evaluation.result import Result
-from featpipe.finetune.network import Cut, Trunk
+from featpipe.finetune.nets import Trunk
+from featpipe.finetune.network import Cut
 from featpipe.finetune.step import Finetune
 from featpipe.finetune.training import HeadClassifier
 from featpipe.steps import Context

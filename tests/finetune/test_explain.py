@@ -53,6 +53,25 @@ def test_each_layer_has_its_own_pictures(poor, explain, context):
     assert (first.folder / same).read_bytes() != (second.folder / same).read_bytes()
 
 
+def test_the_layer_that_is_meant_and_the_same_by_name_share_one_folder(poor, explain, context):
+    assert poor.extra["map_layer"] == "layer3"
+    outcome = explain().run(context)
+    named = explain(layer="layer3")
+    assert outcome.facts["layer"] == "layer3"
+    assert named.status(context).paths == outcome.paths
+    assert named.run(context).status == "up to date"
+    assert explain(layer="layer2").status(context).key != named.status(context).key
+    assert not explain(layer="layer2").status(context).done
+
+
+def test_a_network_without_maps_has_none_to_show(poor, explain, context):
+    poor.extra["map_layer"] = None
+    poor.save(poor.path)
+    for look in (explain().status, explain().run):
+        with pytest.raises(ResultError, match="No layer of this network gives maps"):
+            look(context)
+
+
 def test_what_is_complete_is_not_made_again(poor, explain, context):
     step = explain()
     assert not step.status(context).done

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetune import gradcam
+from featpipe.errors import UnknownNameError, UsageError
+from featpipe.finetune.nets import map_stages
 from featpipe.finetune.saved import load_head
+
+pytest.importorskip("captum")
+from featpipe.finetune import gradcam
 
 
 @pytest.fixture
@@ -18,7 +21,6 @@ def head(finetune, context):
 
 
 def test_the_map_is_weighted_by_gradients(head):
-    pytest.importorskip("captum")
     images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
     heat = gradcam.grad_cam(head, "layer3", images, [0, 2])
     assert heat.shape == (2, 32, 32)
@@ -41,12 +43,12 @@ def test_the_map_is_weighted_by_gradients(head):
 
 
 def test_a_layer_must_give_maps(head):
-    assert gradcam.choose_layer(head, None) == "layer3"
-    assert gradcam.choose_layer(head, "layer2.0.conv1") == "layer2.0.conv1"
+    assert map_stages(head.trunk)[-1] == "layer3"
+    gradcam.check_layer(head, "layer2.0.conv1")
     with pytest.raises(UnknownNameError, match="did you mean 'layer3'"):
-        gradcam.choose_layer(head, "layr3")
+        gradcam.check_layer(head, "layr3")
     with pytest.raises(UsageError, match="gives no maps"):
-        gradcam.choose_layer(head, "flatten")
+        gradcam.check_layer(head, "flatten")
 
 
 def test_without_strength_the_image_stays():
@@ -55,9 +57,3 @@ def test_without_strength_the_image_stays():
     heat = rng.random((8, 8)).astype(np.float32)
     np.testing.assert_array_equal(gradcam.overlay(image, heat, 0.0), image)
     assert not np.array_equal(gradcam.overlay(image, heat, 0.5), image)
-
-
-def test_a_missing_captum_says_what_to_install(head, monkeypatch):
-    monkeypatch.setattr(gradcam, "LayerGradCam", None)
-    with pytest.raises(MissingExtraError, match="captum"):
-        gradcam.grad_cam(head, "layer3", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [0])

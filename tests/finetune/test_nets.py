@@ -1,4 +1,4 @@
-"""Networks without weights of their own, and those of timm."""
+"""Networks as stages: without weights, of timm, the same numbers as the network itself."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
 
 from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetune.nets import with_layer_norm
-from featpipe.finetune.network import HeadedNetwork, cut_of, load_trunk
+from featpipe.finetune.nets import load_trunk, resnet9, stages_of, with_layer_norm
+from featpipe.finetune.network import HeadedNetwork, cut_of
 
 
 def whole(trunk, head: str, n_classes: int) -> HeadedNetwork:
@@ -109,3 +110,48 @@ def test_a_missing_extra_says_what_to_install(monkeypatch):
     with pytest.raises(MissingExtraError, match="timm") as caught:
         load_trunk("timm:resnet18", "none")
     assert "featpipe[timm]" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "classifier"),
+    [
+        (resnet18(num_classes=7), "fc"),
+        (CifarResNet(1, num_classes=7, width=8), "linear"),
+        (resnet9(7), "fc"),
+    ],
+    ids=["torchvision", "cifar", "sequential"],
+)
+def test_stages_compute_what_the_network_computes(network, classifier):
+    network.eval()
+    stages, last = stages_of(network, classifier)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(last(stages(x)), network(x))
+
+
+def test_a_network_of_unknown_order_is_refused():
+    with pytest.raises(UsageError, match="cannot be fine-tuned"):
+        stages_of(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), "fc")
+
+
+def test_untrained_networks_follow_from_their_seed():
+    first, same, other = (
+        next(load_trunk("convnet", seed=seed).stages.parameters()) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_layer_norm_does_not_fit_pretrained_weights(weights):
+    with pytest.raises(UsageError, match="batch norm they were trained with"):
+        load_trunk("glyphnet", str(weights), "layer")
+
+
+def test_untrained_networks_take_no_weights(weights):
+    with pytest.raises(UsageError, match="trained from scratch"):
+        load_trunk("resnet9", str(weights))
+
+
+def test_only_models_of_timm_have_an_argument():
+    with pytest.raises(UnknownNameError, match="resnet9:5"):
+        load_trunk("resnet9:5")

@@ -1,50 +1,20 @@
-"""Networks as stages: the same numbers, the right counts, cut where it is asked for."""
+"""What is trained: behind which boundary, with which head, from which start, by which loss."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet18
 
-from featpipe.backbones.cifar_resnet import CifarResNet
-from featpipe.errors import UnknownNameError, UsageError
-from featpipe.finetune.nets import resnet9
-from featpipe.finetune.network import HeadedNetwork, cut_of, load_trunk, stages_of
-
-
-@pytest.mark.parametrize(
-    ("network", "classifier"),
-    [
-        (resnet18(num_classes=7), "fc"),
-        (CifarResNet(1, num_classes=7, width=8), "linear"),
-        (resnet9(7), "fc"),
-    ],
-    ids=["torchvision", "cifar", "sequential"],
-)
-def test_stages_compute_what_the_network_computes(network, classifier):
-    network.eval()
-    stages, last = stages_of(network, classifier)
-    x = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(last(stages(x)), network(x))
-
-
-def test_a_network_of_unknown_order_is_refused():
-    with pytest.raises(UsageError, match="cannot be fine-tuned"):
-        stages_of(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), "fc")
-
-
-def test_untrained_networks_follow_from_their_seed():
-    first, same, other = (
-        next(load_trunk("convnet", seed=seed).stages.parameters()) for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
+from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
+from featpipe.finetune import network as trained
+from featpipe.finetune.nets import load_trunk, stages_of
+from featpipe.finetune.network import CenterLoss, Head, HeadedNetwork, HeadLoss, cut_of
 
 
 def test_a_cut_says_what_learns():
     stages, _ = stages_of(resnet18(), "fc")
-    assert cut_of(stages, "none") == cut_of(stages, "fc")
     assert cut_of(stages, "none").trained == ()
     one, behind = cut_of(stages, "layer3"), cut_of(stages, "layer3+")
     assert one.frozen == behind.frozen == ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")
@@ -100,16 +70,44 @@ def test_the_state_of_another_network_is_refused(change):
         network.load_trained_state({k: v for k, v in state.items() if v is not None})
 
 
-def test_layer_norm_does_not_fit_pretrained_weights(weights):
-    with pytest.raises(UsageError, match="batch norm they were trained with"):
-        load_trunk("glyphnet", str(weights), "layer")
+def test_heads():
+    assert sum(p.numel() for p in Head("linear", 4, 3).parameters()) == 15
+    assert sum(p.numel() for p in Head("linear", 4, 3, bias=False).parameters()) == 12
+    assert [p.numel() for p in Head("mlp:50", 4, 3).parameters()] == [200, 50, 150, 3]
 
 
-def test_untrained_networks_take_no_weights(weights):
-    with pytest.raises(UsageError, match="trained from scratch"):
-        load_trunk("resnet9", str(weights))
+@pytest.mark.parametrize("wrong", ["mlp", "mlp:0", "mlp:x", "linear:3"])
+def test_wrong_heads_are_refused(wrong):
+    with pytest.raises(UsageError):
+        Head(wrong, 4, 3)
 
 
-def test_only_models_of_timm_have_an_argument():
-    with pytest.raises(UnknownNameError, match="resnet9:5"):
-        load_trunk("resnet9:5")
+def test_centre_loss_is_that_of_the_paper():
+    loss = CenterLoss(2, 2)
+    features = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 6.0]])
+    value = loss(features, torch.tensor([0, 0, 1]))
+    assert value.item() == pytest.approx((4 + 16 + 36) / 3 / 2)
+    # equation 4: the centre moves by rate * sum(centre - x) / (1 + n)
+    torch.testing.assert_close(loss.centers, torch.tensor([[1.0, 0.0], [0.0, 1.5]]))
+
+
+def test_terms_count_in_training_only():
+    loss = HeadLoss(("center:0.5",), n_classes=2, n_features=2)
+    output = (torch.zeros(2, 2), torch.ones(2, 2))
+    labels = torch.tensor([0, 1])
+    assert loss.eval()(output, labels).item() == pytest.approx(np.log(2))
+    assert loss.train()(output, labels).item() == pytest.approx(np.log(2) + 0.5 * 1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["triplet", "triplet:0", "center:-1", "center:x", "cross-entropy:2"]
+)
+def test_wrong_weights_are_refused(wrong):
+    with pytest.raises(UsageError, match=r"weight above zero|takes no number"):
+        HeadLoss([wrong], n_classes=2, n_features=2)
+
+
+def test_the_triplet_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(trained, "TripletMarginLoss", None)
+    with pytest.raises(MissingExtraError, match="pytorch-metric-learning"):
+        HeadLoss(("triplet:1",), n_classes=2, n_features=2)

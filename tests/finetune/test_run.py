@@ -11,7 +11,8 @@ from PIL import Image
 
 from featpipe.errors import ImageError
 from featpipe.evaluation.result import Result
-from featpipe.finetune.run import FinetuneData, Prefix, PreparedImages, run_finetune
+from featpipe.finetune.rows import Prefix, PreparedImages
+from featpipe.finetune.run import FinetuneData, run_finetune
 from featpipe.finetune.training import HeadClassifier
 
 
@@ -75,7 +76,7 @@ def test_a_refit_trains_on_all_training_rows(finetune):
 
 def test_from_scratch_on_small_images(finetune):
     network = {"model": "convnet", "weights": "none", "image_size": 16}
-    result = finetune(**network, optimizer="rmsprop", momentum=0.5, augment="rotation:5")
+    result = finetune(**network, optimizer="sgd", momentum=0.5, augment="rotation:5")
     assert result.title == "convnet from scratch"
     assert result.cost["parameters_frozen"] == 0
 

@@ -7,11 +7,18 @@ import sys
 
 import pytest
 
+from featpipe.backbones.runtime import choose_device
 from featpipe.errors import FeatpipeError, MissingExtraError, UnknownNameError, UsageError
 from featpipe.evaluation.result import Result
 from featpipe.finetune.run import FinetuneData
-from featpipe.finetune.step import Finetune
+from featpipe.finetune.step import Finetune, parse
 from featpipe.steps import STEPS
+
+GOLDEN = {
+    "defaults": "6305f56b21145534",
+    "a stage": "8dfa063667768f4d",
+    "from scratch": "d1567a696f2b951c",
+}
 
 
 def test_what_changes_no_number_is_not_in_the_key(make_step, context):
@@ -44,6 +51,62 @@ def test_what_changes_no_number_is_not_in_the_key(make_step, context):
     assert FinetuneData(make_step(fit="whole"), context).key != data.key
 
 
+# What is left to choose, and the same said in words: glyphnet on the CPU, its weights as a file.
+SAME = [
+    ("unfreeze", None, "none"),
+    ("precision", "auto", "float32"),
+    ("batch_norm", "auto", "keep"),
+    ("protocol", "auto", "split"),
+    ("image_size", None, 32),
+    ("split", None, ("train", "test")),
+    ("eps", None, 1e-8),
+    ("betas", None, (0.9, 0.999)),
+    ("loss", ("triplet:1",), ("cross-entropy", "triplet:1")),
+]
+SAME_ELSEWHERE = [
+    ("device", "auto", str(choose_device()), {}),
+    ("momentum", None, 0.0, {"optimizer": "sgd"}),
+    ("weights", "DEFAULT", "GLYPHS_V1", {"weights": "DEFAULT"}),
+    ("weights", "DEFAULT", "none", {"model": "convnet", "weights": "DEFAULT"}),
+    ("unfreeze", None, "all", {"weights": "none"}),
+    ("batch_norm", "auto", "update", {"weights": "none"}),
+    ("model", "resnet20", "cifar_resnet20", {"weights": "none"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "automatic", "spelled_out", "others"),
+    [(*case, {}) for case in SAME] + SAME_ELSEWHERE,
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_auto_and_what_it_resolves_to_share_one_key(
+    make_step, context, name, automatic, spelled_out, others
+):
+    step = make_step(**others)
+    one, other = (step.replace(**{name: value}) for value in (automatic, spelled_out))
+    data = [FinetuneData(each, context) for each in (one, other)]
+    assert data[0].key == data[1].key
+    requests = {  # whichever of the two was run, both are recognised
+        asked.request(context, ran.extraction.sources, ran.automatic)
+        for asked in (one, other)
+        for ran in data
+    }
+    assert len(requests) == 1
+
+
+def test_real_keys_are_the_same_in_every_version(context, monkeypatch):
+    """A key that changes makes every user's results stale: raise ``revision`` if that is meant."""
+    monkeypatch.setattr("featpipe.finetune.run.package_version", lambda _: "2.0")
+    digits = {"model": "glyphnet", "dataset": "digits", "limit": 60, "device": "cpu"}
+    keys = {
+        "defaults": Finetune(**digits),
+        "a stage": Finetune(**digits, unfreeze="layer3+", optimizer="sgd", momentum=0.9),
+        "from scratch": Finetune(**digits, weights="none", augment=("flip",), loss=("center:1",)),
+    }
+    found = {name: FinetuneData(step, context).key[:16] for name, step in keys.items()}
+    assert found == GOLDEN
+
+
 def test_what_was_asked_for_before_is_recognised_without_torch(make_step, context, monkeypatch):
     step = make_step(epochs=1)
     assert not step.status(context).done
@@ -53,6 +116,7 @@ def test_what_was_asked_for_before_is_recognised_without_torch(make_step, contex
     assert (status.done, status.paths) == (True, done.paths)
     assert Result.load(done.paths[0]).key.startswith(status.key)
     assert step.replace(title="Mine").status(context).done
+    assert step.replace(unfreeze="none", protocol="split", image_size=32).status(context).done
     assert not step.replace(lr=0.1).status(context).done
     assert not step.replace(force=True).status(context).done
     seconds, n_bytes, basis = step.replace(epochs=10).estimate(context)
@@ -119,7 +183,7 @@ def test_the_steps_are_registered():
         ({"schedule": "plateau:²"}, "one whole number"),
         ({"head": "mlp"}, "number of hidden neurons"),
         ({"head": "mlp:²"}, "hidden neurons"),
-        ({"head": "mlp:99999999999"}, "at most mlp:65536"),
+        ({"head": "mlp:99999999999"}, "at most 65536"),
         ({"head": "mpl:50"}, "did you mean 'mlp'"),
         ({"head": "mlp:50", "head_init": "probe"}, "one linear layer"),
         ({"augment": "crop:1.5"}, "whole pixels"),
@@ -155,6 +219,26 @@ def test_what_does_not_fit_network_or_images_is_refused(make_step, context, opti
     assert message.lower() in str(caught.value).lower()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 18}, "larger than the training rows"),
+        (
+            {"batch_size": 18, "validation": 0, "protocol": "holdout:0.5"},
+            "larger than the training",
+        ),
+        ({"limit": 3}, "too few training rows to hold some out"),
+        ({"protocol": "folds"}, "prescribes no folds"),
+    ],
+)
+def test_rows_that_cannot_train_are_refused_before_anything_is_embedded(
+    make_step, context, options, message
+):
+    with pytest.raises(FeatpipeError, match=message):
+        make_step(**options).run(context)
+    assert not context.workspace.activations.exists()
+
+
 def test_a_new_title_is_no_reason_to_train_again(make_step, context):
     step = make_step(epochs=1)
     assert step.run(context).status == "done"
@@ -167,3 +251,17 @@ def test_a_new_title_is_no_reason_to_train_again(make_step, context):
     assert Result.load(result.path).title == result.title
     (context.workspace.models / result.files["model"]).unlink()
     assert step.run(context).status == "done", "the trained head is part of what was asked for"
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "nearest"),
+    [
+        ("head", "mpl:50", "mlp"),
+        ("schedule", "cosinus", "cosine"),
+        ("loss", "tripelt:1", "triplet"),
+        ("augmentation", "cutuot:4", "cutout"),
+    ],
+)
+def test_wrong_names_are_refused(kind, wrong, nearest):
+    with pytest.raises(UnknownNameError, match=f"did you mean '{nearest}'"):
+        parse(kind, wrong)

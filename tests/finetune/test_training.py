@@ -17,8 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featpipe.errors import FitError, UsageError
-from featpipe.finetune.grammar import OPTIMIZERS
 from featpipe.finetune.saved import read_checkpoint
+from featpipe.finetune.step import OPTIMIZERS
 from featpipe.finetune.training import derived_seed, make_schedule
 
 SCHEDULES = ["none", "multistep:2,4", "cosine", "plateau:0", "onecycle"]
@@ -123,7 +123,8 @@ def test_plateau_lowers_the_rate_when_the_loss_stays(estimator, vectors):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["multistep", "multistep:3,1", "cosine:3", "plateau:x", "plateau:1,2", "cosinus"]
+    "wrong",
+    ["multistep", "multistep:3,1", "cosine:3", "plateau", "plateau:x", "plateau:1,2", "cosinus"],
 )
 def test_wrong_schedules_are_refused(wrong):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -161,12 +162,12 @@ def test_a_class_too_rare_for_validation_does_not_stop_the_probe(estimator, vect
 
 
 @pytest.mark.parametrize(
-    "losses", [("cross-entropy",), ("triplet:1.0",), ("center:0.1",), ("triplet:0.5", "center")]
+    "losses", [("cross-entropy",), ("triplet:1.0",), ("center:0.1",), ("triplet:0.5", "center:1")]
 )
 def test_every_loss_trains(estimator, vectors, losses):
     if any(name.startswith("triplet") for name in losses):
         pytest.importorskip("pytorch_metric_learning")
-    fitted = estimator(losses=losses, label_smoothing=0.1, lr=0.02, max_epochs=8).fit(*vectors)
+    fitted = estimator(losses=losses, lr=0.02, max_epochs=8).fit(*vectors)
     assert fitted.epochs_[-1]["valid_loss"] < fitted.epochs_[0]["valid_loss"]
 
 
@@ -217,7 +218,7 @@ def test_triplets_in_a_batch_of_one_class_are_refused(estimator, vectors):
     order = np.argsort(vectors[1], kind="stable")
     sorted_rows = (vectors[0][order], vectors[1][order])
     with pytest.raises(FitError, match="single class"):
-        estimator(losses=("triplet",), shuffle=False, validation=0).fit(*sorted_rows)
+        estimator(losses=("triplet:1",), shuffle=False, validation=0).fit(*sorted_rows)
 
 
 def test_too_few_rows_for_validation_are_refused(estimator, vectors):

@@ -18,6 +18,14 @@ def test_steps_cannot_be_changed() -> None:
         STEPS.get("svm")().seed = 3  # type: ignore[misc]
 
 
+def test_python_gets_the_same_explanation_of_a_wrong_option_as_a_recipe() -> None:
+    with pytest.raises(UsageError, match="no option 'sed'") as caught:
+        STEPS.get("svm")(sed=3)
+    assert caught.value.details["next"] == "did you mean 'seed'?"
+    with pytest.raises(UsageError, match="needs model, dataset"):
+        STEPS.get("extract")()
+
+
 def test_what_a_recipe_binds_is_required_on_the_command_line_only() -> None:
     explain = STEPS.get("explain")
     with pytest.raises(UsageError, match="needs result"):
