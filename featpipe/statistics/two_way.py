@@ -79,9 +79,10 @@ def two_way_variance(
     With one value for each row and training set this is the analysis of variance of a crossed
     design with random effects: the mean over S training sets and n rows has the variance
     σ²(training)/S + σ²(rows)/n + σ²(interaction)/(S·n), and its degrees of freedom follow from
-    Satterthwaite (1946, Biometrics Bulletin 2: 110–114). Owen (2007, Annals of Applied Statistics
-    1: 386–411) derives the same variance for resampling both sides (the pigeonhole bootstrap).
-    Three things are particular to trained models:
+    Satterthwaite (1946, Biometrics Bulletin 2: 110–114). The interaction is in both mean squares
+    and is not taken out of one of them, so the estimate is never negative and errs to the safe
+    side, as that of Owen's pigeonhole bootstrap does (2007, Annals of Applied Statistics 1:
+    386–411). Three things are particular to trained models:
 
     * *Overlapping training sets* (ten folds that share a fifth of their images) make models more
       alike than independent sets would. By Hoeffding (1948, Annals of Mathematical Statistics 19:
@@ -129,16 +130,11 @@ def two_way_variance(
     within = values - means[row]
     effect = np.bincount(model, weights=within) / per_model
     within -= effect[model]
-    freedom = max(1, m - n - s + 1)
-    noise = float(within @ within) / freedom * s / m  # in one model's mean, from its rows
+    noise = float(within @ within) / max(1, m - n - s + 1) * s / m  # of a model's mean, by its rows
     between = float(effect @ effect) / (s - n * s / m)
     factor = 1 / s + training.overlap / (1 - training.overlap)
-    trained = factor * max(0.0, between - noise)
-    squares = (
-        (factor * between) ** 2 / (s - 1)
-        + (factor * noise) ** 2 / freedom
-        + rows**2 / max(1, n - 1)
-    )
+    trained = factor * between
+    squares = trained**2 / (s - 1) + rows**2 / max(1, n - 1)
     df = (trained + rows) ** 2 / squares if squares > 0 else np.inf
     if training.own_pool:
         trained += 2 * np.sqrt(trained * rows)
