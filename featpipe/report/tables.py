@@ -25,8 +25,7 @@ from featpipe.report.sections import (
     render,
 )
 from featpipe.statistics.comparison import (
-    BEST,
-    HIGHEST,
+    LEADING,
     QUESTIONS,
     TIED,
     equivalent_within,
@@ -60,8 +59,7 @@ class Comparison(Section):
             questions=QUESTIONS,
             margin=data.comparison.margin,
             titles={method.row["name"]: method.title for method in group.methods},
-            looks=dict.fromkeys((BEST, TIED, HIGHEST), "best")
-            | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
+            looks=dict.fromkeys(LEADING, "best") | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
         )
         return Content(html)
 

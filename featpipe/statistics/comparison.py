@@ -34,6 +34,7 @@ from featpipe.workspace import atomic_write
 
 QUESTIONS = {"models": "these models", "methods": "the methods"}
 BEST, TIED, HIGHEST = "best", "tied best", "highest"
+LEADING = (BEST, TIED, HIGHEST)  # what the first of several can be
 ALONE = "only method on these rows"
 SELECTION = (
     "The highest of several accuracies on the same test images is optimistic: if you choose by "
