@@ -27,7 +27,8 @@ from featpipe.finetune.run import FinetuneData
 from featpipe.finetune.step import Finetune
 from featpipe.probes.svm import Svm
 from featpipe.provenance import environment, now
-from featpipe.statistics.paired_tests import paired_test
+from featpipe.statistics.paired_tests import Answers, between_models
+from featpipe.statistics.verdicts import judge
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
@@ -104,7 +105,9 @@ def main() -> None:
         f"{arguments.image_size} pixels",
         "fine_tuned": tuned.summary["accuracy"],
         "svm": probe.summary["accuracy"],
-        "paired": paired_test((same_rows, a), (same_rows, b)).as_dict(),
+        "paired": judge([between_models(Answers(same_rows, a), Answers(same_rows, b))])[
+            0
+        ].as_dict(),
         "tried": tried,
         "chosen": tuned.splits[0]["chosen"] | {"lr": best["lr"]},
         "train_seconds": tuned.cost["train_seconds"],

@@ -363,7 +363,9 @@ class ReportData:
         # Equal accuracies keep their order, so it must not depend on how the results were listed.
         results = sorted(results, key=lambda result: result.name)
         by_name = {result.name: result for result in results}
-        comparison = compare(results, published=report.reference or report.published)
+        comparison = compare(
+            results, published=report.reference or report.published, margin=report.margin
+        )
         grouped = [list(rows) for _, rows in groupby(comparison.rows, lambda row: row["group"])]
         tested = [pair for pair in comparison.pairs if pair["reason"] is None]
         groups: list[Group] = []

@@ -29,6 +29,7 @@ from featpipe.report.sections import (
     number_axis,
     percent,
 )
+from featpipe.statistics.comparison import LEADING
 
 MAX_CLASS_CURVES = 12  # more lines cannot be distinguished
 COSTS = {
@@ -86,7 +87,7 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
             "low": row["low"],
             "high": row["high"],
             "published": row["published"],
-            "best": row is group.methods[0].row and len(group.methods) > 1,
+            "best": row["verdict"] in LEADING,
         }
         for label, row in [*ours.items(), *((row["method"], row) for row in published)]
         if row["accuracy"] is not None

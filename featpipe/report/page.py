@@ -113,7 +113,7 @@ class Page:
             "report.html.j2",
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
             generator=GENERATOR,
-            description=" ".join(conclude(group) for group in data.groups),
+            description=" ".join(conclude(group, data.comparison.margin) for group in data.groups),
             recipe=recipe,
             n_methods=len(data.methods),
             runs=runs[0] if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}",

@@ -20,12 +20,18 @@ from featpipe.report.sections import (
     Content,
     Section,
     count,
-    p_value,
     percent,
     points,
     render,
 )
-from featpipe.statistics.comparison import BEST, LIKE_BEST
+from featpipe.statistics.comparison import (
+    LEADING,
+    QUESTIONS,
+    TIED,
+    equivalent_within,
+    scope_notes,
+)
+from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
@@ -46,12 +52,14 @@ class Comparison(Section):
         html = render(
             "comparison.html.j2",
             group=group,
-            conclusion=conclude(group),
+            conclusion=conclude(group, data.comparison.margin),
             published=published,
             charts=[accuracy_chart(group, published), cost_chart(group)],
-            pairs=[turned(pair) if pair["difference"] < 0 else pair for pair in group.pairs],
+            notes=scope_notes(group.pairs),
+            questions=QUESTIONS,
+            margin=data.comparison.margin,
             titles={method.row["name"]: method.title for method in group.methods},
-            looks={BEST: "best", LIKE_BEST: "like"},
+            looks=dict.fromkeys(LEADING, "best") | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
         )
         return Content(html)
 
@@ -80,44 +88,63 @@ class Methods(Section):
 # -- comparison ----------------------------------------------------------------------------------
 
 
-def conclude(group: Group) -> str:
+def conclude(group: Group, margin: float) -> str:
     """Say which method is best on these test rows, by how much, and with what certainty.
 
-    A method is said to be better only where the exact paired test, corrected by Holm for all
-    pairs of the page, distinguishes the two.
+    Only what a paired test decided is claimed, corrected by Holm for all pairs of the page: of the
+    methods, where models were trained on several training sets, else of the trained models.
     """
-    best, others = group.methods[0], group.methods[1:]
-    rows = f"the {count(best.row['n_test'])} test images of {group.dataset}"
+    first, others = group.methods[0], group.methods[1:]
+    rows = f"the {count(first.row['n_test'])} test images of {group.dataset}"
     accuracy = (
-        f"{percent(best.row['accuracy'])}\u00a0% (95\u00a0% interval "
-        f"{percent(best.row['low'])} to {percent(best.row['high'])})"
+        f"{percent(first.row['accuracy'])}\u00a0% (95\u00a0% interval "
+        f"{percent(first.row['low'])} to {percent(first.row['high'])})"
     )
     if not others:
         return (
-            f"{best.title} classifies {accuracy} of {rows} correctly; "
+            f"{first.title} classifies {accuracy} of {rows} correctly; "
             "no other method was tested on them, so nothing is said about better or worse."
         )
-    like = [method for method in others if method.row["verdict"] == LIKE_BEST]
-    worse = [method for method in others if method not in like]
-    start = f"{best.title} has the highest accuracy on {rows}, {accuracy}"
-    if like:
-        text = (
-            f"{start}, but {_names(like)} {'is' if len(like) == 1 else 'are'} not distinguishable "
-            "from it (exact paired tests, Holm-adjusted p ≥ 0.05)"
-        )
-        return f"{text}; it is distinguishable from {_names(worse)}." if worse else f"{text}."
-    tests = {method.title: pair_of(group, best, method) for method in worse}
-    nearest = min(tests, key=lambda title: tests[title]["difference"])
-    pair, p = tests[nearest], p_value(max(test["p_adjusted"] for test in tests.values()))
-    only = len(worse) == 1
-    each = "" if only else f"each of the other {len(worse)} methods, of which the nearest, "
-    return (
-        f"{start}, and is distinguishable from {each}{nearest}, {'which ' * only}is "
-        f"{percent(pair['difference'])} points behind "
-        f"(95\u00a0% interval {points(pair['ci_low'])} to {points(pair['ci_high'])}; "
-        f"exact paired test{'s' * (not only)}, Holm-adjusted "
-        f"p {p if p.startswith('<') else f'≤ {p}'})."
+    tied = [method for method in group.methods if method.row["verdict"] == TIED]
+    start = (
+        f"{_names(tied)} tie for the highest accuracy on {rows}, {accuracy}."
+        if tied
+        else f"{first.title} has the highest accuracy on {rows}, {accuracy}."
     )
+    question = "methods" if any(row["verdict_methods"] for row in _rows(others)) else "models"
+    by_verdict: dict[str, list[Method]] = {}
+    for method in others:
+        by_verdict.setdefault(method.row[f"verdict_{question}"], []).append(method)
+    tests = {pair["b"]: pair[question] for pair in group.pairs if pair["a"] == first.row["name"]}
+    claims = []
+    if worse := by_verdict.get(WORSE):
+        nearest = min((tests[row["name"]] for row in _rows(worse)), key=lambda t: t["difference"])
+        among = ", the nearest by" if len(worse) > 1 else " by"
+        claims.append(
+            f"{first.title} is better than {_names(worse)}{among} "
+            f"{percent(nearest['difference'])} points "
+            f"({100 * nearest['confidence']:.3g}\u00a0% interval "
+            f"{points(nearest['low'])} to {points(nearest['high'])})"
+        )
+    if like := by_verdict.get(EQUIVALENT):
+        claims.append(f"{_names(like)} {_is(like)} {equivalent_within(margin)}")
+    if open_ := by_verdict.get(UNDECIDED):
+        needed = [tests[row["name"]]["rows_needed"] for row in _rows(open_)]
+        enough = max(filter(None, needed), default=None)
+        would = "more training sets" if None in needed else f"about {count(enough)} test images"
+        claims.append(f"{_names(open_)} {_is(open_)} undecided ({would} would decide)")
+    if not claims:
+        return start
+    subject = "Of the methods" if question == "methods" else "Of these trained models"
+    return f"{start} {subject}, {'; '.join(claims)}."
+
+
+def _rows(methods: list[Method]) -> list[dict[str, Any]]:
+    return [method.row for method in methods]
+
+
+def _is(methods: list[Method]) -> str:
+    return "is" if len(methods) == 1 else "are"
 
 
 def _names(methods: list[Method]) -> str:
@@ -125,24 +152,6 @@ def _names(methods: list[Method]) -> str:
     if len(titles) > _NAMED:
         return f"{len(titles)} other methods"
     return " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
-
-
-def pair_of(group: Group, a: Method, b: Method) -> dict[str, Any]:
-    """Return the paired test of two methods, turned so that a comes first."""
-    names = [a.row["name"], b.row["name"]]
-    pair = next(pair for pair in group.pairs if {pair["a"], pair["b"]} == set(names))
-    return pair if pair["a"] == names[0] else turned(pair)
-
-
-def turned(pair: dict[str, Any]) -> dict[str, Any]:
-    """Return a paired test with its two methods exchanged."""
-    flipped = {"a": "b", "b": "a", "a_better": "b_better", "b_better": "a_better"}
-    negated = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low"}
-    return {
-        **pair,
-        **{name: pair[other] for name, other in flipped.items()},
-        **{name: -pair[other] for name, other in negated.items()},
-    }
 
 
 # -- one method ----------------------------------------------------------------------------------
@@ -173,7 +182,7 @@ def frames(data: ReportData) -> dict[str, pd.DataFrame]:
     """Return what is measured of all methods as tables, numbers unrounded."""
     return {
         "comparison": data.comparison.table(),
-        "pairs": pd.DataFrame(data.comparison.pairs),
+        "pairs": data.comparison.pair_table(),
         "per-class": data.frame(lambda method: method.metrics["per_class"]),
         "confusion": data.frame(
             lambda method: [

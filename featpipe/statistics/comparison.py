@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
@@ -15,18 +15,31 @@ import numpy as np
 import pandas as pd
 
 from featpipe import fingerprint
-from featpipe.errors import UnknownNameError, UsageError
-from featpipe.evaluation.result import Result, find_results
+from featpipe.errors import ResultError, UnknownNameError, UsageError
+from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.statistics.intervals import wilson
-from featpipe.statistics.paired_tests import compare_all
+from featpipe.statistics.paired_tests import Answers
 from featpipe.statistics.step import Compare
+from featpipe.statistics.two_way import TrainingSets
+from featpipe.statistics.verdicts import (
+    BETTER,
+    EQUIVALENT,
+    UNDECIDED,
+    WORSE,
+    compare_all,
+    p_text,
+)
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write
 
-BEST = "best"
-LIKE_BEST = "not distinguishable from best"
-WORSE = "worse than best"
+QUESTIONS = {"models": "these models", "methods": "the methods"}
+BEST, TIED, HIGHEST = "best", "tied best", "highest"
+LEADING = (BEST, TIED, HIGHEST)  # what the first of several can be
 ALONE = "only method on these rows"
+SELECTION = (
+    "The highest of several accuracies on the same test images is optimistic: if you choose by "
+    "this table, measure the chosen method again on images that played no part."
+)
 
 _COSTS = ("train_seconds", "extract_seconds", "parameters_trained", "model_bytes")
 _MAX_SENTENCES = 10
@@ -37,22 +50,34 @@ _PUBLISHED = resources.files("featpipe.statistics") / "published"
 class Comparison:
     """Methods side by side.
 
-    ``rows`` has one per result, best accuracy first within each group of equal test rows;
-    ``verdict`` compares it with the best method of its group, after Holm's correction. ``pairs``
-    has every pair of methods: difference with interval, exact p-value, adjusted p-value.
+    ``rows`` has one per result, highest accuracy first within each group of equal test rows, equal
+    accuracies by title. ``verdict_models`` and ``verdict_methods`` compare it with the first of its
+    group; the latter is None where the results cannot answer it, and ``verdict`` is the one that
+    says more: that on the methods, else that on these models. ``pairs`` has every pair of methods
+    with both verdicts, as :func:`~featpipe.statistics.verdicts.compare_all` returns them.
     ``published`` are reference rows of others on these datasets, never tested against ours.
+    ``notes`` say what a reader of the verdicts must know. ``margin`` is what counts as equivalent,
+    in points.
     """
 
     rows: list[dict[str, Any]]
     pairs: list[dict[str, Any]]
     published: list[dict[str, Any]]
+    notes: list[str]
+    margin: float
 
     def table(self) -> pd.DataFrame:
         """Return measured and published rows as one table, ``published`` marking the latter."""
         return pd.DataFrame([*self.rows, *self.published])
 
+    def pair_table(self) -> pd.DataFrame:
+        """Return one row for each pair, the verdicts in columns such as ``methods_p_value``."""
+        return pd.json_normalize(self.pairs, sep="_")
 
-def compare(results: Sequence[Result], *, published: bool | Sequence[str] = True) -> Comparison:
+
+def compare(
+    results: Sequence[Result], *, published: bool | Sequence[str] = True, margin: float = 1.0
+) -> Comparison:
     """Compare results; methods are tested against each other where their test rows are equal.
 
     Parameters
@@ -61,6 +86,8 @@ def compare(results: Sequence[Result], *, published: bool | Sequence[str] = True
     published : bool or sequence of str
         Whether to add the published numbers of the same datasets, or which to add instead:
         ``"stl10"``, ``"cifar10/resnet9"``.
+    margin : float
+        Differences below so many points of accuracy do not matter to you.
 
     Raises
     ------
@@ -80,25 +107,97 @@ def compare(results: Sequence[Result], *, published: bool | Sequence[str] = True
         images = result.dataset["test"]["fingerprint"]
         tested = {"dataset": images, "ids": sorted(table.ids.tolist())}
         group = fingerprint.of_mapping(tested)[:8]
+        answers[result.name] = _answers(result, table, group)
+        sums = answers[result.name].sums
+        measured, stated = float((sums.sums / sums.counts).mean()), result.summary["accuracy"]
+        if abs(measured - stated["value"]) > 1e-9:
+            raise ResultError(
+                "The result is damaged: its accuracy is not that of its predictions.",
+                where=result.path,
+                expected=f"{measured:.6f}",
+                got=f"{stated['value']:.6f}",
+                next_step="delete the result and run its command again",
+            )
         rows.append(_row(result, group))
-        # Ids of different datasets may coincide; the group makes them different rows.
-        answers[result.name] = np.char.add(f"{group}:", table.ids[table.row]), table.correct
-    pairs = compare_all(answers)  # all at once: Holm's correction counts every test that was made
     groups = list(dict.fromkeys(row["group"] for row in rows))
-    rows.sort(key=lambda row: (groups.index(row["group"]), -row["accuracy"]))
-    worse = {frozenset((pair["a"], pair["b"])) for pair in pairs if pair["distinguishable"]}
+    rows.sort(key=lambda row: (groups.index(row["group"]), *_rank(row)))
+    # Pairs are named in the order of the table, so the first of a pair is never the lower one.
+    # All are tested at once: Holm's correction counts every test that was made.
+    pairs = compare_all({row["name"]: answers[row["name"]] for row in rows}, margin / 100)
+    by_names = {(pair["a"], pair["b"]): pair for pair in pairs}
     for _, members in groupby(rows, key=lambda row: row["group"]):
-        best, *others = members
-        best["verdict"] = BEST if others else ALONE
-        for row in others:
-            row["verdict"] = WORSE if {best["name"], row["name"]} in worse else LIKE_BEST
+        first, *others = members
+        for question in QUESTIONS:
+            _judge_group(first, others, by_names, question)
+        for row in (first, *others):
+            row["verdict"] = row["verdict_methods"] or row["verdict_models"]
     datasets = list(dict.fromkeys(result.dataset["name"] for result in results))
     if isinstance(published, bool):
         known = [row for name in datasets for row in published_rows(name)] if published else []
-        return Comparison(rows, pairs, [_published_row(row, row.dataset) for row in known])
-    # Rows asked for by name are shown with the results whatever dataset they were published on.
-    named = [row for name in published for row in find_published(name)]
-    return Comparison(rows, pairs, [_published_row(row, datasets[0]) for row in named])
+        reference = [_published_row(row, row.dataset) for row in known]
+    else:  # rows asked for by name are shown with the results whatever dataset they are about
+        named = [row for name in published for row in find_published(name)]
+        reference = [_published_row(row, datasets[0]) for row in named]
+    return Comparison(rows, pairs, reference, scope_notes(pairs), margin)
+
+
+def _judge_group(
+    first: dict[str, Any],
+    others: Sequence[dict[str, Any]],
+    pairs: Mapping[tuple[str, str], dict[str, Any]],
+    question: str,
+) -> None:
+    """Say how the methods of a group compare with the first; None where it cannot be said."""
+    column = f"verdict_{question}"
+    for row in others:
+        verdict = pairs[first["name"], row["name"]][question]
+        if verdict is None:
+            row[column] = None
+        elif _rank(row)[0] == _rank(first)[0]:
+            row[column] = TIED
+        else:
+            row[column] = WORSE if verdict["verdict"] == BETTER else verdict["verdict"]
+    found = {row[column] for row in others}
+    if not others:
+        first[column] = ALONE if question == "models" else None
+    elif found == {None}:
+        first[column] = None
+    else:
+        first[column] = TIED if TIED in found else BEST if found == {WORSE} else HIGHEST
+
+
+def _answers(result: Result, table: PredictionTable, group: str) -> Answers:
+    # Ids of different datasets may coincide; the group makes them different rows.
+    rows = np.char.add(f"{group}:", table.ids[table.row])
+    about = result.protocol.get("training", {})
+    if about is None:
+        return Answers(rows, table.correct)
+    training = TrainingSets(
+        tuple(about.get("sets", (result.key,))),
+        about.get("rows", 0),
+        about.get("overlap", 0.0),
+        about.get("own_pool", False),
+    )
+    splits = about.get("splits", range(int(table.split.max(initial=0)) + 1))
+    return Answers(rows, table.correct, np.searchsorted(np.asarray(splits), table.split), training)
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
+    """Highest accuracy first; what differs by rounding only is equal, and goes by title."""
+    return -round(row["accuracy"], 12), row["method"], row["name"]
+
+
+def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what the verdicts of these pairs are about, and what they are not."""
+    tested = [pair for pair in pairs if pair["models"]]
+    notes = []
+    if without := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
+        which = "Verdicts" if len(without) == len(tested) else f"{len(without)} of the verdicts"
+        notes.append(
+            f"{which} are about these trained models on other test images, not about the methods "
+            f"({'; '.join(dict.fromkeys(without))})."
+        )
+    return [*notes, *([SELECTION] if len(tested) > 1 else [])]
 
 
 def _row(result: Result, group: str) -> dict[str, Any]:
@@ -246,9 +345,15 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "accuracy %": percent(row["accuracy"]),
             "95 % interval": f"{percent(row['low'])}–{percent(row['high'])}" if row["low"] else "",
             "± sd": percent(row.get("sd")),
+            "balanced %": percent(row.get("balanced_accuracy")),
             "macro f1 %": percent(row.get("macro_f1")),
             "chosen": row.get("chosen") or "",
-            "verdict": row["verdict"] + ("" if row.get("converged", True) else "; not converged"),
+            **(
+                {"these models": row["verdict"], "the methods": ""}
+                if row["published"]
+                else {subject: row[f"verdict_{q}"] or "" for q, subject in QUESTIONS.items()}
+            ),
+            "note": "" if row.get("converged", True) else "not converged",
         }
         for row in [*comparison.rows, *comparison.published]
     ]
@@ -278,7 +383,7 @@ def run_compare(step: Compare, context: Context) -> Outcome:
     results = find_results(
         context.workspace.results, step.results, step.dataset, note=context.progress.note
     )
-    comparison = compare(results, published=step.reference or step.published)
+    comparison = compare(results, published=step.reference or step.published, margin=step.margin)
     paths = () if step.out is None else (step.out,)
     for path in paths:
         write_comparison(comparison, path)
@@ -286,26 +391,49 @@ def run_compare(step: Compare, context: Context) -> Outcome:
         "done",
         "\n".join(["", *_sentences(comparison), *(f"→ {path}" for path in paths)]),
         paths,
-        {"rows": comparison.rows, "pairs": comparison.pairs, "published": comparison.published},
+        asdict(comparison),
         table=display_rows(comparison),
     )
 
 
 def _sentences(comparison: Comparison) -> list[str]:
-    """Say each paired test in words; of many, only those against the best method."""
-    tested = shown = [pair for pair in comparison.pairs if pair["reason"] is None]
+    """Say each verdict in words; of many, only those against the first of a group."""
+    tested = shown = [pair for pair in comparison.pairs if pair["models"]]
     if len(tested) > _MAX_SENTENCES:
-        best = {row["name"] for row in comparison.rows if row["verdict"] == BEST}
-        shown = [pair for pair in tested if best & {pair["a"], pair["b"]}]
+        first = {next(group)["name"] for _, group in groupby(comparison.rows, lambda r: r["group"])}
+        shown = [pair for pair in tested if pair["a"] in first]
     titles = {row["name"]: f"{row['method']} ({row['features']})" for row in comparison.rows}
     sentences = [
-        f"{titles[pair['a']]} and {titles[pair['b']]} "
-        f"{'differ' if pair['distinguishable'] else 'are not distinguishable'}: difference "
-        f"{100 * pair['difference']:+.2f} points [{100 * pair['ci_low']:+.2f}, "
-        f"{100 * pair['ci_high']:+.2f}], p = {pair['p_value']:.3g}, adjusted "
-        f"{pair['p_adjusted']:.3g} ({pair['method']}, {pair['n']} rows)"
+        f"{titles[pair['a']]} against {titles[pair['b']]}, {pair['n']} test images:"
+        + "".join(
+            f"\n  {subject}: {verdict_in_words(pair[question], comparison.margin)}"
+            for question, subject in QUESTIONS.items()
+            if pair[question]
+        )
         for pair in shown
     ]
     if rest := len(tested) - len(shown):
         sentences.append(f"({rest} further pairs were tested: see --json or the report)")
-    return sentences
+    return [*sentences, *(f"note: {note}" for note in comparison.notes)]
+
+
+def equivalent_within(margin: float) -> str:
+    """Say what equivalent means with this margin, in points."""
+    return f"{EQUIVALENT} within {margin:g} point{'' if margin == 1 else 's'}"
+
+
+def verdict_in_words(verdict: dict[str, Any], margin: float) -> str:
+    """Say a verdict with its numbers, the first of the pair being the subject."""
+    numbers = (
+        f"{100 * verdict['difference']:+.2f} points [{100 * verdict['low']:+.2f}, "
+        f"{100 * verdict['high']:+.2f}], {p_text(verdict['p_value'])}, adjusted "
+        f"{p_text(verdict['p_adjusted']).removeprefix('p = ')} ({verdict['method']})"
+    )
+    word = verdict["verdict"]
+    if word == EQUIVALENT:
+        word = equivalent_within(margin)
+    elif word == UNDECIDED and verdict["rows_needed"]:
+        numbers += f"; about {verdict['rows_needed']:,} test images would decide it"
+    elif word == UNDECIDED:
+        numbers += "; no number of test images would decide it, more training sets might"
+    return f"{word}: {numbers}"

@@ -1,73 +1,102 @@
-"""Whether one method is really better than another on the same test rows.
+"""The difference of two methods on the same test rows, and two tests of it.
 
-The test is exact and needs no random numbers. With one prediction per row and method it is
-McNemar's exact test; with several (ten folds, five seeds) it is its generalisation, the sign-flip
-test over rows.
+Two questions have two answers. *These trained models*, on other test images: an exact test over
+rows. *The methods*, trained on other images too: a test over rows and training sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from featpipe.errors import ResultError
-from featpipe.statistics.intervals import CONFIDENCE, RowSums, sum_by_row
+from featpipe.statistics.intervals import RowSums, sum_by_row
+from featpipe.statistics.two_way import TrainingSets, Variance, two_way_variance
 
-ALPHA = 0.05  # family-wise error rate
-DIFFERENT_ROWS = "not comparable: different test rows"
+SMALLEST_P = 1e-300  # smaller p-values are given as this
+ONE_TRAINING_SET = "one training set; --protocol folds or kfold:5 would answer it"
+OTHER_TRAINING_SETS = "the two methods were trained on different images"
+SAME_TRAINING_SET = "all models were trained on the same images"
 
-Correctness = tuple[ArrayLike, ArrayLike]
-"""Row ids of shape (n,), and whether each prediction is right, shape (n,)."""
-
-
-@dataclass(frozen=True)
-class PairedTest:
-    """Comparison of methods a and b on the same n rows.
-
-    ``difference`` is the accuracy of a minus that of b, with its confidence interval; ``p_value``
-    is two-sided, for "neither method is better"; ``a_better`` and ``b_better`` count the rows on
-    which one method is right more often than the other (discordant rows).
-    """
-
-    difference: float
-    ci_low: float
-    ci_high: float
-    p_value: float
-    n: int
-    a_better: int
-    b_better: int
-    method: str
-    confidence: float = CONFIDENCE
-
-    as_dict = asdict  # ready for JSON
+_EXACT_STEPS = 1 << 18  # distributions with more support points are approximated
 
 
-def paired_test(a: Correctness, b: Correctness) -> PairedTest:
-    """Compare two methods that predicted the same rows, each row once or several times.
-
-    The statistic is the sum over rows of the difference of the two shares of right answers,
-    where a row weighs as much as it has predictions (the least common multiple, where the
-    methods predicted it unequally often). Under the null hypothesis each row's difference has
-    either sign with probability one half (Fisher's randomisation test). Differences are whole
-    numbers, so the distribution of the sum is a convolution of binomials and the p-value is
-    exact. One prediction per row and method gives McNemar's exact test (McNemar 1947,
-    Psychometrika 12: 153–157; Dietterich 1998, Neural Computation 10, recommends it for
-    classifiers): the two-sided binomial test of the rows that one method alone gets right.
-
-    The interval of the difference is that of Bonett and Price 2012 (J. Educ. Behav. Stat. 37:
-    479–488): a Wald interval after adding one row won by each method; rows predicted several
-    times enter with their mean difference.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Which predictions of a method are right.
 
     Parameters
     ----------
-    a, b : (row ids, correct)
-        See :data:`Correctness`; the order of rows does not matter.
+    rows : array-like of shape (m,)
+        Id of the test row of each prediction.
+    correct : array-like of shape (m,), bool
+        Whether the prediction is right.
+    model : array-like of shape (m,), int, optional
+        Which of the method's models made it: an index into ``training.sets``.
+    training : TrainingSets, optional
+        What the models were trained on; None for a method that trains nothing.
+    """
+
+    rows: ArrayLike
+    correct: ArrayLike
+    model: ArrayLike | None = None
+    training: TrainingSets | None = None
+
+    @cached_property
+    def sums(self) -> RowSums:
+        """The distinct rows with the number of predictions and of right ones."""
+        return sum_by_row(self.rows, self.correct)
+
+    @cached_property
+    def by_training_set(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Keys (row · number of sets + set, ascending) and the share of right answers of each."""
+        if self.training is None or self.model is None:
+            raise ResultError("A method that trains nothing has no training sets.")
+        _, row = np.unique(np.asarray(self.rows), return_inverse=True)
+        names, number = np.unique(self.training.sets, return_inverse=True)
+        cells = sum_by_row(row * len(names) + number[np.asarray(self.model)], self.correct)
+        return cells.ids.astype(np.int64), cells.sums / cells.counts
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The accuracy of method a minus that of method b, with what a verdict about it needs.
+
+    ``value`` is the mean over test rows, each row with the same weight; ``centre`` is where its
+    interval is centred, ``variance`` the variance of it; ``p_value`` is two-sided, for "neither
+    is better"; ``n`` counts test rows.
+    """
+
+    value: float
+    centre: float
+    variance: Variance
+    p_value: float
+    n: int
+    method: str
+
+    def reach(self, alpha: float) -> float:
+        """Half the width of the interval at confidence 1 − alpha."""
+        return float(stats.t.ppf(1 - alpha / 2, self.variance.df) * np.sqrt(self.variance.total))
+
+
+def between_models(a: Answers, b: Answers) -> Difference:
+    """Ask of the models as they are whether other test images would say the same.
+
+    The statistic is the mean over rows of the difference of the two shares of right answers. Under
+    the null hypothesis each row's difference has either sign with probability one half (Fisher's
+    randomisation test). The differences are multiples of one number, so the distribution of their
+    sum is a convolution of binomials and the p-value is exact; where that number is so small that
+    the distribution has more than 260,000 points, the saddlepoint approximation of Lugannani and
+    Rice (1980, Advances in Applied Probability 12: 475–490) takes its place. One prediction per row
+    and method gives McNemar's exact test (McNemar 1947, Psychometrika 12: 153–157; Dietterich 1998,
+    Neural Computation 10, recommends it for classifiers).
+
+    The variance is that of Bonett and Price (2012, J. Educ. Behav. Stat. 37: 479–488): one row won
+    by each method is added.
 
     Raises
     ------
@@ -76,100 +105,117 @@ def paired_test(a: Correctness, b: Correctness) -> PairedTest:
 
     Examples
     --------
-    >>> a = [True] * 8 + [False] * 13
-    >>> b = [True] + [False] * 7 + [True] + [False] * 12
-    >>> test = paired_test((range(21), a), (range(21), b))
-    >>> test.a_better, test.b_better, round(test.p_value, 7), test.method
-    (7, 1, 0.0703125, 'McNemar exact')
+    >>> a = Answers(range(21), [True] * 8 + [False] * 13)
+    >>> b = Answers(range(21), [True] + [False] * 7 + [True] + [False] * 12)
+    >>> test = between_models(a, b)
+    >>> round(test.value, 4), round(test.p_value, 7), test.method
+    (0.2857, 0.0703125, 'McNemar exact')
     """
-    return _test(sum_by_row(*a), sum_by_row(*b))
+    steps, unit = row_differences(a, b)
+    d = steps / unit
+    n, centre = len(d), float(d.sum() / (len(d) + 2))
+    residuals = np.concatenate([d - centre, [1 - centre, -1 - centre]])
+    variance = Variance(float((residuals**2).sum()) / (n + 2) ** 2)
+    p_value, method = _sign_flip(steps)
+    if unit == 1:
+        method = "McNemar exact"
+    return Difference(float(steps.sum()) / (unit * n), centre, variance, p_value, n, method)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for many tests by Holm's step-down method (Scand. J. Stat. 6, 1979).
+def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | str:
+    """Ask of the methods whether other test images *and* other training images would say it.
 
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03, 0.005])
-    [0.03, 0.06, 0.06, 0.02]
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
-
-
-def compare_all(named: Mapping[str, Correctness]) -> list[dict[str, Any]]:
-    """Test every pair of named methods and adjust for their number.
+    ``models`` is what :func:`between_models` gave. A t test with the variance and the degrees of
+    freedom of :func:`~featpipe.statistics.two_way.two_way_variance`; a method that trains
+    nothing answers alike whatever the training set.
 
     Returns
     -------
-    pairs : list of dict
-        In the order of the mapping: ``a``, ``b``, the fields of :class:`PairedTest`, ``p_adjusted``
-        (Holm, over the pairs that were tested), ``distinguishable`` (``p_adjusted`` below
-        :data:`ALPHA`) and ``reason``. A pair with different test rows is not tested: ``reason``
-        says so and the numbers are None.
+    difference : Difference or str
+        The reason, where the results cannot answer this.
     """
-    rows = {name: sum_by_row(*answers) for name, answers in named.items()}
-    pairs: list[dict[str, Any]] = []
-    for a, b in combinations(rows, 2):
-        if np.array_equal(rows[a].ids, rows[b].ids):
-            numbers, reason = _test(rows[a], rows[b]).as_dict(), None
-        else:
-            numbers, reason = dict.fromkeys(PairedTest.__dataclass_fields__), DIFFERENT_ROWS
-        judged = {"p_adjusted": None, "distinguishable": None, "reason": reason}
-        pairs.append({"a": a, "b": b, **numbers, **judged})
-    tested = [pair for pair in pairs if pair["reason"] is None]
-    for pair, p in zip(tested, holm([pair["p_value"] for pair in tested]), strict=True):
-        pair |= {"p_adjusted": p, "distinguishable": p < ALPHA}
-    return pairs
+    trained = [one for one in (a, b) if one.training is not None]
+    if not trained:
+        return models  # nothing is trained: the models are the methods
+    sets = [one.training for one in trained if one.training is not None]
+    training = sets[0]
+    if single := [one for one in sets if one.distinct < 2]:
+        return SAME_TRAINING_SET if len(single[0].sets) > 1 else ONE_TRAINING_SET
+    if any(set(one.sets) != set(training.sets) for one in sets):
+        return OTHER_TRAINING_SETS
+    keys, _ = trained[0].by_training_set
+    if any(not np.array_equal(one.by_training_set[0], keys) for one in trained):
+        return OTHER_TRAINING_SETS
+    row, model = np.divmod(keys, training.distinct)
+    first, second = (
+        (one.sums.sums / one.sums.counts)[row] if one.training is None else one.by_training_set[1]
+        for one in (a, b)
+    )
+    variance = two_way_variance(first - second, row, model, training, models.variance.rows)
+    t = abs(models.centre) / np.sqrt(variance.total)
+    p_value = max(SMALLEST_P, float(2 * stats.t.sf(t, variance.df)))
+    method = f"t test over {training.distinct} training sets × {models.n} rows"
+    return Difference(models.value, models.centre, variance, p_value, models.n, method)
 
 
-def _test(a: RowSums, b: RowSums) -> PairedTest:
-    if not np.array_equal(a.ids, b.ids):
+def row_differences(a: Answers, b: Answers) -> tuple[NDArray[np.int64], int]:
+    """Return each row's difference of the shares of right answers, as whole steps of 1 / unit."""
+    one, other = a.sums, b.sums
+    if not np.array_equal(one.ids, other.ids):
+        shared = len(np.intersect1d(one.ids, other.ids))
         raise ResultError(
             "The methods were tested on different rows.",
-            got=f"{len(a.ids)} and {len(b.ids)} rows, {len(np.intersect1d(a.ids, b.ids))} shared",
+            got=f"{len(one.ids)} and {len(other.ids)} rows, {shared} shared",
             next_step="evaluate both on the same split",
         )
-    weight = np.lcm(a.counts, b.counts)
-    right_a, right_b = a.sums.astype(np.int64), b.sums.astype(np.int64)
-    difference = weight // a.counts * right_a - weight // b.counts * right_b
-    n = len(difference)
-    d, w = difference / weight.mean(), weight / weight.mean()
-    centre = d.sum() / (n + 2)
-    # The two rows that Bonett and Price add have d = +1 and −1, w = 1; the residuals are those of a
-    # ratio of sums, which for equal weights give (p12 + p21 − (p12 − p21)²) / (n + 2) as published.
-    residuals = np.concatenate([d - centre * w, [1 - centre, -1 - centre]])
-    error = np.sqrt((residuals**2).sum()) / (n + 2)
-    reach = float(stats.norm.ppf((1 + CONFIDENCE) / 2) * error)
-    return PairedTest(
-        difference=float(difference.sum() / weight.sum()),
-        ci_low=max(-1.0, float(centre) - reach),
-        ci_high=min(1.0, float(centre) + reach),
-        p_value=_sign_flip_p_value(difference),
-        n=n,
-        a_better=int((difference > 0).sum()),
-        b_better=int((difference < 0).sum()),
-        method="McNemar exact" if weight.max() == 1 else "sign-flip over rows, exact",
-    )
+    unit = int(np.lcm.reduce(np.concatenate([one.counts, other.counts])))
+    shares = [side.sums.astype(np.int64) * (unit // side.counts) for side in (one, other)]
+    return shares[0] - shares[1], unit
 
 
-def _sign_flip_p_value(difference: NDArray[np.int64]) -> float:
+def _sign_flip(steps: NDArray[np.int64]) -> tuple[float, str]:
     """Two-sided p-value of |Σ d| when each d has either sign with probability one half."""
-    d = difference[difference != 0]
-    if len(d) == 0:
-        return 1.0
-    d = d // np.gcd.reduce(d)
+    d = np.abs(steps[steps != 0])
+    observed = abs(int(steps.sum()))
+    if observed == 0:
+        return 1.0, "sign-flip over rows, exact"
+    common = np.gcd.reduce(d)
+    d, observed = d // common, observed // common
+    if d.sum() > _EXACT_STEPS:
+        return _saddlepoint(d, observed), "sign-flip over rows, saddlepoint"
     density = np.ones(1)
-    for size, rows in zip(*np.unique(np.abs(d), return_counts=True), strict=True):
+    for size, rows in zip(*np.unique(d, return_counts=True), strict=True):
         # How much the rows of this size add when some of them are positive: a stretched binomial.
         positive = np.zeros(rows * size + 1)
         positive[::size] = stats.binom.pmf(np.arange(rows + 1), rows, 0.5)
         density = np.convolve(density, positive)
     # Entry k is the probability that the positive d add up to k, so that the sum is 2k − total.
-    total = len(density) - 1
-    upper = density[(total + abs(int(d.sum()))) // 2 :].sum()
-    return float(min(1.0, 2 * upper))
+    upper = density[(len(density) - 1 + observed) // 2 :].sum()
+    return float(min(1.0, max(SMALLEST_P, 2 * upper))), "sign-flip over rows, exact"
+
+
+def _saddlepoint(d: NDArray[np.int64], observed: int) -> float:
+    """Approximate the p-value by Lugannani and Rice's formula; the sum has the log moment
+    generating function Σ log cosh(d·u).
+    """  # noqa: D205 - one sentence
+    if observed == d.sum():  # every sign is the same
+        return max(SMALLEST_P, 2.0 ** (1 - len(d)))
+    scale = np.sqrt(float((d.astype(float) ** 2).sum()))
+    sizes, rows = np.unique(d / scale, return_counts=True)
+    x = observed / scale
+    low, high = 0.0, 1.0
+    while rows @ (sizes * np.tanh(sizes * high)) < x:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if rows @ (sizes * np.tanh(sizes * middle)) < x else (low, middle)
+        )
+    u = (low + high) / 2
+    cumulant = rows @ (np.logaddexp(sizes * u, -sizes * u) - np.log(2))
+    w = np.sqrt(max(0.0, 2 * (u * x - cumulant)))
+    v = u * np.sqrt(rows @ (sizes / np.cosh(sizes * u)) ** 2)
+    if w < 1e-3:  # the formula is 0/0 at the centre, where the sum is normal
+        return float(2 * stats.norm.sf(x))
+    p_value = 2 * (stats.norm.sf(w) + stats.norm.pdf(w) * (1 / v - 1 / w))
+    return float(min(1.0, max(SMALLEST_P, p_value)))

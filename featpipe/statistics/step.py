@@ -26,6 +26,9 @@ class ResultsStep(Step):
         None, help="Write the table: a name in .csv, .md or .tex.", affects_result=False
     )
     published: bool = option(True, help="Show published numbers too, set apart.")
+    margin: float = option(
+        1.0, help="Differences below so many points of accuracy do not matter.", minimum=0
+    )
     reference: tuple[str, ...] | None = option(
         None, help="Published numbers to show: DATASET or DATASET/ROW; default: of the datasets."
     )

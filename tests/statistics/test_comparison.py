@@ -18,15 +18,16 @@ from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.statistics.comparison import (
     ALONE,
     BEST,
-    LIKE_BEST,
-    WORSE,
+    HIGHEST,
+    SELECTION,
+    TIED,
     compare,
     display_rows,
     run_compare,
     write_comparison,
 )
-from featpipe.statistics.paired_tests import holm
 from featpipe.statistics.step import Compare
+from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE, holm
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 
@@ -83,7 +84,78 @@ def three(tmp_path):
 def test_verdicts_compare_each_with_the_best(three):
     comparison = compare(three[::-1])
     assert [row["name"] for row in comparison.rows] == ["a", "b", "c"]
-    assert [row["verdict"] for row in comparison.rows] == [BEST, LIKE_BEST, WORSE]
+    assert [row["verdict"] for row in comparison.rows] == [HIGHEST, UNDECIDED, WORSE]
+    assert [row["verdict_methods"] for row in comparison.rows] == [None, None, None]
+
+
+def test_ties_are_ties_in_the_order_of_their_titles(tmp_path):
+    results = [
+        result_of(tmp_path, "b", pattern(100, range(5))),
+        result_of(tmp_path, "a", pattern(100, range(3, 8))),
+        result_of(tmp_path, "c", pattern(100, range(40))),
+    ]
+    for order in (results, results[::-1]):
+        rows = compare(order).rows
+        assert [(row["name"], row["verdict"]) for row in rows] == [
+            ("a", TIED), ("b", TIED), ("c", WORSE),
+        ]  # fmt: skip
+
+
+def test_the_best_is_called_so_only_if_every_other_is_worse(tmp_path):
+    results = [
+        result_of(tmp_path, "a", pattern(100, range(5))),
+        result_of(tmp_path, "b", pattern(100, range(40))),
+    ]
+    assert compare(results).rows[0]["verdict"] == BEST
+    results.append(result_of(tmp_path, "c", pattern(100, range(6))))
+    assert compare(results).rows[0]["verdict"] == HIGHEST
+
+
+def test_what_is_equivalent_is_the_users_choice(tmp_path):
+    results = [
+        result_of(tmp_path, name, pattern(1000, range(first, first + 50)))
+        for name, first in [("a", 0), ("b", 4)]
+    ]
+    results[0] = result_of(tmp_path, "a", pattern(1000, range(49)))
+    assert [compare(results, margin=m).rows[1]["verdict"] for m in (0.1, 2)] == [
+        UNDECIDED, EQUIVALENT,
+    ]  # fmt: skip
+
+
+def test_folds_answer_for_the_methods_too(tmp_path):
+    rng = np.random.default_rng(0)
+    results = []
+    for name, share in [("a", 0.95), ("b", 0.8), ("c", 0.7)]:
+        right = rng.random((4, 200)) < (share if name != "c" else 0.75)
+        result = result_of(tmp_path, name, right[0], chosen=[{}] * 4)
+        table = PredictionTable(
+            ids=np.array([f"{i}.png" for i in range(200)]),
+            true=np.zeros(200, dtype=np.int64),
+            row=np.tile(np.arange(200), 4),
+            split=np.repeat(np.arange(4), 200),
+            predicted=np.where(right.ravel(), 0, 1),
+        )
+        table.save(tmp_path / f"{name}.predictions.npz")
+        result.summary["accuracy"]["value"] = float(right.mean())
+        sets = [f"{name == 'c'}{i}" for i in range(4)]  # c was trained on other images
+        about = {"sets": sets, "rows": 100, "overlap": 0.0, "own_pool": False}
+        result.protocol["training"] = about
+        results.append(result)
+    comparison = compare(results)
+    assert [row["verdict_methods"] for row in comparison.rows] == [HIGHEST, WORSE, None]
+    assert [row["verdict_models"] for row in comparison.rows] == [BEST, WORSE, WORSE]
+    pair = comparison.pairs[0]
+    assert pair["methods"]["method"] == "t test over 4 training sets × 200 rows"
+    assert pair["methods"]["p_value"] > pair["models"]["p_value"]
+    assert comparison.notes[0].startswith("2 of the verdicts are about these trained models")
+    flat = comparison.pair_table()
+    assert flat["methods_verdict"].tolist()[0] == "better"
+
+
+def test_an_accuracy_that_its_predictions_contradict_is_refused(three):
+    three[0].summary["accuracy"]["value"] = 0.42
+    with pytest.raises(ResultError, match="not that of its predictions"):
+        compare(three)
 
 
 def test_p_values_are_mcnemars_corrected_by_holm(three):
@@ -91,9 +163,10 @@ def test_p_values_are_mcnemars_corrected_by_holm(three):
     right = {r.name: r.predictions().correct for r in three}
     only = [((right[a] & ~right[b]).sum(), (right[b] & ~right[a]).sum()) for a, b in pairs]
     plain = [stats.binomtest(one, one + two).pvalue for one, two in only]
-    assert [p["p_value"] for p in pairs.values()] == pytest.approx(plain)
-    assert [p["p_adjusted"] for p in pairs.values()] == pytest.approx(holm(plain))
-    assert not pairs["a", "b"]["distinguishable"]
+    models = [pair["models"] for pair in pairs.values()]
+    assert [one["p_value"] for one in models] == pytest.approx(plain)
+    assert [one["p_adjusted"] for one in models] == pytest.approx(holm(plain))
+    assert pairs["a", "b"]["models"]["verdict"] == UNDECIDED
 
 
 def test_the_correction_can_take_a_difference_back(tmp_path):
@@ -104,7 +177,7 @@ def test_the_correction_can_take_a_difference_back(tmp_path):
     assert compare(results).rows[1]["verdict"] == WORSE
     results.append(result_of(tmp_path, "c", pattern(60, range(1, 6))))
     results.append(result_of(tmp_path, "d", pattern(60, range(2, 6))))
-    assert {row["verdict"] for row in compare(results).rows[1:]} == {LIKE_BEST}
+    assert {row["verdict"] for row in compare(results).rows[1:]} == {UNDECIDED}
 
 
 @pytest.mark.parametrize("other", [{"rows": "elsewhere"}, {"dataset": "zoo", "rows": "zoo"}])
@@ -114,7 +187,7 @@ def test_different_test_rows_are_not_compared(tmp_path, other):
     comparison = compare([one, two])
     assert [row["verdict"] for row in comparison.rows] == [ALONE, ALONE]
     (pair,) = comparison.pairs
-    assert pair["p_value"] is None
+    assert pair["models"] is None
     assert pair["reason"] == "not comparable: different test rows"
 
 
@@ -161,7 +234,7 @@ def test_a_solver_that_did_not_converge_is_marked_in_the_table(tmp_path):
     result = result_of(tmp_path, "a", pattern(9, range(1)), converged=False)
     comparison = compare([result])
     assert comparison.rows[0]["converged"] is False
-    assert display_rows(comparison)[0]["verdict"].endswith("; not converged")
+    assert display_rows(comparison)[0]["note"] == "not converged"
 
 
 def test_nothing_to_compare_and_the_same_twice_are_refused(three):
@@ -225,9 +298,16 @@ def workspace(tmp_path):
 def test_the_command_says_each_test_in_words(workspace):
     outcome = run_compare(Compare(out=workspace / "t.md"), Context(Workspace(workspace)))
     assert len(outcome.table) == 3
-    assert "Method a (toynet) and Method b (toynet) are not distinguishable" in outcome.message
-    assert "Method a (toynet) and Method c (toynet) differ: difference +35.00" in outcome.message
-    assert outcome.message.count("McNemar exact, 100 rows") == 3
+    said = outcome.message.split("Method a (toynet) against ")
+    assert said[1].startswith(
+        "Method b (toynet), 100 test images:\n  these models: undecided: +2.00"
+    )
+    assert "test images would decide it" in said[1]
+    assert said[2].startswith("Method c (toynet), 100 test images:\n  these models: better: +35.00")
+    assert outcome.message.count("McNemar exact") == 3
+    assert "about these trained models on other test images, not about the methods" in said[2]
+    assert "--protocol folds or kfold:5 would answer it" in said[2]
+    assert SELECTION in said[2]
     assert outcome.paths == (workspace / "t.md",)
     assert (workspace / "t.md").exists()
 
@@ -262,7 +342,7 @@ def test_on_the_terminal_and_as_json(workspace):
 
     told = run()
     assert told.returncode == 0, told.stderr
-    assert "not distinguishable from best" in told.stdout
+    assert "undecided" in told.stdout
     assert "95.00" in told.stdout
     lines = [json.loads(line) for line in run("--json").stdout.splitlines()]
     (facts,) = [line for line in lines if "rows" in json.dumps(line)][-1:]

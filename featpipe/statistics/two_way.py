@@ -1,0 +1,142 @@
+"""How much a mean would vary with other test images and with other training images.
+
+Several models of one method (folds, k-fold, draws) are trained on different rows and tested on the
+same rows or on different ones. Their answers form a table of training sets × test rows. Resampling
+rows covers one side of it, the spread over models the other; a statement about the *method*
+needs both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featpipe.errors import ResultError
+
+
+@dataclass(frozen=True)
+class TrainingSets:
+    """The training rows behind the models of a method, as far as statistics need them.
+
+    Parameters
+    ----------
+    sets : tuple of str
+        Fingerprint of the training rows of each model.
+    n_rows : float
+        Mean number of rows that trained a model.
+    overlap : float
+        Mean share of rows that two training sets have in common, 0 (disjoint) to 1 (identical).
+    own_pool : bool
+        Whether rows that test one model train another, as in k-fold.
+    """
+
+    sets: tuple[str, ...]
+    n_rows: float
+    overlap: float
+    own_pool: bool
+
+    @property
+    def distinct(self) -> int:
+        """Number of different training sets."""
+        return len(set(self.sets))
+
+
+@dataclass(frozen=True)
+class Variance:
+    """The variance of a mean over test rows, by where it comes from.
+
+    ``rows`` is what a finite number of test rows gives it, ``training`` what a finite number of
+    training sets gives it; ``df`` are the degrees of freedom of their sum.
+
+    ``training_sd`` is the standard deviation that other training sets give the true mean of one
+    model, and ``few_rows_sd`` the deviation that a model's own few test rows add to it. Both are
+    None where each row was predicted by one model: the two cannot be told apart there.
+    """
+
+    rows: float
+    training: float = 0.0
+    df: float = np.inf
+    training_sd: float | None = None
+    few_rows_sd: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Variance of the mean with respect to both."""
+        return self.rows + self.training
+
+
+def two_way_variance(
+    values: ArrayLike,
+    row: NDArray[np.int64],
+    model: NDArray[np.int64],
+    training: TrainingSets,
+    row_variance: float | None = None,
+) -> Variance:
+    """Estimate the variance of the mean of row means, rows and training sets both being random.
+
+    With one value for each row and training set this is the analysis of variance of a crossed
+    design with random effects: the mean over S training sets and n rows has the variance
+    σ²(training)/S + σ²(rows)/n + σ²(interaction)/(S·n), and its degrees of freedom follow from
+    Satterthwaite (1946, Biometrics Bulletin 2: 110–114). The interaction is in both mean squares
+    and is not taken out of one of them, so the estimate is never negative and errs to the safe
+    side, as that of Owen's pigeonhole bootstrap does (2007, Annals of Applied Statistics 1:
+    386–411). Three things are particular to trained models:
+
+    * *Overlapping training sets* (ten folds that share a fifth of their images) make models more
+      alike than independent sets would. By Hoeffding (1948, Annals of Mathematical Statistics 19:
+      293–325) the correlation of a symmetric function of two overlapping samples is at most
+      the overlap ρ, so the share σ²/S becomes σ²·(1/S + ρ/(1 − ρ)).
+    * *One model per row* (k-fold): training sets and rows cannot be told apart, and no unbiased
+      estimate of the variance exists (Bengio and Grandvalet 2004, JMLR 5: 1089–1105). As in
+      Nadeau and Bengio (2003, Machine Learning 52: 239–281) the training rows are taken to add as
+      much variance as that many test rows would. This is conservative.
+    * *Rows that test one model and train another* make the two parts correlated; the largest
+      variance that two correlated parts can have, (√rows + √training)², is taken. So are folds
+      without a test split, and draws within k-fold.
+
+    Parameters
+    ----------
+    values : array-like of shape (m,)
+        One value for each prediction, for example 1 for right and 0 for wrong, or the
+        difference of two methods.
+    row, model : ndarray of shape (m,), int
+        Which row a value is about and which training set is behind it, both counted from 0.
+    training : TrainingSets
+        At least two different sets.
+    row_variance : float, optional
+        The rows' part, where a better estimate than the sample variance of row means is known.
+
+    Raises
+    ------
+    ResultError
+        If there are fewer than two training sets, or all are the same.
+    """
+    if training.distinct < 2 or training.overlap >= 1:
+        raise ResultError(
+            "A statement about other training images needs models trained on different images.",
+            got=f"{training.distinct} training sets, overlap {training.overlap:.2f}",
+            next_step="use --protocol folds or kfold:5",
+        )
+    values = np.asarray(values, dtype=np.float64)
+    per_row, per_model = np.bincount(row), np.bincount(model)
+    m, n, s = len(values), len(per_row), len(per_model)
+    means = np.bincount(row, weights=values) / per_row
+    spread = float(means.var(ddof=1)) if n > 1 else 0.25
+    rows = spread / n if row_variance is None else row_variance
+    if m < 2 * n:
+        return Variance(rows, rows * n / training.n_rows, max(1, n - 1))
+    within = values - means[row]
+    effect = np.bincount(model, weights=within) / per_model
+    within -= effect[model]
+    noise = float(within @ within) / max(1, m - n - s + 1) * s / m  # of a model's mean, by its rows
+    between = float(effect @ effect) / (s - n * s / m)
+    factor = 1 / s + training.overlap / (1 - training.overlap)
+    trained = factor * between
+    squares = trained**2 / (s - 1) + rows**2 / max(1, n - 1)
+    df = (trained + rows) ** 2 / squares if squares > 0 else np.inf
+    if training.own_pool:
+        trained += 2 * np.sqrt(trained * rows)
+    sds = float(np.sqrt(max(0.0, between - noise))), float(np.sqrt(noise))
+    return Variance(rows, float(trained), float(df), *sds)

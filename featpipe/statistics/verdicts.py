@@ -1,0 +1,172 @@
+"""What a comparison may claim: better, worse, equivalent within a margin, or undecided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from featpipe.statistics.paired_tests import (
+    SMALLEST_P,
+    Answers,
+    Difference,
+    between_methods,
+    between_models,
+    row_differences,
+)
+
+ALPHA = 0.05  # family-wise error rate
+MARGIN = 0.01  # differences below it do not matter to most people: one point
+DIFFERENT_ROWS = "not comparable: different test rows"
+
+BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of the accuracy of method a minus that of method b.
+
+    ``verdict`` is *better* or *worse* where ``low`` to ``high`` excludes zero, *equivalent* where
+    it lies within the margin, else *undecided*. Interval and verdict come from one test: the
+    interval's ``confidence`` is the level at which Holm's procedure judged this pair, and
+    ``p_adjusted`` the p-value after it. ``rows_needed`` is, for an undecided pair, how many test
+    rows would decide it if the difference stayed as it is; None where no number of them would,
+    because training sets vary too much.
+    """
+
+    verdict: str
+    difference: float
+    low: float
+    high: float
+    confidence: float
+    p_value: float
+    p_adjusted: float
+    rows_needed: int | None
+    method: str
+
+    as_dict = asdict  # ready for JSON
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for many tests by Holm's step-down method (Scand. J. Stat. 6, 1979).
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03, 0.005])
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
+
+
+def holm_levels(p_values: Sequence[float]) -> list[float]:
+    """Return the level at which Holm's method judges each p-value.
+
+    The k-th smallest of m is judged at α / (m − k + 1); once one is not rejected, no later one is,
+    and all of them are judged at its level. So a p-value is below its level exactly if its
+    adjusted value is below α.
+    """
+    levels = np.empty(len(p_values))
+    level, stopped = ALPHA, False
+    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
+        level = level if stopped else ALPHA / (len(p_values) - rank)
+        stopped |= not p_values[i] < level
+        levels[i] = level
+    return levels.tolist()
+
+
+def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Verdict]:
+    """Give the verdicts of a family of tests, corrected for their number."""
+    p_values = [one.p_value for one in differences]
+    return [
+        _verdict(one, level, adjusted, margin)
+        for one, level, adjusted in zip(
+            differences, holm_levels(p_values), holm(p_values), strict=True
+        )
+    ]
+
+
+def compare_all(named: Mapping[str, Answers], margin: float = MARGIN) -> list[dict[str, Any]]:
+    """Compare every pair of named methods, and correct for their number.
+
+    Returns
+    -------
+    pairs : list of dict
+        In the order of the mapping: ``a``, ``b``; ``n`` test rows; ``a_better`` and ``b_better``,
+        the rows on which one method is right more often; ``models`` and ``methods``, the verdicts
+        (as dict) on these trained models and on the methods; ``reason``, why there is no verdict
+        at all; ``reason_methods``, why there is none on the methods.
+    """
+    pairs: list[dict[str, Any]] = []
+    models: list[Difference] = []
+    methods: list[Difference] = []
+    for a, b in combinations(named, 2):
+        pair: dict[str, Any] = {"a": a, "b": b, "n": None, "a_better": None, "b_better": None}
+        pair |= {"models": None, "methods": None, "reason": None, "reason_methods": None}
+        pairs.append(pair)
+        if not np.array_equal(named[a].sums.ids, named[b].sums.ids):
+            pair["reason"] = pair["reason_methods"] = DIFFERENT_ROWS
+            continue
+        steps, _ = row_differences(named[a], named[b])
+        pair |= {"a_better": int((steps > 0).sum()), "b_better": int((steps < 0).sum())}
+        models.append(between_models(named[a], named[b]))
+        pair["n"], pair["models"] = models[-1].n, len(models) - 1
+        answer = between_methods(named[a], named[b], models[-1])
+        if isinstance(answer, str):
+            pair["reason_methods"] = answer
+        else:
+            methods.append(answer)
+            pair["methods"] = len(methods) - 1
+    for question, tests in (("models", models), ("methods", methods)):
+        verdicts = judge(tests, margin)
+        for pair in pairs:
+            if pair[question] is not None:
+                pair[question] = verdicts[pair[question]].as_dict()
+    return pairs
+
+
+def p_text(p_value: float) -> str:
+    """Return a p-value for reading, never as zero.
+
+    Examples
+    --------
+    >>> p_text(0.01234), p_text(1e-300)
+    ('p = 0.0123', 'p < 1e-300')
+    """
+    return f"p < {SMALLEST_P:g}" if p_value <= SMALLEST_P else f"p = {p_value:.3g}"
+
+
+def _verdict(difference: Difference, alpha: float, adjusted: float, margin: float) -> Verdict:
+    reach, value = difference.reach(alpha), difference.value
+    low, high = max(-1.0, difference.centre - reach), min(1.0, difference.centre + reach)
+    low, high = min(low, value), max(high, value)
+    # The test decides on zero. Where it is exact and the interval is not, they can disagree at the
+    # margin; the limit next to zero is then moved to zero, or just past it.
+    rejected, rows_needed = adjusted < ALPHA, None
+    if not rejected:
+        low, high = min(low, 0.0), max(high, 0.0)
+        verdict = EQUIVALENT if -margin < low and high < margin else UNDECIDED
+    elif value > 0:
+        low, verdict = max(low, np.finfo(float).tiny), BETTER
+    else:
+        high, verdict = min(high, -np.finfo(float).tiny), WORSE
+    if verdict == UNDECIDED:
+        target = max(abs(value), margin - abs(value))
+        quantile = stats.t.ppf(1 - alpha / 2, difference.variance.df)
+        room = (target / quantile) ** 2 - difference.variance.training
+        if room > 0:
+            rows_needed = math.ceil(difference.n * difference.variance.rows / room)
+            rows_needed = max(rows_needed, difference.n + 1)
+    return Verdict(
+        verdict, value, low, high, 1 - alpha, difference.p_value, adjusted, rows_needed,
+        difference.method,
+    )  # fmt: skip
