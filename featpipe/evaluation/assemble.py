@@ -118,8 +118,8 @@ def training_sets(splits: Sequence[Split]) -> dict[str, Any]:
     for one, split in zip(used, splits, strict=True):
         one[split.train.rows] = 1
     different = used[np.unique(sets, return_index=True)[1]]
-    lengths = np.linalg.norm(different, axis=1)
-    shared = different @ different.T / np.outer(lengths, lengths)
+    sizes = different.sum(axis=1, dtype=np.float64)
+    shared = different @ different.T / np.sqrt(np.outer(sizes, sizes))
     pairs = shared[np.triu_indices(len(shared), 1)]
     return {
         "sets": sets,
@@ -350,7 +350,7 @@ def outcome_of(result: Result, status: str) -> Outcome:
         text += f", balanced {metrics['balanced_accuracy']:.4f}"
     text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
     if spread is not None:
-        text += f"\n  {spread['mean']:.4f} ± {spread['sd']:.4f} over {spread['n']} models"
+        text += f"\n  ± {spread['sd']:.4f} over {spread['n']} models"
         if spread["training_sd"] is None:
             text += f" ({spread['reason']})"
         else:

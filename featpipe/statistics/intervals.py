@@ -183,7 +183,7 @@ def methods_interval(
     reach = z / shrink * np.sqrt(p * (1 - p) / rows + z**2 / (4 * rows**2))
     low, high = max(0.0, min(centre - reach, p)), min(1.0, max(centre + reach, p))
     method = (
-        f"Wilson with {rows:.0f} effective rows of {n}, t with {variance.df:.3g} df, "
+        f"Wilson with {rows:.0f} effective rows of {n}, t with {round(variance.df, 1):g} df, "
         f"{training.distinct} training sets"
     )
     return Interval(p, float(low), float(high), method), variance

@@ -130,11 +130,11 @@ def test_a_low_shot_curve_lists_every_draw(store):
 
 
 def test_the_calibration_error_is_that_of_all_predictions_together(tmp_path):
-    # Calibrated answers to 350 rows in five splits. Every split of 70 rows has noise in its bins.
+    # Calibrated answers to 200 rows in five splits. Every split of 40 rows has noise in its bins.
     rng = np.random.default_rng(0)
-    sure = rng.uniform(0.5, 1, 350).astype(np.float32)
-    right = rng.random(350) < sure
-    store = sealed(tmp_path / "s.h5", content(350, ("ant", "bee"), labels=np.where(right, 0, 1)))
+    sure = rng.uniform(0.5, 1, 200).astype(np.float32)
+    right = rng.random(200) < sure
+    store = sealed(tmp_path / "s.h5", content(200, ("ant", "bee"), labels=np.where(right, 0, 1)))
     _, splits = make_splits("kfold:5", store, None, 0)
     scores = np.column_stack([sure, 1 - sure])
     parts = [
@@ -149,7 +149,7 @@ def test_the_calibration_error_is_that_of_all_predictions_together(tmp_path):
     # By hand: the gap of each of the bins (0.4667, 0.5333] … (0.9333, 1].
     bins = np.ceil(sure.astype(float) * 15)
     gaps = [(sure[bins == b].astype(float) - right[bins == b]).sum() for b in range(8, 16)]
-    assert summary["metrics"]["ece"] == pytest.approx(np.abs(gaps).sum() / 350)
+    assert summary["metrics"]["ece"] == pytest.approx(np.abs(gaps).sum() / 200)
     assert summary["intervals"]["ece"]["low"] == 0 < summary["intervals"]["ece"]["high"]
 
 
