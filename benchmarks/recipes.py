@@ -87,7 +87,8 @@ def _row(result: Result) -> dict[str, Any]:
         "low": round(accuracy["low"], 4),
         "high": round(accuracy["high"], 4),
         "n_test": result.protocol["n_test"],
-        "train_seconds": round(result.cost["train_seconds"], 1),
+        "search_seconds": round(result.cost["search_seconds"], 1),
+        "fit_seconds": round(result.cost["fit_seconds"], 1),
     }
 
 

@@ -92,7 +92,8 @@ def _facts(result: Result) -> dict[str, Any]:
         "accuracy": result.summary["accuracy"],
         "spread": result.summary["spread"].get("accuracy"),
         "chosen": [split.get("chosen") for split in result.splits][:10],
-        "train_seconds": round(result.cost["train_seconds"], 2),
+        "search_seconds": round(result.cost["search_seconds"], 2),
+        "fit_seconds": round(result.cost["fit_seconds"], 2),
         "notes": result.notes,
         **{name: metrics[name] for name in named if name in metrics},
     }

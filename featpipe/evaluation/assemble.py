@@ -9,19 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 
+from featpipe import fingerprint
+from featpipe.evaluation.bootstrap import metric_intervals
 from featpipe.evaluation.metrics import (
     Predictions,
     classification_metrics,
     metrics_from_confusion,
+    reliability_curve,
 )
 from featpipe.evaluation.protocol import Split
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.provenance import environment, now
-from featpipe.statistics.intervals import accuracy_interval, mean_sd
+from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
+from featpipe.statistics.paired_tests import ONE_TRAINING_SET, SAME_TRAINING_SET, Answers
+from featpipe.statistics.two_way import TrainingSets, Variance
 from featpipe.steps import Context, Outcome, Step
+from featpipe.store import FeatureStore
+
+# Ratio of the largest to the smallest class from which classes are called unbalanced; KEEL's
+# collection of unbalanced data sets starts there (Alcalá-Fdez et al. 2011, J. Mult.-Valued Log. S.
+# 17: 255–287).
+IMBALANCE = 1.5
+NOTHING_TRAINED = "nothing is trained: the interval of the accuracy holds for the method"
+ONE_MODEL_PER_ROW = "each row was predicted by one model, so the two cannot be told apart"
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +78,12 @@ class MethodOutput:
 
     title: str  # its name in tables, unless the step has a title
     splits: list[SplitPredictions]
-    cost: dict[str, Any]  # train_seconds, predict_seconds, parameters_trained and what else it took
+    # search_seconds, fit_seconds, predict_seconds, parameters_trained and what else it took
+    cost: dict[str, Any]
     notes: list[str]
     extra: dict[str, Any]
     estimator: BaseEstimator | None = None  # of the first split, where it can be saved
+    trains: bool = True  # whether its answers depend on training rows at all
 
 
 def prediction_table(splits: Sequence[SplitPredictions]) -> PredictionTable:
@@ -88,38 +103,103 @@ def prediction_table(splits: Sequence[SplitPredictions]) -> PredictionTable:
     )
 
 
+def training_sets(splits: Sequence[Split]) -> dict[str, Any]:
+    """Return what statistics need to know of the training rows, ready for JSON.
+
+    ``sets`` are fingerprints of the images that trained each model, equal for equal images whatever
+    the features; ``rows`` their mean number; ``overlap`` the mean of |s ∩ t| / √(|s||t|) over pairs
+    of different sets, 0 where there is no pair; ``own_pool`` whether rows that test one model train
+    another.
+    """
+    store = splits[0].train.store
+    images = store.manifest["dataset"]["fingerprint"]
+    sets = [fingerprint.of_mapping({"images": images, "ids": s.train.ids}) for s in splits]
+    used = np.zeros((len(splits), len(store)), dtype=np.float32)
+    for one, split in zip(used, splits, strict=True):
+        one[split.train.rows] = 1
+    different = used[np.unique(sets, return_index=True)[1]]
+    sizes = different.sum(axis=1, dtype=np.float64)
+    shared = different @ different.T / np.sqrt(np.outer(sizes, sizes))
+    pairs = shared[np.triu_indices(len(shared), 1)]
+    return {
+        "sets": sets,
+        "rows": float(np.mean([len(split.train) for split in splits])),
+        "overlap": float(pairs.mean()) if len(pairs) else 0.0,
+        "own_pool": any(s.test.store is store and used[:, s.test.rows].any() for s in splits),
+    }
+
+
 def summarise(
-    records: Sequence[dict[str, Any]], table: PredictionTable, classes: Sequence[str], other: bool
+    records: Sequence[dict[str, Any]],
+    table: PredictionTable,
+    pooled: Predictions,
+    training: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return metrics over all splits, with intervals and the spread over models.
 
-    Counts are pooled over the splits. Metrics that need scores are averaged over them, because
-    scores of different models have no common scale.
+    Counts and calibration are those of the pooled predictions: the few rows of a split leave noise
+    in every bin, which averaging would keep. Metrics of a ranking are averaged over the splits,
+    because scores of different models have no common scale.
+
+    ``training`` is what :func:`training_sets` says of the splits; None where nothing is trained,
+    so that models do not differ.
     """
     metrics = [record["metrics"] for record in records]
+    accuracy, values = accuracy_interval(table.correct, table.row), metrics[0]
+    spread: dict[str, Any] = {}
+    if len(metrics) > 1:
+        counts = np.sum([m["confusion"] for m in metrics], axis=0)
+        values = metrics_from_confusion(counts, pooled.classes, pooled.other)
+        values["accuracy"] = accuracy.value
+        if pooled.confidence is not None:
+            values["ece"] = reliability_curve(pooled)["ece"]
+        undefined = metrics[0]["undefined"]
+        for name in [k for k, v in metrics[0].items() if isinstance(v, float) or k in undefined]:
+            each = [m[name] for m in metrics]
+            lacking = sum(value is None for value in each)
+            if not lacking:
+                spread[name] = mean_sd(each).as_dict()
+                values.setdefault(name, float(np.mean(each)))
+            elif name not in values:
+                values[name] = None
+                why = next(m["undefined"][name] for m in metrics if m[name] is None)
+                values["undefined"][name] = f"{why} (in {lacking} of {len(metrics)} splits)"
+    intervals = metric_intervals(pooled, table.row, table.split, values)
     summary: dict[str, Any] = {
-        "accuracy": accuracy_interval(table.correct, table.row).as_dict(),
-        "metrics": metrics[0],
-        "spread": {},
+        "accuracy": accuracy.as_dict(),
+        "accuracy_methods": None,  # with respect to other training images, too
+        "reason_methods": None,  # why it is not known
+        "metrics": values,
+        "intervals": {name: interval.as_dict() for name, interval in intervals.items()},
+        "spread": {} if training is None else spread,
     }
-    if len(metrics) == 1:
-        return summary
-    counts = np.sum([m["confusion"] for m in metrics], axis=0)
-    pooled = metrics_from_confusion(counts, classes, other)
-    undefined = metrics[0]["undefined"]
-    scalars = [k for k, v in metrics[0].items() if isinstance(v, float) or k in undefined]
-    for name in scalars:
-        values = [m[name] for m in metrics]
-        lacking = sum(value is None for value in values)
-        if not lacking:
-            summary["spread"][name] = mean_sd(values).as_dict()
-            pooled.setdefault(name, float(np.mean(values)))
-        elif name not in pooled:
-            pooled[name] = None
-            why = next(m["undefined"][name] for m in metrics if m[name] is None)
-            pooled["undefined"][name] = f"{why} (in {lacking} of {len(metrics)} splits)"
-    summary["metrics"] = pooled
+    both = _over_training_sets(table, training)
+    parts: dict[str, Any] = {"training_sd": None, "few_rows_sd": None}  # of the deviation
+    if isinstance(both, str):
+        summary["reason_methods"] = parts["reason"] = both
+    else:
+        interval, variance = both
+        summary["accuracy_methods"] = interval.as_dict()
+        parts |= {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
+        parts["reason"] = ONE_MODEL_PER_ROW if variance.training_sd is None else None
+    if "accuracy" in summary["spread"]:
+        summary["spread"]["accuracy"] |= parts
     return summary
+
+
+def _over_training_sets(
+    table: PredictionTable, about: Mapping[str, Any] | None
+) -> tuple[Interval, Variance] | str:
+    """Return the interval of the accuracy over rows and training sets, or why there is none."""
+    if about is None:
+        return NOTHING_TRAINED
+    sets = tuple(about["sets"])
+    training = TrainingSets(sets, about["rows"], about["overlap"], about["own_pool"])
+    if training.distinct < 2:
+        return ONE_TRAINING_SET if len(sets) == 1 else SAME_TRAINING_SET
+    model = np.searchsorted(about["splits"], table.split)
+    keys, shares = Answers(table.row, table.correct, model, training).by_training_set
+    return methods_interval(shares, *np.divmod(keys, training.distinct), training)
 
 
 def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,12 +224,20 @@ def build_result(
     test, manifest = first.split.test.store, stores[0].manifest
     table = prediction_table(output.splits)
     records = [one.record() for one in output.splits]
-    headline, extra, notes = records, dict(output.extra), list(output.notes)
+    headline, extra, notes = list(range(len(records))), dict(output.extra), list(output.notes)
     if curve := low_shot_curve(records):  # the headline of a low-shot result is its largest N
         largest = curve[-1]["train_per_class"]
-        headline = [r for r in records if r["train_per_class"] == largest]
-        table = table.only_splits([i for i, r in enumerate(records) if r in headline])
+        headline = [i for i in headline if records[i]["train_per_class"] == largest]
+        table = table.only_splits(headline)
         extra["low_shot"] = curve
+    training = None
+    if output.trains:
+        splits = [output.splits[i].split for i in headline]
+        training = {"splits": headline, **training_sets(splits)}
+        notes += _imbalance_note(splits, settings)
+    pooled = Predictions.of_table(
+        table, test.classes, other=first.other, probabilities=first.probabilities
+    )
     if context.recipe is not None:
         extra["recipe"] = dict(context.recipe)
     if settings.get("protocol") == "auto":
@@ -166,14 +254,15 @@ def build_result(
             "test": test.manifest["dataset"],
         },
         settings=settings,
-        protocol={"name": protocol, "splits": len(records), "n_test": len(table.ids)},
-        splits=records,
-        summary=summarise(headline, table, test.classes, first.other),
-        cost={
-            **output.cost,
-            "extract_seconds": sum(store.run["seconds"] for store in stores),
-            "store_bytes": sum(store.n_bytes for store in stores),
+        protocol={
+            "name": protocol,
+            "splits": len(records),
+            "n_test": len(table.ids),
+            "training": training,
         },
+        splits=records,
+        summary=summarise([records[i] for i in headline], table, pooled, training),
+        cost=_cost(output, stores if output.trains else [test]),
         stores=[
             {
                 "path": str(store.path),
@@ -191,6 +280,40 @@ def build_result(
         extra=extra,
     )
     return result, table
+
+
+def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any]:
+    """Add what the features took, and the total from images to answers.
+
+    A store that several methods share counts in full for each, as if it had been made for it alone.
+    """
+    extraction = sum(store.run["seconds"] for store in stores)
+    parts = [output.cost[f"{part}_seconds"] for part in ("search", "fit", "predict")]
+    return {
+        **output.cost,
+        "extract_seconds": extraction,
+        "total_seconds": extraction + sum(parts),
+        "store_bytes": sum(store.n_bytes for store in stores),
+    }
+
+
+def _imbalance_note(splits: Sequence[Split], settings: Mapping[str, Any]) -> list[str]:
+    """Say where classes differ much in their number of training rows."""
+    labels = np.concatenate([split.train.labels for split in splits])
+    ratio = imbalance(np.bincount(labels))
+    if ratio < IMBALANCE:
+        return []
+    advice = ", --class-weight balanced in training" * (settings.get("class_weight") == "none")
+    return [
+        f"Unbalanced training rows: the largest class has {ratio:.1f} times the rows of the "
+        f"smallest. Balanced accuracy gives every class the same weight{advice}."
+    ]
+
+
+def imbalance(counts: ArrayLike) -> float:
+    """Return the ratio of the largest to the smallest class, of those that have rows."""
+    found = np.asarray(counts)[np.asarray(counts) > 0]
+    return float(found.max() / found.min())
 
 
 def save_result(result: Result, path: Path, table: PredictionTable) -> None:
@@ -219,19 +342,33 @@ def renamed(result: Result, title: str | None, default: str) -> Result:
 
 def outcome_of(result: Result, status: str) -> Outcome:
     """Say in the terminal, and as data, what was measured."""
-    accuracy, spread = result.summary["accuracy"], result.summary["spread"].get("accuracy")
-    value, low, high = (accuracy[name] for name in ("value", "low", "high"))
-    text = f"{status}: {result.title}: accuracy {value:.4f} [{low:.4f}, {high:.4f}]"
-    if spread is not None and spread["sd"] is not None:
-        text += f", {spread['mean']:.4f} ± {spread['sd']:.4f} over {spread['n']} models"
+    summary = result.summary
+    accuracy, metrics = summary["accuracy"], summary["metrics"]
+    spread, methods = summary["spread"].get("accuracy"), summary["accuracy_methods"]
+    text = f"{status}: {result.title}: accuracy {_with_limits(accuracy)}"
+    if imbalance([entry["support"] for entry in metrics["per_class"]]) >= IMBALANCE:
+        text += f", balanced {metrics['balanced_accuracy']:.4f}"
     text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
+    if spread is not None:
+        text += f"\n  ± {spread['sd']:.4f} over {spread['n']} models"
+        if spread["training_sd"] is None:
+            text += f" ({spread['reason']})"
+        else:
+            text += (
+                f" (± {spread['training_sd']:.4f} from training images, "
+                f"± {spread['few_rows_sd']:.4f} from few test rows)"
+            )
+    if methods is not None:
+        text += f"\n  with other training images, too: {_with_limits(methods)}"
     lines = [text, *(f"  note: {note}" for note in result.notes), f"  → {result.path}"]
     facts = {
         "title": result.title,
         "key": result.key,
         "protocol": result.protocol["name"],
         "accuracy": accuracy,
-        "metrics": _numbers(result.summary["metrics"]),
+        "accuracy_methods": methods,
+        "metrics": _numbers(metrics),
+        "intervals": summary["intervals"],
         "cost": _numbers(result.cost),
         "settings": result.settings,
         "spread": spread,
@@ -240,6 +377,10 @@ def outcome_of(result: Result, status: str) -> Outcome:
     if "history" in result.extra:
         facts["history"] = result.extra["history"]
     return Outcome(status, "\n".join(lines), (result.path,) if result.path else (), facts)
+
+
+def _with_limits(interval: Mapping[str, float]) -> str:
+    return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

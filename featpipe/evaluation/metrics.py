@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, roc_auc_score
 
 from featpipe.errors import ResultError, did_you_mean
+from featpipe.evaluation.result import PredictionTable
 from featpipe.labelmap import OTHER
 
 TOP_K = (2, 3, 5)
@@ -94,6 +95,21 @@ class Predictions:
             row = int(wrong.argmax())
             where = f"row {row} ({self.ids[row]}), {np.count_nonzero(wrong)} such rows"
             raise ResultError(message, where=where, expected=expected, got=got[row])
+
+    @classmethod
+    def of_table(
+        cls, table: PredictionTable, classes: Sequence[str], *, other: bool, probabilities: bool
+    ) -> Predictions:
+        """Return all predictions of a table, those of several models to a row one by one."""
+        return cls(
+            ids=table.ids[table.row],
+            y_true=table.true[table.row],
+            y_pred=table.predicted,
+            classes=tuple(classes),
+            scores=None if probabilities else table.scores,
+            probabilities=table.scores if probabilities else None,
+            other=other,
+        )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -316,8 +332,7 @@ def reliability_curve(predictions: Predictions, bins: int = ECE_BINS) -> dict[st
     confidence = predictions.confidence
     if confidence is None:
         raise ResultError("A reliability curve needs probabilities; this method gives none.")
-    edges = np.linspace(0, 1, bins + 1)
-    which = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    edges, which = np.linspace(0, 1, bins + 1), confidence_bins(confidence, bins)
     count = np.bincount(which, minlength=bins)
     confident = np.bincount(which, weights=confidence, minlength=bins)
     right = np.bincount(which, weights=predictions.correct, minlength=bins)
@@ -332,3 +347,9 @@ def reliability_curve(predictions: Predictions, bins: int = ECE_BINS) -> dict[st
         for i in range(bins)
     ]
     return {"ece": float(np.abs(confident - right).sum() / len(confidence)), "bins": table}
+
+
+def confidence_bins(confidence: NDArray[np.float64], bins: int = ECE_BINS) -> NDArray[np.int64]:
+    """Return the bin of the reliability diagram that each probability is in, of shape (n,)."""
+    edges = np.linspace(0, 1, bins + 1)
+    return np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,10 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
     predictions = [predicted for _, predicted in fits]
     facts, estimator = [one.facts for one in predictions], fits[0][0]
     cost = {
-        "train_seconds": sum(f["seconds"]["search"] + f["seconds"]["fit"] for f in facts),
-        "predict_seconds": sum(f["seconds"]["predict"] for f in facts),
+        **{
+            f"{part}_seconds": sum(one["seconds"][part] for one in facts)
+            for part in ("search", "fit", "predict")
+        },
         "parameters_trained": n_parameters(estimator),
     }
     notes, chosen, name = _row_notes(splits), [one["chosen"] for one in facts], probe.tuned
@@ -183,7 +186,7 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
     store = splits[0].test.store
     label_map = load_map(step, store)
     other = step.policy != "restricted" and OTHER in {row.target for row in label_map.rows}
-    predictions = []
+    predictions, began = [], time.perf_counter()
     for split in splits:
         logits = split.test.take(split.test.store.features(LOGITS))
         batches = [
@@ -194,6 +197,7 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         answers = scores.argmax(axis=1), scores.astype(np.float32)
         without = label_map.without_source
         predictions.append(SplitPredictions(split, *answers, True, other, without))
+    seconds = time.perf_counter() - began
     notes = _row_notes(splits)
     if label_map.name == IDENTITY:
         rest = "other source classes are 'other'" if other else "there is no 'other'"
@@ -208,8 +212,19 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         "fingerprint": label_map.fingerprint,
         "without_source": list(label_map.without_source),
     }
-    cost = {"train_seconds": 0.0, "predict_seconds": 0.0, "parameters_trained": 0}
-    return MethodOutput(step.default_title, predictions, cost, notes, {"label_map": about})
+    return MethodOutput(
+        step.default_title,
+        predictions,
+        cost={
+            "search_seconds": 0.0,
+            "fit_seconds": 0.0,
+            "predict_seconds": seconds,
+            "parameters_trained": 0,
+        },
+        notes=notes,
+        extra={"label_map": about},
+        trains=False,
+    )
 
 
 def load_map(step: Zeroshot, store: FeatureStore) -> LabelMap:

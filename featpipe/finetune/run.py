@@ -263,8 +263,10 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     ]
     network, facts = trained[0][1], [tested.facts for tested, _ in trained]
     cost = {
-        "train_seconds": sum(one["seconds"]["fit"] for one in facts),
-        "predict_seconds": sum(one["seconds"]["predict"] for one in facts),
+        **{
+            f"{part}_seconds": sum(one["seconds"][part] for one in facts)
+            for part in ("search", "fit", "predict")
+        },
         **network.count_parameters(),
     }
     extra = {
@@ -311,13 +313,14 @@ def train_split(
     train, test = data.batches(split.train), data.batches(split.test)
     estimator.fit(train, train.labels)
     lines, best, probe_c = estimator.epochs_, estimator.best_epoch_, estimator.probe_c_
-    flow, epochs = estimator.gradient_flow_, list(lines)
+    flow, trained, search_seconds = estimator.gradient_flow_, lines, 0.0
     if data.step.refit:
         more |= {"checkpoint": checkpoint.with_suffix(_REFIT), "run": f"{run} refit {best}"}
         more |= {"validation": 0.0, "patience": None, "stop_after": best, "probe_c": probe_c}
         estimator = data.estimator(**more)
         estimator.fit(train, train.labels)
-        epochs += estimator.epochs_
+        # The first training only chose how many epochs the second one has.
+        trained, search_seconds = estimator.epochs_, sum(line["seconds"] for line in lines)
     began = time.perf_counter()
     scores: NDArray[np.float32] = estimator.predict_proba(test)
     predict_seconds = time.perf_counter() - began
@@ -326,7 +329,11 @@ def train_split(
     facts = {
         "chosen": {"epoch": best, "by": by, **start},
         # Of all epochs, those before an interruption included.
-        "seconds": {"fit": sum(line["seconds"] for line in epochs), "predict": predict_seconds},
+        "seconds": {
+            "search": search_seconds,
+            "fit": sum(line["seconds"] for line in trained),
+            "predict": predict_seconds,
+        },
         "history": lines,
         "gradient_flow": flow,
     }

@@ -335,7 +335,7 @@ class Finetune(ImageStep):
             return None
         last = max(here or alike, key=lambda content: content["created"])
         cost, epochs = last["cost"], last["settings"]["epochs"]
-        seconds = (cost["train_seconds"] + cost["predict_seconds"]) * self.epochs / epochs
+        seconds = (cost["total_seconds"] - cost["extract_seconds"]) * self.epochs / epochs
         basis = f"(as the last one on {last['dataset']['name']}, by epochs)"
         return seconds, cost["model_bytes"], basis
 

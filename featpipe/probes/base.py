@@ -28,6 +28,7 @@ from featpipe.steps import (
 FEW_ROWS = 2000
 FOLDS = 3
 SHARE = 0.2
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 class Evaluation(Step):
@@ -115,7 +116,7 @@ class Evaluation(Step):
         last = evaluation().result.latest_result(context.workspace.results, self.name, self.dataset)
         if last is None:
             return None
-        seconds = last.cost["train_seconds"] + last.cost["predict_seconds"]
+        seconds = last.cost["total_seconds"] - last.cost["extract_seconds"]
         return seconds, last.cost.get("model_bytes"), f"(as the last one on {last.dataset['name']})"
 
     @property

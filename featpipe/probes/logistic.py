@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featpipe.probes.base import Probe, estimators
+from featpipe.probes.base import CLASS_WEIGHTS, Probe, estimators
 from featpipe.steps import STEPS, option
 
 
@@ -27,9 +27,18 @@ class Logistic(Probe):
     )
     max_iter: int = option(2000, help="Iterations of the solver at most.", minimum=1)
 
+    class_weight: str = option(
+        "none",
+        help="balanced: every class weighs the same, whatever its number of rows; none: every row "
+        "does.",
+        choices=CLASS_WEIGHTS,
+    )
+
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Standardise, then fit with an L2 penalty by L-BFGS."""
         use = estimators()
-        return use.make_pipeline(
-            use.StandardScaler(), use.LogisticRegression(max_iter=self.max_iter)
+        logistic = use.LogisticRegression(
+            max_iter=self.max_iter,
+            class_weight=None if self.class_weight == "none" else self.class_weight,
         )
+        return use.make_pipeline(use.StandardScaler(), logistic)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featpipe.probes.base import Probe, estimators
+from featpipe.probes.base import CLASS_WEIGHTS, Probe, estimators
 from featpipe.steps import STEPS, option
 
 
@@ -33,6 +33,13 @@ class Svm(Probe):
     )
     max_iter: int = option(5000, help="Iterations of the solver at most.", minimum=1)
 
+    class_weight: str = option(
+        "none",
+        help="balanced: in the problem of each class against the rest, both sides weigh the same; "
+        "none: every row does.",
+        choices=CLASS_WEIGHTS,
+    )
+
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Standardise, then minimise the squared hinge loss with the faster of two solvers.
 
@@ -44,6 +51,9 @@ class Svm(Probe):
         """
         use = estimators()
         svm = use.LinearSVC(
-            max_iter=self.max_iter, random_state=self.seed, dual=n_rows < 8 * n_features
+            max_iter=self.max_iter,
+            random_state=self.seed,
+            dual=n_rows < 8 * n_features,
+            class_weight=None if self.class_weight == "none" else self.class_weight,
         )
         return use.make_pipeline(use.StandardScaler(), use.OneVsRestClassifier(svm))

@@ -117,17 +117,17 @@ class Method:
 
     @cached_property
     def first_model(self) -> Predictions:
-        """Predictions of the first model alone: the only ones that curves can be drawn from."""
-        one = self.table.only_splits([int(self.table.split[0])])
-        kind = "probabilities" if self.has_probabilities else "scores"
-        return Predictions(
-            ids=one.ids[one.row],
-            y_true=one.true[one.row],
-            y_pred=one.predicted,
-            classes=self.classes,
-            other=self.result.dataset["other"],
-            **{kind: one.scores},
-        )
+        """Predictions of the first model alone: ROC curves cannot be drawn of several."""
+        return self._predictions(self.table.only_splits([int(self.table.split[0])]))
+
+    @property
+    def pooled(self) -> Predictions:
+        """Predictions of all models; their probabilities, but not their scores, have one scale."""
+        return self._predictions(self.table)
+
+    def _predictions(self, table: PredictionTable) -> Predictions:
+        other, probabilities = self.result.dataset["other"], self.has_probabilities
+        return Predictions.of_table(table, self.classes, other=other, probabilities=probabilities)
 
     @property
     def first_model_name(self) -> str | None:

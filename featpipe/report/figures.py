@@ -33,8 +33,10 @@ from featpipe.statistics.comparison import LEADING
 
 MAX_CLASS_CURVES = 12  # more lines cannot be distinguished
 COSTS = {
-    "train_seconds": "training, seconds",
+    "total_seconds": "from images to answers, seconds",
     "extract_seconds": "extraction, seconds",
+    "search_seconds": "search of hyper-parameters, seconds",
+    "fit_seconds": "fit at the chosen setting, seconds",
     "parameters_trained": "parameters trained",
     "model_bytes": "model, bytes",
 }
@@ -233,7 +235,7 @@ def sweep_charts(group: Group) -> list[Chart]:
 
 
 def method_curves(method: Method) -> list[Chart | Missing]:
-    """ROC, precision-recall and reliability curves of the first model of a method."""
+    """ROC and precision-recall curves of the first model, reliability curve of all."""
     of = f" Drawn for the first model, {method.first_model_name}." * bool(method.first_model_name)
     predictions = method.first_model
     if predictions.ranking is None:
@@ -249,7 +251,7 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     if predictions.probabilities is None:
         why = "this method gives decision values, not probabilities"
         return [roc, pr, Missing("Reliability curve", why)]
-    reliability = reliability_curve(predictions)
+    reliability = reliability_curve(method.pooled)
     bins = [entry for entry in reliability["bins"] if entry["count"]]
     answers = line(
         "answers",
@@ -259,12 +261,13 @@ def method_curves(method: Method) -> list[Chart | Missing]:
         strong=True,
     )
     x, y = axis("mean probability of the answer", 0, 1), axis("share right", 0, 1)
+    pooled = ", those of all models together" if of else ""
     chart = Chart(
         "Reliability curve",
         lines(x, y, [answers], square=True, diagonal=True, dots=True),
         f"On the diagonal, answers are right as often as they say. Expected calibration error "
         f"{percent(reliability['ece'])} points in 15 equal-width bins; the area of a dot is the "
-        f"number of answers in its bin.{of}",
+        f"number of answers in its bin{pooled}.",
     )
     return [roc, pr, chart]
 

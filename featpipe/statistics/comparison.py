@@ -41,7 +41,10 @@ SELECTION = (
     "this table, measure the chosen method again on images that played no part."
 )
 
-_COSTS = ("train_seconds", "extract_seconds", "parameters_trained", "model_bytes")
+_COSTS = (
+    "total_seconds", "extract_seconds", "search_seconds", "fit_seconds", "predict_seconds",
+    "parameters_trained", "model_bytes",
+)  # fmt: skip
 _MAX_SENTENCES = 10
 _PUBLISHED = resources.files("featpipe.statistics") / "published"
 
@@ -203,6 +206,7 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
 def _row(result: Result, group: str) -> dict[str, Any]:
     accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
     spread = result.summary["spread"].get("accuracy") or {}
+    methods = result.summary.get("accuracy_methods") or {}
     backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
     # What was chosen, each with the number of models it won.
     chosen = Counter(
@@ -226,10 +230,17 @@ def _row(result: Result, group: str) -> dict[str, Any]:
         "high": accuracy["high"],
         "interval": accuracy["method"],
         "models": spread.get("n", 1),
-        "sd": spread.get("sd"),
+        **{name: spread.get(name) for name in ("sd", "training_sd", "few_rows_sd")},
+        "methods_low": methods.get("low"),
+        "methods_high": methods.get("high"),
         "balanced_accuracy": metrics.get("balanced_accuracy"),
         "macro_f1": metrics.get("macro_f1"),
         "roc_auc": metrics.get("roc_auc_macro"),
+        **{
+            f"{name.removesuffix('_macro')}_{limit}": interval[limit]
+            for name, interval in result.summary.get("intervals", {}).items()
+            for limit in ("low", "high")
+        },
         **{name: result.cost.get(name) for name in _COSTS},
         "chosen": next(iter(chosen)) if len(chosen) == 1 else counted,
         "converged": all(split.get("converged", True) for split in result.splits),

@@ -1,4 +1,4 @@
-"""Confidence intervals of means over test rows.
+"""Confidence intervals of means over test rows, and over training sets.
 
 The unit is the test row (the image). Where several models predicted the same rows, their answers
 to one row are not independent: the rows are then resampled whole.
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from featpipe.errors import ResultError
+from featpipe.statistics.two_way import TrainingSets, Variance, two_way_variance
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
@@ -92,31 +93,34 @@ def bootstrap_mean(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap of a mean, rows resampled with all their values.
+    """Percentile bootstrap of a mean over rows, each row with the mean of its values.
 
-    The estimate is the mean of all values. A resample draws rows with replacement and takes each
-    with all of its values (Davison and Hinkley 1997, section 3.8; Efron 1979). Rows with the same
-    number and sum of values are interchangeable, so a resample is drawn as multinomial counts of
-    the distinct kinds of row: the same distribution as drawing rows one by one. 8000 rows of ten
-    right-or-wrong answers are of eleven kinds and take 0.1 s; each kind takes 80 kB of memory.
+    A resample draws rows with replacement and takes each with all of its values (Davison and
+    Hinkley 1997, section 3.8; Efron 1979). Rows with the same mean are interchangeable, so a
+    resample is drawn as multinomial counts of the distinct means: the same distribution as drawing
+    rows one by one. 8000 rows of ten right-or-wrong answers have eleven means and take 0.1 s; each
+    of them takes 80 kB of memory.
 
     ``values`` has one value per prediction, for example 1 for right and 0 for wrong; ``rows`` says
     which row each value belongs to, by default a different one.
     """
     values = np.asarray(values, dtype=np.float64)
     _, sums, counts = sum_by_row(np.arange(len(values)) if rows is None else rows, values)
-    kinds, frequency = np.unique(np.stack([sums, counts]), axis=1, return_counts=True)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sums), frequency / len(sums), size=resamples)
+    means, frequency = np.unique(sums / counts, return_counts=True)
+    rng, n = np.random.default_rng(seed), len(sums)
+    drawn = rng.multinomial(n, frequency / n, size=resamples)
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn @ kinds[0] / (drawn @ kinds[1]), [tail, 1 - tail])
-    value = float(values.mean())
+    low, high = np.quantile(drawn @ means / n, [tail, 1 - tail])
+    value = float(frequency @ means / n)
     method = f"bootstrap over rows, {resamples} resamples, seed {seed}"
     return Interval(value, min(float(low), value), max(float(high), value), method)
 
 
 def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
     """Interval of an accuracy: Wilson for independent rows, else a bootstrap over rows.
+
+    The accuracy is the mean over rows of each row's share of right answers: a row that more models
+    were tested on weighs no more than another, as in the paired tests.
 
     Rows that leave a bootstrap nothing to vary (each has the same share of right answers) get
     Wilson's interval of as many rows as there are, rounded outwards, instead of one of width zero.
@@ -135,7 +139,54 @@ def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
         wilson(int(np.floor(share[0] * n)), n).low,
         wilson(int(np.ceil(share[0] * n)), n).high,
     )
-    return Interval(float(right.mean()), low, high, "Wilson over rows (all rows alike)")
+    return Interval(float(share[0]), low, high, "Wilson over rows (all rows alike)")
+
+
+def methods_interval(
+    shares: ArrayLike, row: NDArray[np.int64], model: NDArray[np.int64], training: TrainingSets
+) -> tuple[Interval, Variance]:
+    """Interval of an accuracy with respect to other training sets as well as other rows.
+
+    Wilson's interval with two changes: the number of rows is the effective one, p(1 − p) divided by
+    the variance of :func:`~featpipe.statistics.two_way.two_way_variance` (as for surveys in Korn
+    and Graubard 1998, Survey Methodology 24: 193–201) and at most the real one; the normal quantile
+    is that of Student's t with the variance's degrees of freedom.
+
+    Parameters
+    ----------
+    shares : array-like of shape (m,)
+        Share of right answers of each pair of a row and a training set.
+    row, model : ndarray of shape (m,), int
+        Which row and which training set that is, both counted from 0.
+    training : TrainingSets
+        At least two different sets.
+
+    Returns
+    -------
+    interval : Interval
+    variance : Variance
+        The variance behind it.
+    """
+    _, sums, counts = sum_by_row(row, shares)
+    means, n = sums / counts, len(sums)
+    p = float(means.mean())
+    spread = p * (1 - p)
+    known = None
+    if np.ptp(means) == 0:  # nothing varies, so the variance is that of as many independent rows
+        spread = spread or 1.0
+        known = spread / n
+    variance = two_way_variance(shares, row, model, training, known)
+    rows = min(n, spread / variance.total)
+    z = float(stats.t.ppf((1 + CONFIDENCE) / 2, variance.df))
+    shrink = 1 + z**2 / rows
+    centre = (p + z**2 / (2 * rows)) / shrink
+    reach = z / shrink * np.sqrt(p * (1 - p) / rows + z**2 / (4 * rows**2))
+    low, high = max(0.0, min(centre - reach, p)), min(1.0, max(centre + reach, p))
+    method = (
+        f"Wilson with {rows:.0f} effective rows of {n}, t with {round(variance.df, 1):g} df, "
+        f"{training.distinct} training sets"
+    )
+    return Interval(p, float(low), float(high), method), variance
 
 
 def mean_sd(values: Sequence[float]) -> Spread:

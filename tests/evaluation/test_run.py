@@ -171,7 +171,9 @@ def test_lost_predictions_are_made_again(workspace):
 def test_a_result_says_what_it_was_made_of(tmp_path):
     train, test = pair(tmp_path)
     result = evaluated(Svm(c=(1e-3, 1e-1)), tmp_path, train, test)
+    training = result.protocol.pop("training")
     assert result.protocol == {"name": "split", "splits": 1, "n_test": 30}
+    assert (training["splits"], len(training["sets"]), training["rows"]) == ([0], 1, 60)
     assert [store["fingerprint"] for store in result.stores] == [
         train.fingerprint,
         test.fingerprint,
@@ -265,6 +267,7 @@ def test_cross_validation_uses_the_training_store_alone(tmp_path):
     train, test = pair(tmp_path)
     result = evaluated(Centroid(protocol="kfold:3"), tmp_path, train, test)
     assert [store["path"] for store in result.stores] == [str(train.path)]
+    assert result.protocol.pop("training")["own_pool"]
     assert result.protocol == {"name": "kfold:3", "splits": 3, "n_test": 60}
     assert len(set(result.predictions().ids)) == 60
 
@@ -436,7 +439,10 @@ def test_the_facts_of_an_outcome_are_numbers_and_settings(workspace):
     assert facts["metrics"]["macro_f1"] == result.summary["metrics"]["macro_f1"]
     numbers_only = [*facts["metrics"].values(), *facts["cost"].values()]
     assert all(isinstance(value, int | float) for value in numbers_only)
-    assert facts["cost"]["train_seconds"] > 0
+    cost = facts["cost"]
+    parts = [cost[f"{part}_seconds"] for part in ("extract", "search", "fit", "predict")]
+    assert all(part > 0 for part in parts)
+    assert cost["total_seconds"] == pytest.approx(sum(parts))
     assert facts["settings"] == result.settings
     assert facts["chosen"][0]["c"] in (1e-3, 1e-1)
 
@@ -476,7 +482,8 @@ def test_the_estimate_is_what_the_last_result_took(workspace):
     assert step.estimate(context(workspace)) is None
     _, result = run(step, workspace)
     seconds, n_bytes, basis = step.estimate(context(workspace))
-    assert seconds == result.cost["train_seconds"] + result.cost["predict_seconds"]
+    parts = [result.cost[f"{part}_seconds"] for part in ("search", "fit", "predict")]
+    assert seconds == pytest.approx(sum(parts))
     assert n_bytes == result.cost["model_bytes"]
     assert basis == "(as the last one on toy)"
     assert Svm(dataset="toy").estimate(context(workspace)) is None

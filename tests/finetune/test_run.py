@@ -72,6 +72,9 @@ def test_a_refit_trains_on_all_training_rows(finetune):
     refit = finetune(unfreeze="none", lr=0.01, refit=True)
     assert chosen.extra["history"][0]["train_loss"] == refit.extra["history"][0]["train_loss"]
     assert not np.array_equal(chosen.predictions().scores, refit.predictions().scores)
+    # The training that chose the number of epochs is a search, and no part of the fit.
+    assert chosen.cost["search_seconds"] == 0 < chosen.cost["fit_seconds"]
+    assert refit.cost["search_seconds"] > 0 < refit.cost["fit_seconds"]
 
 
 def test_from_scratch_on_small_images(finetune):

@@ -121,7 +121,9 @@ def test_what_was_asked_for_before_is_recognised_without_torch(make_step, contex
     assert not step.replace(force=True).status(context).done
     seconds, n_bytes, basis = step.replace(epochs=10).estimate(context)
     cost = Result.load(done.paths[0]).cost
-    assert seconds == pytest.approx(10 * (cost["train_seconds"] + cost["predict_seconds"]))
+    assert seconds == pytest.approx(
+        10 * (cost["search_seconds"] + cost["fit_seconds"] + cost["predict_seconds"])
+    )
     assert n_bytes == cost["model_bytes"]
     assert "by epochs" in basis
     (context.workspace.models / Result.load(done.paths[0]).files["model"]).unlink()

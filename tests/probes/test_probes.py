@@ -8,11 +8,13 @@ from sklearn.base import clone
 from sklearn.datasets import make_classification
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from featpipe.errors import UsageError
 from featpipe.evaluation.fitting import converged, n_parameters
 from featpipe.probes.estimators import NearestMean
 from featpipe.probes.logistic import Logistic
@@ -159,3 +161,56 @@ def test_what_has_no_solver_has_converged(data):
 @pytest.mark.parametrize(("name", "numbers"), [("svm", 39), ("logistic", 39), ("centroid", 36)])
 def test_learned_numbers_are_counted(name, numbers, data):
     assert n_parameters(PROBES[name].estimator(*data[0].shape).fit(*data)) == numbers
+
+
+# -- class weights --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unbalanced() -> tuple[np.ndarray, np.ndarray]:
+    X, y = make_classification(
+        400, 6, n_informative=4, n_classes=3, weights=[0.85, 0.1], class_sep=0.6, random_state=0
+    )
+    return X.astype(np.float32), y
+
+
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_balanced_weights_find_more_of_rare_classes(kind, unbalanced):
+    X, y = unbalanced
+    recalls = []
+    for weight in ("none", "balanced"):
+        probe = kind(c=(0.1,), class_weight=weight)
+        fitted = probe.estimator(*X.shape).set_params(**{probe.parameter: 0.1}).fit(X, y)
+        recalls.append(balanced_accuracy_score(y, fitted.predict(X)))
+    assert recalls[1] > recalls[0] + 0.05
+
+
+def test_balanced_logistic_regression_weighs_rows_by_the_inverse_of_their_class(unbalanced):
+    X, y = unbalanced
+    fitted = Logistic(class_weight="balanced").estimator(*X.shape).fit(X, y)
+    standard = (X - X.mean(axis=0)) / X.std(axis=0)
+    weights = len(y) / (3 * np.bincount(y)[y])
+    by_hand = LogisticRegression(max_iter=2000).fit(standard, y, sample_weight=weights)
+    assert np.allclose(fitted[-1].coef_, by_hand.coef_, atol=1e-2)
+
+
+def test_the_balanced_svm_weighs_both_sides_of_each_problem_alike(unbalanced):
+    X, y = unbalanced
+    probe = Svm(class_weight="balanced")
+    fitted = probe.estimator(*X.shape).set_params(**{probe.parameter: 0.01}).fit(X, y)
+    standard = (X - X.mean(axis=0)) / X.std(axis=0)
+    for label, solver in enumerate(fitted[-1].estimators_):
+        member = y == label
+        weights = np.where(member, len(y) / (2 * member.sum()), len(y) / (2 * (~member).sum()))
+        by_hand = LinearSVC(C=0.01, dual=False, tol=1e-8).fit(standard, member, weights)
+        assert np.allclose(solver.coef_, by_hand.coef_, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_no_weights_is_what_was_done_before(kind):
+    plain, balanced = kind(), kind(class_weight="balanced")
+    assert plain.class_weight == "none"
+    assert "class_weight" not in plain.identity({})["options"]
+    assert balanced.identity({})["options"]["class_weight"] == "balanced"
+    with pytest.raises(UsageError, match="not a choice of --class-weight"):
+        kind(class_weight="equal")

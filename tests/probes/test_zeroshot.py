@@ -44,8 +44,8 @@ def store(tmp_path):
     return store_of(tmp_path / "test.h5", [0, 3, 1, 2, 0, 4, 0], [0, 0, 0, 1, 1, 2, 2])
 
 
-def zeroshot(store, tmp_path, policy="argmax", **options):
-    step = Zeroshot(policy=policy, map=str(write_map(tmp_path / "map.csv")), protocol="all")
+def zeroshot(store, tmp_path, policy="argmax", protocol="all", **options):
+    step = Zeroshot(policy=policy, map=str(write_map(tmp_path / "map.csv")), protocol=protocol)
     return evaluated(step, tmp_path, store, **options)
 
 
@@ -267,3 +267,18 @@ def test_the_layer_only_says_which_stores(store, tmp_path):
         for layer in (None, "avgpool")
     }
     assert len(keys) == 1
+
+
+def test_other_training_images_would_change_nothing(tmp_path):
+    best, labels = [0, 3, 1, 2, 0, 4, 0, 2, 2], [0, 0, 0, 1, 1, 2, 2, 1, 1]
+    folds = (np.arange(4), np.arange(4, 9))
+    train = store_of(tmp_path / "train.h5", best, labels, folds=folds)
+    test = store_of(tmp_path / "test.h5", best, labels, split="test")
+    result = zeroshot(train, tmp_path, test=test, protocol="folds")
+    assert result.protocol["training"] is None
+    assert result.summary["spread"] == {}
+    assert result.summary["accuracy_methods"] is None
+    # Images of the training split need not be embedded.
+    cost = result.cost
+    assert cost["total_seconds"] == cost["extract_seconds"] + cost["predict_seconds"]
+    assert cost["extract_seconds"] == test.run["seconds"]

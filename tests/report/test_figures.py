@@ -113,7 +113,7 @@ def test_a_cost_that_all_share_is_left_out(group: Group) -> None:
     chart = cost_chart(group)
     assert isinstance(chart, Chart)
     labels = [choice["x"]["label"] for choice in chart.spec["choices"]]
-    assert "training, seconds" in labels
+    assert labels[0] == "from images to answers, seconds"
     assert "extraction, seconds" not in labels
     free: Any = [SimpleNamespace(row={})]
     assert cost_chart(Group("toy", free, [])) == Missing(
@@ -149,6 +149,20 @@ def test_curves_need_scores_and_reliability_probabilities(group: Group) -> None:
     assert {part.reason for part in method_curves(bare)} == {  # type: ignore[union-attr]
         "this method gives neither scores nor probabilities"
     }
+
+
+def test_reliability_is_that_of_all_models(group: Group) -> None:
+    one = by_kind(group, "logistic")
+    arrays = {name: getattr(one.table, name) for name in ("row", "predicted", "scores")}
+    twice = {name: np.concatenate([array, array]) for name, array in arrays.items()}
+    table = replace(one.table, split=np.repeat([0, 1], len(one.table.row)), **twice)
+    two = Method(replace(one.result, splits=one.result.splits * 2), table, one.row, "a", "Two")
+    roc, _, chart = method_curves(two)
+    assert isinstance(chart, Chart)
+    assert isinstance(roc, Chart)
+    assert sum(chart.spec["series"][0]["size"]) == 2 * len(table.ids)
+    assert "of all models together" in chart.caption
+    assert "Drawn for the first model" in roc.caption
 
 
 def test_of_many_classes_the_worst_curves_are_drawn(group: Group) -> None:

@@ -126,7 +126,11 @@ def test_facts_say_what_a_number_cannot_be_read_without(made: Made, tmp_path: Pa
         return Page(made.again(tmp_path / kind, [method.result]))
 
     assert "toynet · c=" in page("svm").text
-    assert "2 models (sd" in page("centroid").text
+    folds = page("centroid").text
+    assert "2 models (sd" in folds
+    assert ": training images" in folds
+    assert "with other training images, too" in folds
+    assert "with other training images" not in page("logistic").text
     assert "split · seed 0" in page("logistic").text
 
 
@@ -134,6 +138,10 @@ def test_key_figures_are_those_the_method_has(made: Made, tmp_path: Path) -> Non
     logistic = method_of(made, "logistic")
     page = Page(made.again(tmp_path / "logistic", [logistic.result]))
     assert f"log loss {logistic.metrics['log_loss']:.4f}" in page.text
+    ece = logistic.result.summary["intervals"]["ece"]
+    assert f"({ece['low']:.4f} – {ece['high']:.4f})" in page.text
+    f1 = logistic.result.summary["intervals"]["macro_f1"]
+    assert f"{100 * f1['low']:.2f} – {100 * f1['high']:.2f}" in page.text
     assert "log loss" not in Page(made.again(tmp_path / "svm", made.results[:1])).text
 
 

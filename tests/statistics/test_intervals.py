@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from featpipe.errors import ResultError
-from featpipe.statistics.intervals import accuracy_interval, bootstrap_mean, mean_sd, wilson
+from featpipe.statistics.intervals import (
+    accuracy_interval,
+    bootstrap_mean,
+    mean_sd,
+    methods_interval,
+    wilson,
+)
+from featpipe.statistics.two_way import TrainingSets, two_way_variance
 
 SETTINGS = settings(deadline=None, max_examples=60, derandomize=True)
 
@@ -59,10 +66,11 @@ def outcomes(draw):
 
 @SETTINGS
 @given(outcomes())
-def test_interval_contains_the_pooled_accuracy(outcome):
+def test_interval_contains_the_accuracy_in_which_every_row_weighs_the_same(outcome):
     correct, rows = outcome
     interval = accuracy_interval(correct, rows)
-    assert interval.value == pytest.approx(correct.mean())
+    shares = [correct[rows == row].mean() for row in np.unique(rows)]
+    assert interval.value == pytest.approx(np.mean(shares))
     assert 0 <= interval.low <= interval.value <= interval.high <= 1
     if len(set(rows)) == len(rows):
         assert interval == wilson(int(correct.sum()), len(correct))
@@ -94,14 +102,14 @@ def test_agrees_with_the_bootstrap_of_scipy():
 
 
 def test_rows_are_drawn_whole_with_all_their_predictions():
-    # Easy rows are predicted often, hard rows once: the mean of a draw is a ratio of two sums.
+    # Easy rows are predicted often, hard rows once; no row weighs more for it.
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 9, 60)
     rows = np.repeat(np.arange(60), counts)
     correct = rng.random(len(rows)) < counts[rows] / 9
     sums = np.bincount(rows, weights=correct)
     drawn = rng.integers(0, 60, size=(20_000, 60))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    means = (sums / counts)[drawn].mean(axis=1)
     interval = bootstrap_mean(correct, rows)
     assert [interval.low, interval.high] == pytest.approx(
         np.quantile(means, [0.025, 0.975]), abs=5e-3
@@ -147,6 +155,78 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
         covered += interval.low <= 0.9 <= interval.high
     # Of 200 true 95 % intervals 183 to 197 cover with probability 0.986.
     assert 181 <= covered <= 198
+
+
+# -- other training sets ---------------------------------------------------------------------------
+
+
+def crossed(n: int, sets: int, seed: int = 0, *, training_sd: float = 0.0):
+    """Return right or wrong answers of several models to the same rows, with rows and models."""
+    rng = np.random.default_rng(seed)
+    ease, skill = rng.normal(1.2, 1, n), rng.normal(0, training_sd, sets)
+    right = rng.random((sets, n)) < stats.norm.cdf(ease + skill[:, None])
+    return right.ravel() * 1.0, np.tile(np.arange(n), sets), np.repeat(np.arange(sets), n)
+
+
+def test_the_interval_over_training_sets_is_wilsons_with_fewer_rows():
+    n, s = 300, 5
+    values, row, model = crossed(n, s, training_sd=0.3)
+    training = TrainingSets(tuple("abcde"), 100, 0.2, own_pool=False)
+    interval, variance = methods_interval(values, row, model, training)
+    assert variance == two_way_variance(values, row, model, training)
+    p = values.mean()
+    effective = p * (1 - p) / variance.total
+    assert effective < n
+    t = stats.t.ppf(0.975, variance.df)
+    # Wilson's limits solve (x − p)² = t²·x(1 − x)/n.
+    quadratic = [1 + t**2 / effective, -2 * p - t**2 / effective, p**2]
+    assert [interval.low, interval.high] == pytest.approx(sorted(np.roots(quadratic)))
+    assert interval.value == pytest.approx(p)
+    assert f"{effective:.0f} effective rows of 300" in interval.method
+
+
+def test_the_deviation_of_models_is_made_of_training_sets_and_few_rows():
+    n, s = 300, 5
+    values, row, model = crossed(n, s, training_sd=0.3)
+    training = TrainingSets(tuple("abcde"), 100, 0.2, own_pool=False)
+    _, variance = methods_interval(values, row, model, training)
+    # By hand: the mean squares of a two-way table without replication.
+    table = values.reshape(s, n)
+    per_model = table.mean(axis=1)
+    rest = table - table.mean(axis=0) - per_model[:, None] + table.mean()
+    noise = (rest**2).sum() / ((s - 1) * (n - 1)) / n
+    assert variance.few_rows_sd**2 == pytest.approx(noise)
+    assert variance.training_sd**2 == pytest.approx(per_model.var(ddof=1) - noise)
+
+
+def test_it_is_wider_than_that_over_rows_alone():
+    values, row, model = crossed(400, 4, training_sd=0.5)
+    training = TrainingSets(tuple("abcd"), 100, 0.0, own_pool=False)
+    both, _ = methods_interval(values, row, model, training)
+    alone = accuracy_interval(values, row)
+    assert both.low < alone.low < alone.value < alone.high < both.high
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+@pytest.mark.parametrize("n", [1, 20])
+def test_where_nothing_varies_it_is_no_narrower_than_wilsons(right, n):
+    row, model = np.tile(np.arange(n), 3), np.repeat(np.arange(3), n)
+    training = TrainingSets(("a", "b", "c"), 50, 0.0, own_pool=False)
+    interval, _ = methods_interval(np.full(3 * n, right), row, model, training)
+    plain = wilson(int(right * n), n)
+    assert interval.low <= plain.low <= interval.value <= plain.high <= interval.high
+    assert f"{n} effective rows of {n}" in interval.method
+
+
+def test_with_one_model_per_row_training_rows_count_as_so_many_more():
+    values, row, model = np.ones(40), np.arange(40), np.arange(40) % 4
+    training = TrainingSets(tuple("abcd"), 30, 2 / 3, own_pool=True)
+    interval, variance = methods_interval(values, row, model, training)
+    assert variance.training_sd is None
+    effective = 40 / (1 + 40 / 30)
+    t = stats.t.ppf(0.975, 39)
+    assert interval.low == pytest.approx(1 / (1 + t**2 / effective))
+    assert interval.high == 1
 
 
 def test_values_and_rows_must_fit():

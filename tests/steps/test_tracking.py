@@ -34,7 +34,7 @@ def outcome(tmp_path):
         "settings": {"seed": 3},
         "accuracy": {"value": 0.75, "low": 0.5, "high": 0.9},
         "metrics": {"f1": 0.5, "auc": None, "confusion": [[1]], "flag": True},
-        "cost": {"train_seconds": 1.5},
+        "cost": {"fit_seconds": 1.5},
         "history": [
             {"epoch": 1, "loss": 1.5, "valid": {"accuracy": 0.5}},
             {"epoch": 2, "loss": 0.5, "valid": {"accuracy": None}},
@@ -108,7 +108,7 @@ def test_the_outcome_of_a_real_probe_has_what_is_tracked(tmp_path):
     numbers = {name: value for name, _, value in points_of(outcome)}
     assert 0 <= numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"] <= 1
     assert numbers["metrics/balanced_accuracy"] > 0
-    assert numbers["cost/train_seconds"] >= 0
+    assert numbers["cost/fit_seconds"] >= 0
 
 
 def test_only_finite_numbers_are_tracked(outcome):
@@ -117,7 +117,7 @@ def test_only_finite_numbers_are_tracked(outcome):
         ("accuracy_low", 0, 0.5),
         ("accuracy_high", 0, 0.9),
         ("metrics/f1", 0, 0.5),
-        ("cost/train_seconds", 0, 1.5),
+        ("cost/fit_seconds", 0, 1.5),
         ("history/loss", 1, 1.5),
         ("history/valid/accuracy", 1, 0.5),
         ("history/loss", 2, 0.5),
