@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
+from featpipe.evaluation.contamination import contamination
 from featpipe.evaluation.metrics import (
     Predictions,
     classification_metrics,
@@ -152,6 +153,10 @@ def build_result(
         extra["low_shot"] = curve
     if context.recipe is not None:
         extra["recipe"] = dict(context.recipe)
+    start = extra.get("network") or stores[0].manifest["backbone"]
+    if seen := contamination(start, test.manifest["dataset"]):
+        extra["contamination"] = seen
+        notes.append(seen)
     if settings.get("protocol") == "auto":
         there = "there is a store" if protocol == "split" else "there is no store"
         notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
