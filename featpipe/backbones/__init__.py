@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from featpipe.datasets import CIFAR10_TRAIN, IMAGENET
 from featpipe.errors import UsageError, WeightsError
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
@@ -26,30 +27,35 @@ PREPROCESSING_VERSION = 2
 
 
 class Automatic(NamedTuple):
-    """What is chosen for a model where its user says nothing."""
+    """What is known of a model without torch, and chosen where its user says nothing."""
 
     weights: str  # the published weights that DEFAULT stands for
     image_size: int  # side of the network's input in pixels
     margin: bool  # whether images are resized to more than is cropped from them
     layer: str = "avgpool"  # its activations are the features
+    trained_on: str = ""  # labelled images its published weights were trained on; empty: unknown
 
 
 TORCHVISION = {
-    "resnet18": Automatic("IMAGENET1K_V1", 224, margin=True),
-    "resnet34": Automatic("IMAGENET1K_V1", 224, margin=True),
-    "resnet50": Automatic("IMAGENET1K_V2", 224, margin=True),
-    "resnet101": Automatic("IMAGENET1K_V2", 224, margin=True),
-    "resnet152": Automatic("IMAGENET1K_V2", 224, margin=True),
-    "wide_resnet50_2": Automatic("IMAGENET1K_V2", 224, margin=True),
-    "wide_resnet101_2": Automatic("IMAGENET1K_V2", 224, margin=True),
-    "resnext50_32x4d": Automatic("IMAGENET1K_V2", 224, margin=True),
-    "resnext101_32x8d": Automatic("IMAGENET1K_V2", 224, margin=True),
-    "resnext101_64x4d": Automatic("IMAGENET1K_V1", 224, margin=True),
+    name: Automatic(f"IMAGENET1K_{version}", 224, margin=True, trained_on=IMAGENET)
+    for name, version in {
+        "resnet18": "V1",
+        "resnet34": "V1",
+        "resnet50": "V2",
+        "resnet101": "V2",
+        "resnet152": "V2",
+        "wide_resnet50_2": "V2",
+        "wide_resnet101_2": "V2",
+        "resnext50_32x4d": "V2",
+        "resnext101_32x8d": "V2",
+        "resnext101_64x4d": "V1",
+    }.items()
 }
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+_CIFAR10_V1 = Automatic("CIFAR10_V1", 32, margin=False, trained_on=CIFAR10_TRAIN)
 CIFAR_RESNETS = {
-    "glyphnet": Automatic("GLYPHS_V1", 32, margin=False),
-    **{f"cifar_resnet{d}": Automatic("CIFAR10_V1", 32, margin=False) for d in _CIFAR_DEPTHS},
+    "glyphnet": Automatic("GLYPHS_V1", 32, margin=False, trained_on="rendered glyphs"),
+    **{f"cifar_resnet{depth}": _CIFAR10_V1 for depth in _CIFAR_DEPTHS},
 }
 _FOR_FINETUNING = (
     *("resnet9", "resnet18_32", "resnet18_32_max", "resnet18_32_stem", "resnet18_32_stem_max"),

@@ -39,6 +39,7 @@ class PublishedWeights:
     location: str | Path  # address to download them from, or a file shipped with a package
     preprocessing: Preprocessing  # how images were prepared in their training
     source_classes: Callable[[], SourceClasses]  # returns the classes of their logits
+    trained_on: str = ""  # labelled images, as datasets name them: "ImageNet-1k"; empty: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Architecture:
             image_size=prepared.crop,
             margin=prepared.resize > prepared.crop,
             layer=self.default_layer,
+            trained_on=default.trained_on if default else "",
         )
 
     def on_meta(self, num_classes: int) -> nn.Module:
@@ -83,7 +85,11 @@ def _register_torchvision(name: str, features: int) -> None:
             interpolation=transforms.interpolation.value,
         )
         published[weights.name] = PublishedWeights(
-            weights.name, weights.url, preprocessing, lambda: SourceClasses.load("imagenet")
+            weights.name,
+            weights.url,
+            preprocessing,
+            lambda: SourceClasses.load("imagenet"),
+            trained_on=TORCHVISION[name].trained_on,
         )
     default = published[TORCHVISION[name].weights]
     architecture = Architecture(

@@ -93,7 +93,9 @@ def _register(
 ) -> None:
     chosen = CIFAR_RESNETS[name]
     preprocessing = Preprocessing(resize=chosen.image_size, crop=chosen.image_size, **scaling)
-    weights = PublishedWeights(chosen.weights, location, preprocessing, source_classes)
+    weights = PublishedWeights(
+        chosen.weights, location, preprocessing, source_classes, chosen.trained_on
+    )
     architecture = Architecture(
         name=name,
         summary=summary,

@@ -219,7 +219,13 @@ def show(session: Session, name: str | None, target: str | None) -> None:
         ]
         session.finish(Outcome("done", "", table=rows))
     rows = [
-        {"id": row.source_id, "source": row.source_name, "target": row.target, "why": row.why}
+        {
+            "id": row.source_id,
+            "source": row.source_name,
+            "target": row.target,
+            "disputed": row.disputed,
+            "why": row.why,
+        }
         for row in api.LabelMap.load(name).rows
         if target in (None, row.target)
     ]

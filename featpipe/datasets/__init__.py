@@ -11,7 +11,11 @@ from featpipe.registry import Registry
 if TYPE_CHECKING:
     from featpipe.datasets.dataset import Dataset
 
-__all__ = ["DATASETS", "short_name", "slug", "split_spec"]
+__all__ = ["CIFAR10_TRAIN", "DATASETS", "IMAGENET", "short_name", "slug", "split_spec"]
+
+# Labelled images that weights are trained on and that datasets were drawn from, by one name.
+IMAGENET = "ImageNet-1k"
+CIFAR10_TRAIN = "CIFAR-10's training images"
 
 DATASETS: Registry[type[Dataset]] = Registry(
     "dataset",

@@ -8,13 +8,14 @@ learning", AISTATS 2011.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import CIFAR10_TRAIN, DATASETS, IMAGENET
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.download import RemoteArchive, check_digests, locate
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
@@ -37,6 +38,7 @@ class Cifar10(Dataset):
     n_classes: ClassVar[int] = 10
     class_names: ClassVar[str] = "batches.meta.txt"
     label_bytes: ClassVar[int] = 1  # before the pixels of each image, the fine label last
+    drawn_from: ClassVar[Mapping[str, str]] = {CIFAR10_TRAIN: "the test images are some of them"}
     # Those of the archives are published by the author; those of the files within were taken from
     # public projects that check them.
     md5: ClassVar[dict[str, dict[str, str]]] = {
@@ -75,6 +77,11 @@ class Cifar10(Dataset):
         identity = Identity(self.name, split, classes, row_ids(split, len(labels)), labels)
         return ArraySource(identity, records["planes"].transpose(0, 2, 3, 1), digests, folder)
 
+    @classmethod
+    def origins(cls, argument: str, split: str) -> Mapping[str, str]:
+        """Return what the training images are; nothing was trained on the test images."""
+        return cls.drawn_from if split == "train" else {}
+
     def _refuse_pickles(self, files: list[str]) -> None:
         """Say what to fetch where there is only the version for Python, as torchvision leaves it.
 
@@ -109,6 +116,7 @@ class Cifar100(Cifar10):
     n_classes = 100
     class_names = "fine_label_names.txt"
     label_bytes = 2
+    drawn_from: ClassVar[Mapping[str, str]] = {}
     md5: ClassVar[dict[str, dict[str, str]]] = {
         "train": {"train.bin": "6172c7755cfe09b2fe270c85cebc1b15"},
         "test": {"test.bin": "4499cfba6c016c1be1438163640a0898"},
@@ -131,6 +139,9 @@ class Stl10(Dataset):
     name = "stl10"
     splits = ("train", "test")
     more_splits = ("unlabeled",)
+    drawn_from: ClassVar[Mapping[str, str]] = {
+        IMAGENET: "STL-10's images were drawn from ImageNet's labelled ones"
+    }
     archive: ClassVar[RemoteArchive] = RemoteArchive(
         url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
         md5="91f7769df0f17e558f3565bffb0c7dfb",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
@@ -91,6 +91,9 @@ class Dataset(ABC):
     argument_name: ClassVar[str | None] = None  # in messages ("PATH"); None where it takes none
     more_splits: tuple[str, ...] = ()  # not meant for training and evaluation
     selects_classes: ClassVar[bool] = False  # whether `open` heeds `options.classes` itself
+    # Labelled images that its own were drawn from, and a clause that says how:
+    # {"ImageNet-1k": "STL-10's images were drawn from ImageNet's labelled ones"}
+    drawn_from: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, argument: str, options: DatasetOptions) -> None:
         self.argument, self.options = argument, options
@@ -114,6 +117,11 @@ class Dataset(ABC):
         where = "looked in " + ", ".join(map(str, folders))
         what = f"The dataset {self.spec!r} is not here."
         return DataError(what, where=where, expected=expected, **details)
+
+    @classmethod
+    def origins(cls, argument: str, split: str) -> Mapping[str, str]:
+        """Return :attr:`drawn_from` of one split; nothing is claimed of users' own images."""
+        return cls.drawn_from
 
     @classmethod
     def short(cls, argument: str) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import DATASETS, IMAGENET
 from featpipe.datasets.dataset import Dataset, PathDataset, refuse_missing
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
@@ -114,6 +114,7 @@ class TinyImageNet(Dataset):
     name = "tiny-imagenet"
     splits = ("train", "val")
     selects_classes = True
+    drawn_from: ClassVar[Mapping[str, str]] = {IMAGENET: "Tiny-ImageNet is a part of ImageNet"}
     archive: ClassVar[RemoteArchive] = RemoteArchive(
         url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         md5="90528d7ca1a48142e341f4ef8d21d0de",

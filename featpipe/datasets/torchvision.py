@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import DATASETS, IMAGENET
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
@@ -75,6 +75,10 @@ REFUSED = {
 }
 
 
+# Classes whose images were drawn from those that weights are trained on.
+DRAWN_FROM = {"Imagenette": {IMAGENET: "Imagenette is a part of ImageNet"}}
+
+
 @DATASETS.register
 class TorchVision(Dataset):
     """torchvision:CLASS, a classification dataset of torchvision.datasets (downloads)."""
@@ -108,6 +112,11 @@ class TorchVision(Dataset):
             known = re.findall(r"'([\w-]+)'", str(error).partition("Valid values are")[2])
         splits = [name for name in ordered_splits(known) if name not in self.more_splits]
         return tuple(sorted(splits, key=lambda name: not name.startswith("train")))
+
+    @classmethod
+    def origins(cls, argument: str, split: str) -> Mapping[str, str]:
+        """Return what is known of the class."""
+        return DRAWN_FROM.get(argument, {})
 
     def open(self, split: str) -> ImageSource:
         """Open one split: image files where there are such, else all images in memory."""

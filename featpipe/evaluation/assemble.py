@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator
 
 from featpipe import fingerprint
 from featpipe.evaluation.bootstrap import metric_intervals
+from featpipe.evaluation.contamination import contamination
 from featpipe.evaluation.metrics import (
     Predictions,
     classification_metrics,
@@ -240,6 +241,10 @@ def build_result(
     )
     if context.recipe is not None:
         extra["recipe"] = dict(context.recipe)
+    start = extra.get("network") or stores[0].manifest["backbone"]
+    if seen := contamination(start, test.manifest["dataset"]):
+        extra["contamination"] = seen
+        notes.append(seen)
     if settings.get("protocol") == "auto":
         there = "there is a store" if protocol == "split" else "there is no store"
         notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")

@@ -6,8 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils import gen_batches
 
 from featpipe.datasets import slug
@@ -22,7 +24,7 @@ from featpipe.evaluation.assemble import (
     save_result,
 )
 from featpipe.evaluation.fitting import fit_splits, n_parameters, save_model
-from featpipe.evaluation.protocol import Split, make_splits, resolve
+from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.stores import select_stores
 from featpipe.labelmap import IDENTITY, OTHER, LabelMap, SourceClasses, for_pair
@@ -188,17 +190,12 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
     other = step.policy != "restricted" and OTHER in {row.target for row in label_map.rows}
     predictions, began = [], time.perf_counter()
     for split in splits:
-        logits = split.test.take(split.test.store.features(LOGITS))
-        batches = [
-            label_map.probabilities(logits[rows], step.policy)
-            for rows in gen_batches(len(logits), _MAPPED_ROWS)
-        ]
-        scores = np.concatenate(batches)[:, : None if other else -1]
+        scores = _mapped(label_map, split.test, step.policy)[:, : None if other else -1]
         answers = scores.argmax(axis=1), scores.astype(np.float32)
         without = label_map.without_source
         predictions.append(SplitPredictions(split, *answers, True, other, without))
     seconds = time.perf_counter() - began
-    notes = _row_notes(splits)
+    notes = _row_notes(splits) + [label_map.note] * bool(label_map.note)
     if label_map.name == IDENTITY:
         rest = "other source classes are 'other'" if other else "there is no 'other'"
         notes.append(f"No label map: each class of the dataset is a source class; {rest}.")
@@ -211,6 +208,7 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         "name": label_map.name,
         "fingerprint": label_map.fingerprint,
         "without_source": list(label_map.without_source),
+        "disputed": disputed_rows(label_map, splits, step.policy),
     }
     return MethodOutput(
         step.default_title,
@@ -225,6 +223,43 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         extra={"label_map": about},
         trains=False,
     )
+
+
+def _mapped(label_map: LabelMap, rows: RowSet, policy: str) -> NDArray[np.float64]:
+    """Return a probability for each target class and "other" of some rows, by their logits."""
+    logits = rows.take(rows.store.features(LOGITS))
+    batches = gen_batches(len(logits), _MAPPED_ROWS)
+    return np.concatenate([label_map.probabilities(logits[batch], policy) for batch in batches])
+
+
+def disputed_rows(label_map: LabelMap, splits: list[Split], policy: str) -> list[dict[str, Any]]:
+    """Say what each group of disputed rows of a map matters, were it mapped otherwise.
+
+    ``changed`` counts the test images that would be answered otherwise; ``accuracy`` is what it
+    would then be over all test images, and ``difference`` how much more that is than now.
+    """
+    store = splits[0].test.store
+    rows = RowSet(store, np.unique(np.concatenate([split.test.rows for split in splits])))
+
+    def answers(variant: LabelMap) -> NDArray[np.intp]:
+        return _mapped(variant, rows, policy).argmax(axis=1)
+
+    found = []
+    now = answers(label_map) if label_map.disputed else None
+    for group, members in label_map.disputed.items():
+        then = answers(label_map.otherwise(group))
+        found.append(
+            {
+                "group": group,
+                "source_classes": [row.source_name or row.source_id for row in members],
+                "target": ", ".join(dict.fromkeys(row.target for row in members)),
+                "otherwise": ", ".join(dict.fromkeys(row.alternative[1] for row in members)),
+                "changed": int(np.count_nonzero(then != now)),
+                "accuracy": float(np.mean(then == rows.labels)),
+                "difference": float(np.mean(then == rows.labels) - np.mean(now == rows.labels)),
+            }
+        )
+    return found
 
 
 def load_map(step: Zeroshot, store: FeatureStore) -> LabelMap:

@@ -13,7 +13,7 @@ from featpipe.errors import LabelMapError, did_you_mean
 
 OTHER = "other"
 
-_COLUMNS = ("source_id", "source_name", "target", "why")
+_COLUMNS = ("source_id", "source_name", "target", "why", "disputed")
 _REQUIRED = {"source_id", "target"}
 _LISTED = 5  # of many missing classes a message names this many
 
@@ -27,6 +27,13 @@ class Row:
     source_name: str
     target: str
     why: str
+    disputed: str = ""  # "GROUP: TARGET" where another target can be argued for, else empty
+
+    @property
+    def alternative(self) -> tuple[str, str]:
+        """The group of rows that would be mapped otherwise together, and the target it then has."""
+        group, _, target = self.disputed.rpartition(":")
+        return group.strip(), target.strip()
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class MapFile:
     path: Path
     source: str  # what the line "# source:" says; empty where there is none
     variant_of: str  # likewise
+    note: str  # likewise: what every result made with the map says
     targets: tuple[str, ...]  # of the line "# targets:", or else every target that a row names
     targets_line: int | None
     rows: tuple[Row, ...]
@@ -90,6 +98,7 @@ class MapFile:
             path=path,
             source=", ".join(notes.get("source", [])),
             variant_of=", ".join(notes.get("variant of", [])),
+            note=", ".join(notes.get("note", [])),
             targets=tuple(notes.get("targets") or named),
             targets_line=note_lines.get("targets"),
             rows=tuple(rows),
@@ -115,6 +124,15 @@ class MapFile:
         declared = [] if self.targets_line is None else self.targets
         lines = [(self.targets_line, target) for target in declared]
         lines += [(row.line, row.target) for row in self.rows]
+        disputed = [row for row in self.rows if row.disputed]
+        lines += [(row.line, row.alternative[1]) for row in disputed]
+        if nameless := [row for row in disputed if not row.alternative[0]]:
+            raise LabelMapError(
+                "The label map has a disputed row that names no group.",
+                where=f"{self.path}, line {nameless[0].line}",
+                expected="GROUP: TARGET, such as “antelopes: deer”, or nothing",
+                got=nameless[0].disputed,
+            )
         known = [name for name in targets if name in self.targets]
         for line, target in lines:
             if target not in (*known, OTHER):

@@ -6,7 +6,7 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,7 @@ class LabelMap:
     name: str  # of the built-in map, or the file it was read from, or "identity"
     targets: tuple[str, ...]  # in the order of the dataset's labels
     rows: tuple[Row, ...]  # one per source class, in the order of the source's logits
+    note: str = ""  # what every result made with the map says
 
     @classmethod
     def load(
@@ -109,7 +110,8 @@ class LabelMap:
         if source_ids is None and read.source:
             source_ids = SourceClasses.load(read.source).ids
         name = path.stem if path.parent == FOLDER else str(path)
-        return cls(name, read.checked_targets(target_classes), read.checked_rows(source_ids))
+        targets, rows = read.checked_targets(target_classes), read.checked_rows(source_ids)
+        return cls(name, targets, rows, read.note)
 
     @classmethod
     def identity(cls, source: SourceClasses, target_classes: Sequence[str]) -> LabelMap | None:
@@ -152,10 +154,33 @@ class LabelMap:
         return tuple(target for target in self.targets if not sources[target])
 
     @property
+    def disputed(self) -> dict[str, tuple[Row, ...]]:
+        """Rows that could as well be mapped otherwise, in groups.
+
+        Examples
+        --------
+        >>> [row.source_name for row in LabelMap.load("imagenet_to_stl10").disputed["wildcats"]]
+        ['cougar', 'lynx']
+        """
+        rows = [row for row in self.rows if row.disputed]
+        groups = dict.fromkeys(row.alternative[0] for row in rows)
+        return {g: tuple(row for row in rows if row.alternative[0] == g) for g in groups}
+
+    def otherwise(self, group: str) -> LabelMap:
+        """Return the map with one group of disputed rows mapped to their other targets."""
+        rows = (
+            replace(row, target=row.alternative[1]) if row.alternative[0] == group else row
+            for row in self.rows
+        )
+        return replace(self, rows=tuple(rows))
+
+    @property
     def fingerprint(self) -> str:
-        """Hex digest of what the map does; names and reasons do not change it."""
+        """Hex digest of what the map does and disputes; names and reasons do not change it."""
         pairs = [(row.source_id, row.target) for row in self.rows]
-        return fingerprint.of_mapping({"targets": self.targets, "rows": pairs})
+        disputed = [(row.source_id, row.disputed) for row in self.rows if row.disputed]
+        told = {"disputed": disputed} if disputed else {}
+        return fingerprint.of_mapping({"targets": self.targets, "rows": pairs, **told})
 
     def columns(self) -> NDArray[np.int64]:
         """Return the target of each source class, shape (n_source,); ``len(targets)`` is other."""

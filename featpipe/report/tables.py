@@ -28,6 +28,7 @@ from featpipe.statistics.comparison import (
     LEADING,
     QUESTIONS,
     TIED,
+    contamination_notes,
     equivalent_within,
     scope_notes,
 )
@@ -55,7 +56,10 @@ class Comparison(Section):
             conclusion=conclude(group, data.comparison.margin),
             published=published,
             charts=[accuracy_chart(group, published), cost_chart(group)],
-            notes=scope_notes(group.pairs),
+            notes=[
+                *scope_notes(group.pairs),
+                *contamination_notes(method.result for method in group.methods),
+            ],
             questions=QUESTIONS,
             margin=data.comparison.margin,
             titles={method.row["name"]: method.title for method in group.methods},
@@ -216,4 +220,10 @@ def frames(data: ReportData) -> dict[str, pd.DataFrame]:
             ]
         ),
         "history": data.frame(lambda method: method.result.extra.get("history") or []),
+        "disputed": data.frame(
+            lambda method: [
+                {**row, "source_classes": ", ".join(row["source_classes"])}
+                for row in method.result.extra.get("label_map", {}).get("disputed", [])
+            ]
+        ),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from itertools import groupby
@@ -141,7 +141,8 @@ def compare(
     else:  # rows asked for by name are shown with the results whatever dataset they are about
         named = [row for name in published for row in find_published(name)]
         reference = [_published_row(row, datasets[0]) for row in named]
-    return Comparison(rows, pairs, reference, scope_notes(pairs), margin)
+    notes = [*scope_notes(pairs), *contamination_notes(results)]
+    return Comparison(rows, pairs, reference, notes, margin)
 
 
 def _judge_group(
@@ -201,6 +202,12 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
             f"({'; '.join(dict.fromkeys(without))})."
         )
     return [*notes, *([SELECTION] if len(tested) > 1 else [])]
+
+
+def contamination_notes(results: Iterable[Result]) -> list[str]:
+    """Return what results say of backbones that may have seen their test images, each once."""
+    said = (result.extra.get("contamination") for result in results)
+    return [note for note in dict.fromkeys(said) if note]
 
 
 def _row(result: Result, group: str) -> dict[str, Any]:
@@ -328,6 +335,7 @@ def _published_row(known: PublishedRow, dataset: str) -> dict[str, Any]:
         "method": known.title,
         "dataset": dataset,
         "protocol": known.protocol,
+        "note": known.note,
         "n_test": known.n_test,
         "accuracy": known.accuracy,
         "low": interval and interval.low,

@@ -82,3 +82,25 @@ def test_the_imagenet_classifier_itself(stl10_resnet18_store, policy, low, high)
         assert 0.55 < metrics["coverage"] < 0.8
         assert metrics["accuracy_covered"] > 0.8
     assert any("deer" in note for note in result.notes)
+
+
+def test_the_map_with_wildcats_is_what_the_default_says_it_would_be(stl10_resnet18_store):
+    plain, wildcats = (
+        evaluate(Zeroshot(map=name, protocol="all"), stl10_resnet18_store)
+        for name in (None, "imagenet_to_stl10_wildcats")
+    )
+    disputed = {row["group"]: row for row in plain.extra["label_map"]["disputed"]}
+    accuracy = wildcats.summary["accuracy"]["value"]
+    assert disputed["wildcats"]["accuracy"] == pytest.approx(accuracy)
+    assert accuracy > plain.summary["accuracy"]["value"]
+    assert disputed["antelopes"]["difference"] > 0.02
+    assert disputed["antelopes"]["changed"] >= 200 * disputed["antelopes"]["difference"]
+    assert any("chosen after a look at the labels" in note for note in wildcats.notes)
+
+
+def test_weights_of_a_file_are_unknown_and_the_images_are_of_imagenet(results):
+    for result in results:
+        assert "weights resnet18-imagenet-pqf.safetensors were trained on is unknown" in " ".join(
+            result.notes
+        )
+        assert "STL-10's images were drawn from ImageNet" in result.extra["contamination"]

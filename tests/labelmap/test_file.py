@@ -80,6 +80,36 @@ class TestUsersOwnMap:
             "other": ("table",),
         }
 
+    def test_disputed_rows_name_a_group_and_another_target(self, path: Path) -> None:
+        path.write_text(
+            "# targets: cat, deer\n# note: read this, too\n"
+            "source_id,target,disputed\ns1,cat,\ns2,other,big: cats: cat\ns3,other, elk :deer\n"
+        )
+        label_map = LabelMap.load(path)
+        assert label_map.note == "read this, too"
+        groups = {g: [r.source_id for r in rows] for g, rows in label_map.disputed.items()}
+        assert groups == {"big: cats": ["s2"], "elk": ["s3"]}
+        assert label_map.otherwise("elk").columns().tolist() == [0, 2, 1]
+        assert label_map.otherwise("elk").without_source == ()
+        assert label_map.columns().tolist() == [0, 2, 2]
+
+    @pytest.mark.parametrize(
+        ("disputed", "said"),
+        [
+            ("elk: dear", "unknown target class: 'dear'"),
+            ("elk:", "unknown target class: ''"),
+            ("deer", "names no group"),
+            (": deer", "names no group"),
+        ],
+    )
+    def test_disputed_row_that_cannot_be_mapped_otherwise(
+        self, path: Path, disputed: str, said: str
+    ) -> None:
+        text = f"# targets: cat, deer\nsource_id,target,disputed\ns1,cat,\ns2,other,{disputed}\n"
+        message = refusal(path, text, ("cat", "deer"), ("s1", "s2"))
+        assert said in message
+        assert "line 4" in message
+
     def test_unknown_source_id(self, path: Path) -> None:
         message = refusal(path, SMALL.replace("s2", "s22"))
         assert "unknown source class: 's22'" in message

@@ -144,6 +144,35 @@ class TestBuiltInMaps:
         broad = target_of(stl10)
         assert all(t in ("other", broad[name]) for name, t in target_of(narrow).items())
 
+    def test_wildcats_differs_from_the_default_in_cougar_and_lynx_alone(
+        self, stl10: LabelMap
+    ) -> None:
+        wildcats = LabelMap.load("imagenet_to_stl10_wildcats", STL10)
+        differ = set(target_of(wildcats).items()) - set(target_of(stl10).items())
+        assert differ == {("cougar", "cat"), ("lynx", "cat")}
+        np.testing.assert_array_equal(wildcats.columns(), stl10.otherwise("wildcats").columns())
+        np.testing.assert_array_equal(wildcats.otherwise("wildcats").columns(), stl10.columns())
+        assert "chosen after a look at the labels" in wildcats.note
+        assert stl10.note == ""
+
+    def test_disputed_rows(self, stl10: LabelMap, cifar10: LabelMap) -> None:
+        groups = {
+            group: (len(rows), {(row.target, row.alternative[1]) for row in rows})
+            for group, rows in stl10.disputed.items()
+        }
+        assert groups == {
+            "wild canids": (11, {("other", "dog")}),
+            "wildcats": (2, {("other", "cat")}),
+            "antelopes": (3, {("other", "deer")}),
+            "apes": (5, {("other", "monkey")}),
+            "horse cart": (1, {("other", "horse")}),
+        }
+        assert set(cifar10.disputed) == set(groups) - {"apes"}  # CIFAR-10 has no monkeys
+        (look_alikes,) = LabelMap.load("glyphs_to_digits").disputed.values()
+        assert {row.source_name: row.alternative[1] for row in look_alikes} == {
+            **{"O": "0", "o": "0", "I": "1", "l": "1", "Z": "2", "z": "2", "S": "5", "s": "5"}
+        }
+
     def test_glyphs_map_digits_to_themselves_and_letters_to_other(self) -> None:
         digits = LabelMap.load("glyphs_to_digits", list("0123456789"))
         assert digits.columns().tolist() == [*range(10), *[10] * 52]
@@ -209,6 +238,9 @@ class TestColumns:
         wildcats.write_text(text.replace("lynx,other", "lynx,cat"), "utf-8")
         assert LabelMap.load(reworded).fingerprint == original.fingerprint
         assert LabelMap.load(wildcats).fingerprint != original.fingerprint
+        undisputed = tmp_path / "undisputed.csv"
+        undisputed.write_text(text.replace("wildcats: cat", ""), "utf-8")
+        assert LabelMap.load(undisputed).fingerprint != original.fingerprint
         assert LabelMap.load("imagenet_to_stl10", STL10[::-1]).fingerprint != original.fingerprint
 
 

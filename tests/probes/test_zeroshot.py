@@ -193,6 +193,64 @@ def test_the_step_says_the_line_of_a_bad_map(tmp_path, store):
     assert caught.value.details["where"].endswith("line 5")
 
 
+# -- rows of a map that could as well be mapped otherwise ------------------------------------------
+
+
+DISPUTED = """\
+# targets: ant, bee, cat
+# note: Chosen after a look at these labels.
+source_id,target,disputed
+s0,ant,
+s1,other,moths: ant
+s2,bee,
+s3,ant,wasps: bee
+s4,other,moths: cat
+"""
+
+
+def test_the_result_says_what_disputed_rows_matter(store, tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_text(DISPUTED)
+    result = evaluated(Zeroshot(protocol="all", map=str(path)), tmp_path, store)
+    moths, wasps = result.extra["label_map"]["disputed"]
+    # Both images answered "other" (an ant and a cat) are then answered right; one ant, s3, wrong.
+    assert moths == {
+        "group": "moths",
+        "source_classes": ["s1", "s4"],  # the map gives no names
+        "target": "other",
+        "otherwise": "ant, cat",
+        "changed": 2,
+        "accuracy": pytest.approx(5 / 7),
+        "difference": pytest.approx(2 / 7),
+    }
+    assert (wasps["target"], wasps["otherwise"], wasps["changed"]) == ("ant", "bee", 1)
+    assert wasps["accuracy"] == pytest.approx(2 / 7)
+    assert wasps["difference"] == pytest.approx(-1 / 7)
+    assert "Chosen after a look at these labels." in result.notes
+
+
+@pytest.mark.parametrize("policy", ["argmax", "group", "restricted"])
+@pytest.mark.parametrize("protocol", ["all", "kfold:3"])
+def test_mapped_otherwise_is_what_a_map_with_these_targets_gives(tmp_path, policy, protocol):
+    rng = np.random.default_rng(3)
+    labels = np.arange(60) % 3
+    what = content(60, CLASSES, labels=labels, n_logits=5)
+    store = written(tmp_path / "s.h5", what, logits=rng.normal(size=(60, 5)).astype(np.float32))
+    path, moved = tmp_path / "map.csv", tmp_path / "moved.csv"
+    path.write_text(DISPUTED)
+    moved.write_text(DISPUTED.replace("s1,other", "s1,ant").replace("s4,other", "s4,cat"))
+    step = Zeroshot(policy=policy, protocol=protocol, map=str(path))
+    now, then = (evaluate(step.replace(map=str(p)), store) for p in (path, moved))
+    moths = now.extra["label_map"]["disputed"][0]
+    accuracy = [result.summary["accuracy"]["value"] for result in (now, then)]
+    assert moths["accuracy"] == pytest.approx(accuracy[1])
+    assert moths["difference"] == pytest.approx(accuracy[1] - accuracy[0])
+
+
+def test_a_map_without_disputed_rows_has_no_such_table(store, tmp_path):
+    assert zeroshot(store, tmp_path).extra["label_map"]["disputed"] == []
+
+
 # -- classes of the dataset that are classes of the backbone ---------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -245,3 +246,46 @@ def test_everything_that_identifies_a_result_is_named(made: Made, tmp_path: Path
         "Hardware platform",
     ):
         assert known in text, known
+
+
+def test_a_mapped_classifier_shows_what_disputed_rows_matter(made: Made, tmp_path: Path) -> None:
+    disputed = {
+        "group": "<b>antelopes</b>",
+        "source_classes": ["impala", "gazelle"],
+        "target": "other",
+        "otherwise": "deer",
+        "changed": 321,
+        "accuracy": 0.6932,
+        "difference": 0.0548,
+    }
+    result = copy.deepcopy(made.results[0])
+    result.extra["label_map"] = {
+        "name": "mine.csv",
+        "fingerprint": "0" * 64,
+        "disputed": [disputed],
+    }
+    path = made.again(tmp_path / "mapped", [result])
+    page = Page(path)
+    assert "If these source classes were mapped otherwise" in page.text
+    assert "<b>antelopes</b> impala, gazelle other deer 321 69.32 +5.48" in page.text
+    table = pd.read_csv(tmp_path / "mapped-tables" / "disputed.csv")
+    assert table["source_classes"].tolist() == ["impala, gazelle"]
+    assert table["accuracy"].tolist() == [0.6932]
+    assert "mapped otherwise" not in Page(made.page).text
+
+
+def test_a_backbone_that_may_have_seen_the_images_is_told_of_first(
+    made: Made, tmp_path: Path
+) -> None:
+    results = copy.deepcopy(made.results[:2])
+    for result in results:
+        result.extra["contamination"] = "The backbone may have seen test images."
+    text = Page(made.again(tmp_path / "seen", results)).text
+    assert text.count("The backbone may have seen test images.") == 1
+    assert text.index("may have seen test images") < text.index("Confusion matrix")
+
+
+def test_published_rows_say_what_their_source_leaves_open(made: Made, tmp_path: Path) -> None:
+    named = ("cifar10/resnet_scratch_adam_stem_pool",)
+    text = Page(made.again(tmp_path / "published", reference=named)).text
+    assert "The order of the two listings in the source is ambiguous." in text
