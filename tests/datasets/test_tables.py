@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from featpipe.datasets.dataset import open_source, splits_of
-from featpipe.errors import DataError, UnknownNameError
+from featpipe.errors import DataError, ImageError, UnknownNameError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 2])
@@ -86,8 +86,10 @@ def test_missing_files_are_listed_with_their_lines(table, options):
 
 
 def test_a_folder_is_no_image(table, options):
-    with pytest.raises(DataError, match="missing"):
-        open_source(table("path,label\nsub,x\n"), "all", options)
+    source = open_source(table("path,label\na.png,x\nsub,x\n"), "all", options)
+    assert list(source.unreadable) == [1]
+    with pytest.raises(ImageError, match="this is a folder"):
+        source.read(1)
 
 
 def test_an_image_listed_twice(table, options):
