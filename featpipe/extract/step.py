@@ -213,7 +213,7 @@ class Extract(ImageStep):
         n_left_out = sum(len(store.skipped) for store in stores)
         if n_left_out:
             context.progress.note(
-                f"warning: {n_left_out} images could not be read and are left out"
+                f"warning: {n_left_out} unreadable images are left out"
             )
         return Outcome(
             status,

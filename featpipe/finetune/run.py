@@ -249,7 +249,7 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
         outcome = outcome_of(result := renamed(existing, step.title, data.title), "up to date")
     left_out = result.extra.get("left_out", 0)
     if left_out:
-        context.progress.note(f"warning: {left_out} images could not be read and are left out")
+        context.progress.note(f"warning: {left_out} unreadable images are left out")
     return replace(outcome, exit_code=LEFT_OUT if step.strict and left_out else 0)
 
 

@@ -305,7 +305,7 @@ def test_fail_keeps_the_rows_so_far_and_says_what_to_do(extract: Any, broken: Pa
 def test_skip_says_so_everywhere(extract: Any, broken: Path, extract_whole: np.ndarray) -> None:
     outcome = extract(dataset=f"folder:{broken}", on_error="skip")
     store = only_store(outcome)
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 0
     assert "2 skipped" in outcome.message
     assert outcome.facts["stores"][0]["skipped"] == ["bee/2.png", "cät/0.png"]
     assert {store.ids[row] for row in store.skipped} == {"bee/2.png", "cät/0.png"}
@@ -314,7 +314,9 @@ def test_skip_says_so_everywhere(extract: Any, broken: Path, extract_whole: np.n
     rest = store.usable
     np.testing.assert_allclose(store.features()[rest], extract_whole[rest], rtol=1e-4, atol=1e-5)
     again = extract(dataset=f"folder:{broken}", on_error="skip")
-    assert (again.status, again.exit_code) == ("up to date", 1)
+    assert (again.status, again.exit_code) == ("up to date", 0)
+    strictly = extract(dataset=f"folder:{broken}", on_error="skip", strict=True)
+    assert (strictly.status, strictly.exit_code) == ("up to date", 3)
 
 
 @pytest.fixture
