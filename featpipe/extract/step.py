@@ -212,9 +212,7 @@ class Extract(ImageStep):
             )
         n_left_out = sum(len(store.skipped) for store in stores)
         if n_left_out:
-            context.progress.note(
-                f"warning: {n_left_out} unreadable images are left out"
-            )
+            context.progress.note(f"warning: {n_left_out} unreadable images are left out")
         return Outcome(
             status,
             "\n".join(lines),

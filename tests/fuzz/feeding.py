@@ -48,7 +48,7 @@ def read_dataset(spec: str, options: DatasetOptions) -> None:
 
 def read_stl10(path: Path) -> None:
     options = DatasetOptions(data=path.parent)
-    Stl10.md5 = {"train": dict.fromkeys(("train_X.bin", "train_y.bin"))}
+    Stl10.md5 = {"train": dict.fromkeys(("train_X.bin", "train_y.bin")), "test": {}}
     open_source("stl10", "train", options).read(0)
 
 
@@ -75,7 +75,7 @@ def plan_recipe(path: Path) -> None:
 PARSERS: dict[str, Callable[[Path], object]] = {
     "image.*": read_image,
     "table.csv": lambda path: read_dataset(f"csv:{path}", DatasetOptions()),
-    "*.npz": lambda path: read_dataset(f"npz:{path}", DatasetOptions()),
+    "data-*.npz": lambda path: read_dataset(f"npz:{path}", DatasetOptions()),
     "train_*.bin": read_stl10,
     "fold_indices.txt": read_stl10,
     "recipe.yaml": plan_recipe,
@@ -83,8 +83,9 @@ PARSERS: dict[str, Callable[[Path], object]] = {
     "weights.*": read_weights,
     "store.h5": read_store,
     "model.skops": load_model,
-    "head.safetensors": load_head,
-    "result.json": read_result,
+    "head/*.safetensors": load_head,
+    "digits-*.json": read_result,
+    "digits-*.npz": lambda path: read_result(next(path.parent.glob("digits-*.json"))),
 }
 
 
@@ -103,18 +104,24 @@ def main(folder: Path, seed: int, count: int, first: int) -> None:
         (folder / "case").write_text(f"{position} {pattern}")
         whole = path.read_bytes()
         rng = random.Random(f"{seed} {path.name} {number}")
-        path.write_bytes(mutate(whole, rng))
+        if number:  # the first is left whole: it has to be read
+            path.write_bytes(mutate(whole, rng))
         signal.alarm(SECONDS)
         try:
             PARSERS[pattern](path)
         except FeatpipeError as error:
+            got = "" if number else traceback.format_exc()
             str(error).encode()  # and it can be printed
         except BaseException:
-            wrong = {"parser": pattern, "case": [path.name, number], "got": traceback.format_exc()}
-            print(json.dumps(wrong), flush=True)
+            got = traceback.format_exc()
+        else:
+            got = ""
         finally:
             signal.alarm(0)
             path.write_bytes(whole)
+        if got:
+            wrong = {"parser": pattern, "case": [path.name, number], "got": got}
+            print(json.dumps(wrong), flush=True)
     (folder / "case").unlink()
 
 
