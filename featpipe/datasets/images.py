@@ -77,10 +77,17 @@ class FileSource(ImageSource):
         paths = [os.path.join(root, name) for name in identity.ids]
         # A name that is no UTF-8 is no text: nor are the JSON and HDF5 that would hold it.
         ids = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in identity.ids]
-        obstacles = {row: error for row, path in enumerate(paths) if (error := _obstacle(path))}
-        readable = [path for row, path in enumerate(paths) if row not in obstacles]
-        digests = iter(options.digests(readable))
-        self._digests = [None if row in obstacles else next(digests) for row in range(len(paths))]
+        obstacles: dict[int, OSError] = {}
+        try:  # to ask each file first would take longer than all else, where there are many
+            "".join(paths).encode()
+            self._digests: list[str | None] = [*options.digests(paths)]
+        except (DataError, UnicodeEncodeError):
+            obstacles = {row: error for row, path in enumerate(paths) if (error := _obstacle(path))}
+            if not obstacles:
+                raise
+            readable = [path for row, path in enumerate(paths) if row not in obstacles]
+            digests = iter(options.digests(readable))
+            self._digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
         super().__init__(replace(identity, ids=ids), self._digests, where or root)
         self.unreadable = {
             row: _unreadable(error, root / ids[row]).what for row, error in obstacles.items()

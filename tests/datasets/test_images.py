@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -412,3 +413,24 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
         stream.truncate(1 << 40)
     with pytest.raises(ImageError, match="1099511627776 bytes"):
         read_image(path)
+
+
+def test_a_file_without_permission_is_listed_as_unreadable(tmp_path, options, monkeypatch):
+    """As for a user who is not root, who may read everything."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("1.png", "2.png"):
+        Image.fromarray(COLOUR).save(folder / name)
+    os_open, os_access = os.open, os.access
+    secret = str(folder / "2.png")
+
+    def refuse(path, *more, **options):
+        if str(path) == secret:
+            raise PermissionError(errno.EACCES, "Permission denied", secret)
+        return os_open(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != secret and os_access(path, mode))
+    source = files_of(folder, options)
+    assert source.unreadable == {1: "The image file may not be read."}
+    np.testing.assert_array_equal(source.read(0), COLOUR)
