@@ -23,7 +23,7 @@ from featpipe.workspace import user_path
 if TYPE_CHECKING:
     from featpipe.steps import Context
 
-_MOST_LIST_BYTES = 1 << 26
+MOST_LIST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class DatasetOptions:
 def read_list(path: Path) -> bytes:
     """Return the content of a small file: a list that belongs to a dataset."""
     try:
-        return read_regular(path, _MOST_LIST_BYTES)
+        return read_regular(path, MOST_LIST_BYTES)
     except OSError as error:
         what = "A file of the dataset cannot be read."
         raise DataError(what, where=path, got=error.strerror) from error

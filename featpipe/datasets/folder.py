@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import ClassVar
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.dataset import Dataset, PathDataset, read_list, refuse_missing
+from featpipe.datasets.dataset import (
+    MOST_LIST_BYTES,
+    Dataset,
+    PathDataset,
+    read_list,
+    refuse_missing,
+)
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.selection import choose_classes, stratified_split
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError
+from featpipe.files import read_regular
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -151,7 +158,8 @@ def _read_annotations(annotations: Path) -> list[tuple[str, str]]:
     """Return the validation images with their classes, in natural order of the files."""
     found, line = [], ""
     try:
-        for line in filter(str.strip, read_list(annotations).decode().splitlines()):
+        text = read_regular(annotations, MOST_LIST_BYTES).decode()
+        for line in filter(str.strip, text.splitlines()):
             name, wnid, *_ = line.split("\t")
             found.append((f"val/images/{name}", wnid))
     except (OSError, ValueError) as error:
