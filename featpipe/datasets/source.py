@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,14 @@ class ImageSource(ABC):
         n, names = len(labels), self.classes
         if not names and np.any(labels != UNLABELLED):
             raise refused("The dataset has no class names.", expected="at least one")
-        for text in ("\n".join(names), "\n".join(self.ids)):
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                what = "A class name or id is not valid text (UTF-8)."
-                raise refused(what, got=repr(text[max(error.start - 20, 0) : error.end])) from None
-            if "\0" in text:
-                raise refused("A class name or id holds the character NUL, which ends texts.")
         if any(not name.strip() for name in names):
             raise refused("A class has a blank name.", got=list(names)[:10])
+        if broken := [ascii(name) for name in names if _NO_TEXT.search(name)]:
+            expected = "UTF-8 without NUL"
+            raise refused("A class name is no text.", expected=expected, got=", ".join(broken[:5]))
+        if broken := [ascii(name) for name in self.ids if _NO_TEXT.search(name)]:
+            expected = "UTF-8 without NUL"
+            raise refused("An id is no text.", expected=expected, got=", ".join(broken[:5]))
         if twice := _repeated(names):
             raise refused("Class names are not unique.", got=f"repeated: {twice}")
         # Before int64 makes another number of what it cannot hold.
