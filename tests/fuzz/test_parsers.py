@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name: all\ndefaults: {seed: 1, device: cpu}\nsteps:\n"
         "  - {step: extract, model: [glyphnet], dataset: digits, limit: 30}\n"
         "  - {step: svm, name: s, from: extract, each: [{seed: 2}, {protocol: 'kfold:5'}]}\n"
-        "  - {step: knn, grid: {k: [1, 5]}}\n  - step: report\n    title: &t 'All'\n    out: page\n"
+        "  - {step: knn, grid: {k: [1, 5]}}\n  - step: report\n    title: &t 'All'\n"
     )
     shutil.copy(FOLDER / "glyphs_to_digits.csv", folder / "map.csv")
     state = {k: v for k, v in images.random_state(images.MODEL).items() if v.ndim < 2}
