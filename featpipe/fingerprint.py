@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from featpipe.files import open_regular
+
 _CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock look like one
 
 
@@ -38,7 +40,7 @@ def of_bytes(*blocks: bytes | memoryview) -> str:
 
 def of_file(path: Path, algorithm: str = "sha256") -> str:
     """Return the hex digest of a file's content, read in blocks."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         digest = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False))
     return digest.hexdigest()
 

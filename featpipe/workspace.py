@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ try:
 except ImportError:  # Windows: there nothing keeps two writers of one file apart
     fcntl = None  # type: ignore[assignment]
 
+_FORMULA = r"[=+\-@\t\r]"  # what spreadsheets take for the beginning of a formula
 IMAGE_LAYER = "image"  # layer of a store that holds prepared images, for training a whole network
 
 
@@ -118,3 +120,19 @@ def lock(file: IO[Any]) -> None:
     """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def neutralise_cell(text: str) -> str:
+    """Return a text as a cell of a table that no spreadsheet takes for a formula.
+
+    Examples
+    --------
+    >>> neutralise_cell("=1+1"), neutralise_cell("cat"), restore_cell(neutralise_cell("'=1"))
+    ("'=1+1", 'cat', "'=1")
+    """
+    return f"'{text}" if re.match(f"'*{_FORMULA}", text) else text
+
+
+def restore_cell(text: str) -> str:
+    """Return the text of a cell that :func:`neutralise_cell` gave."""
+    return text[1:] if re.match(f"'+{_FORMULA}", text) else text

@@ -16,7 +16,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "featpipe"
 
 # Module or package below featpipe → its layer; see docs/architecture.md.
 LAYERS = {
-    0: ("errors", "registry", "steps", "fingerprint", "workspace", "progress", "provenance"),
+    0: (
+        "errors",
+        "registry",
+        "steps",
+        "fingerprint",
+        "files",
+        "workspace",
+        "progress",
+        "provenance",
+    ),
     1: ("datasets", "store", "labelmap"),
     2: ("backbones", "probes", "evaluation", "statistics"),
     3: ("extract", "finetune", "report", "predict"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -74,11 +75,23 @@ def test_the_command_names_what_it_could_not_read(result, context, pictures, tmp
     line = ["predict", result.name, str(good), str(tmp_path / "notes.png")]
     with pytest.raises(SystemExit) as ended:
         main([*line, "--json", "--workspace", str(context.workspace.root)])
-    assert ended.value.code == 1
+    assert ended.value.code == 0
     read, unread = json.loads(capsys.readouterr().out.splitlines()[-1])["answers"]
     assert read["label"] in result.dataset["classes"]
     assert unread["label"] is None
     assert "not an image" in unread["error"]
+    for options, code in (([*line, "--strict"], 3), ([*line[:2], line[3]], 1)):
+        with pytest.raises(SystemExit) as ended:
+            main([*options, "--workspace", str(context.workspace.root)])
+        assert ended.value.code == code
+        assert "warning: 1 of" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_is_answered_at_once(result, context, tmp_path):
+    os.mkfifo(tmp_path / "x.jpg")
+    (answer,) = predict(open_predictor(context.workspace, result.name), [tmp_path / "x.jpg"])
+    assert "it is a FIFO" in answer.error
 
 
 def test_an_unknown_model_is_named_with_the_nearest(result, context):

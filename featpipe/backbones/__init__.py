@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
+import pickletools
+import re
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featpipe.datasets import CIFAR10_TRAIN, IMAGENET
 from featpipe.errors import UsageError, WeightsError
+from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
 from featpipe.registry import Registry
@@ -51,6 +56,16 @@ TORCHVISION = {
         "resnext101_64x4d": "V1",
     }.items()
 }
+# Blocks in the third stage, and convolutions in each.
+_BLOCKS = {
+    "resnet18": (2, 2),
+    "resnet34": (6, 2),
+    **dict.fromkeys(("resnet50", "wide_resnet50_2", "resnext50_32x4d"), (6, 3)),
+    **dict.fromkeys(("resnet101", "wide_resnet101_2"), (23, 3)),
+    **dict.fromkeys(("resnext101_32x8d", "resnext101_64x4d"), (23, 3)),
+    "resnet152": (36, 3),
+}
+_LONGEST_HEADER = 1 << 24  # bytes; that of a ResNet-152 has 60 000
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 _CIFAR10_V1 = Automatic("CIFAR10_V1", 32, margin=False, trained_on=CIFAR10_TRAIN)
 CIFAR_RESNETS = {
@@ -108,10 +123,55 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
             "There is no such weights file.",
             where=path,
             expected=f"a file ({', '.join(WEIGHTS_SUFFIXES)})",
-            got="a folder" if path.is_dir() else "nothing there",
+            got="a folder" if path.is_dir() else "no file" if path.exists() else "nothing there",
         )
     shipped = ("DEFAULT", CIFAR_RESNETS["glyphnet"].weights)
     return GLYPHNET if name == "glyphnet" and weights.upper() in shipped else None
+
+
+def check_tensors(model: str, weights: str) -> None:
+    """Refuse a weights file whose tensors are named as those of another ResNet.
+
+    torch is not imported: a plan tells so before its first task. Names tell the depth only; the
+    shapes are compared when the weights are loaded. A file that has no such names passes.
+
+    Raises
+    ------
+    WeightsError
+        If the file has more or fewer blocks in its third stage, or blocks of another kind.
+    """
+    path = user_path(weights)
+    expected = _BLOCKS.get(MODELS.canonical(model.partition(":")[0]))
+    if expected is None or not path.is_file():
+        return
+    try:
+        names = " ".join(_tensor_names(path))
+    except Exception:  # whatever a damaged header leads to; loading the file explains it
+        return
+    found = [tuple(map(int, pair)) for pair in re.findall(r"layer3\.(\d+)\.conv(\d)\.", names)]
+    got = (max(block for block, _ in found) + 1, max(conv for _, conv in found)) if found else None
+    if got not in (None, expected):
+        raise WeightsError(
+            f"These are no weights of {model}.",
+            where=path,
+            expected="layer3 with {} blocks of {} convolutions".format(*expected),
+            got="{} blocks of {}".format(*got),
+            next_step="name model and weights together; in a recipe, under each: [{model: …,"
+            " weights: …}, …]",
+        )
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """Return the texts in the header of a weights file, the names of its tensors among them."""
+    with open_regular(path) as stream:
+        if path.suffix == ".safetensors":
+            length = int.from_bytes(stream.read(8), "little")
+            return list(json.loads(stream.read(min(length, _LONGEST_HEADER))))
+        with zipfile.ZipFile(stream) as archive:
+            (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            with archive.open(name) as pickled:  # its instructions are listed, none is followed
+                codes = pickletools.genops(pickled.read(_LONGEST_HEADER))
+                return [text for _, text, _ in codes if isinstance(text, str)]
 
 
 def automatic(model: str, weights: str = "DEFAULT") -> Automatic:

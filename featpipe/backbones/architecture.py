@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from featpipe.backbones import MODELS, TORCHVISION, WEIGHTS_SUFFIXES, Automatic,
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.download import fetch
 from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
+from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
 from featpipe.progress import SILENT, Progress
@@ -119,9 +121,17 @@ class WeightsInfo:
 
 
 def find_weights(
-    architecture: Architecture, weights: str, hashes: FileHashes, progress: Progress = SILENT
+    architecture: Architecture,
+    weights: str,
+    hashes: FileHashes,
+    progress: Progress = SILENT,
+    *,
+    download: bool = True,
 ) -> WeightsInfo:
-    """Return which file holds the weights; published ones are downloaded where they are missing."""
+    """Return which file holds the weights.
+
+    Published ones that are missing are downloaded, unless ``download`` forbids it.
+    """
     path = weights_file(architecture.name, weights)
     known = architecture.published
     if path is not None and weights.upper() not in known:
@@ -146,6 +156,13 @@ def find_weights(
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = named[1] if named else ""
     if not path.exists():
+        if not download:
+            raise WeightsError(
+                f"The weights {path.name} are not here.",
+                where=path,
+                next_step=f"allow the download, or fetch {url} yourself and name the file with"
+                " --weights FILE",
+            )
         try:
             fetch(url, path, digest=f"sha256:{prefix}" if prefix else None, progress=progress)
         except DownloadError as error:
@@ -214,7 +231,11 @@ def _read(path: Path) -> Any:
     safe = path.suffix == ".safetensors"
     try:
         # Never a full unpickle: that would run any code the file's author put there.
-        return load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+        if safe:
+            return load_file(path)
+        with open_regular(path) as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the age of the format, in files refused anyway
+            return torch.load(stream, "cpu", weights_only=True)
     except Exception as error:  # whatever the parsers meet in a foreign file
         pickled = isinstance(error, pickle.UnpicklingError)
         stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))

@@ -171,6 +171,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     runtime: str = "torch",
     hashes: FileHashes | None = None,
     progress: Progress = SILENT,
+    download: bool = True,
 ) -> Backbone:
     """Load a frozen backbone, ready to embed.
 
@@ -194,6 +195,8 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         Remembered content hashes, so that a large weights file is hashed once.
     progress : Progress, optional
         Where a download of weights is reported.
+    download : bool
+        Whether published weights that are missing may be fetched.
 
     Raises
     ------
@@ -213,7 +216,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     """
     where = choose_device(device)
     architecture = MODELS.get(backbone_name(model))
-    found = find_weights(architecture, weights, hashes or FileHashes(), progress)
+    found = find_weights(architecture, weights, hashes or FileHashes(), progress, download=download)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
     preprocessing = trained.with_fit(fit).with_image_size(image_size)
     network = load_network(architecture, found.path)

@@ -18,7 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featpipe.backbones import RUNTIMES
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.errors import UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import UsageError
+from featpipe.steps import grammar
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,8 @@ def choose_device(name: str = "auto") -> torch.device:
     there.append(torch.device("cpu"))
     if name == "auto":
         return there[0]
-    try:
-        asked = torch.device(name)
-    except RuntimeError:
-        raise UnknownNameError(
-            f"There is no device named {name!r}.",
-            expected="auto, cpu, cuda, cuda:1 …, mps",
-            next_step=did_you_mean(name, ("auto", "cpu", "cuda", "mps")),
-        ) from None
+    grammar.device_name(name)
+    asked = torch.device(name)
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
     if device not in there:
         raise UsageError(

@@ -217,8 +217,8 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_jobs(_: click.Context, __: click.Parameter, value: int) -> int:
-    if value == 0:
-        raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), 1, 2 …")
+    if value < 1 and value != -1:
+        raise UsageError(f"--jobs cannot be {value}.", expected="-1 (one per core), 1, 2 …")
     return value
 
 

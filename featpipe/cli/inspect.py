@@ -15,7 +15,7 @@ from featpipe import api
 from featpipe.cli.console import Session, with_session
 from featpipe.errors import StoreError
 from featpipe.registry import Registry
-from featpipe.steps import Outcome
+from featpipe.steps import LEFT_OUT, Outcome
 
 _PATH = click.Path(path_type=Path)
 
@@ -74,8 +74,11 @@ def results(session: Session) -> None:
 @click.option("--weights", help="Where the backbone's weights are now.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--runtime", help="What runs the backbone [default: what ran it for the features].")
+@click.option("--strict", is_flag=True, help="End with 3 where an image could not be read.")
 @with_session
-def predict(session: Session, model: str, images: Sequence[Path], **where: Any) -> None:
+def predict(
+    session: Session, model: str, images: Sequence[Path], *, strict: bool, **where: Any
+) -> None:
     """Classify new images with a trained model.
 
     MODEL is the name of a result, a .skops or a .safetensors file.
@@ -84,13 +87,14 @@ def predict(session: Session, model: str, images: Sequence[Path], **where: Any) 
     answers = api.predict(predictor, images, session.console.progress)
     unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
     rows = [{"image": a.image, "class": a.label or "unreadable", "score": a.score} for a in answers]
-    summary = f"{len(unread)} of {len(answers)} images could not be read"
+    summary = f"warning: {len(unread)} of {len(answers)} images could not be read"
+    exit_code = LEFT_OUT if strict and unread else int(len(unread) == len(answers))
     session.finish(
         Outcome(
             "done",
             "\n".join([*unread, summary]) if unread else "",
             facts={"answers": [asdict(answer) for answer in answers]},
-            exit_code=1 if unread else 0,
+            exit_code=exit_code,
             table=rows,
         )
     )

@@ -8,6 +8,7 @@ learning", AISTATS 2011.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import CIFAR10_TRAIN, DATASETS, IMAGENET
-from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.dataset import Dataset, read_list
 from featpipe.datasets.download import RemoteArchive, check_digests, locate
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
+from featpipe.files import open_regular
 
 
 @DATASETS.register
@@ -58,14 +60,14 @@ class Cifar10(Dataset):
         self._refuse_pickles(list(files))
         every = {name for names in self.md5.values() for name in names}
         folder = self.archive.find(self, [*files, self.class_names], every.__contains__)
-        digests = check_digests(folder, files, self.options)
         # Each image is three planes, row by row.
         fields = [("labels", np.uint8, self.label_bytes), ("planes", np.uint8, (3, 32, 32))]
-        parts = [_records(folder / name, np.dtype(fields)) for name in files]
-        records = np.concatenate(parts)
+        with self.options.unchanged([folder / name for name in files]):
+            digests = check_digests(folder, files, self.options)
+            records = np.concatenate([_records(folder / name, np.dtype(fields)) for name in files])
         labels = records["labels"].reshape(len(records), -1)[:, -1]
         names = folder / self.class_names
-        text = names.read_bytes().decode("ascii", "replace") if names.is_file() else ""
+        text = read_list(names).decode("ascii", "replace") if names.is_file() else ""
         classes = tuple(text.split())
         if len(classes) != self.n_classes:
             raise DataError(
@@ -170,33 +172,39 @@ class Stl10(Dataset):
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
         labelled = {*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"}
         folder = self.archive.find(self, files, labelled.__contains__)
-        digests = check_digests(folder, {n: self.md5[split].get(n) for n in files}, self.options)
+        published = {name: self.md5[split].get(name) for name in files}
         images = folder / f"{split}_X.bin"
-        planes = _records(images, np.dtype((np.uint8, (3, 96, 96))))
+        with self.options.unchanged([folder / name for name in files if (folder / name).exists()]):
+            digests = check_digests(folder, published, self.options)
+            planes = _records(images, np.dtype((np.uint8, (3, 96, 96))))
+            labels = np.full(len(planes), UNLABELLED)
+            if split != "unlabeled":
+                labels = _read_labels(folder / f"{split}_y.bin")
+            folds = _read_folds(folder / _FOLDS) if split == "train" else ()
         pixels = planes.transpose(0, 3, 2, 1)  # channel, column, row → row, column, channel
-        labels = np.full(len(pixels), UNLABELLED)
-        if split != "unlabeled":
-            file = folder / f"{split}_y.bin"
-            labels = np.fromfile(file, dtype=np.uint8).astype(np.int64) - 1
-            if not labels.size or labels.min() < 0 or labels.max() >= len(STL10_CLASSES):
-                raise DataError(
-                    "The label file holds something else than labels.",
-                    where=file,
-                    expected=f"one byte from 1 to {len(STL10_CLASSES)} per image",
-                )
-        folds = _read_folds(folder / _FOLDS) if split == "train" else ()
         ids = row_ids(split, len(pixels))
         identity = Identity(self.name, split, STL10_CLASSES, ids, labels, folds)
         return ArraySource(identity, pixels, digests, images)
 
 
+def _read_labels(file: Path) -> NDArray[np.int64]:
+    labels = np.frombuffer(read_list(file), dtype=np.uint8).astype(np.int64) - 1
+    if not labels.size or labels.min() < 0 or labels.max() >= len(STL10_CLASSES):
+        raise DataError(
+            "The label file holds something else than labels.",
+            where=file,
+            expected=f"one byte from 1 to {len(STL10_CLASSES)} per image",
+        )
+    return labels
+
+
 def _read_folds(file: Path) -> tuple[NDArray[np.int64], ...]:
     """Return the rows of the official training folds: a line each, counted from 0."""
-    lines = file.read_text(encoding="ascii", errors="replace").splitlines()
+    lines = read_list(file).decode("ascii", "replace").splitlines()
     try:
         folds = tuple(np.array(ln.split(), dtype=np.int64) for ln in lines if ln.strip())
         what = "" if folds else "The file of the official folds is empty."
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         what = f"The official folds of STL-10 cannot be read: {error}."
     if what:
         next_step = f"copy {_FOLDS} from the official archive next to train_X.bin"
@@ -206,13 +214,14 @@ def _read_folds(file: Path) -> tuple[NDArray[np.int64], ...]:
 
 def _records(path: Path, record: np.dtype[Any]) -> NDArray[Any]:
     """Map a file of images; it must hold a whole number of them, and at least one."""
-    size = path.stat().st_size
-    if size == 0 or size % record.itemsize:
-        raise DataError(
-            "The file does not hold a whole number of images.",
-            where=path,
-            expected=f"a multiple of {record.itemsize} bytes",
-            got=f"{size} bytes",
-        )
-    base, shape = record.subdtype or (record, ())
-    return np.memmap(path, base, "r", shape=(size // record.itemsize, *shape))
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size == 0 or size % record.itemsize:
+            raise DataError(
+                "The file does not hold a whole number of images.",
+                where=path,
+                expected=f"a multiple of {record.itemsize} bytes",
+                got=f"{size} bytes",
+            )
+        base, shape = record.subdtype or (record, ())
+        return np.memmap(stream, base, "r", shape=(size // record.itemsize, *shape))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -14,12 +15,15 @@ from featpipe.datasets import DATASETS, split_spec
 from featpipe.datasets.selection import Subset, class_balanced_rows, keep_classes
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UnknownNameError, UsageError
+from featpipe.files import read_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
     from featpipe.steps import Context
+
+MOST_LIST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,44 @@ class DatasetOptions:
             except OSError as error:
                 what = "A file of the dataset cannot be read."
                 raise DataError(what, where=error.filename, got=error.strerror) from error
+
+    @contextmanager
+    def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
+        """Refuse files that change, or give their names to others, while they are read.
+
+        So what was hashed in the block is what was read, or mapped, in it.
+
+        Raises
+        ------
+        DataError
+            If one has changed since the block began.
+        """
+
+        def stamps() -> list[tuple[int, ...]]:
+            found = [os.stat(path) for path in paths]
+            return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
+
+        try:
+            before = stamps()
+            yield
+            after = stamps()
+        except OSError as error:
+            what = "A file of the dataset cannot be read."
+            where = error.filename or paths[0]
+            raise DataError(what, where=where, got=error.strerror or error) from error
+        for path, old, new in zip(paths, before, after, strict=True):
+            if old != new:
+                what = "A file of the dataset was changed while it was read."
+                raise DataError(what, where=path, next_step="run again when nothing changes it")
+
+
+def read_list(path: Path) -> bytes:
+    """Return the content of a small file: a list that belongs to a dataset."""
+    try:
+        return read_regular(path, MOST_LIST_BYTES)
+    except OSError as error:
+        what = "A file of the dataset cannot be read."
+        raise DataError(what, where=path, got=error.strerror) from error
 
 
 def refuse_missing(

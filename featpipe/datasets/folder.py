@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import ClassVar
 
 from featpipe.datasets import DATASETS, IMAGENET
-from featpipe.datasets.dataset import Dataset, PathDataset, refuse_missing
+from featpipe.datasets.dataset import (
+    MOST_LIST_BYTES,
+    Dataset,
+    PathDataset,
+    read_list,
+    refuse_missing,
+)
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.selection import choose_classes, stratified_split
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError
+from featpipe.files import read_regular
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -125,7 +132,7 @@ class TinyImageNet(Dataset):
     def open(self, split: str) -> ImageSource:
         """List the images of one split, of the chosen classes only."""
         root = self.archive.find(self, ["wnids.txt"], lambda name: not name.startswith("test/"))
-        known = sorted((root / "wnids.txt").read_text(encoding="utf-8").split())
+        known = sorted(read_list(root / "wnids.txt").decode("utf-8", "replace").split())
         chosen = self.options.classes
         kept = range(len(known)) if chosen is None else choose_classes(chosen, known)
         classes = tuple(known[label] for label in kept)
@@ -139,7 +146,7 @@ class TinyImageNet(Dataset):
         else:
             annotations = root / "val" / "val_annotations.txt"
             found = [pair for pair in _read_annotations(annotations) if pair[1] in classes]
-            missing = [image for image, _ in found if not (root / image).is_file()]
+            missing = [image for image, _ in found if not os.path.lexists(root / image)]
             what = f"{len(missing)} validation image(s) are missing."
             refuse_missing(missing, what, root, f"the images that {annotations.name} lists")
             missing = sorted(set(classes) - {wnid for _, wnid in found})
@@ -152,7 +159,8 @@ def _read_annotations(annotations: Path) -> list[tuple[str, str]]:
     """Return the validation images with their classes, in natural order of the files."""
     found, line = [], ""
     try:
-        for line in filter(str.strip, annotations.read_text(encoding="utf-8").splitlines()):
+        text = read_regular(annotations, MOST_LIST_BYTES).decode()
+        for line in filter(str.strip, text.splitlines()):
             name, wnid, *_ = line.split("\t")
             found.append((f"val/images/{name}", wnid))
     except (OSError, ValueError) as error:
@@ -250,7 +258,7 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
 
 def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, in natural order, without the hidden ones."""
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [_text_name(entry) for entry in _entries(folder) if _is_folder(entry)]
 
 
 def images_below(
@@ -269,8 +277,8 @@ def images_below(
         return []
     found = []
     for entry in entries:
-        if entry.is_dir():
-            found += images_below(entry.path, f"{prefix}{entry.name}/", above | {here})
+        if _is_folder(entry):
+            found += images_below(entry.path, f"{prefix}{_text_name(entry)}/", above | {here})
         elif is_image_name(entry.name):
             found.append(prefix + entry.name)
     return found
@@ -283,10 +291,22 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError("A folder cannot be read.", where=folder, got=error.strerror) from error
-    for entry in visible:
-        try:  # such names would break only later, in the JSON of fingerprint or feature store
-            entry.name.encode()
-        except UnicodeEncodeError:
-            what, got = "A file name is not valid text (UTF-8).", os.fsencode(entry.name)
-            raise DataError(what, where=folder, got=got, next_step="rename it") from None
     return sorted(visible, key=lambda entry: natural_key(entry.name))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
+
+
+def _text_name(folder: os.DirEntry[str]) -> str:
+    """Return the name of a folder, which may become that of a class."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError:
+        what, got = "The name of a folder is not valid text (UTF-8).", os.fsencode(folder.name)
+        where = os.path.dirname(folder.path)
+        raise DataError(what, where=where, got=got, next_step="rename it") from None
+    return folder.name

@@ -14,10 +14,14 @@ What is done, and what is deliberately not done:
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
+import sys
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +30,19 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.source import Identity, ImageSource
-from featpipe.errors import ImageError
+from featpipe.errors import DataError, ImageError
+from featpipe.files import check_regular, read_regular
+from featpipe.fingerprint import of_bytes
 
 # Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
 # raster formats are ever tried. JPEG includes multi-picture files.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 Image.init()
 _READABLE = tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF came with Pillow 11.3
+
+# A file is read whole, so that what is hashed is what is decoded.
+_MOST_BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
+_MOST_OTHER_BYTES = 1 << 26  # profiles, previews, further pages
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -55,20 +65,50 @@ class FileSource(ImageSource):
     """Images that are files, decoded when they are read.
 
     The ids are the paths of the files, relative to ``root`` (or absolute); the fingerprint follows
-    from their content, not their place. ``where`` is the list that the files came from, for
-    messages; default: ``root``.
+    from their content, not their place. A file that cannot be opened is listed as unreadable, and
+    the fingerprint says that it was. ``where`` is the list that the files came from, for messages;
+    default: ``root``.
     """
 
     def __init__(
         self, identity: Identity, root: Path, options: DatasetOptions, where: object = None
     ) -> None:
         self.root = root
-        digests = options.digests([os.path.join(root, name) for name in identity.ids])
-        super().__init__(identity, digests, where or root)
+        paths = [os.path.join(root, name) for name in identity.ids]
+        # A name that is no UTF-8 is no text: nor are the JSON and HDF5 that would hold it.
+        ids = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in identity.ids]
+        obstacles: dict[int, OSError] = {}
+        try:  # to ask each file first would take longer than all else, where there are many
+            "".join(paths).encode()
+            self._digests: list[str | None] = [*options.digests(paths)]
+        except (DataError, UnicodeEncodeError):
+            obstacles = {row: error for row, path in enumerate(paths) if (error := _obstacle(path))}
+            if not obstacles:
+                raise
+            readable = [path for row, path in enumerate(paths) if row not in obstacles]
+            digests = iter(options.digests(readable))
+            self._digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
+        super().__init__(replace(identity, ids=ids), self._digests, where or root)
+        self.unreadable = {
+            row: _unreadable(error, root / ids[row]).what for row, error in obstacles.items()
+        }
 
     def read(self, row: int) -> NDArray[np.uint8]:
-        """Decode one image file to upright RGB."""
-        return read_image(self.root / self.ids[row])
+        """Decode one image file to upright RGB.
+
+        Raises
+        ------
+        DataError
+            If the file is no longer the one that the fingerprint is of.
+        """
+        path = self.root / self.ids[row]
+        if row in self.unreadable:
+            raise ImageError(self.unreadable[row], where=path)
+        content = _content_of(path)
+        if of_bytes(content) != self._digests[row]:
+            what = "An image has changed since the dataset was opened."
+            raise DataError(what, where=path, next_step="run again when nothing changes it")
+        return _decode(content, path)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -81,32 +121,65 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     ImageError
-        If the file is missing, empty, truncated, no image, or larger than Pillow's limit
-        ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
+        If the file is missing, empty, truncated, no image, no regular file, or larger than
+        Pillow's limit ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
     """
+    return _decode(_content_of(path), path)
+
+
+def _obstacle(path: str) -> OSError | None:
+    """Return what keeps a file from being opened, if anything does; the file is not opened."""
+    try:
+        path.encode()
+        check_regular(path, os.stat(path))
+        if not os.access(path, os.R_OK):
+            return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    except UnicodeEncodeError:
+        return OSError(errno.EILSEQ, "its name is not valid text (UTF-8)", path)
+    except OSError as error:
+        return error
+    return None
+
+
+def _unreadable(error: OSError, path: Path) -> ImageError:
+    """Explain why a file could not be opened."""
+    if isinstance(error, FileNotFoundError):
+        return ImageError("The image file does not exist.", where=path)
+    if isinstance(error, IsADirectoryError):
+        return ImageError("An image file was expected, this is a folder.", where=path)
+    if isinstance(error, PermissionError):
+        return ImageError("The image file may not be read.", where=path)
+    return ImageError(f"The image file cannot be read: {error.strerror}.", where=path)
+
+
+def _content_of(path: Path) -> bytes:
+    """Return the bytes of an image file, at most as many as the largest image can have."""
+    limit = Image.MAX_IMAGE_PIXELS
+    most = sys.maxsize if limit is None else limit * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
+    try:
+        return read_regular(path, most)
+    except OSError as error:
+        raise _unreadable(error, path) from None
+
+
+def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
+    """Decode the content of an image file, which is named in messages, to upright RGB."""
     # A global switch that other code of the process may have turned on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with path.open("rb") as stream, Image.open(stream, formats=_READABLE) as image:
+        with Image.open(io.BytesIO(content), formats=_READABLE) as image:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"({pixels} pixels)")
             return _to_rgb(image, path)
     except ImageError:
         raise
-    except FileNotFoundError:
-        raise ImageError("The image file does not exist.", where=path) from None
-    except IsADirectoryError:
-        raise ImageError("An image file was expected, this is a folder.", where=path) from None
-    except PermissionError:
-        raise ImageError("The image file may not be read.", where=path) from None
     except UnidentifiedImageError:
-        n_bytes = path.stat().st_size
         raise ImageError(
-            "The file is not an image that can be read." if n_bytes else "The file is empty.",
+            "The file is not an image that can be read." if content else "The file is empty.",
             where=path,
             expected=f"one of {', '.join(_READABLE)}",
-            got=f"{n_bytes} bytes of something else, or an image cut off in its header",
+            got=f"{len(content)} bytes of something else, or an image cut off in its header",
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(

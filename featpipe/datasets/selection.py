@@ -36,6 +36,8 @@ class Subset(ImageSource):
         new_row = np.full(len(source), -1, dtype=np.int64)
         new_row[chosen] = np.arange(len(chosen))
         self.folds = tuple(new_row[fold][new_row[fold] >= 0] for fold in source.folds)
+        unreadable = {int(new_row[row]): reason for row, reason in source.unreadable.items()}
+        self.unreadable = {row: reason for row, reason in unreadable.items() if row >= 0}
         digest = of_bytes(chosen.astype("<i8").tobytes())
         self.fingerprint = of_mapping({"of": source.fingerprint, "rows": digest})
 
@@ -79,7 +81,11 @@ def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
                 got=chosen,
             )
         return list(range(int(number)))
-    names = {name.strip() for name in chosen.split(",")}
+    listed = [name.strip() for name in chosen.split(",")]
+    names = set(listed)
+    if twice := [name for name in listed if listed.count(name) > 1]:
+        what, expected = f"The class {twice[0]!r} is chosen twice.", "each class once"
+        raise UsageError(what, where="--classes", expected=expected, got=chosen)
     for name in sorted(names - set(classes)):
         raise UnknownNameError(
             f"There is no class named {name!r}.",

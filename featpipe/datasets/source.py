@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +17,7 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,16 @@ class ImageSource(ABC):
         Those of the :class:`Identity`.
     labels : ndarray of shape (n,), int64
         Class of each image; ``-1`` means unlabelled.
+    unreadable : mapping of int to str
+        Rows known beforehand to have no image that can be read, with the reason.
     fingerprint : str
         Hex digest of everything that makes these images and labels what they are.
 
     Raises
     ------
     DataError
-        If classes, ids, labels and folds do not fit together: no later step has to ask.
+        If classes, ids, labels and folds do not fit together, or a name is no text: no later step
+        has to ask.
     """
 
     name: str
@@ -61,25 +67,34 @@ class ImageSource(ABC):
     ids: Sequence[str]
     labels: NDArray[np.int64]
     folds: tuple[NDArray[np.int64], ...] = ()
+    unreadable: Mapping[int, str] = MappingProxyType({})
     fingerprint: str
 
     def __init__(self, identity: Identity, content: object, where: object) -> None:
         self.name, self.split, self.classes = identity.name, identity.split, identity.classes
         self.ids, self.folds = identity.ids, identity.folds
-        self.labels = np.ascontiguousarray(identity.labels, dtype=np.int64)
+        labels = np.asarray(identity.labels)
         refused = partial(DataError, where=where)
-        n, names = len(self.labels), self.classes
-        if not names and np.any(self.labels != UNLABELLED):
+        n, names = len(labels), self.classes
+        if not names and np.any(labels != UNLABELLED):
             raise refused("The dataset has no class names.", expected="at least one")
         if any(not name.strip() for name in names):
             raise refused("A class has a blank name.", got=list(names)[:10])
+        if broken := [ascii(name) for name in names if _NO_TEXT.search(name)]:
+            expected = "UTF-8 without NUL"
+            raise refused("A class name is no text.", expected=expected, got=", ".join(broken[:5]))
+        if broken := [ascii(name) for name in self.ids if _NO_TEXT.search(name)]:
+            expected = "UTF-8 without NUL"
+            raise refused("An id is no text.", expected=expected, got=", ".join(broken[:5]))
         if twice := _repeated(names):
             raise refused("Class names are not unique.", got=f"repeated: {twice}")
-        wrong = np.flatnonzero((self.labels < UNLABELLED) | (self.labels >= len(names)))
+        # Before int64 makes another number of what it cannot hold.
+        wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= len(names)))
         if wrong.size:
-            got = f"{self.labels[wrong[0]]} in row {wrong[0]}"
+            got = f"{labels[wrong[0]]} in row {wrong[0]}"
             expected = f"0 to {len(names) - 1}, or {UNLABELLED} for unlabelled"
             raise refused(f"{wrong.size} label(s) name no class.", got=got, expected=expected)
+        self.labels = np.ascontiguousarray(labels, dtype=np.int64)
         if len(self.ids) != n:
             expected = f"{len(self.ids)} labels, one per image"
             raise refused("Not every image has one label.", got=f"{n} labels", expected=expected)
@@ -131,6 +146,8 @@ class ArraySource(ImageSource):
         JSON-like value that changes whenever the pixels do; default: their hash.
     where : object, optional
         File or folder that the array came from, for messages.
+    rows : ndarray of int64, optional
+        Rows of the array that are the images, so that a mapped one is not copied; default: all.
     """
 
     def __init__(
@@ -139,14 +156,15 @@ class ArraySource(ImageSource):
         pixels: NDArray[np.uint8],
         content: object = None,
         where: object = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         content = of_bytes(pixels.tobytes()) if content is None else content
         super().__init__(identity, content, where or identity.name)
-        self._pixels = pixels
+        self._pixels, self._rows = pixels, rows
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image as RGB; grey is repeated in the three channels."""
-        image = self._pixels[row]
+        image = self._pixels[row if self._rows is None else self._rows[row]]
         if image.ndim == 2:
             return np.repeat(image[..., None], 3, axis=2)
         return np.array(image, order="C")

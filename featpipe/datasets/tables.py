@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
+import os
+import struct
+import zipfile
 from collections.abc import Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
@@ -17,8 +23,15 @@ from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource
 from featpipe.errors import DataError, did_you_mean
+from featpipe.files import open_regular
+from featpipe.workspace import restore_cell
 
 _SHAPES = "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
+
+_MOST_CLASSES = 100_000  # the largest dataset in use, ImageNet-21k, has 21 841
+_MOST_ROWS = 20_000_000  # each takes some 100 bytes of memory besides its pixels
+_SINGLE_ARRAY = b"\x93NUMPY"
+_BLOCK_BYTES = 1 << 20
 
 
 def ordered_splits(names: Iterable[str]) -> tuple[str, ...]:
@@ -59,9 +72,16 @@ class CsvList(PathDataset):
         table, rows = self.path, []
         try:
             # The byte-order mark that spreadsheets write is no part of a name.
-            with table.open(encoding="utf-8-sig", newline="") as stream:
+            with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
                 header = list(reader.fieldnames or [])
+                if twice := [name for name in _Row._fields[1:] if header.count(name) > 1]:
+                    raise DataError(
+                        f"The CSV has {header.count(twice[0])} columns called {twice[0]!r}.",
+                        where=table,
+                        expected="one of each name",
+                        got=",".join(header),
+                    )
                 for name in [name for name in ("path", "label") if name not in header]:
                     fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
                     hint = "separate the columns by commas" if fused else did_you_mean(name, header)
@@ -81,7 +101,8 @@ class CsvList(PathDataset):
                             expected=", ".join(name for name in _Row._fields[1:] if name in header),
                             got=", ".join(str(value) for value in values.values() if value),
                         )
-                    rows.append(_Row(reader.line_num, path.strip(), label.strip(), split.strip()))
+                    cells = [restore_cell(cell.strip()) for cell in (path, label, split)]
+                    rows.append(_Row(reader.line_num, *cells))
         except OSError as error:
             raise DataError("The CSV cannot be read.", where=table, got=error.strerror) from error
         except (UnicodeDecodeError, csv.Error) as error:
@@ -106,7 +127,7 @@ class CsvList(PathDataset):
                 where = f"{table}, lines {first[row.path]} and {row.line}"
                 what = "An image is listed twice in one split."
                 raise DataError(what, where=where, got=row.path)
-        missing = [row for row in rows if not (table.parent / row.path).is_file()]
+        missing = [row for row in rows if not os.path.lexists(table.parent / row.path)]
         refuse_missing(
             [f"line {row.line}: {row.path}" for row in missing],
             f"{len(missing)} file(s) that the CSV names are missing.",
@@ -135,11 +156,13 @@ class Npz(PathDataset):
     def splits(self) -> tuple[str, ...]:
         """Values of the array ``split``, or ``all`` where there is none."""
         arrays = _load(self.path, ["split"])
-        return ordered_splits(_texts(arrays["split"])) if "split" in arrays else ("all",)
+        return ordered_splits(_texts(arrays["split"], self.path)) if "split" in arrays else ("all",)
 
     def open(self, split: str) -> ImageSource:
         """Read the images of one split into memory."""
-        arrays = _load(self.path, ["images", "labels", "classes", "ids", "split"])
+        with self.options.unchanged([self.path]):
+            content = self.options.digests([self.path])
+            arrays = _load(self.path, ["images", "labels", "classes", "ids", "split"])
         refused = partial(DataError, where=self.path)
         if (images := arrays.get("images")) is None:
             raise refused("There is no array 'images'.", expected=f"shape {_SHAPES}")
@@ -166,58 +189,128 @@ class Npz(PathDataset):
             raise refused("There is no array 'labels'.", expected=expected)
         if not np.issubdtype(labels.dtype, np.integer):
             raise refused("The labels are not integers.", expected=expected, got=labels.dtype)
-        rows = np.arange(len(images))
         for name in [name for name in ("labels", "ids", "split") if name in arrays]:
-            if arrays[name].shape != rows.shape:
+            if arrays[name].shape != (one_each := images.shape[:1]):
                 what = f"The array {name!r} does not have one value for each image."
-                raise refused(what, expected=f"shape {rows.shape}", got=arrays[name].shape)
-        names = _texts(arrays["classes"]) if "classes" in arrays else numbered(labels)
-        ids = _texts(arrays["ids"]) if "ids" in arrays else [f"{row:05d}" for row in rows]
-        if "split" in arrays:
-            rows = np.flatnonzero(np.array(_texts(arrays["split"])) == split)
+                raise refused(what, expected=f"shape {one_each}", got=arrays[name].shape)
+        rows = np.arange(len(images))
+        given = {name: array for name, array in arrays.items() if name not in ("images", "labels")}
+        texts = {name: _texts(array, self.path) for name, array in given.items()}
+        names = texts["classes"] if "classes" in texts else numbered(labels, self.path)
+        ids = texts["ids"] if "ids" in texts else [f"{row:05d}" for row in rows]
+        if "split" in texts:
+            rows = np.flatnonzero(np.array(texts["split"]) == split)
         chosen = [ids[row] for row in rows]
         identity = Identity(self.spec, split, tuple(names), chosen, labels[rows])
-        return ArraySource(identity, images[rows], self.options.digests([self.path]), self.path)
+        return ArraySource(identity, images, content, self.path, rows)
 
 
-def numbered(labels: NDArray[Any]) -> tuple[str, ...]:
-    """Return the names of classes that are known by their numbers only."""
-    return tuple(str(label) for label in range(int(labels.max(initial=0)) + 1))
+def numbered(labels: NDArray[Any], where: object) -> tuple[str, ...]:
+    """Return the names of classes that are known by their numbers only.
+
+    ``where`` is the file that the labels came from, for messages.
+
+    Raises
+    ------
+    DataError
+        If a label is no number of a class but something else, such as a time or an identifier.
+    """
+    last = int(labels.max(initial=0))
+    if last >= _MOST_CLASSES:
+        raise DataError(
+            "The labels are no small numbers, and the classes have no names.",
+            where=where,
+            expected=f"labels from 0 to {_MOST_CLASSES - 1}",
+            got=last,
+            next_step="number the classes from 0, and give their names in an array 'classes'",
+        )
+    return tuple(str(label) for label in range(last + 1))
 
 
 def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
-    """Read those of the named arrays that exist."""
+    """Read those of the named arrays that exist; what is not compressed is mapped."""
     arrays: dict[str, NDArray[Any]] = {}
-    name = ""
     try:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            what, expected = "The file holds a single array.", "an .npz with named arrays"
-            raise DataError(what, where=file, expected=expected)
-        with archive:
-            for name in filter(archive.files.__contains__, names):
-                arrays[name] = archive[name]
+        with open_regular(file) as stream:
+            if stream.read(len(_SINGLE_ARRAY)) == _SINGLE_ARRAY:
+                what, expected = "The file holds a single array.", "an .npz with named arrays"
+                raise DataError(what, expected=expected)
+            with zipfile.ZipFile(stream) as archive:
+                members = {info.filename: info for info in archive.infolist()}
+                for name in names:
+                    if (member := members.get(f"{name}.npy")) is not None:
+                        arrays[name] = _array(stream, archive, member)
     except FileNotFoundError:
         raise DataError("The file does not exist.", where=file) from None
-    except DataError:
+    except OSError as error:
+        raise DataError("The archive cannot be read.", where=file, got=error.strerror) from error
+    except DataError as error:
+        error.details = {"where": str(file), **error.details}
         raise
     except Exception as error:
-        # ValueError, OSError, EOFError, BadZipFile, zlib.error …; MemoryError where a header
-        # promises more than there is memory, RuntimeError where an entry is encrypted.
-        if name and "allow_pickle" in str(error):
-            raise DataError(
-                f"The array {name!r} holds Python objects, which could run code when they are "
-                "read; refused.",
-                where=file,
-                next_step="write texts as fixed-width strings: np.array(names, dtype=str)",
-            ) from None
-        got = "no NumPy file" if "pickle" in str(error) else error
+        # BadZipFile, ValueError, EOFError, zlib.error …; RuntimeError where an entry is encrypted.
         what = "The file is not a NumPy archive, or it is damaged."
-        raise DataError(what, where=file, got=got) from error
+        raise DataError(what, where=file, got=error) from error
     return arrays
 
 
-def _texts(values: NDArray[Any]) -> list[str]:
-    if values.dtype.kind == "S":
-        values = np.char.decode(values, "utf-8")
-    return [str(value) for value in values.ravel().tolist()]
+def _array(stream: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """Read one array, or map it; its size is known before there is memory for it."""
+    name = member.filename.removesuffix(".npy")
+    with archive.open(member) as entry:
+        version = np.lib.format.read_magic(entry)
+        first = version == (1, 0)  # a longer header is the only other one without field names
+        formats = np.lib.format
+        read_header = formats.read_array_header_1_0 if first else formats.read_array_header_2_0
+        shape, fortran, dtype = read_header(entry)
+        start = entry.tell()
+        if dtype.hasobject:
+            raise DataError(
+                f"The array {name!r} holds Python objects, which could run code when they are "
+                "read; refused.",
+                next_step="write texts as fixed-width strings: np.array(names, dtype=str)",
+            )
+        n_bytes = (count := math.prod(shape)) * dtype.itemsize
+        promised = start + n_bytes
+        if min(shape, default=0) < 0 or count > n_bytes or promised != member.file_size:
+            raise ValueError(f"{name}: {member.file_size} bytes for {dtype} of shape {shape}")
+        n_rows = shape[0] if name == "images" and shape else count
+        if n_rows > _MOST_ROWS:
+            what, expected = f"The array {name!r} has too many rows.", f"at most {_MOST_ROWS}"
+            raise DataError(what, expected=expected, got=n_rows)
+        if member.compress_type == zipfile.ZIP_STORED and n_bytes:
+            while entry.read(_BLOCK_BYTES):  # its end compares the checksum
+                pass
+            # The zip's own header of a member ends with two parts whose lengths it gives.
+            stream.seek(member.header_offset + 26)
+            offset = stream.tell() + 4 + sum(struct.unpack("<HH", stream.read(4))) + start
+            order: Literal["F", "C"] = "F" if fortran else "C"
+            return np.memmap(stream, dtype, "r", offset, shape, order)
+    free = psutil.virtual_memory().available
+    if n_bytes > free:
+        raise _too_large(name, n_bytes, f"at most {free / 1e6:,.0f} MB, which are free")
+    try:
+        with archive.open(member) as entry:
+            array: NDArray[Any] = np.lib.format.read_array(entry, allow_pickle=False)
+            entry.read(1)  # only the end of the entry compares its checksum
+            return array
+    except MemoryError:
+        raise _too_large(name, n_bytes, "an array that fits into memory") from None
+
+
+def _too_large(name: str, n_bytes: int, expected: str) -> DataError:
+    return DataError(
+        f"The array {name!r} is too large to be unpacked.",
+        expected=expected,
+        got=f"{n_bytes / 1e6:,.0f} MB",
+        next_step="save it with np.savez, uncompressed: it is then read from the disk as needed",
+    )
+
+
+def _texts(values: NDArray[Any], where: Path) -> list[str]:
+    try:
+        if values.dtype.kind == "S":
+            values = np.char.decode(values, "utf-8")
+        return [str(value) for value in values.ravel().tolist()]
+    except ValueError as error:  # bytes that are no UTF-8, or numbers of no character
+        raise DataError("An array of names holds no text.", where=where, got=error) from error

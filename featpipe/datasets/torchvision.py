@@ -136,7 +136,7 @@ class TorchVision(Dataset):
         names = getattr(found, "classes", None) or getattr(found, "categories", None)
         classes = tuple(name if isinstance(name, str) else ", ".join(name) for name in names or ())
         labels = np.array(targets, dtype=np.int64)
-        identity = Identity(self.spec, split, classes or numbered(labels), ids, labels)
+        identity = Identity(self.spec, split, classes or numbered(labels, root), ids, labels)
         if self.argument not in ARRAYS:
             return FileSource(identity, root, self.options)
         if files:

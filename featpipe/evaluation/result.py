@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -24,7 +25,7 @@ from featpipe.workspace import atomic_write, user_path
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
 _DAMAGED = (
     OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError,
-    struct.error, zipfile.BadZipFile, zlib.error,
+    struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, AttributeError,
 )  # fmt: skip
 
 

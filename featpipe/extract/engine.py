@@ -170,6 +170,8 @@ def extract_source(
     """
     options = options or ExtractOptions()
     batch_size = options.batch_size or embedder.batch_size
+    if options.on_error == "fail":
+        _refuse_skipped(source.ids, source.unreadable)
     with StoreWriter(path, content_of(source, embedder, options)) as writer:
         if options.on_error == "fail":
             _refuse_skipped(source.ids, writer.skipped)

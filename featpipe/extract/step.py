@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from featpipe import backbones
 from featpipe.datasets import DATASETS, short_name, slug
 from featpipe.fingerprint import FileHashes
-from featpipe.steps import STEPS, Context, Outcome, Status, Step, option
+from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
+from featpipe.steps.grammar import device_name
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class ImageStep(Step):
     )
     on_error: str = option(
         "fail",
-        help="What to do with an image that cannot be read.",
+        help="What to do with an image that cannot be read: end, or leave it out with a note.",
         choices=("fail", "skip"),
         affects_result=False,
     )
@@ -86,10 +87,20 @@ class ImageStep(Step):
         minimum=1,
         affects_result=False,
     )
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", affects_result=False)
+    strict: bool = option(
+        False, help="End with 3 where images were left out, not with 0.", affects_result=False
+    )
+    device: str = option(
+        "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, affects_result=False
+    )
     runtime: str = option(
         "torch", help="What runs the frozen network.", registry=backbones.RUNTIMES
     )
+
+    def check_requirements(self) -> None:
+        """Refuse what is not installed, and weights that are those of another model."""
+        super().check_requirements()
+        backbones.check_tensors(self.model, self.weights)
 
 
 @STEPS.register
@@ -157,6 +168,7 @@ class Extract(ImageStep):
                 runtime=self.runtime,
                 hashes=hashes,
                 progress=context.progress,
+                download=self.download,
             ),
             options=engine.ExtractOptions(
                 self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers
@@ -198,10 +210,13 @@ class Extract(ImageStep):
             facts.append(
                 fact | {key: store.run[key] for key in ("seconds", "images_per_s", "shares")}
             )
+        n_left_out = sum(len(store.skipped) for store in stores)
+        if n_left_out:
+            context.progress.note(f"warning: {n_left_out} unreadable images are left out")
         return Outcome(
             status,
             "\n".join(lines),
             tuple(store.path for store in stores),
             {"stores": facts},
-            exit_code=int(any(store.skipped for store in stores)),
+            exit_code=LEFT_OUT if self.strict and n_left_out else 0,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     device: str = "cpu",
     seed: int = 0,
     hashes: FileHashes | None = None,
+    download: bool = True,
 ) -> Trunk:
     """Load the network below a head.
 
@@ -72,7 +74,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     weights : str
         ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
     norm : {"batch", "layer"}
-    image_size, fit, device, hashes
+    image_size, fit, device, hashes, download
         As for :func:`featpipe.backbones.load_backbone`.
     seed : int
         Of untrained weights.
@@ -94,9 +96,15 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
             "Pretrained weights mean nothing without the batch norm they were trained with.",
             next_step="train from scratch: --weights none --norm layer",
         )
+    if pretrained and timm and not (download or os.environ.get("HF_HUB_OFFLINE")):
+        raise UsageError(
+            "timm fetches its weights itself where they are missing.",
+            next_step="--weights none, or allow the download; with HF_HUB_OFFLINE=1 in the"
+            " environment timm uses only weights that are here",
+        )
     if pretrained and not timm:
         found = load_backbone(
-            model, weights, device=device, image_size=image_size, fit=fit, hashes=hashes
+            *(model, weights, device, image_size, fit), hashes=hashes, download=download
         )
         stages, last = stages_of(found.network, architecture.classifier)
         width, bias = last.in_features, last.bias is not None

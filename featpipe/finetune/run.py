@@ -7,7 +7,7 @@ store, and the epochs run on the rest of the network only.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ from featpipe.finetune.step import OPTIMIZERS
 from featpipe.finetune.training import HeadClassifier
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
-from featpipe.steps import Context, Outcome
+from featpipe.steps import LEFT_OUT, Context, Outcome
 from featpipe.workspace import IMAGE_LAYER, user_path
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class FinetuneData:
     def trunk(self) -> Trunk:
         """The network below the head."""
         hashes = FileHashes(self.context.workspace.hashes)
-        return load_trunk(**self.trunk_options, hashes=hashes)
+        return load_trunk(**self.trunk_options, hashes=hashes, download=self.step.download)
 
     @cached_property
     def automatic(self) -> dict[str, Any]:
@@ -244,8 +244,13 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     model = context.workspace.models / f"{name}.safetensors"
     existing = None if step.force else complete_result(path, model)
     if existing is None:
-        return outcome_of(_train_and_test(data, path, model), "done")
-    return outcome_of(renamed(existing, step.title, data.title), "up to date")
+        outcome = outcome_of(result := _train_and_test(data, path, model), "done")
+    else:
+        outcome = outcome_of(result := renamed(existing, step.title, data.title), "up to date")
+    left_out = result.extra.get("left_out", 0)
+    if left_out:
+        context.progress.note(f"warning: {left_out} unreadable images are left out")
+    return replace(outcome, exit_code=LEFT_OUT if step.strict and left_out else 0)
 
 
 def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
@@ -274,6 +279,7 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         "network": data.trunk.description,
         "automatic": data.automatic,
         "request": step.request(data.context, data.extraction.sources, data.automatic),
+        "left_out": sum(len(store.skipped) for store in (train, *tests)),
         "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }

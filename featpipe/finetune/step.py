@@ -18,7 +18,7 @@ from featpipe.extract.step import ImageStep
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, Outcome, Status, option, options_of
-from featpipe.steps.grammar import need_training, number, protocol
+from featpipe.steps.grammar import device_name, need_training, number, protocol
 from featpipe.workspace import user_path
 
 # Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
@@ -139,7 +139,9 @@ class Finetune(ImageStep):
         "ends, so that it does not distort pretrained stages while it learns.",
         choices=("random", "probe"),
     )
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", selects_input=True)
+    device: str = option(
+        "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, selects_input=True
+    )
     norm: str = option(
         "batch",
         help="Normalisation of an untrained network.",

@@ -10,11 +10,14 @@ from itertools import takewhile
 from pathlib import Path
 
 from featpipe.errors import LabelMapError, did_you_mean
+from featpipe.files import read_regular
+from featpipe.workspace import restore_cell
 
 OTHER = "other"
 
 _COLUMNS = ("source_id", "source_name", "target", "why", "disputed")
 _REQUIRED = {"source_id", "target"}
+_MOST_BYTES = 1 << 26
 _LISTED = 5  # of many missing classes a message names this many
 
 
@@ -205,11 +208,11 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield every line that is not blank, with its number."""
     line = 1
     try:
-        data = path.read_bytes()
+        data = read_regular(path, _MOST_BYTES)
         text = data.decode("utf-8-sig")  # spreadsheets begin a UTF-8 file with a byte order mark
         reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
         for raw in reader:
-            cells = [cell.strip() for cell in raw]
+            cells = [restore_cell(cell.strip()) for cell in raw]
             if any(cells):
                 yield line, cells
             line = reader.line_num + 1  # a quoted cell may hold line ends

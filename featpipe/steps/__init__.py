@@ -6,10 +6,11 @@ Nothing in this package knows a kind of step; each registers itself in :data:`ST
 from __future__ import annotations
 
 from featpipe.registry import Registry
-from featpipe.steps.base import Context, Needs, Outcome, Status, Step
+from featpipe.steps.base import LEFT_OUT, Context, Needs, Outcome, Status, Step
 from featpipe.steps.options import option, options_of
 
 __all__ = [
+    "LEFT_OUT",
     "STEPS",
     "Context",
     "Needs",

@@ -33,6 +33,9 @@ class Context:
     recipe: Mapping[str, Any] | None = None  # the resolved recipe, kept with a result
 
 
+LEFT_OUT = 3  # exit code of a strict step that left images out
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a step ended: what a worker process returns, ``--json`` prints and a tracker stores."""
@@ -41,7 +44,7 @@ class Outcome:
     message: str  # what it did, or why it failed
     paths: tuple[Path, ...] = ()  # files it made or found
     facts: Mapping[str, Any] = field(default_factory=dict)  # the same as JSON-like data
-    exit_code: int = 0  # 1 also where something was left out (skipped images)
+    exit_code: int = 0
     table: list[dict[str, Any]] | None = None  # rows to show
     details: Mapping[str, str] = field(default_factory=dict)  # of a failure: where, expected …
     task: str = ""  # name of the recipe's task; empty for a command

@@ -7,8 +7,9 @@ wrong before anything is computed.
 from __future__ import annotations
 
 import math
+import re
 
-from featpipe.errors import UsageError
+from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 
 LOGITS = "logits"  # the layer, of any backbone with a classifier, that is the classifier's output
 
@@ -43,6 +44,16 @@ def protocol(text: str) -> tuple[str, float | None]:
             text, "auto, split, folds, fold:K, kfold:K, holdout:F or, for zeroshot, all"
         )
     return kind, None
+
+
+def device_name(text: str) -> None:
+    """Check the name of a device; whether it is there is known only with torch."""
+    if not re.fullmatch(r"auto|cpu|(cuda|mps)(:[0-9]{1,3})?", text):
+        raise UnknownNameError(
+            f"There is no device named {text!r}.",
+            expected="auto, cpu, cuda, cuda:1 …, mps",
+            next_step=did_you_mean(text, ("auto", "cpu", "cuda", "mps")),
+        )
 
 
 def need_training(text: str) -> None:

@@ -89,7 +89,10 @@ class OptionSpec:
                 items = [part.strip() for part in value.split(",") if part.strip()]
             if not items:
                 raise self._wrong(value, "at least one value, or the option left out")
-            return tuple(self._item(item) for item in items)
+            parsed = tuple(self._item(item) for item in items)
+            if self.selects_input and len(set(parsed)) < len(parsed):
+                raise self._wrong(value, "each value once")
+            return parsed
         except UsageError as error:
             error.option = self.name
             raise

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.errors import RecipeError, UsageError, did_you_mean
+from featpipe.files import read_regular
 from featpipe.steps import STEPS
 from featpipe.steps.base import Step
 from featpipe.steps.located import Located, locate, read_located
@@ -25,6 +26,7 @@ A_NAME = "letters, digits, '-', '_' and '.', at least one letter or digit"
 _TOP_KEYS = ("name", "about", "defaults", "steps")
 _STEP_KEYS = ("step", "name", "from", "grid", "each")
 _MAX_TASKS = 2_000
+_MOST_BYTES = 1 << 22  # four for each of the characters that are allowed
 
 Options = dict[str, Located]
 
@@ -86,7 +88,7 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(
         f"There is no recipe {name!r}.",
         expected=f"a file, or one of {', '.join(known)}",
-        got="a folder" if path.is_dir() else None,
+        got="a folder" if path.is_dir() else "no regular file" if path.exists() else None,
         next_step=did_you_mean(path.stem, known),
     )
 
@@ -100,7 +102,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), limit: int | None = N
         If the file cannot be read, or the recipe is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError("The recipe cannot be read.", where=path, got=error) from error
     return parse_recipe(text, str(path), path.stem, overrides, limit)

@@ -40,8 +40,8 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
     same call continues a run that was stopped.
 
     Listeners get an event when a task starts and while it works, and its outcome when it has
-    ended. The summary's ``exit_code`` is 1 if a task failed or left something out, 130 after
-    Ctrl-C.
+    ended. The summary's ``exit_code`` is 1 if a task failed or broke something, 3 if strict ones
+    left images out, 130 after Ctrl-C.
     """
     outcomes: dict[str, Outcome] = {}
     expected = plan.expected_seconds()
@@ -112,7 +112,8 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
     lines.append(f"{len(outcomes)} tasks: {', '.join(counts)}")
     if not all(ended.succeeded for ended in outcomes):
         lines.append(f"continue with: {command}")
-    code = int(any(not ended.succeeded or ended.exit_code for ended in outcomes))
+    codes = [ended.exit_code if ended.succeeded else 1 for ended in outcomes]
+    code = 1 if 1 in codes else max(codes, default=0)
     rows = [
         {
             "task": ended.task,
@@ -123,7 +124,7 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
         for ended in outcomes
     ]
     return Outcome(
-        "failed" if code else "done",
+        "failed" if code == 1 else "done",
         "\n".join(lines),
         tuple(path for ended in outcomes for path in ended.paths),
         {"tasks": [ended.as_dict() for ended in outcomes]},

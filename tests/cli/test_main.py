@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -128,6 +129,10 @@ def test_wrong_names_end_with_2_and_the_nearest_right_one(run: Any, line: str, h
         "--split-seed -1",
         "--jobs 0",
         "--jobs some",
+        "--jobs -7",
+        "--split all,all",
+        "--classes ant,ant",
+        "--classes 'ant, bee,ant'",
         "--layer ''",
         "--layer ,",
         "--split ''",
@@ -173,6 +178,14 @@ def test_requests_that_cannot_be_right_end_with_2(run: Any, extract: str, option
         "{} --dataset csv:empty.pt",
         "{} --dataset npz:empty.pt",
         "{} --dataset npz:nowhere.npz",
+        "{} --dataset npz:fifo",
+        "{} --dataset csv:fifo",
+        "{} --weights fifo.pt",
+        "{} --weights link.safetensors",
+        "run fifo",
+        "labelmap check fifo",
+        "labelmap check link.safetensors",
+        "predict fifo photos/ant/0.png",
         "{} --dataset 'folder:\udcff'",
         "store info nowhere.h5",
         "store info photos",
@@ -189,10 +202,14 @@ def test_requests_that_cannot_be_right_end_with_2(run: Any, extract: str, option
         "predict nothing photos/ant/0.png",
     ],
 )
+@pytest.mark.timeout(60)  # a FIFO would be waited for, a device be read for ever
 def test_what_is_missing_or_damaged_ends_with_1(run: Any, extract: str, line: str) -> None:
     Path("empty.pt").touch()
+    os.mkfifo("fifo")
+    os.mkfifo("fifo.pt")
+    Path("link.safetensors").symlink_to("/dev/zero")
     ended = run(line.format(extract))
-    assert ended.code == 1, ended
+    assert ended.code == (2 if line.startswith("run") else 1), ended
     assert ended.err.startswith("error: ")
     assert "Traceback" not in ended.err
     assert Path("w.safetensors").exists()
@@ -219,6 +236,43 @@ def test_places_that_may_not_be_used(run: Any, extract: str, option: str) -> Non
     Path("locked").chmod(0o700)
     assert ended.code == 1
     assert "Permission denied" in ended.err
+
+
+def test_a_device_of_no_name_is_refused_although_all_is_done(run: Any, extract: str) -> None:
+    assert run(extract).code == 0
+    assert "up to date" in run(extract).out
+    ended = run(f"{extract} --device nonsense")
+    assert ended.code == 2
+    assert "no device named 'nonsense'" in ended.err
+
+
+def test_without_downloads_no_weights_are_fetched(
+    run: Any, extract: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a download was begun")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("featpipe.backbones.architecture.fetch", refuse)
+    for command in ("extract", "finetune --epochs 1"):
+        ended = run(f"{command} --model resnet18 --dataset folder:photos --no-download")
+        assert ended.code == 1
+        assert "--weights FILE" in ended.err
+
+
+def test_a_weights_file_that_is_a_raw_pickle_is_refused_in_one_message(
+    extract: str, tmp_path: Path
+) -> None:
+    """In a process of its own: a warning is shown once."""
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps({"fc.weight": [1.0]}, protocol=4))
+    code = (
+        f"from featpipe.cli import main; main({shlex.split(extract)!r} + ['--weights', 'raw.pt'])"
+    )
+    ended = in_process(code, tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: The weights file")
+    assert "arning" not in ended.stderr
+    assert "weights_only" not in ended.stderr
 
 
 def test_no_network_and_no_weights_names_three_ways_out(tmp_path: Path) -> None:
@@ -327,16 +381,20 @@ def test_quiet_says_nothing_but_errors(run: Any, extract: str) -> None:
     assert event["status"] == "up to date"
 
 
-def test_skipped_images_end_with_1(run: Any, extract: str) -> None:
+def test_skipped_images_are_a_warning_and_under_strict_an_exit_code(run: Any, extract: str) -> None:
     Path("photos/bee/1.png").write_bytes(b"no image")
+    os.mkfifo("photos/bee/9.png")
     failed = run(extract)
     assert failed.code == 1
-    assert "photos/bee/1.png" in failed.err
+    assert "bee/9.png" in failed.err
     assert "--on-error skip" in failed.err
     skipped = run(f"{extract} --on-error skip")
-    assert skipped.code == 1
-    assert "1 skipped" in skipped.out
+    assert skipped.code == 0
+    assert "2 skipped" in skipped.out
     assert "skipped bee/1.png" in skipped.err
+    assert "warning: 2 unreadable images are left out" in skipped.err
+    assert run(f"{extract} --on-error skip --strict").code == 3
+    assert run(f"{extract} --on-error skip --strict --layer layer2").code == 3
 
 
 def test_the_workspace_comes_from_option_then_variable(

@@ -121,6 +121,10 @@ def test_a_name_that_is_not_text(tree, options):
     spec = tree("cat/1.png")
     with open(os.fsencode(tree.root / "cat") + b"/\xff.png", "wb"):
         pass
+    source = open_source(spec, "all", options)
+    assert list(source.ids) == ["cat/1.png", "cat/\\xff.png"]
+    assert "not valid text" in source.unreadable[1]
+    os.mkdir(os.fsencode(tree.root) + b"/\xff")  # this would be the name of a class
     with pytest.raises(DataError, match="not valid text") as caught:
         open_source(spec, "all", options)
     assert "\\xff" in str(caught.value)
@@ -170,8 +174,10 @@ class TestLinks:
     def test_a_link_to_nowhere(self, tree, options):
         spec = tree("cat/1.png")
         os.symlink(tree.root / "gone.png", tree.root / "cat" / "2.png")
-        with pytest.raises(DataError, match="cannot be read") as caught:
-            open_source(spec, "all", options)
+        source = open_source(spec, "all", options)
+        assert list(source.unreadable) == [1]
+        with pytest.raises(ImageError, match="does not exist") as caught:
+            source.read(1)
         assert "2.png" in str(caught.value)
 
 

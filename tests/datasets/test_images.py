@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from featpipe.datasets.images import read_image
-from featpipe.errors import ImageError
+from featpipe.datasets import images
+from featpipe.datasets.dataset import DatasetOptions
+from featpipe.datasets.images import FileSource, read_image
+from featpipe.datasets.source import Identity
+from featpipe.errors import DataError, ImageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 
@@ -342,3 +346,91 @@ def test_threads_decode_at_the_same_time(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         for number, image in enumerate(pool.map(read_image, paths)):
             np.testing.assert_array_equal(image, COLOUR + np.uint8(number))
+
+
+# --- what is hashed is what is decoded
+
+
+def files_of(folder, options):
+    names = sorted(path.name for path in folder.iterdir())
+    return FileSource(Identity("toy", "all", ("a",), names, [0] * len(names)), folder, options)
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_an_image_replaced_after_hashing_is_never_taken_for_it(
+    tmp_path, options, let_files_settle, remembered
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("1.png", "2.png"):
+        Image.fromarray(COLOUR).save(folder / name)
+    let_files_settle()
+    if remembered:
+        files_of(folder, options)
+    source = files_of(folder, options)
+    Image.fromarray(255 - COLOUR).save(tmp_path / "other.png")
+    (tmp_path / "other.png").replace(folder / "2.png")
+    np.testing.assert_array_equal(source.read(0), COLOUR)
+    with pytest.raises(DataError, match="has changed") as caught:
+        source.read(1)
+    assert not isinstance(caught.value, ImageError), "an option to skip does not skip it"
+    assert "2.png" in str(caught.value)
+    again = files_of(folder, options)
+    assert again.fingerprint != source.fingerprint
+    np.testing.assert_array_equal(again.read(1), 255 - COLOUR)
+
+
+def test_the_bytes_are_read_once(tmp_path, monkeypatch):
+    """Between two readings the file could become another."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(COLOUR).save(folder / "1.png")
+    source = files_of(folder, DatasetOptions())
+    opened = []
+    monkeypatch.setattr(
+        images, "read_regular", lambda path, most: opened.append(path) or path.read_bytes()
+    )
+    source.read(0)
+    assert opened == [folder / "1.png"]
+
+
+def test_a_file_that_could_not_be_read_has_another_fingerprint_once_it_can(tmp_path, options):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(COLOUR).save(folder / "1.png")
+    (folder / "2.png").symlink_to(tmp_path / "gone.png")
+    before = files_of(folder, options)
+    assert list(before.unreadable) == [1]
+    Image.fromarray(COLOUR).save(tmp_path / "gone.png")
+    after = files_of(folder, options)
+    assert not after.unreadable
+    assert after.fingerprint != before.fingerprint
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
+    path = tmp_path / "sparse.jpg"
+    with path.open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(ImageError, match="1099511627776 bytes"):
+        read_image(path)
+
+
+def test_a_file_without_permission_is_listed_as_unreadable(tmp_path, options, monkeypatch):
+    """As for a user who is not root, who may read everything."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("1.png", "2.png"):
+        Image.fromarray(COLOUR).save(folder / name)
+    os_open, os_access = os.open, os.access
+    secret = str(folder / "2.png")
+
+    def refuse(path, *more, **options):
+        if str(path) == secret:
+            raise PermissionError(errno.EACCES, "Permission denied", secret)
+        return os_open(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != secret and os_access(path, mode))
+    source = files_of(folder, options)
+    assert source.unreadable == {1: "The image file may not be read."}
+    np.testing.assert_array_equal(source.read(0), COLOUR)

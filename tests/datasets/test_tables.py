@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
+import sys
 import time
+import zipfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from featpipe.datasets import tables
 from featpipe.datasets.dataset import open_source, splits_of
-from featpipe.errors import DataError, UnknownNameError
+from featpipe.errors import DataError, ImageError, UnknownNameError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 2])
@@ -86,8 +92,10 @@ def test_missing_files_are_listed_with_their_lines(table, options):
 
 
 def test_a_folder_is_no_image(table, options):
-    with pytest.raises(DataError, match="missing"):
-        open_source(table("path,label\nsub,x\n"), "all", options)
+    source = open_source(table("path,label\na.png,x\nsub,x\n"), "all", options)
+    assert list(source.unreadable) == [1]
+    with pytest.raises(ImageError, match="this is a folder"):
+        source.read(1)
 
 
 def test_an_image_listed_twice(table, options):
@@ -298,3 +306,143 @@ def test_the_real_cifar_images(shared, options):
     begun = time.perf_counter()
     open_source(spec, "all", options)
     assert time.perf_counter() - begun < 1.0
+
+
+@pytest.mark.parametrize("name", ["path", "label", "split"])
+def test_two_columns_of_one_name(table, options, name):
+    spec = table(f"path,label,split,{name}\na.png,x,train,b.png\n")
+    with pytest.raises(DataError, match=f"2 columns called '{name}'"):
+        splits_of(spec, options)
+
+
+def test_a_table_that_was_made_safe_for_spreadsheets_is_read_as_it_was(table, options, tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "=1.png")
+    source = open_source(table("path,label\n'=1.png,'-cat\na.png,'cat\n"), "all", options)
+    assert list(source.ids) == ["=1.png", "a.png"]
+    assert source.classes == ("'cat", "-cat")
+    assert source.read(0).shape == (2, 2, 3)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("spec", ["csv", "npz"])
+def test_a_fifo_in_the_place_of_the_file(spec, tmp_path, options):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        open_source(f"{spec}:{tmp_path / 'fifo'}", "all", options)
+    assert "a FIFO, not a regular file" in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_among_the_images(table, options, tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    source = open_source(table("path,label\na.png,x\nfifo.png,x\n"), "all", options)
+    assert "a FIFO" in source.unreadable[1]
+
+
+@pytest.mark.parametrize("label", [100_000, 10**12, 2**63 - 1, 2**64 - 1])
+def test_labels_are_names_or_small_numbers(archive, options, label):
+    labels = np.array([0, 1, 1, label], dtype=np.uint64)
+    with pytest.raises(DataError, match="no small numbers") as caught:
+        open_source(archive(images=IMAGES, labels=labels), "all", options)
+    assert "some.npz" in str(caught.value)
+    with pytest.raises(DataError, match="name no class"):
+        open_source(archive(images=IMAGES, labels=labels, classes=["a", "b"]), "all", options)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+@pytest.mark.parametrize("array", ["classes", "ids"])
+def test_names_that_are_no_text(archive, options, array, name):
+    texts = {"classes": ["a", "b", "c"], "ids": list("wxyz")}
+    texts[array][1] = name
+    spec = archive(images=IMAGES, labels=LABELS, **{k: np.array(v) for k, v in texts.items()})
+    with pytest.raises(DataError, match=r"text|NUL|decode"):
+        open_source(spec, "all", options)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 5, 3), (4, 6, 5)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_images_that_are_not_compressed_are_mapped(tmp_path, options, shape, order):
+    images = np.asarray(IMAGES.reshape(-1)[: np.prod(shape)].reshape(shape), order=order)
+    np.savez(tmp_path / "some.npz", note=np.arange(9), images=images, labels=LABELS)
+    source = open_source(f"npz:{tmp_path / 'some.npz'}", "all", options)
+    assert isinstance(source._pixels, np.memmap)
+    for row in range(4):
+        pixels = images[row] if images.ndim == 4 else np.repeat(images[row, ..., None], 3, axis=2)
+        np.testing.assert_array_equal(source.read(row), pixels)
+
+
+def test_a_changed_byte_of_a_mapped_array_is_noticed(tmp_path, options):
+    path = tmp_path / "some.npz"
+    np.savez(path, images=IMAGES, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[content.index(IMAGES.tobytes()) + 50] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        open_source(f"npz:{path}", "all", options)
+
+
+def test_an_archive_replaced_while_it_is_read(archive, options, monkeypatch):
+    spec = archive(images=IMAGES, labels=LABELS)
+    read = tables._load
+
+    def replaced_before(file, names):
+        archive(images=255 - IMAGES, labels=LABELS)
+        return read(file, names)
+
+    monkeypatch.setattr(tables, "_load", replaced_before)
+    with pytest.raises(DataError, match="changed while it was read"):
+        open_source(spec, "all", options)
+
+
+def test_a_text_file_called_npz_brings_no_advice_to_open_it_unsafely(tmp_path, options):
+    (tmp_path / "some.npz").write_text("labels and images\n" * 99)
+    with pytest.raises(DataError) as caught:
+        open_source(f"npz:{tmp_path / 'some.npz'}", "all", options)
+    assert "pickle" not in str(caught.value)
+
+
+BOUNDED = """
+import resource, sys
+import numpy as np
+import psutil
+from featpipe.datasets.dataset import DatasetOptions, open_source
+from featpipe.errors import DataError
+bound = psutil.Process().memory_info().data + (100 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+try:
+    source = open_source(f"npz:{sys.argv[1]}", "all", DatasetOptions())
+    print(len(source), source.read(len(source) - 1).shape)
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("shape", "compression", "expected"),
+    [
+        ((256, 1024, 1024), zipfile.ZIP_DEFLATED, "'images' is too large to be unpacked"),
+        ((256, 1024, 1024), zipfile.ZIP_STORED, "256 (1024, 1024, 3)"),
+        ((30_000_000, 1, 1), zipfile.ZIP_DEFLATED, "has too many rows"),
+    ],
+    ids=["compressed", "mapped", "many rows"],
+)
+def test_a_quarter_of_a_gigabyte_in_a_process_that_may_have_a_tenth(
+    tmp_path, shape, compression, expected
+):
+    path, left = tmp_path / "bomb.npz", math.prod(shape)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    block = bytes(1 << 24)
+    with zipfile.ZipFile(path, "w", compression, compresslevel=1) as archive:
+        with archive.open("images.npy", "w") as entry:
+            np.lib.format.write_array_header_1_0(entry, header)
+            while left:
+                left -= entry.write(block[: min(left, len(block))])
+        with archive.open("labels.npy", "w") as entry:
+            np.lib.format.write_array(entry, np.zeros(shape[0], np.uint8))
+    ended = subprocess.run(
+        [sys.executable, "-c", BOUNDED, path], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert expected in ended.stdout
+    if "large" in expected:
+        assert "268 MB" in ended.stdout

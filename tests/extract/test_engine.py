@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ import torch
 from PIL import Image
 
 from featpipe.backbones import load_backbone
+from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import ImageError, StoreError, UnknownNameError, UsageError
+from featpipe.errors import DataError, ImageError, StoreError, UnknownNameError, UsageError
 from featpipe.extract import Extract
 from featpipe.extract.engine import ExtractOptions, extract_source
 from featpipe.progress import Event, Progress
@@ -305,7 +307,7 @@ def test_fail_keeps_the_rows_so_far_and_says_what_to_do(extract: Any, broken: Pa
 def test_skip_says_so_everywhere(extract: Any, broken: Path, extract_whole: np.ndarray) -> None:
     outcome = extract(dataset=f"folder:{broken}", on_error="skip")
     store = only_store(outcome)
-    assert outcome.exit_code == 1
+    assert outcome.exit_code == 0
     assert "2 skipped" in outcome.message
     assert outcome.facts["stores"][0]["skipped"] == ["bee/2.png", "cät/0.png"]
     assert {store.ids[row] for row in store.skipped} == {"bee/2.png", "cät/0.png"}
@@ -314,7 +316,9 @@ def test_skip_says_so_everywhere(extract: Any, broken: Path, extract_whole: np.n
     rest = store.usable
     np.testing.assert_allclose(store.features()[rest], extract_whole[rest], rtol=1e-4, atol=1e-5)
     again = extract(dataset=f"folder:{broken}", on_error="skip")
-    assert (again.status, again.exit_code) == ("up to date", 1)
+    assert (again.status, again.exit_code) == ("up to date", 0)
+    strictly = extract(dataset=f"folder:{broken}", on_error="skip", strict=True)
+    assert (strictly.status, strictly.exit_code) == ("up to date", 3)
 
 
 @pytest.fixture
@@ -322,6 +326,57 @@ def extract_whole(weights: Path, photos: Path, tmp_path: Path) -> np.ndarray:
     backbone = load_backbone(images.MODEL, str(weights), device="cpu")
     source = open_source(f"folder:{photos}", "all", DatasetOptions())
     return extract_source(source, backbone, tmp_path / "whole.h5").features()
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """Return a folder with everything that is no readable file, called like an image."""
+    folder = images.photo_folder(tmp_path / "odd")
+    os.mkfifo(folder / "ant" / "fifo.png")
+    (folder / "ant" / "loop.png").symlink_to("loop.png")
+    (folder / "ant" / "nowhere.png").symlink_to("gone.png")
+    (folder / "bee" / "device.png").symlink_to("/dev/zero")
+    (folder / "bee" / "cut.png").write_bytes((folder / "bee" / "0.png").read_bytes()[:50])
+    bomb = bytearray((folder / "bee" / "1.png").read_bytes())
+    bomb[16:24] = struct.pack(">II", 99_999, 99_999)
+    (folder / "bee" / "bomb.png").write_bytes(bomb)
+    with open(os.fsencode(folder / "cät") + b"/\xff.png", "wb") as stream:
+        stream.write((folder / "cät" / "0.png").read_bytes())
+    return folder
+
+
+@pytest.mark.timeout(120)
+def test_everything_unreadable_is_skipped_or_named(extract: Any, odd: Path) -> None:
+    with pytest.raises(ImageError, match="5 of 19 images could not be read") as caught:
+        extract(dataset=f"folder:{odd}")
+    assert caught.value.details["where"] == "ant/fifo.png"
+    assert "--on-error skip" in caught.value.details["next"]
+    assert not list(odd.parent.rglob("*.h5*")), "nothing was embedded for it"
+    outcome = extract(dataset=f"folder:{odd}", on_error="skip")
+    assert outcome.facts["stores"][0]["skipped"] == [
+        "ant/fifo.png", "ant/loop.png", "ant/nowhere.png",
+        "bee/bomb.png", "bee/cut.png", "bee/device.png", "cät/\\xff.png",
+    ]  # fmt: skip
+    assert "not valid text" in only_store(outcome).skipped[18]
+    assert extract(dataset=f"folder:{odd}", on_error="skip").status == "up to date"
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_an_image_that_is_not_that_of_the_fingerprint_ends_the_run(
+    extract: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str
+) -> None:
+    """It is replaced after all were hashed and before it is read."""
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    prepare = Preprocessing.prepare
+
+    def replace_the_last(self: Preprocessing, image: np.ndarray) -> torch.Tensor:
+        shutil.copy(photos / "ant" / "0.png", folder / "cät" / "3.png")
+        return prepare(self, image)
+
+    monkeypatch.setattr(Preprocessing, "prepare", replace_the_last)
+    with pytest.raises(DataError, match="has changed"):
+        extract(dataset=f"folder:{folder}", on_error=on_error, workers=1, batch_size=1)
+    assert not list(tmp_path.rglob("*.h5"))
 
 
 def test_what_was_skipped_is_refused_where_skipping_was_not_asked_for(

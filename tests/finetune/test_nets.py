@@ -155,3 +155,10 @@ def test_untrained_networks_take_no_weights(weights):
 def test_only_models_of_timm_have_an_argument():
     with pytest.raises(UnknownNameError, match="resnet9:5"):
         load_trunk("resnet9:5")
+
+
+def test_timm_fetches_nothing_where_downloads_are_forbidden(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(UsageError, match="fetches its weights itself") as caught:
+        load_trunk("timm:resnet18", download=False)
+    assert "--weights none" in str(caught.value)

@@ -103,7 +103,9 @@ def test_an_image_that_cannot_be_read_may_be_left_out(make_step, context, tmp_pa
         step.run(context)
     assert "--on-error skip" in str(caught.value)
     outcome = step.replace(on_error="skip").run(context)
+    assert outcome.exit_code == 0
     assert Result.load(outcome.paths[0]).protocol["n_test"] == 2
+    assert step.replace(on_error="skip", strict=True).run(context).exit_code == 3
     with pytest.raises(ImageError, match="1 of 12 images"):
         step.replace(force=True).run(context)
 

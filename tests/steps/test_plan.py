@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models as resnet_models
 
-from featpipe.errors import MissingExtraError, RecipeError, UsageError
+from featpipe.errors import MissingExtraError, RecipeError, UsageError, WeightsError
 from featpipe.steps import Context
 from featpipe.steps.plan import Plan
 from featpipe.steps.recipe import parse_recipe
@@ -196,3 +199,35 @@ def test_an_extra_that_is_missing_is_found_before_anything_runs(plan_of, monkeyp
     text = "  - {step: finetune, model: resnet18, dataset: stl10, loss: [cross-entropy, triplet:1]}"
     with pytest.raises(MissingExtraError, match="pytorch_metric_learning"):
         plan_of(EXTRACT + "  - step: svm\n" + text)
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save], ids=["safetensors", "pt"])
+def test_weights_of_another_resnet_are_refused_before_anything_runs(plan_of, tmp_path, save):
+    files = {}
+    for model in ("resnet18", "resnet50"):
+        with torch.device("meta"):
+            names = resnet_models.get_model(model).state_dict()
+        suffix = "safetensors" if save is save_file else "pt"
+        files[model] = tmp_path / f"{model}.{suffix}"
+        save({name: torch.zeros(1) for name in names}, files[model])  # names are all that counts
+    crossed = (
+        "  - step: extract\n    dataset: digits\n    model: [resnet18, resnet50]\n"
+        f"    weights: ['{files['resnet18']}', '{files['resnet50']}']\n"
+    )
+    with pytest.raises(WeightsError, match="no weights of resnet18") as caught:
+        plan_of(crossed)
+    assert "2 blocks of 2" in str(caught.value)
+    assert "6 blocks of 3" in str(caught.value)
+    assert "under each" in str(caught.value)
+    each = "\n".join(f"      - {{model: {m}, weights: '{files[m]}'}}" for m in files)
+    paired = f"  - step: extract\n    dataset: digits\n    each:\n{each}\n"
+    assert len(plan_of(paired).tasks) == 2
+
+
+def test_a_damaged_weights_file_is_left_to_the_task_that_reads_it(plan_of, tmp_path):
+    for content in (b"", b"{", bytes(99), b"PK\3\4" + bytes(99)):
+        (tmp_path / "w.safetensors").write_bytes(content)
+        step = (
+            f"step: extract, dataset: digits, model: resnet18, weights: '{tmp_path}/w.safetensors'"
+        )
+        assert plan_of(f"  - {{{step}}}").tasks

@@ -1,0 +1,63 @@
+"""Reading files that somebody else has named: only regular ones, and never more than is asked for.
+
+A FIFO waits for a writer that may never come, a device may have no end, and opening one may do
+something; so a path that a user, a folder or a table gives is opened here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from io import BufferedReader
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading bytes; links are followed.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened or is something else, which ``strerror`` names.
+    """
+    check_regular(path, os.stat(path))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    try:
+        check_regular(path, os.fstat(handle))  # another may have taken its place meanwhile
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: str | os.PathLike[str], most_bytes: int) -> bytes:
+    """Return the content of a regular file, whose size is checked before it is read.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, is something else, or is larger.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most_bytes:
+            why = f"it has {size} bytes, at most {most_bytes} are read"
+            raise OSError(errno.EFBIG, why, os.fspath(path))
+        return stream.read(size)
+
+
+def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    """Raise OSError unless a file is a regular one."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", os.fspath(path))
