@@ -61,7 +61,8 @@ def _unusable(
     """
     places = {store.path.parent for store in fitting}
     found = {Path(error.details["where"]): error.what for error in damaged}
-    found |= dict.fromkeys(folder.rglob("*.h5.partial"), "The feature store is unfinished.")
+    unfinished = [path for path in folder.rglob("*.h5.partial") if path.is_file()]
+    found |= dict.fromkeys(unfinished, "The feature store is unfinished.")
     missing: dict[str, StoreError] = {}
     for path, what in sorted(found.items()):
         asked = (

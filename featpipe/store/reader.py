@@ -249,6 +249,7 @@ def scan_stores(
 
 def _check_beginning(path: Path) -> None:
     """Refuse, before HDF5 sees it, a file that is no store, cut off, or longer than it was."""
+    _require(path.is_file() or path.is_dir() or not path.exists(), "it is no regular file")
     with path.open("rb") as file:
         head = file.read(48)
     if head.startswith(b"featpipe feature store\n"):

@@ -328,7 +328,7 @@ def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
                 conform("skipped", list(facts["skipped"].values()), [str])
             except ValueError:
                 return
-            if facts["n_bytes"] > size - file.tell() or facts["first"] != n_rows:
+            if not 0 <= facts["n_bytes"] <= size - file.tell() or facts["first"] != n_rows:
                 return
             rows = file.read(facts["n_bytes"])
             if hashlib.sha256(rows).hexdigest() != facts["sha256"]:

@@ -148,6 +148,8 @@ def renamed_unfinished(path: Path) -> None:
         (another_schema, "another schema"),
         (of_featpipe_0_1, "written by featpipe 0.1"),
         (unfinished, "unfinished"),
+        (os.mkfifo, "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
         (renamed_unfinished, "not a sealed feature store"),
         (
             lambda path: path.write_bytes(stores.sealed(path).path.read_bytes()[:-1]),
