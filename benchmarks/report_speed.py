@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from featpipe import fingerprint
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.evaluation.assemble import MethodOutput, SplitPredictions, build_result, save_result
 from featpipe.evaluation.protocol import RowSet, Split
@@ -54,6 +53,7 @@ def make_store(root: Path, images: int, classes: int) -> FeatureStore:
         "dataset": {**dataset, "fingerprint": source.fingerprint},
         "backbone": {"model": "made up", "weights": {}},
         "layers": ["avgpool"],
+        "dtype": "float32",
     }
     content = StoreContent(
         ids=list(source.ids),
@@ -62,14 +62,14 @@ def make_store(root: Path, images: int, classes: int) -> FeatureStore:
         shapes={"avgpool": (DIMS,)},
         dtype="float32",
         manifest=manifest,
-        fingerprint=fingerprint.of_mapping(manifest),
     )
     centres = rng.normal(size=(classes, DIMS)).astype(np.float32)
     with StoreWriter(root / "made.h5", content) as writer:
         for rows in np.array_split(labels, 16):
             noise = 3 * rng.standard_normal((len(rows), DIMS), dtype=np.float32)
             writer.append({"avgpool": centres[rows] + noise})
-        return writer.seal({"created": "2024-01-01", "seconds": 1.0, "source": {"dataset": spec}})
+        run = {"created": "2024-01-01", "seconds": 1.0, "images_per_s": images / 1.0}
+        return writer.seal({**run, "source": {"dataset": spec}})
 
 
 def make_results(root: Path, store: FeatureStore, methods: int) -> None:

@@ -92,6 +92,20 @@ class FileHashes:
             self._remember(fresh)  # so that an interrupted look at many files can be continued
         return digests
 
+    def part(self, path: Path, name: str, compute: Callable[[], str]) -> str:
+        """Return the digest of a part of a file: what ``compute`` gave, if that is remembered.
+
+        ``name`` tells the parts of a file apart, and from the names of :mod:`hashlib`.
+        """
+        began, stat = time.time_ns(), path.stat()
+        stamp = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest = self._known(name).get(stamp)
+        if digest is None:
+            digest = compute()
+            if began - stat.st_ctime_ns > _CLOCK_TICK_NS:
+                self._remember([(*stamp, name, digest)])
+        return digest
+
     def one(self, path: Path, algorithm: str = "sha256") -> str:
         """Return the hex digest of one file."""
         return self.many([path], algorithm)[0]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from featpipe import fingerprint
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.store.writer import read_blocks
 
@@ -33,7 +32,9 @@ def content(
         },
         "backbone": {"model": "toynet", "weights": {"name": "none"}},
         "layers": ["avgpool"],
-        "dtype": "float32",
+        "dtype": settings.get("dtype", "float32"),
+        "dims": dims,
+        "n_logits": n_logits,
     }
     shapes: dict[str, tuple[int, ...]] = {"avgpool": (dims,)}
     source = None
@@ -47,7 +48,6 @@ def content(
         shapes=shapes,
         dtype=settings.pop("dtype", "float32"),
         manifest=manifest,
-        fingerprint=fingerprint.of_mapping({**manifest, "dims": dims, "n_logits": n_logits}),
         source_classes=source,
         **settings,
     )

@@ -161,8 +161,8 @@ def info(session: Session, path: Path) -> None:
         "skipped": {found.ids[row]: reason for row, reason in found.skipped.items()},
         "classes": list(found.classes),
         "folds": len(found.folds),
-        "layers": {name: list(found.features(name).shape) for name in found.layers},
-        "logits": None if found.logits is None else list(found.logits.shape),
+        "layers": {name: [len(found), *found.shapes[name]] for name in found.layers},
+        "logits": [len(found), *found.shapes["logits"]] if "logits" in found.shapes else None,
         "bytes": found.n_bytes,
         "manifest": found.manifest,
         "run": found.run,
@@ -176,7 +176,8 @@ def info(session: Session, path: Path) -> None:
 @with_session
 def verify(session: Session, paths: tuple[Path, ...]) -> None:
     """Read stores completely and compare them with their digests; all of them by default."""
-    found = paths or tuple(sorted(session.workspace.features.rglob("*.h5")))
+    folders = session.workspace.features, session.workspace.activations
+    found = paths or tuple(path for folder in folders for path in sorted(folder.rglob("*.h5")))
     broken = []
     for path in found:
         try:

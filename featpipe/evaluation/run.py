@@ -264,7 +264,7 @@ def disputed_rows(label_map: LabelMap, splits: list[Split], policy: str) -> list
 
 def load_map(step: Zeroshot, store: FeatureStore) -> LabelMap:
     """Return the label map that a step names, or the one that fits the dataset's classes."""
-    if store.logits is None or store.source_classes is None:
+    if LOGITS not in store.shapes or store.source_classes is None:
         raise StoreError(
             "The store holds no logits: its backbone has no classifier with named classes.",
             where=store.path,

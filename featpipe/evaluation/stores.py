@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from featpipe.backbones import MODELS
-from featpipe.datasets import DATASETS, short_name
+from featpipe.datasets import DATASETS, short_name, slug
 from featpipe.errors import StoreError, UsageError, did_you_mean
+from featpipe.fingerprint import FileHashes
 from featpipe.probes.base import Evaluation, canonical_model
-from featpipe.steps import Context
+from featpipe.steps import Context, grammar
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import FeatureStore, scan_stores
+from featpipe.store.writer import unfinished_manifest
 
 _TEST_SPLITS = ("test", "val", "valid", "validation")
 _UNLABELLED = "unlabeled"  # STL-10's name of it
@@ -23,29 +27,78 @@ def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, Fea
     Raises
     ------
     StoreError
-        If no store fits.
+        If no store fits, or one that belongs to those that do is damaged or unfinished: without
+        it, other rows would be trained or tested.
     UsageError
         If several do, or the stores that the step names do not belong together.
     """
+    hashes, folder = FileHashes(context.workspace.hashes), context.workspace.features
     if step.train is not None:
-        return _open_named(step, step.train)
-    stores, damaged = scan_stores(context.workspace.features)
-    for error in damaged:
-        context.progress.note(f"ignored: {error}")
+        return _open_named(step, step.train, hashes)
+    stores, damaged = scan_stores(folder, hashes)
     asked = [store for store in stores if _is_asked_for(store, step)]
     fitting = [store for store in asked if step.layer in (None, *_layers(store))]
-    if not fitting:
-        raise _none_fits(step, stores, asked, context.workspace.features)
-    shared = [{**s.manifest, "dataset": s.manifest["dataset"]["name"]} for s in fitting]
+    unusable = _unusable(step, fitting, damaged, folder)
+    if not (fitting or unusable):
+        raise _none_fits(step, stores, asked, folder)
+    shared = [_apart_from_split(store.manifest) for store in fitting]
     if any(one != shared[0] for one in shared):  # they differ in more than the split
         raise _several_fit(fitting, any_layer=step.layer is None)
-    return train_and_test(fitting)
+    chosen = train_and_test(fitting, unusable, step.protocol)
+    ignored = {error.details["where"]: error for error in (*damaged, *unusable.values())}
+    for error in ignored.values():
+        context.progress.note(f"ignored: {error}")
+    return chosen
 
 
-def _open_named(step: Evaluation, path: Path) -> tuple[FeatureStore, FeatureStore | None]:
+def _unusable(
+    step: Evaluation, fitting: Sequence[FeatureStore], damaged: Sequence[StoreError], folder: Path
+) -> dict[str, StoreError]:
+    """Return, by split, the error for each store that belongs to the fitting ones and is unusable.
+
+    A damaged store is known by its place, ``DATASET/MODEL/SPLIT-….h5``, an unfinished one by its
+    manifest, too. A split of which another store fits is not missing.
+    """
+    places = {store.path.parent for store in fitting}
+    found = {Path(error.details["where"]): error.what for error in damaged}
+    unfinished = [path for path in folder.rglob("*.h5.partial") if path.is_file()]
+    found |= dict.fromkeys(unfinished, "The feature store is unfinished.")
+    missing: dict[str, StoreError] = {}
+    for path, what in sorted(found.items()):
+        asked = (
+            (step.dataset is None or slug(short_name(step.dataset)) == path.parent.parent.name)
+            and (step.model is None or canonical_model(step.model) == path.parent.name)
+            and (not places or path.parent in places)
+        )
+        manifest = unfinished_manifest(path) if path.suffix == ".partial" else None
+        if manifest is not None:
+            alike = _apart_from_split(manifest)
+            asked = asked and all(_apart_from_split(store.manifest) == alike for store in fitting)
+            asked = asked and step.layer in (None, LOGITS, *manifest["layers"])
+        split = re.sub(r"(-[0-9a-f]+)?\.h5(\..*)?$", "", path.name)
+        if asked and split not in {slug(store.manifest["dataset"]["split"]) for store in fitting}:
+            command = f"featpipe extract --model {path.parent.name} --dataset "
+            command += step.dataset or (_dataset(fitting[0]) if fitting else "DATASET")
+            again = command if path.suffix == ".partial" else f"rm {str(path)!r}; {command}"
+            missing[split] = StoreError(
+                f"The store of the {split} rows, {path.name}, cannot be used: {what}",
+                where=path,
+                next_step=f"extract it again: {again}; or, to do without its rows, "
+                "name the store (--train FILE) or a protocol (--protocol holdout:0.2)",
+            )
+    return missing
+
+
+def _apart_from_split(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {**manifest, "dataset": manifest["dataset"]["name"]}
+
+
+def _open_named(
+    step: Evaluation, path: Path, hashes: FileHashes
+) -> tuple[FeatureStore, FeatureStore | None]:
     """Open the stores that the user named; a wrong pair would give numbers all the same."""
-    train = FeatureStore(path)
-    test = None if step.test is None else FeatureStore(step.test)
+    train = FeatureStore(path, hashes)
+    test = None if step.test is None else FeatureStore(step.test, hashes)
     for store in (train, test):
         if store is not None and not _is_asked_for(store, step):
             raise UsageError(
@@ -77,26 +130,39 @@ def open_train_and_test(paths: Sequence[Path]) -> tuple[FeatureStore, FeatureSto
     return train_and_test([FeatureStore(path) for path in paths])
 
 
-def train_and_test(group: Sequence[FeatureStore]) -> tuple[FeatureStore, FeatureStore | None]:
-    """Return the stores of the training and of the test rows out of those of one extraction."""
+def train_and_test(
+    group: Sequence[FeatureStore],
+    unusable: Mapping[str, StoreError] | None = None,
+    protocol: str = "auto",
+) -> tuple[FeatureStore, FeatureStore | None]:
+    """Return the stores of the training and of the test rows out of those of one extraction.
+
+    ``unusable`` are further stores of it, by split, that would be chosen from if they were whole;
+    one that would have been chosen is raised, unless the ``protocol`` does not look at it.
+    """
     by_split: dict[str, FeatureStore] = {}
     for store in group:
         split = store.manifest["dataset"]["split"]
         if by_split.setdefault(split, store) is not store:
             raise _several_fit([by_split[split], store])
-    by_split.pop(_UNLABELLED, None)
-    tests = [by_split.pop(name) for name in _TEST_SPLITS if name in by_split]
-    trains = [by_split["train"]] if "train" in by_split else list(by_split.values())
-    if not (trains or tests):
+    missing = unusable or {}
+    splits = [split for split in {**by_split, **missing} if split != _UNLABELLED]
+    tests = [split for split in _TEST_SPLITS if split in splits]
+    trains = ["train"] if "train" in splits else [split for split in splits if split not in tests]
+    if not splits:
         raise StoreError(
             "There are only unlabelled rows: nothing can be trained or tested on them.",
             next_step="extract a labelled split, too",
         )
-    if len(trains) > 1:
-        raise _several_fit(trains)
     if not trains:  # only a test split was extracted: its rows are all there is
-        return tests[0], None
-    return trains[0], tests[0] if tests else None
+        trains, tests = tests[:1], []
+    kind, _ = grammar.protocol(protocol)
+    for split in [*trains, *(tests[:1] if kind not in ("kfold", "holdout") else [])]:
+        if split in missing:
+            raise missing[split]
+    if len(trains) > 1:
+        raise _several_fit([by_split[split] for split in trains])
+    return by_split[trains[0]], by_split.get(tests[0]) if tests else None
 
 
 # What a store is, and what is said where none or several fit.

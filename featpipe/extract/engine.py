@@ -24,11 +24,13 @@ from featpipe.datasets.dataset import splits_of
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
 from featpipe.extract.step import EXTRACTION_VERSION
+from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Status
 from featpipe.store import LOGITS, FeatureStore, StoreContent, StoreWriter, scan_stores
 from featpipe.store.layout import JOURNAL
+from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +80,11 @@ class Extraction:
         return [self.images.open(split, options) for split in splits]
 
     @cached_property
+    def hashes(self) -> FileHashes:
+        """Which arrays of stores were compared with their digests."""
+        return FileHashes(self.context.workspace.hashes)
+
+    @cached_property
     def embedder(self) -> Embedder:
         """What embeds them."""
         return self.open_embedder()
@@ -95,7 +102,7 @@ class Extraction:
                 content = content_of(source, self.embedder, self.options)
                 path = self.folder / f"{slug(source.split)}-{content.fingerprint[:12]}.h5"
                 if path.exists():
-                    store = FeatureStore(path)
+                    store = FeatureStore(path, self.hashes)
                 else:
                     record: dict[str, Any] = {"request": self.request} if self.request else {}
                     record |= {"command": self.context.command, "source": self.images.as_dict()}
@@ -105,6 +112,8 @@ class Extraction:
                         source, self.embedder, path, self.options, record, progress
                     )
                     self.fresh += 1
+            else:
+                remove_leftovers(store.path)
             if self.options.on_error == "fail":
                 _refuse_skipped(store.ids, store.skipped)
             stores.append(store)
@@ -114,15 +123,28 @@ class Extraction:
         """Return the store that the same request made from the same images; torch is not needed."""
         if self.request is None:
             return None
-        for path in sorted(self.folder.glob(f"{slug(source.split)}-*.h5")):
+        for path in self._files(source):
             try:
-                store = FeatureStore(path)
+                store = FeatureStore(path, self.hashes)
             except StoreError:
                 continue  # perhaps of other options; if it is ours, its name says so later
             same_images = store.manifest["dataset"] == _dataset_identity(source)
             if same_images and store.run.get("request") == self.request:
                 return store
         return None
+
+    def _files(self, source: ImageSource, ending: str = ".h5") -> list[Path]:
+        return sorted(self.folder.glob(f"{slug(source.split)}-*{ending}"))
+
+    def _damaged(self, source: ImageSource) -> list[str]:
+        """Return what in the place of a split's stores cannot be opened, perhaps ours."""
+        damaged = []
+        for path in self._files(source):
+            try:
+                FeatureStore(path)
+            except StoreError as error:
+                damaged.append(f"{path.name}: {error.what}")
+        return damaged
 
     def status(self) -> Status:
         """Return which stores exist and, if a similar one was made, what the others will take."""
@@ -136,7 +158,9 @@ class Extraction:
             paths = tuple(store.path for _, store in found if store is not None)
             return Status(True, "stores are there", key, paths)
         why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
-        unfinished = [p for s in missing for p in self.folder.glob(f"{slug(s.split)}-*.h5.partial")]
+        if damaged := [text for source in missing for text in self._damaged(source)]:
+            why += f"; cannot be used: {', '.join(damaged)}"
+        unfinished = [path for s in missing for path in self._files(s, ".h5.partial")]
         if not all(path.with_suffix(JOURNAL).exists() for path in unfinished):
             why += "; continues an unfinished store"
 
@@ -146,10 +170,10 @@ class Extraction:
         wanted = kind(self.request or {})
         stores, _ = scan_stores(self.context.workspace.features)
         alike = [s for s in stores if len(s) and kind(s.run.get("request", {})) == wanted]
-        if not alike:
+        last = max(alike, key=lambda store: store.run["created"], default=None)
+        if last is None or not (per_s := last.run["images_per_s"]):
             return Status(False, why, key)
-        last = max(alike, key=lambda store: store.run["created"])
-        images, per_s = sum(map(len, missing)), last.run["images_per_s"]
+        images = sum(map(len, missing))
         basis = f"(at {per_s:g} images/s, as before)"
         n_bytes = images * (last.n_bytes / len(last))
         return Status(False, why, key, (), images / per_s, n_bytes, basis)
@@ -235,7 +259,6 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
         shapes=shapes,
         dtype=options.dtype,
         manifest=manifest,
-        fingerprint=fingerprint.of_mapping(manifest),
         folds=source.folds,
         source_classes=None if named is None else (named.ids, named.names),
     )

@@ -205,7 +205,7 @@ class Extract(ImageStep):
                 "fingerprint": store.fingerprint,
                 "images": len(store),
                 "skipped": [store.ids[row] for row in sorted(store.skipped)],
-                "layers": {name: list(store.features(name).shape[1:]) for name in store.layers},
+                "layers": {name: list(store.shapes[name]) for name in store.layers},
             }
             facts.append(
                 fact | {key: store.run[key] for key in ("seconds", "images_per_s", "shares")}

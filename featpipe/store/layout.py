@@ -14,10 +14,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.fingerprint import of_mapping
 from featpipe.steps.grammar import LOGITS
 
 SCHEMA_VERSION = 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Of the JSON text of a record, about ten million ids; more is not read into memory.
+MAX_RECORD_BYTES = 1 << 29
 # Ending of the second file that featpipe 0.1 had beside a store while it wrote it.
 JOURNAL = ".journal"
 
@@ -32,10 +35,14 @@ class StoreContent:
     shapes: Mapping[str, tuple[int, ...]]  # of one row: {"avgpool": (2048,), "logits": (1000,)}
     dtype: str  # of the features: float32, float16 or uint8; logits are always float32
     manifest: Mapping[str, Any]  # everything that changes the numbers
-    fingerprint: str  # of the manifest
     folds: tuple[NDArray[np.int64], ...] = ()  # training folds that the dataset prescribes
     # Ids and names: what the columns of the logits mean.
     source_classes: tuple[Sequence[str], Sequence[str]] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What names the store: the fingerprint of the manifest."""
+        return of_mapping(self.manifest)
 
     @property
     def row_dtype(self) -> np.dtype[Any]:

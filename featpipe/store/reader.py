@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
+from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.steps.grammar import LOGITS
 from featpipe.store.layout import (
     HDF5_SIGNATURE,
     JOURNAL,
+    MAX_RECORD_BYTES,
     SCHEMA_VERSION,
     hdf5_size,
     partial_path,
@@ -27,15 +29,23 @@ from featpipe.store.layout import (
 
 _READ_BYTES = 1 << 22
 _LOGITS = f"features/{LOGITS}"
-_KINDS: dict[str, Any] = {
-    **dict.fromkeys(("manifest", "run", "skipped", "digests"), dict),
-    **dict.fromkeys(("ids", "classes", "folds"), list),
+# What a record holds: values of a type, lists of one kind, mappings with at least these keys.
+SCHEMA: dict[str, Any] = {
     "fingerprint": str,
-    "source_classes": (list, type(None)),
+    "manifest": {
+        "dataset": {"name": str, "split": str, "images": int, "fingerprint": str},
+        "backbone": {"model": str},
+        "layers": [str],
+        "dtype": str,
+    },
+    "ids": [str],
+    "classes": [str],
+    "folds": [[int]],
+    "skipped": {"rows": [int], "reasons": [str]},
+    "run": {"created": str, "seconds": float, "images_per_s": float},
+    "digests": dict,
 }
-# Types and numbers of dimensions that an array may have.
-_FEATURE_TYPES = (("float32", "float16", "uint8"), range(2, 9))
-_TYPES = {"labels": (("int64",), (1,)), _LOGITS: (("float32",), (2,))}
+_FEATURE_TYPES = ("float32", "float16", "uint8")
 
 
 class ArrayExtent(NamedTuple):
@@ -52,11 +62,14 @@ class FeatureStore:
     """A sealed feature store, read-only.
 
     Everything but the feature arrays is read at once and the file closed again; feature arrays
-    are memory-mapped, so worker processes share them and nothing is copied.
+    are memory-mapped, so worker processes share them and nothing is copied. The first look at an
+    array compares it with its digest.
 
     Parameters
     ----------
     path : str or Path
+    hashes : FileHashes, optional
+        Remembers which arrays were compared, so that the next process need not read them for it.
 
     Attributes
     ----------
@@ -65,6 +78,8 @@ class FeatureStore:
     classes : tuple of str
     layers : tuple of str
         In the order in which they were asked for.
+    shapes : dict of str to tuple of int
+        Shape of one row of each layer, and of the logits where there are any.
     folds : tuple of ndarray of int64
     source_classes : tuple of (ids, names) or None
         Meaning of the columns of the logits.
@@ -79,48 +94,37 @@ class FeatureStore:
         If the file is missing, unfinished, damaged or of another schema.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], hashes: FileHashes | None = None) -> None:
         self.path = Path(path)
+        self._hashes = hashes or FileHashes()
+        self._intact: set[str] = set()
         with _translate_errors(self.path):
             _check_beginning(self.path)
             with h5py.File(self.path, "r", locking=False) as file:
                 record = _read_record(file, self.path)
-                self._arrays = {
-                    name: _extent(file, name, sha256) for name, sha256 in record["digests"].items()
-                }
+                self._arrays = _extents(file, record)
             self.labels: NDArray[np.int64] = np.array(self._map("labels"))
-            self._take(record)
-
-    def _take(self, record: dict[str, Any]) -> None:
-        """Take over the record after checking it against itself and the arrays."""
-        n = len(self.labels)
+            _require(self._digest("labels") == self._arrays["labels"].sha256, "labels changed")
         self.fingerprint: str = record["fingerprint"]
         self.manifest: dict[str, Any] = record["manifest"]
         self.run: dict[str, Any] = record["run"]
-        self.ids = _texts("ids", record["ids"])
-        dataset = self.manifest.get("dataset")
-        _require(isinstance(dataset, dict), "manifest names no dataset")
-        images = self.manifest["dataset"].get("images", n)
-        _require(len(self.ids) == n == images, f"{n} labels, {len(self.ids)} ids, {images} images")
-        self.classes = tuple(_texts("classes", record["classes"]))
-        in_range = bool(((self.labels >= -1) & (self.labels < len(self.classes))).all())
-        _require(in_range and not self._changed("labels"), "the content of labels changed")
-        rows = _rows("skipped", record["skipped"].get("rows"), n).tolist()
-        reasons = _texts("skipped", record["skipped"].get("reasons"))
-        self.skipped = dict(zip(rows, reasons, strict=True))
-        self.folds = tuple(_rows("folds", rows, n) for rows in record["folds"])
-        self.layers = tuple(_texts("layers", self.manifest.get("layers")))
-        for name in [f"features/{layer}" for layer in self.layers] or ["features"]:
-            _require(name in self._arrays, f"it has no {name}")
-        for name, array in self._arrays.items():
-            _require(array.shape[0] == n, f"{name} has shape {array.shape} for {n} images")
+        self.ids: list[str] = record["ids"]
+        self.classes: tuple[str, ...] = tuple(record["classes"])
+        self.layers: tuple[str, ...] = tuple(self.manifest["layers"])
+        self.shapes = {
+            name.removeprefix("features/"): array.shape[1:]
+            for name, array in self._arrays.items()
+            if name != "labels"
+        }
+        skipped = record["skipped"]
+        self.skipped: dict[int, str] = dict(zip(skipped["rows"], skipped["reasons"], strict=True))
+        self.folds = tuple(np.array(rows, dtype=np.int64) for rows in record["folds"])
         self.source_classes: tuple[list[str], list[str]] | None = None
-        if source := record["source_classes"]:
-            ids, *names = (_texts("source_classes", texts) for texts in source)
-            columns = self._arrays[_LOGITS].shape[1] if _LOGITS in self._arrays else len(ids)
-            fit = [len(ids), *map(len, names)] == [columns, columns]
-            _require(fit, "source_classes do not fit the logits")
-            self.source_classes = ids, names[0]
+        if record["source_classes"] is not None:
+            self.source_classes = tuple(record["source_classes"])
+        with _translate_errors(self.path):
+            in_range = ((self.labels >= -1) & (self.labels < len(self.classes))).all()
+            _require(bool(in_range), "labels are of no class")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -156,26 +160,32 @@ class FeatureStore:
         ------
         UnknownNameError
             If the store does not hold the layer.
+        StoreError
+            If its content is not what was sealed.
         """
         layer = layer or self.layers[0]
-        held = dict.fromkeys((*self.layers, *([LOGITS] if _LOGITS in self._arrays else [])))
-        if layer not in held:
-            hint = did_you_mean(layer, held)
+        if layer not in self.shapes:
+            hint = did_you_mean(layer, self.shapes)
             raise UnknownNameError(
                 f"The store holds no layer {layer!r}.",
-                known=held,
+                known=self.shapes,
                 where=self.path,
                 next_step=f"{hint} or extract it: featpipe extract … --layer {layer}"
                 if hint
                 else f"featpipe extract … --layer {layer}",
             )
+        name = f"features/{layer}"
         with _translate_errors(self.path):
-            return self._map(f"features/{layer}")
+            if name not in self._intact:
+                digest = self._hashes.part(self.path, name, lambda: self._digest(name))
+                _require(digest == self._arrays[name].sha256, f"the content of {name} changed")
+                self._intact.add(name)
+            return self._map(name)
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
         """Logits of the backbone's own classifier, of shape (n, source classes), or ``None``."""
-        return self.features(LOGITS) if _LOGITS in self._arrays else None
+        return self.features(LOGITS) if LOGITS in self.shapes else None
 
     def _map(self, name: str) -> NDArray[Any]:
         array = self._arrays[name]
@@ -183,8 +193,8 @@ class FeatureStore:
             return np.empty(array.shape, array.dtype)
         return np.memmap(self.path, array.dtype, "r", array.offset, array.shape)
 
-    def _changed(self, name: str) -> bool:
-        """Return whether the bytes of an array are other than the sealed ones."""
+    def _digest(self, name: str) -> str:
+        """Return the SHA-256 of the bytes of an array, read in pieces."""
         array = self._arrays[name]
         digest, left = hashlib.sha256(), array.n_bytes
         with self.path.open("rb", buffering=0) as file:
@@ -192,7 +202,7 @@ class FeatureStore:
             while left and (piece := file.read(min(_READ_BYTES, left))):
                 digest.update(piece)
                 left -= len(piece)
-        return digest.hexdigest() != array.sha256
+        return digest.hexdigest()
 
     def verify(self) -> None:
         """Read everything and compare it with the digests taken when the store was sealed.
@@ -204,11 +214,14 @@ class FeatureStore:
         """
         store = FeatureStore(self.path)
         with _translate_errors(self.path):
-            changed = [name for name in store._arrays if store._changed(name)]
+            arrays = store._arrays.items()
+            changed = [name for name, array in arrays if store._digest(name) != array.sha256]
             _require(not changed, f"the content of {', '.join(changed)} changed")
 
 
-def scan_stores(folder: Path) -> tuple[list[FeatureStore], list[StoreError]]:
+def scan_stores(
+    folder: Path, hashes: FileHashes | None = None
+) -> tuple[list[FeatureStore], list[StoreError]]:
     """Return the sealed stores below a folder, and what is wrong with those that are damaged.
 
     What featpipe 0.1 left of a store that it did not finish is named among the latter.
@@ -217,7 +230,7 @@ def scan_stores(folder: Path) -> tuple[list[FeatureStore], list[StoreError]]:
     errors: list[StoreError] = []
     for path in sorted(folder.rglob("*.h5")):
         try:
-            stores.append(FeatureStore(path))
+            stores.append(FeatureStore(path, hashes))
         except StoreError as error:
             errors.append(error)
     for journal in sorted(folder.rglob(f"*.h5{JOURNAL}")):
@@ -236,6 +249,7 @@ def scan_stores(folder: Path) -> tuple[list[FeatureStore], list[StoreError]]:
 
 def _check_beginning(path: Path) -> None:
     """Refuse, before HDF5 sees it, a file that is no store, cut off, or longer than it was."""
+    _require(path.is_file() or path.is_dir() or not path.exists(), "it is no regular file")
     with path.open("rb") as file:
         head = file.read(48)
     if head.startswith(b"featpipe feature store\n"):
@@ -247,37 +261,75 @@ def _check_beginning(path: Path) -> None:
 
 
 def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Return everything but the arrays, which the seal proves unchanged."""
-    for name, kind in (("schema", "i"), ("seal", "S")):
-        if name not in file.attrs or file.attrs.get_id(name).dtype.kind != kind:
+    """Return everything but the arrays: what the seal proves unchanged, checked against itself."""
+    for name, dtype in (("schema", np.dtype("int64")), ("seal", np.dtype("S64"))):
+        attribute = file.attrs.get_id(name) if name in file.attrs else None
+        if attribute is None or (attribute.dtype, attribute.shape) != (dtype, ()):
             raise _not_sealed(path)
     if file.attrs["schema"] != SCHEMA_VERSION:
         raise _another_schema(path, file.attrs["schema"])
     dataset = _dataset(file, "record")
-    _require(dataset.dtype.kind == "S", "its record is not text")
+    _require(dataset.dtype.kind == "S" and dataset.shape == (), "its record is not text")
+    n_bytes = dataset.dtype.itemsize
+    _require(n_bytes <= MAX_RECORD_BYTES, f"its record has {n_bytes} bytes")
+    _place("its record", dataset)
     text = dataset[()]
     sealed = hashlib.sha256(text).hexdigest().encode() == file.attrs["seal"]
     _require(sealed, "its ids, manifest or other records changed")
     record = json.loads(text)
-    for name, kind in _KINDS.items():
-        _require(
-            isinstance(record, dict) and isinstance(record.get(name), kind),
-            f"{name} is missing or of another type",
-        )
-    _require("labels" in record["digests"], "it has no labels")
+    conform("its record", record, SCHEMA)
+    manifest, n = record["manifest"], record["manifest"]["dataset"]["images"]
+    known = record["fingerprint"] == of_mapping(manifest)
+    _require(known, "its fingerprint is not that of its manifest")
+    _require(len(record["ids"]) == n, f"{len(record['ids'])} ids, {n} images")
+    for rows in (record["skipped"]["rows"], *record["folds"]):
+        _require(all(0 <= row < n for row in rows), "skipped rows or folds are out of range")
+    skipped = record["skipped"]
+    _require(len(skipped["rows"]) == len(skipped["reasons"]), "skipped rows without a reason")
+    _require(len(set(manifest["layers"])) == len(manifest["layers"]) > 0, "layers are not named")
+    _require(manifest["dtype"] in _FEATURE_TYPES, f"features of type {manifest['dtype']!r}")
+    if record.setdefault("source_classes", None) is not None:
+        conform("source_classes", record["source_classes"], [[str]])
+        _require(len(record["source_classes"]) == 2, "source_classes are not ids and names")
+    if "request" in record["run"]:
+        conform("run/request", record["run"]["request"], {"inputs": dict})
     return dict(record)
 
 
-def _extent(file: h5py.File, name: str, sha256: str) -> ArrayExtent:
-    dataset = _dataset(file, name)
-    dtype, shape = str(dataset.dtype), tuple(dataset.shape)
-    types, dims = _TYPES.get(name, _FEATURE_TYPES)
-    _require(dtype in types and len(shape) in dims, f"{name} has shape {shape} and type {dtype}")
-    n_bytes = math.prod(shape) * dataset.dtype.itemsize
+def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
+    """Return where the arrays are that the record implies: no others, of its types and rows."""
+    source, digests, n = record["source_classes"], record["digests"], len(record["ids"])
+    layers = dict.fromkeys(record["manifest"]["layers"], record["manifest"]["dtype"])
+    if source is not None or LOGITS in layers:
+        layers[LOGITS] = "float32"
+    types = {"labels": "int64"} | {f"features/{name}": dtype for name, dtype in layers.items()}
+    _require(digests.keys() == types.keys(), f"it holds {', '.join(digests)}")
+    arrays = {}
+    for name, dtype in types.items():
+        dataset = _dataset(file, name)
+        shape, given = tuple(dataset.shape), dataset.dtype
+        dims = range(1, 2) if name == "labels" else range(2, 9)
+        fit = given == np.dtype(dtype) and len(shape) in dims
+        fit = fit and shape[0] == n and all(shape[1:])
+        _require(fit, f"{name} has shape {shape} and type {given} for {n} images")
+        offset, n_bytes = _place(name, dataset)
+        arrays[name] = ArrayExtent(dtype, shape, offset, n_bytes, digests[name])
+    if source is not None:
+        ids, names = source
+        fit = arrays[_LOGITS].shape[1:] == (len(ids),) == (len(names),)
+        _require(fit, "source_classes do not fit the logits")
+    return arrays
+
+
+def _place(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
+    """Return the first byte and the number of bytes of an array, all of which are in the file."""
+    n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
     offset = dataset.id.get_offset()
-    stored = n_bytes == 0 or (offset is not None and offset + n_bytes <= file.id.get_filesize())
+    stored = n_bytes == 0 or (
+        offset is not None and offset + n_bytes <= dataset.file.id.get_filesize()
+    )
     _require(stored, f"the bytes of {name} are not in the file")
-    return ArrayExtent(dtype, shape, offset or 0, n_bytes, sha256)
+    return offset or 0, n_bytes
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -298,16 +350,24 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     return item
 
 
-def _texts(name: str, values: Any) -> list[str]:
-    texts = isinstance(values, list) and all(isinstance(value, str) for value in values)
-    _require(texts, f"{name} is not a list of text")
-    return list(values)
-
-
-def _rows(name: str, values: Any, n: int) -> NDArray[np.int64]:
-    rows = isinstance(values, list) and all(type(row) is int and 0 <= row < n for row in values)
-    _require(rows, f"{name} holds other than rows from 0 to {n - 1}")
-    return np.array(values, dtype=np.int64)
+def conform(name: str, value: Any, schema: Any) -> None:
+    """Require that a JSON value is of the form that a schema describes."""
+    if isinstance(schema, dict):
+        _require(isinstance(value, dict), f"{name} is not a mapping")
+        for key, part in schema.items():
+            _require(key in value, f"{name} has no {key}")
+            conform(key, value[key], part)
+    elif isinstance(schema, list):
+        _require(isinstance(value, list), f"{name} is not a list")
+        if isinstance(schema[0], list):
+            for part in value:
+                conform(name, part, schema[0])
+        else:
+            kind = schema[0].__name__
+            _require(set(map(type, value)) <= {schema[0]}, f"{name} holds other than {kind}")
+    else:
+        fits = type(value) is schema or (schema is float and type(value) is int)
+        _require(fits, f"{name} is not of type {schema.__name__}")
 
 
 def _require(condition: bool, detail: str) -> None:

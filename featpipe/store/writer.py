@@ -24,16 +24,22 @@ from numpy.typing import NDArray
 from featpipe.errors import StoreError
 from featpipe.store.layout import (
     HDF5_SIGNATURE,
+    MAX_RECORD_BYTES,
     StoreContent,
     partial_path,
     reserve,
     write_store,
 )
-from featpipe.store.reader import FeatureStore
+from featpipe.store.reader import SCHEMA, FeatureStore, conform
 from featpipe.workspace import lock
 
+_SEALING = ".sealing"  # ending of the HDF5 file while it is written
 _SYNC_SECONDS = 2.0  # at most this much work is lost to a power failure
 _LONGEST_LINE = 1 << 24
+_BLOCK: dict[str, Any] = {
+    **dict.fromkeys(("first", "rows", "n_bytes"), int),
+    **{"sha256": str, "skipped": dict, "seconds": float},
+}
 
 
 class StoreWriter:
@@ -70,7 +76,7 @@ class StoreWriter:
         self.skipped: dict[int, str] = {}
         self.note = ""
         self._partial = partial_path(path)
-        self._sealing = path.with_name(path.name + ".sealing")
+        self._sealing = path.with_name(path.name + _SEALING)
         self._is_sealed = False  # the unfinished file only lacks its name
         self._synced_at = self._opened_at = time.monotonic()
         with translate_os_errors(path), contextlib.ExitStack() as stack:
@@ -81,6 +87,9 @@ class StoreWriter:
                 self._partial.stat(), os.fstat(self._stream.fileno())
             ):
                 raise BlockingIOError(f"{self._partial} was sealed this moment")
+            if path.exists():  # sealed before this writer made a new unfinished file
+                self._partial.unlink()
+                raise BlockingIOError(f"{path} was sealed this moment")
             self._sealing.unlink(missing_ok=True)
             try:
                 self._resume()
@@ -98,6 +107,7 @@ class StoreWriter:
             if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
                 with contextlib.suppress(StoreError):
                     store = FeatureStore(self._partial)
+                    store.verify()
                     if store.fingerprint == self.content.fingerprint:
                         self.rows, self.skipped, self._is_sealed = len(store), store.skipped, True
                         return
@@ -108,7 +118,7 @@ class StoreWriter:
             str(self.content.row_dtype.descr),
         ]
         kept = 0
-        for facts, _, end in read_blocks(self._partial):
+        for facts, _, end in self._blocks():
             if not kept and facts.get("content") != described:
                 break
             self.rows += facts["rows"]
@@ -122,7 +132,8 @@ class StoreWriter:
             )
             self._stream.truncate(kept)
         if not kept:
-            self._write_block(0, {}, b"", content=described)
+            manifest = dict(self.content.manifest)
+            self._write_block(0, {}, b"", content=described, manifest=manifest)
             _sync_folder(self.path.parent)
 
     def _check_space(self) -> None:
@@ -130,6 +141,14 @@ class StoreWriter:
         size = self._partial.stat().st_size
         blocks = (len(self.content.labels) - self.rows) * self.content.row_dtype.itemsize
         sealed = self.content.sealed_bytes
+        if (n_bytes := len(json.dumps(self.content.record()))) > MAX_RECORD_BYTES:
+            raise StoreError(
+                "These are too many images for one feature store.",
+                where=self.path,
+                expected=f"ids and other records of at most {MAX_RECORD_BYTES / 1e6:.0f} MB",
+                got=f"{n_bytes / 1e6:.0f} MB",
+                next_step="embed them in parts: --classes, --limit, or several datasets",
+            )
         free = shutil.disk_usage(self.path.parent).free
         if free < blocks + sealed:
             raise StoreError(
@@ -194,6 +213,16 @@ class StoreWriter:
         if time.monotonic() - self._synced_at > _SYNC_SECONDS:
             self.sync()
 
+    def _blocks(self) -> Iterator[tuple[dict[str, Any], bytes, int]]:
+        """Yield the blocks of the unfinished file that this store can have."""
+        row_bytes, n = self.content.row_dtype.itemsize, len(self.content.labels)
+        for facts, rows, end in read_blocks(self._partial):
+            last = facts["first"] + facts["rows"]
+            skipped = facts["skipped"].keys() <= set(map(str, range(facts["first"], last)))
+            if len(rows) != facts["rows"] * row_bytes or last > n or not skipped:
+                return
+            yield facts, rows, end
+
     def _write_block(self, n: int, skipped: Mapping[int, str], rows: bytes, **more: Any) -> None:
         """Append a block to the unfinished file, or nothing."""
         facts = {
@@ -241,7 +270,7 @@ class StoreWriter:
                 stack.callback(self._sealing.unlink, missing_ok=True)
                 blocks = (
                     np.frombuffer(content, self.content.row_dtype)
-                    for _, content, _ in read_blocks(self._partial)
+                    for _, content, _ in self._blocks()
                 )
                 rows = write_store(self._sealing, self.content, blocks, self.skipped, run)
             if rows != len(self.content.labels):
@@ -283,20 +312,51 @@ class StoreWriter:
 def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
     """Yield the facts and rows of the blocks of an unfinished store, and where each ends.
 
-    The first block that is damaged or out of order ends it.
+    The first block that is damaged, incomplete or out of order ends it; nothing is believed of a
+    block before its checksum is right and its size is that of bytes in the file.
     """
     n_rows = 0
     with partial.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         while line := file.readline(_LONGEST_LINE):
             digest, _, body = line.partition(b" ")
             if hashlib.sha256(body).hexdigest().encode() != digest:
                 return
-            facts = json.loads(body)
+            try:
+                facts = json.loads(body)
+                conform("block", facts, _BLOCK)
+                conform("skipped", list(facts["skipped"].values()), [str])
+            except ValueError:
+                return
+            if not 0 <= facts["n_bytes"] <= size - file.tell() or facts["first"] != n_rows:
+                return
             rows = file.read(facts["n_bytes"])
-            if facts["first"] != n_rows or hashlib.sha256(rows).hexdigest() != facts["sha256"]:
+            if hashlib.sha256(rows).hexdigest() != facts["sha256"]:
                 return
             n_rows += facts["rows"]
             yield facts, rows, file.tell()
+
+
+def unfinished_manifest(partial: Path) -> dict[str, Any] | None:
+    """Return the manifest that an unfinished store will have, if that can be read."""
+    try:
+        facts, *_ = next(read_blocks(partial))
+        conform("manifest", facts.get("manifest"), SCHEMA["manifest"])
+    except (OSError, ValueError, StopIteration):
+        return None
+    manifest: dict[str, Any] = facts["manifest"]
+    return manifest
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a writer that was killed left beside a sealed store, unless one is at work."""
+    partial, sealing = partial_path(path), path.with_name(path.name + _SEALING)
+    with contextlib.suppress(OSError):  # of a folder that may only be read nothing is removed
+        if partial.exists():
+            with partial.open("rb") as file:
+                lock(file)
+                partial.unlink()
+        sealing.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ import dataclasses
 
 import pytest
 
-from featpipe import fingerprint
 from featpipe.errors import StoreError, UsageError
 from featpipe.evaluation.stores import select_stores, train_and_test
 from featpipe.probes.svm import Svm
-from featpipe.steps import Context
+from featpipe.steps import STEPS, Context
+from featpipe.store import StoreWriter
+from featpipe.store.layout import partial_path
 from featpipe.workspace import Workspace
 from tests.stores import content, sealed
 
@@ -43,8 +44,7 @@ def put(tmp_path):
         backbone = {"model": model, "weights": {"name": weights}}
         manifest = {**what.manifest, "backbone": backbone, "layers": list(layers)}
         shapes = dict.fromkeys(layers, (8,)) | ({"logits": (n_logits,)} if n_logits else {})
-        name = fingerprint.of_mapping(manifest)
-        what = dataclasses.replace(what, manifest=manifest, fingerprint=name, shapes=shapes)
+        what = dataclasses.replace(what, manifest=manifest, shapes=shapes)
         name = f"{split}-{what.fingerprint[:8]}.h5"
         return sealed(Workspace(tmp_path).features / dataset / model / name, what)
 
@@ -170,6 +170,115 @@ def test_a_damaged_store_is_told_of_and_left_out(put, tmp_path):
     assert found.path == good.path
     assert len(progress.notes) == 1
     assert str(bad) in progress.notes[0]
+
+
+def left_unfinished(store):
+    what = content(len(store), split=store.manifest["dataset"]["split"])
+    what = dataclasses.replace(what, manifest=store.manifest)
+    store.path.unlink()
+    StoreWriter(store.path, what).close()
+    return partial_path(store.path)
+
+
+def appended(store):
+    with store.path.open("ab") as file:
+        file.write(b"x")
+    return store.path
+
+
+def emptied(store):
+    store.path.write_bytes(b"")
+    return store.path
+
+
+def with_an_unreadable_beginning(store):
+    path = left_unfinished(store)
+    path.write_bytes(b"0" + path.read_bytes()[1:])
+    return path
+
+
+UNUSABLE = [appended, emptied, left_unfinished, with_an_unreadable_beginning]
+
+
+@pytest.mark.parametrize("damage", UNUSABLE)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dataset": "toy"}, {"model": "toynet"}, {"layer": "avgpool"}, {"protocol": "split"}],
+    ids=str,
+)
+def test_a_test_store_that_cannot_be_used_changes_no_protocol(put, tmp_path, damage, options):
+    put("train")
+    path = damage(put("test"))
+    with pytest.raises(StoreError, match=f"store of the test rows, {path.name}, cannot") as caught:
+        select(tmp_path, **options)
+    assert caught.value.details["where"] == str(path)
+    advice = caught.value.details["next"]
+    assert "featpipe extract --model toynet --dataset toy" in advice
+    assert "--protocol holdout:0.2" in advice
+    assert ("rm " in advice) == (path.suffix == ".h5")  # an unfinished one is continued
+
+
+@pytest.mark.parametrize("damage", UNUSABLE)
+@pytest.mark.parametrize("protocol", ["auto", "holdout:0.2", "kfold:3"])
+def test_nor_are_test_rows_trained_on_where_the_training_rows_are_damaged(
+    put, tmp_path, damage, protocol
+):
+    put("test")
+    path = damage(put("train"))
+    with pytest.raises(StoreError, match="store of the train rows") as caught:
+        select(tmp_path, protocol=protocol)
+    assert caught.value.details["where"] == str(path)
+
+
+@pytest.mark.parametrize("damage", UNUSABLE)
+@pytest.mark.parametrize("protocol", ["holdout:0.2", "kfold:3"])
+def test_a_protocol_without_test_rows_goes_on_and_notes_it(put, tmp_path, damage, protocol):
+    train, path, progress = put("train"), damage(put("test")), Notes()
+    context = Context(Workspace(tmp_path), progress)
+    assert select_stores(Svm(protocol=protocol), context)[0].path == train.path
+    assert [str(path) in note for note in progress.notes] == [True]
+
+
+@pytest.mark.parametrize("damage", UNUSABLE)
+def test_the_only_store_there_is_is_named(put, tmp_path, damage):
+    path = damage(put("train"))
+    with pytest.raises(StoreError) as caught:
+        select(tmp_path)
+    assert caught.value.details["where"] == str(path)
+
+
+@pytest.mark.parametrize("damage", UNUSABLE)
+@pytest.mark.parametrize(
+    "other", [{"split": "unlabeled"}, {"split": "more"}, {"dataset": "zoo"}, {"model": "bignet"}]
+)
+def test_a_store_that_would_not_be_looked_at_is_no_obstacle(put, tmp_path, damage, other):
+    train = put("train")
+    damage(put(**{"split": "test", **other}))
+    asked = {"dataset": "toy", "model": "toynet"}
+    assert select(tmp_path, **asked) == [train.path, None]
+
+
+def test_an_unfinished_store_of_other_options_is_no_obstacle(put, tmp_path):
+    train = put("train")
+    left_unfinished(put("test", weights="v2"))
+    assert select(tmp_path) == [train.path, None]
+
+
+def test_a_damaged_store_of_a_split_that_is_there_is_no_obstacle(put, tmp_path):
+    train, test = put("train"), put("test")
+    test.path.with_name("test-0123abcd.h5").write_bytes(b"damaged")
+    assert select(tmp_path) == [train.path, test.path]
+
+
+@pytest.mark.parametrize("name", ["svm", "logistic", "knn", "centroid", "zeroshot"])
+def test_it_is_so_in_every_probe_and_before_it_runs(put, tmp_path, name):
+    put("train", n_logits=5)
+    path = appended(put("test", n_logits=5))
+    context = Context(Workspace(tmp_path))
+    step = STEPS.get(name)()
+    for look in (step.run, step.status):
+        with pytest.raises(StoreError, match=f"{path.name}, cannot be used"):
+            look(context)
 
 
 def test_logits_are_a_layer_of_the_stores_that_hold_them(put, tmp_path):

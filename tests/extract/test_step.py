@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from featpipe.backbones import GLYPHNET
-from featpipe.errors import UnknownNameError, UsageError
+from featpipe.errors import StoreError, UnknownNameError, UsageError
 from featpipe.extract import Extract
 from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.steps import STEPS, Context
+from featpipe.steps.plan import Plan
+from featpipe.steps.recipe import parse_recipe
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
 from tests import images
@@ -177,6 +179,36 @@ def test_an_unfinished_store_of_featpipe_0_1_cannot_be_continued(
     assert "continues" not in asked(archive).status(context).why
     assert asked(archive).run(context).status == "done"
     assert asked(archive).status(context).done
+
+
+def test_a_damaged_store_is_named_in_a_dry_run_and_by_the_run(
+    archive: str, context: Context
+) -> None:
+    """Not taken for one that is not there, after which a probe would cut rows to test on."""
+    recipe = parse_recipe(
+        f"steps: [{{step: extract, model: glyphnet, dataset: '{archive}', device: cpu}},"
+        " {step: centroid}]"
+    )
+    test = asked(archive).run(context).paths[1]
+    test.write_bytes(test.read_bytes() + b"x")
+    (first, second) = Plan.of(recipe, context).outcome().table
+    assert test.name in first["why"]
+    assert "damaged" in first["why"]
+    assert (first["state"], second["state"]) == ("to do", "to do")
+    with pytest.raises(StoreError, match="damaged") as caught:
+        asked(archive).run(context)
+    assert caught.value.details["where"] == str(test)
+    assert f"rm {str(test)!r}" in caught.value.details["next"]
+
+
+@pytest.mark.parametrize("ending", ["partial", "sealing"])
+def test_what_a_killed_writer_left_beside_its_store_is_removed(
+    archive: str, context: Context, ending: str
+) -> None:
+    (path, _) = asked(archive).run(context).paths
+    path.with_name(f"{path.name}.{ending}").write_bytes(b"")
+    assert asked(archive).run(context).status == "up to date"
+    assert len(list(path.parent.iterdir())) == 2
 
 
 def test_what_is_missing_is_not_downloaded_for_a_look(context: Context) -> None:

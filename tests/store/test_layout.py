@@ -81,7 +81,7 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path, batch: int) -> None:
 def test_the_run_record_does_not_move_the_arrays(tmp_path: Path) -> None:
     what = stores.content()
     offsets = []
-    for name, run in (("a.h5", stores.RUN), ("b.h5", {"text": "longer " * 999})):
+    for name, run in (("a.h5", stores.RUN), ("b.h5", {**stores.RUN, "text": "longer " * 999})):
         with StoreWriter(tmp_path / name, what) as writer:
             writer.append(stores.features(what))
             offsets.append(writer.seal(run).features().offset)

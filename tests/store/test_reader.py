@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 
 from featpipe.errors import StoreError
+from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.store import FeatureStore, scan_stores
 from tests import stores
 from tests.store.damage import DAMAGE, damage, relaxed
@@ -75,7 +78,7 @@ def test_every_damage_is_found_long(whole: Path, how: tuple[Any, ...]) -> None:
 
 
 def test_opening_alone_finds_what_is_not_a_feature(whole: Path, tmp_path: Path) -> None:
-    """Only the bytes of the features, which are too many to read each time, wait for verify."""
+    """Only the bytes of the features, which are too many to read each time, wait for their use."""
     content = whole.read_bytes()
     wanted = everything(FeatureStore(whole))
     arrays = {}
@@ -89,9 +92,10 @@ def test_opening_alone_finds_what_is_not_a_feature(whole: Path, tmp_path: Path) 
         path.write_bytes(damage(content, ("flip", (place + 0.5) / len(content), 3)))
         hit = [name for name, array in arrays.items() if place in array]
         if hit:
-            assert everything(FeatureStore(path))[:-2] == wanted[:-2]
-            with pytest.raises(StoreError, match=f"the content of {hit[0]} changed"):
-                FeatureStore(path).verify()
+            store, layer = FeatureStore(path), hit[0].removeprefix("features/")
+            for look in (store.verify, lambda store=store, layer=layer: store.features(layer)):
+                with pytest.raises(StoreError, match=f"the content of {hit[0]} changed"):
+                    look()
             continue
         try:
             assert everything(FeatureStore(path)) == wanted
@@ -144,6 +148,8 @@ def renamed_unfinished(path: Path) -> None:
         (another_schema, "another schema"),
         (of_featpipe_0_1, "written by featpipe 0.1"),
         (unfinished, "unfinished"),
+        (os.mkfifo, "no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "no regular file"),
         (renamed_unfinished, "not a sealed feature store"),
         (
             lambda path: path.write_bytes(stores.sealed(path).path.read_bytes()[:-1]),
@@ -246,6 +252,11 @@ def entry(name: str, make: Callable[[Any], Any]) -> Callable[..., None]:
     return change
 
 
+def another_array(file: h5py.File, record: dict[str, Any]) -> None:
+    file["features/more"] = np.zeros((40, 2), np.float32)
+    record["digests"]["features/more"] = hashlib.sha256(bytes(320)).hexdigest()
+
+
 FEATURES, LOGITS = "features/avgpool", "features/logits"
 FORGED = {
     "external bytes": replace_dataset(external_bytes),
@@ -302,6 +313,24 @@ FORGED = {
     "dataset as text": entry("manifest/dataset", lambda _: "toy"),
     "run as list": entry("run", lambda _: [1]),
     "no fingerprint": entry("fingerprint", lambda _: None),
+    "a fingerprint of something else": entry("fingerprint", lambda _: "0" * 64),
+    "no manifest": lambda _, record: record.pop("manifest"),
+    "no backbone": entry("manifest/backbone", lambda _: None),
+    "a backbone without name": entry("manifest/backbone", lambda _: {"weights": {}}),
+    "a split that is a number": entry("manifest/dataset/split", lambda _: 7),
+    "a dataset without fingerprint": entry("manifest/dataset/fingerprint", lambda _: None),
+    "images that are text": entry("manifest/dataset/images", str),
+    "a layer twice": entry("manifest/layers", lambda _: ["avgpool", "avgpool"]),
+    "a layer outside": entry("manifest/layers", lambda _: ["../labels"]),
+    "another precision than said": entry("manifest/dtype", lambda _: "float16"),
+    "an unknown precision": entry("manifest/dtype", lambda _: "O"),
+    "an array that nothing implies": another_array,
+    "logits that nothing implies": entry("source_classes", lambda _: None),
+    "rows of no numbers": array(FEATURES, lambda x: x[:, :0]),
+    "a digest that is a number": entry("digests/labels", lambda _: 7),
+    "a run without a date": entry("run", lambda _: {}),
+    "a run that was asked for by a number": entry("run/request", lambda _: 7),
+    "a fold of truths": entry("folds", lambda _: [[True]]),
 }
 
 
@@ -324,7 +353,10 @@ def seal_again(path: Path, change: Callable[[h5py.File, dict[str, Any]], None]) 
     """Change a sealed store and make its record and seal fit what it then is."""
     with h5py.File(path, "r+") as file:
         record = json.loads(file["record"][()])
+        before = record["fingerprint"]
         change(file, record)
+        if record.get("fingerprint") == before and "manifest" in record:
+            record["fingerprint"] = of_mapping(record["manifest"])
         text = json.dumps(record).encode()
         del file["record"]
         file["record"] = np.array(text)
@@ -350,6 +382,124 @@ def test_verify_names_every_array_that_changed(tmp_path: Path) -> None:
         file["features/logits"][1, 1] = 0
     with pytest.raises(StoreError, match="content of features/avgpool, features/logits changed"):
         store.verify()
+
+
+def test_what_was_compared_is_remembered_until_the_file_changes(
+    tmp_path: Path, let_files_settle: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stores.sealed(tmp_path / "a.h5").path
+    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    let_files_settle()
+    FeatureStore(path, hashes).features()
+    read = []
+    digest = FeatureStore._digest
+    monkeypatch.setattr(FeatureStore, "_digest", lambda *of: read.append(of[1]) or digest(*of))
+    store = FeatureStore(path, hashes)
+    store.features()
+    assert read == ["labels"]  # with every opening
+    with h5py.File(path, "r+") as file:
+        file["features/avgpool"][0, 0] += 1
+    times = path.stat()
+    os.utime(path, ns=(times.st_atime_ns, store.path.stat().st_mtime_ns))
+    with pytest.raises(StoreError, match="the content of features/avgpool changed"):
+        FeatureStore(path, hashes).features()
+    assert "features/avgpool" in read
+
+
+def lookup3(data: bytes) -> int:
+    """Return the checksum of HDF5's structures (Jenkins, lookup3.c, hashlittle)."""
+
+    def rotated(x: int, k: int) -> int:
+        return (x << k | x >> 32 - k) & 0xFFFFFFFF
+
+    a = b = c = 0xDEADBEEF + len(data)
+    data = data.ljust(max(12, -(-len(data) // 12) * 12), b"\0")
+    words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+    for i in range(0, len(words), 3):
+        a, b, c = (x + y & 0xFFFFFFFF for x, y in zip((a, b, c), words[i : i + 3], strict=True))
+        if i + 3 < len(words):
+            for k in (4, 6, 8, 16, 19, 4):
+                a, c = (a - c & 0xFFFFFFFF) ^ rotated(c, k), c + b & 0xFFFFFFFF
+                a, b, c = b, c, a
+    for k in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - rotated(b, k)) & 0xFFFFFFFF
+        a, b, c = b, c, a
+    return b
+
+
+def with_features(path: Path, shape: tuple[int, ...], *, allocated: bool) -> None:
+    """Put an array of zeros that nobody wrote into a store; a sparse file where allocated."""
+
+    def change(file: h5py.File, _: dict[str, Any]) -> None:
+        del file["features/avgpool"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_layout(h5py.h5d.CONTIGUOUS)
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        if allocated:
+            plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        file.create_dataset("features/avgpool", shape, "float32", dcpl=plan)
+
+    seal_again(path, change)
+
+
+def opened_in_little_memory(path: Path) -> str:
+    """Open a store and look at its last features, in 200 MB; return what it says."""
+    code = (
+        "import pathlib, re, sys; from featpipe.store import FeatureStore\n"
+        "try: print(FeatureStore(sys.argv[1])._map('features/avgpool')[-1, -1])\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "status = pathlib.Path('/proc/self/status')\n"
+        "if status.exists():\n"
+        "    peak = int(re.search(r'VmHWM:\\s+(\\d+) kB', status.read_text())[1])\n"
+        "    assert peak < 200_000, peak"
+    )
+    arguments = [sys.executable, "-c", code, path]
+    return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+
+
+def test_an_array_of_zeros_without_end_is_mapped_and_not_read(tmp_path: Path) -> None:
+    path = stores.sealed(tmp_path / "a.h5", stores.content(n=4)).path
+    with_features(path, (4, 1 << 32), allocated=True)
+    assert path.stat().st_size > 1 << 36
+    assert opened_in_little_memory(path) == "0.0\n"
+
+
+@pytest.mark.parametrize("width", [1 << 32, 1 << 50])
+def test_a_size_that_is_only_declared_is_refused(tmp_path: Path, width: int) -> None:
+    path = stores.sealed(tmp_path / "a.h5", stores.content(n=4)).path
+    with_features(path, (4, width), allocated=False)
+    assert "bytes of features/avgpool are not in the file" in opened_in_little_memory(path)
+
+
+def test_an_offset_behind_the_end_is_refused(tmp_path: Path) -> None:
+    """Every checksum is right, HDF5's own of the changed structure too."""
+    path = stores.sealed(tmp_path / "a.h5", stores.content(n=4)).path
+    with h5py.File(path) as file:
+        features = file["features/avgpool"]
+        extent = struct.pack("<QQ", features.id.get_offset(), features.nbytes)
+    content = bytearray(path.read_bytes())
+    place = content.index(extent)
+    start = content.rindex(b"OHDR", 0, place)
+    width = 1 << (content[start + 5] & 3)
+    assert not content[start + 5] & 0x30  # no times or phases between the flags and the size
+    end = start + 6 + width + int.from_bytes(content[start + 6 : start + 6 + width], "little")
+    assert lookup3(content[start:end]) == int.from_bytes(content[end : end + 4], "little")
+    content[place : place + 8] = struct.pack("<Q", len(content) - 8)
+    content[end : end + 4] = struct.pack("<I", lookup3(content[start:end]))
+    path.write_bytes(content)
+    assert "StoreError" in opened_in_little_memory(path)
+
+
+def test_a_record_without_end_is_not_read(tmp_path: Path) -> None:
+    path = stores.sealed(tmp_path / "a.h5", stores.content(n=4)).path
+    with h5py.File(path, "r+") as file:
+        del file["record"]
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        kind = h5py.string_dtype("utf-8", (1 << 31) - 1)
+        file.create_dataset("record", (), kind, dcpl=plan)
+    assert "its record has 2147483647 bytes" in opened_in_little_memory(path)
 
 
 def test_features_of_a_file_cut_off_since_are_refused(tmp_path: Path) -> None:

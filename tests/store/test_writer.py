@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -280,6 +281,57 @@ def test_blocks_out_of_order_are_not_used(tmp_path: Path) -> None:
     partial.write_bytes(b"".join(blocks[1:]))  # without the one that says what it is
     with StoreWriter(tmp_path / "a.h5", what) as writer:
         assert writer.rows == 0
+
+
+def line(**facts: Any) -> bytes:
+    text = json.dumps(facts).encode() + b"\n"
+    return hashlib.sha256(text).hexdigest().encode() + b" " + text
+
+
+FORGED = {
+    "no facts": {"first": None},
+    "a size beyond memory": {"n_bytes": 1 << 62, "rows": 1 << 57},
+    "a negative size": {"n_bytes": -1},
+    "fewer bytes than rows": {"rows": 60},
+    "more rows than the store": {"rows": 61},
+    "rows that are text": {"rows": "10"},
+    "a row skipped that is elsewhere": {"skipped": {"59": "why"}},
+    "a row skipped that is no row": {"skipped": {"x": "why"}},
+    "a reason that is a number": {"skipped": {"1": 7}},
+    "skipped rows as a list": {"skipped": [1]},
+}
+
+
+@pytest.mark.parametrize("facts", [*FORGED.values(), [1]], ids=[*FORGED, "a list"])
+def test_blocks_with_right_checksums_that_make_no_sense_are_not_used(
+    tmp_path: Path, facts: Any
+) -> None:
+    what = stores.content()
+    StoreWriter(tmp_path / "a.h5", what).close()
+    rows = np.ones(10, what.row_dtype).tobytes()
+    block = {"first": 0, "rows": 10, "n_bytes": len(rows), "skipped": {}, "seconds": 1.0}
+    block["sha256"] = hashlib.sha256(rows).hexdigest()
+    with partial_path(tmp_path / "a.h5").open("ab") as file:
+        file.write(line(**{**block, **facts}) if isinstance(facts, dict) else line(a=facts))
+        file.write(rows)
+    with StoreWriter(tmp_path / "a.h5", what) as writer:
+        assert writer.rows == 0
+        assert "damaged" in writer.note
+        writer.append(stores.features(what))
+        assert_same(writer.seal(stores.RUN), stores.features(what))
+
+
+def test_a_sealed_store_without_its_name_is_compared_before_it_gets_it(tmp_path: Path) -> None:
+    what = stores.content()
+    path = stores.sealed(tmp_path / "a.h5", what).path
+    content = bytearray(path.read_bytes())
+    content[stores.FeatureStore(path).features().offset] ^= 1
+    path.unlink()
+    partial_path(path).write_bytes(content)
+    with StoreWriter(path, what) as writer:
+        assert writer.rows == 0
+        writer.append(stores.features(what))
+        assert_same(writer.seal(stores.RUN), stores.features(what))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 5000, b"featpipe feature store\n", b"{}\n[]\n"])
