@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class ImageSource(ABC):
             raise refused("The dataset has no class names.", expected="at least one")
         if any(not name.strip() for name in names):
             raise refused("A class has a blank name.", got=list(names)[:10])
+        if broken := [ascii(name) for name in names if _NO_TEXT.search(name)]:
+            expected = "UTF-8 without NUL"
+            raise refused("A class name is no text.", expected=expected, got=", ".join(broken[:5]))
         if twice := _repeated(names):
             raise refused("Class names are not unique.", got=f"repeated: {twice}")
         wrong = np.flatnonzero((self.labels < UNLABELLED) | (self.labels >= len(names)))
