@@ -180,19 +180,17 @@ class Result:
         ResultError
             If it is missing, or another one.
         """
-        what = f"The {kind} of the result {self.name}"
+        what, stated = f"The file of the {kind} of the result {self.name}", self.digests.get(kind)
         try:
             digest = (hashes or FileHashes()).one(path)
         except OSError as error:
             what = f"{what} cannot be read: {error.strerror}."
             raise ResultError(what, where=path, next_step=_AGAIN) from None
-        if digest != self.digests.get(kind):
+        if digest != stated:
             raise ResultError(
-                f"{what} were changed after they were written."
-                if kind == "predictions"
-                else f"{what} was changed after it was written.",
+                f"{what} was changed after it was written.",
                 where=path,
-                expected=f"SHA-256 {self.digests.get(kind, 'that the result does not have')}",
+                expected=f"SHA-256 {stated}",
                 got=f"SHA-256 {digest}",
                 next_step=_AGAIN,
             )

@@ -177,7 +177,7 @@ def test_every_number_is_computed_again(copy: Workspace, place: str, value: Any)
 
 def test_files_of_another_result_are_refused(copy: Workspace) -> None:
     shutil.copy(copy.results / "svm.predictions.npz", copy.results / "centroid.predictions.npz")
-    with pytest.raises(ResultError, match="were changed"):
+    with pytest.raises(ResultError, match="was changed"):
         Result.load(copy.results / "centroid.json").predictions()
     shutil.copy(copy.models / "svm.skops", copy.models / "centroid.skops")
     with pytest.raises(ResultError, match="was changed"):
@@ -196,7 +196,7 @@ def test_a_result_whose_files_were_changed_is_not_up_to_date(original: Any, tmp_
     table = Result.load(path).predictions()
     table.predicted[0] ^= 1
     table.save(path.with_name(f"{path.stem}.predictions.npz"))
-    with pytest.raises(ResultError, match=r"predictions .* were changed"):
+    with pytest.raises(ResultError, match=r"predictions .* was changed"):
         step.status(there)
 
 
