@@ -160,12 +160,12 @@ class Result:
             )
         self.check_file("predictions", self.path.with_name(name))
         table = PredictionTable.load(self.path.with_name(name))
-        if wrong := self.wrong_accuracy(table):
+        if self.misstates(table):
             raise ResultError(
                 "The result is damaged: its accuracy is not that of its predictions.",
                 where=self.path,
                 expected=f"{table.correct.mean():.6f}",
-                got=wrong,
+                got=f"{self.summary['accuracy']['value']:.6f}",
                 next_step=_AGAIN,
             )
         return table
@@ -195,13 +195,10 @@ class Result:
                 next_step=_AGAIN,
             )
 
-    def wrong_accuracy(self, table: PredictionTable) -> str:
-        """Return the stated accuracy where it is not that of the predictions, else nothing."""
-        accuracy = self.summary["accuracy"]
-        low, value, high = (accuracy[name] for name in ("low", "value", "high"))
-        right = len(table.correct) and abs(float(table.correct.mean()) - value) <= _ROUNDING
-        within = low - _ROUNDING <= value <= high + _ROUNDING
-        return "" if right and within else f"{value:.6f} [{low:.6f}, {high:.6f}]"
+    def misstates(self, table: PredictionTable) -> bool:
+        """Return whether the accuracy is another than that of the predictions."""
+        stated = self.summary["accuracy"]["value"]
+        return not len(table.row) or abs(float(table.correct.mean()) - stated) > _ROUNDING
 
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Result).items()}
@@ -239,12 +236,10 @@ def _difference(result: Result) -> str | None:
         table = PredictionTable.load(result.path.with_name(result.files["predictions"]))
     except (ResultError, LookupError, ValueError):
         return None
-    stated = result.wrong_accuracy(table)
-    return (
-        f"an accuracy of {stated}; the predictions give {table.correct.mean():.6f}"
-        if stated
-        else None
-    )
+    if not result.misstates(table):
+        return None
+    stated = result.summary["accuracy"]["value"]
+    return f"an accuracy of {stated:.6f}; the predictions give {table.correct.mean():.6f}"
 
 
 @dataclass(frozen=True)

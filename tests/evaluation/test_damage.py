@@ -78,7 +78,7 @@ def test_a_damaged_model_is_refused(copy: Workspace, variant: Any) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("file", ["centroid.json", "centroid.predictions.npz", "centroid.skops"])
-def test_no_flipped_bit_of_a_file_is_silent(copy: Workspace, file: str) -> None:
+def test_no_flipped_bit_is_silent(copy: Workspace, file: str) -> None:
     path = copy.results / "centroid.json"
     place = copy.results / file if (copy.results / file).exists() else copy.models / file
     content = place.read_bytes()
@@ -86,7 +86,7 @@ def test_no_flipped_bit_of_a_file_is_silent(copy: Workspace, file: str) -> None:
         (lambda: answers(place)) if place.suffix == ".skops" else lambda: numbers(Result.load(path))
     )
     whole = read()
-    for byte in range(len(content)):
+    for byte in range(0, len(content), 1 + len(content) // 2000):
         flipped = bytes([content[byte] ^ 1 << byte % 8])
         place.write_bytes(content[:byte] + flipped + content[byte + 1 :])
         assert outcome(read, ResultError) in (None, whole), byte

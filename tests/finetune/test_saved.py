@@ -189,12 +189,12 @@ def test_a_damaged_checkpoint_is_not_continued(checkpoint, tmp_path, variant):
 @pytest.mark.long
 def test_no_flipped_bit_of_a_checkpoint_or_head_is_silent(checkpoint, saved, tmp_path):
     path = tmp_path / "c"
-    for byte in range(len(checkpoint)):
+    for byte in range(0, len(checkpoint), 1 + len(checkpoint) // 2000):
         flipped = bytes([checkpoint[byte] ^ 1 << byte % 8])
         path.write_bytes(checkpoint[:byte] + flipped + checkpoint[byte + 1 :])
         assert outcome(lambda: read_checkpoint(path, "run"), FitError) is None
     content = saved.read_bytes()
-    for byte in range(len(content)):
+    for byte in range(0, len(content), 1 + len(content) // 2000):
         flipped = bytes([content[byte] ^ 1 << byte % 8])
         saved.write_bytes(content[:byte] + flipped + content[byte + 1 :])
         assert outcome(lambda: load_head(saved, device="cpu"), ResultError) is None
