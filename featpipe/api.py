@@ -25,11 +25,14 @@ from featpipe.workspace import Workspace
 
 if TYPE_CHECKING:
     from featpipe.backbones import MODELS, load_backbone
+    from featpipe.clean import find_unneeded
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
-    from featpipe.evaluation.result import Result, scan_results
+    from featpipe.evaluation.result import Result, locate_result, scan_results
+    from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.predict import open_predictor, predict
+    from featpipe.report.written import changed_files
     from featpipe.statistics.comparison import Comparison, compare
     from featpipe.steps.plan import Plan
     from featpipe.steps.recipe import find_recipe, parse_recipe, read_recipe
@@ -41,11 +44,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "backbones": ("MODELS", "load_backbone"),
+    "clean": ("find_unneeded",),
     "datasets": ("DATASETS",),
     "datasets.dataset": ("open_source",),
-    "evaluation.result": ("Result", "scan_results"),
+    "evaluation.result": ("Result", "locate_result", "scan_results"),
+    "evaluation.verify": ("verify_result",),
     "labelmap": ("LabelMap", "builtin_maps"),
     "predict": ("open_predictor", "predict"),
+    "report.written": ("changed_files",),
     "statistics.comparison": ("Comparison", "compare"),
     "steps.plan": ("Plan",),
     "steps.recipe": ("find_recipe", "parse_recipe", "read_recipe"),
@@ -67,12 +73,15 @@ __all__ = [
     "Plan",
     "Result",
     "builtin_maps",
+    "changed_files",
     "compare",
     "evaluate",
     "export_store",
     "extract",
     "find_recipe",
+    "find_unneeded",
     "load_backbone",
+    "locate_result",
     "open_predictor",
     "open_source",
     "parse_recipe",
@@ -82,6 +91,7 @@ __all__ = [
     "run_plan",
     "scan_results",
     "scan_stores",
+    "verify_result",
     "write_recipe",
 ]
 

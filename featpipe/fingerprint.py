@@ -1,4 +1,8 @@
-"""Fingerprints: short names for content, equal exactly when the content is equal."""
+"""Fingerprints: short names for content, equal exactly when the content is equal.
+
+They name what is stored, and kept in a file (:func:`sealed_json`, :func:`seal_archive`) they tell
+that it was changed since. They keep nobody from changing both.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
@@ -16,6 +21,10 @@ from typing import Any
 from featpipe.files import open_regular
 
 _CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock look like one
+_DIGEST = "digest"  # key of sealed JSON
+SEAL = b"featpipe sha256 "  # the comment of a sealed archive, before the digest in hex
+_COMMENT_BYTES = 2 + len(SEAL) + 64  # with its length, which ends an archive without a comment
+_READ_BYTES = 1 << 20
 
 
 def of_mapping(values: Any) -> str:
@@ -45,13 +54,78 @@ def of_file(path: Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
+def sealed_json(content: Mapping[str, Any]) -> str:
+    """Return content as JSON with its own digest; :func:`unsealed` gives the content back.
+
+    A number that is not finite is a ValueError.
+    """
+    plain = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: tuples are lists
+    sealed = {**plain, _DIGEST: of_mapping(plain)}
+    return json.dumps(sealed, indent=1, ensure_ascii=False) + "\n"
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """Return the mapping that was read from sealed JSON without its digest.
+
+    Raises
+    ------
+    ValueError
+        If there is no digest, or it is that of another content.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no mapping")
+    rest = {name: value for name, value in content.items() if name != _DIGEST}
+    if _DIGEST not in content:
+        raise ValueError("it has no digest of its content")
+    if content[_DIGEST] != of_mapping(rest):
+        raise ValueError("its content was changed after it was written")
+    return rest
+
+
+def seal_archive(path: Path) -> None:
+    """Write the digest of a zip archive that has no comment into its comment."""
+    comment = _comment(path, path.stat().st_size - 2)
+    with path.open("rb+") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(comment)
+
+
+def check_archive(path: Path) -> None:
+    """Compare a sealed zip archive with the digest in it.
+
+    Raises
+    ------
+    ValueError
+        If it is not sealed, or was changed since.
+    """
+    end = path.stat().st_size - _COMMENT_BYTES
+    with path.open("rb") as stream:
+        stream.seek(max(end, 0))
+        comment = stream.read()
+    if not comment[2:].startswith(SEAL):
+        raise ValueError("it does not end with a digest of its content")
+    if comment != _comment(path, end):
+        raise ValueError("its content was changed after it was written")
+
+
+def _comment(path: Path, n_bytes: int) -> bytes:
+    """Return the sealed end of an archive of so many bytes: length and text of its comment."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while n_bytes and (piece := stream.read(min(n_bytes, _READ_BYTES))):
+            digest.update(piece)
+            n_bytes -= len(piece)
+    text = SEAL + digest.hexdigest().encode()
+    return len(text).to_bytes(2, "little") + text
+
+
 class FileHashes:
     """Content hashes that are computed once and remembered.
 
     A hash is computed again when the size, the modification time or the time of the last change
     of anything (``st_ctime``, which no program can set back) differs, so the second look at ten
     thousand unchanged images costs ten thousand ``stat`` calls and no read. ``cache`` is the SQLite
-    file of remembered hashes; ``None`` remembers nothing.
+    file of remembered hashes, each with a checksum; ``None`` remembers nothing.
     """
 
     def __init__(self, cache: Path | None = None) -> None:
@@ -115,8 +189,8 @@ class FileHashes:
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(self.cache, timeout=30)
         connection.execute(
-            "create table if not exists stamps (path text, algorithm text, size integer,"
-            " mtime_ns integer, ctime_ns integer, digest text, primary key (path, algorithm))"
+            "create table if not exists hashes (path text, algorithm text, size integer, mtime_ns"
+            " integer, ctime_ns integer, digest text, crc32 integer, primary key (path, algorithm))"
         )
         return connection
 
@@ -126,7 +200,8 @@ class FileHashes:
         try:
             with closing(self._connect()) as connection:
                 rows = connection.execute(
-                    "select path, size, mtime_ns, ctime_ns, digest from stamps where algorithm = ?",
+                    "select path, size, mtime_ns, ctime_ns, algorithm, digest, crc32 from hashes"
+                    " where algorithm = ?",
                     (algorithm,),
                 ).fetchall()
         except sqlite3.OperationalError:
@@ -135,7 +210,7 @@ class FileHashes:
             # It only remembers what can be computed again: a damaged one is replaced.
             self.cache.unlink(missing_ok=True)
             return {}
-        return {tuple(stamp): digest for *stamp, digest in rows}
+        return {row[:4]: row[5] for *facts, crc32 in rows if _crc32(row := tuple(facts)) == crc32}
 
     def _remember(self, fresh: list[tuple[str, int, int, int, str, str]]) -> None:
         if self.cache is None or not fresh:
@@ -146,7 +221,13 @@ class FileHashes:
             connection,
         ):
             connection.executemany(
-                "insert or replace into stamps (path, size, mtime_ns, ctime_ns, algorithm, digest)"
-                " values (?, ?, ?, ?, ?, ?)",
-                fresh,
+                "insert or replace into hashes"
+                " (path, size, mtime_ns, ctime_ns, algorithm, digest, crc32)"
+                " values (?, ?, ?, ?, ?, ?, ?)",
+                [(*row, _crc32(row)) for row in fresh],
             )
+
+
+def _crc32(row: tuple[Any, ...]) -> int:
+    """Return the checksum of a remembered hash; SQLite keeps none."""
+    return zlib.crc32(repr(row).encode("utf-8", "surrogatepass"))

@@ -83,6 +83,10 @@ def open_predictor(
     path = next(filter(Path.is_file, paths), None)
     if path is None:
         raise _no_model(workspace, name)
+    if (
+        beside := workspace.results / f"{path.stem}.json"
+    ).is_file() and path.parent == workspace.models:
+        Result.load(beside).check_file("model", path)
     if path.suffix != ".safetensors":
         return _open_probe(path, weights, device, runtime)
     if runtime not in (None, "torch"):
@@ -126,12 +130,17 @@ def _no_model(workspace: Workspace, name: str) -> ResultError:
 def _open_probe(path: Path, weights: str | None, device: str, runtime: str | None) -> Predictor:
     model = load_model(path)
     then = model.backbone
+    try:
+        name, (crop, fit) = then["model"], (then["preprocessing"][key] for key in ("crop", "fit"))
+    except (KeyError, TypeError) as error:
+        what = f"The model does not describe its backbone: {error}"
+        raise ResultError(what, where=path, next_step="train it again") from None
     backbone = load_backbone(
-        then["model"],
+        name,
         weights or model.weights,
         device,
-        then["preprocessing"]["crop"],
-        then["preprocessing"]["fit"],
+        crop,
+        fit,
         runtime=runtime or then.get("runtime", "torch"),
     )
     now = backbone.describe()

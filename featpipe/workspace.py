@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from featpipe.errors import UsageError
+from featpipe.errors import FeatpipeError, UsageError
 
 try:
     import fcntl
 except ImportError:  # Windows: there nothing keeps two writers of one file apart
     fcntl = None  # type: ignore[assignment]
 
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")  # what atomic_write calls its files
+_MARK_BYTES = 1 << 22  # how much of a file is read for the mark of its writer
 _FORMULA = r"[=+\-@\t\r]"  # what spreadsheets take for the beginning of a formula
 IMAGE_LAYER = "image"  # layer of a store that holds prepared images, for training a whole network
 
@@ -96,18 +99,142 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces ``path`` when the block ends well.
 
     The data is on the disk (fsync) before the name changes, so a kill at any moment leaves
-    either the old file or the new one, never a torn one.
+    either the old file or the new one, never a torn one. What an earlier kill has left in the
+    folder is removed.
+
+    Raises
+    ------
+    FeatpipeError
+        If the place cannot be written to, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
+        temporary, claim = _claim(path)
+        try:
+            yield temporary
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            claim.close()
+            temporary.unlink(missing_ok=True)
+
+
+def _claim(path: Path) -> tuple[Path, IO[bytes]]:
+    """Make a temporary file, locked: the lock tells it from what a kill has left."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        claim = temporary.open("xb")  # permissions follow the umask: results are to be shared
+        if fcntl is None:  # Windows renames no open file
+            claim.close()
+        else:
+            try:
+                lock(claim)
+            except BlockingIOError:  # another process takes it for a leftover
+                temporary.unlink(missing_ok=True)
+            except OSError:  # some network file systems have no locks
+                return temporary, claim
+        if temporary.exists():
+            return temporary, claim
+        claim.close()
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return temporary files in a folder: of writers that were killed, or that still write."""
+    found = [path for path in sorted(folder.glob(".*.tmp")) if _TEMPORARY.search(path.name)]
+    return [path for path in found if path.is_file() and not path.is_symlink()]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed writers have left in a folder."""
+    for path in leftovers(folder) if fcntl is not None else ():
+        with suppress(OSError), path.open("rb") as file:
+            lock(file)
+            path.unlink()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process is writing a file, or whether that cannot be known."""
+    if not path.is_file():  # a pipe would wait for a writer
+        return True
     try:
-        temporary.touch(exist_ok=False)  # permissions follow the umask: results are to be shared
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with path.open("rb") as file:
+            lock(file)
+    except OSError:
+        return True
+    return fcntl is None
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for other processes in such a block: files of a folder that belong together."""
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def refuse_foreign(path: Path, mark: bytes, *, force: bool) -> None:
+    """Refuse to replace a file that featpipe did not write.
+
+    Parameters
+    ----------
+    path : Path
+    mark : bytes
+        What such a file of featpipe has near its beginning or its end.
+    force : bool
+        Replace it nevertheless; a folder never.
+
+    Raises
+    ------
+    UsageError
+        If there is another file, or a folder.
+    """
+    if path.is_dir():
+        raise UsageError("This is a folder, not a file.", where=path, next_step="name a file in it")
+    if force or not os.path.lexists(path):
+        return
+    content = b""
+    if path.is_file():
+        with explain_os_errors(path), path.open("rb") as stream:
+            content = stream.read(_MARK_BYTES)
+            stream.seek(max(stream.tell(), stream.seek(0, os.SEEK_END) - _MARK_BYTES))
+            content += stream.read()
+    if mark not in content:
+        raise UsageError(
+            "A file that featpipe did not write would be replaced.",
+            where=path,
+            next_step="name another file, or add --force to replace it",
+        )
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one that names the file and what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = error if isinstance(error, OSError) else error.__context__  # as torch raises it
+        if not isinstance(reason, OSError):
+            raise
+        full = reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise FeatpipeError(
+            f"{reason.strerror or reason}.",
+            where=path,
+            next_step="free some space (featpipe clean lists what can go), then run the same "
+            "command again"
+            if full
+            else "name a place that can be written to, such as another --workspace",
+        ) from error
 
 
 def lock(file: IO[Any]) -> None:
@@ -136,3 +263,16 @@ def neutralise_cell(text: str) -> str:
 def restore_cell(text: str) -> str:
     """Return the text of a cell that :func:`neutralise_cell` gave."""
     return text[1:] if re.match(f"'+{_FORMULA}", text) else text
+
+
+def neutralised(table: Any) -> Any:
+    """Return a pandas table whose texts, headers too, are neutralised; numbers are left alone."""
+    safe = table.rename(columns=_neutralise_text)
+    for name in safe.columns:
+        if safe[name].dtype.kind not in "biufc":
+            safe[name] = safe[name].map(_neutralise_text)
+    return safe
+
+
+def _neutralise_text(value: Any) -> Any:
+    return neutralise_cell(value) if isinstance(value, str) else value

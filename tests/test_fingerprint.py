@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import sqlite3
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featpipe import fingerprint
 from featpipe.fingerprint import FileHashes, of_bytes, of_file, of_mapping
+from tests.damage import NAMES, VARIANTS, damaged
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -106,7 +114,7 @@ def test_a_damaged_memory_is_replaced(hashed: Path, tmp_path: Path, content: byt
 def test_a_memory_of_other_columns_is_left_alone(hashed: Path, tmp_path: Path) -> None:
     cache = tmp_path / "h.sqlite"
     with sqlite3.connect(cache) as connection:
-        connection.execute("create table stamps (path text)")
+        connection.execute("create table hashes (path text)")
     connection.close()
     assert reads(FileHashes(cache), hashed) == 1
 
@@ -138,3 +146,72 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         FileHashes(tmp_path / "h.sqlite").one(tmp_path / "nothing")
     assert "nothing" in str(caught.value)
+
+
+# -- sealed files ----------------------------------------------------------------------------------
+
+
+def test_sealed_content_comes_back_and_a_change_is_noticed() -> None:
+    content = {"b": [1, 2.5, None], "a": {"ä": (1, 2)}}
+    text = fingerprint.sealed_json(content)
+    assert fingerprint.unsealed(json.loads(text)) == {"b": [1, 2.5, None], "a": {"ä": [1, 2]}}
+    assert fingerprint.unsealed(json.loads(json.dumps(json.loads(text), indent=8)))  # same content
+    for odd in (text.replace("2.5", "5.2"), "[]", "null", "{}", text.replace("digest", "digezt")):
+        with pytest.raises(ValueError, match=r"digest|changed|mapping"):
+            fingerprint.unsealed(json.loads(odd))
+    with pytest.raises(ValueError, match="JSON"):
+        fingerprint.sealed_json({"a": math.nan})
+
+
+def test_a_sealed_archive_is_an_archive_that_knows_when_it_was_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"content")
+    with pytest.raises(ValueError, match="does not end"):
+        fingerprint.check_archive(path)
+    fingerprint.seal_archive(path)
+    fingerprint.check_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("a") == b"content"
+        assert archive.testzip() is None
+    content = path.read_bytes()
+    for variant in VARIANTS:
+        path.write_bytes(damaged(content, variant))
+        with pytest.raises(ValueError, match=r"changed|does not end"):
+            fingerprint.check_archive(path)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
+def test_a_damaged_database_remembers_no_wrong_hash(
+    remembered: tuple[bytes, list[Path], list[str]], tmp_path: Path, variant: Any
+) -> None:
+    content, files, digests = remembered
+    (tmp_path / "hashes.sqlite").write_bytes(damaged(content, variant))
+    hashes = FileHashes(tmp_path / "hashes.sqlite")
+    assert hashes.many(files) == digests
+    assert hashes.many(files) == digests  # what it was replaced by, too
+
+
+def test_a_remembered_hash_with_swapped_digits_is_computed_again(
+    remembered: tuple[bytes, list[Path], list[str]], tmp_path: Path
+) -> None:
+    content, files, digests = remembered
+    for digest in digests:
+        place = content.index(digest.encode())
+        swapped = content[:place] + digest[::-1].encode() + content[place + 64 :]
+        (tmp_path / "hashes.sqlite").write_bytes(swapped)
+        read = Mock()
+        assert FileHashes(tmp_path / "hashes.sqlite").many(files, on_hashed=read) == digests
+        assert read.call_count == 1
+
+
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[Path], list[str]]:
+    """A database of twenty files, the files, and their digests."""
+    folder = tmp_path_factory.mktemp("remembered")
+    files = [folder / f"{number}.bin" for number in range(20)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * 99)
+    time.sleep(0.1)  # what has only just changed is not remembered
+    digests = FileHashes(folder / "hashes.sqlite").many(files)
+    return (folder / "hashes.sqlite").read_bytes(), files, digests

@@ -29,7 +29,7 @@ LAYERS = {
     1: ("datasets", "store", "labelmap"),
     2: ("backbones", "probes", "evaluation", "statistics"),
     3: ("extract", "finetune", "report", "predict"),
-    4: ("api", "template"),
+    4: ("api", "clean", "template"),
     5: ("cli", "__main__"),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

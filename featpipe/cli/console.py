@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from featpipe.steps import Context, Outcome
 from featpipe.workspace import Workspace
 
 _ALL = "all tasks"
+# Of terminals (C0 but the line end, DEL, C1), and those that turn the direction of writing.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Console:
@@ -71,15 +74,16 @@ class Console:
         if outcome.table is not None:
             print_table(outcome.table)
         if outcome.message:
-            print(outcome.message)
+            print(printable(outcome.message))
 
     def error(self, error: FeatpipeError) -> None:
         """Print what went wrong to standard error."""
         self._stop()
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
+        click.echo(printable(str(error)), err=True)
 
     def _say(self, line: str) -> None:
+        line = printable(line)
         if self._bars is None:
             print(line, file=sys.stderr)
         else:
@@ -161,6 +165,19 @@ class Bars:
         self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    r"""Return a text whose control characters are escaped: a file's name may hold any of them.
+
+    Line ends stay, as messages have them.
+
+    Examples
+    --------
+    >>> print(printable("a\x1b[31m.jpg"))
+    a\x1b[31m.jpg
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a table; one column per key of the first row."""
     from rich import console, table, text  # noqa: PLC0415
@@ -172,7 +189,7 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        cells = ("" if row[name] is None else str(row[name]) for name in rows[0])
+        cells = ("" if row[name] is None else printable(str(row[name])) for name in rows[0])
         shown.add_row(*map(text.Text, cells))
     rich = console.Console()
     if not rich.is_terminal:

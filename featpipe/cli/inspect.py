@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 
 from featpipe import api
 from featpipe.cli.console import Session, with_session
-from featpipe.errors import StoreError
+from featpipe.errors import FeatpipeError, ResultError, StoreError
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
 
@@ -42,10 +42,16 @@ def datasets(session: Session) -> None:
     session.finish(_listed(api.DATASETS))
 
 
-@click.command(epilog="Example: featpipe results")
+@click.group(
+    invoke_without_command=True,
+    epilog="Examples: featpipe results · featpipe results verify",
+)
 @with_session
-def results(session: Session) -> None:
-    """List the results of the workspace, those that cannot be read too."""
+@click.pass_context
+def results(ctx: click.Context, session: Session) -> None:
+    """List the results of the workspace, those that cannot be read too; verify them."""
+    if ctx.invoked_subcommand is not None:
+        return
     folder = session.workspace.results
     found, damaged = api.scan_results(folder)
     rows = [
@@ -66,6 +72,65 @@ def results(session: Session) -> None:
     ]
     message = "" if rows else f"no result in {folder}; make one: featpipe svm, or featpipe demo"
     session.finish(Outcome("done", message, table=rows))
+
+
+@results.command("verify", epilog="Example: featpipe results verify digits-glyphnet-svm-1a2b3c4d")
+@click.argument("names", nargs=-1)
+@with_session
+def verify_results(session: Session, names: tuple[str, ...]) -> None:
+    """Compare results with their digests, and every number with what the predictions give.
+
+    Models and the files of reports are compared with their digests, too. NAMES are results or
+    their files; all results and reports of the workspace by default.
+    """
+    workspace = session.workspace
+    folder, damaged = workspace.results, []
+    paths = [api.locate_result(folder, name) for name in names] or sorted(folder.glob("*.json"))
+    for path in paths:
+        try:
+            api.verify_result(path, workspace.models)
+        except FeatpipeError as error:
+            session.console.error(error)
+            damaged.append(str(path))
+    message = f"{len(paths) - len(damaged)} of {len(paths)} results are whole"
+    pages = [] if names else sorted(workspace.reports.glob("*.html"))
+    changed = [file for page in pages for file in api.changed_files(page)]
+    for file in changed:
+        what, again = "A file of a report was changed.", "write it again: featpipe report"
+        session.console.error(ResultError(what, where=file, next_step=again))
+    if changed:
+        message += f"; {len(changed)} files of reports are not what was written"
+    damaged += map(str, changed)
+    session.finish(
+        Outcome(
+            "failed" if damaged else "done",
+            message,
+            tuple(paths),
+            {"damaged": damaged},
+            exit_code=1 if damaged else 0,
+        )
+    )
+
+
+@click.command(epilog="Examples: featpipe clean · featpipe clean --yes")
+@click.option("--yes", is_flag=True, help="Remove what is listed.")
+@with_session
+def clean(session: Session, *, yes: bool) -> None:
+    """List what can go, or remove it: leftovers, unfinished stores, files of no result, of 0.1.
+
+    Nothing else is touched, and nothing that featpipe did not write.
+    """
+    found = api.find_unneeded(session.workspace)
+    rows = [
+        {"path": str(one.path), "MB": round(one.n_bytes / 1e6, 2), "why": one.why} for one in found
+    ]
+    total = f"{len(found)} files, {sum(one.n_bytes for one in found) / 1e6:.2f} MB"
+    for one in found if yes else ():
+        one.remove()
+    message = f"removed {total}" if yes else f"{total}; remove them: featpipe clean --yes"
+    if not found:
+        message = f"nothing to remove below {session.workspace.root}"
+    session.finish(Outcome("done", message, tuple(one.path for one in found), table=rows))
 
 
 @click.command(epilog="Example: featpipe predict digits-glyphnet-svm-1a2b3c4d scan.png")
@@ -194,10 +259,11 @@ def verify(session: Session, paths: tuple[Path, ...]) -> None:
 @click.argument("path", type=_PATH)
 @click.argument("target", type=_PATH)
 @click.option("--layer", help="Layer to export [default: the first].")
+@click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
 @with_session
-def export(session: Session, path: Path, target: Path, layer: str | None) -> None:
+def export(session: Session, path: Path, target: Path, layer: str | None, *, force: bool) -> None:
     """Write ids, labels and features as .npz, .parquet or .csv."""
-    rows = api.export_store(api.FeatureStore(path), target, layer)
+    rows = api.export_store(api.FeatureStore(path), target, layer, force=force)
     session.finish(Outcome("done", f"{rows} rows → {target}", (target,)))
 
 
@@ -257,5 +323,5 @@ def check(session: Session, name: str) -> None:
 
 
 INSPECTION: Sequence[click.Command] = (
-    predict, results, store, labelmap, models, datasets, completion
+    predict, results, store, labelmap, models, datasets, clean, completion
 )  # fmt: skip

@@ -41,6 +41,11 @@ _FEW = 5  # names that help shows; more are listed by `featpipe models` and its 
 )
 @click.option("--only", multiple=True, metavar="STEP", help="Only this step and what it needs.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images of each split.")
+@click.option(
+    "--out-anywhere",
+    is_flag=True,
+    help="Let the recipe's 'out' name files outside of the workspace, and 'force' replace yours.",
+)
 @jobs_option
 @click.option(
     "--track",
@@ -56,6 +61,7 @@ def run(  # noqa: PLR0913 - one argument per option
     overrides: Sequence[str] = (),
     only: Sequence[str] = (),
     limit: int | None = None,
+    out_anywhere: bool = False,
     jobs: int = -1,
     track: str | None = None,
 ) -> None:
@@ -65,7 +71,7 @@ def run(  # noqa: PLR0913 - one argument per option
     again, so the same command continues a run that stopped.
     """
     read = api.read_recipe(api.find_recipe(recipe), overrides, limit)
-    plan = api.Plan.of(read, session.context(jobs), only)
+    plan = api.Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
     if dry_run:
         session.finish(plan.outcome())
     trackers = [] if track is None else [api.TRACKERS[track](plan)]

@@ -23,6 +23,7 @@ from featpipe.evaluation.metrics import (
 )
 from featpipe.evaluation.protocol import Split
 from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
 from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
 from featpipe.statistics.paired_tests import ONE_TRAINING_SET, SAME_TRAINING_SET, Answers
@@ -321,20 +322,44 @@ def imbalance(counts: ArrayLike) -> float:
     return float(found.max() / found.min())
 
 
-def save_result(result: Result, path: Path, table: PredictionTable) -> None:
-    """Write the predictions first and the JSON last: a result that exists has all its files."""
-    predictions = path.with_name(f"{path.stem}.predictions.npz")
-    table.save(predictions)
-    result.files["predictions"] = predictions.name
+def save_result(
+    result: Result, path: Path, table: PredictionTable, model: Path | None = None
+) -> None:
+    """Write the predictions first and the JSON last: a result that exists has all its files.
+
+    The JSON has the digests of the predictions and of the ``model``, which is there already.
+    """
+    files = {"predictions": path.with_name(f"{path.stem}.predictions.npz")}
+    files |= {} if model is None else {"model": model}
+    table.save(files["predictions"])
+    result.files = {kind: file.name for kind, file in files.items()}
+    result.digests = {kind: of_file(file) for kind, file in files.items()}
     result.save(path)
 
 
-def complete_result(path: Path, *models: Path) -> Result | None:
-    """Return the result at a path if it, its predictions and its models are all there."""
-    if not all(file.exists() for file in (path, *models)):
+def complete_result(
+    path: Path, model: Path | None = None, hashes: FileHashes | None = None
+) -> Result | None:
+    """Return the result at a path if it, its predictions and the model asked for are all there.
+
+    Raises
+    ------
+    ResultError
+        If one of them was changed after it was written, or the accuracy is not that of the
+        predictions: nothing that is damaged is up to date.
+    """
+    if not path.exists() or not (model is None or model.exists()):
         return None
     result = Result.load(path)
-    return result if path.with_name(result.files["predictions"]).exists() else None
+    wanted = {"predictions", *(() if model is None else ("model",))}
+    if not wanted <= result.files.keys():
+        return None
+    if not path.with_name(result.files["predictions"]).exists():
+        return None
+    if model is not None:
+        result.check_file("model", model, hashes)
+    result.predictions()
+    return result
 
 
 def renamed(result: Result, title: str | None, default: str) -> Result:

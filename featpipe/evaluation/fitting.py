@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,7 @@ from featpipe.errors import FitError, ResultError, UsageError
 from featpipe.evaluation.assemble import SplitPredictions
 from featpipe.evaluation.protocol import Split, validation_rows
 from featpipe.evaluation.result import Result
+from featpipe.fingerprint import check_archive, seal_archive
 from featpipe.probes.base import Probe
 from featpipe.workspace import atomic_write
 
@@ -318,20 +320,30 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
 
     with atomic_write(path) as temporary:
         skops_io.dump({"featpipe_model": _MODEL_FORMAT, **vars(model)}, temporary)
+        seal_archive(temporary)
     return path.stat().st_size
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Read a classifier; only types of scikit-learn, numpy and featpipe are loaded."""
+    """Read a classifier; only types of scikit-learn, numpy and featpipe are loaded.
+
+    Raises
+    ------
+    ResultError
+        If the file is missing, damaged, of featpipe 0.1, or holds anything else.
+    """
     from skops import io as skops_io  # noqa: PLC0415 - takes seconds
 
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it is compressed, as no model of featpipe is")
         foreign = sorted(set(skops_io.get_untrusted_types(file=path)) - set(_OURS))
         bundle = None if foreign else skops_io.load(path, trusted=_OURS)
     except Exception as error:  # skops raises whatever its parts raise on damaged files
-        raise ResultError(f"The model cannot be read: {error}", where=path) from error
+        raise _unreadable(path, error) from error
     version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
     if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
         raise ResultError(
@@ -348,4 +360,34 @@ def load_model(path: Path) -> TrainedModel:
     parts = [item.name for item in fields(TrainedModel)]
     if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not set(parts) <= set(bundle):
         raise ResultError("This is not a model of featpipe.", where=path)
-    return TrainedModel(**{name: bundle[name] for name in parts})
+    model = TrainedModel(**{name: bundle[name] for name in parts})
+    try:
+        check_archive(path)
+        _try_out(model)
+    except Exception as error:  # an estimator whose parts do not fit together may raise anything
+        raise _unreadable(path, error) from error
+    return model
+
+
+def _try_out(model: TrainedModel) -> None:
+    """Raise whatever comes where a model cannot answer, or its facts are of other types."""
+    for item in ("layer", "title", "weights"):
+        if not isinstance(getattr(model, item), str):
+            raise TypeError(f"its {item} is no text")
+    if not isinstance(model.backbone, dict):
+        raise TypeError("its backbone is not described")
+    if not all(isinstance(name, str) for name in model.classes):
+        raise TypeError("its classes have no names")
+    row = np.zeros((1, model.estimator.n_features_in_), np.float32)
+    predicted, scores, _ = predict_with_scores(model.estimator, row, len(model.classes))
+    finite = scores is None or np.isfinite(scores).all()
+    if not 0 <= predicted[0] < len(model.classes) or not finite:
+        raise ValueError("its answers are no classes")
+
+
+def _unreadable(path: Path, error: Exception) -> ResultError:
+    return ResultError(
+        f"The model cannot be read: {str(error).partition(chr(10))[0][:200]}",
+        where=path,
+        next_step="train it again: the same command with --force",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import tokenize
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from featpipe.datasets import short_name, slug
 from featpipe.errors import ResultError, did_you_mean
+from featpipe.fingerprint import FileHashes, sealed_json, unsealed
 from featpipe.workspace import atomic_write, user_path
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
@@ -29,8 +31,25 @@ _DAMAGED = (
 )  # fmt: skip
 
 
+_AGAIN = "run its command again with --force"
+_ROUNDING = 1e-9  # numbers that differ by less are equal
+
+
 class OldResultError(ResultError):
     """A result that featpipe 0.1 wrote."""
+
+
+class ChangedResultError(ResultError):
+    """A result whose content is not what was written; ``result`` is what it says now."""
+
+    def __init__(self, result: Result, why: ValueError) -> None:
+        super().__init__(
+            f"The result cannot be trusted: {why}.",
+            where=result.path,
+            got=_difference(result),
+            next_step=f"undo the change, or {_AGAIN}",
+        )
+        self.result = result
 
 
 @dataclass
@@ -51,7 +70,8 @@ class Result:
     created: str  # when, ISO 8601
     command: str = ""  # that made it
     notes: list[str] = field(default_factory=list)  # what a reader of the numbers must know
-    files: dict[str, str] = field(default_factory=dict)  # names of the files beside the JSON
+    files: dict[str, str] = field(default_factory=dict)  # names of its predictions, of its model
+    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of each of these files
     # What only some methods have: low-shot curve, search table, training history, label map.
     extra: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
@@ -64,21 +84,21 @@ class Result:
 
     def save(self, path: Path) -> Path:
         """Write the JSON file, atomically; a number that is not finite is a ValueError."""
-        content = {name: getattr(self, name) for name in _TYPES}
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        text = sealed_json({name: getattr(self, name) for name in _TYPES})
         with atomic_write(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
         self.path = path
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
-        """Read a result.
+        """Read a result and compare its content with the digest in it.
 
         Raises
         ------
         ResultError
-            If the file is missing, damaged, of another schema or (OldResultError) of featpipe 0.1.
+            If the file is missing, damaged, changed after it was written (ChangedResultError), of
+            another schema or (OldResultError) of featpipe 0.1.
         """
         path = Path(path)
         repair = f"delete it and run its command again: rm {str(path)!r}"
@@ -88,7 +108,7 @@ class Result:
             raise ResultError(
                 "There is no such result.", where=path, next_step="featpipe results"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ResultError(
                 f"The result cannot be read: {error}", where=path, next_step=repair
             ) from error
@@ -108,17 +128,30 @@ class Result:
                 expected=f"schema {SCHEMA_VERSION}",
                 got=f"schema {schema}",
             )
-        if wrong := _wrong_keys(content):
+        try:
+            whole, changed = unsealed(content), None
+        except ValueError as error:
+            whole, changed = {k: v for k, v in content.items() if k != "digest"}, error
+        if wrong := _wrong_keys(whole):
             raise ResultError(
                 "The result is damaged: its keys, or their types, are not those of a result.",
                 where=path,
                 got=", ".join(sorted(wrong)),
                 next_step=repair,
             )
-        return cls(**content, path=path)
+        result = cls(**whole, path=path)
+        if changed is not None:
+            raise ChangedResultError(result, changed)
+        return result
 
     def predictions(self) -> PredictionTable:
-        """Read the predictions that are stored beside the JSON."""
+        """Read the predictions beside the JSON, once their digest and their accuracy are right.
+
+        Raises
+        ------
+        ResultError
+            If they are missing, changed, damaged, or of another accuracy than the result states.
+        """
         if self.path is None:
             raise ResultError("This result was not saved, so it has no predictions file.")
         name = self.files.get("predictions")
@@ -126,7 +159,47 @@ class Result:
             raise ResultError(
                 "This result names no predictions file beside it.", where=self.path, got=name
             )
-        return PredictionTable.load(self.path.with_name(name))
+        self.check_file("predictions", self.path.with_name(name))
+        table = PredictionTable.load(self.path.with_name(name))
+        if self.misstates(table):
+            raise ResultError(
+                "The result is damaged: its accuracy is not that of its predictions.",
+                where=self.path,
+                expected=f"{table.accuracy:.6f}",
+                got=f"{self.summary['accuracy']['value']:.6f}",
+                next_step=_AGAIN,
+            )
+        return table
+
+    def check_file(self, kind: str, path: Path, hashes: FileHashes | None = None) -> None:
+        """Compare one of the result's files with the digest that was taken when it was written.
+
+        ``kind`` is its key in :attr:`files`; ``hashes`` may remember the digest.
+
+        Raises
+        ------
+        ResultError
+            If it is missing, or another one.
+        """
+        what, stated = f"The file of the {kind} of the result {self.name}", self.digests.get(kind)
+        try:
+            digest = (hashes or FileHashes()).one(path)
+        except OSError as error:
+            what = f"{what} cannot be read: {error.strerror}."
+            raise ResultError(what, where=path, next_step=_AGAIN) from None
+        if digest != stated:
+            raise ResultError(
+                f"{what} was changed after it was written.",
+                where=path,
+                expected=f"SHA-256 {stated}",
+                got=f"SHA-256 {digest}",
+                next_step=_AGAIN,
+            )
+
+    def misstates(self, table: PredictionTable) -> bool:
+        """Return whether the accuracy is another than that of the predictions."""
+        stated = self.summary["accuracy"]["value"]
+        return not len(table.row) or abs(table.accuracy - stated) > _ROUNDING
 
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Result).items()}
@@ -141,11 +214,33 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
         if not isinstance(content.get(name), _TYPES.get(name, ()))
     }
     if not wrong:
-        accuracy = content["summary"].get("accuracy")
-        measured = isinstance(accuracy, dict) and {"value", "low", "high"} <= accuracy.keys()
-        wrong |= set() if measured and "metrics" in content["summary"] else {"summary"}
-        wrong |= set() if isinstance(content["dataset"].get("name"), str) else {"dataset"}
+        summary, dataset = content["summary"], content["dataset"]
+        accuracy = summary.get("accuracy")
+        measured = isinstance(accuracy, dict) and all(
+            isinstance(accuracy.get(name), int | float) and math.isfinite(accuracy[name])
+            for name in ("value", "low", "high")
+        )
+        fits = {
+            "summary": measured and isinstance(summary.get("metrics"), dict),
+            "dataset": isinstance(dataset.get("name"), str),
+            "splits": all(isinstance(one, dict) for one in content["splits"]),
+            "stores": all(isinstance(one, dict) for one in content["stores"]),
+        }
+        wrong = {name for name, right in fits.items() if not right}
     return wrong
+
+
+def _difference(result: Result) -> str | None:
+    """Say where a result that was changed states another accuracy than its predictions give."""
+    try:
+        assert result.path is not None
+        table = PredictionTable.load(result.path.with_name(result.files["predictions"]))
+    except (ResultError, LookupError, ValueError):
+        return None
+    if not result.misstates(table):
+        return None
+    stated = result.summary["accuracy"]["value"]
+    return f"an accuracy of {stated:.6f}; the predictions give {table.accuracy:.6f}"
 
 
 @dataclass(frozen=True)
@@ -167,6 +262,13 @@ class PredictionTable:
     def correct(self) -> NDArray[np.bool_]:
         """Whether each prediction is right, of shape (m,)."""
         return self.predicted == self.true[self.row]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions, every test row with the same weight."""
+        right = np.bincount(self.row, weights=self.correct, minlength=len(self.ids))
+        counts = np.bincount(self.row, minlength=len(self.ids))
+        return float(np.mean(right / np.maximum(counts, 1)))
 
     def only_splits(self, numbers: Sequence[int]) -> PredictionTable:
         """Return the predictions of some splits, numbered as before; test rows all stay."""
@@ -238,7 +340,7 @@ def find_results(
         If a name fits nothing, a file is damaged, or no result is left.
     """
     results, errors = scan_results(folder) if not names else ([], [])
-    results += [Result.load(_locate(folder, name)) for name in names or ()]
+    results += [Result.load(locate_result(folder, name)) for name in names or ()]
     for error in errors:
         if not isinstance(error, OldResultError):
             raise error
@@ -272,7 +374,14 @@ def latest_result(folder: Path, method: str, dataset: str | None = None) -> Resu
     return None
 
 
-def _locate(folder: Path, name: str) -> Path:
+def locate_result(folder: Path, name: str) -> Path:
+    """Return the file of a result, named by its path or as it is called in a folder.
+
+    Raises
+    ------
+    ResultError
+        If there is none.
+    """
     path = user_path(name)
     if path.suffix == ".json" and path.exists():
         return path

@@ -27,6 +27,7 @@ from featpipe.evaluation.fitting import fit_splits, n_parameters, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.stores import select_stores
+from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import IDENTITY, OTHER, LabelMap, SourceClasses, for_pair
 from featpipe.probes.base import Evaluation, Probe
 from featpipe.probes.zeroshot import Zeroshot
@@ -34,6 +35,7 @@ from featpipe.provenance import package_version
 from featpipe.steps import Context, Outcome
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import FeatureStore
+from featpipe.workspace import one_at_a_time, remove_leftovers
 
 _MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of all of them
 
@@ -77,6 +79,8 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
 
 def run_evaluation(step: Evaluation, context: Context) -> Outcome:
     """Evaluate a method on the stores it means, unless the same result exists already."""
+    for folder in (context.workspace.results, context.workspace.models):
+        remove_leftovers(folder)
     setup, path, existing = look_up(step, context)
     if existing is None:
         return outcome_of(_evaluate(setup, context, path), "done")
@@ -90,8 +94,10 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
     """
     setup = set_up(step, *select_stores(step, context))
     path = context.workspace.results / f"{setup.name}.json"
-    models = [_model_path(path, context)] if getattr(step, "save_model", False) else []
-    return setup, path, None if step.force else complete_result(path, *models)
+    if step.force:
+        return setup, path, None
+    model = _model_path(path, context) if getattr(step, "save_model", False) else None
+    return setup, path, complete_result(path, model, FileHashes(context.workspace.hashes))
 
 
 def evaluate(
@@ -118,11 +124,12 @@ def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
     output = step.answer(setup.splits, context)
     result, table = build_result(step, setup.key, setup.protocol, output, context)
     if path is not None:
-        if output.estimator is not None and result.settings["save_model"]:
-            model = _model_path(path, context)
-            result.cost["model_bytes"] = save_model(model, output.estimator, result)
-            result.files["model"] = model.name
-        save_result(result, path, table)
+        model = None
+        with one_at_a_time(path.parent):
+            if output.estimator is not None and result.settings["save_model"]:
+                model = _model_path(path, context)
+                result.cost["model_bytes"] = save_model(model, output.estimator, result)
+            save_result(result, path, table, model)
     return result
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featpipe.errors import ResultError
+from featpipe.fingerprint import sealed_json, unsealed
 from featpipe.steps import STEPS, Context, Needs, Outcome, Status, Step, option
 from featpipe.workspace import atomic_write, user_path
 
@@ -45,9 +46,9 @@ class Explanation:
 
     @classmethod
     def read(cls, folder: Path) -> Explanation | None:
-        """Return the explanation in a folder, or ``None`` where it is missing or not complete."""
+        """Return the explanation in a folder, or ``None``: missing, not complete or changed."""
         try:
-            content = json.loads((folder / _FILE).read_text("utf-8"))
+            content = unsealed(json.loads((folder / _FILE).read_text("utf-8")))
             items = tuple(ExplainedImage(**item) for item in content.pop("items"))
             explanation = cls(folder=folder, items=items, **content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -61,7 +62,7 @@ class Explanation:
         content = asdict(self)
         del content["folder"]
         with atomic_write(self.folder / _FILE) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            temporary.write_text(sealed_json(content), "utf-8")
 
 
 def read_explanations(result_path: Path) -> list[Explanation]:
@@ -131,7 +132,7 @@ class Explain(Step):
         path = context.workspace.results / f"{self.result}.json"
         path = given if given.suffix == ".json" and given.exists() else path
         try:
-            content = json.loads(path.read_text("utf-8"))
+            content = unsealed(json.loads(path.read_text("utf-8")))
             _, folder = self.place(path, content["key"], content["extra"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ResultError(f"The result cannot be read: {error}", where=path) from None

@@ -145,6 +145,7 @@ def _explain(
     """Open network and test images of a result again, and write a picture of each mistake."""
     classes = tuple(result.dataset["classes"])
     model = context.workspace.models / result.files["model"]
+    result.check_file("model", model)
     head = load_head(model, weights=step.weights, device=step.device)
     check_layer(head, layer)
     mistakes = confident_mistakes(result.predictions(), classes, step.limit)

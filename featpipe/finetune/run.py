@@ -45,7 +45,7 @@ from featpipe.finetune.training import HeadClassifier
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
 from featpipe.steps import LEFT_OUT, Context, Outcome
-from featpipe.workspace import IMAGE_LAYER, user_path
+from featpipe.workspace import IMAGE_LAYER, one_at_a_time, remove_leftovers, user_path
 
 if TYPE_CHECKING:
     from featpipe.finetune.step import Finetune
@@ -242,15 +242,24 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     name = f"{slug(step.dataset)}-{data.trunk.name}-{step.name}-{data.key[:8]}"
     path = context.workspace.results / f"{name}.json"
     model = context.workspace.models / f"{name}.safetensors"
-    existing = None if step.force else complete_result(path, model)
+    for folder in (path.parent, model.parent):
+        remove_leftovers(folder)
+    hashes = FileHashes(context.workspace.hashes)
+    existing = None if step.force else complete_result(path, model, hashes)
     if existing is None:
         outcome = outcome_of(result := _train_and_test(data, path, model), "done")
     else:
+        _remove_checkpoints(model)
         outcome = outcome_of(result := renamed(existing, step.title, data.title), "up to date")
     left_out = result.extra.get("left_out", 0)
     if left_out:
         context.progress.note(f"warning: {left_out} unreadable images are left out")
     return replace(outcome, exit_code=LEFT_OUT if step.strict and left_out else 0)
+
+
+def _remove_checkpoints(model: Path) -> None:
+    for checkpoint in model.parent.glob(f"{model.stem}.*.checkpoint"):
+        checkpoint.unlink(missing_ok=True)
 
 
 def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
@@ -293,12 +302,10 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         "classes": list(train.classes),
         "title": result.title,
     }
-    result.cost["model_bytes"] = save_head(model, network, about)
-    result.files["model"] = model.name
-    save_result(result, path, table)
-    for checkpoint in checkpoints:
-        checkpoint.unlink(missing_ok=True)
-        checkpoint.with_suffix(_REFIT).unlink(missing_ok=True)
+    with one_at_a_time(path.parent):
+        result.cost["model_bytes"] = save_head(model, network, about)
+        save_result(result, path, table, model)
+    _remove_checkpoints(model)
     return result
 
 

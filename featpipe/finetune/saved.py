@@ -10,12 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
-from featpipe.errors import FitError, ResultError, WeightsError
+from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.finetune.nets import Trunk, load_trunk
 from featpipe.finetune.network import HeadedNetwork, cut_of
+from featpipe.fingerprint import (
+    check_archive,
+    of_bytes,
+    of_file,
+    seal_archive,
+    sealed_json,
+    unsealed,
+)
 from featpipe.workspace import atomic_write
 
 _FORMAT = 2  # of heads and of checkpoints; 1 is that of featpipe 0.1
@@ -41,16 +49,32 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
 
     Only what was trained is written: the frozen stages are those of the weights. ``about`` has
     ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``, ``head``,
-    ``classes`` and ``title``.
+    ``classes`` and ``title``. The JSON has the digest of the other file and one of itself; the
+    header of the other file has that of its tensors.
     """
     state = {n: value.detach().cpu().contiguous() for n, value in network.trained_state().items()}
+    content = save(state, {"featpipe": _digest(state)})
     with atomic_write(path) as temporary:
-        save_file(state, temporary)
+        temporary.write_bytes(content)
     beside = path.with_suffix(".json")
-    text = json.dumps({"featpipe_head": _FORMAT, **about}, indent=1, ensure_ascii=False)
+    text = sealed_json({"featpipe_head": _FORMAT, **about, "sha256": of_bytes(content)})
     with atomic_write(beside) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
+        temporary.write_text(text, "utf-8")
     return path.stat().st_size + beside.stat().st_size
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    """Return the SHA-256 (hex) of tensors with their names, types and shapes."""
+    return of_bytes(
+        *(
+            part
+            for name, value in sorted(state.items())
+            for part in (
+                f"{name} {value.dtype} {tuple(value.shape)}".encode(),
+                value.contiguous().flatten().view(torch.uint8).numpy().data,
+            )
+        )
+    )
 
 
 def load_head(
@@ -71,38 +95,62 @@ def load_head(
     WeightsError
         If the weights are not those the head was trained on.
     """
+    content = _read_about(path)
+    state = _read_tensors(path, content.get("sha256"))
+    moved = {"device": device} | ({} if weights is None else {"weights": weights})
+    try:
+        classes = tuple(content["classes"])
+        trunk = load_trunk(**{**content["request"], **moved})
+        if trunk.description != content["trunk"]:
+            raise WeightsError(
+                "These are not the weights that the head was trained on.",
+                where=path,
+                expected=content["trunk"]["weights"],
+                got=trunk.description["weights"],
+                next_step="name the right ones: --weights FILE",
+            )
+        cut = cut_of(trunk.stages, content["unfreeze"])
+        network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
+        network.load_trained_state(state)
+    except FeatpipeError:
+        raise
+    except Exception as error:  # whatever values of other names and types lead to
+        reason = f"{type(error).__name__}: {error}"
+        raise _unreadable(path.with_suffix(".json"), ValueError(reason)) from error
+    return TrainedHead(network.eval().to(trunk.device), trunk, classes)
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Return what the JSON beside a head says, once its digest fits."""
     beside = path.with_suffix(".json")
     try:
         content = json.loads(beside.read_text("utf-8"))
         form = content.get("featpipe_head") if isinstance(content, dict) else None
-        if form not in (1, _FORMAT):
+        if form == 1:
+            raise ResultError(
+                "This head was written by featpipe 0.1.",
+                where=path,
+                next_step="train it again, then delete this file and the .json beside it",
+            )
+        if form != _FORMAT:
             raise ValueError("it is not a head of this version of featpipe")
-    except (OSError, ValueError) as error:
+        return unsealed(content)
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(beside, error) from None
-    if form == 1:
-        raise ResultError(
-            "This head was written by featpipe 0.1.",
-            where=path,
-            next_step="train it again, then delete this file and the .json beside it",
-        )
-    classes = tuple(content["classes"])
-    moved = {"device": device} | ({} if weights is None else {"weights": weights})
-    trunk = load_trunk(**{**content["request"], **moved})
-    if trunk.description != content["trunk"]:
-        raise WeightsError(
-            "These are not the weights that the head was trained on.",
-            where=path,
-            expected=content["trunk"]["weights"],
-            got=trunk.description["weights"],
-            next_step="name the right ones: --weights FILE",
-        )
-    cut = cut_of(trunk.stages, content["unfreeze"])
-    network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
+
+
+def _read_tensors(path: Path, sha256: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a head, once the file and the digest in it are what was written."""
     try:
-        network.load_trained_state(load_file(path))
+        if of_file(path) != sha256:
+            raise ValueError("it is not the file that the .json beside it names")
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if (file.metadata() or {}).get("featpipe") != _digest(state):
+                raise ValueError("its tensors are not those that its header was written for")
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(path, error) from None
-    return TrainedHead(network.eval().to(trunk.device), trunk, classes)
+    return state
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:
@@ -118,18 +166,22 @@ def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[
     """
     content = {"format": _FORMAT, "run": run, "history": json.dumps(history), **state}
     with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+        with temporary.open("wb") as stream:  # whose errors say why a disk takes no more
+            torch.save(content, stream)
+        seal_archive(temporary)
 
 
 def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """Return state and history of an unfinished training, or ``None`` where there is none.
 
-    A damaged file and one of another run are refused; nothing in it is ever executed.
+    A damaged file, one whose digest is another, and one of another run are refused; nothing in it
+    is ever executed.
     """
     if not path.is_file():
         return None
     advice = f"to start again: rm {str(path)!r}"
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError("no checkpoint of a training")

@@ -15,7 +15,7 @@ from featpipe.backbones import MODELS
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.extract.step import ImageStep
-from featpipe.fingerprint import FileHashes
+from featpipe.fingerprint import FileHashes, unsealed
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, Outcome, Status, option, options_of
 from featpipe.steps.grammar import device_name, need_training, number, protocol
@@ -324,9 +324,14 @@ class Finetune(ImageStep):
             automatic = content["extra"].get("automatic", {})
             if content["extra"].get("request") != self.request(context, sources, automatic):
                 continue
-            files, models = content["files"], context.workspace.models
-            if path.with_name(files["predictions"]).exists() and (models / files["model"]).exists():
+            folders = {"predictions": path.parent, "model": context.workspace.models}
+            files = {folder / content["files"][kind]: kind for kind, folder in folders.items()}
+            if not all(file.exists() for file in files):
+                continue
+            digests = FileHashes(context.workspace.hashes).many(files)
+            if digests == [content["digests"][kind] for kind in files.values()]:
                 return Status(True, "result is there", content["key"][:8], (path,))
+            return Status(False, "its files were changed after they were written")
         return Status(False, "no such result yet")
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
@@ -352,6 +357,6 @@ class Finetune(ImageStep):
         """Yield its results; NumPy, which reads them whole, is not imported."""
         for path in sorted(context.workspace.results.glob(f"*-{self.name}-*.json")):
             with suppress(OSError, ValueError):
-                content = json.loads(path.read_text("utf-8"))
+                content = unsealed(json.loads(path.read_text("utf-8")))
                 if content.get("method") == self.name:
                     yield path, content

@@ -173,7 +173,9 @@ class Probe(Evaluation):
     train_per_class: tuple[int, ...] | None = option(
         None, help="Low-shot curve: train on N rows of each class, for each N.", minimum=1
     )
-    repeats: int = option(5, help="Random draws for each N of a low-shot curve.", minimum=1)
+    repeats: int = option(
+        5, help="Random draws for each N of a low-shot curve.", minimum=1, maximum=10_000
+    )
     save_model: bool = option(
         True, help="Save the trained classifier beside the result.", affects_result=False
     )

@@ -25,7 +25,9 @@ class Logistic(Probe):
         tunable=True,
         symbol="C",
     )
-    max_iter: int = option(2000, help="Iterations of the solver at most.", minimum=1)
+    max_iter: int = option(
+        2000, help="Iterations of the solver at most.", minimum=1, maximum=2**31 - 1
+    )
 
     class_weight: str = option(
         "none",

@@ -31,7 +31,9 @@ class Svm(Probe):
         tunable=True,
         symbol="C",
     )
-    max_iter: int = option(5000, help="Iterations of the solver at most.", minimum=1)
+    max_iter: int = option(
+        5000, help="Iterations of the solver at most.", minimum=1, maximum=2**31 - 1
+    )
 
     class_weight: str = option(
         "none",

@@ -14,12 +14,13 @@ import yaml
 from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
+from featpipe.report import written
 from featpipe.report.data import Method, ReportData
 from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
 from featpipe.report.tables import Comparison, conclude
 from featpipe.steps import Context, Outcome
-from featpipe.workspace import atomic_write
+from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 
 GENERATOR = "featpipe report"
 _HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
@@ -35,14 +36,20 @@ def write_report(report: Report, context: Context) -> Outcome:
     default = folder / (slug(datasets.pop()) if len(datasets) == 1 else "all")
     page = Page(ReportData.load(results, report, context))
     path = page.write(report.out or default)
-    index = write_index(folder)
-    size = path.stat().st_size
-    written = f"report of {len(results)} results, {size / 1e6:.2f} MB → {path}"
+    lines = [f"report of {len(results)} results, {path.stat().st_size / 1e6:.2f} MB → {path}"]
+    try:
+        paths: tuple[Path, ...] = (path, write_index(folder, force=report.force))
+    except UsageError as error:  # the page is there all the same
+        paths, lines = (path,), [*lines, f"no list of reports was written:\n{error}"]
     return Outcome(
         "done",
-        "\n".join([written, *page.failures]),
-        (path, index),
-        {"results": [one.name for one in results], "bytes": size, "failures": page.failures},
+        "\n".join([*lines, *page.failures]),
+        paths,
+        {
+            "results": [one.name for one in results],
+            "bytes": path.stat().st_size,
+            "failures": page.failures,
+        },
         exit_code=int(bool(page.failures)),
     )
 
@@ -65,7 +72,8 @@ def build_report(
     Raises
     ------
     UsageError
-        If there is no result, one is named twice, or another recipe made the existing page.
+        If there is no result, one is named twice, another recipe made the existing page, or a file
+        that featpipe did not write would be replaced.
     ResultError
         If predictions are missing or damaged.
     """
@@ -97,7 +105,6 @@ class Page:
                 next_step="give this recipe a name of its own (name: …), "
                 "or this step another place (out: …)",
             )
-        folder = path.with_name(f"{path.stem}-tables")
         with data.context.progress.task("report", len(data.groups) + len(SECTIONS.names())) as task:
             for number, group in enumerate(data.groups, start=1):
                 self.add(Comparison(number, group))
@@ -106,7 +113,8 @@ class Page:
                 self.add_registered(name)
                 task.advance()
         files = [f"{name}.csv" for name, frame in self.tables.items() if not frame.empty]
-        self.add(Provenance(folder.name, files))
+        files.append(written.SUMS)
+        self.add(Provenance(written.tables_folder(path).name, files))
         datasets = dict.fromkeys(group.dataset for group in data.groups)
         runs = sorted(method.result.created[:10] for method in data.methods)
         text = render_page(
@@ -120,14 +128,13 @@ class Page:
             sections=self.sections,
             sheet=list(data.sheet.values()),
         )
-        for name, frame in self.tables.items():
-            if frame.empty:
-                (folder / f"{name}.csv").unlink(missing_ok=True)  # it may have had rows before
-                continue
-            with atomic_write(folder / f"{name}.csv") as temporary:
-                frame.to_csv(temporary, index=False, lineterminator="\n")
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        tables = {
+            f"{name}.csv": neutralised(frame).to_csv(index=False, lineterminator="\n")
+            for name, frame in self.tables.items()
+            if not frame.empty
+        }
+        with one_at_a_time(path.parent):
+            written.replace_files(path, text, tables, force=data.report.force)
         return path
 
     def add(self, section: Section) -> None:
@@ -171,13 +178,29 @@ def head_of(path: Path) -> dict[str, str]:
     return {name: html.unescape(content) for name, content in found}
 
 
-def write_index(folder: Path) -> Path:
-    """Write ``index.html`` of all reports in a folder, sorted by name, and return its path."""
-    heads = [{**head_of(path), "file": path.name} for path in sorted(folder.glob("*.html"))]
+def write_index(folder: Path, *, force: bool = False) -> Path:
+    """Write ``index.html`` of all reports in a folder, sorted by name, and return its path.
+
+    What was changed since is said in the place of its conclusions.
+
+    Raises
+    ------
+    UsageError
+        If there is one that featpipe did not write, unless ``force``.
+    """
+    index = folder / "index.html"
+    refuse_foreign(index, written.INDEX_MARK, force=force)
+    unknown = dict.fromkeys(("title", "description", "methods", "runs"), "?")  # of a torn head
+    pages = sorted(folder.glob("*.html"))
+    heads = [{**unknown, **head_of(path), "file": path.name} for path in pages]
     reports = [head for head in heads if head.get("generator") == GENERATOR]
-    with atomic_write(folder / "index.html") as temporary:
+    for head in reports:
+        if changed := written.changed_files(folder / head["file"]):
+            names = ", ".join(path.name for path in changed)
+            head["description"] = f"Changed after it was written, do not trust it: {names}."
+    with atomic_write(index) as temporary:
         temporary.write_text(render_page("index.html.j2", reports=reports), encoding="utf-8")
-    return folder / "index.html"
+    return index
 
 
 # -- provenance: commands, recipes, settings, versions, hardware, fingerprints -------------------

@@ -37,7 +37,13 @@ class Report(ResultsStep):
     seed: int = option(0, help="Seed of the map of the features.", seed=True)
 
     def check(self) -> None:
-        """Refuse ``--all`` together with names."""
+        """Refuse ``--all`` together with names, and a place that is no file."""
+        if self.out is not None and self.out.name in ("", "..", ".html"):
+            raise UsageError(
+                "--out does not name a report.",
+                expected="a name, such as reports/mine",
+                got=self.out,
+            )
         if self.all and self.results:
             raise UsageError("Either name results or say --all.", got=", ".join(self.results))
 

@@ -29,6 +29,9 @@ class ResultsStep(Step):
     margin: float = option(
         1.0, help="Differences below so many points of accuracy do not matter.", minimum=0
     )
+    force: bool = option(
+        False, help="Replace files that featpipe did not write, too.", affects_result=False
+    )
     reference: tuple[str, ...] | None = option(
         None, help="Published numbers to show: DATASET or DATASET/ROW; default: of the datasets."
     )

@@ -58,14 +58,23 @@ class Plan:
     context: Context
 
     @classmethod
-    def of(cls, recipe: Recipe, context: Context, only: Sequence[str] = ()) -> Plan:
+    def of(
+        cls,
+        recipe: Recipe,
+        context: Context,
+        only: Sequence[str] = (),
+        *,
+        out_anywhere: bool = False,
+    ) -> Plan:
         """Plan a recipe, or ``only`` the steps or tasks named and what they need.
+
+        With ``out_anywhere`` files may be outside of the workspace, and replace those of others.
 
         Raises
         ------
         RecipeError
-            If steps need each other in a circle, a step's input is made by no step, or two tasks
-            would write the same file.
+            If steps need each other in a circle, a step's input is made by no step, two tasks would
+            write the same file, or one outside of the workspace.
         MissingExtraError
             If an optional package that some task needs is not installed.
         """
@@ -88,6 +97,8 @@ class Plan:
         chosen = tuple(task for task in tasks if task.name in kept)
         for task in chosen:
             task.step.check_requirements()
+            if not out_anywhere:
+                _check_place(recipe, task, context.workspace.root)
         return cls(recipe, chosen, context)
 
     def forecast(self) -> list[tuple[Task, Status]]:
@@ -284,6 +295,28 @@ class _Planner:
                     expected="different settings, or another 'out'",
                     got=f"the same as at line {other.line}",
                 )
+
+
+def _check_place(recipe: Recipe, task: Task, root: Path) -> None:
+    """Refuse a file outside of the workspace: a recipe may be somebody else's."""
+    out = task.step.output()
+    if not isinstance(out, Path):
+        return
+    if not out.resolve().is_relative_to(root.resolve()):
+        raise recipe.error(
+            f"{task.name!r} would write outside of the workspace.",
+            task.line,
+            expected=f"an 'out' below {root.resolve()}",
+            got=out,
+            next_step="add --out-anywhere to allow it",
+        )
+    if getattr(task.step, "force", False):
+        raise recipe.error(
+            f"{task.name!r} would replace files that featpipe did not write.",
+            task.line,
+            got="force: true",
+            next_step="add --out-anywhere to allow it",
+        )
 
 
 def _row(task: Task, status: Status) -> dict[str, Any]:

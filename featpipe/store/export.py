@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from featpipe.errors import MissingExtraError, UsageError
+from featpipe.fingerprint import SEAL, seal_archive
 from featpipe.store.reader import FeatureStore
-from featpipe.workspace import atomic_write
+from featpipe.workspace import atomic_write, neutralised, refuse_foreign
+
+_WRITTEN = "featpipe store export"
 
 
-def export_store(store: FeatureStore, target: Path, layer: str | None = None) -> int:
+def export_store(
+    store: FeatureStore, target: Path, layer: str | None = None, *, force: bool = False
+) -> int:
     """Write ids, labels, class names and one layer; return the number of rows written.
 
     Skipped rows have no features and are left out. The suffix of ``target`` is the format:
@@ -22,7 +27,7 @@ def export_store(store: FeatureStore, target: Path, layer: str | None = None) ->
     Raises
     ------
     UsageError
-        For any other ending.
+        For any other ending, and for a file that featpipe did not write, unless ``force``.
     MissingExtraError
         If ``.parquet`` is asked for and pyarrow is not installed.
     """
@@ -37,6 +42,8 @@ def export_store(store: FeatureStore, target: Path, layer: str | None = None) ->
     features = np.asarray(store.features(layer)[rows])
     features = features.reshape(len(rows), math.prod(features.shape[1:]))
     ids, labels = [store.ids[row] for row in rows], store.labels[rows]
+    mark = {".npz": SEAL, ".csv": b"id,label,class,f0", ".parquet": _WRITTEN.encode()}
+    refuse_foreign(target, mark[target.suffix], force=force)
     with atomic_write(target) as temporary:
         if target.suffix == ".npz":
             arrays = {
@@ -49,6 +56,7 @@ def export_store(store: FeatureStore, target: Path, layer: str | None = None) ->
                 arrays["logits"] = store.logits[rows]
             with temporary.open("wb") as stream:
                 np.savez_compressed(stream, **arrays)
+            seal_archive(temporary)
             return len(rows)
         import pandas as pd  # noqa: PLC0415 - only tables need it
 
@@ -57,7 +65,8 @@ def export_store(store: FeatureStore, target: Path, layer: str | None = None) ->
         table = pd.DataFrame({"id": ids, "label": labels, "class": names})
         table = table.join(pd.DataFrame(features, columns=columns))
         if target.suffix == ".csv":
-            table.to_csv(temporary, index=False)
+            neutralised(table).to_csv(temporary, index=False)
         else:
+            table.attrs["written by"] = _WRITTEN  # pandas puts it into the file's metadata
             table.to_parquet(temporary, index=False)
     return len(rows)

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from featpipe.cli.console import Console, JsonConsole
-from featpipe.errors import StoreError
+from featpipe.errors import FeatpipeError, StoreError
 from featpipe.progress import Event
 from featpipe.steps import Outcome
 
@@ -100,3 +102,16 @@ def test_a_script_gets_events_and_outcomes_of_one_shape(capsys):
     assert (ended["event"], ended["task"], ended["paths"]) == ("outcome", "svm", ["a.json"])
     assert (failed["status"], failed["error"]) == ("failed", "StoreError")
     assert failed["details"] == {"where": "x.h5"}
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31m\x07\u202egpj.exe\r\x9b"
+    console = Console()
+    console.outcome(Outcome("done", f"read {name}\nnext line", table=[{"file": name}]))
+    console.error(FeatpipeError(f"The image {name} is broken.", where=name))
+    console.progress.note(name)
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert not set("\x1b\x07\u202e\r\x9b") & set(text)
+        assert "a\\x1b[31m\\x07\\u202egpj.exe\\r\\x9b" in text
+    assert "\nnext line" in out

@@ -118,3 +118,108 @@ def test_completion_knows_commands_options_and_names(
         COMP_CWORD=str(len(parts) - 1),
     )
     assert f"plain,{wanted}" in ended.stdout.splitlines(), ended
+
+
+# -- results verify, clean, files that are not replaced --------------------------------------------
+
+
+@pytest.fixture
+def evaluated(run: Any, extract: str) -> Path:
+    """The path of a result of a small dataset, in the current folder."""
+    run(extract)
+    return Path(run("centroid --protocol holdout:0.5 --json").events[-1]["paths"][0])
+
+
+def test_verify_names_what_was_changed(run: Any, evaluated: Path) -> None:
+    assert run("report").code == 0
+    assert run("results verify") == (0, "1 of 1 results are whole\n", "")
+    assert run(f"results verify {evaluated.stem}").code == 0
+    assert run("results verify nonesuch").code == 1
+    content = json.loads(evaluated.read_text())
+    content["summary"]["accuracy"]["value"] = 0.42
+    evaluated.write_text(json.dumps(content))
+    table = next(Path("reports").glob("*-tables/*.csv"))
+    table.write_text(table.read_text() + "\n")
+    ended = run("results verify")
+    assert ended.code == 1
+    assert "0 of 1 results are whole; 1 files of reports" in ended.out
+    assert "summary.accuracy.value: 0.42 stated" in ended.err
+    assert table.name in ended.err
+    damaged = run("results verify --json").events[-1]["damaged"]
+    assert damaged == [str(evaluated), str(table)]
+    for command in ("report", "compare", f"predict {evaluated.stem} photos", "centroid"):
+        ended = run(command if command != "centroid" else "centroid --protocol holdout:0.5")
+        assert ended.code == 1, command
+        assert "changed after it was written" in ended.err
+        assert evaluated.name in ended.err
+    assert "changed after it was written" in run("results").out
+
+
+def test_clean_lists_first(run: Any, evaluated: Path) -> None:
+    assert "nothing to remove" in run("clean").out
+    left = evaluated.with_name(".a.json.0123456789abcdef.tmp")
+    left.write_bytes(b"torn")
+    ended = run("clean --json").events[-1]
+    assert [row["path"] for row in ended["table"]] == [str(left)]
+    assert "featpipe clean --yes" in ended["message"]
+    assert left.exists()
+    assert "removed 1 files" in run("clean --yes").out
+    assert not left.exists()
+    assert evaluated.exists()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.md", "t.tex", "r", "f.npz", "f.csv", "f.parquet"])
+def test_a_file_of_others_is_replaced_by_force_only(run: Any, evaluated: Path, name: str) -> None:
+    store = next(Path("data/features").rglob("*.h5"))
+    if name.startswith("f"):
+        pytest.importorskip("pyarrow")
+    line = {"t": f"compare --out {name}", "r": f"report --out {name}"}.get(
+        name[0], f"store export {store} {name}"
+    )
+    file = Path("r.html" if name == "r" else name)
+    file.write_text("my own work")
+    ended = run(line)
+    assert ended.code == 2
+    assert "featpipe did not write" in ended.err
+    assert "--force" in ended.err
+    assert file.read_text() == "my own work"
+    assert run(f"{line} --force").code == 0
+    assert run(line).code == 0  # now it is featpipe's own
+    assert file.read_bytes() != b"my own work"
+
+
+@pytest.mark.parametrize("out", ["/", ".", "..", ".html"])
+def test_a_place_that_is_no_file_is_explained(run: Any, evaluated: Path, out: str) -> None:
+    ended = run(f"report --out {out}")
+    assert ended.code == 2
+    assert "does not name a report" in ended.err
+
+
+def test_exported_cells_are_no_formulas(run: Any, evaluated: Path) -> None:
+    assert run("centroid --protocol holdout:0.5 --title =1+1").code == 0
+    assert run("compare --out t.csv").code == 0
+    assert "'=1+1" in Path("t.csv").read_text()
+
+
+def test_a_recipe_writes_inside_the_workspace(run: Any, evaluated: Path, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.md"
+    Path("link").symlink_to(tmp_path.parent)
+    for out in (str(outside), f"../{outside.name}", f"link/{outside.name}"):
+        Path("r.yaml").write_text(
+            f"steps:\n  - {{step: compare, results: [{evaluated.stem}], out: {out}}}\n"
+        )
+        ended = run("run r.yaml")
+        assert ended.code == 2
+        assert "line 2" in ended.err
+        assert "outside of the workspace" in ended.err
+        assert "--out-anywhere" in ended.err
+        assert not outside.exists()
+    assert run("run r.yaml --dry-run --out-anywhere").code == 0
+    Path("mine.md").write_text("my own work")
+    Path("r.yaml").write_text(
+        f"steps:\n  - {{step: compare, results: [{evaluated.stem}], out: mine.md, force: true}}\n"
+    )
+    ended = run("run r.yaml --dry-run")
+    assert ended.code == 2
+    assert "did not write" in ended.err
+    assert run("run r.yaml --dry-run --out-anywhere").code == 0

@@ -40,7 +40,7 @@ def evaluated(step: Evaluation, folder: Path, train: FeatureStore, test=None, jo
     return evaluate(step, train, test, where, where.workspace.results / f"{step.name}.json")
 
 
-NUMBERS_OF_A_RUN = ("created", "environment", "command", "cost", "path", "stores")
+NUMBERS_OF_A_RUN = ("created", "environment", "command", "cost", "path", "stores", "digests")
 
 
 def numbers(result: Result) -> dict[str, Any]:

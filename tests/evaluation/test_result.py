@@ -23,6 +23,7 @@ from featpipe.evaluation.result import (
     latest_result,
     scan_results,
 )
+from featpipe.fingerprint import of_file
 
 
 def result(**changes: Any) -> Result:
@@ -149,8 +150,8 @@ def test_folders_and_foreign_bytes_are_refused(tmp_path: Path, make: Any) -> Non
 
 @pytest.mark.parametrize("scores", [True, False])
 def test_predictions_are_read_as_written(tmp_path: Path, scores: bool) -> None:
-    path = result().save(tmp_path / "a.json")
     table(scores).save(tmp_path / "a.npz")
+    path = result(digests={"predictions": of_file(tmp_path / "a.npz")}).save(tmp_path / "a.json")
     assert_same(Result.load(path).predictions(), table(scores))
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from featpipe.clean import find_unneeded
 from featpipe.errors import UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.fitting import load_model
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.run import evaluate, set_up
+from featpipe.evaluation.verify import verify_result
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
+from featpipe.report.step import Report
+from featpipe.report.written import changed_files
 from featpipe.steps import options_of
 from tests.evaluation.methods import context, evaluated, numbers, pair
 from tests.stores import content, sealed
@@ -50,8 +57,9 @@ def test_two_runs_differ_in_nothing_but_times(tmp_path, step):
         content = json.loads(result.path.read_text())
         for split in content["splits"]:
             del split["seconds"]
-        for key in ("created", "environment"):
+        for key in ("created", "environment", "digest"):
             del content[key]
+        del content["digests"]["model"]  # a skops file holds addresses of objects
         content["cost"] = {k: v for k, v in content["cost"].items() if "seconds" not in k}
         texts.append(json.dumps(content))
         files.append(result.path.with_name(result.files["predictions"]).read_bytes())
@@ -488,3 +496,64 @@ def test_the_estimate_is_what_the_last_result_took(workspace):
     assert basis == "(as the last one on toy)"
     assert Svm(dataset="toy").estimate(context(workspace)) is None
     assert Centroid(dataset="zoo").estimate(context(workspace))[2] == "(as the last one on toy)"
+
+
+# -- two at once, and a disk that is full ----------------------------------------------------------
+
+RUN = """
+import sys, resource, signal
+from pathlib import Path
+from featpipe.report.step import Report
+from featpipe.probes.svm import Svm
+from featpipe.steps import Context
+from featpipe.workspace import Workspace
+context = Context(Workspace(Path(sys.argv[1])), jobs=1)
+if sys.argv[2] == "full":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+try:
+    for step in (Svm(c=(0.01,), force=True), Report()) if sys.argv[2] == "both" else [
+        {"svm": Svm(c=(0.01,), force=True), "report": Report()}[sys.argv[3]]
+    ]:
+        step.run(context)
+except Exception as error:
+    print(error)
+    raise SystemExit(type(error).__name__)
+"""
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_two_at_once_leave_one_whole_result_and_report(workspace):
+    both = [start(workspace, "both") for _ in range(2)]
+    for process in both:
+        out, err = process.communicate()
+        assert process.returncode == 0, out + err
+    there = context(workspace).workspace
+    (path,) = there.results.glob("*.json")
+    verify_result(path, there.models)
+    (page,) = set(there.reports.glob("*.html")) - {there.reports / "index.html"}
+    assert changed_files(page) == []
+    assert find_unneeded(there) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="limits are those of POSIX")
+@pytest.mark.parametrize("step", ["svm", "report"])
+def test_a_full_disk_names_the_file_and_leaves_nothing(workspace, step):
+    there = context(workspace).workspace
+    if step == "report":
+        run(Svm(c=(0.01,)), workspace)
+    process = start(workspace, "full", step)
+    out, err = process.communicate()
+    assert err.strip() == "FeatpipeError", out + err
+    assert "File too large" in out
+    assert f"where: {workspace}" in out
+    assert "featpipe clean" in out
+    assert find_unneeded(there) == []
+    assert not (step == "svm" and list(there.results.glob("*.json")))
+    assert (Svm(c=(0.01,)) if step == "svm" else Report()).run(context(workspace)).succeeded

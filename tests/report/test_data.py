@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featpipe.errors import ResultError
+from featpipe.evaluation.assemble import save_result
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.report.data import ReportData, ThumbnailSheet, settings_of, unique_titles
@@ -112,11 +113,12 @@ def test_predictions_without_an_answer_for_every_row_are_damaged(
 ) -> None:
     result = Result.load(made.results[0].path)  # type: ignore[arg-type]
     whole = result.predictions()
-    PredictionTable(
+    cut = PredictionTable(
         whole.ids, whole.true, whole.row[1:], whole.split[1:], whole.predicted[1:], None
-    ).save(tmp_path / "cut.npz")
-    result.files = {"predictions": "cut.npz"}
-    result.save(tmp_path / "cut.json")
+    )
+    accuracy = float(cut.correct.mean())
+    result.summary["accuracy"] |= {"value": accuracy, "low": accuracy, "high": accuracy}
+    save_result(result, tmp_path / "cut.json", cut)
     with pytest.raises(ResultError, match="damaged"):
         made.again(tmp_path / "r", [result])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 from featpipe.evaluation.result import Result
+from featpipe.fingerprint import sealed_json
 from featpipe.report.data import Group, GroupImages
 from featpipe.report.gallery import always_wrong, confused_pairs, disagreements
 from tests.report.conftest import Made, Page
@@ -98,7 +98,7 @@ def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> No
             item = {"id": image_id, "file": f"{number}.png", "true": "cat", "predicted": "bird"}
             items.append({**item, "confidence": 0.9})
         content = {"layer": layer, "strength": 0.5, "method": "Grad-CAM", "items": items}
-        (folder / "explanation.json").write_text(json.dumps(content))
+        (folder / "explanation.json").write_text(sealed_json(content))
     page = Page(made.again(tmp_path / "r", [result]))
     assert page.text.count("What the network looked at") == 1
     assert page.text.index("Grad-CAM at layer3, opacity 0.5, as stored") < page.text.index(
@@ -124,6 +124,6 @@ def test_a_picture_that_cannot_be_read_is_left_out(made: Made, tmp_path: Path) -
     item = {"id": str(result.predictions().ids[0]), "file": "0.png", "true": "cat"}
     content = {"layer": "layer4", "strength": 0.5, "method": "Grad-CAM",
                "items": [{**item, "predicted": "bird", "confidence": 0.9}]}  # fmt: skip
-    (folder / "explanation.json").write_text(json.dumps(content))
+    (folder / "explanation.json").write_text(sealed_json(content))
     page = Page(made.again(tmp_path / "r", [result]))
     assert "What the network looked at" not in page.text

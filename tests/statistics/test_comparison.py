@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from featpipe.errors import ResultError, UsageError
+from featpipe.evaluation.assemble import save_result
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.statistics.comparison import (
     ALONE,
@@ -58,9 +59,7 @@ def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 
         environment={},
         created="2024-01-01T00:00:00+00:00",
     )  # fmt: skip
-    table.save(folder / f"{name}.predictions.npz")
-    result.files["predictions"] = f"{name}.predictions.npz"
-    result.save(folder / f"{name}.json")
+    save_result(result, folder / f"{name}.json", table)
     return result
 
 
@@ -135,11 +134,11 @@ def test_folds_answer_for_the_methods_too(tmp_path):
             split=np.repeat(np.arange(4), 200),
             predicted=np.where(right.ravel(), 0, 1),
         )
-        table.save(tmp_path / f"{name}.predictions.npz")
         result.summary["accuracy"]["value"] = float(right.mean())
         sets = [f"{name == 'c'}{i}" for i in range(4)]  # c was trained on other images
         about = {"sets": sets, "rows": 100, "overlap": 0.0, "own_pool": False}
         result.protocol["training"] = about
+        save_result(result, tmp_path / f"{name}.json", table)
         results.append(result)
     comparison = compare(results)
     assert [row["verdict_methods"] for row in comparison.rows] == [HIGHEST, WORSE, None]
@@ -258,7 +257,9 @@ def test_csv_holds_every_column_of_every_row(three, tmp_path):
 
 def test_markdown_is_the_table_for_reading(three, tmp_path):
     write_comparison(compare(three), tmp_path / "table.md")
-    header, rule, *rows = (tmp_path / "table.md").read_text().strip().splitlines()
+    table, mark = (tmp_path / "table.md").read_text().strip().split("\n\n")
+    assert mark == "<!-- written by featpipe compare -->"  # so that it is known as featpipe's own
+    header, rule, *rows = table.splitlines()
     assert set(rule) <= set("|:-")
     assert "accuracy %" in header
     assert len(rows) == 3

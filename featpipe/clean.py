@@ -1,0 +1,130 @@
+"""``featpipe clean``: what featpipe wrote and nobody needs any more."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from featpipe.errors import StoreError
+from featpipe.evaluation.result import OldResultError, scan_results
+from featpipe.store import scan_stores
+from featpipe.workspace import (
+    Workspace,
+    explain_os_errors,
+    is_locked,
+    leftovers,
+    one_at_a_time,
+)
+
+# What follows the name of a result: its last part is eight letters of the result's key.
+_OF_RESULT = re.compile(
+    r"(?P<result>.+-[0-9a-f]{8})"
+    r"(\.predictions\.npz|\.explained|\.skops|\.safetensors|\.json|(\.\d+)(\.refit)?\.checkpoint)"
+)
+_PICTURE = re.compile(r"[0-9a-f]{8}/([0-9a-f]{12}\.png|explanation\.json|\..+\.tmp)")
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """A file, or a folder of pictures, that can go."""
+
+    path: Path
+    why: str
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size, without what links in it point to."""
+        files = self.path.rglob("*") if self.path.is_dir() else [self.path]
+        return sum(file.lstat().st_size for file in files if not file.is_dir())
+
+    def remove(self) -> None:
+        """Remove it."""
+        with explain_os_errors(self.path):
+            if self.path.is_dir():
+                shutil.rmtree(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+
+
+def find_unneeded(workspace: Workspace) -> list[Unneeded]:
+    """Return what can go: leftovers, unfinished stores, files of no result, and those of 0.1.
+
+    Only what featpipe wrote, as its names and contents tell, is among them; links and what a
+    process is writing at the moment are not.
+    """
+    found: dict[Path, Unneeded] = {}
+    for one in (*_temporary(workspace), *_stores(workspace), *_results(workspace)):
+        if not one.path.is_symlink():
+            found.setdefault(one.path, one)
+    return list(found.values())
+
+
+def _temporary(workspace: Workspace) -> Iterator[Unneeded]:
+    for top in (workspace.data, workspace.reports):
+        for folder in sorted({top, *(path for path in top.rglob("*") if path.is_dir())}):
+            for path in leftovers(folder):
+                if not is_locked(path):
+                    yield Unneeded(path, "temporary file of a run that was stopped")
+
+
+def _stores(workspace: Workspace) -> Iterator[Unneeded]:
+    for folder in (workspace.features, workspace.activations):
+        for path in sorted(folder.rglob("*.h5.partial")):
+            if path.is_file() and not is_locked(path):
+                for part in (path, path.with_suffix(".sealing")):
+                    if part.is_file():
+                        yield Unneeded(
+                            part, "unfinished store: the same extraction would continue it"
+                        )
+        for error in scan_stores(folder)[1]:
+            path = Path(error.details.get("where", ""))
+            if isinstance(error, StoreError) and error.what.endswith("featpipe 0.1."):
+                yield Unneeded(path, "store of featpipe 0.1")
+                journal = path.with_name(f"{path.name}.journal")
+                if journal.is_file():
+                    yield Unneeded(journal, "store of featpipe 0.1")
+
+
+def _results(workspace: Workspace) -> Iterator[Unneeded]:
+    with one_at_a_time(workspace.results):  # no result is half written
+        results, errors = scan_results(workspace.results)
+        files = [*workspace.results.glob("*"), *workspace.models.glob("*")]
+    old = {Path(one.details["where"]) for one in errors if isinstance(one, OldResultError)}
+    damaged = {Path(one.details["where"]) for one in errors} - old
+    named = {path.stem for path in damaged} | {result.name for result in results}
+    for path in sorted(old):
+        yield Unneeded(path, "result of featpipe 0.1")
+    for path in sorted(files):
+        match = _OF_RESULT.fullmatch(path.name)
+        if match is None or match["result"] in named or not _is_ours(path):
+            continue
+        if path.suffix == ".checkpoint":
+            yield Unneeded(path, "unfinished training: the same command would continue it")
+        elif match["result"] in {one.stem for one in old}:
+            yield Unneeded(path, "of a result of featpipe 0.1")
+        else:
+            yield Unneeded(path, "of no result")
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether what is in a file shows that featpipe wrote it, whatever its name."""
+    if path.is_dir():
+        return all(_PICTURE.fullmatch(str(file.relative_to(path))) for file in path.rglob("*.*"))
+    with suppress(OSError, ValueError, zipfile.BadZipFile):
+        if path.suffix in (".json", ".safetensors"):
+            about = json.loads(path.with_suffix(".json").read_text("utf-8"))
+            return isinstance(about, dict) and "featpipe_head" in about
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if path.suffix == ".skops":
+                return b'"featpipe_model"' in archive.read("schema.json")
+            if path.suffix == ".npz":
+                return {"ids.npy", "true.npy", "row.npy", "predicted.npy"} <= {*names}
+            return any(name.endswith("/data.pkl") for name in names)
+    return False

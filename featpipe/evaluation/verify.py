@@ -1,0 +1,118 @@
+"""Does a result say what its predictions say? Everything that follows from them is computed again.
+
+A digest tells that a file is not the one that was written; whoever writes a number can write a
+digest for it, too. The predictions give the numbers themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe.errors import ResultError
+from featpipe.evaluation.assemble import low_shot_curve, summarise
+from featpipe.evaluation.metrics import Predictions, classification_metrics
+from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
+
+_ROUNDING = 1e-9  # of another processor or another version of NumPy
+_MOST_NAMED = 5
+
+
+def verify_result(path: Path, models: Path) -> Result:
+    """Read a result with all its files and compare it with what its predictions give.
+
+    ``models`` is the folder of its model, which is compared with its digest.
+
+    Raises
+    ------
+    ResultError
+        Naming the file and, of numbers, what is stated and what the predictions give.
+    """
+    try:
+        result = Result.load(path)
+    except ChangedResultError as error:
+        refuse_other_numbers(error.result, error.details["next"])
+        raise
+    refuse_other_numbers(result, "run its command again with --force")
+    if "model" in result.files:
+        result.check_file("model", models / Path(result.files["model"]).name)
+    return result
+
+
+def refuse_other_numbers(result: Result, next_step: str) -> None:
+    """Raise ``ResultError`` if a number of a result is not that of its predictions."""
+    assert result.path is not None
+    table = PredictionTable.load(
+        result.path.with_name(Path(result.files.get("predictions", "")).name)
+    )
+    try:
+        wrong = list(differences(result, table))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        wrong = [f"its parts are not those of a result: {type(error).__name__}: {error}"]
+    except ResultError as error:
+        wrong = [error.what]
+    if wrong:
+        more = f"; {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
+        raise ResultError(
+            "The result states other numbers than its predictions give.",
+            where=result.path,
+            got="; ".join(wrong[:_MOST_NAMED]) + more,
+            next_step=next_step,
+        )
+    result.predictions()  # whose digest is compared
+
+
+def differences(result: Result, table: PredictionTable) -> Iterator[str]:
+    """Yield what a result states otherwise than its predictions: name, stated and computed.
+
+    The table holds the splits of the headline: of a low-shot curve, those of its largest size. The
+    points of the smaller ones are compared with their own splits only.
+    """
+    classes, other = tuple(result.dataset["classes"]), bool(result.dataset["other"])
+    without = result.extra.get("label_map", {}).get("without_source")
+    numbers = np.unique(table.split).tolist()
+    for number in numbers:
+        stated = result.splits[number]["metrics"]
+        one = table.only_splits([number])
+        graded = stated.get("brier") is not None  # whether the scores are probabilities
+        answers = Predictions.of_table(one, classes, other=other, probabilities=graded)
+        computed = classification_metrics(answers, without)
+        yield from _compare(f"splits[{number}].metrics", stated, computed)
+        yield from _compare(
+            f"splits[{number}].n_test", result.splits[number]["n_test"], len(one.row)
+        )
+    headline = [result.splits[number] for number in numbers]
+    graded = headline[0]["metrics"].get("brier") is not None
+    pooled = Predictions.of_table(table, classes, other=other, probabilities=graded)
+    computed = summarise(headline, table, pooled, result.protocol["training"])
+    yield from _compare("summary", result.summary, computed)
+    yield from _compare("protocol.n_test", result.protocol["n_test"], len(table.ids))
+    yield from _compare("protocol.splits", result.protocol["splits"], len(result.splits))
+    if "low_shot" in result.extra:
+        curve = low_shot_curve(result.splits)
+        yield from _compare("extra.low_shot", result.extra["low_shot"], curve)
+
+
+def _compare(name: str, stated: Any, computed: Any) -> Iterator[str]:
+    """Yield where two JSON-like values differ by more than rounding."""
+    if isinstance(stated, dict) and isinstance(computed, dict):
+        for key in dict.fromkeys((*computed, *stated)):
+            yield from _compare(f"{name}.{key}", stated.get(key), computed.get(key))
+    elif (
+        isinstance(stated, Sequence) and isinstance(computed, Sequence) and _lists(stated, computed)
+    ):
+        for number, pair in enumerate(zip(stated, computed, strict=True)):
+            yield from _compare(f"{name}[{number}]", *pair)
+    elif isinstance(stated, float) and isinstance(computed, float | int):
+        if not math.isclose(stated, computed, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            yield f"{name}: {stated:g} stated, {computed:g} by the predictions"
+    elif stated != computed:
+        yield f"{name}: {stated!r} stated, {computed!r} by the predictions"
+
+
+def _lists(*values: Sequence[Any]) -> bool:
+    return not any(isinstance(value, str) for value in values) and len({*map(len, values)}) == 1
