@@ -107,6 +107,6 @@ def test_a_damaged_file_is_read_or_refused(found: dict[str, list[str]], parser: 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_many_damaged_files_are_read_or_refused(whole: Path, tmp_path: Path, seed: int) -> None:
-    assert not feed(whole, tmp_path, seed, count=300)
+    assert not feed(whole, tmp_path, seed, count=150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from pathlib import Path
 
@@ -253,3 +254,23 @@ class TestAnyDamageIsRefused:
         lines = [*self.TEXT[:at], f"{source_id},{name},{wrong},{why}", *self.TEXT[at + 1 :]]
         assert self.where(tmp_path_factory.mktemp("map"), lines) == f"line {at + 1}"
         assert target in (*STL10, "other")
+
+
+def test_cells_that_were_made_safe_for_spreadsheets_are_read_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "safe.csv"
+    path.write_text("source_id,source_name,target,why\ns1,'-tabby,'=cat,'@home\ns2,wolf,other,\n")
+    found = LabelMap.load(path, ("=cat",), ("s1", "s2"))
+    assert (found.rows[0].source_name, found.rows[0].target, found.rows[0].why) == (
+        "-tabby", "=cat", "@home",
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_or_a_file_without_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.csv")
+    with (tmp_path / "sparse.csv").open("wb") as stream:
+        stream.truncate(1 << 40)
+    for name, why in (("fifo.csv", "a FIFO"), ("sparse.csv", "1099511627776 bytes")):
+        with pytest.raises(LabelMapError, match="cannot be read") as caught:
+            LabelMap.load(tmp_path / name)
+        assert why in str(caught.value)
