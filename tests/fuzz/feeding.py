@@ -84,6 +84,7 @@ PARSERS: dict[str, Callable[[Path], object]] = {
     "store.h5": read_store,
     "model.skops": load_model,
     "head/*.safetensors": load_head,
+    "head/*.json": lambda path: load_head(path.with_suffix(".safetensors")),
     "digits-*.json": read_result,
     "digits-*.npz": lambda path: read_result(next(path.parent.glob("digits-*.json"))),
 }
