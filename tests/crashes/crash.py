@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -61,6 +62,7 @@ class Harness:
     def __init__(self, folder: Path) -> None:
         self.work, self.base = folder / "work", folder / "base"
         self.log, self.recipe = folder / "log", folder / "recipe.yaml"
+        self.imported = folder / "imported"
         self.recipe.write_text(RECIPE)
         self.operations = ctypes.CDLL(os.environ["LD_PRELOAD"])
         self.operations.operations.restype = ctypes.c_long
@@ -86,6 +88,7 @@ class Harness:
                     featpipe_main([*arguments, "--workspace", str(self.work)])
                 except SystemExit as ended:
                     sys.stdout.flush()
+                    self.imported.write_text("\n".join(sys.modules))
                     os._exit(int(ended.code or 0))
                 finally:
                     os._exit(99)
@@ -93,6 +96,12 @@ class Harness:
         made = self.operations.operations()
         self.operations.watch(b"", ctypes.c_long(-1))
         return code, made
+
+    def import_once(self) -> None:
+        """Import here what the last command imported, for all that follow."""
+        for name in self.imported.read_text().splitlines():
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
 
     def begin(self) -> None:
         """Make the workspace as it was before the command."""
@@ -140,6 +149,7 @@ def main(folder: Path, name: str, first: int, step: int) -> None:
     shutil.copytree(harness.work, harness.base)
     code, operations = harness.run(command)
     assert code == 0, harness.log.read_text()
+    harness.import_once()
     states = []
     for _ in range(2):
         harness.begin()

@@ -138,7 +138,7 @@ def is_silent(path: Path, state: str, what: StoreContent, wanted: list[Any]) -> 
         return everything(writer.seal(stores.RUN)) != wanted
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [2, pytest.param(8, marks=pytest.mark.long)])
 @pytest.mark.parametrize("state", ["sealed", "unfinished", "sealed without its name"])
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_no_damage_is_silent(
