@@ -7,7 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,12 @@ def _stores(workspace: Workspace) -> Iterator[Unneeded]:
     for folder in (workspace.features, workspace.activations):
         for path in sorted(folder.rglob("*.h5.partial")):
             if path.is_file() and not is_locked(path):
-                for part in (path, path.with_suffix(".sealing")):
-                    if part.is_file():
-                        yield Unneeded(
-                            part, "unfinished store: the same extraction would continue it"
-                        )
+                why = "unfinished store: the same extraction would continue it"
+                yield from (
+                    Unneeded(part, why)
+                    for part in (path, path.with_suffix(".sealing"))
+                    if part.is_file()
+                )
         for error in scan_stores(folder)[1]:
             path = Path(error.details.get("where", ""))
             if isinstance(error, StoreError) and error.what.endswith("featpipe 0.1."):
@@ -92,7 +93,8 @@ def _stores(workspace: Workspace) -> Iterator[Unneeded]:
 
 
 def _results(workspace: Workspace) -> Iterator[Unneeded]:
-    with one_at_a_time(workspace.results):  # no result is half written
+    folder = workspace.results
+    with one_at_a_time(folder) if folder.is_dir() else nullcontext():  # no result is half written
         results, errors = scan_results(workspace.results)
         files = [*workspace.results.glob("*"), *workspace.models.glob("*")]
     old = {Path(one.details["where"]) for one in errors if isinstance(one, OldResultError)}
@@ -115,8 +117,9 @@ def _results(workspace: Workspace) -> Iterator[Unneeded]:
 def _is_ours(path: Path) -> bool:
     """Return whether what is in a file shows that featpipe wrote it, whatever its name."""
     if path.is_dir():
-        return all(_PICTURE.fullmatch(str(file.relative_to(path))) for file in path.rglob("*.*"))
-    with suppress(OSError, ValueError, zipfile.BadZipFile):
+        files = [file.relative_to(path) for file in path.rglob("*") if not file.is_dir()]
+        return all(_PICTURE.fullmatch(str(file)) for file in files)
+    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
         if path.suffix in (".json", ".safetensors"):
             about = json.loads(path.with_suffix(".json").read_text("utf-8"))
             return isinstance(about, dict) and "featpipe_head" in about

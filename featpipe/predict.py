@@ -83,10 +83,9 @@ def open_predictor(
     path = next(filter(Path.is_file, paths), None)
     if path is None:
         raise _no_model(workspace, name)
-    if (
-        beside := workspace.results / f"{path.stem}.json"
-    ).is_file() and path.parent == workspace.models:
-        Result.load(beside).check_file("model", path)
+    result = workspace.results / f"{path.stem}.json"
+    if result.is_file() and path.resolve().parent == workspace.models.resolve():
+        Result.load(result).check_file("model", path)
     if path.suffix != ".safetensors":
         return _open_probe(path, weights, device, runtime)
     if runtime not in (None, "torch"):

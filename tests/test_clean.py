@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def listed(workspace: Workspace) -> dict[str, str]:
 def test_a_tidy_workspace_has_nothing_to_remove(work: tuple[Workspace, Path]) -> None:
     assert listed(work[0]) == {}
     assert listed(Workspace(work[0].root / "empty")) == {}
+    assert not (work[0].root / "empty").exists()
 
 
 def test_what_runs_have_left_is_listed_and_removed(work: tuple[Workspace, Path]) -> None:
@@ -105,6 +107,8 @@ def test_what_others_wrote_is_never_listed(work: tuple[Workspace, Path]) -> None
         "results/notes.txt",
         "results/mine-01234567.predictions.npz",
         "results/mine-01234567.explained/01234567/diary.txt",
+        "results/more-01234567.explained/01234567/diary",
+        "results/most-01234567.explained/diary",
         "results/.mine.tmp",
         "models/mine-01234567.skops",
         "models/mine-01234567.json",
@@ -115,5 +119,7 @@ def test_what_others_wrote_is_never_listed(work: tuple[Workspace, Path]) -> None
     ):
         (workspace.data / name).parent.mkdir(parents=True, exist_ok=True)
         (workspace.data / name).write_text("my own work")
+    with zipfile.ZipFile(workspace.models / "zip-01234567.skops", "w") as archive:
+        archive.writestr("other", "my own work")
     (workspace.results / ".link.0123456789abcdef.tmp").symlink_to(workspace.results / "notes.txt")
     assert listed(workspace) == {}

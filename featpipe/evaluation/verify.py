@@ -19,7 +19,7 @@ from featpipe.evaluation.metrics import Predictions, classification_metrics
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 
 _ROUNDING = 1e-9  # of another processor or another version of NumPy
-_MOST_NAMED = 5
+_MOST_NAMED, _LONGEST = 5, 200
 
 
 def verify_result(path: Path, models: Path) -> Result:
@@ -60,7 +60,7 @@ def refuse_other_numbers(result: Result, next_step: str) -> None:
         raise ResultError(
             "The result states other numbers than its predictions give.",
             where=result.path,
-            got="; ".join(wrong[:_MOST_NAMED]) + more,
+            got="; ".join(text[:_LONGEST] for text in wrong[:_MOST_NAMED]) + more,
             next_step=next_step,
         )
     result.predictions()  # whose digest is compared
