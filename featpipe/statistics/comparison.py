@@ -187,10 +187,10 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
     tested = [pair for pair in pairs if pair["models"]]
     notes = []
     if without := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
-        which = "Verdicts" if len(without) == len(tested) else f"{len(without)} of the verdicts"
+        some = f"For {len(without)} of {len(tested)} pairs, only" if len(without) < len(tested) else "Only"
         notes.append(
-            f"{which} are about these trained models on other test images, not about the methods "
-            f"({'; '.join(dict.fromkeys(without))})."
+            f"{some} these trained models are compared, on other test images; nothing is claimed "
+            f"about the methods ({'; '.join(dict.fromkeys(without))})."
         )
     return [*notes, *([SELECTION] if len(tested) > 1 else [])]
 

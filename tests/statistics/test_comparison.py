@@ -146,7 +146,7 @@ def test_folds_answer_for_the_methods_too(tmp_path):
     pair = comparison.pairs[0]
     assert pair["methods"]["method"] == "t test over 4 training sets × 200 rows"
     assert pair["methods"]["p_value"] > pair["models"]["p_value"]
-    assert comparison.notes[0].startswith("2 of the verdicts are about these trained models")
+    assert comparison.notes[0].startswith("For 2 of 3 pairs, only these trained models")
     flat = comparison.pair_table()
     assert flat["methods_verdict"].tolist()[0] == "better"
 
@@ -306,7 +306,7 @@ def test_the_command_says_each_test_in_words(workspace):
     assert "test images would decide it" in said[1]
     assert said[2].startswith("Method c (toynet), 100 test images:\n  these models: better: +35.00")
     assert outcome.message.count("McNemar exact") == 3
-    assert "about these trained models on other test images, not about the methods" in said[2]
+    assert "Only these trained models are compared, on other test images; nothing is claimed" in said[2]
     assert "--protocol folds or kfold:5 would answer it" in said[2]
     assert SELECTION in said[2]
     assert outcome.paths == (workspace / "t.md",)
