@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from featpipe.errors import StoreError
 from featpipe.evaluation.result import OldResultError, scan_results
+from featpipe.files import read_json
 from featpipe.store import scan_stores
 from featpipe.workspace import (
     Workspace,
@@ -121,7 +121,7 @@ def _is_ours(path: Path) -> bool:
         return all(_PICTURE.fullmatch(str(file)) for file in files)
     with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
         if path.suffix in (".json", ".safetensors"):
-            about = json.loads(path.with_suffix(".json").read_text("utf-8"))
+            about = read_json(path.with_suffix(".json"))
             return isinstance(about, dict) and "featpipe_head" in about
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -7,9 +7,13 @@ something; so a path that a user, a folder or a table gives is opened here.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from io import BufferedReader
+from typing import Any
+
+_MOST_JSON_BYTES = 1 << 30  # a result of ten models and a thousand classes has some 0.1 GB
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -52,6 +56,19 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int) -> bytes:
             why = f"it has {size} bytes, at most {most_bytes} are read"
             raise OSError(errno.EFBIG, why, os.fspath(path))
         return stream.read(size)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a regular file says in JSON.
+
+    Raises
+    ------
+    OSError
+        As :func:`read_regular` does.
+    ValueError
+        If it is no JSON in UTF-8.
+    """
+    return json.loads(read_regular(path, _MOST_JSON_BYTES).decode("utf-8"))
 
 
 def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:

@@ -36,7 +36,7 @@ from featpipe.store import FeatureStore
 # 17: 255–287).
 IMBALANCE = 1.5
 NOTHING_TRAINED = "nothing is trained: the interval of the accuracy holds for the method"
-ONE_MODEL_PER_ROW = "each row was predicted by one model, so the two cannot be told apart"
+OTHER_ROWS = "models were tested on different rows, so the two cannot be told apart"
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +183,7 @@ def summarise(
         interval, variance = both
         summary["accuracy_methods"] = interval.as_dict()
         parts |= {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
-        parts["reason"] = ONE_MODEL_PER_ROW if variance.training_sd is None else None
+        parts["reason"] = OTHER_ROWS if variance.training_sd is None else None
     if "accuracy" in summary["spread"]:
         summary["spread"]["accuracy"] |= parts
     return summary
@@ -327,10 +327,11 @@ def save_result(
 ) -> None:
     """Write the predictions first and the JSON last: a result that exists has all its files.
 
-    The JSON has the digests of the predictions and of the ``model``, which is there already.
+    The JSON has the digests of the predictions and of the ``model``, which is there already, with
+    the JSON beside it if it is a network.
     """
     files = {"predictions": path.with_name(f"{path.stem}.predictions.npz")}
-    files |= {} if model is None else {"model": model}
+    files |= {} if model is None else _files_of(model)
     table.save(files["predictions"])
     result.files = {kind: file.name for kind, file in files.items()}
     result.digests = {kind: of_file(file) for kind, file in files.items()}
@@ -351,15 +352,22 @@ def complete_result(
     if not path.exists() or not (model is None or model.exists()):
         return None
     result = Result.load(path)
-    wanted = {"predictions", *(() if model is None else ("model",))}
-    if not wanted <= result.files.keys():
+    models = {} if model is None else _files_of(model)
+    if not {"predictions", *models} <= result.files.keys():
         return None
-    if not path.with_name(result.files["predictions"]).exists():
+    files = [path.with_name(result.files["predictions"]), *models.values()]
+    if not all(file.exists() for file in files):
         return None
-    if model is not None:
-        result.check_file("model", model, hashes)
+    for kind, file in models.items():
+        result.check_file(kind, file, hashes)
     result.predictions()
     return result
+
+
+def _files_of(model: Path) -> dict[str, Path]:
+    """Return the files of a model: that of a network has a JSON beside it."""
+    beside = {"head": model.with_suffix(".json")} if model.suffix == ".safetensors" else {}
+    return {"model": model, **beside}
 
 
 def renamed(result: Result, title: str | None, default: str) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from featpipe.datasets import short_name, slug
 from featpipe.errors import ResultError, did_you_mean
+from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, sealed_json, unsealed
 from featpipe.workspace import atomic_write, user_path
 
@@ -103,7 +103,7 @@ class Result:
         path = Path(path)
         repair = f"delete it and run its command again: rm {str(path)!r}"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except FileNotFoundError:
             raise ResultError(
                 "There is no such result.", where=path, next_step="featpipe results"

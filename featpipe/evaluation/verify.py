@@ -38,8 +38,8 @@ def verify_result(path: Path, models: Path) -> Result:
         refuse_other_numbers(error.result, error.details["next"])
         raise
     refuse_other_numbers(result, "run its command again with --force")
-    if "model" in result.files:
-        result.check_file("model", models / Path(result.files["model"]).name)
+    for kind in {"model", "head"} & result.files.keys():
+        result.check_file(kind, models / Path(result.files[kind]).name)
     return result
 
 

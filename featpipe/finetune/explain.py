@@ -6,13 +6,13 @@ never written to. This module is read by reports and imports nothing heavy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from featpipe.errors import ResultError
+from featpipe.files import read_json
 from featpipe.fingerprint import sealed_json, unsealed
 from featpipe.steps import STEPS, Context, Needs, Outcome, Status, Step, option
 from featpipe.workspace import atomic_write, user_path
@@ -48,7 +48,7 @@ class Explanation:
     def read(cls, folder: Path) -> Explanation | None:
         """Return the explanation in a folder, or ``None``: missing, not complete or changed."""
         try:
-            content = unsealed(json.loads((folder / _FILE).read_text("utf-8")))
+            content = unsealed(read_json(folder / _FILE))
             items = tuple(ExplainedImage(**item) for item in content.pop("items"))
             explanation = cls(folder=folder, items=items, **content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -132,7 +132,7 @@ class Explain(Step):
         path = context.workspace.results / f"{self.result}.json"
         path = given if given.suffix == ".json" and given.exists() else path
         try:
-            content = unsealed(json.loads(path.read_text("utf-8")))
+            content = unsealed(read_json(path))
             _, folder = self.place(path, content["key"], content["extra"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ResultError(f"The result cannot be read: {error}", where=path) from None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
+from featpipe.files import read_json
 from featpipe.finetune.nets import Trunk, load_trunk
 from featpipe.finetune.network import HeadedNetwork, cut_of
 from featpipe.fingerprint import (
@@ -124,7 +125,7 @@ def _read_about(path: Path) -> dict[str, Any]:
     """Return what the JSON beside a head says, once its digest fits."""
     beside = path.with_suffix(".json")
     try:
-        content = json.loads(beside.read_text("utf-8"))
+        content = read_json(beside)
         form = content.get("featpipe_head") if isinstance(content, dict) else None
         if form == 1:
             raise ResultError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +14,7 @@ from featpipe.backbones import MODELS
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.extract.step import ImageStep
+from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, Outcome, Status, option, options_of
@@ -357,6 +357,6 @@ class Finetune(ImageStep):
         """Yield its results; NumPy, which reads them whole, is not imported."""
         for path in sorted(context.workspace.results.glob(f"*-{self.name}-*.json")):
             with suppress(OSError, ValueError):
-                content = unsealed(json.loads(path.read_text("utf-8")))
+                content = unsealed(read_json(path))
                 if content.get("method") == self.name:
                     yield path, content

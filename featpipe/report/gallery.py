@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featpipe.files import open_regular
 from featpipe.finetune.explain import read_explanations
 from featpipe.report.data import (
     Group,
@@ -150,7 +151,7 @@ def explanations(method: Method, sheet: ThumbnailSheet) -> list[tuple[str, dict[
         overlays = {}
         for item in one.items:
             try:
-                with Image.open(one.folder / item.file) as picture:
+                with open_regular(one.folder / item.file) as stream, Image.open(stream) as picture:
                     pixels = np.array(picture.convert("RGB"))
             except (OSError, ValueError):
                 continue

@@ -14,6 +14,7 @@ import yaml
 from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
+from featpipe.files import open_regular
 from featpipe.report import written
 from featpipe.report.data import Method, ReportData
 from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
@@ -170,7 +171,7 @@ class Page:
 
 def head_of(path: Path) -> dict[str, str]:
     """Return the title and the meta elements of a page; of a page that is not ours, maybe none."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         text = stream.read(_HEAD_BYTES).decode("utf-8", errors="replace")
     head = text.partition("<style>")[0]
     found = re.findall(r'<meta name="(\w+)" content="([^"]*)">', head)
@@ -191,7 +192,7 @@ def write_index(folder: Path, *, force: bool = False) -> Path:
     index = folder / "index.html"
     refuse_foreign(index, written.INDEX_MARK, force=force)
     unknown = dict.fromkeys(("title", "description", "methods", "runs"), "?")  # of a torn head
-    pages = sorted(folder.glob("*.html"))
+    pages = [path for path in sorted(folder.glob("*.html")) if path.is_file()]
     heads = [{**unknown, **head_of(path), "file": path.name} for path in pages]
     reports = [head for head in heads if head.get("generator") == GENERATOR]
     for head in reports:

@@ -115,9 +115,18 @@ def conclude(group: Group, margin: float) -> str:
         if tied
         else f"{first.title} has the highest accuracy on {rows}, {accuracy}."
     )
-    question = "methods" if any(row["verdict_methods"] for row in _rows(others)) else "models"
+    sentences = [start]
+    for question, subject in QUESTIONS.items():
+        if claims := _claims(group, question, margin):
+            sentences.append(f"Of {subject}: {'; '.join(claims)}.")
+    return " ".join(sentences)
+
+
+def _claims(group: Group, question: str, margin: float) -> list[str]:
+    """Say how the first method compares with the others, as far as a question has answers."""
+    first = group.methods[0]
     by_verdict: dict[str, list[Method]] = {}
-    for method in others:
+    for method in group.methods[1:]:
         by_verdict.setdefault(method.row[f"verdict_{question}"], []).append(method)
     tests = {pair["b"]: pair[question] for pair in group.pairs if pair["a"] == first.row["name"]}
     claims = []
@@ -134,13 +143,13 @@ def conclude(group: Group, margin: float) -> str:
         claims.append(f"{_names(like)} {_is(like)} {equivalent_within(margin)}")
     if open_ := by_verdict.get(UNDECIDED):
         needed = [tests[row["name"]]["rows_needed"] for row in _rows(open_)]
-        enough = max(filter(None, needed), default=None)
-        would = "more training sets" if None in needed else f"about {count(enough)} test images"
-        claims.append(f"{_names(open_)} {_is(open_)} undecided ({would} would decide)")
-    if not claims:
-        return start
-    subject = "Of the methods" if question == "methods" else "Of these trained models"
-    return f"{start} {subject}, {'; '.join(claims)}."
+        if enough := max(filter(None, needed), default=None):
+            some = "some of them" if None in needed else "that"
+            would = f"about {count(enough)} test images would decide {some}"
+        else:
+            would = "more test images alone would not decide that"
+        claims.append(f"{_names(open_)} {_is(open_)} undecided ({would})")
+    return claims
 
 
 def _rows(methods: list[Method]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from featpipe import fingerprint
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.statistics.intervals import wilson
-from featpipe.statistics.paired_tests import Answers
+from featpipe.statistics.paired_tests import SMALLEST_P, Answers
 from featpipe.statistics.step import Compare
 from featpipe.statistics.two_way import TrainingSets
 from featpipe.statistics.verdicts import (
@@ -57,7 +57,7 @@ class Comparison:
     ``rows`` has one per result, highest accuracy first within each group of equal test rows, equal
     accuracies by title. ``verdict_models`` and ``verdict_methods`` compare it with the first of its
     group; the latter is None where the results cannot answer it, and ``verdict`` is the one that
-    says more: that on the methods, else that on these models. ``pairs`` has every pair of methods
+    says more, ``about`` the methods or else these models. ``pairs`` has every pair of methods
     with both verdicts, as :func:`~featpipe.statistics.verdicts.compare_all` returns them.
     ``published`` are reference rows of others on these datasets, never tested against ours.
     ``notes`` say what a reader of the verdicts must know. ``margin`` is what counts as equivalent,
@@ -125,6 +125,8 @@ def compare(
             _judge_group(first, others, by_names, question)
         for row in (first, *others):
             row["verdict"] = row["verdict_methods"] or row["verdict_models"]
+            row["about"] = QUESTIONS["methods" if row["verdict_methods"] else "models"]
+            row["margin"] = margin
     datasets = list(dict.fromkeys(result.dataset["name"] for result in results))
     if isinstance(published, bool):
         known = [row for name in datasets for row in published_rows(name)] if published else []
@@ -187,12 +189,16 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
     tested = [pair for pair in pairs if pair["models"]]
     notes = []
     if without := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
-        some = f"For {len(without)} of {len(tested)} pairs, only" if len(without) < len(tested) else "Only"
+        some = (
+            f"For {len(without)} of {len(tested)} pairs, only"
+            if len(without) < len(tested)
+            else "Only"
+        )
         notes.append(
             f"{some} these trained models are compared, on other test images; nothing is claimed "
             f"about the methods ({'; '.join(dict.fromkeys(without))})."
         )
-    return [*notes, *([SELECTION] if len(tested) > 1 else [])]
+    return [*notes, *([SELECTION] if tested else [])]
 
 
 def contamination_notes(results: Iterable[Result]) -> list[str]:
@@ -206,6 +212,8 @@ def _row(result: Result, group: str) -> dict[str, Any]:
     spread = result.summary["spread"].get("accuracy") or {}
     methods = result.summary.get("accuracy_methods") or {}
     backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
+    trained = result.protocol.get("training") or {}
+    headline = [result.splits[i] for i in trained.get("splits", range(len(result.splits)))]
     # What was chosen, each with the number of models it won.
     chosen = Counter(
         ", ".join(
@@ -213,7 +221,7 @@ def _row(result: Result, group: str) -> dict[str, Any]:
             for key, value in split.get("chosen", {}).items()
             if key not in ("by", "at_edge")
         )
-        for split in result.splits
+        for split in headline
     )
     counted = "; ".join(f"{text} ×{count}" for text, count in sorted(chosen.items()))
     return {
@@ -241,7 +249,7 @@ def _row(result: Result, group: str) -> dict[str, Any]:
         },
         **{name: result.cost.get(name) for name in _COSTS},
         "chosen": next(iter(chosen)) if len(chosen) == 1 else counted,
-        "converged": all(split.get("converged", True) for split in result.splits),
+        "converged": all(split.get("converged", True) for split in headline),
         "seed": result.settings.get("seed"),
         "group": group,
         "verdict": "",
@@ -353,7 +361,9 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "protocol": "published" if row["published"] else row["protocol"],
             "n": row["n_test"] or "",
             "accuracy %": percent(row["accuracy"]),
-            "95 % interval": f"{percent(row['low'])}–{percent(row['high'])}" if row["low"] else "",
+            "95 % interval": f"{percent(row['low'])}–{percent(row['high'])}"
+            if row["low"] is not None
+            else "",
             "± sd": percent(row.get("sd")),
             "balanced %": percent(row.get("balanced_accuracy")),
             "macro f1 %": percent(row.get("macro_f1")),
@@ -366,6 +376,14 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "note": "" if row.get("converged", True) else "not converged",
         }
         for row in [*comparison.rows, *comparison.published]
+    ]
+
+
+def footnotes(comparison: Comparison) -> list[str]:
+    """Say what a table of verdicts cannot be read without."""
+    return [
+        f"{equivalent_within(comparison.margin).capitalize()}: see --margin.",
+        *comparison.notes,
     ]
 
 
@@ -384,13 +402,15 @@ def write_comparison(comparison: Comparison, path: Path, *, force: bool = False)
             mark = text.partition("accuracy")[0]  # the first names of the header
         case ".md":
             mark = f"<!-- {_WRITTEN} -->\n"
-            text = f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{mark}"
+            table = shown.to_markdown(index=False, disable_numparse=True)
+            notes = "".join(f"* {note}\n" for note in footnotes(comparison))
+            text = f"{table}\n\n{notes}\n{mark}"
         case ".tex":
             shown.columns = shown.columns.str.replace("%", r"\%").str.replace("±", r"$\pm$")
             mark = f"% {_WRITTEN}\n"
-            text = mark + shown.style.hide(axis="index").format(escape="latex").to_latex(
-                hrules=True
-            )
+            notes = "".join(f"% {note}\n" for note in footnotes(comparison))
+            table = shown.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)
+            text = mark + notes + table
         case _:
             raise UsageError(
                 f"Cannot write a table as {path.name!r}.", expected="a name in .csv, .md or .tex"
@@ -449,7 +469,8 @@ def verdict_in_words(verdict: dict[str, Any], margin: float) -> str:
     numbers = (
         f"{100 * verdict['difference']:+.2f} points [{100 * verdict['low']:+.2f}, "
         f"{100 * verdict['high']:+.2f}], {p_text(verdict['p_value'])}, adjusted "
-        f"{p_text(verdict['p_adjusted']).removeprefix('p = ')} ({verdict['method']})"
+        f"{'< ' * (verdict['p_value'] <= SMALLEST_P)}{verdict['p_adjusted']:.3g} "
+        f"({verdict['method']})"
     )
     word = verdict["verdict"]
     if word == EQUIVALENT:
@@ -457,5 +478,5 @@ def verdict_in_words(verdict: dict[str, Any], margin: float) -> str:
     elif word == UNDECIDED and verdict["rows_needed"]:
         numbers += f"; about {verdict['rows_needed']:,} test images would decide it"
     elif word == UNDECIDED:
-        numbers += "; no number of test images would decide it, more training sets might"
+        numbers += "; more test images alone would not decide it"
     return f"{word}: {numbers}"

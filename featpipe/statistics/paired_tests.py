@@ -6,7 +6,7 @@ rows. *The methods*, trained on other images too: a test over rows and training 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -77,6 +77,7 @@ class Difference:
     p_value: float
     n: int
     method: str
+    discordant: int  # rows on which one method is right more often than the other
 
     def reach(self, alpha: float) -> float:
         """Half the width of the interval at confidence 1 − alpha."""
@@ -119,7 +120,8 @@ def between_models(a: Answers, b: Answers) -> Difference:
     p_value, method = _sign_flip(steps)
     if unit == 1:
         method = "McNemar exact"
-    return Difference(float(steps.sum()) / (unit * n), centre, variance, p_value, n, method)
+    value, discordant = float(steps.sum()) / (unit * n), int((steps != 0).sum())
+    return Difference(value, centre, variance, p_value, n, method, discordant)
 
 
 def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | str:
@@ -154,8 +156,12 @@ def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | 
     variance = two_way_variance(first - second, row, model, training, models.variance.rows)
     t = abs(models.centre) / np.sqrt(variance.total)
     p_value = max(SMALLEST_P, float(2 * stats.t.sf(t, variance.df)))
-    method = f"t test over {training.distinct} training sets × {models.n} rows"
-    return Difference(models.value, models.centre, variance, p_value, models.n, method)
+    method = (
+        f"t test over {models.n} rows, what training adds taken from Nadeau and Bengio"
+        if variance.design == "nested"
+        else f"t test over {training.distinct} training sets × {models.n} rows"
+    )
+    return replace(models, variance=variance, p_value=p_value, method=method)
 
 
 def row_differences(a: Answers, b: Answers) -> tuple[NDArray[np.int64], int]:

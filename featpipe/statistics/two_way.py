@@ -48,11 +48,13 @@ class Variance:
     """The variance of a mean over test rows, by where it comes from.
 
     ``rows`` is what a finite number of test rows gives it, ``training`` what a finite number of
-    training sets gives it; ``df`` are the degrees of freedom of their sum.
+    training sets gives it; ``df`` are the degrees of freedom of their sum. ``design`` says how the
+    two belong together: ``"crossed"``, independently; ``"pooled"``, where rows that test one model
+    train another; ``"nested"``, where each row was predicted by one model.
 
     ``training_sd`` is the standard deviation that other training sets give the true mean of one
     model, and ``few_rows_sd`` the deviation that a model's own few test rows add to it. Both are
-    None where each row was predicted by one model: the two cannot be told apart there.
+    None where models were tested on different rows: the two cannot be told apart there.
     """
 
     rows: float
@@ -60,11 +62,24 @@ class Variance:
     df: float = np.inf
     training_sd: float | None = None
     few_rows_sd: float | None = None
+    design: str = "crossed"
 
     @property
     def total(self) -> float:
         """Variance of the mean with respect to both."""
+        if self.design == "pooled":  # the largest that two correlated parts can have
+            return float((np.sqrt(self.rows) + np.sqrt(self.training)) ** 2)
         return self.rows + self.training
+
+    def more_rows(self, target: float) -> float | None:
+        """Return how many times the test rows bring the variance down to a target, if any do."""
+        if self.design == "nested":  # where more rows test, more rows train
+            return self.total / target if target > 0 else None
+        if self.design == "pooled":
+            left = max(0.0, np.sqrt(target) - np.sqrt(self.training)) ** 2
+        else:
+            left = target - self.training
+        return float(self.rows / left) if left > 0 else None
 
 
 def two_way_variance(
@@ -126,7 +141,7 @@ def two_way_variance(
     spread = float(means.var(ddof=1)) if n > 1 else 0.25
     rows = spread / n if row_variance is None else row_variance
     if m < 2 * n:
-        return Variance(rows, rows * n / training.n_rows, max(1, n - 1))
+        return Variance(rows, rows * n / training.n_rows, max(1, n - 1), design="nested")
     within = values - means[row]
     effect = np.bincount(model, weights=within) / per_model
     within -= effect[model]
@@ -136,7 +151,8 @@ def two_way_variance(
     trained = factor * between
     squares = trained**2 / (s - 1) + rows**2 / max(1, n - 1)
     df = (trained + rows) ** 2 / squares if squares > 0 else np.inf
-    if training.own_pool:
-        trained += 2 * np.sqrt(trained * rows)
+    design = "pooled" if training.own_pool else "crossed"
+    if m < n * s:  # some models were tested on some rows only
+        return Variance(rows, float(trained), float(df), design=design)
     sds = float(np.sqrt(max(0.0, between - noise))), float(np.sqrt(noise))
-    return Variance(rows, float(trained), float(df), *sds)
+    return Variance(rows, float(trained), float(df), *sds, design)

@@ -76,11 +76,12 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
     adjusted value is below α.
     """
     levels = np.empty(len(p_values))
-    level, stopped = ALPHA, False
+    level, stopped, before = ALPHA, False, -1.0
     for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        level = level if stopped else ALPHA / (len(p_values) - rank)
+        if not stopped and p_values[i] != before:  # equal p-values are judged alike
+            level = ALPHA / (len(p_values) - rank)
         stopped |= not p_values[i] < level
-        levels[i] = level
+        levels[i], before = level, p_values[i]
     return levels.tolist()
 
 
@@ -162,9 +163,11 @@ def _verdict(difference: Difference, alpha: float, adjusted: float, margin: floa
     if verdict == UNDECIDED:
         target = max(abs(value), margin - abs(value))
         quantile = stats.t.ppf(1 - alpha / 2, difference.variance.df)
-        room = (target / quantile) ** 2 - difference.variance.training
-        if room > 0:
-            rows_needed = math.ceil(difference.n * difference.variance.rows / room)
+        times = difference.variance.more_rows((target / quantile) ** 2)
+        if times is not None:
+            # An exact test needs so many rows that are answered differently, all for one method.
+            least = math.log2(2 / alpha) / max(difference.discordant, 1)
+            rows_needed = math.ceil(difference.n * max(times, least))
             rows_needed = max(rows_needed, difference.n + 1)
     return Verdict(
         verdict, value, low, high, 1 - alpha, difference.p_value, adjusted, rows_needed,

@@ -56,7 +56,7 @@ def right(n: int, of: int = 400) -> np.ndarray:
 def test_a_clear_winner_is_named_with_its_interval() -> None:
     text = conclude(group(right(380), right(300)), 1.0)
     assert "Method 0 has the highest accuracy on the 400 test images of toy, 95.00\u00a0%" in text
-    assert "Of these trained models, Method 0 is better than Method 1 by 20.00 points" in text
+    assert "Of these models: Method 0 is better than Method 1 by 20.00 points" in text
     assert "(95\u00a0% interval +1" in text
 
 
@@ -74,8 +74,8 @@ def test_equal_accuracies_tie() -> None:
 
 def test_undecided_says_what_would_decide() -> None:
     text = conclude(group(right(30, 40), right(28, 40)), 1.0)
-    assert "Of these trained models, Method 1 is undecided (about " in text
-    assert "test images would decide)" in text
+    assert "Of these models: Method 1 is undecided (about " in text
+    assert "test images would decide that)" in text
 
 
 def test_equivalent_says_the_margin() -> None:
@@ -93,7 +93,7 @@ def test_part_undecided_part_win() -> None:
 def test_of_several_training_sets_the_methods_are_spoken_of() -> None:
     rng = np.random.default_rng(0)
     text = conclude(group(rng.random((6, 300)) < 0.9, rng.random((6, 300)) < 0.6), 1.0)
-    assert "Of the methods, Method 0 is better than Method 1" in text
+    assert "Of the methods: Method 0 is better than Method 1" in text
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

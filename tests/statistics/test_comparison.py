@@ -257,7 +257,9 @@ def test_csv_holds_every_column_of_every_row(three, tmp_path):
 
 def test_markdown_is_the_table_for_reading(three, tmp_path):
     write_comparison(compare(three), tmp_path / "table.md")
-    table, mark = (tmp_path / "table.md").read_text().strip().split("\n\n")
+    table, notes, mark = (tmp_path / "table.md").read_text().strip().split("\n\n")
+    assert notes.startswith("* Equivalent within 1 point: see --margin.")
+    assert SELECTION in notes
     assert mark == "<!-- written by featpipe compare -->"  # so that it is known as featpipe's own
     header, rule, *rows = table.splitlines()
     assert set(rule) <= set("|:-")
@@ -306,7 +308,10 @@ def test_the_command_says_each_test_in_words(workspace):
     assert "test images would decide it" in said[1]
     assert said[2].startswith("Method c (toynet), 100 test images:\n  these models: better: +35.00")
     assert outcome.message.count("McNemar exact") == 3
-    assert "Only these trained models are compared, on other test images; nothing is claimed" in said[2]
+    assert (
+        "Only these trained models are compared, on other test images; nothing is claimed"
+        in said[2]
+    )
     assert "--protocol folds or kfold:5 would answer it" in said[2]
     assert SELECTION in said[2]
     assert outcome.paths == (workspace / "t.md",)
