@@ -60,6 +60,7 @@ DESIGNS = (
     Design("overlapping folds", 500, 4000, 10, 2500),
     Design("folds, no test split", 100, 900, 10),
     Design("folds, no test split", 500, 4500, 10),
+    Design("overlapping folds, no test split", 500, 2000, 10, 2500),
     Design("k-fold", 100, 0, 5),
     Design("k-fold", 200, 0, 10),
     Design("k-fold", 500, 0, 5),
@@ -102,11 +103,14 @@ def simulate(design: Design, learner: str, weakened: float, seed: int) -> dict[s
         part = rng.permutation(design.n) % design.models
         sets = [np.flatnonzero(part != k) for k in range(design.models)]
         tested = [np.flatnonzero(part == k) for k in range(design.models)]
-    elif design.name == "folds, no test split":
-        train = test = images(rng, design.n + design.tests, weakened)
-        part = rng.permutation(design.n * design.models)
-        sets = list(part.reshape(design.models, design.n))
-        tested = [np.setdiff1d(part, one) for one in sets]
+    elif design.name.endswith("no test split"):
+        rows_of_all = np.arange(design.n + design.tests)
+        train = test = images(rng, len(rows_of_all), weakened)
+        if design.pool:
+            sets = [rng.choice(rows_of_all, design.n, replace=False) for _ in range(design.models)]
+        else:
+            sets = list(rng.permutation(rows_of_all).reshape(design.models, design.n))
+        tested = [np.setdiff1d(rows_of_all, one) for one in sets]
     else:
         pool = design.pool or design.n * design.models
         train, test = images(rng, pool, weakened), images(rng, design.tests, weakened)

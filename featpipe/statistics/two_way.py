@@ -67,18 +67,17 @@ class Variance:
     @property
     def total(self) -> float:
         """Variance of the mean with respect to both."""
-        if self.design == "pooled":  # the largest that two correlated parts can have
-            return float((np.sqrt(self.rows) + np.sqrt(self.training)) ** 2)
-        return self.rows + self.training
+        cross = np.sqrt(self.rows * self.training) if self.design == "pooled" else 0.0
+        return float(self.rows + self.training + cross)
 
     def more_rows(self, target: float) -> float | None:
         """Return how many times the test rows bring the variance down to a target, if any do."""
         if self.design == "nested":  # where more rows test, more rows train
             return self.total / target if target > 0 else None
-        if self.design == "pooled":
-            left = max(0.0, np.sqrt(target) - np.sqrt(self.training)) ** 2
-        else:
-            left = target - self.training
+        left = target - self.training
+        if self.design == "pooled" and left > 0:  # rows + cross term = left, solved for √rows
+            root = np.sqrt(self.training)
+            left = ((np.sqrt(root**2 + 4 * left) - root) / 2) ** 2
         return float(self.rows / left) if left > 0 else None
 
 
@@ -107,9 +106,9 @@ def two_way_variance(
       estimate of the variance exists (Bengio and Grandvalet 2004, JMLR 5: 1089–1105). As in
       Nadeau and Bengio (2003, Machine Learning 52: 239–281) the training rows are taken to add as
       much variance as that many test rows would. This is conservative.
-    * *Rows that test one model and train another* make the two parts correlated; the largest
-      variance that two correlated parts can have, (√rows + √training)², is taken. So are folds
-      without a test split, and draws within k-fold.
+    * *Rows that test one model and train another* (folds without a test split, draws within k-fold)
+      make the two parts correlated. A correlation of ½ is taken, so that √(rows·training) is
+      added; simulations without overlap (``benchmarks/verdicts.py``) call for 0.4.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ import pytest
 
 from featpipe.evaluation.assemble import (
     IMBALANCE,
-    ONE_MODEL_PER_ROW,
+    OTHER_ROWS,
     MethodOutput,
     SplitPredictions,
     build_result,
@@ -226,7 +226,7 @@ def test_k_fold_cannot_tell_training_sets_from_test_rows(store):
         [answered(split, wrong) for split, wrong in zip(splits, (0, 1, 2), strict=True)]
     )
     spread = summary["spread"]["accuracy"]
-    assert (spread["training_sd"], spread["reason"]) == (None, ONE_MODEL_PER_ROW)
+    assert (spread["training_sd"], spread["reason"]) == (None, OTHER_ROWS)
     assert summary["accuracy_methods"]["low"] < summary["accuracy"]["low"]
 
 

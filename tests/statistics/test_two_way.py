@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from featpipe.errors import ResultError
-from featpipe.statistics.two_way import TrainingSets, two_way_variance
+from featpipe.statistics.two_way import TrainingSets, Variance, two_way_variance
 
 
 def sets(n, *, rows=100.0, overlap=0.0, own_pool=False):
@@ -65,12 +65,13 @@ def test_overlapping_training_sets_raise_the_training_part():
     assert shared / apart == pytest.approx((0.1 + 0.2 / 0.8) / 0.1)
 
 
-def test_models_that_test_each_others_training_rows_get_the_largest_possible_variance():
+def test_models_that_test_each_others_training_rows_have_correlated_parts():
     rng = np.random.default_rng(3)
     table = rng.normal(size=(10, 1)) + rng.normal(size=(10, 40))
     plain = two_way_variance(*crossed(table), sets(10))
     pooled = two_way_variance(*crossed(table), sets(10, own_pool=True))
-    assert pooled.total == pytest.approx((plain.rows**0.5 + plain.training**0.5) ** 2)
+    cross = (plain.rows * plain.training) ** 0.5
+    assert pooled.total == pytest.approx(plain.total + cross)
     assert pooled.df == plain.df
 
 
@@ -121,3 +122,14 @@ def test_one_test_row_has_a_variance():
     variance = two_way_variance([1.0, 0.0], np.array([0, 0]), np.array([0, 1]), sets(2))
     assert np.isfinite(variance.total)
     assert variance.total > 0
+
+
+@pytest.mark.parametrize("design", ["crossed", "pooled", "nested"])
+def test_so_many_rows_bring_the_variance_down_to_the_target(design):
+    variance = Variance(rows=4.0, training=1.0, design=design)
+    for target in (1.5, 3.0, 5.0):
+        times = variance.more_rows(target)
+        training = 1.0 / times if design == "nested" else 1.0
+        assert Variance(4.0 / times, training, design=design).total == pytest.approx(target)
+    none = variance.more_rows(0.9)
+    assert (none is None) == (design != "nested")
