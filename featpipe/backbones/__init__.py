@@ -130,7 +130,7 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
 
 
 def check_tensors(model: str, weights: str) -> None:
-    """Refuse a weights file whose tensors are named as those of another ResNet.
+    """Refuse weights of another ResNet: by the names of a file's tensors, or by their own name.
 
     torch is not imported: a plan tells so before its first task. Names tell the depth only; the
     shapes are compared when the weights are loaded. A file that has no such names passes.
@@ -140,8 +140,15 @@ def check_tensors(model: str, weights: str) -> None:
     WeightsError
         If the file has more or fewer blocks in its third stage, or blocks of another kind.
     """
-    path = user_path(weights)
-    expected = _BLOCKS.get(MODELS.canonical(model.partition(":")[0]))
+    path, name = user_path(weights), MODELS.canonical(model.partition(":")[0])
+    if name in TORCHVISION and weights.upper().startswith("IMAGENET1K_V"):
+        newest = TORCHVISION[name].weights
+        if weights.upper() > newest:
+            raise WeightsError(
+                f"There are no weights named {weights!r} for {name}.",
+                expected=f"at most {newest}, or a weights file",
+            )
+    expected = _BLOCKS.get(name)
     if expected is None or not path.is_file():
         return
     try:

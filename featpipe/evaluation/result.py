@@ -127,6 +127,7 @@ class Result:
                 where=path,
                 expected=f"schema {SCHEMA_VERSION}",
                 got=f"schema {schema}",
+                next_step=repair,
             )
         try:
             whole, changed = unsealed(content), None

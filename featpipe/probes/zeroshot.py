@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from featpipe.probes.base import Evaluation, evaluation
@@ -44,8 +45,9 @@ class Zeroshot(Evaluation):
 
     @property
     def default_title(self) -> str:
-        """The policy is part of the title."""
-        return f"Mapped classifier ({self.policy})"
+        """The policy is part of the title, and so is a label map that was asked for."""
+        asked = "" if self.map is None else f", {Path(self.map).stem}"
+        return f"Mapped classifier ({self.policy}{asked})"
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add the content of the label map."""

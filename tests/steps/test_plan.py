@@ -201,6 +201,16 @@ def test_an_extra_that_is_missing_is_found_before_anything_runs(plan_of, monkeyp
         plan_of(EXTRACT + "  - step: svm\n" + text)
 
 
+def test_weights_that_a_model_does_not_have_are_refused_before_anything_runs(plan_of):
+    crossed = (
+        "  - step: extract\n    dataset: digits\n    model: [resnet18, resnet50]\n"
+        "    weights: [IMAGENET1K_V1, IMAGENET1K_V2]\n"
+    )
+    with pytest.raises(WeightsError, match="'IMAGENET1K_V2' for resnet18"):
+        plan_of(crossed)
+    plan_of(crossed.replace("resnet18", "resnet101"))
+
+
 @pytest.mark.parametrize("save", [save_file, torch.save], ids=["safetensors", "pt"])
 def test_weights_of_another_resnet_are_refused_before_anything_runs(plan_of, tmp_path, save):
     files = {}
