@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featpipe.datasets import CIFAR10_TRAIN, IMAGENET
-from featpipe.errors import UsageError, WeightsError
+from featpipe.errors import UnknownNameError, UsageError, WeightsError
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
@@ -139,15 +139,16 @@ def check_tensors(model: str, weights: str) -> None:
     ------
     WeightsError
         If the file has more or fewer blocks in its third stage, or blocks of another kind.
+    UnknownNameError
+        If the model has no published weights of that name.
     """
     path, name = user_path(weights), MODELS.canonical(model.partition(":")[0])
     if name in TORCHVISION and weights.upper().startswith("IMAGENET1K_V"):
         newest = TORCHVISION[name].weights
-        if weights.upper() > newest:
-            raise WeightsError(
-                f"There are no weights named {weights!r} for {name}.",
-                expected=f"at most {newest}, or a weights file",
-            )
+        known = [one for one in ("IMAGENET1K_V1", "IMAGENET1K_V2") if one <= newest]
+        if weights.upper() not in known:
+            what = f"There are no weights named {weights!r} for {name}."
+            raise UnknownNameError(what, weights.upper(), known)
     expected = _BLOCKS.get(name)
     if expected is None or not path.is_file():
         return

@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models as resnet_models
 
-from featpipe.errors import MissingExtraError, RecipeError, UsageError, WeightsError
+from featpipe.errors import (
+    MissingExtraError,
+    RecipeError,
+    UnknownNameError,
+    UsageError,
+    WeightsError,
+)
 from featpipe.steps import Context
 from featpipe.steps.plan import Plan
 from featpipe.steps.recipe import parse_recipe
@@ -206,7 +212,7 @@ def test_weights_that_a_model_does_not_have_are_refused_before_anything_runs(pla
         "  - step: extract\n    dataset: digits\n    model: [resnet18, resnet50]\n"
         "    weights: [IMAGENET1K_V1, IMAGENET1K_V2]\n"
     )
-    with pytest.raises(WeightsError, match="'IMAGENET1K_V2' for resnet18"):
+    with pytest.raises(UnknownNameError, match="'IMAGENET1K_V2' for resnet18"):
         plan_of(crossed)
     plan_of(crossed.replace("resnet18", "resnet101"))
 
