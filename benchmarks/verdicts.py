@@ -14,26 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+from threadpoolctl import threadpool_limits
 
-import numpy as np  # noqa: E402 - after the number of threads
-import pandas as pd  # noqa: E402
-from scipy import optimize, stats  # noqa: E402
-
-from featpipe.provenance import environment  # noqa: E402
-from featpipe.statistics.paired_tests import (  # noqa: E402
-    Answers,
-    between_methods,
-    between_models,
-)
-from featpipe.statistics.two_way import TrainingSets  # noqa: E402
+from featpipe.provenance import environment
+from featpipe.statistics.paired_tests import Answers, between_methods, between_models
+from featpipe.statistics.two_way import TrainingSets
 
 SHARED, OWN = 4, 20  # measurements that both methods see, and of each alone
 SIGNAL = 0.25  # distance of the classes, in standard deviations of one measurement
@@ -220,7 +213,7 @@ def main() -> None:
         for points in ((0, 1, 2, 4) if design.name in ("folds", "k-fold") else (0, 2))
     ]
     jobs += [(d, "nearest neighbour", 0) for d in DESIGNS if d.n < 500 or d.name == "k-fold"]
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=threadpool_limits, initargs=(1,)) as pool:
         futures = [pool.submit(measure, *job, arguments.replicates) for job in jobs]
         rows = []
         for future in futures:

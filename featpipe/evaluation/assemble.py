@@ -27,7 +27,7 @@ from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
 from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
 from featpipe.statistics.paired_tests import ONE_TRAINING_SET, SAME_TRAINING_SET, Answers
-from featpipe.statistics.two_way import TrainingSets, Variance
+from featpipe.statistics.two_way import Variance
 from featpipe.steps import Context, Outcome, Step
 from featpipe.store import FeatureStore
 
@@ -193,14 +193,12 @@ def _over_training_sets(
     table: PredictionTable, about: Mapping[str, Any] | None
 ) -> tuple[Interval, Variance] | str:
     """Return the interval of the accuracy over rows and training sets, or why there is none."""
-    if about is None:
+    answers = Answers.of(table.row, table.correct, table.split, about)
+    if (training := answers.training) is None:
         return NOTHING_TRAINED
-    sets = tuple(about["sets"])
-    training = TrainingSets(sets, about["rows"], about["overlap"], about["own_pool"])
     if training.distinct < 2:
-        return ONE_TRAINING_SET if len(sets) == 1 else SAME_TRAINING_SET
-    model = np.searchsorted(about["splits"], table.split)
-    keys, shares = Answers(table.row, table.correct, model, training).by_training_set
+        return ONE_TRAINING_SET if len(training.sets) == 1 else SAME_TRAINING_SET
+    keys, shares = answers.by_training_set
     return methods_interval(shares, *np.divmod(keys, training.distinct), training)
 
 

@@ -28,7 +28,7 @@ from featpipe.steps import (
 FEW_ROWS = 2000
 FOLDS = 3
 SHARE = 0.2
-CLASS_WEIGHTS = ("none", "balanced")
+CLASS_WEIGHTS = {"none": None, "balanced": "balanced"}  # as scikit-learn calls them
 
 
 class Evaluation(Step):

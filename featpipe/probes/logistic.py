@@ -28,12 +28,11 @@ class Logistic(Probe):
     max_iter: int = option(
         2000, help="Iterations of the solver at most.", minimum=1, maximum=2**31 - 1
     )
-
     class_weight: str = option(
         "none",
         help="balanced: every class weighs the same, whatever its number of rows; none: every row "
         "does.",
-        choices=CLASS_WEIGHTS,
+        choices=tuple(CLASS_WEIGHTS),
     )
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
@@ -41,6 +40,6 @@ class Logistic(Probe):
         use = estimators()
         logistic = use.LogisticRegression(
             max_iter=self.max_iter,
-            class_weight=None if self.class_weight == "none" else self.class_weight,
+            class_weight=CLASS_WEIGHTS[self.class_weight],
         )
         return use.make_pipeline(use.StandardScaler(), logistic)

@@ -34,12 +34,11 @@ class Svm(Probe):
     max_iter: int = option(
         5000, help="Iterations of the solver at most.", minimum=1, maximum=2**31 - 1
     )
-
     class_weight: str = option(
         "none",
         help="balanced: in the problem of each class against the rest, both sides weigh the same; "
         "none: every row does.",
-        choices=CLASS_WEIGHTS,
+        choices=tuple(CLASS_WEIGHTS),
     )
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
@@ -56,6 +55,6 @@ class Svm(Probe):
             max_iter=self.max_iter,
             random_state=self.seed,
             dual=n_rows < 8 * n_features,
-            class_weight=None if self.class_weight == "none" else self.class_weight,
+            class_weight=CLASS_WEIGHTS[self.class_weight],
         )
         return use.make_pipeline(use.StandardScaler(), use.OneVsRestClassifier(svm))

@@ -360,8 +360,6 @@ class ReportData:
     ) -> Self:
         """Read predictions and compare; see :func:`featpipe.statistics.comparison.compare`."""
         report = report or Report()
-        # Equal accuracies keep their order, so it must not depend on how the results were listed.
-        results = sorted(results, key=lambda result: result.name)
         by_name = {result.name: result for result in results}
         comparison = compare(
             results, published=report.reference or report.published, margin=report.margin

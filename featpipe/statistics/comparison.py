@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from featpipe import fingerprint
-from featpipe.errors import UnknownNameError, UsageError
-from featpipe.evaluation.result import PredictionTable, Result, find_results
+from featpipe.errors import UsageError
+from featpipe.evaluation.result import Result, find_results
 from featpipe.statistics.intervals import wilson
 from featpipe.statistics.paired_tests import SMALLEST_P, Answers
+from featpipe.statistics.published import PublishedRow, find_published, published_rows
 from featpipe.statistics.step import Compare
-from featpipe.statistics.two_way import TrainingSets
 from featpipe.statistics.verdicts import (
     BETTER,
     EQUIVALENT,
@@ -47,7 +45,6 @@ _COSTS = (
     "parameters_trained", "model_bytes",
 )  # fmt: skip
 _MAX_SENTENCES = 10
-_PUBLISHED = resources.files("featpipe.statistics") / "published"
 
 
 @dataclass(frozen=True)
@@ -105,13 +102,16 @@ def compare(
     if len(set(names)) < len(names):
         raise UsageError("The same result was named twice.", got=", ".join(sorted(names)))
     rows, answers = [], {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result.name):  # however they were listed
         table = result.predictions()
         # Two results are in one group exactly when they were tested on the same images.
         images = result.dataset["test"]["fingerprint"]
         tested = {"dataset": images, "ids": sorted(table.ids.tolist())}
         group = fingerprint.of_mapping(tested)[:8]
-        answers[result.name] = _answers(result, table, group)
+        # Ids of different datasets may coincide; the group makes them different rows.
+        ids = np.char.add(f"{group}:", table.ids)
+        training = result.protocol["training"]
+        answers[result.name] = Answers.of(ids[table.row], table.correct, table.split, training)
         rows.append(_row(result, group))
     groups = list(dict.fromkeys(row["group"] for row in rows))
     rows.sort(key=lambda row: (groups.index(row["group"]), *_rank(row)))
@@ -127,7 +127,7 @@ def compare(
             row["verdict"] = row["verdict_methods"] or row["verdict_models"]
             row["about"] = QUESTIONS["methods" if row["verdict_methods"] else "models"]
             row["margin"] = margin
-    datasets = list(dict.fromkeys(result.dataset["name"] for result in results))
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     if isinstance(published, bool):
         known = [row for name in datasets for row in published_rows(name)] if published else []
         reference = [_published_row(row, row.dataset) for row in known]
@@ -163,22 +163,6 @@ def _judge_group(
         first[column] = TIED if TIED in found else BEST if found == {WORSE} else HIGHEST
 
 
-def _answers(result: Result, table: PredictionTable, group: str) -> Answers:
-    # Ids of different datasets may coincide; the group makes them different rows.
-    rows = np.char.add(f"{group}:", table.ids[table.row])
-    about = result.protocol.get("training", {})
-    if about is None:
-        return Answers(rows, table.correct)
-    training = TrainingSets(
-        tuple(about.get("sets", (result.key,))),
-        about.get("rows", 0),
-        about.get("overlap", 0.0),
-        about.get("own_pool", False),
-    )
-    splits = about.get("splits", range(int(table.split.max(initial=0)) + 1))
-    return Answers(rows, table.correct, np.searchsorted(np.asarray(splits), table.split), training)
-
-
 def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
     """Highest accuracy first; what differs by rounding only is equal, and goes by title."""
     return -round(row["accuracy"], 12), row["method"], row["name"]
@@ -212,8 +196,8 @@ def _row(result: Result, group: str) -> dict[str, Any]:
     spread = result.summary["spread"].get("accuracy") or {}
     methods = result.summary.get("accuracy_methods") or {}
     backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
-    trained = result.protocol.get("training") or {}
-    headline = [result.splits[i] for i in trained.get("splits", range(len(result.splits)))]
+    trained = result.protocol["training"]
+    headline = result.splits if trained is None else [result.splits[i] for i in trained["splits"]]
     # What was chosen, each with the number of models it won.
     chosen = Counter(
         ", ".join(
@@ -255,76 +239,6 @@ def _row(result: Result, group: str) -> dict[str, Any]:
         "verdict": "",
         "published": False,
     }
-
-
-# Numbers that others have published: data, one JSON file per dataset. Nothing in them is measured
-# by featpipe, and no test compares methods with them: the predictions behind them are unknown.
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """One published number with what is known about it; the fields are those of the JSON files.
-
-    ``accuracy`` is None where the source gives no number (``note`` then says what it does say),
-    ``n_test`` where the number of test images is not known: only with it can an interval be given.
-    Rows of ``confusion`` are true classes, columns predicted ones, the last one "other" if
-    ``other``. ``printed`` holds per-class ``values`` as the source prints them: its ``label`` for
-    them, the ``metric`` they are (found by computing them from the confusion matrix), ``decimals``
-    after the point, and ``rounding``, ``"truncated"`` or ``"rounded"``.
-    """
-
-    dataset: str
-    method: str
-    title: str
-    accuracy: float | None
-    source: str
-    protocol: str
-    settings: Mapping[str, Any]
-    reported: Mapping[str, Any] = field(default_factory=dict)
-    n_test: int | None = None
-    classes: Sequence[str] = ()
-    confusion: Sequence[Sequence[int]] | None = None
-    other: bool = False
-    printed: Mapping[str, Any] | None = None
-    note: str = ""
-
-    @property
-    def n_correct(self) -> int | None:
-        """Number of test images predicted right, if the confusion matrix is known."""
-        if self.confusion is None:
-            return None
-        return sum(row[i] for i, row in enumerate(self.confusion))
-
-
-def published_datasets() -> list[str]:
-    """Return the names of the datasets of which published numbers are known."""
-    return sorted(f.name[:-5] for f in _PUBLISHED.iterdir() if f.name.endswith(".json"))
-
-
-def published_rows(dataset: str) -> list[PublishedRow]:
-    """Return the published numbers of a dataset; an empty list where none are known.
-
-    Examples
-    --------
-    >>> [(row.accuracy, row.n_test) for row in published_rows("stl10")]
-    [(0.8365, 8000), (0.2075, 8000), (0.9155, 8000)]
-    """
-    if dataset not in published_datasets():
-        return []
-    shared = json.loads((_PUBLISHED / f"{dataset}.json").read_text(encoding="utf-8"))
-    methods = shared.pop("methods")
-    return [PublishedRow(method=name, **{**shared, **entry}) for name, entry in methods.items()]
-
-
-def find_published(name: str) -> list[PublishedRow]:
-    """Return the published numbers named ``DATASET`` or ``DATASET/METHOD``; none is an error."""
-    dataset, _, method = name.partition("/")
-    rows = published_rows(dataset)
-    found = [row for row in rows if method in ("", row.method)]
-    if not found:
-        known = [f"{dataset}/{row.method}" for row in rows] or published_datasets()
-        raise UnknownNameError(f"There are no published numbers called {name!r}.", name, known)
-    return found
 
 
 def _published_row(known: PublishedRow, dataset: str) -> dict[str, Any]:

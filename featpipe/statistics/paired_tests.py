@@ -6,8 +6,10 @@ rows. *The methods*, trained on other images too: a test over rows and training 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +47,25 @@ class Answers:
     correct: ArrayLike
     model: ArrayLike | None = None
     training: TrainingSets | None = None
+
+    @classmethod
+    def of(
+        cls,
+        rows: ArrayLike,
+        correct: ArrayLike,
+        split: NDArray[np.int64],
+        about: Mapping[str, Any] | None,
+    ) -> Answers:
+        """Return the answers that models of some splits gave.
+
+        ``split`` is that of each prediction; ``about`` what a result says of its training sets
+        (``training`` of its protocol), None where nothing is trained.
+        """
+        if about is None:
+            return cls(rows, correct)
+        sets = tuple(about["sets"])
+        training = TrainingSets(sets, about["rows"], about["overlap"], about["own_pool"])
+        return cls(rows, correct, np.searchsorted(about["splits"], split), training)
 
     @cached_property
     def sums(self) -> RowSums:

@@ -365,11 +365,13 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 raises either
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
-                "The disk is full; what was written so far is kept.",
+                f"The disk is full, or no more may be written to it: {os.strerror(code)}.",
                 where=path.parent,
-                next_step="free some space and run the same command again: it continues",
+                next_step="make room and run the same command again: it continues after the last "
+                "whole block of rows, if there is one",
             ) from error
         if isinstance(error, BlockingIOError):
             raise StoreError(

@@ -33,6 +33,12 @@ from featpipe.steps import Context
 from featpipe.workspace import Workspace
 
 
+def trained_on(sets):
+    """What a result says of the training sets of its models."""
+    about = {"splits": list(range(len(sets))), "sets": sets}
+    return {**about, "rows": 100, "overlap": 0.0, "own_pool": False}
+
+
 def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 0.1},), **more):
     """Write a result whose predictions are right where ``right`` says."""
     right = np.asarray(right, dtype=bool)
@@ -51,7 +57,12 @@ def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 
         dataset={"name": dataset, "classes": ["a", "b"], "other": False,
                  "test": {"fingerprint": rows}},
         settings={"seed": 0},
-        protocol={"name": "split", "splits": len(chosen), "n_test": len(right)},
+        protocol={
+            "name": "split",
+            "splits": len(chosen),
+            "n_test": len(right),
+            "training": trained_on(["all"] * len(chosen)),
+        },
         splits=[{"chosen": dict(one), "converged": more.get("converged", True)} for one in chosen],
         summary={"accuracy": accuracy, "metrics": {"macro_f1": 0.5}, "spread": {}},
         cost={},
@@ -136,8 +147,7 @@ def test_folds_answer_for_the_methods_too(tmp_path):
         )
         result.summary["accuracy"]["value"] = float(right.mean())
         sets = [f"{name == 'c'}{i}" for i in range(4)]  # c was trained on other images
-        about = {"sets": sets, "rows": 100, "overlap": 0.0, "own_pool": False}
-        result.protocol["training"] = about
+        result.protocol["training"] = trained_on(sets)
         save_result(result, tmp_path / f"{name}.json", table)
         results.append(result)
     comparison = compare(results)

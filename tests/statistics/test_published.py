@@ -9,7 +9,7 @@ import pytest
 
 from featpipe.errors import UnknownNameError
 from featpipe.evaluation.metrics import metrics_from_confusion
-from featpipe.statistics.comparison import find_published, published_datasets, published_rows
+from featpipe.statistics.published import find_published, published_datasets, published_rows
 
 STL10 = {row.method: row for row in published_rows("stl10")}
 

@@ -1,0 +1,83 @@
+"""Numbers that others have published, shown as marked reference rows.
+
+They are data: one JSON file per dataset in the folder ``published``. Nothing in them is measured by
+featpipe, and no test compares methods with them: the predictions behind them are unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from featpipe.errors import UnknownNameError
+
+_PUBLISHED = resources.files("featpipe.statistics") / "published"
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One published number with what is known about it; the fields are those of the JSON files.
+
+    ``accuracy`` is None where the source gives no number (``note`` then says what it does say),
+    ``n_test`` where the number of test images is not known: only with it can an interval be given.
+    Rows of ``confusion`` are true classes, columns predicted ones, the last one "other" if
+    ``other``. ``printed`` holds per-class ``values`` as the source prints them: its ``label`` for
+    them, the ``metric`` they are (found by computing them from the confusion matrix), ``decimals``
+    after the point, and ``rounding``, ``"truncated"`` or ``"rounded"``.
+    """
+
+    dataset: str
+    method: str
+    title: str
+    accuracy: float | None
+    source: str
+    protocol: str
+    settings: Mapping[str, Any]
+    reported: Mapping[str, Any] = field(default_factory=dict)
+    n_test: int | None = None
+    classes: Sequence[str] = ()
+    confusion: Sequence[Sequence[int]] | None = None
+    other: bool = False
+    printed: Mapping[str, Any] | None = None
+    note: str = ""
+
+    @property
+    def n_correct(self) -> int | None:
+        """Number of test images predicted right, if the confusion matrix is known."""
+        if self.confusion is None:
+            return None
+        return sum(row[i] for i, row in enumerate(self.confusion))
+
+
+def published_datasets() -> list[str]:
+    """Return the names of the datasets of which published numbers are known."""
+    return sorted(f.name[:-5] for f in _PUBLISHED.iterdir() if f.name.endswith(".json"))
+
+
+def published_rows(dataset: str) -> list[PublishedRow]:
+    """Return the published numbers of a dataset; an empty list where none are known.
+
+    Examples
+    --------
+    >>> [(row.accuracy, row.n_test) for row in published_rows("stl10")]
+    [(0.8365, 8000), (0.2075, 8000), (0.9155, 8000)]
+    """
+    if dataset not in published_datasets():
+        return []
+    shared = json.loads((_PUBLISHED / f"{dataset}.json").read_text(encoding="utf-8"))
+    methods = shared.pop("methods")
+    return [PublishedRow(method=name, **{**shared, **entry}) for name, entry in methods.items()]
+
+
+def find_published(name: str) -> list[PublishedRow]:
+    """Return the published numbers named ``DATASET`` or ``DATASET/METHOD``; none is an error."""
+    dataset, _, method = name.partition("/")
+    rows = published_rows(dataset)
+    found = [row for row in rows if method in ("", row.method)]
+    if not found:
+        known = [f"{dataset}/{row.method}" for row in rows] or published_datasets()
+        raise UnknownNameError(f"There are no published numbers called {name!r}.", name, known)
+    return found
