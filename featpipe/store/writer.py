@@ -370,8 +370,8 @@ def translate_os_errors(path: Path) -> Iterator[None]:
             raise StoreError(
                 f"The disk is full, or no more may be written to it: {os.strerror(code)}.",
                 where=path.parent,
-                next_step="make room and run the same command again: it continues after the last "
-                "whole block of rows, if there is one",
+                next_step="free some space and run the same command again: it continues after "
+                "the last whole block of rows, if there is one",
             ) from error
         if isinstance(error, BlockingIOError):
             raise StoreError(

@@ -119,7 +119,7 @@ def test_a_full_disk_keeps_the_rows_and_names_the_next_step(archive: Path, tmp_p
     assert ended.returncode == 1
     assert "The disk is full" in ended.stderr
     assert str(tmp_path / "work") in ended.stderr
-    assert "make room and run the same command again" in ended.stderr
+    assert "free some space and run the same command again" in ended.stderr
     np.testing.assert_array_equal(features(archive, tmp_path / "work"), whole)
 
 

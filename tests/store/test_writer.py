@@ -385,7 +385,7 @@ def test_a_disk_too_full_at_the_start_leaves_nothing_behind(small_disk: Path, le
     filling = fill(small_disk, leave=leave)
     with pytest.raises(StoreError, match="disk") as caught:
         StoreWriter(small_disk / "a.h5", what)
-    assert "make room" in caught.value.details["next"]
+    assert "free some space" in caught.value.details["next"]
     assert list(small_disk.iterdir()) == [filling]
     filling.unlink()
     assert_same(stores.sealed(small_disk / "a.h5", what), stores.features(what))
