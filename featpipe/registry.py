@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from featpipe.errors import UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -103,11 +103,8 @@ class Registry(Generic[T]):
         if found not in self._modules and found not in self._loaded:
             known = self.names()
             if found not in known:
-                raise UnknownNameError(
-                    f"There is no {self.kind} named {name!r}.",
-                    expected=", ".join(known),
-                    next_step=did_you_mean(name, [*known, *self._aliases]),
-                )
+                what, near = f"There is no {self.kind} named {name!r}.", [*known, *self._aliases]
+                raise UnknownNameError(what, name, near, expected=", ".join(known))
         return found
 
     def aliases_of(self, name: str) -> list[str]:

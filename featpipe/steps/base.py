@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from featpipe import fingerprint
-from featpipe.errors import FeatpipeError, MissingExtraError, UsageError, did_you_mean
+from featpipe.errors import FeatpipeError, MissingExtraError, UnknownNameError, UsageError
 from featpipe.progress import SILENT, Progress
 from featpipe.steps.options import options_of, plain
 from featpipe.workspace import Workspace
@@ -113,11 +113,8 @@ class Step:
         known = options_of(type(self))
         for name in values:
             if name not in known:
-                raise UsageError(
-                    f"The step {self.name!r} has no option {name!r}.",
-                    expected=", ".join(known),
-                    next_step=did_you_mean(name, known),
-                )
+                what = f"The step {self.name!r} has no option {name!r}."
+                raise UnknownNameError(what, name, known)
         self._require(values, bound=True)
         for name, spec in known.items():
             self.__dict__[name] = spec.parse(values.get(name, spec.default))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 
-from featpipe.errors import UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import UnknownNameError, UsageError
 
 LOGITS = "logits"  # the layer, of any backbone with a classifier, that is the classifier's output
 
@@ -49,11 +49,8 @@ def protocol(text: str) -> tuple[str, float | None]:
 def device_name(text: str) -> None:
     """Check the name of a device; whether it is there is known only with torch."""
     if not re.fullmatch(r"auto|cpu|(cuda|mps)(:[0-9]{1,3})?", text):
-        raise UnknownNameError(
-            f"There is no device named {text!r}.",
-            expected="auto, cpu, cuda, cuda:1 …, mps",
-            next_step=did_you_mean(text, ("auto", "cpu", "cuda", "mps")),
-        )
+        what, known = f"There is no device named {text!r}.", ("auto", "cpu", "cuda", "mps")
+        raise UnknownNameError(what, text, known, expected="auto, cpu, cuda, cuda:1 …, mps")
 
 
 def need_training(text: str) -> None:

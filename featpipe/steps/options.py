@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from featpipe.errors import UsageError, did_you_mean
+from featpipe.errors import UnknownNameError, UsageError
 from featpipe.registry import Registry
 from featpipe.workspace import user_path
 
@@ -114,11 +114,8 @@ class OptionSpec:
         if self.registry is not None:
             self.registry.canonical(str(converted).partition(":")[0])
         if self.choices and converted not in self.choices:
-            raise UsageError(
-                f"{converted!r} is not a choice of {self.flag}.",
-                expected=", ".join(self.choices),
-                next_step=did_you_mean(str(converted), self.choices),
-            )
+            what = f"{converted!r} is not a choice of {self.flag}."
+            raise UnknownNameError(what, str(converted), self.choices)
         if self.minimum is not None and (not math.isfinite(converted) or converted < self.minimum):
             raise self._wrong(converted, f"a number of at least {self.minimum:g}")
         if self.maximum is not None and converted > self.maximum:

@@ -12,9 +12,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from featpipe.errors import FeatpipeError, UsageError, did_you_mean
+from featpipe.errors import FeatpipeError, UnknownNameError
 from featpipe.steps import STEPS
-from featpipe.steps.base import Context, Needs, Outcome, Status, Step
+from featpipe.steps.base import Context, Outcome, Status, Step
 from featpipe.steps.recipe import Recipe, RecipeStep
 
 _UNKNOWN = "unknown"
@@ -84,12 +84,9 @@ class Plan:
         for name in only:
             wanted = [task.name for task in tasks if name in (task.part, task.name)]
             if not wanted:
-                known = list(dict.fromkeys(task.part for task in tasks))
-                raise UsageError(
-                    f"--only {name}: the recipe has no such step.",
-                    expected=", ".join(known),
-                    next_step=did_you_mean(name, known),
-                )
+                known = dict.fromkeys(task.part for task in tasks)
+                what = f"--only {name}: the recipe has no such step."
+                raise UnknownNameError(what, name, known)
             while wanted:
                 task = by_name[wanted.pop()]
                 kept.add(task.name)
@@ -108,16 +105,21 @@ class Plan:
         """
         known: dict[str, Status] = {}
         for task in self.tasks:
+            waiting = [name for name in task.needs if not known[name].done]
             try:
-                known[task.name] = self._status(task, known)
+                if waiting:
+                    others = f" and {len(waiting) - 3} others" if len(waiting) > 3 else ""
+                    status = Status(False, f"after {', '.join(waiting[:3])}{others}")
+                else:
+                    step = task.step.bind([known[name].paths for name in task.needs])
+                    status = step.status(self.context)
+                unknown = not status.done and status.seconds is None
+                if unknown and (cost := task.step.estimate(self.context)):
+                    status = replace(status, seconds=cost[0], n_bytes=cost[1], basis=cost[2])
             except FeatpipeError as error:
-                known[task.name] = Status(False, error.what)
+                status = Status(False, error.what)
+            known[task.name] = status
         return [(task, known[task.name]) for task in self.tasks]
-
-    def expected_seconds(self) -> dict[str, float]:
-        """Return how long tasks are likely to take, by name, from earlier runs only."""
-        costs = {task.name: task.step.estimate(self.context) for task in self.tasks}
-        return {name: cost[0] for name, cost in costs.items() if cost is not None}
 
     def outcome(self) -> Outcome:
         """Return the plan as the outcome of a dry run."""
@@ -127,20 +129,6 @@ class Plan:
         if any(_UNKNOWN in (row["time"], row["disk"]) for row in rows):
             message += f"\n{_UNKNOWN}: nothing like it has run in this workspace yet"
         return Outcome("planned", message, facts={"plan": rows}, table=rows)
-
-    def _status(self, task: Task, known: dict[str, Status]) -> Status:
-        waiting = [name for name in task.needs if not known[name].done]
-        if not waiting:
-            step = task.step.bind([known[name].paths for name in task.needs])
-            status = step.status(self.context)
-            if status.done or status.seconds is not None:
-                return status
-        else:
-            others = f" and {len(waiting) - 3} others" if len(waiting) > 3 else ""
-            status = Status(False, f"after {', '.join(waiting[:3])}{others}")
-        if cost := task.step.estimate(self.context):
-            status = replace(status, seconds=cost[0], n_bytes=cost[1], basis=cost[2])
-        return status
 
 
 def file_part(name: str) -> str:
@@ -215,7 +203,22 @@ class _Planner:
             if needs is None or (needs.each and variant.step.has_inputs()):
                 yield self._task(part, name, variant.step, ())
                 continue
-            producers = self._producers(part, needs)
+            every = [
+                task
+                for each in self.recipe.steps
+                for task in self.made.get(each.name, ())
+                if needs.output in task.step.makes
+            ]
+            for source in part.sources or ():
+                if source not in [task.part for task in every]:
+                    raise self.recipe.error(
+                        f"The step {part.name!r} cannot start from {source!r}, which makes no "
+                        f"{needs.output}.",
+                        part.line,
+                    )
+            producers = every
+            if part.sources is not None:
+                producers = [task for name in part.sources for task in every if task.part == name]
             fitting = [task for task in producers if variant.step.accepts(task.step)]
             if not fitting and not variant.step.has_inputs():
                 makers = [step.name for step in STEPS if needs.output in step.makes]
@@ -230,9 +233,12 @@ class _Planner:
             if not needs.each:
                 yield self._task(part, name, variant.step, tuple(task.name for task in fitting))
                 continue
-            several = sum(needs.output in t.step.makes for ts in self.made.values() for t in ts) > 1
-            for task in fitting:
-                name = _task_name(part.name, variant.label, self._tag(task, needs) * several)
+            labels = [task.label for task in every]
+            for task in fitting:  # named after what distinguishes them: their labels if these do
+                tags = [task.label]
+                if not task.label or labels.count(task.label) > 1:
+                    tags = [f"from={task.part}", task.label]
+                name = _task_name(part.name, variant.label, *(tags if len(every) > 1 else ()))
                 step = variant.step.planned(task.step)
                 yield self._task(part, name, step, (task.name,))
 
@@ -248,28 +254,6 @@ class _Planner:
             if step.waits_for in task.step.makes and set(task.needs) <= set(needs)
         )
         return Task(name, part.name, part.line, placed, needs, after)
-
-    def _producers(self, part: RecipeStep, needs: Needs) -> list[Task]:
-        """Return the tasks under ``from``; without it, all that make what is needed."""
-        names = part.sources
-        if names is None:
-            names = tuple(each.name for each in self.recipe.steps if each.name in self.made)
-        for name in part.sources or ():
-            if not self.made[name] or needs.output not in self.made[name][0].step.makes:
-                raise self.recipe.error(
-                    f"The step {part.name!r} cannot start from {name!r}, which makes no "
-                    f"{needs.output}.",
-                    part.line,
-                )
-        return [t for name in names for t in self.made[name] if needs.output in t.step.makes]
-
-    def _tag(self, producer: Task, needs: Needs) -> str:
-        """Return what distinguishes a producer from all others: its label if that is enough."""
-        every = [t for tasks in self.made.values() for t in tasks if needs.output in t.step.makes]
-        own, source = producer.label, f"from={producer.part}"
-        if own and [task.label for task in every].count(own) == 1:
-            return own
-        return f"{source},{own}" if own else source
 
     def _check_distinct(self, tasks: Sequence[Task]) -> None:
         """Complain about two tasks of one name, or that would write the same files."""

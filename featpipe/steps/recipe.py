@@ -366,20 +366,25 @@ class _Reader:
         outputs: dict[Hashable, Step] = {}
         for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
             options = shared | alternative
-            axes = {key: self._axis(specs[key], node) for key, node in options.items()}
+            axes = {key: [node] for key, node in options.items()}  # the values, one per task
+            for key, node in options.items():
+                listed = self._list(node, key) if isinstance(node.value, list) else []
+                nested = any(isinstance(item.value, list) for item in listed)
+                if listed and (nested or not specs[key].many):
+                    axes[key] = listed
             labelled = [
                 zip(nodes, _labels(key, nodes) if len(nodes) > 1 else [""], strict=True)
                 for key, nodes in axes.items()
             ]
-            for values in product(*labelled):
-                chosen = dict(zip(axes, (node for node, _ in values), strict=True))
-                label = ",".join(text for text in (prefix, *(text for _, text in values)) if text)
+            for pairs in product(*labelled):
+                chosen = dict(zip(axes, (node for node, _ in pairs), strict=True))
+                label = ",".join(text for text in (prefix, *(text for _, text in pairs)) if text)
                 try:
                     plain = {key: node.plain() for key, node in chosen.items()}
                     step = kind.from_mapping(plain, bound=True)
                 except UsageError as error:
-                    node = chosen.get(error.option)
-                    raise self._located(error, line if node is None else node.line) from error
+                    wrong = chosen.get(error.option)
+                    raise self._located(error, line if wrong is None else wrong.line) from error
                 output = step.output()
                 same = step if output is None else outputs.setdefault(output, step)
                 for key, nodes in axes.items():
@@ -399,16 +404,6 @@ class _Reader:
                         expected=f"at most {_MAX_TASKS}",
                     )
         return tuple(variants.values())
-
-    def _axis(self, spec: OptionSpec, node: Located) -> list[Located]:
-        """Return the values of an option, one per task."""
-        if not isinstance(node.value, list):
-            return [node]
-        if not node.value:
-            raise self.error(f"{spec.name!r} is an empty list.", node.line)
-        if spec.many and not any(isinstance(item.value, list) for item in node.value):
-            return [node]
-        return node.value
 
     def _located(self, error: UsageError, line: int) -> RecipeError:
         """Return the same complaint with its line."""

@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -24,8 +25,8 @@ from typing import Any
 
 from featpipe.errors import FeatpipeError
 from featpipe.progress import Event, Progress
-from featpipe.steps.base import Context, Outcome, Step
-from featpipe.steps.plan import Plan
+from featpipe.steps.base import Context, Outcome
+from featpipe.steps.plan import Plan, Task
 
 SHUTDOWN_TIMEOUT = 10.0  # seconds that a worker has to exit
 _SHORT_OF_MEMORY = "if memory is short: --limit N, --jobs 1, or a smaller batch_size"
@@ -44,7 +45,9 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
     left images out, 130 after Ctrl-C.
     """
     outcomes: dict[str, Outcome] = {}
-    expected = plan.expected_seconds()
+    costs = {task.name: task.step.estimate(plan.context) for task in plan.tasks}
+    expected = {name: cost[0] for name, cost in costs.items() if cost is not None}
+    took: dict[str, list[float]] = defaultdict(list)  # by part of the recipe
 
     def notify(record: Event | Outcome) -> None:
         for listener in listeners:
@@ -58,43 +61,22 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
             elif any(ended.status == "interrupted" for ended in outcomes.values()):
                 outcome = Outcome("not run", "the run was interrupted before")
             else:
-                left = _seconds_left(plan, number - 1, outcomes, expected)
-                facts = {} if left is None else {"seconds_left": round(left, 1)}
+                rest = plan.tasks[number - 1 :]  # each as expected, else as tasks of its part took
+                alike = {part: sum(seconds) / len(seconds) for part, seconds in took.items()}
+                left = [expected.get(other.name, alike.get(other.part)) for other in rest]
+                known = [seconds for seconds in left if seconds is not None]
+                facts = {"seconds_left": round(sum(known), 1)} if len(known) == len(rest) else {}
                 notify(Event("started", task.name, number, len(plan.tasks), facts, task.name))
                 inputs = [outcomes[name].paths for name in task.needs]
                 context = replace(plan.context, recipe={"task": task.name, **plan.recipe.resolved})
                 started = time.monotonic()
-                outcome = worker.run(
-                    task.step,
-                    inputs,
-                    context,
-                    lambda event, task=task: notify(  # type: ignore[misc]
-                        replace(event, task=task.name)
-                    ),
-                )
+                outcome = worker.run(task, inputs, context, notify)
                 outcome = replace(outcome, seconds=time.monotonic() - started)
+                if outcome.status == "done":
+                    took[task.part].append(outcome.seconds)
             outcomes[task.name] = replace(outcome, task=task.name)
             notify(outcomes[task.name])
     return _summary(list(outcomes.values()), plan.context.command)
-
-
-def _seconds_left(
-    plan: Plan, ended: int, outcomes: dict[str, Outcome], expected: dict[str, float]
-) -> float | None:
-    """Return how long the rest will take: as expected, else as tasks of its part took here."""
-    took: dict[str, list[float]] = {}
-    for task in plan.tasks[:ended]:
-        if outcomes[task.name].status == "done":
-            took.setdefault(task.part, []).append(outcomes[task.name].seconds)
-    total = 0.0
-    for task in plan.tasks[ended:]:
-        if task.name in expected:
-            total += expected[task.name]
-        elif alike := took.get(task.part):
-            total += sum(alike) / len(alike)
-        else:
-            return None
-    return total
 
 
 def _summary(outcomes: list[Outcome], command: str) -> Outcome:
@@ -141,18 +123,39 @@ class _Worker:
 
     def run(
         self,
-        step: Step,
+        task: Task,
         inputs: Sequence[Sequence[Path]],
         context: Context,
-        on_event: Callable[[Event], None],
+        notify: Listener,
     ) -> Outcome:
-        """Let the worker run a step; return its outcome, or the failure that its death is."""
-        order = (step, inputs, context.workspace, context.jobs, context.command, context.recipe)
+        """Let the worker run a task; return its outcome, or the failure that its death is."""
+        order = (
+            task.step,
+            inputs,
+            context.workspace,
+            context.jobs,
+            context.command,
+            context.recipe,
+        )
         try:
-            for record in self._answers(order):
+            if self._process is not None and not self._process.is_alive():
+                self.close()
+            if self._process is None:
+                spawn = multiprocessing.get_context("spawn")
+                self._pipe, theirs = spawn.Pipe()
+                self._process = spawn.Process(target=_work, args=(theirs,))
+                self._process.start()
+                theirs.close()  # so that the pipe ends when the worker does
+            with suppress(OSError):
+                self._pipe.send(order)
+            while True:
+                try:
+                    record = self._pipe.recv()
+                except (EOFError, OSError):  # the worker has died
+                    break
                 if isinstance(record, Outcome):
                     return record
-                on_event(record)
+                notify(replace(record, task=task.name))
         except KeyboardInterrupt:
             self.close(busy=True)
             return Outcome("interrupted", "interrupted by the user")
@@ -160,21 +163,6 @@ class _Worker:
         code = self._process.exitcode
         self.close()
         return describe_death(code)
-
-    def _answers(self, order: tuple[Any, ...]) -> Iterator[Event | Outcome]:
-        """Yield events and, at the end, the outcome; nothing more once the process has died."""
-        if self._process is not None and not self._process.is_alive():
-            self.close()
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_work, args=(theirs,))
-            self._process.start()
-            theirs.close()  # so that the pipe ends when the worker does
-        with suppress(EOFError, OSError):
-            self._pipe.send(order)
-            while True:
-                yield self._pipe.recv()
 
     def close(self, *, busy: bool = False) -> None:
         """End the process, gently where it listens."""
@@ -223,25 +211,24 @@ class _Terminated(BaseException):
 
 def _work(channel: Connection) -> None:
     """Run what is ordered until there are no more orders."""
+
+    def terminate(_: int, __: FrameType | None) -> None:
+        raise _Terminated
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
     # Ctrl-C reaches the whole group of processes; the parent decides, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    signal.signal(signal.SIGTERM, terminate)
     os.dup2(2, 1)  # what some library prints must not mix with the command's own output
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError, _Terminated):  # the parent has closed the pipe
         while True:
             channel.send(_execute(channel.recv(), Progress(channel.send)))
-
-
-def _raise_terminated(_: int, __: FrameType | None) -> None:
-    raise _Terminated
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _execute(order: tuple[Any, ...], progress: Progress) -> Outcome:
