@@ -340,22 +340,8 @@ def run_compare(step: Compare, context: Context) -> Outcome:
         context.workspace.results, step.results, step.dataset, note=context.progress.note
     )
     comparison = compare(results, published=step.reference or step.published, margin=step.margin)
-    paths = () if step.out is None else (step.out,)
-    for path in paths:
-        write_comparison(comparison, path, force=step.force)
-    return Outcome(
-        "done",
-        "\n".join(["", *_sentences(comparison), *(f"→ {path}" for path in paths)]),
-        paths,
-        asdict(comparison),
-        table=display_rows(comparison),
-    )
-
-
-def _sentences(comparison: Comparison) -> list[str]:
-    """Say each verdict in words; of many, only those against the first of a group."""
     tested = shown = [pair for pair in comparison.pairs if pair["models"]]
-    if len(tested) > _MAX_SENTENCES:
+    if len(tested) > _MAX_SENTENCES:  # only those against the first of a group
         first = {next(group)["name"] for _, group in groupby(comparison.rows, lambda r: r["group"])}
         shown = [pair for pair in tested if pair["a"] in first]
     titles = {row["name"]: f"{row['method']} ({row['features']})" for row in comparison.rows}
@@ -370,7 +356,13 @@ def _sentences(comparison: Comparison) -> list[str]:
     ]
     if rest := len(tested) - len(shown):
         sentences.append(f"({rest} further pairs were tested: see --json or the report)")
-    return [*sentences, *(f"note: {note}" for note in comparison.notes)]
+    sentences += [f"note: {note}" for note in comparison.notes]
+    paths = () if step.out is None else (step.out,)
+    for path in paths:
+        write_comparison(comparison, path, force=step.force)
+        sentences.append(f"→ {path}")
+    message, table = "\n".join(["", *sentences]), display_rows(comparison)
+    return Outcome("done", message, paths, asdict(comparison), table=table)
 
 
 def equivalent_within(margin: float) -> str:

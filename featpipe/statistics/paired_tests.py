@@ -139,9 +139,8 @@ def between_models(a: Answers, b: Answers) -> Difference:
     residuals = np.concatenate([d - centre, [1 - centre, -1 - centre]])
     variance = Variance(float((residuals**2).sum()) / (n + 2) ** 2)
     p_value, method = _sign_flip(steps)
-    if unit == 1:
-        method = "McNemar exact"
     value, discordant = float(steps.sum()) / (unit * n), int((steps != 0).sum())
+    method = "McNemar exact" if unit == 1 else method
     return Difference(value, centre, variance, p_value, n, method, discordant)
 
 

@@ -88,12 +88,34 @@ def holm_levels(p_values: Sequence[float]) -> list[float]:
 def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Verdict]:
     """Give the verdicts of a family of tests, corrected for their number."""
     p_values = [one.p_value for one in differences]
-    return [
-        _verdict(one, level, adjusted, margin)
-        for one, level, adjusted in zip(
-            differences, holm_levels(p_values), holm(p_values), strict=True
-        )
-    ]
+    verdicts = []
+    for one, alpha, adjusted in zip(
+        differences, holm_levels(p_values), holm(p_values), strict=True
+    ):
+        value, reach = one.value, one.reach(alpha)
+        low = min(max(-1.0, one.centre - reach), value)
+        high = max(min(1.0, one.centre + reach), value)
+        # The test decides on zero. Where it is exact and the interval is not, they can disagree at
+        # the margin; the limit next to zero is then moved to zero, or just past it.
+        rows_needed = None
+        if adjusted >= ALPHA:
+            low, high = min(low, 0.0), max(high, 0.0)
+            verdict = EQUIVALENT if -margin < low and high < margin else UNDECIDED
+        elif value > 0:
+            low, verdict = max(low, np.finfo(float).tiny), BETTER
+        else:
+            high, verdict = min(high, -np.finfo(float).tiny), WORSE
+        if verdict == UNDECIDED:
+            target = max(abs(value), margin - abs(value))
+            quantile = stats.t.ppf(1 - alpha / 2, one.variance.df)
+            times = one.variance.more_rows((target / quantile) ** 2)
+            if times is not None:
+                # An exact test needs so many rows answered differently, all for one method.
+                least = math.log2(2 / alpha) / max(one.discordant, 1)
+                rows_needed = max(math.ceil(one.n * max(times, least)), one.n + 1)
+        facts = 1 - alpha, one.p_value, adjusted, rows_needed, one.method
+        verdicts.append(Verdict(verdict, value, low, high, *facts))
+    return verdicts
 
 
 def compare_all(named: Mapping[str, Answers], margin: float = MARGIN) -> list[dict[str, Any]]:
@@ -144,32 +166,3 @@ def p_text(p_value: float) -> str:
     ('p = 0.0123', 'p < 1e-300')
     """
     return f"p < {SMALLEST_P:g}" if p_value <= SMALLEST_P else f"p = {p_value:.3g}"
-
-
-def _verdict(difference: Difference, alpha: float, adjusted: float, margin: float) -> Verdict:
-    reach, value = difference.reach(alpha), difference.value
-    low, high = max(-1.0, difference.centre - reach), min(1.0, difference.centre + reach)
-    low, high = min(low, value), max(high, value)
-    # The test decides on zero. Where it is exact and the interval is not, they can disagree at the
-    # margin; the limit next to zero is then moved to zero, or just past it.
-    rejected, rows_needed = adjusted < ALPHA, None
-    if not rejected:
-        low, high = min(low, 0.0), max(high, 0.0)
-        verdict = EQUIVALENT if -margin < low and high < margin else UNDECIDED
-    elif value > 0:
-        low, verdict = max(low, np.finfo(float).tiny), BETTER
-    else:
-        high, verdict = min(high, -np.finfo(float).tiny), WORSE
-    if verdict == UNDECIDED:
-        target = max(abs(value), margin - abs(value))
-        quantile = stats.t.ppf(1 - alpha / 2, difference.variance.df)
-        times = difference.variance.more_rows((target / quantile) ** 2)
-        if times is not None:
-            # An exact test needs so many rows that are answered differently, all for one method.
-            least = math.log2(2 / alpha) / max(difference.discordant, 1)
-            rows_needed = math.ceil(difference.n * max(times, least))
-            rows_needed = max(rows_needed, difference.n + 1)
-    return Verdict(
-        verdict, value, low, high, 1 - alpha, difference.p_value, adjusted, rows_needed,
-        difference.method,
-    )  # fmt: skip
