@@ -24,7 +24,7 @@ _CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock
 _DIGEST = "digest"  # key of sealed JSON
 SEAL = b"featpipe sha256 "  # the comment of a sealed archive, before the digest in hex
 _COMMENT_BYTES = 2 + len(SEAL) + 64  # with its length, which ends an archive without a comment
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 22
 
 
 def of_mapping(values: Any) -> str:
@@ -82,6 +82,17 @@ def unsealed(content: Any) -> dict[str, Any]:
     return rest
 
 
+def of_part(path: Path, start: int, n_bytes: int) -> str:
+    """Return the SHA-256 (hex) of some bytes of a file, as many as there are from ``start`` on."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        while n_bytes and (piece := stream.read(min(n_bytes, _READ_BYTES))):
+            digest.update(piece)
+            n_bytes -= len(piece)
+    return digest.hexdigest()
+
+
 def seal_archive(path: Path) -> None:
     """Write the digest of a zip archive that has no comment into its comment."""
     comment = _comment(path, path.stat().st_size - 2)
@@ -110,12 +121,7 @@ def check_archive(path: Path) -> None:
 
 def _comment(path: Path, n_bytes: int) -> bytes:
     """Return the sealed end of an archive of so many bytes: length and text of its comment."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while n_bytes and (piece := stream.read(min(n_bytes, _READ_BYTES))):
-            digest.update(piece)
-            n_bytes -= len(piece)
-    text = SEAL + digest.hexdigest().encode()
+    text = SEAL + of_part(path, 0, n_bytes).encode()
     return len(text).to_bytes(2, "little") + text
 
 
@@ -136,11 +142,12 @@ class FileHashes:
         paths: Iterable[str | Path],
         algorithm: str = "sha256",
         on_hashed: Callable[[], None] = lambda: None,
+        digest_of: Callable[[Path, str], str] = of_file,
     ) -> list[str]:
         """Return the hex digests of files, in order.
 
-        ``algorithm`` is a name of :mod:`hashlib`; ``on_hashed`` is called after each file that had
-        to be read.
+        ``algorithm`` is a name of :mod:`hashlib`, or of what ``digest_of`` makes of a file;
+        ``on_hashed`` is called after each file that had to be read.
         """
         began = time.time_ns()
         paths = [os.fspath(path) for path in paths]
@@ -157,37 +164,33 @@ class FileHashes:
             for path, stamp in zip(paths, stamps, strict=True):
                 digest = known.get(stamp)
                 if digest is None:
-                    digest = of_file(Path(path), algorithm)
+                    digest = digest_of(Path(path), algorithm)
                     if began - stamp[-1] > _CLOCK_TICK_NS:
                         fresh.append((*stamp, algorithm, digest))
                     on_hashed()
                 digests.append(digest)
-        finally:
-            self._remember(fresh)  # so that an interrupted look at many files can be continued
+        finally:  # so that an interrupted look at many files can be continued
+            if self.cache is not None and fresh:
+                with (
+                    suppress(sqlite3.Error, OSError),  # what cannot be remembered is computed again
+                    closing(self._connect(self.cache)) as connection,
+                    connection,
+                ):
+                    connection.executemany(
+                        "insert or replace into hashes"
+                        " (path, size, mtime_ns, ctime_ns, algorithm, digest, crc32)"
+                        " values (?, ?, ?, ?, ?, ?, ?)",
+                        [(*row, _crc32(row)) for row in fresh],
+                    )
         return digests
-
-    def part(self, path: Path, name: str, compute: Callable[[], str]) -> str:
-        """Return the digest of a part of a file: what ``compute`` gave, if that is remembered.
-
-        ``name`` tells the parts of a file apart, and from the names of :mod:`hashlib`.
-        """
-        began, stat = time.time_ns(), path.stat()
-        stamp = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        digest = self._known(name).get(stamp)
-        if digest is None:
-            digest = compute()
-            if began - stat.st_ctime_ns > _CLOCK_TICK_NS:
-                self._remember([(*stamp, name, digest)])
-        return digest
 
     def one(self, path: Path, algorithm: str = "sha256") -> str:
         """Return the hex digest of one file."""
         return self.many([path], algorithm)[0]
 
-    def _connect(self) -> sqlite3.Connection:
-        assert self.cache is not None
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self.cache, timeout=30)
+    def _connect(self, cache: Path) -> sqlite3.Connection:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(cache, timeout=30)
         connection.execute(
             "create table if not exists hashes (path text, algorithm text, size integer, mtime_ns"
             " integer, ctime_ns integer, digest text, crc32 integer, primary key (path, algorithm))"
@@ -198,7 +201,7 @@ class FileHashes:
         if self.cache is None or not self.cache.exists():
             return {}
         try:
-            with closing(self._connect()) as connection:
+            with closing(self._connect(self.cache)) as connection:
                 rows = connection.execute(
                     "select path, size, mtime_ns, ctime_ns, algorithm, digest, crc32 from hashes"
                     " where algorithm = ?",
@@ -211,21 +214,6 @@ class FileHashes:
             self.cache.unlink(missing_ok=True)
             return {}
         return {row[:4]: row[5] for *facts, crc32 in rows if _crc32(row := tuple(facts)) == crc32}
-
-    def _remember(self, fresh: list[tuple[str, int, int, int, str, str]]) -> None:
-        if self.cache is None or not fresh:
-            return
-        with (
-            suppress(sqlite3.Error, OSError),  # what cannot be remembered is computed again
-            closing(self._connect()) as connection,
-            connection,
-        ):
-            connection.executemany(
-                "insert or replace into hashes"
-                " (path, size, mtime_ns, ctime_ns, algorithm, digest, crc32)"
-                " values (?, ?, ?, ?, ?, ?, ?)",
-                [(*row, _crc32(row)) for row in fresh],
-            )
 
 
 def _crc32(row: tuple[Any, ...]) -> int:

@@ -39,17 +39,17 @@ class Progress:
     """
 
     def __init__(self, listener: Callable[[Event], None], seconds_between: float = 0.2) -> None:
-        self._listener = listener
-        self._seconds_between = seconds_between
+        self.listener = listener
+        self.seconds_between = seconds_between
 
     def note(self, message: str) -> None:
         """Report one line to the user."""
-        self._listener(Event("note", message))
+        self.listener(Event("note", message))
 
     @contextmanager
     def task(self, label: str, total: int, done: int = 0) -> Iterator[Task]:
         """Yield a :class:`Task` of ``total`` units, ``done`` of them done."""
-        task = Task(self._listener, self._seconds_between, label, total, done)
+        task = Task(self, label, total, done)
         task.emit()
         yield task
         task.emit()
@@ -58,16 +58,8 @@ class Progress:
 class Task:
     """One piece of work under way."""
 
-    def __init__(
-        self,
-        listener: Callable[[Event], None],
-        seconds_between: float,
-        label: str,
-        total: int,
-        done: int,
-    ) -> None:
-        self._listener = listener
-        self._seconds_between = seconds_between
+    def __init__(self, progress: Progress, label: str, total: int, done: int) -> None:
+        self._progress = progress
         self._label, self._total, self._done = label, total, done
         self._facts: Mapping[str, Any] = {}
         self._emitted = 0.0
@@ -76,12 +68,13 @@ class Task:
         """Say that ``steps`` more units are done; ``facts`` are shown next to the bar."""
         self._done += steps
         self._facts = facts
-        if time.monotonic() - self._emitted > self._seconds_between:
+        if time.monotonic() - self._emitted > self._progress.seconds_between:
             self.emit()
 
     def emit(self) -> None:
         """Report how far the work is."""
-        self._listener(Event("progress", self._label, self._done, self._total, self._facts))
+        event = Event("progress", self._label, self._done, self._total, self._facts)
+        self._progress.listener(event)
         self._emitted = time.monotonic()
 
 

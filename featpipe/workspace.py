@@ -8,7 +8,6 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,56 +24,25 @@ _FORMULA = r"[=+\-@\t\r]"  # what spreadsheets take for the beginning of a formu
 IMAGE_LAYER = "image"  # layer of a store that holds prepared images, for training a whole network
 
 
-@dataclass(frozen=True)
 class Workspace:
-    """The folder that holds everything a project produces."""
+    """The folder ``root`` that holds everything a project produces."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"  # what is kept between runs; below it what trackers keep
+        self.raw = self.data / "raw"  # datasets as they were downloaded
+        self.features = self.data / "features"  # feature stores (HDF5)
+        # Activations at a frozen boundary (HDF5): what heads are trained on, not features.
+        self.activations = self.data / "activations"
+        self.results = self.data / "results"  # results (JSON) with their predictions (npz)
+        self.models = self.data / "models"  # classifiers (skops) and heads (safetensors)
+        self.reports = root / "reports"  # HTML and CSV
+        self.hashes = self.data / "hashes.sqlite"  # remembered content hashes of input files
 
     @classmethod
     def find(cls, root: str | os.PathLike[str] | None = None) -> Workspace:
         """Return the workspace at ``root``, or ``$FEATPIPE_WORKSPACE``, or the current folder."""
         return cls(user_path(root or os.environ.get("FEATPIPE_WORKSPACE") or "."))
-
-    @property
-    def data(self) -> Path:
-        """What is kept between runs; below it what trackers keep."""
-        return self.root / "data"
-
-    @property
-    def raw(self) -> Path:
-        """Datasets as they were downloaded."""
-        return self.data / "raw"
-
-    @property
-    def features(self) -> Path:
-        """Feature stores (HDF5)."""
-        return self.data / "features"
-
-    @property
-    def activations(self) -> Path:
-        """Activations at a frozen boundary (HDF5): what heads are trained on, not features."""
-        return self.data / "activations"
-
-    @property
-    def results(self) -> Path:
-        """Results (JSON) with their predictions (npz)."""
-        return self.data / "results"
-
-    @property
-    def models(self) -> Path:
-        """Trained classifiers (skops) and heads (safetensors)."""
-        return self.data / "models"
-
-    @property
-    def reports(self) -> Path:
-        """Reports (HTML and CSV)."""
-        return self.root / "reports"
-
-    @property
-    def hashes(self) -> Path:
-        """Remembered content hashes of input files."""
-        return self.data / "hashes.sqlite"
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -249,15 +217,18 @@ def lock(file: IO[Any]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def neutralise_cell(text: str) -> str:
+def neutralise_cell(value: Any) -> Any:
     """Return a text as a cell of a table that no spreadsheet takes for a formula.
+
+    Anything else is returned as it is.
 
     Examples
     --------
     >>> neutralise_cell("=1+1"), neutralise_cell("cat"), restore_cell(neutralise_cell("'=1"))
     ("'=1+1", 'cat', "'=1")
     """
-    return f"'{text}" if re.match(f"'*{_FORMULA}", text) else text
+    formula = isinstance(value, str) and re.match(f"'*{_FORMULA}", value)
+    return f"'{value}" if formula else value
 
 
 def restore_cell(text: str) -> str:
@@ -267,12 +238,8 @@ def restore_cell(text: str) -> str:
 
 def neutralised(table: Any) -> Any:
     """Return a pandas table whose texts, headers too, are neutralised; numbers are left alone."""
-    safe = table.rename(columns=_neutralise_text)
+    safe = table.rename(columns=neutralise_cell)
     for name in safe.columns:
         if safe[name].dtype.kind not in "biufc":
-            safe[name] = safe[name].map(_neutralise_text)
+            safe[name] = safe[name].map(neutralise_cell)
     return safe
-
-
-def _neutralise_text(value: Any) -> Any:
-    return neutralise_cell(value) if isinstance(value, str) else value

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from featpipe.errors import MissingExtraError, UsageError
 from featpipe.fingerprint import SEAL, seal_archive
@@ -58,8 +59,6 @@ def export_store(
                 np.savez_compressed(stream, **arrays)
             seal_archive(temporary)
             return len(rows)
-        import pandas as pd  # noqa: PLC0415 - only tables need it
-
         names = [store.classes[label] if label >= 0 else None for label in labels]
         columns = [f"f{number}" for number in range(features.shape[1])]
         table = pd.DataFrame({"id": ids, "label": labels, "class": names})

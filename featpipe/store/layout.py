@@ -106,7 +106,14 @@ def write_store(
     n_bytes = content.sealed_bytes + len(json.dumps(record))
     labels = np.asarray(content.labels, dtype=np.int64)
     reserve(path, n_bytes)
-    with _create_file(path) as file:
+    # In the format of HDF5 1.8 every structure has a checksum; the default one, of HDF5 1.0, has
+    # none, and the library crashes on some damaged files.
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    plan = _creation_plan(h5py.h5p.FILE_CREATE)
+    handle = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, plan, access)
+    with h5py.File(handle) as file:
+        h5py.h5g.create(file.id, b"features", gcpl=_creation_plan(h5py.h5p.GROUP_CREATE))
         _create_dataset(file, "labels", labels.shape, labels.dtype)[...] = labels
         digests = {"labels": hashlib.sha256(labels.tobytes())}
         for name in content.shapes:
@@ -135,19 +142,6 @@ def write_store(
 def hdf5_size(head: bytes) -> int:
     """Return the size of a file of HDF5 1.8 as it is written in the file's first 48 bytes."""
     return int.from_bytes(head[28:36], "little")
-
-
-def _create_file(path: Path) -> h5py.File:
-    """Create a file in the format of HDF5 1.8, in which every structure has a checksum.
-
-    The default format, of HDF5 1.0, has none, and the library crashes on some damaged files.
-    """
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
-    plan = _creation_plan(h5py.h5p.FILE_CREATE)
-    file = h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, plan, access))
-    h5py.h5g.create(file.id, b"features", gcpl=_creation_plan(h5py.h5p.GROUP_CREATE))
-    return file
 
 
 def _create_dataset(

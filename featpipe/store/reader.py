@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
-from featpipe.fingerprint import FileHashes, of_mapping
+from featpipe.fingerprint import FileHashes, of_mapping, of_part
 from featpipe.steps.grammar import LOGITS
 from featpipe.store.layout import (
     HDF5_SIGNATURE,
@@ -27,7 +27,6 @@ from featpipe.store.layout import (
     partial_path,
 )
 
-_READ_BYTES = 1 << 22
 _LOGITS = f"features/{LOGITS}"
 # What a record holds: values of a type, lists of one kind, mappings with at least these keys.
 SCHEMA: dict[str, Any] = {
@@ -177,8 +176,10 @@ class FeatureStore:
         name = f"features/{layer}"
         with _translate_errors(self.path):
             if name not in self._intact:
-                digest = self._hashes.part(self.path, name, lambda: self._digest(name))
-                _require(digest == self._arrays[name].sha256, f"the content of {name} changed")
+                digests = self._hashes.many(
+                    [self.path], name, digest_of=lambda _, name: self._digest(name)
+                )
+                _require(digests == [self._arrays[name].sha256], f"the content of {name} changed")
                 self._intact.add(name)
             return self._map(name)
 
@@ -194,15 +195,7 @@ class FeatureStore:
         return np.memmap(self.path, array.dtype, "r", array.offset, array.shape)
 
     def _digest(self, name: str) -> str:
-        """Return the SHA-256 of the bytes of an array, read in pieces."""
-        array = self._arrays[name]
-        digest, left = hashlib.sha256(), array.n_bytes
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(array.offset)
-            while left and (piece := file.read(min(_READ_BYTES, left))):
-                digest.update(piece)
-                left -= len(piece)
-        return digest.hexdigest()
+        return of_part(self.path, self._arrays[name].offset, self._arrays[name].n_bytes)
 
     def verify(self) -> None:
         """Read everything and compare it with the digests taken when the store was sealed.

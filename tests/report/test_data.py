@@ -20,6 +20,7 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.report.data import ReportData, ThumbnailSheet, settings_of, unique_titles
 from featpipe.report.step import Report
 from featpipe.steps import Context
+from featpipe.workspace import Workspace
 from tests.report.conftest import Made, Page, Plan, make_world
 
 
@@ -131,7 +132,7 @@ def test_published_numbers_are_shown_once_for_each_dataset(made: Made) -> None:
 
 def test_missing_images_and_stores_are_said(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.world.workspace.root, tmp_path / "moved")
-    world = replace(made.world, workspace=replace(made.world.workspace, root=tmp_path / "moved"))
+    world = replace(made.world, workspace=Workspace(tmp_path / "moved"))
     result = Result.load(world.workspace.results / "svm.json")
     result.stores[-1]["path"] = "gone.h5"
     result.stores[-1]["run"]["source"] = {"dataset": f"npz:{tmp_path / 'gone.npz'}"}
