@@ -42,7 +42,6 @@ FORBIDDEN = {
 # Written for one function, imported when it is called, with a clear message where it is missing.
 ALLOWED = {
     ("featpipe.store.export", "pandas"): "parquet and CSV are tables",
-    ("featpipe.datasets.digits", "sklearn"): "its digits are the dataset",
     ("featpipe.datasets.torchvision", "torchvision"): "its datasets are the datasets",
 }
 

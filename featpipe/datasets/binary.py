@@ -57,7 +57,19 @@ class Cifar10(Dataset):
     def open(self, split: str) -> ImageSource:
         """Read one split into memory (150 MB at most)."""
         files = self.md5[split]
-        self._refuse_pickles(list(files))
+        pickles = [Path(name).stem for name in files]  # as torchvision leaves them
+        pickled = locate(self.options.folders(self.pickled_folder), pickles)
+        binary = locate(self.options.folders(self.archive.folder), list(files))
+        if pickled and not binary and not self.options.download:
+            # A pickle is a program: whoever unpickles a foreign file runs it.
+            raise DataError(
+                f"Only the version of {self.name} for Python is here; it is pickled, and featpipe"
+                " opens no pickles.",
+                where=pickled,
+                expected=f"the binary version: {', '.join(files)}",
+                next_step=f"allow its download ({self.archive.megabytes} MB), or unpack"
+                f" {self.archive.url} yourself and name its folder with --data DIR",
+            )
         every = {name for names in self.md5.values() for name in names}
         folder = self.archive.find(self, [*files, self.class_names], every.__contains__)
         # Each image is three planes, row by row.
@@ -83,24 +95,6 @@ class Cifar10(Dataset):
     def origins(cls, argument: str, split: str) -> Mapping[str, str]:
         """Return what the training images are; nothing was trained on the test images."""
         return cls.drawn_from if split == "train" else {}
-
-    def _refuse_pickles(self, files: list[str]) -> None:
-        """Say what to fetch where there is only the version for Python, as torchvision leaves it.
-
-        A pickle is a program: whoever unpickles a foreign file runs it.
-        """
-        pickles = [Path(name).stem for name in files]
-        pickled = locate(self.options.folders(self.pickled_folder), pickles)
-        binary = locate(self.options.folders(self.archive.folder), files)
-        if pickled and not binary and not self.options.download:
-            raise DataError(
-                f"Only the version of {self.name} for Python is here; it is pickled, and featpipe"
-                " opens no pickles.",
-                where=pickled,
-                expected=f"the binary version: {', '.join(files)}",
-                next_step=f"allow its download ({self.archive.megabytes} MB), or unpack"
-                f" {self.archive.url} yourself and name its folder with --data DIR",
-            )
 
 
 @DATASETS.register
@@ -179,23 +173,19 @@ class Stl10(Dataset):
             planes = _records(images, np.dtype((np.uint8, (3, 96, 96))))
             labels = np.full(len(planes), UNLABELLED)
             if split != "unlabeled":
-                labels = _read_labels(folder / f"{split}_y.bin")
+                file = folder / f"{split}_y.bin"
+                labels = np.frombuffer(read_list(file), dtype=np.uint8).astype(np.int64) - 1
+                if not labels.size or labels.min() < 0 or labels.max() >= len(STL10_CLASSES):
+                    raise DataError(
+                        "The label file holds something else than labels.",
+                        where=file,
+                        expected=f"one byte from 1 to {len(STL10_CLASSES)} per image",
+                    )
             folds = _read_folds(folder / _FOLDS) if split == "train" else ()
         pixels = planes.transpose(0, 3, 2, 1)  # channel, column, row → row, column, channel
         ids = row_ids(split, len(pixels))
         identity = Identity(self.name, split, STL10_CLASSES, ids, labels, folds)
         return ArraySource(identity, pixels, digests, images)
-
-
-def _read_labels(file: Path) -> NDArray[np.int64]:
-    labels = np.frombuffer(read_list(file), dtype=np.uint8).astype(np.int64) - 1
-    if not labels.size or labels.min() < 0 or labels.max() >= len(STL10_CLASSES):
-        raise DataError(
-            "The label file holds something else than labels.",
-            where=file,
-            expected=f"one byte from 1 to {len(STL10_CLASSES)} per image",
-        )
-    return labels
 
 
 def _read_folds(file: Path) -> tuple[NDArray[np.int64], ...]:

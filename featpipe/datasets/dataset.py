@@ -60,11 +60,8 @@ class DatasetOptions:
         with ExitStack() as stack:
             show = partial(self.progress.task, "checking files", total=len(paths))
             task = cache(lambda: stack.enter_context(show()))
-            try:
-                return self.hashes.many(paths, algorithm, lambda: task().advance())
-            except OSError as error:
-                what = "A file of the dataset cannot be read."
-                raise DataError(what, where=error.filename, got=error.strerror) from error
+            stack.enter_context(_explain_unreadable(None))
+            return self.hashes.many(paths, algorithm, lambda: task().advance())
 
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
@@ -82,27 +79,30 @@ class DatasetOptions:
             found = [os.stat(path) for path in paths]
             return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
 
-        try:
+        with _explain_unreadable(next(iter(paths), None)):
             before = stamps()
             yield
             after = stamps()
-        except OSError as error:
-            what = "A file of the dataset cannot be read."
-            where = error.filename or paths[0]
-            raise DataError(what, where=where, got=error.strerror or error) from error
         for path, old, new in zip(paths, before, after, strict=True):
             if old != new:
                 what = "A file of the dataset was changed while it was read."
                 raise DataError(what, where=path, next_step="run again when nothing changes it")
 
 
+@contextmanager
+def _explain_unreadable(path: Path | None) -> Iterator[None]:
+    """Say which file an error of the operating system is about; ``path`` where it does not."""
+    try:
+        yield
+    except OSError as error:
+        what, got = "A file of the dataset cannot be read.", error.strerror or error
+        raise DataError(what, where=error.filename or path, got=got) from error
+
+
 def read_list(path: Path) -> bytes:
     """Return the content of a small file: a list that belongs to a dataset."""
-    try:
+    with _explain_unreadable(path):
         return read_regular(path, MOST_LIST_BYTES)
-    except OSError as error:
-        what = "A file of the dataset cannot be read."
-        raise DataError(what, where=path, got=error.strerror) from error
 
 
 def refuse_missing(
@@ -290,8 +290,10 @@ class SourceRequest:
         data = values.get("data")
         return cls(**{**values, "data": None if data is None else Path(data)})
 
-    def moved(self, data: Path) -> SourceRequest:
-        """Return the request for a dataset that is in another folder now."""
+    def moved(self, data: Path | None) -> SourceRequest:
+        """Return the request for a dataset that is in another folder now, if one is named."""
+        if data is None:
+            return self
         name, argument, kind = split_spec(self.dataset)
         dataset = f"{name}:{kind.moved(argument, data)}" if kind else self.dataset
         return replace(self, dataset=dataset, data=data)

@@ -41,17 +41,12 @@ def load_values() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
     The table is read from the installed package without importing it: on two slow cores the
     import took 5 to 6 s and the reading 0.02 s, and a second run that finds its features up to
-    date should answer in less than one. Should a later scikit-learn keep the table elsewhere,
-    its own loader gives the same numbers.
+    date should answer in less than one.
     """
     spec = find_spec("sklearn")
-    places = spec.submodule_search_locations if spec else None
-    table = Path(next(iter(places or ["."]))) / "datasets" / "data" / "digits.csv.gz"
-    if not table.is_file():
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - heavy, see above
-
-        digits = load_digits()
-        return digits.images.astype(np.int64), digits.target.astype(np.int64)
+    assert spec is not None
+    assert spec.origin is not None
+    table = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     with gzip.open(table, "rt") as stream:
         numbers = np.loadtxt(stream, delimiter=",", dtype=np.int64)
     return numbers[:, :-1].reshape(-1, 8, 8), numbers[:, -1]

@@ -145,7 +145,21 @@ class TinyImageNet(Dataset):
             found = _images_of_classes(train, classes, "train/")
         else:
             annotations = root / "val" / "val_annotations.txt"
-            found = [pair for pair in _read_annotations(annotations) if pair[1] in classes]
+            found, line = [], ""
+            try:
+                text = read_regular(annotations, MOST_LIST_BYTES).decode()
+                for line in filter(str.strip, text.splitlines()):
+                    name, wnid, *_ = line.split("\t")
+                    found.append((f"val/images/{name}", wnid))
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    "The annotations cannot be read.",
+                    where=f"{annotations}, line {len(found) + 1}" if line else annotations,
+                    expected="lines of file name, WordNet id and box, separated by tabs",
+                    got=line[:80] or error,
+                ) from error
+            found = [pair for pair in found if pair[1] in classes]
+            found.sort(key=lambda pair: natural_key(pair[0]))
             missing = [image for image, _ in found if not os.path.lexists(root / image)]
             what = f"{len(missing)} validation image(s) are missing."
             refuse_missing(missing, what, root, f"the images that {annotations.name} lists")
@@ -153,24 +167,6 @@ class TinyImageNet(Dataset):
             what = f"{len(missing)} class(es) have no validation images."
             refuse_missing(missing, what, annotations, "images of every class", next_step)
         return _file_source(self, split, classes, found, root)
-
-
-def _read_annotations(annotations: Path) -> list[tuple[str, str]]:
-    """Return the validation images with their classes, in natural order of the files."""
-    found, line = [], ""
-    try:
-        text = read_regular(annotations, MOST_LIST_BYTES).decode()
-        for line in filter(str.strip, text.splitlines()):
-            name, wnid, *_ = line.split("\t")
-            found.append((f"val/images/{name}", wnid))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            "The annotations cannot be read.",
-            where=f"{annotations}, line {len(found) + 1}" if line else annotations,
-            expected="lines of file name, WordNet id and box, separated by tabs",
-            got=line[:80] or error,
-        ) from error
-    return sorted(found, key=lambda pair: natural_key(pair[0]))
 
 
 @DATASETS.register

@@ -143,13 +143,13 @@ def _obstacle(path: str) -> OSError | None:
 
 def _unreadable(error: OSError, path: Path) -> ImageError:
     """Explain why a file could not be opened."""
-    if isinstance(error, FileNotFoundError):
-        return ImageError("The image file does not exist.", where=path)
-    if isinstance(error, IsADirectoryError):
-        return ImageError("An image file was expected, this is a folder.", where=path)
-    if isinstance(error, PermissionError):
-        return ImageError("The image file may not be read.", where=path)
-    return ImageError(f"The image file cannot be read: {error.strerror}.", where=path)
+    reasons: dict[type[OSError], str] = {
+        FileNotFoundError: "The image file does not exist.",
+        IsADirectoryError: "An image file was expected, this is a folder.",
+        PermissionError: "The image file may not be read.",
+    }
+    other = f"The image file cannot be read: {error.strerror}."
+    return ImageError(reasons.get(type(error), other), where=path)
 
 
 def _content_of(path: Path) -> bytes:
@@ -192,11 +192,8 @@ def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
     except Exception as error:
         # Pillow's parsers raise whatever they trip over in damaged bytes: OSError, SyntaxError,
         # struct.error, zlib.error, ValueError, EOFError, IndexError …
-        what, got = (
-            "The image is damaged and cannot be decoded.",
-            f"{type(error).__name__}: {error}",
-        )
-        raise ImageError(what, where=path, got=got) from error
+        what = "The image is damaged and cannot be decoded."
+        raise ImageError(what, where=path, got=f"{type(error).__name__}: {error}") from error
 
 
 def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featpipe.datasets.source import UNLABELLED, ImageSource
-from featpipe.errors import UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import UnknownNameError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 
@@ -87,12 +87,9 @@ def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
         what, expected = f"The class {twice[0]!r} is chosen twice.", "each class once"
         raise UsageError(what, where="--classes", expected=expected, got=chosen)
     for name in sorted(names - set(classes)):
-        raise UnknownNameError(
-            f"There is no class named {name!r}.",
-            where="--classes",
-            expected=", ".join(classes[:20]) + (" …" if len(classes) > 20 else ""),
-            next_step=did_you_mean(name, classes),
-        )
+        listed = [*classes[:20], *(["…"] if len(classes) > 20 else [])]
+        what, where = f"There is no class named {name!r}.", "--classes"
+        raise UnknownNameError(what, name, classes, where=where, expected=", ".join(listed))
     return [label for label, name in enumerate(classes) if name in names]
 
 

@@ -80,12 +80,10 @@ class ImageSource(ABC):
             raise refused("The dataset has no class names.", expected="at least one")
         if any(not name.strip() for name in names):
             raise refused("A class has a blank name.", got=list(names)[:10])
-        if broken := [ascii(name) for name in names if _NO_TEXT.search(name)]:
-            expected = "UTF-8 without NUL"
-            raise refused("A class name is no text.", expected=expected, got=", ".join(broken[:5]))
-        if broken := [ascii(name) for name in self.ids if _NO_TEXT.search(name)]:
-            expected = "UTF-8 without NUL"
-            raise refused("An id is no text.", expected=expected, got=", ".join(broken[:5]))
+        for what, texts in (("A class name", names), ("An id", self.ids)):
+            if broken := [ascii(text) for text in texts if _NO_TEXT.search(text)]:
+                got = ", ".join(broken[:5])
+                raise refused(f"{what} is no text.", expected="UTF-8 without NUL", got=got)
         if twice := _repeated(names):
             raise refused("Class names are not unique.", got=f"repeated: {twice}")
         # Before int64 makes another number of what it cannot hold.

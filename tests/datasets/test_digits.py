@@ -22,14 +22,6 @@ def test_values_are_those_of_scikit_learn(theirs):
     np.testing.assert_array_equal(labels, theirs.target)
 
 
-def test_its_own_loader_is_the_second_way(theirs, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    monkeypatch.chdir("/")
-    values, labels = module.load_values()
-    np.testing.assert_array_equal(values, theirs.images)
-    np.testing.assert_array_equal(labels, theirs.target)
-
-
 def test_splits_are_disjoint_complete_and_stratified(options):
     train, test = (open_source("digits", split, options) for split in ("train", "test"))
     assert len(train) + len(test) == len({*train.ids, *test.ids}) == 1797
