@@ -15,12 +15,7 @@ from torch.nn import functional
 
 from featpipe.backbones.base import layer_shapes
 from featpipe.datasets.dataset import SourceRequest
-from featpipe.errors import (
-    ResultError,
-    UnknownNameError,
-    UsageError,
-    did_you_mean,
-)
+from featpipe.errors import ResultError, UnknownNameError, UsageError
 from featpipe.evaluation.result import PredictionTable, Result, find_results
 from featpipe.finetune.explain import Explain, ExplainedImage, Explanation
 from featpipe.finetune.nets import map_stages
@@ -40,11 +35,9 @@ def check_layer(head: TrainedHead, name: str) -> None:
     shapes = layer_shapes(head.trunk.stages, head.trunk.preprocessing.crop)
     able = ", ".join(map_stages(head.trunk))
     if name not in shapes:
-        raise UnknownNameError(
-            f"{head.trunk.name} has no layer named {name!r}.",
-            expected=f"{able}, or a module within one of them",
-            next_step=did_you_mean(name, shapes),
-        )
+        what = f"{head.trunk.name} has no layer named {name!r}."
+        expected = f"{able}, or a module within one of them"
+        raise UnknownNameError(what, name, shapes, expected=expected)
     if len(shapes[name][-1]) != 3:
         raise UsageError(
             f"The layer {name!r} gives no maps that could be laid over an image.", expected=able
@@ -151,9 +144,7 @@ def _explain(
     mistakes = confident_mistakes(result.predictions(), classes, step.limit)
     store = result.stores[-1]
     images = store["manifest"]["dataset"]
-    request = SourceRequest.from_dict(store["run"]["source"])
-    if step.data is not None:
-        request = request.moved(step.data)
+    request = SourceRequest.from_dict(store["run"]["source"]).moved(step.data)
     source = request.open(images["split"], request.options(context))
     if source.fingerprint != images["fingerprint"]:
         raise ResultError(

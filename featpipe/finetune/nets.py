@@ -20,13 +20,7 @@ from featpipe.backbones.base import layer_shapes
 from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import choose_device
-from featpipe.errors import (
-    MissingExtraError,
-    UnknownNameError,
-    UsageError,
-    WeightsError,
-    did_you_mean,
-)
+from featpipe.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
 from featpipe.fingerprint import FileHashes, of_bytes
 
 UNTRAINED = "none"
@@ -371,11 +365,11 @@ def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Pre
     except ImportError:
         raise MissingExtraError("timm", "timm") from None
     if not timm.is_model(name):
-        raise UnknownNameError(
+        what, expected = (
             f"timm has no model named {name!r}.",
-            expected="a name such as timm:resnetv2_50x1_bit",
-            next_step=did_you_mean(name, timm.list_models()),
+            "a name such as timm:resnetv2_50x1_bit",
         )
+        raise UnknownNameError(what, name, timm.list_models(), expected=expected)
     try:
         network: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub's client raises its own and other libraries' errors

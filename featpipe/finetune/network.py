@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError
 from featpipe.finetune.nets import Trunk, with_parameters
 from featpipe.finetune.step import CROSS_ENTROPY, parse
 
@@ -73,12 +73,9 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     wanted = unfreeze.removesuffix("+")
     able = with_parameters(stages)
     if wanted not in names:
-        raise UnknownNameError(
-            f"The network has no stage named {wanted!r} to unfreeze.",
-            expected=f"none, all, {', '.join(able)}, or one of these and all behind it: "
-            f"{able[-1]}+",
-            next_step=did_you_mean(wanted, able),
-        )
+        what = f"The network has no stage named {wanted!r} to unfreeze."
+        expected = f"none, all, {', '.join(able)}, or one of these and all behind it: {able[-1]}+"
+        raise UnknownNameError(what, wanted, able, expected=expected)
     if wanted not in able:
         raise UsageError(
             f"The stage {wanted!r} has nothing to learn.", expected=", ".join(able), got=unfreeze

@@ -78,12 +78,7 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
     )
 
 
-def load_head(
-    path: Path,
-    *,
-    weights: str | None = None,
-    device: str = "auto",
-) -> TrainedHead:
+def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -> TrainedHead:
     """Read a trained head and put it on its network.
 
     ``weights`` is where the weights of the frozen stages are now, by default where they were at
@@ -96,8 +91,28 @@ def load_head(
     WeightsError
         If the weights are not those the head was trained on.
     """
-    content = _read_about(path)
-    state = _read_tensors(path, content.get("sha256"))
+    beside = path.with_suffix(".json")
+    read = beside
+    try:
+        content = read_json(beside)
+        form = content.get("featpipe_head") if isinstance(content, dict) else None
+        if form == 1:
+            raise ResultError(
+                "This head was written by featpipe 0.1.",
+                where=path,
+                next_step="train it again, then delete this file and the .json beside it",
+            )
+        if form != _FORMAT:
+            raise ValueError("it is not a head of this version of featpipe")
+        content, read = unsealed(content), path
+        if of_file(path) != content.get("sha256"):
+            raise ValueError("it is not the file that the .json beside it names")
+        with safe_open(path, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if (file.metadata() or {}).get("featpipe") != _digest(state):
+                raise ValueError("its tensors are not those that its header was written for")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unreadable(read, error) from None
     moved = {"device": device} | ({} if weights is None else {"weights": weights})
     try:
         classes = tuple(content["classes"])
@@ -116,45 +131,11 @@ def load_head(
     except FeatpipeError:
         raise
     except Exception as error:  # whatever values of other names and types lead to
-        reason = f"{type(error).__name__}: {error}"
-        raise _unreadable(path.with_suffix(".json"), ValueError(reason)) from error
+        raise _unreadable(beside, f"{type(error).__name__}: {error}") from error
     return TrainedHead(network.eval().to(trunk.device), trunk, classes)
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    """Return what the JSON beside a head says, once its digest fits."""
-    beside = path.with_suffix(".json")
-    try:
-        content = read_json(beside)
-        form = content.get("featpipe_head") if isinstance(content, dict) else None
-        if form == 1:
-            raise ResultError(
-                "This head was written by featpipe 0.1.",
-                where=path,
-                next_step="train it again, then delete this file and the .json beside it",
-            )
-        if form != _FORMAT:
-            raise ValueError("it is not a head of this version of featpipe")
-        return unsealed(content)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(beside, error) from None
-
-
-def _read_tensors(path: Path, sha256: Any) -> dict[str, torch.Tensor]:
-    """Return the tensors of a head, once the file and the digest in it are what was written."""
-    try:
-        if of_file(path) != sha256:
-            raise ValueError("it is not the file that the .json beside it names")
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if (file.metadata() or {}).get("featpipe") != _digest(state):
-                raise ValueError("its tensors are not those that its header was written for")
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise _unreadable(path, error) from None
-    return state
-
-
-def _unreadable(path: Path, error: Exception) -> ResultError:
+def _unreadable(path: Path, error: object) -> ResultError:
     advice = "train it again: the same command with --force"
     return ResultError(f"The head cannot be read: {error}", where=path, next_step=advice)
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,11 @@ RECORDED = (
 )
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.float().softmax(dim=1)
-
-
 # Where skorch's own defaults differ.
 _DEFAULTS: dict[str, Any] = {
     "criterion": HeadLoss,
     "optimizer": torch.optim.Adam,
-    "predict_nonlinearity": _softmax,
+    "predict_nonlinearity": partial(torch.softmax, dim=1, dtype=torch.float32),
     "train_split": None,
     "verbose": 0,
 }
@@ -124,14 +121,8 @@ class HeadClassifier(NeuralNetClassifier):
 
     Attributes
     ----------
-    epochs_ : list of dict
-        One line per epoch: losses, accuracies, learning rate, seconds, images per second.
-    best_epoch_ : int
-        The epoch whose weights the network has: the best on validation rows, or the last.
     probe_c_ : float or None
         Regularisation of the probe that the head started from.
-    gradient_flow_ : list of list of dict
-        Mean and maximum absolute gradient of each layer: one list per epoch.
     """
 
     module_: HeadedNetwork
@@ -182,17 +173,17 @@ class HeadClassifier(NeuralNetClassifier):
 
     @property
     def epochs_(self) -> list[dict[str, Any]]:
-        """One line per epoch."""
+        """One line per epoch: losses, accuracies, learning rate, seconds, images per second."""
         return [{name: epoch[name] for name in RECORDED} for epoch in self.history]
 
     @property
     def gradient_flow_(self) -> list[list[dict[str, Any]]]:
-        """Gradients of each layer: one list per epoch."""
+        """Mean and maximum absolute gradient of each layer: one list per epoch."""
         return [epoch["gradient_flow"] for epoch in self.history if "gradient_flow" in epoch]
 
     @property
     def best_epoch_(self) -> int:
-        """The epoch whose weights the network has."""
+        """The epoch whose weights the network has: the best on validation rows, or the last."""
         return self.best_["epoch"] or len(self.history)
 
     @property
@@ -282,7 +273,11 @@ class HeadClassifier(NeuralNetClassifier):
                     rate=f"{line['images_per_s']:.0f} images/s",
                 )
                 if self.checkpoint is not None:
-                    self._save(self.checkpoint)
+                    state = {name: one.state_dict() for name, one in self._stateful.items()}
+                    state |= {"module": self.module_.trained_state()}
+                    state |= {"best": self.best_, "probe_c": self.probe_c_}
+                    lines = [{k: e[k] for k in e if k != "batches"} for e in self.history]
+                    write_checkpoint(self.checkpoint, self.run, state, lines)
         if self.best_["epoch"] is not None:
             self.module_.load_trained_state(self.best_["state"])
         return self
@@ -396,13 +391,6 @@ class HeadClassifier(NeuralNetClassifier):
             "optimizer": self.optimizer_,
             "schedule": self.schedule_,
         }
-
-    def _save(self, checkpoint: Path) -> None:
-        state = {name: part.state_dict() for name, part in self._stateful.items()}
-        state |= {"module": self.module_.trained_state()}
-        state |= {"best": self.best_, "probe_c": self.probe_c_}
-        lines = [{k: v for k, v in epoch.items() if k != "batches"} for epoch in self.history]
-        write_checkpoint(checkpoint, self.run, state, lines)
 
     def _resume(self) -> bool:
         """Load the state of an interrupted training; return whether there is one."""
