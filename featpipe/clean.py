@@ -10,7 +10,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from featpipe.errors import StoreError
 from featpipe.evaluation.result import OldResultError, scan_results
 from featpipe.files import read_json
 from featpipe.store import scan_stores
@@ -58,41 +57,27 @@ def find_unneeded(workspace: Workspace) -> list[Unneeded]:
     Only what featpipe wrote, as its names and contents tell, is among them; links and what a
     process is writing at the moment are not.
     """
-    found: dict[Path, Unneeded] = {}
-    for one in (*_temporary(workspace), *_stores(workspace), *_results(workspace)):
-        if not one.path.is_symlink():
-            found.setdefault(one.path, one)
-    return list(found.values())
-
-
-def _temporary(workspace: Workspace) -> Iterator[Unneeded]:
+    whys: dict[Path, str] = {}
     for top in (workspace.data, workspace.reports):
         for folder in sorted({top, *(path for path in top.rglob("*") if path.is_dir())}):
-            for path in leftovers(folder):
-                if not is_locked(path):
-                    yield Unneeded(path, "temporary file of a run that was stopped")
-
-
-def _stores(workspace: Workspace) -> Iterator[Unneeded]:
+            left = [path for path in leftovers(folder) if not is_locked(path)]
+            whys |= dict.fromkeys(left, "temporary file of a run that was stopped")
     for folder in (workspace.features, workspace.activations):
         for path in sorted(folder.rglob("*.h5.partial")):
             if path.is_file() and not is_locked(path):
-                why = "unfinished store: the same extraction would continue it"
-                yield from (
-                    Unneeded(part, why)
-                    for part in (path, path.with_suffix(".sealing"))
-                    if part.is_file()
-                )
+                for part in filter(Path.is_file, (path, path.with_suffix(".sealing"))):
+                    whys[part] = "unfinished store: the same extraction would continue it"
         for error in scan_stores(folder)[1]:
             path = Path(error.details.get("where", ""))
-            if isinstance(error, StoreError) and error.what.endswith("featpipe 0.1."):
-                yield Unneeded(path, "store of featpipe 0.1")
-                journal = path.with_name(f"{path.name}.journal")
-                if journal.is_file():
-                    yield Unneeded(journal, "store of featpipe 0.1")
+            if error.what.endswith("featpipe 0.1."):
+                for part in filter(Path.is_file, (path, path.with_name(f"{path.name}.journal"))):
+                    whys[part] = "store of featpipe 0.1"
+    for path, why in _results(workspace):
+        whys.setdefault(path, why)
+    return [Unneeded(path, why) for path, why in whys.items() if not path.is_symlink()]
 
 
-def _results(workspace: Workspace) -> Iterator[Unneeded]:
+def _results(workspace: Workspace) -> Iterator[tuple[Path, str]]:
     folder = workspace.results
     with one_at_a_time(folder) if folder.is_dir() else nullcontext():  # no result is half written
         results, errors = scan_results(workspace.results)
@@ -101,17 +86,17 @@ def _results(workspace: Workspace) -> Iterator[Unneeded]:
     damaged = {Path(one.details["where"]) for one in errors} - old
     named = {path.stem for path in damaged} | {result.name for result in results}
     for path in sorted(old):
-        yield Unneeded(path, "result of featpipe 0.1")
+        yield path, "result of featpipe 0.1"
     for path in sorted(files):
         match = _OF_RESULT.fullmatch(path.name)
         if match is None or match["result"] in named or not _is_ours(path):
             continue
         if path.suffix == ".checkpoint":
-            yield Unneeded(path, "unfinished training: the same command would continue it")
+            yield path, "unfinished training: the same command would continue it"
         elif match["result"] in {one.stem for one in old}:
-            yield Unneeded(path, "of a result of featpipe 0.1")
+            yield path, "of a result of featpipe 0.1"
         else:
-            yield Unneeded(path, "of no result")
+            yield path, "of no result"
 
 
 def _is_ours(path: Path) -> bool:

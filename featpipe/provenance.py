@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ def environment() -> dict[str, Any]:
     """Return versions and hardware as a JSON-like mapping."""
     import psutil  # noqa: PLC0415 - "up to date" is said without it
 
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"(?m)^model name[^:]*:(.*)", info.read_text() if info.exists() else "")
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
+        "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "packages": {name: package_version(name) for name in PACKAGES},
@@ -40,12 +43,3 @@ def environment() -> dict[str, Any]:
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

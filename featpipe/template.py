@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 
 import numpy as np
 
 from featpipe.backbones import MODELS, weights_file
-from featpipe.datasets.dataset import DatasetOptions, open_source, splits_of
+from featpipe.datasets.dataset import SourceRequest, splits_of
 from featpipe.errors import DataError, UsageError
-from featpipe.fingerprint import FileHashes
 from featpipe.steps import Context, Outcome
 from featpipe.steps.recipe import A_NAME, is_name, parse_recipe
 from featpipe.workspace import atomic_write
@@ -88,8 +88,8 @@ def write_recipe(
             "Where are the images?", next_step=f"featpipe init {target.stem} --data FOLDER"
         )
     dataset, splits = guess_layout(folder, context)
-    options = _options(context)
-    sources = [open_source(dataset, split, options) for split in splits]
+    request = SourceRequest(dataset)
+    sources = [request.open(split, request.options(context)) for split in splits]
     found = "; ".join(f"{len(source)} images in {source.split!r}" for source in sources)
     classes = sources[0].classes
     if len(classes) < 2:
@@ -141,36 +141,26 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
                 "This file lists no images.", where=data, expected="a folder, a .csv or a .npz"
             )
         spec = f"{kinds[data.suffix.lower()]}:{data}"
-        return spec, splits_of(spec, _options(context))
-    tables = [path for path in sorted(data.glob("*.csv")) if _lists_images(path)]
-    if len(tables) == 1:
-        spec = f"csv:{tables[0]}"
-    elif len(tables) > 1:
-        raise DataError(
-            "The folder holds several tables of images.",
-            where=data,
-            got=", ".join(table.name for table in tables),
-            next_step=f"say which: --data {tables[0]}",
-        )
     else:
-        spec = f"folder:{data}"
-    return spec, splits_of(spec, _options(context))
-
-
-def _options(context: Context) -> DatasetOptions:
-    workspace = context.workspace
-    return DatasetOptions(
-        raw=workspace.raw, hashes=FileHashes(workspace.hashes), progress=context.progress
-    )
-
-
-def _lists_images(table: Path) -> bool:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return False
-    return {"path", "label"} <= set(header)
+        tables = []
+        for path in sorted(data.glob("*.csv")):
+            header: list[str] = []
+            with (
+                suppress(OSError, UnicodeDecodeError, csv.Error),
+                path.open(encoding="utf-8-sig", newline="") as stream,
+            ):
+                header = next(csv.reader(stream), [])
+            if {"path", "label"} <= set(header):
+                tables.append(path)
+        if len(tables) > 1:
+            raise DataError(
+                "The folder holds several tables of images.",
+                where=data,
+                got=", ".join(table.name for table in tables),
+                next_step=f"say which: --data {tables[0]}",
+            )
+        spec = f"csv:{tables[0]}" if tables else f"folder:{data}"
+    return spec, splits_of(spec, SourceRequest(spec).options(context))
 
 
 def _quoted(text: str) -> str:

@@ -210,6 +210,8 @@ class Session:
 
     def context(self, jobs: int = -1) -> Context:
         """Return what a step runs in."""
+        if jobs < 1 and jobs != -1:
+            raise UsageError(f"--jobs cannot be {jobs}.", expected="-1 (one per core), 1, 2 …")
         command = shlex.join(["featpipe", *sys.argv[1:]])
         return Context(self.workspace, self.console.progress, jobs, command)
 
@@ -233,16 +235,6 @@ def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _check_jobs(_: click.Context, __: click.Parameter, value: int) -> int:
-    if value < 1 and value != -1:
-        raise UsageError(f"--jobs cannot be {value}.", expected="-1 (one per core), 1, 2 …")
-    return value
-
-
 jobs_option = click.option(
-    "--jobs",
-    type=int,
-    default=-1,
-    callback=_check_jobs,
-    help="Worker processes [default: one per core].",
+    "--jobs", type=int, default=-1, help="Worker processes [default: one per core]."
 )

@@ -101,15 +101,8 @@ def verify_results(session: Session, names: tuple[str, ...]) -> None:
     if changed:
         message += f"; {len(changed)} files of reports are not what was written"
     damaged += map(str, changed)
-    session.finish(
-        Outcome(
-            "failed" if damaged else "done",
-            message,
-            tuple(paths),
-            {"damaged": damaged},
-            exit_code=1 if damaged else 0,
-        )
-    )
+    status = "failed" if damaged else "done"
+    session.finish(Outcome(status, message, tuple(paths), {"damaged": damaged}, int(bool(damaged))))
 
 
 @click.command(epilog="Examples: featpipe clean · featpipe clean --yes")
@@ -152,17 +145,11 @@ def predict(
     answers = api.predict(predictor, images, session.console.progress)
     unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
     rows = [{"image": a.image, "class": a.label or "unreadable", "score": a.score} for a in answers]
-    summary = f"warning: {len(unread)} of {len(answers)} images could not be read"
+    message = f"warning: {len(unread)} of {len(answers)} images could not be read"
+    message = "\n".join([*unread, message]) if unread else ""
+    facts = {"answers": [asdict(answer) for answer in answers]}
     exit_code = LEFT_OUT if strict and unread else int(len(unread) == len(answers))
-    session.finish(
-        Outcome(
-            "done",
-            "\n".join([*unread, summary]) if unread else "",
-            facts={"answers": [asdict(answer) for answer in answers]},
-            exit_code=exit_code,
-            table=rows,
-        )
-    )
+    session.finish(Outcome("done", message, (), facts, exit_code, rows))
 
 
 @click.command(epilog='Example: eval "$(featpipe completion bash)"')
@@ -252,7 +239,7 @@ def verify(session: Session, paths: tuple[Path, ...]) -> None:
             broken.append(str(path))
     message = f"{len(found) - len(broken)} of {len(found)} stores are whole"
     status = "failed" if broken else "done"
-    session.finish(Outcome(status, message, found, {"damaged": broken}, 1 if broken else 0))
+    session.finish(Outcome(status, message, found, {"damaged": broken}, int(bool(broken))))
 
 
 @store.command(epilog="Example: featpipe store export FILE.h5 features.parquet")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featpipe import fingerprint
-from featpipe.errors import LabelMapError, UnknownNameError, did_you_mean
+from featpipe.errors import LabelMapError, UnknownNameError
 from featpipe.labelmap.file import OTHER, MapFile, Row, quoted
 from featpipe.workspace import user_path
 
@@ -101,11 +101,10 @@ class LabelMap:
         built_in = name_or_path in builtin_maps()
         path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
         if not path.exists():
-            raise UnknownNameError(
-                f"There is no label map and no file named {str(name_or_path)!r}.",
-                expected=f"{', '.join(builtin_maps())}, or the path of a CSV file",
-                next_step=did_you_mean(str(name_or_path), builtin_maps()),
-            )
+            name, known = str(name_or_path), builtin_maps()
+            what = f"There is no label map and no file named {name!r}."
+            expected = f"{', '.join(known)}, or the path of a CSV file"
+            raise UnknownNameError(what, name, known, expected=expected)
         read = MapFile.read(path)
         if source_ids is None and read.source:
             source_ids = SourceClasses.load(read.source).ids

@@ -297,9 +297,7 @@ class GroupImages:
         if asked is None:
             self.missing = "the results do not say where their images came from."
             return
-        request = SourceRequest.from_dict(asked)
-        if data.report.data is not None:
-            request = request.moved(data.report.data)
+        request = SourceRequest.from_dict(asked).moved(data.report.data)
         key = (request, tested["split"])
         try:
             if key not in data.sources:

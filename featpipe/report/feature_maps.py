@@ -95,10 +95,15 @@ def feature_map(
     ids = group.ids[shown].tolist()
     stored = store.features(layer)[[row_of[image_id] for image_id in ids]]
     X = np.asarray(stored, dtype=np.float32).reshape(len(ids), -1)
-    views, share = project(X, seed)
+    projections, share = project(X, seed)
+    views = []
+    for name, xy in projections.items():  # scaled to 0..1000, by the same in both directions
+        span = float(np.ptp(xy, axis=0).max()) or 1.0
+        centred = (xy - (xy.min(axis=0) + xy.max(axis=0)) / 2) / span + 0.5
+        views.append({"name": name, "xy": np.rint(centred * _SCALE).astype(int).ravel().tolist()})
     spec = {
         "kind": "map",
-        "views": [{"name": name, "xy": _quantised(xy)} for name, xy in views.items()],
+        "views": views,
         "ids": ids,
         "classes": list(group.classes),
         "columns": list(group.columns),
@@ -159,13 +164,6 @@ def nearest(X: NDArray[np.float32], k: int = 6) -> list[list[int]]:
         similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
     return np.argsort(-similarity, axis=1, kind="stable")[:, : min(k, len(X) - 1)].tolist()
-
-
-def _quantised(xy: NDArray[np.float64]) -> list[int]:
-    """Return x, y, x, y … scaled into 0..1000 with the same scale in both directions."""
-    span = float(np.ptp(xy, axis=0).max()) or 1.0
-    centred = (xy - (xy.min(axis=0) + xy.max(axis=0)) / 2) / span + 0.5
-    return np.rint(centred * _SCALE).astype(int).ravel().tolist()
 
 
 def sprite(images: Iterable[NDArray[np.uint8] | None], n: int) -> str:

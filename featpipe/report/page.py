@@ -42,17 +42,10 @@ def write_report(report: Report, context: Context) -> Outcome:
         paths: tuple[Path, ...] = (path, write_index(folder, force=report.force))
     except UsageError as error:  # the page is there all the same
         paths, lines = (path,), [*lines, f"no list of reports was written:\n{error}"]
-    return Outcome(
-        "done",
-        "\n".join([*lines, *page.failures]),
-        paths,
-        {
-            "results": [one.name for one in results],
-            "bytes": path.stat().st_size,
-            "failures": page.failures,
-        },
-        exit_code=int(bool(page.failures)),
-    )
+    facts = {"results": [one.name for one in results], "bytes": path.stat().st_size}
+    facts |= {"failures": page.failures}
+    message = "\n".join([*lines, *page.failures])
+    return Outcome("done", message, paths, facts, int(bool(page.failures)))
 
 
 def build_report(
@@ -113,9 +106,12 @@ class Page:
             for name in SECTIONS.names():
                 self.add_registered(name)
                 task.advance()
-        files = [f"{name}.csv" for name, frame in self.tables.items() if not frame.empty]
-        files.append(written.SUMS)
-        self.add(Provenance(written.tables_folder(path).name, files))
+        tables = {
+            f"{name}.csv": neutralised(frame).to_csv(index=False, lineterminator="\n")
+            for name, frame in self.tables.items()
+            if not frame.empty
+        }
+        self.add(Provenance(written.tables_folder(path).name, [*tables, written.SUMS]))
         datasets = dict.fromkeys(group.dataset for group in data.groups)
         runs = sorted(method.result.created[:10] for method in data.methods)
         text = render_page(
@@ -129,11 +125,6 @@ class Page:
             sections=self.sections,
             sheet=list(data.sheet.values()),
         )
-        tables = {
-            f"{name}.csv": neutralised(frame).to_csv(index=False, lineterminator="\n")
-            for name, frame in self.tables.items()
-            if not frame.empty
-        }
         with one_at_a_time(path.parent):
             written.replace_files(path, text, tables, force=data.report.force)
         return path

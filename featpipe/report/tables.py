@@ -131,7 +131,7 @@ def _claims(group: Group, question: str, margin: float) -> list[str]:
     tests = {pair["b"]: pair[question] for pair in group.pairs if pair["a"] == first.row["name"]}
     claims = []
     if worse := by_verdict.get(WORSE):
-        nearest = min((tests[row["name"]] for row in _rows(worse)), key=lambda t: t["difference"])
+        nearest = min((tests[one.row["name"]] for one in worse), key=lambda t: t["difference"])
         among = ", the nearest by" if len(worse) > 1 else " by"
         claims.append(
             f"{first.title} is better than {_names(worse)}{among} "
@@ -142,7 +142,7 @@ def _claims(group: Group, question: str, margin: float) -> list[str]:
     if like := by_verdict.get(EQUIVALENT):
         claims.append(f"{_names(like)} {_is(like)} {equivalent_within(margin)}")
     if open_ := by_verdict.get(UNDECIDED):
-        needed = [tests[row["name"]]["rows_needed"] for row in _rows(open_)]
+        needed = [tests[one.row["name"]]["rows_needed"] for one in open_]
         if enough := max(filter(None, needed), default=None):
             some = "some of them" if None in needed else "that"
             would = f"about {count(enough)} test images would decide {some}"
@@ -150,10 +150,6 @@ def _claims(group: Group, question: str, margin: float) -> list[str]:
             would = "more test images alone would not decide that"
         claims.append(f"{_names(open_)} {_is(open_)} undecided ({would})")
     return claims
-
-
-def _rows(methods: list[Method]) -> list[dict[str, Any]]:
-    return [method.row for method in methods]
 
 
 def _is(methods: list[Method]) -> str:
