@@ -1,0 +1,326 @@
+"""Linear classifiers of all classes, folds and values of C together, and as estimators.
+
+The objectives are those of scikit-learn: LinearSVC's (liblinear's L2-regularised squared hinge,
+with its penalised intercept) and LogisticRegression's (multinomial, its intercept free). What is
+learned can be kept in those classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import joblib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import linalg
+from scipy.special import expit, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
+
+from featpipe.probes import active_set, newton
+from featpipe.probes.rows import Rows, moments
+
+Array = NDArray[Any]
+
+_EXACT_ROWS = 512  # so few active rows are solved for exactly,
+_EXACT_SHARE = 0.7  # and so many, of as many as there are features
+_KERNEL_ROWS = 8192  # in memory, at most
+_LOOSE = 1e-2  # the gap on the way to a C that was asked for
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned: classes of rows, by folds, as far as they count.
+
+    Parameters
+    ----------
+    hinge : bool
+        Squared hinge of every class against the rest, or the cross-entropy of a softmax.
+    target : array of shape (n,), of integers
+        The column of each row's class.
+    columns : int
+        Number of columns: that of the classes, or 1 for a squared hinge of two classes, whose
+        positive rows have target 1.
+    weight : array of shape (n_folds, n)
+        Of each row in each fold; 0 for rows that a fold does not train on.
+    class_weight : array of shape (n_folds, columns, 2), optional
+        Weights of a column's own class and, for the squared hinge, of the rest.
+    """
+
+    hinge: bool
+    target: Array
+    columns: int
+    weight: Array
+    class_weight: Array | None = None
+
+    def of(self, folds: Array, dtype: Any) -> newton.SquaredHinge | newton.Softmax:
+        """Return the loss of some folds."""
+        weight = self.weight[folds].T
+        balance = np.ones((len(folds), self.columns, 2))
+        if self.class_weight is not None:
+            balance = self.class_weight[folds]
+        if not self.hinge:
+            counts = weight * balance[:, self.target, 0].T
+            return newton.Softmax(self.target, counts.astype(dtype), np.arange(len(folds)))
+        fold = np.repeat(np.arange(len(folds)), self.columns)
+        column = np.tile(np.arange(self.columns), len(folds)) + (self.columns == 1)
+        own = self.target[:, None] == column
+        counts = weight[:, fold] * np.where(own, *balance.reshape(-1, 2).T)
+        return newton.SquaredHinge(np.where(own, 1, -1).astype(dtype), counts.astype(dtype), fold)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How precisely problems are solved, and with which threads (:func:`thread_pool`)."""
+
+    tol: float = 1e-6  # gap at which a problem is solved
+    max_iter: int = 100  # Newton steps for one C, at most
+    pool: Executor | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the classifiers of one fold became with one C."""
+
+    value: int  # number of C among the values
+    fold: int
+    W: Array  # (d + 1, columns): weights of standardised features, the intercept last
+    F: Array  # decisions on all rows, (n, columns)
+    gap: float  # bound on (objective − minimum) / objective
+    iterations: int  # Newton steps since the smallest C
+
+
+@contextmanager
+def thread_pool(jobs: int | None) -> Iterator[Executor | None]:
+    """Give threads that compute with one BLAS thread each."""
+    number = joblib.effective_n_jobs(jobs)
+    with threadpool_limits(1):
+        if number == 1:
+            yield None
+        else:
+            with ThreadPoolExecutor(number) as pool:
+                yield pool
+
+
+def fit_path(
+    X: Any, task: Task, values: Sequence[float], solver: Solver, *, standardise: bool = False
+) -> Iterator[Fit]:
+    """Fit every fold with every C, warm from the next smaller one.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+        Features, or anything that has a shape and a dtype and gives rows.
+    task : Task
+    values : sequence of float
+        Values of C.
+    solver : Solver
+    standardise : bool
+        Whether each fold sees features of mean 0 and standard deviation 1 on its own rows.
+
+    Yields
+    ------
+    Fit
+        In the order of C within a fold.
+    """
+    d = X.shape[1]
+    trained = [np.flatnonzero(weight) for weight in task.weight]
+    mean, scale = moments(X, task.weight > 0) if standardise else (None, None)
+    # With fewer rows than features, each fold is solved in the span of its own rows.
+    spans = max(map(len, trained)) < d
+    for folds in np.arange(len(trained)).reshape(-1, 1 if spans else len(trained)):
+        own = (None, None) if mean is None or scale is None else (mean[folds], scale[folds])
+        rows, basis = Rows(X, *own, pool=solver.pool), None
+        if spans and len(trained[folds[0]]) > _EXACT_ROWS:
+            basis = linalg.qr(rows.seen(trained[folds[0]], 0).T, mode="economic")[0]
+            rows = Rows(rows.seen(slice(None), 0) @ basis, pool=solver.pool)
+        for fit in _fit_folds(rows, task, folds, values, solver):
+            if basis is None:
+                yield fit
+            else:
+                yield replace(fit, W=np.concatenate([basis @ fit.W[:-1], fit.W[-1:]]))
+
+
+def _fit_folds(
+    rows: Rows, task: Task, folds: Array, values: Sequence[float], solver: Solver
+) -> Iterator[Fit]:
+    """Fit folds together by truncated Newton, then each by its active set once that is small."""
+    n, d = rows.shape
+    loss = task.of(folds, rows.dtype)
+    at = newton.Newton.at_zero(rows, loss, 1 if task.hinge else task.columns, solver.max_iter)
+    trained = [np.flatnonzero(task.weight[fold]) for fold in folds]
+    most = max(map(len, trained))
+    limit = max(_EXACT_ROWS, _EXACT_SHARE * min(d, most))
+
+    def few_active() -> bool:
+        return (
+            isinstance(loss, newton.SquaredHinge)
+            and most <= _KERNEL_ROWS
+            and float(loss.active(at.F).sum(axis=0).mean()) <= limit
+        )
+
+    steps = _with_steps_between(values, 1 / most)
+    while steps and not few_active():
+        C, value = steps[0]
+        tol = solver.tol if value is not None else _LOOSE
+        at.minimise(C, tol)
+        if value is not None and rows.dtype == np.float32 and (at.gap > tol).any():
+            at.as_type(np.float64)
+            at.minimise(C, tol)
+            at.as_type(np.float32)
+        del steps[0]
+        for k, fold in enumerate(folds if value is not None else ()):
+            mine = np.flatnonzero(loss.fold == k)
+            W, F = at.W[:, mine].reshape(d + 1, -1), at.F[:, mine].reshape(n, -1)
+            gap, iterations = float(at.gap[mine].max()), int(at.iterations[mine].max())
+            yield Fit(int(value or 0), int(fold), W, F, gap, iterations)
+    for k, fold in enumerate(folds if steps else ()):
+        assert isinstance(loss, newton.SquaredHinge)
+        mine = np.flatnonzero(loss.fold == k)
+        dual = active_set.Dual.of(at, loss, trained[k], mine)
+        for C, value in steps:
+            dual.minimise(C, solver.tol if value is not None else _LOOSE, solver)
+            if value is None:
+                continue
+            beta = np.zeros((n, len(mine), 1), rows.dtype)
+            beta[trained[k], :, 0] = dual.beta
+            W = rows.back(beta, loss.fold[mine])
+            F = rows.forward(W, loss.fold[mine])
+            gap, iterations = float(dual.gap.max()), int(dual.iterations.max())
+            yield Fit(value, int(fold), W[..., 0], F[..., 0], gap, iterations)
+
+
+def _with_steps_between(values: Sequence[float], last: float) -> list[tuple[float, int | None]]:
+    """Return the values, ascending, with their numbers; None marks those that bridge a gap."""
+    steps: list[tuple[float, int | None]] = []
+    for number in np.argsort(values, kind="stable"):
+        while values[number] > 10.5 * last:
+            last *= 10
+            steps.append((last, None))
+        steps.append((float(values[number]), int(number)))
+        last = max(last, float(values[number]))
+    return steps
+
+
+class _Linear(ClassifierMixin, BaseEstimator):
+    """A linear classifier whose classes are fitted together."""
+
+    _hinge: bool
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        *,
+        class_weight: Any = None,
+        tol: float = 1e-6,
+        max_iter: int = 100,
+        n_jobs: int | None = None,
+    ) -> None:
+        self.C = C
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_iter = max_iter
+        self.n_jobs = n_jobs
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn ``coef_`` and ``intercept_`` of features X (n, d) and labels y (n,)."""
+        if not self.C > 0:
+            raise ValueError(f"C must be positive; got {self.C!r}")
+        rows, labels = validate_data(self, X, y, dtype=[np.float64, np.float32])
+        check_classification_targets(labels)
+        weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
+        self.classes_, target = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"There must be at least 2 classes; there is 1 class: {self.classes_}")
+        binary = len(self.classes_) == 2
+        own = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
+        # liblinear weighs a class by its own weight and the rest by 1, of two classes each.
+        rest = np.ones_like(own)
+        balance = np.stack([own, rest], axis=-1)[None]
+        if binary and self._hinge:
+            balance = np.array([[[own[1], own[0]]]])
+        task = Task(
+            self._hinge,
+            target,
+            1 if binary and self._hinge else len(own),
+            weight[None],
+            balance,
+        )
+        # Two columns of a softmax share a penalty that one of a logistic regression has alone.
+        C = self.C / 2 if binary and not self._hinge else self.C
+        with thread_pool(self.n_jobs) as pool:
+            (fit,) = fit_path(rows, task, [C], Solver(self.tol, self.max_iter, pool))
+        W = fit.W[:, 1:] - fit.W[:, :1] if binary and not self._hinge else fit.W
+        self.coef_, self.intercept_ = W[:-1].T.astype(rows.dtype), W[-1].astype(rows.dtype)
+        self.n_iter_, self.gap_ = fit.iterations, fit.gap
+        return self
+
+    def decision_function(self, X: ArrayLike) -> Array:
+        """Return the decisions, (n, n_classes), or (n,) for two classes."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
+        F = rows @ self.coef_.T + self.intercept_
+        return F.ravel() if F.shape[1] == 1 else F
+
+    def predict(self, X: ArrayLike) -> Array:
+        """Return the class with the highest decision, (n,)."""
+        F = self.decision_function(X)
+        return self.classes_[(F > 0).astype(int) if F.ndim == 1 else F.argmax(axis=1)]
+
+
+class BatchedLinearSVC(_Linear):
+    """One-vs-rest linear SVM, all classes at once; minimises what LinearSVC does.
+
+    For each class ½‖w‖² + ½b² + C Σ max(0, 1 − y (w·x + b))², to a relative duality gap of ``tol``.
+
+    Attributes
+    ----------
+    coef_ : array of shape (n_classes, d), or (1, d) for two classes
+    intercept_ : array of shape (n_classes,) or (1,)
+    n_iter_ : int
+        Newton steps.
+    gap_ : float
+        The largest relative duality gap of a class.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> X, y = load_digits(return_X_y=True)
+    >>> model = BatchedLinearSVC(C=1e-3).fit(X, y)
+    >>> bool(model.gap_ <= 1e-6), model.coef_.shape
+    (True, (10, 64))
+    """
+
+    _hinge = True
+
+
+class BatchedLogisticRegression(_Linear):
+    """Multinomial logistic regression, all classes at once; minimises what scikit-learn's does.
+
+    ½‖W‖² + C Σ −log softmax(W x + b), the intercept not penalised; of two classes, one column.
+
+    Attributes
+    ----------
+    coef_ : array of shape (n_classes, d), or (1, d) for two classes
+    intercept_ : array of shape (n_classes,) or (1,)
+    n_iter_ : int
+        Newton steps.
+    gap_ : float
+        About how far the objective is above its minimum, relative to it.
+    """
+
+    _hinge = False
+
+    def predict_proba(self, X: ArrayLike) -> Array:
+        """Return probabilities, (n, n_classes)."""
+        F = self.decision_function(X)
+        if F.ndim == 1:
+            return np.column_stack([expit(-F), expit(F)])
+        return softmax(F, axis=1)

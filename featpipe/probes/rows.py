@@ -1,0 +1,202 @@
+"""Products with all training rows, in blocks: of any number of columns, in bounded memory.
+
+A sum over rows has a fixed number of parts, each added up block by block on one thread. With one
+BLAS thread per part, as :func:`featpipe.probes.linear.one_blas_thread` sees to, the number of
+threads changes no bit of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+Array = NDArray[Any]
+
+_PARTS = 8
+_BLOCK_VALUES = 1 << 20  # numbers in a block: about what a core's cache holds
+
+
+class Rows:
+    """Rows of features, and a one for the intercept, as the problems of several folds see them.
+
+    Arrays of weights are (d + 1, problems, width), those of decisions (n, problems, width): a
+    problem is what is minimised by itself, ``width`` is the number of its columns. ``fold`` says
+    for each problem which fold's features it sees.
+
+    Parameters
+    ----------
+    X : array of shape (n, d)
+        Features: an array, or anything that has a shape and gives rows by slices.
+    mean, scale : array of shape (n_folds, d), optional
+        A fold sees (X − mean) / scale. Default: a single fold that sees X itself.
+    pool : Executor, optional
+        Threads that work on parts of the rows.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        mean: Array | None = None,
+        scale: Array | None = None,
+        *,
+        pool: Executor | None = None,
+    ) -> None:
+        n, d = self.shape = X.shape
+        self._X, self._pool = X, pool
+        self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self._gram: Array | None = None
+        self._common: tuple[Array, Array] | None = None
+        self._own: tuple[Array, Array] | None = None
+        if mean is not None and scale is not None:
+            # Blocks are standardised as all folds are on average; what a fold's own mean and scale
+            # differ from that is applied to the weights.
+            center, spread = mean.mean(axis=0), scale.mean(axis=0)
+            self._common = center.astype(self.dtype), (1 / spread).astype(self.dtype)
+            if len(mean) > 1:
+                shift, stretch = (mean - center) / spread, spread / scale
+                self._own = shift.T[..., None], stretch.T[..., None]  # (d, n_folds, 1)
+        edges = np.linspace(0, n, min(_PARTS, -(-n // 256)) + 1).astype(int)
+        step = max(64, _BLOCK_VALUES // d)
+        self._parts = [
+            [slice(i, min(i + step, last)) for i in range(first, last, step)]
+            for first, last in pairwise(edges)
+        ]
+        self._inverse: tuple[float, Array] | None = None
+        if isinstance(X, np.ndarray):  # what is in memory is standardised once
+            self._X, self._common = self.block(slice(None)), None
+
+    def block(self, rows: Any) -> Array:
+        """Return some rows, standardised as all folds are on average."""
+        block = self._X[rows].astype(self.dtype, copy=False)
+        if self._common is None:
+            return block
+        center, factor = self._common
+        return (block - center) * factor
+
+    def seen(self, rows: Any, fold: int) -> Array:
+        """Return some rows as a fold sees them."""
+        block = self.block(rows)
+        if self._own is None:
+            return block
+        shift, stretch = (part[:, fold, 0].astype(block.dtype) for part in self._own)
+        return (block - shift) * stretch
+
+    def forward(self, W: Array, fold: Array) -> Array:
+        """Return the decisions of weights."""
+        U, c = self._to_common(W, fold)
+        out = np.empty((self.shape[0], U.shape[1]), U.dtype)
+
+        def work(part: list[slice]) -> None:
+            for rows in part:
+                np.matmul(self.block(rows), U, out=out[rows])
+
+        self._each(work)
+        return out.reshape(-1, *W.shape[1:]) + c
+
+    def back(self, R: Array, fold: Array) -> Array:
+        """Return the transposed product: what decisions that change by R mean for the weights."""
+        flat = R.reshape(len(R), -1)
+
+        def work(part: list[slice]) -> tuple[Array, Array]:
+            return _total((self.block(r).T @ flat[r], flat[r].sum(axis=0)) for r in part)
+
+        return self._from_common(*_total(self._each(work)), fold, R.shape[1:])
+
+    def normal(
+        self, V: Array, fold: Array, between: Callable[[slice, Array], Array]
+    ) -> tuple[Array, Array]:
+        """Return back(between(forward(V))) and forward(V), in one pass over the rows."""
+        U, c = self._to_common(V, fold)
+        out = np.empty((self.shape[0], *V.shape[1:]), U.dtype)
+
+        def one(rows: slice) -> tuple[Array, Array]:
+            block = self.block(rows)
+            out[rows] = (block @ U).reshape(-1, *V.shape[1:]) + c
+            R = between(rows, out[rows]).reshape(-1, U.shape[1])
+            return block.T @ R, R.sum(axis=0)
+
+        parts = self._each(lambda part: _total(one(rows) for rows in part))
+        return self._from_common(*_total(parts), fold, V.shape[1:]), out
+
+    def preconditioner(self, weight: float) -> Callable[[Array], Array]:
+        """Return a function that applies about (I + weight · XᵀX)⁻¹ to weights.
+
+        It takes the intercept by itself, and keeps the inverse while the weight changes little.
+        """
+        n, d = self.shape
+        if self._gram is None:
+            self._gram = sum(
+                self._each(lambda part: sum(b.T @ b for b in (self.block(r) for r in part)))
+            )
+        if self._inverse is None or not 0.5 < weight / self._inverse[0] < 2:
+            A = self._gram * weight
+            A[np.diag_indices(d)] += 1
+            inverse = linalg.inv(A, assume_a="pos", overwrite_a=True, check_finite=False)
+            self._inverse = weight, inverse
+        inverse = self._inverse[1]
+
+        def apply(G: Array) -> Array:
+            flat = G[:-1].reshape(d, -1)
+            flat = (inverse @ flat).reshape(d, *G.shape[1:])
+            return np.concatenate([flat, G[-1:] / (1 + weight * n)])
+
+        return apply
+
+    def _to_common(self, W: Array, fold: Array) -> tuple[Array, Array]:
+        V, c = W[:-1], W[-1]
+        if self._own is not None:
+            shift, stretch = (part[:, fold].astype(W.dtype) for part in self._own)
+            V = V * stretch
+            c = c - (shift * V).sum(axis=0)
+        return V.reshape(len(V), -1), c
+
+    def _from_common(self, G: Array, g: Array, fold: Array, shape: tuple[int, ...]) -> Array:
+        G, g = G.reshape(-1, *shape), g.reshape(1, *shape)
+        if self._own is not None:
+            shift, stretch = (part[:, fold].astype(G.dtype) for part in self._own)
+            G = (G - shift * g) * stretch
+        return np.concatenate([G, g])
+
+    def _each(self, work: Callable[[list[slice]], Any]) -> list[Any]:
+        return list((self._pool.map if self._pool else map)(work, self._parts))
+
+
+def _total(terms: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Add up pairs, in their order."""
+    (first, second), *rest = terms
+    for a, b in rest:
+        first, second = first + a, second + b
+    return first, second
+
+
+def moments(X: Any, member: Array) -> tuple[Array, Array]:
+    """Return mean and standard deviation of the rows of each fold, (n_folds, d) each.
+
+    ``member`` (n_folds, n) says which rows are in which fold. A feature that is constant in a fold
+    has the deviation 1. One pass over the rows, in double precision.
+    """
+    # Rows that are in the same folds are added up once, then the sums of a fold's parts.
+    patterns, part = np.unique(member, axis=1, return_inverse=True)
+    n, d = X.shape
+    origin = np.asarray(X[0], np.float64)  # against cancellation
+    count = np.bincount(part, minlength=patterns.shape[1]).astype(np.float64)
+    first, second = np.zeros((2, patterns.shape[1], d))
+    step = max(64, _BLOCK_VALUES // d)
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        block = np.asarray(X[rows], np.float64) - origin
+        for p in np.unique(part[rows]):
+            mine = block[part[rows] == p]
+            first[p] += mine.sum(axis=0)
+            second[p] += np.einsum("ij,ij->j", mine, mine)
+    count, first, second = (patterns.astype(float) @ x for x in (count, first, second))
+    mean = first / count[:, None]
+    variance = np.maximum(second / count[:, None] - mean**2, 0)
+    constant = variance <= 1e-12 * (mean**2 + origin**2)
+    return mean + origin, np.where(constant, 1.0, np.sqrt(variance))
