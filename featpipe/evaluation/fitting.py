@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -19,23 +18,26 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import Pipeline
+from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 
 from featpipe.errors import FitError, ResultError, UsageError
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.protocol import Split, validation_rows
+from featpipe.evaluation.protocol import Split, StoredRows, validation_rows
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
 from featpipe.probes.base import Probe
+from featpipe.probes.solvers import ScikitLearn, Way, learners
 from featpipe.workspace import atomic_write
 
 # A fit of a linear classifier took 0.2 to 0.3 µs per number in its rows (800 × 512 features, mean
 # over the grid, one 2.5 GHz core); starting workers that import scikit-learn takes seconds.
 _SECONDS_PER_VALUE = 2.5e-7
 _WORTH_WORKERS_SECONDS = 10.0
+_REFERENCE_TOL = 1e-6  # by default L-BFGS stops while a tenth of a probability may still change
+_BATCHED_BYTES = (
+    12  # of memory for each feature of the training rows, where all are fitted together
+)
 
 _MODEL_FORMAT = 2  # 1 is that of featpipe 0.1
 _OURS = ["featpipe.probes.estimators.NearestMean"]  # the rest are scikit-learn's and numpy's own
@@ -44,10 +46,11 @@ _OURS = ["featpipe.probes.estimators.NearestMean"]  # the rest are scikit-learn'
 def fit_splits(
     splits: Sequence[Split], probe: Probe, jobs: int = 1
 ) -> Iterator[tuple[BaseEstimator, SplitPredictions]]:
-    """Fit a probe on every split, in parallel over splits or, for a single one, over its grid.
+    """Fit a probe on every split.
 
-    Results do not depend on ``jobs``: every worker computes with one thread, because the order
-    in which threads add floats would otherwise show in the last digits.
+    Results do not depend on ``jobs``. What fits all candidates together does so in threads that
+    sum in a fixed order; scikit-learn fits splits in parallel or, of a single one, the grid, and
+    every worker computes with one thread.
 
     Yields
     ------
@@ -55,14 +58,15 @@ def fit_splits(
         Fitted on all training rows of a split; splits come in their order, as soon as each is done.
     predictions : SplitPredictions
         ``facts`` holds ``chosen`` (hyper-parameters, and how they were chosen), ``search`` (value,
-        validation accuracy and convergence of each grid point), ``converged`` and ``seconds``.
+        validation accuracy and convergence of each grid point), ``solver`` (which one, and what it
+        says of its solution), ``converged`` and ``seconds``.
     """
     for split in splits:
         check_rows(split, probe)
     workers = workers_for(splits, probe, jobs)
     check_memory(splits, probe, workers)
     if len(splits) == 1 or workers == 1:
-        fits = (_fit_split(split, probe, workers) for split in splits)
+        fits = (_fit_split(split, probe, jobs) for split in splits)
     else:
         with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
             parallel = joblib.Parallel(return_as="generator")
@@ -74,41 +78,39 @@ def fit_splits(
 
 def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, Any, dict[str, Any]]:
     """Choose the hyper-parameter on training rows, refit on all of them, predict the test rows."""
-    X, y = split.train.features(probe.layer), split.train.labels
+    X, y, n_classes = (
+        _training_rows(split, probe),
+        split.train.labels,
+        len(split.train.store.classes),
+    )
+    way = probe.way(*X.shape)
     with (
         threadpool_limits(1),
-        joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1),
+        joblib.parallel_config("loky", n_jobs=workers_for([split], probe, jobs)),
     ):
         times = [time.perf_counter()]
-        value, how, search = _choose(X, y, probe)
+        value, how, search = _choose(X, y, probe, way, jobs)
         times.append(time.perf_counter())
-        estimator = probe.estimator(*X.shape)
-        if probe.tuned:
-            estimator.set_params(**{probe.parameter: value})
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            estimator.fit(X, y)
-        gave_up = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
-        for w in caught:
-            if w not in gave_up:
-                warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        estimator, solved = way.fit(X, y, value, jobs)
         times.append(time.perf_counter())
-        answers = predict_with_scores(
-            estimator, split.test.features(probe.layer), len(split.train.store.classes)
-        )
+        answers = predict_with_scores(estimator, split.test.features(probe.layer), n_classes)
         times.append(time.perf_counter())
     facts = {
         "chosen": {probe.tuned: value, **how} if probe.tuned else {},
         "search": search,
-        # L-BFGS may give up before its limit of iterations; then only a warning says so.
-        "converged": converged(estimator) and not gave_up,
+        "converged": solved.pop("converged"),
+        "solver": {"name": way.name, **solved},
         "seconds": dict(zip(("search", "fit", "predict"), np.diff(times).tolist(), strict=True)),
     }
+    if isinstance(X, StoredRows):
+        facts["solver"]["rows"] = "read in blocks: they take too much memory"
+    if getattr(probe, "check_solver", False) and way.name == "batched":
+        facts["reference"] = _compare_with_reference(split, probe, value, answers)
     return estimator, answers, facts
 
 
 def _choose(
-    X: NDArray[np.float32], y: NDArray[np.int64], probe: Probe
+    X: Any, y: NDArray[np.int64], probe: Probe, way: Way, jobs: int
 ) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
     """Return the best grid value, how it was chosen, and the score of every grid point."""
     if not probe.chooses:
@@ -116,43 +118,59 @@ def _choose(
     cv = validation_rows(probe.validation, y, probe.seed)
     if cv is None:
         return probe.default(), {"by": "default: too few rows per class to choose"}, []
-    fewest = min(len(train) for train, _ in cv.split(y, y))
+    folds = list(cv.split(y, y))
+    fewest = min(len(train) for train, _ in folds)
     values = [value for value in probe.grid() if probe.admits(value, fewest)]
     if not values:
         return probe.default(), {"by": "default: too few rows for the other values"}, []
-    with warnings.catch_warnings():  # what did not converge is recorded with its grid point
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        search = GridSearchCV(
-            probe.estimator(*X.shape),
-            {probe.parameter: values},
-            cv=cv,
-            scoring=_score,
-            refit=False,
-            error_score="raise",
-        ).fit(X, y)
-    found = search.cv_results_
-    accuracies, done = found["mean_test_accuracy"], found["mean_test_converged"] == 1
+    found = way.search(X, y, folds, values, jobs)
+    validated = sum(len(rows) for _, rows in folds)
     rows = [
-        {probe.tuned: value, "accuracy": accuracy, "converged": ended}
-        for value, accuracy, ended in zip(values, accuracies.tolist(), done.tolist(), strict=True)
+        {probe.tuned: value, **one, "rows": validated}
+        for value, one in zip(values, found, strict=True)
     ]
-    folds = isinstance(cv, StratifiedKFold)
-    on = f"{cv.n_splits} folds" if folds else f"{cv.test_size} held-out rows"
+    accuracies = np.array([row["accuracy"] for row in rows])
+    kfold = isinstance(cv, StratifiedKFold)
+    on = f"{cv.n_splits} folds" if kfold else f"{cv.test_size} held-out rows"
     how: dict[str, Any] = {"by": f"accuracy on {on} of the training rows"}
     if probe.open_ended and at_edge(accuracies):
         how["at_edge"] = True
     return values[int(np.argmax(accuracies))], how, rows  # the first best: most regularised
 
 
+def _compare_with_reference(
+    split: Split, probe: Probe, value: Any, answers: tuple[Any, Any, bool]
+) -> dict[str, Any]:
+    """Fit the chosen model with scikit-learn's solver, precisely; say what it answers otherwise."""
+    X, y = split.train.features(probe.layer), split.train.labels
+    began = time.perf_counter()
+    estimator, solved = ScikitLearn(probe, tol=_REFERENCE_TOL).fit(X, y, value, 1)
+    seconds = time.perf_counter() - began
+    test, n_classes = split.test.features(probe.layer), len(split.train.store.classes)
+    predicted, scores, _ = predict_with_scores(estimator, test, n_classes)
+    known = estimator.classes_
+    return {
+        **solved,
+        "seconds": seconds,
+        "answers": len(predicted),
+        "different_answers": int(np.count_nonzero(predicted != answers[0])),
+        "largest_difference": float(np.abs(scores - answers[1])[:, known].max()),
+    }
+
+
+def _training_rows(split: Split, probe: Probe) -> NDArray[np.float32] | StoredRows:
+    """Return the features of the training rows, or what reads them where memory is short."""
+    n_bytes = len(split.train) * width_of(split, probe) * _BATCHED_BYTES
+    way = probe.way(len(split.train), width_of(split, probe))
+    if way.reads_blocks and n_bytes > psutil.virtual_memory().available / 2:
+        return StoredRows(split.train, probe.layer)
+    return split.train.features(probe.layer)
+
+
 def at_edge(accuracies: NDArray[np.float64]) -> bool:
     """Return whether accuracy was still rising where the grid ends; a plateau is no edge."""
     best, last = int(np.argmax(accuracies)), len(accuracies) - 1
     return best == last > 0 or (best == 0 < last and bool(accuracies[0] > accuracies[1]))
-
-
-def _score(estimator: BaseEstimator, X: NDArray[Any], y: NDArray[Any]) -> dict[str, float]:
-    """Score a grid point: validation accuracy, and whether its solver converged."""
-    return {"accuracy": estimator.score(X, y), "converged": float(converged(estimator))}
 
 
 def predict_with_scores(
@@ -178,30 +196,11 @@ def predict_with_scores(
     return predicted, scores, probabilities
 
 
-def converged(estimator: BaseEstimator) -> bool:
-    """Return whether every solver inside a fitted classifier stopped before its limit.
-
-    Warnings vanish in worker processes; the iteration counts do not.
-    """
-    for solver in _solvers(estimator):
-        iterations, limit = getattr(solver, "n_iter_", None), getattr(solver, "max_iter", None)
-        if iterations is not None and limit is not None and np.max(iterations) >= limit:
-            return False
-    return True
-
-
 def n_parameters(estimator: BaseEstimator) -> int:
     """Return how many numbers a fitted classifier has learned (weights, biases, means)."""
     names = ("coef_", "intercept_", "means_")
-    solvers = _solvers(estimator)
+    solvers = learners(estimator)
     return int(sum(getattr(s, name).size for s in solvers for name in names if hasattr(s, name)))
-
-
-def _solvers(estimator: BaseEstimator) -> list[BaseEstimator]:
-    """Return what learns inside a pipeline: its last step, or one classifier per class."""
-    classifier = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    solvers: list[BaseEstimator] = getattr(classifier, "estimators_", [classifier])
-    return solvers
 
 
 def check_rows(split: Split, probe: Probe | None = None) -> None:
@@ -243,12 +242,18 @@ def check_rows(split: Split, probe: Probe | None = None) -> None:
 
 
 def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
-    """Return how many processes to use: one where starting more costs more than it saves."""
+    """Return how many processes to use: one where starting more costs more than it saves.
+
+    What fits all candidates together uses threads.
+    """
     if jobs == 0:
         raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), or 1 and more")
+    width = width_of(splits[0], probe)
+    if all(probe.way(len(split.train), width).name == "batched" for split in splits):
+        return 1
     rows = sum(len(split.train) * n_fits(split, probe) for split in splits)
     solvers = len(splits[0].train.store.classes) if probe.solver_per_class else 1
-    if rows * _width(splits, probe) * solvers * _SECONDS_PER_VALUE < _WORTH_WORKERS_SECONDS:
+    if rows * width * solvers * _SECONDS_PER_VALUE < _WORTH_WORKERS_SECONDS:
         return 1
     return joblib.effective_n_jobs(jobs)
 
@@ -264,7 +269,9 @@ def n_fits(split: Split, probe: Probe) -> int:
 
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
     """Refuse a fit that would not fit into memory, before it starts."""
-    largest, width = max(len(split.train) for split in splits), _width(splits, probe)
+    largest, width = max(len(split.train) for split in splits), width_of(splits[0], probe)
+    if probe.way(largest, width).reads_blocks:
+        return
     alone = largest * width * probe.bytes_per_value
     available = psutil.virtual_memory().available
     if alone * workers <= available:
@@ -283,9 +290,9 @@ def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
     )
 
 
-def _width(splits: Sequence[Split], probe: Probe) -> int:
+def width_of(split: Split, probe: Probe) -> int:
     """Return how many numbers a row holds."""
-    return math.prod(splits[0].train.store.features(probe.layer).shape[1:])
+    return math.prod(split.train.store.features(probe.layer).shape[1:])
 
 
 # Trained classifiers on the disk.

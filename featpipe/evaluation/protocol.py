@@ -6,9 +6,11 @@ hyper-parameters are chosen on rows of the training part (:mod:`featpipe.evaluat
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,12 +60,32 @@ class RowSet:
                 next_step="extract the layer without ':map', or use featpipe finetune",
             )
         if bad := np.count_nonzero(~np.isfinite(features).all(axis=1)):
-            raise FitError(
-                f"{bad} rows hold features that are not finite.",
-                where=self.store.path,
-                next_step=f"featpipe store verify {self.store.path}",
-            )
+            raise _not_finite(bad, self.store.path)
         return features.astype(np.float32, copy=False)
+
+
+class StoredRows:
+    """Features of rows that stay on the disk, read when some are asked for."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, rows: RowSet, layer: str | None) -> None:
+        self._features: Any = rows.store.features(layer)  # memory-mapped
+        self._rows = rows.rows
+        self._path = rows.store.path
+        self.shape = (len(rows), math.prod(self._features.shape[1:]))
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        numbers = np.atleast_1d(self._rows[rows])
+        first, n_rows = int(numbers[0]), int(numbers[-1] - numbers[0]) + 1
+        # Read, not mapped: mapped pages would stay in memory as long as there is some.
+        stored, width = self._features.dtype, self.shape[1]
+        offset = self._features.offset + first * width * stored.itemsize
+        block = np.fromfile(self._path, stored, n_rows * width, offset=offset)
+        block = block.reshape(n_rows, width)[numbers - first].astype(np.float32)
+        if not np.isfinite(block).all():
+            raise _not_finite(np.count_nonzero(~np.isfinite(block).all(axis=1)), self._path)
+        return block if np.ndim(self._rows[rows]) else block[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +97,14 @@ class Split:
     test: RowSet
     train_per_class: int | None = None  # where the split is a point of a low-shot curve
     repeat: int | None = None  # which random draw of that point
+
+
+def _not_finite(bad: Any, path: Path) -> FitError:
+    return FitError(
+        f"{bad} rows hold features that are not finite.",
+        where=path,
+        next_step=f"featpipe store verify {path}",
+    )
 
 
 def make_splits(

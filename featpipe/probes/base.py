@@ -28,6 +28,7 @@ from featpipe.steps import (
 FEW_ROWS = 2000
 FOLDS = 3
 SHARE = 0.2
+LARGE = 2_000_000  # features of the training rows: seconds, where all are fitted together
 CLASS_WEIGHTS = {"none": None, "balanced": "balanced"}  # as scikit-learn calls them
 
 
@@ -159,10 +160,10 @@ class Probe(Evaluation):
     # ("logisticregression__C"); empty if nothing is chosen.
     parameter: ClassVar[str] = ""
     open_ended: ClassVar[bool] = False  # whether a value beyond the end of the grid may be better
-    # Memory at the peak of a fit for each number in the training rows, these included, measured
-    # with scikit-learn 1.9 on float32 features.
+    # Memory at the peak of a fit by scikit-learn for each number in the training rows, these
+    # included, measured with scikit-learn 1.9 on float32 features.
     bytes_per_value: ClassVar[float] = 16
-    solver_per_class: ClassVar[bool] = False  # whether a solver runs for each class, not for all
+    solver_per_class: ClassVar[bool] = False  # whether that runs for each class, not for all
 
     validation: str = option(
         "auto",
@@ -218,6 +219,10 @@ class Probe(Evaluation):
         """
         raise NotImplementedError
 
+    def way(self, n_rows: int, n_features: int) -> Any:
+        """Return how so many rows are searched and fitted (:mod:`featpipe.probes.solvers`)."""
+        return estimators().ScikitLearn(self)
+
     @property
     def tuned(self) -> str:
         """Name of the option that lists values to choose from; empty where there is none."""
@@ -240,6 +245,51 @@ class Probe(Evaluation):
     def admits(self, value: Any, n_rows: int) -> bool:
         """Whether so many rows can be fitted with a value."""
         return True
+
+
+class LinearProbe(Probe):
+    """A linear classifier with an L2 penalty, C chosen from a grid."""
+
+    open_ended = True
+    hinge: ClassVar[bool]  # squared hinge of each class against the rest, or cross-entropy
+    max_iter: int
+
+    solver: str = option(
+        "auto",
+        help="batched: all classes, folds and values of C together; sklearn: scikit-learn's own; "
+        "auto: batched, but sklearn for a single C on few rows. Both find the same minimum.",
+        choices=("auto", "batched", "sklearn"),
+        neutral="sklearn",
+    )
+    check_solver: bool = option(
+        False,
+        help="Fit the chosen model with scikit-learn's solver too, and tell what differs.",
+        affects_result=False,
+    )
+    class_weight: str = option(
+        "none",
+        help="balanced: every class weighs the same, whatever its number of rows (of an SVM, both "
+        "sides of each class against the rest); none: every row does.",
+        choices=tuple(CLASS_WEIGHTS),
+    )
+
+    def solver_for(self, n_rows: int, n_features: int) -> str:
+        """Return the solver that ``"auto"`` means."""
+        if self.solver != "auto":
+            return self.solver
+        return "batched" if self.chooses or n_rows * n_features >= LARGE else "sklearn"
+
+    def resolved(self, splits: list[Any]) -> dict[str, Any]:
+        """Add the solver."""
+        width_of = evaluation().fitting.width_of
+        used = {self.solver_for(len(s.train), width_of(s, self)) for s in splits}
+        return {**super().resolved(splits), "solver": " ".join(sorted(used))}
+
+    def way(self, n_rows: int, n_features: int) -> Any:
+        """Return the solver's."""
+        if self.solver_for(n_rows, n_features) == "sklearn":
+            return super().way(n_rows, n_features)
+        return estimators().AllTogether(self)
 
 
 def canonical_model(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What probes are made of: scikit-learn's estimators, and one that it does not have."""
+"""What probes are made of: scikit-learn's estimators, one that it does not have, and solvers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featpipe.probes.solvers import AllTogether, OneDistanceMatrix, ScikitLearn
+
 __all__ = [
+    "AllTogether",
     "KNeighborsClassifier",
     "LinearSVC",
     "LogisticRegression",
     "NearestMean",
     "Normalizer",
+    "OneDistanceMatrix",
     "OneVsRestClassifier",
+    "ScikitLearn",
     "StandardScaler",
     "make_pipeline",
 ]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from featpipe.probes.base import CLASS_WEIGHTS, Probe, estimators
+from featpipe.probes.base import CLASS_WEIGHTS, LinearProbe, estimators
 from featpipe.steps import STEPS, option
 
 
 @STEPS.register
-class Logistic(Probe):
+class Logistic(LinearProbe):
     """Train a multinomial logistic probe on stored features and test it once."""
 
     name = "logistic"
     examples = ("featpipe logistic", "featpipe logistic --protocol kfold:5")
     display_name = "Logistic probe"
     parameter = "logisticregression__C"
-    open_ended = True
+    hinge = False
 
     c: tuple[float, ...] = option(
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
@@ -27,12 +27,6 @@ class Logistic(Probe):
     )
     max_iter: int = option(
         2000, help="Iterations of the solver at most.", minimum=1, maximum=2**31 - 1
-    )
-    class_weight: str = option(
-        "none",
-        help="balanced: every class weighs the same, whatever its number of rows; none: every row "
-        "does.",
-        choices=tuple(CLASS_WEIGHTS),
     )
 
     def estimator(self, n_rows: int, n_features: int) -> Any:

@@ -13,6 +13,7 @@ class Knn(Probe):
     """Classify by the nearest neighbours (cosine), k chosen on validation rows."""
 
     name = "knn"
+    revision = 2  # 1 searched with scikit-learn, once for each k
     examples = ("featpipe knn", "featpipe knn --k 1,5,20")
     display_name = "k nearest neighbours (cosine)"
     parameter = "kneighborsclassifier__n_neighbors"
@@ -29,6 +30,10 @@ class Knn(Probe):
         """
         use = estimators()
         return use.make_pipeline(use.Normalizer(), use.KNeighborsClassifier(algorithm="brute"))
+
+    def way(self, n_rows: int, n_features: int) -> Any:
+        """Compute distances once for all numbers of neighbours."""
+        return estimators().OneDistanceMatrix(self)
 
     def grid(self) -> tuple[Any, ...]:
         """Return the numbers of neighbours, the largest first: it is the smoothest."""

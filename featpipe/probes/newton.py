@@ -202,6 +202,8 @@ class Newton:
             now = 0.5 * _sum(gradient * gradient) / objective
             self.gap[todo] = np.minimum(now, left[todo])
             keep = (self.gap[todo] > tol) & ((now < 0.7 * last[todo]) | (now > 1e-2))
+            # With a tiny C weights of zero are good enough for the objective, but answer nothing.
+            keep |= (self.iterations[todo] == 0) & (now > 0)
             if not keep.any() or done == self.max_iter:
                 return
             todo, W, gradient, now = todo[keep], W[:, keep], gradient[:, keep], now[keep]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from featpipe.probes.base import CLASS_WEIGHTS, Probe, estimators
+from featpipe.probes.base import CLASS_WEIGHTS, LinearProbe, estimators
 from featpipe.steps import STEPS, option
 
 
 @STEPS.register
-class Svm(Probe):
+class Svm(LinearProbe):
     """Train a one-vs-rest linear SVM on stored features and test it once."""
 
     name = "svm"
@@ -20,7 +20,7 @@ class Svm(Probe):
     )
     display_name = "SVM (one-vs-rest)"
     parameter = "onevsrestclassifier__estimator__C"
-    open_ended = True
+    hinge = True
     bytes_per_value = 32  # liblinear keeps an index with each value
     solver_per_class = True
 
@@ -33,12 +33,6 @@ class Svm(Probe):
     )
     max_iter: int = option(
         5000, help="Iterations of the solver at most.", minimum=1, maximum=2**31 - 1
-    )
-    class_weight: str = option(
-        "none",
-        help="balanced: in the problem of each class against the rest, both sides weigh the same; "
-        "none: every row does.",
-        choices=tuple(CLASS_WEIGHTS),
     )
 
     def estimator(self, n_rows: int, n_features: int) -> Any:

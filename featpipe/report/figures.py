@@ -30,6 +30,7 @@ from featpipe.report.sections import (
     percent,
 )
 from featpipe.statistics.comparison import LEADING
+from featpipe.statistics.intervals import wilson
 
 MAX_CLASS_CURVES = 12  # more lines cannot be distinguished
 COSTS = {
@@ -330,9 +331,18 @@ def search_charts(method: Method) -> list[Chart]:
         x = [place[entry[parameter]] for entry in entries]
         marked = [entry[parameter] == one["chosen"].get(parameter) for entry in entries]
         y = [entry["accuracy"] for entry in entries]
-        drawn.append(line(str(one["name"]), x, y, marked=marked, strong=len(searched) == 1))
+        more: dict[str, Any] = {"strong": len(searched) == 1}
+        if len(searched) == 1 and "rows" in entries[0]:
+            counts = [
+                (round(entry["accuracy"] * entry["rows"]), entry["rows"]) for entry in entries
+            ]
+            ends = [wilson(*count) for count in counts]
+            more |= {"low": [end.low for end in ends], "high": [end.high for end in ends]}
+        drawn.append(line(str(one["name"]), x, y, marked=marked, **more))
     by = searched[0]["chosen"].get("by", "validation rows")
     caption = f"Chosen by {by}; the ring marks the choice. Test images play no part in it."
+    if "low" in drawn[0]:
+        caption += " The band is the 95 % interval of each accuracy over these rows."
     stopped = sum(not entry.get("converged", True) for one in searched for entry in one["search"])
     if stopped:
         caption += f" In {stopped} of these fits the solver did not converge."

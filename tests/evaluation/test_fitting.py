@@ -156,10 +156,11 @@ def test_small_problems_stay_in_this_process(tmp_path):
 def test_large_problems_get_workers(tmp_path):
     store = sealed(tmp_path / "s.h5", content(120, dims=3000))
     _, splits = make_splits("kfold:5", store, None, 0)
-    probe = Svm(c=tuple(np.logspace(-5, -1, 9)))
+    probe = Svm(c=tuple(np.logspace(-5, -1, 9)), solver="sklearn")
     assert n_fits(splits[0], probe) == 9 * 3 + 1
     assert workers_for(splits, probe, 3) == 3
     assert workers_for(splits, probe, 1) == 1
+    assert workers_for(splits, probe.replace(solver="batched"), 3) == 1  # it uses threads
 
 
 def test_no_jobs_at_all_is_refused(tmp_path):
@@ -179,10 +180,11 @@ class Available:
 @pytest.mark.parametrize(("room", "advice"), [(1.5, "--jobs 1"), (0.5, "--train-per-class N")])
 def test_a_fit_that_would_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch, room, advice):
     split = one_split(sealed(tmp_path / "s.h5", content(60, dims=100)))
-    alone = len(split.train) * 100 * PROBES["svm"].bytes_per_value
+    probe = Svm(solver="sklearn")
+    alone = len(split.train) * 100 * probe.bytes_per_value
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(room * alone))
     with pytest.raises(FitError, match="not fit into memory") as caught:
-        check_memory([split], PROBES["svm"], 2)
+        check_memory([split], probe, 2)
     assert advice in caught.value.details["next"]
     assert "42 training rows of 100 features in 2 processes" in caught.value.details["got"]
 
@@ -200,7 +202,19 @@ def test_a_fit_that_just_fits_is_let_through(tmp_path, monkeypatch):
     split = one_split(sealed(tmp_path / "s.h5", content(60, dims=100)))
     alone = len(split.train) * 100 * PROBES["svm"].bytes_per_value
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(2 * alone))
-    check_memory([split], PROBES["svm"], 2)
+    check_memory([split], PROBES["svm"].replace(solver="sklearn"), 2)
+
+
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_what_does_not_fit_into_memory_is_read_in_blocks(tmp_path, monkeypatch, kind):
+    split = one_split(sealed(tmp_path / "s.h5", content(600, dims=20, dtype="float16"), noise=3.0))
+    alone = fit_one(split, kind(solver="batched"))
+    assert "rows" not in alone.solver
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(1))
+    read = fit_one(split, kind(solver="batched"))
+    assert read.solver["rows"] == "read in blocks: they take too much memory"
+    assert read.search == alone.search
+    np.testing.assert_allclose(read.scores, alone.scores, rtol=1e-4, atol=1e-4)
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -271,12 +285,14 @@ def test_the_search_does_not_leave_the_training_rows(tmp_path):
 # -- convergence -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("solver", ["batched", "sklearn"])
 @pytest.mark.parametrize("kind", [Svm, Logistic])
-def test_a_stopped_solver_is_recorded_and_nothing_is_printed(tmp_path, kind):
-    store = sealed(tmp_path / "s.h5", noise=5.0)
+def test_a_stopped_solver_is_recorded_and_nothing_is_printed(tmp_path, kind, solver):
+    store = sealed(tmp_path / "s.h5", content(60, dims=40), noise=2.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit = fit_one(one_split(store), kind(c=(0.1, 10.0), max_iter=1))
+        probe = kind(c=(0.1, 10.0), max_iter=1, solver=solver)
+        fit = fit_one(one_split(store), probe)
     assert not fit.converged
     assert [row["converged"] for row in fit.search] == [False, False]
 

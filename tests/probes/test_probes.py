@@ -15,11 +15,12 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featpipe.errors import UsageError
-from featpipe.evaluation.fitting import converged, n_parameters
+from featpipe.evaluation.fitting import n_parameters
 from featpipe.probes.estimators import NearestMean
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
+from featpipe.probes.solvers import converged
 from featpipe.probes.svm import Svm
 
 PROBES = {

@@ -49,9 +49,9 @@ def test_packages_that_are_not_installed_are_named() -> None:
 INPUTS = {"stores": ["0123456789abcdef"], "version": "1.0"}
 GOLDEN = {
     "extract": "f0685129e10155b9",
-    "svm": "67a47709679fc9c1",
-    "logistic": "bc996a42ee336382",
-    "knn": "d9b220ad7c178966",
+    "svm": "060a0f02f6c6604f",
+    "logistic": "57a3730b3d3f7032",
+    "knn": "cd1b5809d555db2d",
     "centroid": "554b510a1b352453",
     "zeroshot": "3c977d29a9cd909e",
     "finetune": "ca39c07fb09d15a1",

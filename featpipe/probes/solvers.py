@@ -1,0 +1,228 @@
+"""How a probe is searched and fitted: by scikit-learn, or all candidates together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.utils import gen_batches
+
+from featpipe.probes.linear import Fit, Solver, Task, fit_path, thread_pool
+
+if TYPE_CHECKING:
+    from featpipe.probes.base import LinearProbe, Probe
+
+Array = NDArray[Any]
+Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]  # training and validation rows
+
+_BLOCK = 4096
+
+
+class Way(Protocol):
+    """A way to choose a probe's hyper-parameter, and to fit it."""
+
+    name: str
+    reads_blocks: bool  # whether rows may be on the disk
+
+    def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
+        """Return a row for each value: mean ``accuracy`` over folds, ``converged``, what else."""
+
+    def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
+        """Return a fitted pipeline of scikit-learn, with ``converged`` and what else is known."""
+
+
+@dataclass
+class ScikitLearn:
+    """scikit-learn's own grid search and fits."""
+
+    probe: Probe
+    tol: float | None = None  # instead of the solver's own
+    name = "sklearn"
+    reads_blocks = False
+
+    def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
+        """See :class:`Way`."""
+        with warnings.catch_warnings():  # what did not converge is recorded with its grid point
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            grid, estimator = {self.probe.parameter: list(values)}, self.probe.estimator(*X.shape)
+            search = GridSearchCV(
+                estimator, grid, cv=folds, scoring=_score, refit=False, error_score="raise"
+            ).fit(X, y)
+        found = search.cv_results_
+        accuracies, done = found["mean_test_accuracy"], found["mean_test_converged"] == 1
+        return [
+            {"accuracy": accuracy, "converged": ended}
+            for accuracy, ended in zip(accuracies.tolist(), done.tolist(), strict=True)
+        ]
+
+    def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
+        """See :class:`Way`."""
+        estimator = self.probe.estimator(*X.shape)
+        if self.probe.tuned:
+            estimator.set_params(**{self.probe.parameter: value})
+        if self.tol is not None:
+            estimator.set_params(**{f"{self.probe.parameter.rpartition('__')[0]}__tol": self.tol})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            estimator.fit(X, y)
+        gave_up = [w for w in caught if issubclass(w.category, ConvergenceWarning)]
+        for w in caught:
+            if w not in gave_up:
+                warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        # L-BFGS may give up before its limit of iterations; then only a warning says so.
+        return estimator, {"converged": converged(estimator) and not gave_up}
+
+
+@dataclass
+class AllTogether:
+    """Linear classifiers by :func:`featpipe.probes.linear.fit_path`; what is learned is plain."""
+
+    probe: LinearProbe
+    name = "batched"
+    reads_blocks = True
+
+    def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
+        """See :class:`Way`."""
+        classes, target = np.unique(y, return_inverse=True)
+        weight = np.zeros((len(folds), len(y)))
+        for fold, (train, _) in enumerate(folds):
+            weight[fold, train] = 1
+        accuracy, gap = np.zeros((2, len(values), len(folds)))
+        for fit in self._path(X, target, len(classes), weight, values, jobs):
+            validated = folds[fit.fold][1]
+            F = fit.F[validated]
+            answers = F[:, 0] > 0 if F.shape[1] == 1 else F.argmax(axis=1)
+            accuracy[fit.value, fit.fold] = np.mean(answers == target[validated])
+            gap[fit.value, fit.fold] = fit.gap
+        return [
+            {"accuracy": float(right.mean()), "converged": worst <= Solver.tol, "gap": worst}
+            for right, worst in zip(accuracy, gap.max(axis=1).tolist(), strict=True)
+        ]
+
+    def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
+        """See :class:`Way`."""
+        classes, target = np.unique(y, return_inverse=True)
+        weight = np.ones((1, len(y)))
+        (fit,) = self._path(X, target, len(classes), weight, [value], jobs)
+        scaler = StandardScaler()
+        for rows in gen_batches(len(y), max(len(y), 1) if isinstance(X, np.ndarray) else _BLOCK):
+            scaler.partial_fit(X[rows])
+        template = self.probe.estimator(*X.shape).set_params(**{self.probe.parameter: value})[-1]
+        estimator = _fitted(template, classes, fit)
+        facts = {
+            "converged": fit.gap <= Solver.tol,
+            "gap": fit.gap,
+            "iterations": fit.iterations,
+        }
+        return make_pipeline(scaler, estimator), facts
+
+    def _path(
+        self,
+        X: Any,
+        target: Array,
+        n_classes: int,
+        weight: Array,
+        values: Sequence[float],
+        jobs: int,
+    ) -> Iterator[Fit]:
+        hinge, binary = self.probe.hinge, n_classes == 2
+        balanced = self.probe.class_weight == "balanced"
+        counts = np.stack([np.bincount(target, w, n_classes) for w in weight])
+        total = counts.sum(axis=1, keepdims=True)
+        balance = np.ones((*counts.shape, 2))
+        if balanced and hinge:
+            balance = total[..., None] / 2 / np.stack([counts, total - counts], axis=-1).clip(1)
+        elif balanced:
+            balance[..., 0] = total / n_classes / counts.clip(1)
+        if binary and hinge:
+            balance = balance[:, 1:]
+        columns = 1 if binary and hinge else n_classes
+        task = Task(hinge, target, columns, weight, balance)
+        # Two columns of a softmax share a penalty that a single one would have alone.
+        half = 2 if binary and not hinge else 1
+        with thread_pool(jobs) as pool:
+            solver = Solver(max_iter=self.probe.max_iter, pool=pool)
+            yield from fit_path(X, task, [c / half for c in values], solver, standardise=True)
+
+
+def _fitted(template: BaseEstimator, classes: Array, fit: Fit) -> BaseEstimator:
+    """Return scikit-learn's classifier that has learned these weights."""
+    W = fit.W.T
+    if isinstance(template, OneVsRestClassifier):
+        template = clone(template.estimator)  # one machine per class itself
+    elif len(classes) == 2:
+        W = W[1:] - W[:1]
+    several = isinstance(template, LogisticRegression)
+    template.n_iter_ = np.array([fit.iterations], np.int32) if several else fit.iterations
+    template.coef_ = np.ascontiguousarray(W[:, :-1], np.float64)
+    template.intercept_ = np.ascontiguousarray(W[:, -1], np.float64)
+    template.classes_, template.n_features_in_ = classes, W.shape[1] - 1
+    return template
+
+
+@dataclass
+class OneDistanceMatrix:
+    """Nearest neighbours, for all numbers k from the same distances."""
+
+    probe: Probe
+    name = "batched"
+    reads_blocks = False
+
+    def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
+        """See :class:`Way`."""
+        rows = Normalizer().fit_transform(X)
+        classes, target = np.unique(y, return_inverse=True)
+        accuracy = np.zeros((len(values), len(folds)))
+        for fold, (train, validated) in enumerate(folds):
+            for batch in gen_batches(len(validated), _BLOCK):
+                some = validated[batch]
+                likeness, most = rows[some] @ rows[train].T, max(values)
+                near = np.argpartition(likeness, -most, axis=1)[:, -most:]
+                order = np.argsort(-np.take_along_axis(likeness, near, axis=1), axis=1)
+                voters = target[train][np.take_along_axis(near, order, axis=1)]
+                votes = np.zeros((len(some), len(classes)), int)
+                for k in range(most):
+                    votes[np.arange(len(some)), voters[:, k]] += 1
+                    for number in np.flatnonzero(np.asarray(values) == k + 1):
+                        accuracy[number, fold] += np.sum(votes.argmax(axis=1) == target[some])
+            accuracy[:, fold] /= len(validated)
+        return [{"accuracy": float(right.mean()), "converged": True} for right in accuracy]
+
+    def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
+        """See :class:`Way`."""
+        return ScikitLearn(self.probe).fit(X, y, value, jobs)
+
+
+def _score(estimator: BaseEstimator, X: Array, y: Array) -> dict[str, float]:
+    """Score a grid point: validation accuracy, and whether its solver converged."""
+    return {"accuracy": estimator.score(X, y), "converged": float(converged(estimator))}
+
+
+def converged(estimator: BaseEstimator) -> bool:
+    """Return whether every solver inside a fitted classifier stopped before its limit.
+
+    Warnings vanish in worker processes; the iteration counts do not.
+    """
+    for solver in learners(estimator):
+        iterations, limit = getattr(solver, "n_iter_", None), getattr(solver, "max_iter", None)
+        if iterations is not None and limit is not None and np.max(iterations) >= limit:
+            return False
+    return True
+
+
+def learners(estimator: BaseEstimator) -> list[BaseEstimator]:
+    """Return what learns inside a pipeline: its last step, or one classifier per class."""
+    classifier = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    solvers: list[BaseEstimator] = getattr(classifier, "estimators_", [classifier])
+    return solvers
