@@ -16,7 +16,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featpipe.probes.solvers import AllTogether, OneDistanceMatrix, ScikitLearn
+from featpipe.probes.solvers import AllTogether, NeighboursOnce, ScikitLearn
 
 __all__ = [
     "AllTogether",
@@ -24,8 +24,8 @@ __all__ = [
     "LinearSVC",
     "LogisticRegression",
     "NearestMean",
+    "NeighboursOnce",
     "Normalizer",
-    "OneDistanceMatrix",
     "OneVsRestClassifier",
     "ScikitLearn",
     "StandardScaler",

@@ -33,7 +33,7 @@ class Knn(Probe):
 
     def way(self, n_rows: int, n_features: int) -> Any:
         """Compute distances once for all numbers of neighbours."""
-        return estimators().OneDistanceMatrix(self)
+        return estimators().NeighboursOnce(self)
 
     def grid(self) -> tuple[Any, ...]:
         """Return the numbers of neighbours, the largest first: it is the smoothest."""

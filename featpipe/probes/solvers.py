@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, clone
@@ -14,9 +15,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.utils import gen_batches
+from threadpoolctl import threadpool_limits
 
 from featpipe.probes.linear import Fit, Solver, Task, fit_path, thread_pool
 
@@ -172,8 +175,8 @@ def _fitted(template: BaseEstimator, classes: Array, fit: Fit) -> BaseEstimator:
 
 
 @dataclass
-class OneDistanceMatrix:
-    """Nearest neighbours, for all numbers k from the same distances."""
+class NeighboursOnce:
+    """Nearest neighbours: distances are computed once for all numbers k."""
 
     probe: Probe
     name = "batched"
@@ -184,19 +187,17 @@ class OneDistanceMatrix:
         rows = Normalizer().fit_transform(X)
         classes, target = np.unique(y, return_inverse=True)
         accuracy = np.zeros((len(values), len(folds)))
+        most = max(values)
         for fold, (train, validated) in enumerate(folds):
-            for batch in gen_batches(len(validated), _BLOCK):
-                some = validated[batch]
-                likeness, most = rows[some] @ rows[train].T, max(values)
-                near = np.argpartition(likeness, -most, axis=1)[:, -most:]
-                order = np.argsort(-np.take_along_axis(likeness, near, axis=1), axis=1)
-                voters = target[train][np.take_along_axis(near, order, axis=1)]
-                votes = np.zeros((len(some), len(classes)), int)
-                for k in range(most):
-                    votes[np.arange(len(some)), voters[:, k]] += 1
-                    for number in np.flatnonzero(np.asarray(values) == k + 1):
-                        accuracy[number, fold] += np.sum(votes.argmax(axis=1) == target[some])
-            accuracy[:, fold] /= len(validated)
+            neighbours = NearestNeighbors(n_neighbors=most, algorithm="brute").fit(rows[train])
+            with threadpool_limits(joblib.effective_n_jobs(jobs)):
+                near = neighbours.kneighbors(rows[validated], return_distance=False)
+            voters, votes = target[train][near], np.zeros((len(validated), len(classes)), int)
+            for k in range(most):
+                votes[np.arange(len(votes)), voters[:, k]] += 1
+                if k + 1 in values:
+                    answers = votes.argmax(axis=1)  # the first of equals, as scikit-learn does
+                    accuracy[values.index(k + 1), fold] = np.mean(answers == target[validated])
         return [{"accuracy": float(right.mean()), "converged": True} for right in accuracy]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
