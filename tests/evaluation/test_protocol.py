@@ -14,6 +14,8 @@ from sklearn.model_selection import StratifiedKFold
 
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation.protocol import (
+    RowSet,
+    StoredRows,
     low_shot,
     make_splits,
     resolve_validation,
@@ -254,3 +256,29 @@ def test_a_way_to_validate_has_one_spelling(spec, counts, resolved):
     labels = np.repeat(np.arange(len(counts)), counts)
     assert resolve_validation(spec, labels) == resolved
     assert (validation_rows(spec, labels, 0) is None) == (resolved == "none")
+
+
+# -- rows that stay on the disk --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_stored_rows_are_those_of_the_features(tmp_path, dtype):
+    store = sealed(tmp_path / "s.h5", content(50, dtype=dtype))
+    rows = RowSet(store, np.arange(3, 50, 2))
+    read, whole = StoredRows(rows, None), rows.features(None)
+    assert (read.shape, read.dtype) == (whole.shape, np.float32)
+    for part in (slice(None), slice(4, 9), slice(20, 99), 0, -1, np.array([1, 5, 20])):
+        np.testing.assert_array_equal(read[part], whole[part])
+        assert read[part].dtype == np.float32
+
+
+def test_stored_rows_that_are_not_finite_are_refused(tmp_path):
+    store = sealed(tmp_path / "s.h5", content(20))
+    read = StoredRows(RowSet(store, np.arange(20)), None)
+    mapped = np.memmap(store.path, mode="r+", dtype=np.uint8)  # behind the store's back
+    start = store.features().offset + 7 * 8 * 4
+    mapped[start : start + 4] = np.frombuffer(np.float32(np.nan).tobytes(), dtype=np.uint8)
+    mapped.flush()
+    assert read[:7].shape == (7, 8)
+    with pytest.raises(FitError, match="1 rows hold features that are not finite"):
+        read[5:9]
