@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,9 @@ def fit_splits(
 ) -> Iterator[tuple[BaseEstimator, SplitPredictions]]:
     """Fit a probe on every split.
 
-    Results do not depend on ``jobs``. What fits all candidates together does so in threads that
-    sum in a fixed order; scikit-learn fits splits in parallel or, of a single one, the grid, and
-    every worker computes with one thread.
+    Results do not depend on ``jobs``: splits are fitted in parallel, or the parts of a single one,
+    and sums have a fixed order. What fits all candidates together needs threads only,
+    scikit-learn processes.
 
     Yields
     ------
@@ -65,24 +66,32 @@ def fit_splits(
         check_rows(split, probe)
     workers = workers_for(splits, probe, jobs)
     check_memory(splits, probe, workers)
-    if len(splits) == 1 or workers == 1:
-        fits = (_fit_split(split, probe, jobs) for split in splits)
-    else:
-        with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-            parallel = joblib.Parallel(return_as="generator")
-        fits = parallel(joblib.delayed(_fit_split)(split, probe, 1) for split in splits)
-    for split, (estimator, answers, facts) in zip(splits, fits, strict=True):
-        predicted, scores, probabilities = answers
-        yield estimator, SplitPredictions(split, predicted, scores, probabilities, facts=facts)
+    with threadpool_limits(1), ThreadPoolExecutor(joblib.effective_n_jobs(jobs)) as threads:
+        fits: Iterable[Any]
+        if len(splits) == 1:
+            fits = [_fit_split(splits[0], probe, jobs)]
+        elif is_batched(splits, probe):
+            fits = threads.map(lambda split: _fit_split(split, probe, 1), splits)
+        elif workers == 1:
+            fits = (_fit_split(split, probe, 1) for split in splits)
+        else:
+            with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+                parallel = joblib.Parallel(return_as="generator")
+            fits = parallel(joblib.delayed(_fit_split)(split, probe, 1) for split in splits)
+        for split, (estimator, answers, facts) in zip(splits, fits, strict=True):
+            predicted, scores, probabilities = answers
+            yield estimator, SplitPredictions(split, predicted, scores, probabilities, facts=facts)
+
+
+def is_batched(splits: Sequence[Split], probe: Probe) -> bool:
+    """Return whether every split is fitted with all candidates together."""
+    width = width_of(splits[0], probe)
+    return all(probe.way(len(split.train), width).name == "batched" for split in splits)
 
 
 def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, Any, dict[str, Any]]:
     """Choose the hyper-parameter on training rows, refit on all of them, predict the test rows."""
-    X, y, n_classes = (
-        _training_rows(split, probe),
-        split.train.labels,
-        len(split.train.store.classes),
-    )
+    X, y = _training_rows(split, probe), split.train.labels
     way = probe.way(*X.shape)
     with (
         threadpool_limits(1),
@@ -93,7 +102,8 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
         times.append(time.perf_counter())
         estimator, solved = way.fit(X, y, value, jobs)
         times.append(time.perf_counter())
-        answers = predict_with_scores(estimator, split.test.features(probe.layer), n_classes)
+        test, classes = split.test.features(probe.layer), split.train.store.classes
+        answers = predict_with_scores(estimator, test, len(classes))
         times.append(time.perf_counter())
     facts = {
         "chosen": {probe.tuned: value, **how} if probe.tuned else {},
@@ -248,9 +258,9 @@ def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
     """
     if jobs == 0:
         raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), or 1 and more")
-    width = width_of(splits[0], probe)
-    if all(probe.way(len(split.train), width).name == "batched" for split in splits):
+    if is_batched(splits, probe):
         return 1
+    width = width_of(splits[0], probe)
     rows = sum(len(split.train) * n_fits(split, probe) for split in splits)
     solvers = len(splits[0].train.store.classes) if probe.solver_per_class else 1
     if rows * width * solvers * _SECONDS_PER_VALUE < _WORTH_WORKERS_SECONDS:
