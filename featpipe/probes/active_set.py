@@ -21,14 +21,14 @@ from featpipe.probes.newton import Newton, SquaredHinge, minimise_along
 
 Array = NDArray[Any]
 
-_DOUBLE_ROWS = 1024  # a kernel of so few rows is computed in double precision
 
 
 @dataclass
 class Dual:
     """Problems of one kernel, and where their search has come to.
 
-    K (n, n) holds the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative.
+    K (n, n) holds the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative. All is
+    in double precision: the kernel's rounding has to stay below 1 / C.
     """
 
     K: Array
@@ -41,18 +41,18 @@ class Dual:
     iterations: Array
 
     @classmethod
-    def of(cls, at: Newton, loss: SquaredHinge, rows: Array, problems: Array) -> Dual:
-        """Start where truncated Newton has come to, with the rows of one fold."""
-        Z = at.rows.seen(rows, int(loss.fold[problems[0]]))
-        Z = Z.astype(np.float64) if len(Z) <= _DOUBLE_ROWS else Z
+    def of(cls, at: Newton, trained: Array, problems: Array) -> Dual:
+        """Start where truncated Newton has come to, with the rows that one fold trains on."""
+        loss, fold = at.loss, int(at.loss.fold[problems[0]])
+        assert isinstance(loss, SquaredHinge)
         sign, weight, F = (
-            part[rows][:, problems, 0].astype(np.float64)
+            part[trained][:, problems, 0].astype(np.float64)
             for part in (loss.sign, loss.weights, at.F)
         )
         square = (at.W[:, problems, 0].astype(np.float64) ** 2).sum(axis=0)
         gap, iterations = np.full(len(problems), np.inf), at.iterations[problems]
-        beta = np.zeros(sign.shape)
-        return cls(Z @ Z.T + 1, sign, weight, 1 - sign * F, square, beta, gap, iterations)
+        K = at.rows.whole.kernel(trained, fold)
+        return cls(K, sign, weight, 1 - sign * F, square, np.zeros(sign.shape), gap, iterations)
 
     def minimise(self, C: float, tol: float, solver: Any) -> None:
         """Find every problem's minimum, from where the search is."""
@@ -68,8 +68,8 @@ class Dual:
             solved = each(partial(_solve, self.K), sets, y.T, ridge.T)
             for j, (A, part) in enumerate(zip(sets, solved, strict=True)):
                 beta[A, j] = part
-            F = (self.K @ beta.astype(self.K.dtype)).astype(np.float64)
-            # On active rows by the equation: single precision would drown it where C is large.
+            F = self.K @ beta
+            # On active rows by the equation: cancellation would drown it where C is large.
             short = np.where(active, ridge * y * beta, 1 - y * F)
             square = (beta * F).sum(axis=0)
             gap = self._gap(C, y, s, beta, short, square)
@@ -96,16 +96,21 @@ class Dual:
         for j in np.flatnonzero((y * beta < 0).any(axis=0)):
             N = np.flatnonzero(y[:, j] * beta[:, j] < 0)
             change = beta[N, j]
-            kernel = self.K[np.ix_(N, N)].astype(np.float64)
-            dual[j] += change @ (y[N, j] * (1 - short[N, j]) - 0.5 * kernel @ change)
+            dual[j] += change @ (y[N, j] * (1 - short[N, j]) - 0.5 * self.K[np.ix_(N, N)] @ change)
         return (primal - dual) / primal
 
 
 def _solve(K: Array, A: Array, y: Array, ridge: Array) -> Array:
     """Return β of the active rows A."""
-    M = K[np.ix_(A, A)].astype(np.float64)
+    if not len(A):
+        return np.zeros(0)
+    M = K[np.ix_(A, A)]
     M[np.diag_indices(len(A))] += ridge[A]
-    L = np.linalg.cholesky(M)
+    try:
+        L = np.linalg.cholesky(M)
+    except np.linalg.LinAlgError:  # the ridge is below the kernel's rounding
+        root, V = np.linalg.eigh(M)
+        return V @ ((V.T @ y[A]) / np.maximum(root, ridge[A].min()))
     half = solve_triangular(L, y[A], lower=True, check_finite=False)
     return solve_triangular(L, half, lower=True, trans=1, check_finite=False)
 

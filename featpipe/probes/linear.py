@@ -7,18 +7,20 @@ learned can be kept in those classes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Self
 
 import joblib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import linalg
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -68,7 +70,8 @@ class Task:
             balance = self.class_weight[folds]
         if not self.hinge:
             counts = weight * balance[:, self.target, 0].T
-            return newton.Softmax(self.target, counts.astype(dtype), np.arange(len(folds)))
+            fold = np.arange(len(folds))
+            return newton.Softmax(self.target, counts.astype(dtype), fold, self.columns)
         fold = np.repeat(np.arange(len(folds)), self.columns)
         column = np.tile(np.arange(self.columns), len(folds)) + (self.columns == 1)
         own = self.target[:, None] == column
@@ -130,6 +133,7 @@ def fit_path(
     Fit
         In the order of C within a fold.
     """
+    _check(task, values)
     d = X.shape[1]
     trained = [np.flatnonzero(weight) for weight in task.weight]
     mean, scale = moments(X, task.weight > 0) if standardise else (None, None)
@@ -137,15 +141,26 @@ def fit_path(
     spans = max(map(len, trained)) < d
     for folds in np.arange(len(trained)).reshape(-1, 1 if spans else len(trained)):
         own = (None, None) if mean is None or scale is None else (mean[folds], scale[folds])
-        rows, basis = Rows(X, *own, pool=solver.pool), None
+        rows = Rows(X, *own, pool=solver.pool)
         if spans and len(trained[folds[0]]) > _EXACT_ROWS:
-            basis = linalg.qr(rows.seen(trained[folds[0]], 0).T, mode="economic")[0]
-            rows = Rows(rows.seen(slice(None), 0) @ basis, pool=solver.pool)
-        for fit in _fit_folds(rows, task, folds, values, solver):
-            if basis is None:
-                yield fit
-            else:
-                yield replace(fit, W=np.concatenate([basis @ fit.W[:-1], fit.W[-1:]]))
+            rows = rows.in_span(trained[folds[0]])
+        yield from _fit_folds(rows, task, folds, values, solver)
+
+
+def _check(task: Task, values: Sequence[float]) -> None:
+    """Raise an error where there is nothing to minimise."""
+    for C in values:
+        if not 0 < C < np.inf:
+            raise ValueError(f"C must be positive and finite; got {C!r}")
+    if not (np.isfinite(task.weight).all() and (task.weight >= 0).all()):
+        raise ValueError("weights of rows must be finite and not negative")
+    for fold, weight in enumerate(task.weight):
+        classes = np.unique(task.target[weight > 0])
+        if len(classes) < 2:
+            raise ValueError(
+                f"a fold must train on at least 2 classes; fold {fold} has {len(classes)} "
+                f"in {np.count_nonzero(weight)} rows"
+            )
 
 
 def _fit_folds(
@@ -168,31 +183,33 @@ def _fit_folds(
 
     steps = _with_steps_between(values, 1 / most)
     while steps and not few_active():
-        C, value = steps[0]
+        C, value = steps.pop(0)
         tol = solver.tol if value is not None else _LOOSE
         at.minimise(C, tol)
-        if value is not None and rows.dtype == np.float32 and (at.gap > tol).any():
+        precise = value is not None and rows.dtype == np.float32 and (at.gap > tol).any()
+        if precise:
             at.as_type(np.float64)
             at.minimise(C, tol)
-            at.as_type(np.float32)
-        del steps[0]
         for k, fold in enumerate(folds if value is not None else ()):
             mine = np.flatnonzero(loss.fold == k)
-            W, F = at.W[:, mine].reshape(d + 1, -1), at.F[:, mine].reshape(n, -1)
+            W, F = rows.lift(at.W[:, mine].reshape(d + 1, -1)), at.F[:, mine].reshape(n, -1)
+            if isinstance(loss, newton.Softmax):
+                W[-1, loss.absent[k]] = F[:, loss.absent[k]] = -np.inf
             gap, iterations = float(at.gap[mine].max()), int(at.iterations[mine].max())
             yield Fit(int(value or 0), int(fold), W, F, gap, iterations)
+        if precise:
+            at.as_type(np.float32)
     for k, fold in enumerate(folds if steps else ()):
-        assert isinstance(loss, newton.SquaredHinge)
         mine = np.flatnonzero(loss.fold == k)
-        dual = active_set.Dual.of(at, loss, trained[k], mine)
+        dual = active_set.Dual.of(at, trained[k], mine)
         for C, value in steps:
             dual.minimise(C, solver.tol if value is not None else _LOOSE, solver)
             if value is None:
                 continue
-            beta = np.zeros((n, len(mine), 1), rows.dtype)
+            beta = np.zeros((n, len(mine), 1))
             beta[trained[k], :, 0] = dual.beta
-            W = rows.back(beta, loss.fold[mine])
-            F = rows.forward(W, loss.fold[mine])
+            W = rows.whole.back(beta, loss.fold[mine])
+            F = rows.whole.forward(W.astype(rows.dtype), loss.fold[mine])
             gap, iterations = float(dual.gap.max()), int(dual.iterations.max())
             yield Fit(value, int(fold), W[..., 0], F[..., 0], gap, iterations)
 
@@ -231,16 +248,21 @@ class _Linear(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learn ``coef_`` and ``intercept_`` of features X (n, d) and labels y (n,)."""
-        if not self.C > 0:
-            raise ValueError(f"C must be positive; got {self.C!r}")
+        if not (isinstance(self.C, Real) and 0 < self.C < np.inf):
+            raise ValueError(f"C must be a positive, finite number; got {self.C!r}")
         rows, labels = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(labels)
-        weight = _check_sample_weight(sample_weight, rows, dtype=np.float64)
+        weight = _check_sample_weight(
+            sample_weight, rows, dtype=np.float64, ensure_non_negative=True
+        )
         self.classes_, target = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"There must be at least 2 classes; there is 1 class: {self.classes_}")
         binary = len(self.classes_) == 2
         own = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
+        light = self.classes_[own * np.bincount(target, weight) <= 0]
+        if len(light):
+            raise ValueError(f"Every class needs a row of positive weight; without: {light}")
         # liblinear weighs a class by its own weight and the rest by 1, of two classes each.
         rest = np.ones_like(own)
         balance = np.stack([own, rest], axis=-1)[None]
@@ -258,8 +280,16 @@ class _Linear(ClassifierMixin, BaseEstimator):
         with thread_pool(self.n_jobs) as pool:
             (fit,) = fit_path(rows, task, [C], Solver(self.tol, self.max_iter, pool))
         W = fit.W[:, 1:] - fit.W[:, :1] if binary and not self._hinge else fit.W
-        self.coef_, self.intercept_ = W[:-1].T.astype(rows.dtype), W[-1].astype(rows.dtype)
+        W = W.astype(np.float64)
+        self.coef_, self.intercept_ = W[:-1].T, W[-1]
         self.n_iter_, self.gap_ = fit.iterations, fit.gap
+        if fit.gap > self.tol:
+            warnings.warn(
+                f"the relative gap is {fit.gap:.1e} after {fit.iterations} Newton steps, more than "
+                f"tol={self.tol:g}: scale the features, lower C or raise max_iter",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
         return self
 
     def decision_function(self, X: ArrayLike) -> Array:

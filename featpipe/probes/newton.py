@@ -22,6 +22,9 @@ Array = NDArray[Any]
 
 _CG_STEPS = 200
 _SLOW = 20  # steps; a Gram matrix and its inverse cost about as much
+_INTERCEPT_STEPS = 20
+_STALLED = 4  # steps in a row without progress
+_TINY = 1e-30
 _PRECISE = 0.05  # of the slope along a step may be left by the line search
 
 
@@ -32,14 +35,17 @@ class Loss(Protocol):
     intercept_penalty: float
     smooth: bool  # whether its second derivative is continuous
 
+    def intercepts(self, F: Array, p: Array) -> Array | None:
+        """Return what to add to intercepts that are not penalised, (problems, width)."""
+
     def at(self, F: Array, p: Array) -> tuple[Array, Array, tuple[Array, ...]]:
         """Return value and gradient at decisions F of problems p, and arrays for ``bend``."""
 
     def bend(self, state: tuple[Array, ...], D: Array) -> Array:
         """Return the second derivative's product with D, for the rows of the state."""
 
-    def weight(self, state: tuple[Array, ...]) -> float:
-        """Return a row's mean curvature."""
+    def curvature(self, state: tuple[Array, ...]) -> Array:
+        """Return the second derivative with respect to each intercept, (problems, width)."""
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
         """Return the first and second derivative of the value at F + t D, as a function of t."""
@@ -62,6 +68,10 @@ class SquaredHinge:
     def __init__(self, sign: Array, weight: Array, fold: Array) -> None:
         self.sign, self.weights, self.fold = sign[..., None], weight[..., None], fold
 
+    def intercepts(self, F: Array, p: Array) -> Array | None:
+        """See :class:`Loss`."""
+        return None
+
     def active(self, F: Array) -> Array:
         """Return which rows take part and are inside the margin, of shape (n, problems, 1)."""
         return (self.sign * F < 1) & (self.weights > 0)
@@ -77,9 +87,9 @@ class SquaredHinge:
         """See :class:`Loss`."""
         return state[0] * D
 
-    def weight(self, state: tuple[Array, ...]) -> float:
+    def curvature(self, state: tuple[Array, ...]) -> Array:
         """See :class:`Loss`."""
-        return float(state[0].mean(dtype=np.float64))
+        return state[0].sum(axis=0, dtype=np.float64)
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
         """See :class:`Loss`."""
@@ -98,25 +108,61 @@ class SquaredHinge:
 class Softmax:
     """Cross-entropy of a softmax over all columns of a problem.
 
+    A class without a row of positive weight has the probability 0: the limit of its intercept, −∞.
+
     Parameters
     ----------
     y : array of shape (n,), of integers
         Column of each row's class.
     weight : array of shape (n, problems)
     fold : array of shape (problems,)
+    columns : int
+        Number of classes.
     """
 
     intercept_penalty = 0.0  # as scikit-learn does
     smooth = True
 
-    def __init__(self, y: Array, weight: Array, fold: Array) -> None:
+    def __init__(self, y: Array, weight: Array, fold: Array, columns: int) -> None:
         self.own, self.weights, self.fold = y[:, None, None], weight[..., None], fold
+        self.count = np.zeros((weight.shape[1], columns))  # weight of each class
+        np.add.at(self.count.T, y, weight)
+        self.absent = self.count == 0
+
+    def intercepts(self, F: Array, p: Array) -> Array | None:
+        """Return the change that minimises the loss over the intercepts alone.
+
+        With it, predicted and true weights of every class agree, and the gradient with respect to
+        the penalised weights bounds what is left to gain, however small C is.
+        """
+        count, add = self.count[p], np.zeros((len(p), F.shape[2]))
+        enough = max(1e-6, 30 * float(np.finfo(F.dtype).eps))
+        for _ in range(_INTERCEPT_STEPS):
+            G = F + add.astype(F.dtype)
+            _, slope, (P, s) = self.at(G, p)
+            surplus = slope.sum(axis=0, dtype=np.float64)
+            if (np.abs(surplus) <= enough * count).all():
+                break
+            P = np.moveaxis(P, 0, 2).astype(np.float64)  # (problems, width, n)
+            sP = s.T * P
+            bend = -sP @ P.swapaxes(1, 2)
+            # The ridge is for the sum of all intercepts, on which nothing depends.
+            diagonal = sP.sum(axis=2) + 1e-9 * count.sum(axis=1, keepdims=True)
+            bend[:, *np.diag_indices(len(bend[0]))] += diagonal
+            step = -np.linalg.solve(bend, surplus[..., None])[..., 0]
+            step -= step.mean(axis=1, keepdims=True)
+            along = self.along(G, np.broadcast_to(step.astype(F.dtype), G.shape), p)
+            none = np.zeros(len(p))
+            add += minimise_along(along, 1.0, none, none)[:, None] * step
+        return add
 
     def at(self, F: Array, p: Array) -> tuple[Array, Array, tuple[Array, ...]]:
         """See :class:`Loss`."""
         s = self.weights[:, p]
-        F = F - F.max(axis=2, keepdims=True)
-        P = np.exp(F)
+        absent = self.absent[p]
+        seen = np.where(absent, -np.inf, F) if absent.any() else F
+        highest = seen.max(axis=2, keepdims=True)
+        P, F = np.exp(seen - highest), F - highest
         total = P.sum(axis=2, keepdims=True)
         P /= total
         value = _sum(s * (np.log(total) - np.take_along_axis(F, self.own, axis=2)))
@@ -130,10 +176,10 @@ class Softmax:
         PD = P * D
         return s * (PD - P * PD.sum(axis=2, keepdims=True))
 
-    def weight(self, state: tuple[Array, ...]) -> float:
+    def curvature(self, state: tuple[Array, ...]) -> Array:
         """See :class:`Loss`."""
         P, s = state
-        return float((s * P * (1 - P)).mean(dtype=np.float64))
+        return (s * P * (1 - P)).sum(axis=0, dtype=np.float64)
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
         """See :class:`Loss`."""
@@ -183,62 +229,89 @@ class Newton:
 
     def as_type(self, dtype: Any) -> None:
         """Go on in another precision."""
-        self.W, self.F = self.W.astype(dtype), self.F.astype(dtype)
+        self.W = self.W.astype(dtype)
+        self.F = self.rows.forward(self.W, self.loss.fold)
 
     def minimise(self, C: float, tol: float) -> None:
         """Lower every problem's objective until its gap is at most ``tol``.
 
-        A problem is left where steps do not lower its gap any more: only rounding remains.
+        A problem is left where steps neither lower its gap nor its objective: only rounding
+        remains.
         """
         penalty = np.ones((len(self.W), 1, 1), self.W.dtype)
         penalty[-1] = self.loss.intercept_penalty
-        todo, done = np.arange(self.W.shape[1]), 0
-        last, left = (np.full(len(todo), np.inf) for _ in range(2))
+        problems = self.W.shape[1]
+        todo, done, drifted = np.arange(problems), 0, False
+        best, lowest, left = np.full((3, problems), np.inf)
+        stalled = np.zeros(problems, int)
         while True:
+            add = self.loss.intercepts(self.F[:, todo], todo)
+            if add is not None:
+                self.W[-1, todo] += add.astype(self.W.dtype)
+                self.F[:, todo] += add.astype(self.F.dtype)
             value, slope, state = self.loss.at(self.F[:, todo], todo)
             W = self.W[:, todo]
             objective = C * value + 0.5 * _sum(penalty * W * W)
             gradient = penalty * W + C * self.rows.back(slope, self.loss.fold[todo])
-            now = 0.5 * _sum(gradient * gradient) / objective
+            # Of about the Hessian's inverse, no more than the inverse: bounds rest on it.
+            metric = np.ones_like(gradient)
+            if not self.loss.intercept_penalty:
+                metric[-1] = 1 / np.maximum(C * self.loss.curvature(state), _TINY)
+            now = 0.5 * _sum(metric * gradient * gradient) / objective
             self.gap[todo] = np.minimum(now, left[todo])
-            keep = (self.gap[todo] > tol) & ((now < 0.7 * last[todo]) | (now > 1e-2))
-            # With a tiny C weights of zero are good enough for the objective, but answer nothing.
-            keep |= (self.iterations[todo] == 0) & (now > 0)
+            progress = (now < 0.7 * best[todo]) | (objective < lowest[todo] * (1 - 0.1 * tol))
+            stalled[todo] = np.where(progress, 0, stalled[todo] + 1)
+            best[todo], lowest[todo] = (
+                np.minimum(now, best[todo]),
+                np.minimum(objective, lowest[todo]),
+            )
+            keep = (self.gap[todo] > tol) & (stalled[todo] < _STALLED)
             if not keep.any() or done == self.max_iter:
-                return
+                if not drifted:
+                    return
+                # Decisions were added up step by step; only those of the weights themselves count.
+                self.F = self.rows.forward(self.W, self.loss.fold)
+                todo, drifted = np.arange(problems), False
+                continue
             todo, W, gradient, now = todo[keep], W[:, keep], gradient[:, keep], now[keep]
             state = tuple(part[:, keep] for part in state)
             # Superlinear near the minimum, but no more precise than the last step needs.
             forcing = np.clip(0.5 * np.sqrt(tol / now), 0.01, 0.25)
-            D, FD = self._step(C, penalty, gradient, state, todo, forcing)
+            D, FD, rest = self._step(C, penalty, gradient, metric[:, keep], state, todo, forcing)
             along = self.loss.along(self.F[:, todo], FD, todo)
             t = minimise_along(along, C, _sum(penalty * W * D), _sum(penalty * D * D))
             self.W[:, todo] += (t := t[None, :, None].astype(D.dtype)) * D
             self.F[:, todo] += t * FD
             self.iterations[todo] += 1
-            last[todo] = now
             if self.loss.smooth:
-                left[todo] = np.abs(_sum(gradient * D)) / 2 / objective[keep]
-            done += 1
+                left[todo] = 0.5 * (np.abs(_sum(gradient * D)) + rest) / objective[keep]
+            done, drifted = done + 1, True
 
     def _step(
         self,
         C: float,
         penalty: Array,
         gradient: Array,
+        metric: Array,
         state: tuple[Array, ...],
         todo: Array,
         forcing: Array,
-    ) -> tuple[Array, Array]:
-        """Solve the Newton systems by conjugate gradients; return steps, and what they do to F."""
-        precondition: Callable[[Array], Array] = _unchanged
+    ) -> tuple[Array, Array, Array]:
+        """Solve the Newton systems by conjugate gradients.
+
+        Return the steps, what they do to F, and the squared norms of what the systems still lack.
+        """
+        curvature = self.loss.curvature(state)
+        intercept = (1 / np.maximum(penalty[-1] + C * curvature, _TINY)).astype(gradient.dtype)
+        inverse: Callable[[Array], Array] = _unchanged
         if self.slow:
-            precondition = self.rows.preconditioner(C * self.loss.weight(state))
+            inverse = self.rows.preconditioner(C * float(curvature.mean()) / self.rows.shape[0])
         D = np.zeros_like(gradient)
         FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
-        r = -gradient
-        p = z = precondition(r)
-        rz, limit, left = _sum(r * z), forcing**2 * _sum(r * r), np.arange(len(todo))
+        r, left = -gradient, np.arange(len(todo))
+        p = z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
+        rz, rest = _sum(r * z), _sum(metric * r * r)
+        limit = forcing**2 * rest
         for number in range(_CG_STEPS):
             self.slow |= number > _SLOW
             bend = partial(self._bend, state)
@@ -248,16 +321,18 @@ class Newton:
             D[:, left] += step * p
             FD[:, left] += step * Fp
             r = r - step * Hp
-            keep = _sum(r * r) > limit
+            rest[left] = _sum(metric * r * r)
+            keep = rest[left] > limit
             if not keep.any():
                 break
             if not keep.all():
                 left, limit, rz, r, p = left[keep], limit[keep], rz[keep], r[:, keep], p[:, keep]
+                metric, intercept = metric[:, keep], intercept[keep]
                 state = tuple(part[:, keep] for part in state)
-            z = precondition(r)
+            z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
             rz, last = _sum(r * z), rz
             p = z + (rz / last)[None, :, None].astype(r.dtype) * p
-        return D, FD
+        return D, FD, rest
 
     def _bend(self, state: tuple[Array, ...], rows: slice, D: Array) -> Array:
         return self.loss.bend(tuple(part[rows] for part in state), D)
@@ -282,7 +357,8 @@ def minimise_along(
         if done.all():
             break
         low, high = np.where(slope < 0, t, low), np.where(slope > 0, t, high)
-        newton = t - slope / bend
+        with np.errstate(divide="ignore", invalid="ignore"):
+            newton = t - slope / bend
         middle = np.where(np.isinf(high), 2 * t, (low + np.minimum(high, 1e300)) / 2)
         inside = (newton > low) & (newton < high)
         t = np.where(done, t, np.where(inside, newton, middle))

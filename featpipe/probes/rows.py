@@ -1,7 +1,7 @@
 """Products with all training rows, in blocks: of any number of columns, in bounded memory.
 
 A sum over rows has a fixed number of parts, each added up block by block on one thread. With one
-BLAS thread per part, as :func:`featpipe.probes.linear.one_blas_thread` sees to, the number of
+BLAS thread per part, as :func:`featpipe.probes.linear.thread_pool` sees to, the number of
 threads changes no bit of it.
 """
 
@@ -19,6 +19,7 @@ from scipy import linalg
 Array = NDArray[Any]
 
 _PARTS = 8
+_KERNEL_ROWS = 256  # computed at once
 _BLOCK_VALUES = 1 << 20  # numbers in a block: about what a core's cache holds
 
 
@@ -50,6 +51,8 @@ class Rows:
         n, d = self.shape = X.shape
         self._X, self._pool = X, pool
         self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self.whole: Rows = self  # that these are a projection of
+        self._basis: Array | None = None
         self._gram: Array | None = None
         self._common: tuple[Array, Array] | None = None
         self._own: tuple[Array, Array] | None = None
@@ -71,6 +74,21 @@ class Rows:
         if isinstance(X, np.ndarray):  # what is in memory is standardised once
             self._X, self._common = self.block(slice(None)), None
 
+    def in_span(self, mine: Array) -> Rows:
+        """Return all rows projected on the span of some, as a single fold sees them.
+
+        Where these have fewer rows than features, nothing else matters to what they train.
+        """
+        basis = linalg.qr(self.seen(mine, 0).T, mode="economic", check_finite=False)[0]
+        B = np.concatenate([basis, np.zeros_like(basis[:1])])[:, None]
+        spanned = Rows(self.forward(B, np.zeros(1, int))[:, 0], pool=self._pool)
+        spanned.whole, spanned._basis = self, basis
+        return spanned
+
+    def lift(self, W: Array) -> Array:
+        """Return weights (d + 1, columns) as those of the ``whole`` rows' features."""
+        return W if self._basis is None else np.concatenate([self._basis @ W[:-1], W[-1:]])
+
     def block(self, rows: Any) -> Array:
         """Return some rows, standardised as all folds are on average."""
         block = self._X[rows].astype(self.dtype, copy=False)
@@ -86,6 +104,21 @@ class Rows:
             return block
         shift, stretch = (part[:, fold, 0].astype(block.dtype) for part in self._own)
         return (block - shift) * stretch
+
+    def kernel(self, rows: Array, fold: int) -> Array:
+        """Return inner products of some rows as a fold sees them, with their ones, in float64."""
+        Z = self.seen(rows, fold).astype(np.float64)
+        K = np.empty((len(Z), len(Z)))
+
+        def work(first: int) -> None:
+            last = min(first + _KERNEL_ROWS, len(Z))
+            K[first:last, :last] = Z[first:last] @ Z[:last].T + 1
+            K[:first, first:last] = K[first:last, :first].T
+
+        # The longest first, so that threads end together.
+        starts = reversed(range(0, len(Z), _KERNEL_ROWS))
+        list((self._pool.map if self._pool else map)(work, starts))
+        return K
 
     def forward(self, W: Array, fold: Array) -> Array:
         """Return the decisions of weights."""
@@ -125,11 +158,11 @@ class Rows:
         return self._from_common(*_total(parts), fold, V.shape[1:]), out
 
     def preconditioner(self, weight: float) -> Callable[[Array], Array]:
-        """Return a function that applies about (I + weight · XᵀX)⁻¹ to weights.
+        """Return a function that applies about (I + weight · XᵀX)⁻¹ to weights of features.
 
-        It takes the intercept by itself, and keeps the inverse while the weight changes little.
+        The inverse is kept while the weight changes little.
         """
-        n, d = self.shape
+        d = self.shape[1]
         if self._gram is None:
             self._gram = sum(
                 self._each(lambda part: sum(b.T @ b for b in (self.block(r) for r in part)))
@@ -142,9 +175,7 @@ class Rows:
         inverse = self._inverse[1]
 
         def apply(G: Array) -> Array:
-            flat = G[:-1].reshape(d, -1)
-            flat = (inverse @ flat).reshape(d, *G.shape[1:])
-            return np.concatenate([flat, G[-1:] / (1 + weight * n)])
+            return (inverse @ G.reshape(d, -1)).reshape(G.shape)
 
         return apply
 
