@@ -136,7 +136,14 @@ def fit_path(
     _check(task, values)
     d = X.shape[1]
     trained = [np.flatnonzero(weight) for weight in task.weight]
-    mean, scale = moments(X, task.weight > 0) if standardise else (None, None)
+    mean, scale = None, None
+    if standardise:
+        mean, scale = moments(X, task.weight > 0)
+    elif not task.hinge:
+        # An intercept that is not penalised may stand for any origin; far from it, it is hard to
+        # tell from the weights.
+        mean = np.repeat(moments(X, task.weight.any(axis=0)[None])[0], len(trained), axis=0)
+        scale = np.ones_like(mean)
     # With fewer rows than features, each fold is solved in the span of its own rows.
     spans = max(map(len, trained)) < d
     for folds in np.arange(len(trained)).reshape(-1, 1 if spans else len(trained)):
@@ -144,7 +151,10 @@ def fit_path(
         rows = Rows(X, *own, pool=solver.pool)
         if spans and len(trained[folds[0]]) > _EXACT_ROWS:
             rows = rows.in_span(trained[folds[0]])
-        yield from _fit_folds(rows, task, folds, values, solver)
+        for fit in _fit_folds(rows, task, folds, values, solver):
+            if mean is not None and not standardise:
+                fit.W[-1] -= mean[fit.fold] @ fit.W[:-1]
+            yield fit
 
 
 def _check(task: Task, values: Sequence[float]) -> None:
