@@ -33,7 +33,6 @@ class Loss(Protocol):
 
     fold: Array  # of each problem
     intercept_penalty: float
-    smooth: bool  # whether its second derivative is continuous
 
     def intercepts(self, F: Array, p: Array) -> Array | None:
         """Return what to add to intercepts that are not penalised, (problems, width)."""
@@ -63,7 +62,6 @@ class SquaredHinge:
     """
 
     intercept_penalty = 1.0  # as liblinear does
-    smooth = False
 
     def __init__(self, sign: Array, weight: Array, fold: Array) -> None:
         self.sign, self.weights, self.fold = sign[..., None], weight[..., None], fold
@@ -121,7 +119,6 @@ class Softmax:
     """
 
     intercept_penalty = 0.0  # as scikit-learn does
-    smooth = True
 
     def __init__(self, y: Array, weight: Array, fold: Array, columns: int) -> None:
         self.own, self.weights, self.fold = y[:, None, None], weight[..., None], fold
@@ -144,7 +141,7 @@ class Softmax:
             if (np.abs(surplus) <= enough * count).all():
                 break
             P = np.moveaxis(P, 0, 2).astype(np.float64)  # (problems, width, n)
-            sP = s.T * P
+            sP = np.moveaxis(s, 0, 2) * P
             bend = -sP @ P.swapaxes(1, 2)
             # The ridge is for the sum of all intercepts, on which nothing depends.
             diagonal = sP.sum(axis=2) + 1e-9 * count.sum(axis=1, keepdims=True)
@@ -203,9 +200,9 @@ class Newton:
     F : array of shape (n, problems, width)
         Decisions of W on all rows.
     gap : array of shape (problems,)
-        About (objective − minimum) / objective. For the squared hinge ½‖gradient‖² over the
-        objective: the duality gap, of the dual variables 2 C max(0, 1 − y f). For the softmax the
-        smaller of that and the Newton decrement, what a quadratic model says is left to gain.
+        Bound on (objective − minimum) / objective: ½‖gradient‖² over the objective. For the squared
+        hinge that is the duality gap, of the dual variables 2 C max(0, 1 − y f). For the softmax it
+        holds where intercepts are the best for the other weights, as ``minimise`` leaves them.
     iterations : array of shape (problems,)
         Newton steps so far.
     """
@@ -242,30 +239,26 @@ class Newton:
         penalty[-1] = self.loss.intercept_penalty
         problems = self.W.shape[1]
         todo, done, drifted = np.arange(problems), 0, False
-        best, lowest, left = np.full((3, problems), np.inf)
+        best, lowest = np.full((2, problems), np.inf)
         stalled = np.zeros(problems, int)
         while True:
             add = self.loss.intercepts(self.F[:, todo], todo)
             if add is not None:
+                # Nothing depends on the sum of a problem's intercepts: it is zero.
+                add -= (self.W[-1, todo] + add).mean(axis=1, keepdims=True)
                 self.W[-1, todo] += add.astype(self.W.dtype)
                 self.F[:, todo] += add.astype(self.F.dtype)
             value, slope, state = self.loss.at(self.F[:, todo], todo)
             W = self.W[:, todo]
             objective = C * value + 0.5 * _sum(penalty * W * W)
             gradient = penalty * W + C * self.rows.back(slope, self.loss.fold[todo])
-            # Of about the Hessian's inverse, no more than the inverse: bounds rest on it.
-            metric = np.ones_like(gradient)
-            if not self.loss.intercept_penalty:
-                metric[-1] = 1 / np.maximum(C * self.loss.curvature(state), _TINY)
-            now = 0.5 * _sum(metric * gradient * gradient) / objective
-            self.gap[todo] = np.minimum(now, left[todo])
+            now = 0.5 * _sum(gradient * gradient) / objective
+            self.gap[todo] = now
             progress = (now < 0.7 * best[todo]) | (objective < lowest[todo] * (1 - 0.1 * tol))
             stalled[todo] = np.where(progress, 0, stalled[todo] + 1)
-            best[todo], lowest[todo] = (
-                np.minimum(now, best[todo]),
-                np.minimum(objective, lowest[todo]),
-            )
-            keep = (self.gap[todo] > tol) & (stalled[todo] < _STALLED)
+            best[todo] = np.minimum(now, best[todo])
+            lowest[todo] = np.minimum(objective, lowest[todo])
+            keep = (now > tol) & (stalled[todo] < _STALLED)
             if not keep.any() or done == self.max_iter:
                 if not drifted:
                     return
@@ -277,14 +270,12 @@ class Newton:
             state = tuple(part[:, keep] for part in state)
             # Superlinear near the minimum, but no more precise than the last step needs.
             forcing = np.clip(0.5 * np.sqrt(tol / now), 0.01, 0.25)
-            D, FD, rest = self._step(C, penalty, gradient, metric[:, keep], state, todo, forcing)
+            D, FD = self._step(C, penalty, gradient, state, todo, forcing)
             along = self.loss.along(self.F[:, todo], FD, todo)
             t = minimise_along(along, C, _sum(penalty * W * D), _sum(penalty * D * D))
             self.W[:, todo] += (t := t[None, :, None].astype(D.dtype)) * D
             self.F[:, todo] += t * FD
             self.iterations[todo] += 1
-            if self.loss.smooth:
-                left[todo] = 0.5 * (np.abs(_sum(gradient * D)) + rest) / objective[keep]
             done, drifted = done + 1, True
 
     def _step(
@@ -292,15 +283,11 @@ class Newton:
         C: float,
         penalty: Array,
         gradient: Array,
-        metric: Array,
         state: tuple[Array, ...],
         todo: Array,
         forcing: Array,
-    ) -> tuple[Array, Array, Array]:
-        """Solve the Newton systems by conjugate gradients.
-
-        Return the steps, what they do to F, and the squared norms of what the systems still lack.
-        """
+    ) -> tuple[Array, Array]:
+        """Solve the Newton systems by conjugate gradients; return steps, and what they do to F."""
         curvature = self.loss.curvature(state)
         intercept = (1 / np.maximum(penalty[-1] + C * curvature, _TINY)).astype(gradient.dtype)
         inverse: Callable[[Array], Array] = _unchanged
@@ -310,8 +297,7 @@ class Newton:
         FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
         r, left = -gradient, np.arange(len(todo))
         p = z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
-        rz, rest = _sum(r * z), _sum(metric * r * r)
-        limit = forcing**2 * rest
+        rz, limit = _sum(r * z), forcing**2 * _sum(r * r)
         for number in range(_CG_STEPS):
             self.slow |= number > _SLOW
             bend = partial(self._bend, state)
@@ -321,18 +307,17 @@ class Newton:
             D[:, left] += step * p
             FD[:, left] += step * Fp
             r = r - step * Hp
-            rest[left] = _sum(metric * r * r)
-            keep = rest[left] > limit
+            keep = _sum(r * r) > limit
             if not keep.any():
                 break
             if not keep.all():
                 left, limit, rz, r, p = left[keep], limit[keep], rz[keep], r[:, keep], p[:, keep]
-                metric, intercept = metric[:, keep], intercept[keep]
+                intercept = intercept[keep]
                 state = tuple(part[:, keep] for part in state)
             z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
             rz, last = _sum(r * z), rz
             p = z + (rz / last)[None, :, None].astype(r.dtype) * p
-        return D, FD, rest
+        return D, FD
 
     def _bend(self, state: tuple[Array, ...], rows: slice, D: Array) -> Array:
         return self.loss.bend(tuple(part[rows] for part in state), D)

@@ -207,27 +207,36 @@ def _total(terms: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def moments(X: Any, member: Array) -> tuple[Array, Array]:
-    """Return mean and standard deviation of the rows of each fold, (n_folds, d) each.
+    """Return the mean and standard deviation of the rows of each fold, (n_folds, d) each.
 
     ``member`` (n_folds, n) says which rows are in which fold. A feature that is constant in a fold
-    has the deviation 1. One pass over the rows, in double precision.
+    has the deviation 1, as in StandardScaler. One pass over the rows, in double precision; means
+    and squared deviations are merged block by block (Chan, Golub and LeVeque, 1983).
     """
-    # Rows that are in the same folds are added up once, then the sums of a fold's parts.
+    # Rows that are in the same folds make up a part; the parts of a fold are merged in the end.
     patterns, part = np.unique(member, axis=1, return_inverse=True)
     n, d = X.shape
-    origin = np.asarray(X[0], np.float64)  # against cancellation
-    count = np.bincount(part, minlength=patterns.shape[1]).astype(np.float64)
-    first, second = np.zeros((2, patterns.shape[1], d))
+    count = np.zeros((patterns.shape[1], 1))
+    mean, squares = np.zeros((2, patterns.shape[1], d))
     step = max(64, _BLOCK_VALUES // d)
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        block = np.asarray(X[rows], np.float64) - origin
+        block = np.asarray(X[rows], np.float64)
         for p in np.unique(part[rows]):
             mine = block[part[rows] == p]
-            first[p] += mine.sum(axis=0)
-            second[p] += np.einsum("ij,ij->j", mine, mine)
-    count, first, second = (patterns.astype(float) @ x for x in (count, first, second))
-    mean = first / count[:, None]
-    variance = np.maximum(second / count[:, None] - mean**2, 0)
-    constant = variance <= 1e-12 * (mean**2 + origin**2)
-    return mean + origin, np.where(constant, 1.0, np.sqrt(variance))
+            center = mine.mean(axis=0)
+            away, total = center - mean[p], count[p] + len(mine)
+            squares[p] += ((mine - center) ** 2).sum(axis=0)
+            squares[p] += away**2 * count[p] * len(mine) / total
+            mean[p] += away * len(mine) / total
+            count[p] = total
+    means, variances = np.zeros((2, len(member), d))
+    for k, mine in enumerate(patterns.astype(bool)):
+        total = count[mine].sum()
+        means[k] = (count[mine] * mean[mine]).sum(axis=0) / total
+        between = count[mine] * (mean[mine] - means[k]) ** 2
+        variances[k] = (squares[mine] + between).sum(axis=0) / total
+    # Where rounding explains the variance: scikit-learn's bound.
+    rounding = n * np.finfo(np.float64).eps
+    constant = variances <= rounding * variances + (rounding * means) ** 2
+    return means, np.where(constant, 1.0, np.sqrt(variances))
