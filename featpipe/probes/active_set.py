@@ -22,7 +22,6 @@ from featpipe.probes.newton import Newton, SquaredHinge, minimise_along
 Array = NDArray[Any]
 
 
-
 @dataclass
 class Dual:
     """Problems of one kernel, and where their search has come to.
@@ -110,7 +109,8 @@ def _solve(K: Array, A: Array, y: Array, ridge: Array) -> Array:
         L = np.linalg.cholesky(M)
     except np.linalg.LinAlgError:  # the ridge is below the kernel's rounding
         root, V = np.linalg.eigh(M)
-        return V @ ((V.T @ y[A]) / np.maximum(root, ridge[A].min()))
+        rounding = len(A) * np.finfo(np.float64).eps * root[-1]
+        return V @ ((V.T @ y[A]) / np.maximum(root, rounding))
     half = solve_triangular(L, y[A], lower=True, check_finite=False)
     return solve_triangular(L, half, lower=True, trans=1, check_finite=False)
 

@@ -203,8 +203,9 @@ def _fit_folds(
         for k, fold in enumerate(folds if value is not None else ()):
             mine = np.flatnonzero(loss.fold == k)
             W, F = rows.lift(at.W[:, mine].reshape(d + 1, -1)), at.F[:, mine].reshape(n, -1)
-            if isinstance(loss, newton.Softmax):
-                W[-1, loss.absent[k]] = F[:, loss.absent[k]] = -np.inf
+            if isinstance(loss, newton.Softmax):  # the limit for classes without rows
+                W[-1, loss.absent[k]] = -np.inf
+                F[:, loss.absent[k]] = -np.inf
             gap, iterations = float(at.gap[mine].max()), int(at.iterations[mine].max())
             yield Fit(int(value or 0), int(fold), W, F, gap, iterations)
         if precise:
@@ -240,6 +241,9 @@ class _Linear(ClassifierMixin, BaseEstimator):
     """A linear classifier whose classes are fitted together."""
 
     _hinge: bool
+    classes_: Array
+    coef_: Array
+    intercept_: Array
 
     def __init__(
         self,
@@ -269,10 +273,14 @@ class _Linear(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise ValueError(f"There must be at least 2 classes; there is 1 class: {self.classes_}")
         binary = len(self.classes_) == 2
-        own = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
-        light = self.classes_[own * np.bincount(target, weight) <= 0]
-        if len(light):
-            raise ValueError(f"Every class needs a row of positive weight; without: {light}")
+        counts = np.bincount(target, weight)
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            own = counts.sum() / (len(counts) * np.maximum(counts, 1e-300))
+        else:
+            own = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
+        without = self.classes_[own * counts <= 0]
+        if len(without):
+            raise ValueError(f"Every class needs a row of positive weight; without: {without}")
         # liblinear weighs a class by its own weight and the rest by 1, of two classes each.
         rest = np.ones_like(own)
         balance = np.stack([own, rest], axis=-1)[None]

@@ -145,7 +145,7 @@ class Softmax:
             bend = -sP @ P.swapaxes(1, 2)
             # The ridge is for the sum of all intercepts, on which nothing depends.
             diagonal = sP.sum(axis=2) + 1e-9 * count.sum(axis=1, keepdims=True)
-            bend[:, *np.diag_indices(len(bend[0]))] += diagonal
+            bend += diagonal[:, :, None] * np.eye(len(diagonal[0]))
             step = -np.linalg.solve(bend, surplus[..., None])[..., 0]
             step -= step.mean(axis=1, keepdims=True)
             along = self.along(G, np.broadcast_to(step.astype(F.dtype), G.shape), p)

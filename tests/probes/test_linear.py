@@ -12,7 +12,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from sklearn.utils import compute_class_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featpipe.probes import linear
@@ -68,10 +67,13 @@ class Problem:
     def row_weights(self, hinge: bool) -> np.ndarray:
         """Return weights as liblinear and as scikit-learn use them, (n, problems) and (n, 1)."""
         classes = np.unique(self.y)
-        own = compute_class_weight(self.class_weight, classes=classes, y=self.y)
         weight = (np.ones(len(self.y)) if self.weight is None else self.weight)[:, None]
+        counts = weight[:, 0] @ (self.y[:, None] == classes)
+        own = counts.sum() / len(classes) / counts
+        own = np.ones_like(own) if self.class_weight is None else own
         by_row = own[np.searchsorted(classes, self.y)][:, None]
-        return weight * by_row if len(own) == 2 or not hinge else weight * np.where(self.positive, own, 1)
+        one_column = len(own) == 2 or not hinge
+        return weight * (by_row if one_column else np.where(self.positive, own, 1))
 
     def hinge(self, W: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return LinearSVC's objective of each class."""

@@ -81,7 +81,9 @@ def test_derivatives_are_those_of_the_value(number):
 def test_rows_of_weight_zero_do_not_count():
     for loss in losses():
         problems = np.arange(len(loss.fold))
-        F = np.random.default_rng(3).normal(size=(N, len(problems), 3))[..., : 3 if isinstance(loss, Softmax) else 1]
+        F = np.random.default_rng(3).normal(size=(N, len(problems), 3))[
+            ..., : 3 if isinstance(loss, Softmax) else 1
+        ]
         _, slope, _ = loss.at(F, problems)
         assert not slope[loss.weights[..., 0] == 0].any()
 
