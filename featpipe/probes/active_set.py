@@ -26,8 +26,8 @@ Array = NDArray[Any]
 class Dual:
     """Problems of one kernel, and where their search has come to.
 
-    K (n, n) holds the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative. All is
-    in double precision: the kernel's rounding has to stay below 1 / C.
+    K (n, n) holds the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative.
+    All is in double precision: the kernel's rounding has to stay below 1 / C.
     """
 
     K: Array
@@ -62,14 +62,14 @@ class Dual:
             y, s, old = self.sign[:, todo], self.weight[:, todo], self.short[:, todo]
             active = (old > 0) & (s > 0)
             sets = [np.flatnonzero(mine) for mine in active.T]
-            beta = np.zeros(y.shape)
+            beta, solved = np.zeros(y.shape), np.ones(len(todo), bool)
             ridge = 0.5 / (C * np.where(s > 0, s, 1))
-            solved = each(partial(_solve, self.K), sets, y.T, ridge.T)
-            for j, (A, part) in enumerate(zip(sets, solved, strict=True)):
-                beta[A, j] = part
+            parts = each(partial(_solve, self.K), sets, y.T, ridge.T)
+            for j, (A, part) in enumerate(zip(sets, parts, strict=True)):
+                beta[A, j], solved[j] = part
             F = self.K @ beta
             # On active rows by the equation: cancellation would drown it where C is large.
-            short = np.where(active, ridge * y * beta, 1 - y * F)
+            short = np.where(active & solved, ridge * y * beta, 1 - y * F)
             square = (beta * F).sum(axis=0)
             gap = self._gap(C, y, s, beta, short, square)
             done = gap <= tol
@@ -96,13 +96,14 @@ class Dual:
             N = np.flatnonzero(y[:, j] * beta[:, j] < 0)
             change = beta[N, j]
             dual[j] += change @ (y[N, j] * (1 - short[N, j]) - 0.5 * self.K[np.ix_(N, N)] @ change)
-        return (primal - dual) / primal
+        # Not below zero but for rounding, which then is what the solution is uncertain by.
+        return np.abs(primal - dual) / primal
 
 
-def _solve(K: Array, A: Array, y: Array, ridge: Array) -> Array:
-    """Return β of the active rows A."""
+def _solve(K: Array, A: Array, y: Array, ridge: Array) -> tuple[Array, bool]:
+    """Return β of the active rows A, and whether it solves their equations."""
     if not len(A):
-        return np.zeros(0)
+        return np.zeros(0), True
     M = K[np.ix_(A, A)]
     M[np.diag_indices(len(A))] += ridge[A]
     try:
@@ -110,9 +111,9 @@ def _solve(K: Array, A: Array, y: Array, ridge: Array) -> Array:
     except np.linalg.LinAlgError:  # the ridge is below the kernel's rounding
         root, V = np.linalg.eigh(M)
         rounding = len(A) * np.finfo(np.float64).eps * root[-1]
-        return V @ ((V.T @ y[A]) / np.maximum(root, rounding))
+        return V @ ((V.T @ y[A]) / np.maximum(root, rounding)), False
     half = solve_triangular(L, y[A], lower=True, check_finite=False)
-    return solve_triangular(L, half, lower=True, trans=1, check_finite=False)
+    return solve_triangular(L, half, lower=True, trans=1, check_finite=False), True
 
 
 def _along(old: Array, change: Array, s: Array, t: Array) -> tuple[Array, Array]:

@@ -136,13 +136,15 @@ def fit_path(
     _check(task, values)
     d = X.shape[1]
     trained = [np.flatnonzero(weight) for weight in task.weight]
-    mean, scale = None, None
+    mean: Array | None = None
+    scale: Array | None = None
     if standardise:
         mean, scale = moments(X, task.weight > 0)
     elif not task.hinge:
         # An intercept that is not penalised may stand for any origin; far from it, it is hard to
         # tell from the weights.
-        mean = np.repeat(moments(X, task.weight.any(axis=0)[None])[0], len(trained), axis=0)
+        used = task.weight.max(axis=0, keepdims=True) > 0
+        mean = np.repeat(moments(X, used)[0], len(trained), axis=0)
         scale = np.ones_like(mean)
     # With fewer rows than features, each fold is solved in the span of its own rows.
     spans = max(map(len, trained)) < d

@@ -61,7 +61,7 @@ def test_minima_are_those_of_linear_svc_and_gaps_are_those_of_its_dual(shape, du
             np.testing.assert_allclose(np.c_[X, np.ones(len(X))].T @ dual.beta[:, j], w, atol=1e-4)
 
 
-@pytest.mark.parametrize("C", [1e10, 1e16])
+@pytest.mark.parametrize("C", [1e8, 1e12])
 def test_a_ridge_below_the_kernels_rounding_is_no_end(C):
     X, sign, weight = random(40, 60, duplicates=True)
     sign[20:] = sign[:20]
@@ -79,7 +79,7 @@ def test_what_double_precision_cannot_solve_is_not_called_solved():
     dual = problems(1e4 * X, sign, weight)
     dual.minimise(1e14, 1e-6, Solver())
     assert np.isfinite(dual.beta).all()
-    assert dual.gap.max() > 1e-6
+    assert (dual.gap > 1e-6).all()
 
 
 def test_a_problem_without_positive_rows_and_one_without_rows_are_solved():

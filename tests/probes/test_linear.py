@@ -349,8 +349,8 @@ def test_estimators_refuse_what_cannot_be_learned(kind):
     with pytest.raises(ValueError, match=r"without: \['a' 'b'\]"):
         kind(class_weight={"a": 0, "b": 0}).fit(X, y)
     with pytest.raises(ValueError, match="NaN"):
-        kind().fit(np.where(X == X[3, 2], np.nan, X), y)
-    with pytest.raises(ValueError, match="[Nn]egative"):
+        kind().fit(np.where(X[3, 2] == X, np.nan, X), y)
+    with pytest.raises(ValueError, match="egative"):
         kind().fit(X, y, -np.ones(90))
 
 

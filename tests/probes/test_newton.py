@@ -64,7 +64,7 @@ def test_derivatives_are_those_of_the_value(number):
     problems = np.arange(len(loss.fold))[::-1]  # also in another order
     shape = (N, len(problems), 3 if isinstance(loss, Softmax) else 1)
     F, E = rng.normal(size=(2, *shape))
-    value, slope, state = loss.at(F, problems)
+    _, slope, state = loss.at(F, problems)
     low, high = loss.at(F - h * E, problems), loss.at(F + h * E, problems)
     np.testing.assert_allclose((high[0] - low[0]) / 2 / h, (slope * E).sum(axis=(0, 2)), rtol=1e-6)
     np.testing.assert_allclose((high[1] - low[1]) / 2 / h, loss.bend(state, E), atol=1e-5)
@@ -81,9 +81,8 @@ def test_derivatives_are_those_of_the_value(number):
 def test_rows_of_weight_zero_do_not_count():
     for loss in losses():
         problems = np.arange(len(loss.fold))
-        F = np.random.default_rng(3).normal(size=(N, len(problems), 3))[
-            ..., : 3 if isinstance(loss, Softmax) else 1
-        ]
+        columns = 3 if isinstance(loss, Softmax) else 1
+        F = np.random.default_rng(3).normal(size=(N, len(problems), columns))
         _, slope, _ = loss.at(F, problems)
         assert not slope[loss.weights[..., 0] == 0].any()
 

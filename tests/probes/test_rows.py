@@ -21,8 +21,8 @@ class Stored:
         return self.X[rows].astype(self.dtype)
 
 
-@pytest.fixture
-def X() -> np.ndarray:
+@pytest.fixture(name="X")
+def features() -> np.ndarray:
     rng = np.random.default_rng(0)
     X = rng.normal(3, rng.uniform(0.1, 10, 30), (700, 30))
     X[:, 4] = 0.3
