@@ -259,6 +259,8 @@ class Newton:
             best[todo] = np.minimum(now, best[todo])
             lowest[todo] = np.minimum(objective, lowest[todo])
             keep = (now > tol) & (stalled[todo] < _STALLED)
+            # With a tiny C weights of zero are good enough for the objective, but answer nothing.
+            keep |= (self.iterations[todo] == 0) & (now > 0)
             if not keep.any() or done == self.max_iter:
                 if not drifted:
                     return

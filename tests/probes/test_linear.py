@@ -312,6 +312,12 @@ def test_rows_of_weight_zero_are_as_if_removed(kind):
     np.testing.assert_allclose(whole.coef_, part.coef_, atol=1e-5)
 
 
+def test_the_smallest_c_still_tells_classes_apart():
+    X, task = folds(1000, 60, hinge=True)
+    for fit in path(X, task, [1e-12], standardise=True):
+        assert (fit.F.argmax(axis=1) == task.target).mean() > 0.8
+
+
 # --- mistakes ---
 
 
