@@ -271,7 +271,8 @@ class Newton:
             todo, W, gradient, now = todo[keep], W[:, keep], gradient[:, keep], now[keep]
             state = tuple(part[:, keep] for part in state)
             # Superlinear near the minimum, but no more precise than the last step needs.
-            forcing = np.clip(0.5 * np.sqrt(tol / now), 0.01, 0.25)
+            # Where that did not help: an intercept's small residual may mean much for the weights.
+            forcing = np.clip(0.5 * np.sqrt(tol / now), 0.01, 0.25) * 0.1 ** stalled[todo]
             D, FD = self._step(C, penalty, gradient, state, todo, forcing)
             along = self.loss.along(self.F[:, todo], FD, todo)
             t = minimise_along(along, C, _sum(penalty * W * D), _sum(penalty * D * D))
