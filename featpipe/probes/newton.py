@@ -21,7 +21,8 @@ from featpipe.probes.rows import Rows
 Array = NDArray[Any]
 
 _CG_STEPS = 200
-_SLOW = 20  # steps; a Gram matrix and its inverse cost about as much
+_STRONG = 0.5  # C times the curvature of all rows: sure to be slow
+_SLOW = 30  # steps; a Gram matrix and its inverse cost about as much
 _INTERCEPT_STEPS = 20
 _STALLED = 4  # steps in a row without progress
 _TINY = 1e-30
@@ -293,16 +294,20 @@ class Newton:
         """Solve the Newton systems by conjugate gradients; return steps, and what they do to F."""
         curvature = self.loss.curvature(state)
         intercept = (1 / np.maximum(penalty[-1] + C * curvature, _TINY)).astype(gradient.dtype)
-        inverse: Callable[[Array], Array] = _unchanged
-        if self.slow:
-            inverse = self.rows.preconditioner(C * float(curvature.mean()) / self.rows.shape[0])
+        weight = C * float(curvature.mean()) / self.rows.shape[0]
+        self.slow |= C * float(curvature.mean()) > _STRONG
         D = np.zeros_like(gradient)
         FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
         r, left = -gradient, np.arange(len(todo))
-        p = z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
-        rz, limit = _sum(r * z), forcing**2 * _sum(r * r)
+        limit = forcing**2 * _sum(r * r)
+        p, last = np.zeros_like(r), np.full(len(todo), np.inf)  # as if there were none before
         for number in range(_CG_STEPS):
-            self.slow |= number > _SLOW
+            if number == _SLOW and not self.slow:
+                self.slow, last = True, np.full(len(left), np.inf)
+            inverse = self.rows.preconditioner(weight) if self.slow else _unchanged
+            z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
+            rz = _sum(r * z)
+            p = z + (rz / last)[None, :, None].astype(r.dtype) * p
             bend = partial(self._bend, state)
             Hp, Fp = self.rows.normal(p, self.loss.fold[todo[left]], bend)
             Hp = penalty * p + C * Hp
@@ -317,9 +322,7 @@ class Newton:
                 left, limit, rz, r, p = left[keep], limit[keep], rz[keep], r[:, keep], p[:, keep]
                 intercept = intercept[keep]
                 state = tuple(part[:, keep] for part in state)
-            z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
-            rz, last = _sum(r * z), rz
-            p = z + (rz / last)[None, :, None].astype(r.dtype) * p
+            last = rz
         return D, FD
 
     def _bend(self, state: tuple[Array, ...], rows: slice, D: Array) -> Array:

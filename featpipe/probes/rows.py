@@ -20,6 +20,8 @@ Array = NDArray[Any]
 
 _PARTS = 8
 _KERNEL_ROWS = 256  # computed at once
+_TILE = 512  # columns of a Gram matrix that are computed at once
+_GRAM_ROWS = 8192  # and rows
 _BLOCK_VALUES = 1 << 20  # numbers in a block: about what a core's cache holds
 
 
@@ -164,9 +166,7 @@ class Rows:
         """
         d = self.shape[1]
         if self._gram is None:
-            self._gram = sum(
-                self._each(lambda part: sum(b.T @ b for b in (self.block(r) for r in part)))
-            )
+            self._gram = self._make_gram()
         if self._inverse is None or not 0.5 < weight / self._inverse[0] < 2:
             A = self._gram * weight
             A[np.diag_indices(d)] += 1
@@ -175,9 +175,33 @@ class Rows:
         inverse = self._inverse[1]
 
         def apply(G: Array) -> Array:
-            return (inverse @ G.reshape(d, -1)).reshape(G.shape)
+            flat = G.reshape(d, -1)
+            out = np.empty(flat.shape, np.result_type(flat, inverse))
+
+            def tile(first: int) -> None:
+                rows = slice(first, first + _TILE)
+                np.matmul(inverse[rows], flat, out=out[rows])
+
+            list((self._pool.map if self._pool else map)(tile, range(0, d, _TILE)))
+            return out.reshape(G.shape)
 
         return apply
+
+    def _make_gram(self) -> Array:
+        """Return XᵀX, computed in tiles that threads share."""
+        n, d = self.shape
+        gram = np.zeros((d, d), self.dtype)
+        edges = range(0, d, _TILE)
+        for start in range(0, n, _GRAM_ROWS):
+            block = self.block(slice(start, start + _GRAM_ROWS))
+
+            def tile(corner: tuple[int, int], block: Array = block) -> None:
+                rows, columns = (slice(edge, edge + _TILE) for edge in corner)
+                gram[rows, columns] += block[:, rows].T @ block[:, columns]
+
+            corners = [(row, column) for row in edges for column in edges if column <= row]
+            list((self._pool.map if self._pool else map)(tile, corners))
+        return np.tril(gram) + np.tril(gram, -1).T
 
     def _to_common(self, W: Array, fold: Array) -> tuple[Array, Array]:
         V, c = W[:-1], W[-1]

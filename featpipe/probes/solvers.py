@@ -58,7 +58,7 @@ class ScikitLearn:
         """See :class:`Way`."""
         with warnings.catch_warnings():  # what did not converge is recorded with its grid point
             warnings.simplefilter("ignore", ConvergenceWarning)
-            grid, estimator = {self.probe.parameter: list(values)}, self.probe.estimator(*X.shape)
+            grid, estimator = {self.probe.parameter: list(values)}, self._estimator(X)
             search = GridSearchCV(
                 estimator, grid, cv=folds, scoring=_score, refit=False, error_score="raise"
             ).fit(X, y)
@@ -71,11 +71,9 @@ class ScikitLearn:
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
         """See :class:`Way`."""
-        estimator = self.probe.estimator(*X.shape)
+        estimator = self._estimator(X)
         if self.probe.tuned:
             estimator.set_params(**{self.probe.parameter: value})
-        if self.tol is not None:
-            estimator.set_params(**{f"{self.probe.parameter.rpartition('__')[0]}__tol": self.tol})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             estimator.fit(X, y)
@@ -85,6 +83,12 @@ class ScikitLearn:
                 warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         # L-BFGS may give up before its limit of iterations; then only a warning says so.
         return estimator, {"converged": converged(estimator) and not gave_up}
+
+    def _estimator(self, X: Any) -> BaseEstimator:
+        estimator = self.probe.estimator(*X.shape)
+        if self.tol is not None:
+            estimator.set_params(**{f"{self.probe.parameter.rpartition('__')[0]}__tol": self.tol})
+        return estimator
 
 
 @dataclass

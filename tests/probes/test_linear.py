@@ -263,7 +263,7 @@ def test_rows_that_are_read_give_what_an_array_gives(n, d, hinge):
 @LOSSES
 def test_values_in_any_order_and_twice_are_told_apart(n, d, hinge):
     X, task = folds(n, d, hinge)
-    fits = list(fit_path(X, task, [1.0, 1e-3, 1.0], Solver(), standardise=True))
+    fits = list(fit_path(X, task, [1.0, 1e-3, 1.0], Solver(1e-6), standardise=True))
     for fold in range(3):
         assert [fit.value for fit in fits if fit.fold == fold] == [1, 0, 2]
     one = {(fit.value, fit.fold): fit for fit in fits}

@@ -52,7 +52,7 @@ def test_a_search_finds_what_scikit_learn_finds(digits, kind):
     X, y = digits
     probe = kind(c=GRID, solver="batched")
     found = probe.way(*X.shape).search(X, y, folds_of(y), GRID, 2)
-    expected = ScikitLearn(probe).search(X, y, folds_of(y), GRID, 1)
+    expected = reference(probe).search(X, y, folds_of(y), GRID, 1)
     assert [row["converged"] for row in found] == [True] * 3
     for mine, other in zip(found, expected, strict=True):
         assert mine["accuracy"] == pytest.approx(other["accuracy"], abs=2 / len(y))
