@@ -25,6 +25,7 @@ from featpipe.workspace import Workspace
 
 if TYPE_CHECKING:
     from featpipe.backbones import MODELS, load_backbone
+    from featpipe.bench import measure
     from featpipe.clean import find_unneeded
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from featpipe.template import write_recipe
 
 _HOMES = {
+    "bench": ("measure",),
     "backbones": ("MODELS", "load_backbone"),
     "clean": ("find_unneeded",),
     "datasets": ("DATASETS",),
@@ -82,6 +84,7 @@ __all__ = [
     "find_unneeded",
     "load_backbone",
     "locate_result",
+    "measure",
     "open_predictor",
     "open_source",
     "parse_recipe",

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featpipe.backbones import load_backbone
+from featpipe.backbones import fit_of_identity, load_backbone
 from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.backbones.runtime import Calibration
 from featpipe.datasets.images import read_image
 from featpipe.errors import ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.fitting import load_model, predict_with_scores
 from featpipe.evaluation.result import Result
-from featpipe.extract.engine import ExtractOptions, read_batches
+from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
 from featpipe.finetune.saved import load_head
 from featpipe.progress import SILENT, Progress
 from featpipe.workspace import Workspace, user_path
@@ -46,6 +47,7 @@ class Predictor:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     batch_size: int
+    parallel: int  # calls of classify at the same time that suit it
     classify: Callable[[Tensor], tuple[NDArray[np.int64], NDArray[Any] | None]]
 
 
@@ -98,7 +100,7 @@ def open_predictor(
         probabilities = head.predict_proba(images)
         return probabilities.argmax(axis=1), probabilities
 
-    return Predictor(head.classes, head.trunk.preprocessing, 32, classify)
+    return Predictor(head.classes, head.trunk.preprocessing, 32, 1, classify)
 
 
 def _no_model(workspace: Workspace, name: str) -> ResultError:
@@ -134,13 +136,18 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
     except (KeyError, TypeError) as error:
         what = f"The model does not describe its backbone: {error}"
         raise ResultError(what, where=path, next_step="train it again") from None
+    precision, seen = then.get("precision", "float32"), None
+    if precision == "int8":
+        seen = Calibration(_no_calibration, str(then.get("calibration")))
     backbone = load_backbone(
         name,
         weights or model.weights,
         device,
         crop,
-        fit,
-        runtime=runtime or then.get("runtime", "torch"),
+        fit_of_identity(fit),
+        runtime=runtime or then.get("runtime"),
+        precision=precision,
+        calibration=seen,
     )
     now = backbone.describe()
     if now != then:
@@ -152,11 +159,22 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
             next_step="name the same weights with --weights",
         )
 
+    backbone.prepare((model.layer,))
+
     def classify(images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
         features = backbone.embed(images, (model.layer,))[model.layer]
         return predict_with_scores(model.estimator, features, len(model.classes))[:2]
 
-    return Predictor(model.classes, backbone.preprocessing, backbone.batch_size, classify)
+    suits = backbone.batch_size, backbone.parallel
+    return Predictor(model.classes, backbone.preprocessing, *suits, classify)
+
+
+def _no_calibration(_: Preprocessing) -> Tensor:
+    raise WeightsError(
+        "The network in int8 that this classifier was trained on is not here.",
+        where="the cache of converted networks",
+        next_step="extract the features of the training images again, which makes it",
+    )
 
 
 def predict(
@@ -167,18 +185,23 @@ def predict(
     An image that cannot be read has an error instead of a class.
     """
     answers: list[Answer] = []
-    batches = read_batches(
+    read = read_batches(
         lambda row: read_image(images[row]),
         range(len(images)),
         predictor.preprocessing,
         predictor.batch_size,
         ExtractOptions(on_error="skip"),
     )
+    batches = work_on_batches(
+        read,
+        lambda batch: None if batch.images is None else predictor.classify(batch.images),
+        predictor.parallel,
+    )
     with closing(batches), progress.task("predict", len(images)) as task:
-        for batch in batches:
+        for batch, classified in batches:
             found = {row: Answer(str(images[row]), error=why) for row, why in batch.skipped.items()}
-            if batch.images is not None:
-                labels, scores = predictor.classify(batch.images)
+            if classified is not None:
+                labels, scores = classified
                 for number, (row, label) in enumerate(zip(batch.read, labels, strict=True)):
                     score = None if scores is None else round(float(scores[number, label]), 6)
                     found[row] = Answer(str(images[row]), predictor.classes[label], score)

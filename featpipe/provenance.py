@@ -10,7 +10,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("featpipe", "torch", "torchvision", "scikit-learn", "numpy", "scipy", "h5py", "pandas")
+PACKAGES = (
+    "featpipe",
+    "torch",
+    "torchvision",
+    "openvino",
+    "scikit-learn",
+    "numpy",
+    "scipy",
+    "h5py",
+    "pandas",
+)
 
 
 def package_version(name: str) -> str:

@@ -7,6 +7,7 @@ import json
 import pickletools
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")
 FITS = ("auto", "crop", "whole")  # ways to make images square
+PRECISIONS = ("float32", "bfloat16", "float16", "int8")  # of the forward pass
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
 # Part of every identity: raise it when preprocessing.py starts to give other numbers.
@@ -88,7 +90,10 @@ MODELS: Registry[Architecture] = Registry(
     aliases={f"resnet{depth}": f"cifar_resnet{depth}" for depth in _CIFAR_DEPTHS},
 )
 
-RUNTIMES: Registry[type[Runtime]] = Registry("runtime", {"torch": "featpipe.backbones.runtime"})
+RUNTIMES: Registry[type[Runtime]] = Registry(
+    "runtime",
+    {"torch": "featpipe.backbones.runtime", "openvino": "featpipe.backbones.openvino"},
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -203,12 +208,55 @@ def weights_identity(model: str, weights: str, hashes: FileHashes) -> str:
     return f"{meant} of {package} {package_version(package)}"
 
 
-def effective_fit(fit: str, *, margin: bool) -> str:
-    """Return the fit as identities hold it: with no margin to cut, ``crop`` does what auto does."""
-    return "auto" if fit == "crop" and not margin else fit
+def resolve_fit(fit: str, side: int, sizes: Iterable[tuple[int, int] | None]) -> str:
+    """Return ``"crop"``, ``"fill"`` or ``"whole"``: what a fit means for a dataset.
+
+    Parameters
+    ----------
+    fit : {"auto", "crop", "whole"}
+        Another name is returned as it is.
+    side : int
+        Of the network's input, in pixels.
+    sizes : iterable
+        Height and width that all images of a split have; ``None`` where they differ or nobody
+        knows.
+
+    Examples
+    --------
+    >>> resolve_fit("auto", 224, [(96, 96), (96, 96)]), resolve_fit("auto", 224, [(96, 96), None])
+    ('fill', 'crop')
+    """
+    if fit != "auto":
+        return fit
+    one = set(sizes)
+    size = one.pop() if len(one) == 1 else None
+    return "crop" if size is None or min(size) > side else "fill"
 
 
-def effective_runtime(runtime: str) -> str:
-    """Return the runtime as identities hold it: exact ones give the same numbers as ``torch``."""
-    plain = runtime == "torch" or RUNTIMES.get(runtime).exact
-    return "torch" if plain else runtime
+def fit_identity(fit: str, *, margin: bool) -> str:
+    """Return the fit as identities hold it.
+
+    ``"auto"`` is an image of which no margin is cut, which is what ``auto`` has always done with
+    small ones; where there is no margin to cut, ``crop`` does the same.
+    """
+    return "auto" if fit == "fill" or (fit == "crop" and not margin) else fit
+
+
+def fit_of_identity(fit: str) -> str:
+    """Return the fit that an identity was made of, for new images of any size."""
+    return "fill" if fit == "auto" else fit
+
+
+def effective_runtime(
+    runtime: str | None, precision: str = "float32", device: str = "auto"
+) -> str | None:
+    """Return the runtime as identities hold it: ``None`` for all that give torch's numbers.
+
+    torch is imported only to choose one for another precision than float32.
+    """
+    if precision != "float32" and runtime is None:
+        from featpipe.backbones.runtime import choose  # noqa: PLC0415 - brings torch
+
+        return choose(precision, device)[0]
+    exact = runtime in (None, "torch") or RUNTIMES.get(str(runtime)).exact
+    return None if precision == "float32" and exact else runtime

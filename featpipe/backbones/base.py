@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featpipe.backbones import MODELS, RUNTIMES, backbone_name
+from featpipe.backbones import MODELS, backbone_name
 from featpipe.backbones.architecture import (
     Architecture,
     WeightsInfo,
@@ -20,7 +21,15 @@ from featpipe.backbones.architecture import (
     load_network,
 )
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import Capture, choose_device
+from featpipe.backbones.runtime import (
+    Calibration,
+    CannotRunError,
+    Capture,
+    Execution,
+    TorchRuntime,
+    choose_device,
+    open_runtime,
+)
 from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
@@ -35,8 +44,15 @@ class Embedder(Protocol):
     default_layer: str  # stored unless others are asked for
     preprocessing: Preprocessing
     device: torch.device
-    batch_size: int  # images per call of embed that suit the device
     source_classes: SourceClasses | None  # of the layer "logits", which is stored where it has some
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call of embed that suit it."""
+
+    @property
+    def parallel(self) -> int:
+        """Calls of embed at the same time that suit it."""
 
     def dim(self, layer: str) -> tuple[int, ...]:
         """Return the shape of one image's features at a layer; nothing is computed for it."""
@@ -47,13 +63,18 @@ class Embedder(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""
 
+    def prepare(self, layers: tuple[str, ...]) -> Mapping[str, Any]:
+        """Get ready to embed; return facts for the run record, JSON-like."""
+
+    def reference(self, images: Tensor, layers: tuple[str, ...]) -> Mapping[str, NDArray[Any]]:
+        """Return what PyTorch gives in float32; asked where the facts name another precision."""
+
 
 class FrozenNetwork:
     """A network whose named modules give features, run by a runtime.
 
-    Evaluation mode, no gradients and inference mode are set here and nowhere else. ``runtime`` is
-    a name out of :data:`featpipe.backbones.RUNTIMES`; ``aliases`` are further names of modules,
-    ``{"logits": "fc"}``.
+    Evaluation mode, no gradients and inference mode are set here and nowhere else. ``how`` it runs
+    may be left to choose; ``aliases`` are further names of modules, ``{"logits": "fc"}``.
 
     A layer is the name of any module of the network (``"avgpool"``, ``"layer3"``,
     ``"layer4.1.conv2"``). An activation with height and width is averaged over both;
@@ -67,7 +88,7 @@ class FrozenNetwork:
         network: nn.Module,
         preprocessing: Preprocessing,
         device: torch.device,
-        runtime: str = "torch",
+        how: Execution | None = None,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -76,8 +97,55 @@ class FrozenNetwork:
         self.device = device
         self._aliases = dict(aliases or {})
         self._shapes = layer_shapes(network, preprocessing.crop)
-        self.runtime = RUNTIMES.get(runtime)(self.network, preprocessing, device)
-        self.batch_size = self.runtime.batch_size
+        self.how = how or Execution()
+        self.runtime, self._why = open_runtime(self.network, preprocessing, device, self.how)
+        self._prepared: set[tuple[str, ...]] = set()
+
+    @property
+    def batch_size(self) -> int:
+        """Images per call of embed that suit the runtime."""
+        return self.runtime.batch_size
+
+    @property
+    def parallel(self) -> int:
+        """Calls of embed at the same time that suit the runtime."""
+        return self.runtime.parallel
+
+    def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
+        """Get ready to embed these layers; return what runs them, and why that was chosen.
+
+        Where the runtime was chosen and cannot run this network, PyTorch takes its place.
+        """
+        captures = [self._capture(layer) for layer in dict.fromkeys(layers)]
+        first = not self._prepared
+        self._prepared.add(layers)
+        try:
+            self.runtime.prepare(captures)
+        except CannotRunError as error:
+            if self.how.runtime is not None or self.how.precision != "float32":
+                raise
+            reason = f"{error.what} {error.details.get('got', '')}".strip()
+            how = replace(self.how, runtime="torch")
+            self.runtime, _ = open_runtime(self.network, self.preprocessing, self.device, how)
+            self._why, first = reason, True
+        if self.how.runtime is None and first:
+            self.how.progress.note(f"{self.name} runs in {self.runtime.name}: {self._why}")
+        facts = {"runtime": self.runtime.name, "runtime_because": self._why}
+        return facts | {"precision": self.how.precision}
+
+    def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+        """Return what PyTorch gives for images in float32, whatever the runtime and precision."""
+        captures = [self._capture(layer) for layer in layers]
+        with torch.inference_mode():
+            return TorchRuntime(self.network, self.preprocessing, self.device).run(images, captures)
+
+    def inexact(self) -> dict[str, Any]:
+        """Return what of the runtime changes the numbers, for the description."""
+        if self.how.precision == "float32":
+            return {} if self.runtime.exact else {"runtime": self.runtime.name}
+        lower = {"runtime": self.runtime.name, "precision": self.how.precision}
+        seen = self.how.calibration
+        return lower if seen is None else {**lower, "calibration": seen.fingerprint}
 
     def dim(self, layer: str) -> tuple[int, ...]:
         """Return the shape of one image's features at a layer; nothing is computed for it."""
@@ -87,6 +155,8 @@ class FrozenNetwork:
 
     def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8."""
+        if layers not in self._prepared:
+            self.prepare(layers)
         captures = [self._capture(layer) for layer in dict.fromkeys(layers)]
         side = self.preprocessing.crop
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (3, side, side):
@@ -131,10 +201,10 @@ class Backbone(FrozenNetwork):
         weights: WeightsInfo,
         preprocessing: Preprocessing,
         device: torch.device,
-        runtime: str = "torch",
+        how: Execution | None = None,
     ) -> None:
         logits = {LOGITS: architecture.classifier}
-        super().__init__(architecture.name, network, preprocessing, device, runtime, logits)
+        super().__init__(architecture.name, network, preprocessing, device, how, logits)
         self.weights = weights
         self.default_layer = architecture.default_layer
         (self.num_classes,) = self.dim(LOGITS)
@@ -157,7 +227,7 @@ class Backbone(FrozenNetwork):
             "weights": {"name": self.weights.name, "sha256": self.weights.sha256},
             "preprocessing": self.preprocessing.as_dict(),
             "num_classes": self.num_classes,
-            **({} if self.runtime.exact else {"runtime": self.runtime.name}),
+            **self.inexact(),
         }
 
 
@@ -168,7 +238,10 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     image_size: int | None = None,
     fit: str = "auto",
     *,
-    runtime: str = "torch",
+    sizes: Iterable[tuple[int, int] | None] = (None,),
+    runtime: str | None = None,
+    precision: str = "float32",
+    calibration: Calibration | None = None,
     hashes: FileHashes | None = None,
     progress: Progress = SILENT,
     download: bool = True,
@@ -187,10 +260,17 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         an error.
     image_size : int, optional
         Side of the network's input in pixels; by default that of the weights.
-    fit : {"auto", "crop", "whole"}
-        See :class:`~featpipe.backbones.preprocessing.Preprocessing`.
-    runtime : str
-        A name out of :data:`featpipe.backbones.RUNTIMES`.
+    fit : {"auto", "crop", "fill", "whole"}
+        See :class:`~featpipe.backbones.preprocessing.Preprocessing`; ``auto`` is decided by
+        ``sizes``.
+    sizes : iterable of tuple of int, optional
+        Height and width that all images have, for each split, or ``None`` where they differ.
+    runtime : str, optional
+        A name out of :data:`featpipe.backbones.RUNTIMES`; default: chosen for device and network.
+    precision : {"float32", "bfloat16", "float16", "int8"}
+        Of the forward pass.
+    calibration : Calibration, optional
+        The images that int8 is fitted to.
     hashes : FileHashes, optional
         Remembered content hashes, so that a large weights file is hashed once.
     progress : Progress, optional
@@ -218,9 +298,14 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     architecture = MODELS.get(backbone_name(model))
     found = find_weights(architecture, weights, hashes or FileHashes(), progress, download=download)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
-    preprocessing = trained.with_fit(fit).with_image_size(image_size)
+    preprocessing = trained.with_image_size(image_size).with_fit(fit, sizes)
+    if fit == "auto" and preprocessing.resize > preprocessing.crop:
+        small = "no margin is cut, all images have one size that is not larger than the input"
+        said = small if preprocessing.fit == "fill" else "the crop of the weights"
+        progress.note(f"--fit auto means: {said}")
     network = load_network(architecture, found.path)
-    return Backbone(architecture, network, found, preprocessing, where, runtime)
+    how = Execution(runtime, precision, calibration, progress)
+    return Backbone(architecture, network, found, preprocessing, where, how)
 
 
 def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from featpipe.backbones import FITS, PREPROCESSING_VERSION, effective_fit
+from featpipe.backbones import FITS, PREPROCESSING_VERSION, fit_identity, resolve_fit
 from featpipe.errors import UsageError
 
 _SMALLEST, _LARGEST = 8, 2048
@@ -38,17 +39,18 @@ class Preprocessing:
     mean, std : tuple of float
         Mean and standard deviation per channel of images scaled to [0, 1]; default: ImageNet's.
     interpolation : {"bilinear", "bicubic"}
-    fit : {"auto", "crop", "whole"}
+    fit : {"crop", "fill", "whole"}
         ``"crop"`` gives the shorter side ``resize`` pixels and keeps the centre, exactly as
-        torchvision does. ``"auto"`` does so with images larger than the network's input; smaller
-        ones get no margin: their shorter side is enlarged to S, and one that is S x S is used as
-        it is. ``"whole"`` squeezes the whole image into the square.
+        torchvision does. ``"fill"`` leaves no margin: the shorter side gets S pixels, and an image
+        that is S x S is used as it is. ``"whole"`` squeezes the whole image into the square.
 
     Notes
     -----
-    The margin was made for photographs with pixels to spare. From a 96 x 96 image it takes the
-    rim, and one of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear SVM, official
-    fold 0) leaving it out is worth 0.9525 instead of 0.9470 accuracy.
+    ``--fit auto`` is decided once for a dataset, by :func:`featpipe.backbones.resolve_fit`: the
+    weights' own ``crop``, but ``fill`` where all images have one size that is not larger than the
+    network's input. The margin was made for photographs with pixels to spare: from a 96 x 96 image
+    it takes the rim, and one of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear
+    SVM, official fold 0) leaving it out is worth 0.9525 instead of 0.9470 accuracy.
 
     Examples
     --------
@@ -61,7 +63,7 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    fit: str = "auto"
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         if not _SMALLEST <= self.crop <= _LARGEST:
@@ -88,8 +90,7 @@ class Preprocessing:
             longest = _ELONGATED * min(height, width)
             if max(height, width) > longest:
                 tensor = transforms.center_crop(tensor, [min(height, longest), min(width, longest)])
-            small = self.fit == "auto" and min(height, width) <= self.crop
-            size = [self.crop if small else self.resize]
+            size = [self.crop if self.fit == "fill" else self.resize]
         how = InterpolationMode(self.interpolation)
         tensor = transforms.resize(tensor, size, interpolation=how, antialias=True)
         return transforms.center_crop(tensor, square)
@@ -108,13 +109,19 @@ class Preprocessing:
             return self
         return replace(self, resize=max(size, round(size * self.resize / self.crop)), crop=size)
 
-    def with_fit(self, fit: str) -> Preprocessing:
-        """Return the same with another way to make images square: auto, crop or whole."""
-        if fit not in FITS:
+    def with_fit(
+        self, fit: str, sizes: Iterable[tuple[int, int] | None] = (None,)
+    ) -> Preprocessing:
+        """Return the same with another way to make images square: auto, crop, fill or whole.
+
+        ``auto`` means what :func:`featpipe.backbones.resolve_fit` says of images of these sizes.
+        """
+        if fit not in (*FITS, "fill"):
             raise UsageError("The fit is not known.", expected=", ".join(FITS), got=repr(fit))
-        return replace(self, fit=effective_fit(fit, margin=self.resize > self.crop))
+        return replace(self, fit=resolve_fit(fit, self.crop, sizes))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""
         values = {"version": PREPROCESSING_VERSION, "antialias": True, **asdict(self)}
-        return values | {"mean": list(self.mean), "std": list(self.std)}
+        fit = fit_identity(self.fit, margin=self.resize > self.crop)
+        return values | {"mean": list(self.mean), "std": list(self.std), "fit": fit}

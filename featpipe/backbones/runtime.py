@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import ClassVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +21,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from featpipe.backbones import RUNTIMES
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UsageError
+from featpipe.progress import SILENT, Progress
 from featpipe.steps import grammar
+
+_SMALL_SIDE = 64  # pixels; a network for CIFAR or glyphs embeds thousands of images a second
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,29 @@ class Capture:
     pooled: bool  # average a (b, C, H, W) output over space
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Images that show what a network's activations look like, for int8."""
+
+    images: Callable[[Preprocessing], Tensor]  # returns them prepared: uint8 (n, 3, S, S), n >= 1
+    fingerprint: str  # of what they are made from
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network is asked to run."""
+
+    runtime: str | None = None  # a name out of RUNTIMES; None: chosen, and said
+    precision: str = "float32"
+    calibration: Calibration | None = None  # for int8
+    progress: Progress = SILENT
+    cache: Path | None = None  # of converted networks; default: a folder of the user's
+
+
+class CannotRunError(UsageError):
+    """A network that a runtime cannot run; where the runtime was chosen, PyTorch does."""
+
+
 class Runtime(ABC):
     """What runs a network; registered in :data:`featpipe.backbones.RUNTIMES`.
 
@@ -42,19 +70,27 @@ class Runtime(ABC):
     preprocessing : Preprocessing
         Its ``normalise`` turns uint8 images into the network's input.
     device : torch.device
+    how : Execution
+        Only a runtime that lists more precisions than float32 is given it.
 
     Attributes
     ----------
     exact : bool
         Whether the numbers agree with plain float32 PyTorch to 1e-4. Where they do not, the
         runtime's name is part of every description and thus of every store's fingerprint.
+    precisions : tuple of str
+        Those it offers. Others than float32 are part of every description, too.
     batch_size : int
         Images per call that suit it.
+    parallel : int
+        Calls of :meth:`run` at the same time that suit it.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     exact: ClassVar[bool] = False
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    parallel: int = 1
 
     def __init__(
         self, network: nn.Module, preprocessing: Preprocessing, device: torch.device
@@ -63,6 +99,9 @@ class Runtime(ABC):
         self.preprocessing = preprocessing
         self.device = device
         self.batch_size = 32 if device.type == "cpu" else 256
+
+    def prepare(self, captures: Sequence[Capture]) -> None:  # noqa: B027 - most have nothing to do
+        """Get ready to run; CannotRunError where this network cannot."""
 
     @abstractmethod
     def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
@@ -73,57 +112,145 @@ class _Enough(Exception):  # noqa: N818 - not an error: ends a forward pass
     """Everything asked for has been captured; the rest of the network need not run."""
 
 
+def activations(
+    network: nn.Module, batch: Tensor, captures: Sequence[Capture]
+) -> dict[str, Tensor]:
+    """Return what is captured, by layer; the forward pass ends with the last one needed."""
+    kept: dict[str, Tensor] = {}
+    waiting = {capture.layer: capture.calls for capture in captures}
+
+    def keep(capture: Capture, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        waiting[capture.layer] -= 1
+        if waiting[capture.layer]:
+            return
+        # A copy in either case: the next layer may be an activation that works in place.
+        spatial = capture.pooled and output.ndim == 4
+        kept[capture.layer] = output.mean((2, 3)) if spatial else output.clone()
+        if len(kept) == len(waiting):
+            raise _Enough
+
+    with ExitStack() as hooks:
+        for capture in captures:
+            module = network.get_submodule(capture.module)
+            hooks.enter_context(module.register_forward_hook(partial(keep, capture)))
+        with suppress(_Enough):
+            network(batch)
+    return kept
+
+
 @RUNTIMES.register
 class TorchRuntime(Runtime):
-    """PyTorch in float32, channels last, batch norm folded into the convolutions.
+    """PyTorch, channels last, batch norm folded into the convolutions.
 
     Both together take 0.61 (ResNet-18) and 0.52 (ResNet-50) of plain PyTorch's CPU time and agree
-    with it to 7e-7 of the largest logit; docs/backbones.md has all that was measured. Batches of
-    8 and 64 take 0.98 and 1.12 of the time an image that 32 take.
+    with it to 7e-7 of the largest logit; docs/performance.md has all that was measured. Other
+    precisions than float32 are autocast's. Where the memory of a device is not enough, batches are
+    halved.
     """
 
     name = "torch"
-    summary = "PyTorch in float32, on the CPU or a GPU"
+    summary = "PyTorch, on the CPU or a GPU"
     exact = True
+    precisions = ("float32", "bfloat16", "float16")
 
     def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, device: torch.device
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        how: Execution | None = None,
     ) -> None:
         super().__init__(network.to(memory_format=torch.channels_last), preprocessing, device)
+        self._how = how or Execution()
+        self._largest: int | None = None  # batch that fits into the memory; None: any so far
+        if self._how.precision == "float16" and device.type == "cpu":
+            raise CannotRunError(
+                "PyTorch's float16 is not for CPUs.",
+                expected="float32 or bfloat16",
+                got="--precision float16",
+            )
 
     @cached_property
     def _folded(self) -> nn.Module:
         return fold_batch_norm(self.network)
 
     def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
-        """Return the activations of one batch; the forward pass ends with the last one needed."""
-        kept: dict[str, Tensor] = {}
-        waiting = {capture.layer: capture.calls for capture in captures}
+        """Return the activations of one batch."""
+        parts: list[dict[str, NDArray[np.float32]]] = []
+        rest = images
+        while len(rest):
+            batch = rest[: self._largest]
+            try:
+                parts.append(self._run(batch, captures))
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                self._largest = len(batch) // 2
+                what = f"{self.device} is out of memory with {len(batch)} images at once"
+                self._how.progress.note(f"{what}: going on with {self._largest}")
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            else:
+                rest = rest[len(batch) :]
+        return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
-        def keep(capture: Capture, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-            waiting[capture.layer] -= 1
-            if waiting[capture.layer]:
-                return
-            # A copy in either case: the next layer may be an activation that works in place.
-            spatial = capture.pooled and output.ndim == 4
-            kept[capture.layer] = output.mean((2, 3)) if spatial else output.clone()
-            if len(kept) == len(waiting):
-                raise _Enough
-
+    def _run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
         # A folded convolution gives its batch norm's output; its own needs the plain network.
         asked = [self.network.get_submodule(capture.module) for capture in captures]
         raw = any(isinstance(module, nn.Conv2d) for module in asked)
         network = self.network if raw else self._folded
+        if self.device.type == "cuda":
+            images = images.pin_memory()  # so that the copy need not be waited for
+        batch = self.preprocessing.normalise(images.to(self.device, non_blocking=True))
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        lower = getattr(torch, self._how.precision)
         # TF32's mantissa of 10 bits moves features by about 1e-3.
         exactly = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-        with exactly, ExitStack() as hooks:
-            for capture in captures:
-                module = network.get_submodule(capture.module)
-                hooks.enter_context(module.register_forward_hook(partial(keep, capture)))
-            batch = self.preprocessing.normalise(images.to(self.device))
-            with suppress(_Enough):
-                network(batch.contiguous(memory_format=torch.channels_last))
+        autocast = torch.autocast(self.device.type, lower, enabled=lower != torch.float32)
+        with exactly, autocast:
+            kept = activations(network, batch, captures)
         return {layer: values.float().cpu().numpy() for layer, values in kept.items()}
+
+
+def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple[str, str]:
+    """Return the runtime that suits a precision, a device and images of some pixels, and why."""
+    where = choose_device(device) if isinstance(device, str) else device
+    if precision == "int8":
+        return "openvino", "the one that has int8"
+    if where.type != "cpu":
+        return "torch", f"the one for {where.type}"
+    if find_spec("openvino") is None:
+        hint = "OpenVINO, which takes about 0.7 of the time on a CPU, is not installed"
+        return "torch", f"{hint} (pip install openvino)"
+    if side <= _SMALL_SIDE:
+        return "torch", f"images of {side} pixels take less time than to convert the network"
+    return "openvino", "the fastest on a CPU"
+
+
+def open_runtime(
+    network: nn.Module, preprocessing: Preprocessing, device: torch.device, how: Execution
+) -> tuple[Runtime, str]:
+    """Return what runs a network as it is asked to, and why it was taken.
+
+    Raises
+    ------
+    UsageError
+        If the runtime does not have the precision, or the device does not.
+    """
+    name, why = how.runtime, "asked for"
+    if name is None:
+        name, why = choose(how.precision, device, preprocessing.crop)
+    kind = RUNTIMES.get(name)
+    if how.precision not in kind.precisions:
+        raise CannotRunError(
+            f"The runtime {name!r} does not have this precision.",
+            expected=", ".join(kind.precisions),
+            got=how.precision,
+        )
+    arguments: tuple[Any, ...] = (network, preprocessing, device)
+    if len(kind.precisions) > 1:
+        arguments += (how,)
+    return kind(*arguments), why
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:

@@ -42,6 +42,17 @@ def datasets(session: Session) -> None:
     session.finish(_listed(api.DATASETS))
 
 
+@click.command(epilog="Example: featpipe bench --model resnet50")
+@click.option("--model", default="resnet50", show_default=True, help="Backbone, random weights.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@with_session
+def bench(session: Session, model: str, device: str) -> None:
+    """Measure this machine: decoding, each runtime and precision, the disk; in a minute or two."""
+    folder = session.workspace.root
+    rows, taken = api.measure(model, device, folder, session.console.progress)
+    session.finish(Outcome("done", taken, table=rows))
+
+
 @click.group(
     invoke_without_command=True,
     epilog="Examples: featpipe results · featpipe results verify",
@@ -310,5 +321,5 @@ def check(session: Session, name: str) -> None:
 
 
 INSPECTION: Sequence[click.Command] = (
-    predict, results, store, labelmap, models, datasets, clean, completion
+    predict, results, store, labelmap, models, datasets, bench, clean, completion
 )  # fmt: skip

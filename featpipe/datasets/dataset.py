@@ -310,6 +310,14 @@ class SourceRequest:
             progress=context.progress,
         )
 
+    def open_all(
+        self, splits: Sequence[str] | None, context: Context, *, download: bool
+    ) -> list[ImageSource]:
+        """Open some splits, by default every labelled one."""
+        options = self.options(context, download=download)
+        chosen = splits or splits_of(self.dataset, options)
+        return [self.open(split, options) for split in chosen]
+
     def open(self, split: str, options: DatasetOptions) -> ImageSource:
         """Open one split; ``limit`` images of it, spread evenly over the classes."""
         source = open_source(self.dataset, split, options)

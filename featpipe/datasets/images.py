@@ -22,6 +22,7 @@ import sys
 import warnings
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError, ImageError
-from featpipe.files import check_regular, read_regular
+from featpipe.files import check_regular, open_regular, read_regular
 from featpipe.fingerprint import of_bytes
 
 # Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
@@ -73,7 +74,7 @@ class FileSource(ImageSource):
     def __init__(
         self, identity: Identity, root: Path, options: DatasetOptions, where: object = None
     ) -> None:
-        self.root = root
+        self.root, self._hashes = root, options.hashes
         paths = [os.path.join(root, name) for name in identity.ids]
         # A name that is no UTF-8 is no text: nor are the JSON and HDF5 that would hold it.
         ids = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in identity.ids]
@@ -92,6 +93,25 @@ class FileSource(ImageSource):
         self.unreadable = {
             row: _unreadable(error, root / ids[row]).what for row, error in obstacles.items()
         }
+
+    @cached_property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that the headers of all files give; the answer is remembered."""
+
+        def headers(_folder: Path, _name: str) -> str:
+            found = set()
+            for row in set(range(len(self))) - set(self.unreadable):
+                # What cannot be read is told when it is decoded.
+                with suppress(Exception), open_regular(self.root / self.ids[row]) as stream:
+                    found.add(Image.open(stream, formats=_READABLE).size)
+                if len(found) > 1:
+                    break
+            return "x".join(map(str, *found)) if len(found) == 1 else "none"
+
+        name = f"size of {self.fingerprint}"
+        (size,) = self._hashes.many([self.root], name, digest_of=headers)
+        width, _, height = size.partition("x")
+        return (int(height), int(width)) if height else None
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Decode one image file to upright RGB.

@@ -41,6 +41,11 @@ class Subset(ImageSource):
         digest = of_bytes(chosen.astype("<i8").tobytes())
         self.fingerprint = of_mapping({"of": source.fingerprint, "rows": digest})
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """That of the whole source, so that a part of it is prepared in the same way."""
+        return self.source.size
+
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image of the source."""
         return self.source.read(int(self.rows[row]))

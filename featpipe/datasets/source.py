@@ -116,6 +116,11 @@ class ImageSource(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of all images; None if they differ or are not known."""
+        return None
+
     @abstractmethod
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image as upright RGB; safe to call from several threads at once.
@@ -159,6 +164,12 @@ class ArraySource(ImageSource):
         content = of_bytes(pixels.tobytes()) if content is None else content
         super().__init__(identity, content, where or identity.name)
         self._pixels, self._rows = pixels, rows
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of every image."""
+        height, width = self._pixels.shape[1:3]
+        return height, width
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image as RGB; grey is repeated in the three channels."""

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +16,10 @@ from numpy.typing import NDArray
 from featpipe import fingerprint
 from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
-from featpipe.datasets.dataset import splits_of
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
+from featpipe.extract.batches import Batch, ExtractOptions, read_batches, work_on_batches
+from featpipe.extract.precision import cost_of_precision
 from featpipe.extract.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
@@ -33,23 +30,7 @@ from featpipe.store.layout import JOURNAL
 from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from featpipe.backbones.base import Embedder
-    from featpipe.backbones.preprocessing import Preprocessing
-
-_PREFETCH_BATCHES = 3
-
-
-@dataclass(frozen=True)
-class ExtractOptions:
-    """How to embed; only layers and ``dtype`` change what is stored."""
-
-    layers: tuple[str, ...] = ()  # empty: the embedder's default layer
-    dtype: str = "float32"  # or "float16", "uint8"
-    batch_size: int | None = None  # images per forward pass; None: chosen for the device
-    on_error: str = "fail"  # or "skip": an image that cannot be read
-    workers: int | None = None  # reading threads; None: one per core
 
 
 @dataclass
@@ -62,22 +43,14 @@ class Extraction:
     """
 
     images: SourceRequest
-    splits: Sequence[str] | None  # None: every labelled one
+    sources: Sequence[ImageSource]  # of each split, as the request opened them
     folder: Path  # of the stores of this dataset and embedder
     open_embedder: Callable[[], Embedder]
     options: ExtractOptions
     context: Context
     request: Mapping[str, Any] | None = None
     record: Mapping[str, Any] = field(default_factory=dict)  # for the stores' run record
-    download: bool = True  # whether missing images may be fetched
     fresh: int = field(default=0, init=False)  # stores that had to be made
-
-    @cached_property
-    def sources(self) -> list[ImageSource]:
-        """The images of each split."""
-        options = self.images.options(self.context, download=self.download)
-        splits = self.splits or splits_of(self.images.dataset, options)
-        return [self.images.open(split, options) for split in splits]
 
     @cached_property
     def hashes(self) -> FileHashes:
@@ -193,17 +166,25 @@ def extract_source(
     fingerprint. The rows before an image that cannot be read are kept.
     """
     options = options or ExtractOptions()
-    batch_size = options.batch_size or embedder.batch_size
     if options.on_error == "fail":
         _refuse_skipped(source.ids, source.unreadable)
-    with StoreWriter(path, content_of(source, embedder, options)) as writer:
+    content = content_of(source, embedder, options)
+    with StoreWriter(path, content) as writer:
         if options.on_error == "fail":
             _refuse_skipped(source.ids, writer.skipped)
         if writer.note:
             progress.note(writer.note)
+        layers = tuple(content.shapes)
+        how = dict(embedder.prepare(layers))
+        if how.get("precision", "float32") != "float32":
+            how["against_float32"] = cost_of_precision(source, embedder, layers)
+            cosine = how["against_float32"]["cosine"][layers[0]]
+            near = f"cosine {cosine['mean']:.4f} (mean), {cosine['min']:.4f} (least)"
+            progress.note(f"{how['precision']} against float32, {layers[0]}: {near}")
+        batch_size = options.batch_size or embedder.batch_size
         first = writer.rows
         rows = range(first, len(source))
-        batches = read_batches(source.read, rows, embedder.preprocessing, batch_size, options)
+        read = read_batches(source.read, rows, embedder.preprocessing, batch_size, options)
         seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
         last = time.perf_counter()
 
@@ -212,12 +193,13 @@ def extract_source(
             began, last = last, time.perf_counter()
             seconds[part] += last - began
 
+        def embed(batch: Batch) -> dict[str, NDArray[np.float32]]:
+            return batch.embed(embedder, content.shapes)
+
+        batches = work_on_batches(read, embed, embedder.parallel, lap)
         label = f"{source.name} {source.split} · {embedder.name}"
         with closing(batches), progress.task(label, len(source), first) as task:
-            for batch in batches:
-                lap("read")
-                arrays = batch.embed(embedder, writer.content.shapes)
-                lap("compute")
+            for batch, arrays in batches:
                 writer.append(arrays, batch.skipped)
                 lap("write")
                 for row, reason in batch.skipped.items():
@@ -233,6 +215,7 @@ def extract_source(
             "shares": {part: round(spent, 3) for part, spent in seconds.items()},
             "device": str(embedder.device),
             "batch_size": batch_size,
+            **how,
             "environment": environment(),
         }
         return writer.seal({**run, **(record or {})})
@@ -284,66 +267,3 @@ def _refuse_skipped(ids: Sequence[str], skipped: Mapping[int, str]) -> None:
             got=skipped[row],
             next_step="repair or remove them, or add --on-error skip",
         )
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Consecutive rows: those that could be read, prepared, and why the others could not."""
-
-    rows: range
-    read: list[int]
-    images: Tensor | None  # (len(read), 3, S, S), uint8; None where no row could be read
-    skipped: dict[int, str]
-
-    def embed(
-        self, embedder: Embedder, shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the features of all rows; those that could not be read stay zero."""
-        rows = len(self.rows)
-        arrays = {name: np.zeros((rows, *shape), np.float32) for name, shape in shapes.items()}
-        if self.images is not None:
-            places = [row - self.rows.start for row in self.read]
-            for name, values in embedder.embed(self.images, tuple(shapes)).items():
-                arrays[name][places] = values
-        return arrays
-
-
-def read_batches(
-    read: Callable[[int], NDArray[np.uint8]],
-    rows: range,
-    preprocessing: Preprocessing,
-    batch_size: int,
-    options: ExtractOptions,
-) -> Generator[Batch]:
-    """Yield batches of rows; threads decode and resize the next ones meanwhile.
-
-    ``read`` returns one image (height, width, 3) and may raise ImageError.
-    """
-    import torch  # noqa: PLC0415 - "up to date" must be said without waiting for torch
-
-    pool = ThreadPoolExecutor(options.workers or os.cpu_count() or 1)
-    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    submitted = (
-        [pool.submit(lambda row: preprocessing.prepare(read(row)), row) for row in part]
-        for part in parts
-    )
-    try:
-        waiting = deque(islice(submitted, _PREFETCH_BATCHES - 1))
-        for part in parts:
-            waiting.extend(islice(submitted, 1))
-            prepared, skipped = {}, {}
-            for row, future in zip(part, waiting.popleft(), strict=True):
-                try:
-                    prepared[row] = future.result()
-                except ImageError as error:
-                    if options.on_error == "fail":
-                        hint = "repair or remove it, or add --on-error skip; the run then continues"
-                        error.details.setdefault("next", hint)
-                        raise
-                    got = error.details.get("got")  # without the path: the store holds the id
-                    reason = f"{error.what} ({got})" if got else error.what
-                    skipped[row] = " ".join(reason.split())
-            stacked = torch.stack(list(prepared.values())) if prepared else None
-            yield Batch(part, list(prepared), stacked, skipped)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

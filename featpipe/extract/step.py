@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from featpipe.steps.grammar import device_name
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
+    from featpipe.backbones.runtime import Calibration
+    from featpipe.datasets.source import ImageSource
     from featpipe.extract.engine import Extraction
 
 # Raised when the same images and options would give other numbers; 2: another file format.
@@ -71,8 +74,8 @@ class ImageStep(Step):
     fit: str = option(
         "auto",
         help="crop: resize the shorter side and cut the centre, as the weights were tested; whole: "
-        "squeeze the whole image; auto: crop, but no margin is cut from images that are not larger "
-        "than the network's input.",
+        "squeeze the whole image; auto: crop, but without its margin where all images have one "
+        "size that is not larger than the network's input.",
         choices=backbones.FITS,
     )
     on_error: str = option(
@@ -93,8 +96,11 @@ class ImageStep(Step):
     device: str = option(
         "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, affects_result=False
     )
-    runtime: str = option(
-        "torch", help="What runs the frozen network.", registry=backbones.RUNTIMES
+    runtime: str | None = option(
+        None,
+        help="What runs the frozen network; auto or left out: OpenVINO on a CPU, where it is"
+        " installed and the network is not tiny, else PyTorch.",
+        registry=backbones.RUNTIMES,
     )
 
     def check_requirements(self) -> None:
@@ -122,6 +128,12 @@ class Extract(ImageStep):
     dtype: str = option(
         "float32", help="Precision of the stored features.", choices=("float32", "float16")
     )
+    precision: str = option(
+        "float32",
+        help="Precision of the forward pass; what it costs is said. int8 is fitted to training "
+        "images.",
+        choices=backbones.PRECISIONS,
+    )
     batch_size: int | None = option(
         None,
         help="Images per forward pass; auto or left out: chosen for the device.",
@@ -133,53 +145,74 @@ class Extract(ImageStep):
         """Refuse networks that are for fine-tuning only."""
         backbones.backbone_name(self.model)
 
-    def request(self, hashes: FileHashes) -> dict[str, Any]:
+    def requirements(self) -> Iterator[tuple[str, str]]:
+        """Return what int8 and a runtime asked for by name need."""
+        if self.runtime == "openvino" or self.precision == "int8":
+            yield "openvino", "openvino"
+        if self.precision == "int8":
+            yield "nncf", "int8"
+
+    def request(
+        self,
+        hashes: FileHashes,
+        sources: Sequence[ImageSource] = (),
+        calibration: Calibration | None = None,
+    ) -> dict[str, Any]:
         """Return what the numbers depend on other than the images, automatic choices resolved.
 
         torch is imported only where a model, its weights or the runtime are another package's, or
-        the model has no published weights: then these have to be asked.
+        the model has no published weights: then these have to be asked; and to choose a runtime
+        for another precision than float32.
         """
         inputs = {
             "model": backbones.backbone_name(self.model),
             "weights": backbones.weights_identity(self.model, self.weights, hashes),
             "preprocessing": backbones.PREPROCESSING_VERSION,
         }
+        if calibration is not None:
+            inputs["calibration"] = calibration.fingerprint
         chosen = backbones.automatic(self.model, self.weights)
+        side = self.image_size or chosen.image_size
+        fit = backbones.resolve_fit(self.fit, side, [source.size for source in sources])
         return self.identity(
             inputs,
             layer=tuple(dict.fromkeys(self.layer or (chosen.layer,))),
-            image_size=self.image_size or chosen.image_size,
-            fit=backbones.effective_fit(self.fit, margin=chosen.margin),
-            runtime=backbones.effective_runtime(self.runtime),
+            image_size=side,
+            fit=backbones.fit_identity(fit, margin=chosen.margin),
+            runtime=backbones.effective_runtime(self.runtime, self.precision, self.device),
         )
 
     def _extraction(self, context: Context, *, download: bool) -> Extraction:
-        from featpipe.extract import engine  # noqa: PLC0415 - brings NumPy and h5py
+        from featpipe.extract import batches, engine, precision  # noqa: PLC0415 - bring NumPy, h5py
 
         hashes = FileHashes(context.workspace.hashes)
         given = user_path(self.weights)
         dataset, model = slug(short_name(self.dataset)), backbones.backbone_name(self.model)
+        images = engine.SourceRequest.of(self)
+        sources = images.open_all(self.split, context, download=download)
+        calibration = None
+        if self.precision == "int8":
+            calibration = precision.calibration(images, sources, context, download=download)
         return engine.Extraction(
-            images=engine.SourceRequest.of(self),
-            splits=self.split,
+            images=images,
+            sources=sources,
             folder=context.workspace.features / dataset / model,
             open_embedder=lambda: backbones.load_backbone(
                 *(self.model, self.weights, self.device, self.image_size, self.fit),
+                sizes=[source.size for source in sources],
                 runtime=self.runtime,
+                precision=self.precision,
+                calibration=calibration,
                 hashes=hashes,
                 progress=context.progress,
                 download=self.download,
             ),
-            options=engine.ExtractOptions(
+            options=batches.ExtractOptions(
                 self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers
             ),
             context=context,
-            request=self.request(hashes),
-            record={
-                "weights": str(given.resolve()) if given.is_file() else self.weights,
-                "runtime": self.runtime,
-            },
-            download=download,
+            request=self.request(hashes, sources, calibration),
+            record={"weights": str(given.resolve()) if given.is_file() else self.weights},
         )
 
     def status(self, context: Context) -> Status:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -54,6 +54,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     *,
     image_size: int | None = None,
     fit: str = "auto",
+    sizes: Iterable[tuple[int, int] | None] = (None,),
     device: str = "cpu",
     seed: int = 0,
     hashes: FileHashes | None = None,
@@ -68,7 +69,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     weights : str
         ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
     norm : {"batch", "layer"}
-    image_size, fit, device, hashes, download
+    image_size, fit, sizes, device, hashes, download
         As for :func:`featpipe.backbones.load_backbone`.
     seed : int
         Of untrained weights.
@@ -98,7 +99,11 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
         )
     if pretrained and not timm:
         found = load_backbone(
-            *(model, weights, device, image_size, fit), hashes=hashes, download=download
+            *(model, weights, device, image_size, fit),
+            sizes=sizes,
+            runtime="torch",
+            hashes=hashes,
+            download=download,
         )
         stages, last = stages_of(found.network, architecture.classifier)
         width, bias = last.in_features, last.bias is not None
@@ -126,7 +131,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
             stages, last = stages_of(architecture.build(2), architecture.classifier)
             name, width, bias = architecture.name, last.in_features, last.bias is not None
             preprocessing = architecture.file_preprocessing
-    preprocessing = preprocessing.with_fit(fit).with_image_size(image_size)
+    preprocessing = preprocessing.with_image_size(image_size).with_fit(fit, sizes)
     if norm == "layer":
         with_layer_norm(stages)
     _check_size(stages.eval(), preprocessing.crop)

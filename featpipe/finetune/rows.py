@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.backbones.runtime import Execution
 from featpipe.errors import FitError, UsageError
 from featpipe.finetune.nets import Trunk
 from featpipe.finetune.network import Cut, part
@@ -33,9 +34,9 @@ class Prefix(FrozenNetwork):
 
     source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
 
-    def __init__(self, trunk: Trunk, cut: Cut, runtime: str = "torch") -> None:
+    def __init__(self, trunk: Trunk, cut: Cut, how: Execution | None = None) -> None:
         stages = part(trunk.stages, cut.frozen)
-        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, runtime)
+        super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, how)
         self._description = trunk.description
         last = cut.frozen[-1]
         named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
@@ -46,8 +47,7 @@ class Prefix(FrozenNetwork):
 
     def describe(self) -> dict[str, Any]:
         """Return everything that changes the activations, as JSON-like values."""
-        inexact = {} if self.runtime.exact else {"runtime": self.runtime.name}
-        return {**self._description, **inexact}
+        return {**self._description, **self.inexact()}
 
 
 class PreparedImages:
@@ -60,6 +60,7 @@ class PreparedImages:
     default_layer = IMAGE_LAYER
     source_classes: SourceClasses | None = None
     batch_size = 32
+    parallel = 1
 
     def __init__(self, trunk: Trunk) -> None:
         self.preprocessing = trunk.preprocessing
@@ -72,6 +73,12 @@ class PreparedImages:
     def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
         """Return prepared images (b, 3, S, S), uint8, as they are."""
         return dict.fromkeys(layers, images.numpy())
+
+    reference = embed
+
+    def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
+        """Return nothing: no network runs."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Return everything that changes the images, as JSON-like values."""

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from featpipe.backbones import MODELS
 from featpipe.backbones.base import Embedder
-from featpipe.backbones.runtime import choose_device
+from featpipe.backbones.runtime import Execution, choose_device
 from featpipe.datasets import slug
 from featpipe.datasets.dataset import SourceRequest, splits_of
+from featpipe.datasets.source import ImageSource
 from featpipe.errors import UsageError
 from featpipe.evaluation.assemble import (
     MethodOutput,
@@ -35,7 +36,8 @@ from featpipe.evaluation.assemble import (
 from featpipe.evaluation.fitting import check_rows
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
-from featpipe.extract.engine import Extraction, ExtractOptions
+from featpipe.extract.batches import ExtractOptions
+from featpipe.extract.engine import Extraction
 from featpipe.finetune.nets import UNTRAINED, Trunk, load_trunk, map_stages
 from featpipe.finetune.network import Cut, HeadedNetwork, cut_of
 from featpipe.finetune.rows import Augmentation, Prefix, PreparedImages, RowBatches
@@ -78,7 +80,9 @@ class FinetuneData:
     def trunk(self) -> Trunk:
         """The network below the head."""
         hashes = FileHashes(self.context.workspace.hashes)
-        return load_trunk(**self.trunk_options, hashes=hashes, download=self.step.download)
+        sizes = [source.size for source in self.sources]
+        download = self.step.download
+        return load_trunk(**self.trunk_options, sizes=sizes, hashes=hashes, download=download)
 
     @cached_property
     def automatic(self) -> dict[str, Any]:
@@ -91,6 +95,7 @@ class FinetuneData:
             "batch_norm": "keep" if trunk.pretrained else "update",
             "precision": "mixed" if trunk.device.type == "cuda" else "float32",
             "protocol": resolve("auto", test_splits[0])[0],
+            "fit": trunk.preprocessing.as_dict()["fit"],
         }
         if family != "timm":  # which alone knows what its models are published with
             architecture = MODELS.get(family)
@@ -131,7 +136,8 @@ class FinetuneData:
         """What fills the stores: frozen stages, or nothing where images change or all learns."""
         if self.augment is not None or not self.cut.frozen:
             return PreparedImages(self.trunk)
-        return Prefix(self.trunk, self.cut, self.step.runtime)
+        how = Execution(self.step.runtime, progress=self.context.progress)
+        return Prefix(self.trunk, self.cut, how)
 
     @cached_property
     def splits(self) -> list[str]:
@@ -141,12 +147,18 @@ class FinetuneData:
         return step.chosen_splits(step.split or splits_of(step.dataset, options))
 
     @cached_property
+    def sources(self) -> list[ImageSource]:
+        """The images of these splits."""
+        images = SourceRequest.of(self.step)
+        return images.open_all(self.splits, self.context, download=self.step.download)
+
+    @cached_property
     def extraction(self) -> Extraction:
         """The stores of all splits, found or made."""
         step, embedder = self.step, self.embedder
         return Extraction(
             SourceRequest.of(step),
-            self.splits,
+            self.sources,
             self.context.workspace.activations / slug(step.dataset) / embedder.name,
             lambda: embedder,
             ExtractOptions(
@@ -156,7 +168,6 @@ class FinetuneData:
             ),
             self.context,
             record={"weights": self.trunk_options["weights"]},
-            download=step.download,
         )
 
     @cached_property
@@ -296,7 +307,7 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     result, table = build_result(step, data.key, protocol, output, data.context)
     about = {
         "trunk": data.trunk.description,
-        "request": data.trunk_options,
+        "request": {**data.trunk_options, "fit": data.trunk.preprocessing.fit},
         "unfreeze": data.resolved.unfreeze,
         "head": step.head,
         "classes": list(train.classes),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from featpipe.backbones import fit_of_identity
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.files import read_json
 from featpipe.finetune.nets import Trunk, load_trunk
@@ -116,7 +117,8 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
     moved = {"device": device} | ({} if weights is None else {"weights": weights})
     try:
         classes = tuple(content["classes"])
-        trunk = load_trunk(**{**content["request"], **moved})
+        asked = {**content["request"], **moved}
+        trunk = load_trunk(**{**asked, "fit": fit_of_identity(asked.get("fit", "crop"))})
         if trunk.description != content["trunk"]:
             raise WeightsError(
                 "These are not the weights that the head was trained on.",

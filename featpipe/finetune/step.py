@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, effective_runtime
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.extract.step import ImageStep
@@ -289,7 +289,9 @@ class Finetune(ImageStep):
         own = OPTIMIZERS[self.optimizer][1]
         usual = {k: known[k].default for k, value in own.items() if getattr(self, k) == value}
         terms = tuple(term for term in self.loss if term != CROSS_ENTROPY)
-        return self.replace(**chosen, **usual, loss=terms or (CROSS_ENTROPY,))
+        runtime = effective_runtime(self.runtime)
+        loss = terms or (CROSS_ENTROPY,)
+        return self.replace(**chosen, **usual, loss=loss, runtime=runtime)
 
     def request(
         self, context: Context, sources: Sequence[Any], automatic: Mapping[str, Any]
@@ -321,7 +323,8 @@ class Finetune(ImageStep):
         known = self.split or splits_of(self.dataset, options)
         sources = [images.open(split, options) for split in self.chosen_splits(known)]
         for path, content in () if self.force else self._results(context):
-            automatic = content["extra"].get("automatic", {})
+            # Once, auto was decided for each image: a result that does not say so is of then.
+            automatic = {"fit": "per image", **content["extra"].get("automatic", {})}
             if content["extra"].get("request") != self.request(context, sources, automatic):
                 continue
             folders = {"predictions": path.parent, "model": context.workspace.models}

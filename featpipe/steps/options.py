@@ -76,7 +76,8 @@ class OptionSpec:
             If it is not one; the error's ``option`` is the name of this one.
         """
         try:
-            if value == "auto" and self.item_type is int and self.default is None:
+            chosen = self.default is None and self.type is not _without_none(self.type)
+            if value == "auto" and chosen and (self.registry or self.item_type is int):
                 value = None
             if value is None:
                 if self.type is _without_none(self.type) and not self.bound:

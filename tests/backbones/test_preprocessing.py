@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.models import ResNet50_Weights
+from torchvision.models import ResNet18_Weights, ResNet50_Weights
 from torchvision.transforms.functional import center_crop
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, fit_of_identity, load_backbone
 from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.datasets.images import read_image
 from featpipe.errors import UsageError
 from featpipe.fingerprint import of_mapping
 
@@ -39,13 +42,13 @@ def with_pillow(image: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint
         return np.asarray(picture.resize((how.crop, how.crop), filter_))
     width, height = picture.size
     short = min(width, height)
-    target = how.crop if how.fit == "auto" and short <= how.crop else how.resize
+    target = how.crop if how.fit == "fill" else how.resize
     size = [int(target * side / short) for side in (width, height)]
     return np.asarray(center_crop(picture.resize(tuple(size), filter_), [how.crop, how.crop]))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("fit", ["auto", "crop", "whole"])
+@pytest.mark.parametrize("fit", ["fill", "crop", "whole"])
 @pytest.mark.parametrize("shape", [(500, 333), (96, 96), (150, 240), (257, 640), (1200, 900)])
 def test_resizing_is_pillows(shape: tuple[int, int], fit: str, interpolation: str) -> None:
     how = replace(IMAGENET.with_fit(fit), interpolation=interpolation)
@@ -70,7 +73,7 @@ def test_shrinking_is_antialiased() -> None:
 @given(
     height=st.integers(1, 300),
     width=st.integers(1, 300),
-    fit=st.sampled_from(["auto", "crop", "whole"]),
+    fit=st.sampled_from(["fill", "crop", "whole"]),
 )
 def test_any_image_becomes_the_networks_square(height: int, width: int, fit: str) -> None:
     image = np.full((height, width, 3), 77, np.uint8)
@@ -94,17 +97,63 @@ def test_the_centre_of_a_long_image_is_what_a_shorter_one_shows() -> None:
     assert torch.equal(SMALL.prepare(long), SMALL.prepare(middle))
 
 
-def test_an_image_of_the_networks_size_is_used_as_it_is() -> None:
+def test_without_a_margin_an_image_of_the_networks_size_is_used_as_it_is() -> None:
     image = picture(224, 224)
-    assert np.array_equal(IMAGENET.prepare(image).permute(1, 2, 0).numpy(), image)
+    prepared = IMAGENET.with_fit("fill").prepare(image)
+    assert np.array_equal(prepared.permute(1, 2, 0).numpy(), image)
 
 
-@pytest.mark.parametrize(("side", "kept"), [(96, True), (224, True), (225, False), (400, False)])
-def test_a_margin_is_cut_from_larger_images_only(side: int, kept: bool) -> None:
+@pytest.mark.parametrize("side", [96, 224, 225, 400])
+def test_a_margin_is_cut_or_not_whatever_the_size_of_an_image(side: int) -> None:
     image = np.zeros((side, side, 3), np.uint8)
     image[0] = image[-1] = image[:, 0] = image[:, -1] = 255
-    assert (IMAGENET.prepare(image)[:, 0].min() > 0) == kept
+    rim = IMAGENET.with_fit("fill").prepare(image)[:, 0]
+    assert rim.min() > 0
     assert IMAGENET.with_fit("crop").prepare(image).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "meant"),
+    [
+        ([(96, 96)], "fill"),
+        ([(224, 500), (224, 500)], "fill"),
+        ([(225, 225)], "crop"),
+        ([(96, 96), (97, 97)], "crop"),
+        ([(96, 96), None], "crop"),
+        ([None], "crop"),
+        ([], "crop"),
+    ],
+)
+def test_auto_is_decided_for_a_whole_dataset(sizes: list[Any], meant: str) -> None:
+    assert IMAGENET.with_fit("auto", sizes).fit == meant
+    assert IMAGENET.with_fit("crop", sizes).fit == "crop"
+
+
+def test_identities_call_no_margin_what_they_always_called_it() -> None:
+    fill, crop = (IMAGENET.with_fit(fit).as_dict()["fit"] for fit in ("fill", "crop"))
+    assert (fill, crop) == ("auto", "crop")
+    assert Preprocessing(32, 32).as_dict()["fit"] == "auto"  # where there is none to cut
+    assert fit_of_identity(fill) == "fill"
+    assert fit_of_identity(crop) == "crop"
+
+
+@pytest.mark.real
+def test_photos_of_mixed_sizes_give_the_features_of_torchvisions_own_pipeline(shared: Path) -> None:
+    """Every eighth of 800 photographs, shorter sides of 50 to 500 pixels."""
+    weights = shared / "weights" / "resnet18-imagenet-pqf.safetensors"
+    backbone = load_backbone("resnet18", str(weights), "cpu", sizes=[None])
+    files = sorted((shared / "data" / "dogs-vs-cats" / "train").glob("*.jpg"))[::8]
+    photos = [Image.open(file).convert("RGB") for file in files]
+    assert min(min(photo.size) for photo in photos) < 224 < max(min(p.size) for p in photos)
+    theirs = ResNet18_Weights.IMAGENET1K_V1.transforms()
+    with torch.inference_mode():
+        network = torch.nn.Sequential(*list(backbone.network.children())[:-1])
+        expected = network(torch.stack([theirs(photo) for photo in photos])).flatten(1)
+        ours = backbone.embed(
+            torch.stack([backbone.preprocessing.prepare(read_image(file)) for file in files])
+        )["avgpool"]
+    cosines = torch.nn.functional.cosine_similarity(expected, torch.from_numpy(ours))
+    assert cosines.min() >= 0.9999
 
 
 def test_the_whole_image_is_kept_where_asked() -> None:

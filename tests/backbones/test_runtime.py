@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from featpipe.backbones import MODELS
-from featpipe.backbones.runtime import choose_device, fold_batch_norm
+from featpipe.backbones import MODELS, RUNTIMES, runtime
+from featpipe.backbones.base import FrozenNetwork
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.backbones.runtime import (
+    Execution,
+    TorchRuntime,
+    activations,
+    choose,
+    choose_device,
+    fold_batch_norm,
+)
 from featpipe.errors import UnknownNameError, UsageError
-from tests.images import random_state
+from featpipe.progress import Event, Progress
+from tests.images import random_images, random_state
 
 
 def network(model: str) -> nn.Module:
@@ -92,3 +103,87 @@ def test_a_device_that_is_absent_is_refused(name: str) -> None:
 def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(UnknownNameError, match="no device named"):
         choose_device(name)
+
+
+def test_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose("float32", cpu)[0] == "openvino"
+    assert choose("float32", cpu, side=32)[0] == "torch"
+    assert choose("float32", gpu)[0] == "torch"
+    assert choose("int8", cpu, side=32)[0] == "openvino"
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    name, why = choose("float32", cpu)
+    assert name == "torch"
+    assert "pip install openvino" in why
+
+
+@pytest.mark.parametrize("model", ["glyphnet", "cifar_resnet20", "resnet18"])
+@pytest.mark.parametrize("name", RUNTIMES.names())
+def test_every_runtime_gives_the_numbers_of_plain_pytorch(model: str, name: str) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    plain, prepared = network(model), Preprocessing(48, 48)
+    images = random_images(5, 48)
+    layers = ("conv1", "layer1", "layer3:map")
+    frozen = FrozenNetwork(model, plain, prepared, torch.device("cpu"), Execution(name))
+    got = frozen.embed(images, layers)
+    captures = [frozen._capture(layer) for layer in layers]
+    with torch.inference_mode():
+        expected = activations(plain, prepared.normalise(images), captures)
+    for layer in layers:
+        wanted = expected[layer].numpy().reshape(5, -1)
+        apart = np.linalg.norm(got[layer].reshape(5, -1) - wanted, axis=1)
+        relative = (apart / np.linalg.norm(wanted, axis=1)).max()
+        assert relative <= (1e-4 if frozen.runtime.exact else 1e-3)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device with room for three images; the numbers are those of one with room for all."""
+    events: list[Event] = []
+    how = Execution("torch", progress=Progress(events.append))
+    device = torch.device("cpu")
+    frozen = FrozenNetwork("small", network("glyphnet"), Preprocessing(32, 32), device, how)
+    images = random_images(11, 32)
+    expected = frozen.embed(images, ("avgpool",))["avgpool"]
+    full, sizes = TorchRuntime._run, []
+
+    def run(self: TorchRuntime, batch: torch.Tensor, captures: object) -> object:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError
+        return full(self, batch, captures)
+
+    monkeypatch.setattr(TorchRuntime, "_run", run)
+    np.testing.assert_allclose(frozen.embed(images, ("avgpool",))["avgpool"], expected, rtol=1e-4)
+    assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    assert [event.message for event in events if "out of memory" in event.message] == [
+        "cpu is out of memory with 11 images at once: going on with 5",
+        "cpu is out of memory with 5 images at once: going on with 2",
+    ]
+    monkeypatch.setattr(TorchRuntime, "_run", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        frozen.embed(images, ("avgpool",))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "says"),
+    [("torch", "int8", "does not have"), ("torch", "float16", "not for CPUs")],
+)
+def test_a_precision_that_is_not_there_is_refused(name: str, precision: str, says: str) -> None:
+    how = Execution(name, precision)
+    with pytest.raises(UsageError, match=says):
+        FrozenNetwork("small", network("glyphnet"), Preprocessing(32, 32), torch.device("cpu"), how)
+
+
+def test_bfloat16_is_near_and_is_described() -> None:
+    parts = "small", network("glyphnet"), Preprocessing(32, 32), torch.device("cpu")
+    images, how = random_images(3, 32), [Execution("torch"), Execution("torch", "bfloat16")]
+    plain, lower = (FrozenNetwork(*parts, one) for one in how)
+    a, b = (one.embed(images, ("avgpool",))["avgpool"] for one in (plain, lower))
+    relative = np.linalg.norm(a - b) / np.linalg.norm(a)
+    assert 1e-4 < relative < 0.05
+    assert (plain.inexact(), lower.inexact()) == (
+        {},
+        {"runtime": "torch", "precision": "bfloat16"},
+    )

@@ -317,7 +317,9 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 def test_extract_says_done_and_then_up_to_date(run: Any, extract: str) -> None:
     first, second = run(extract), run(extract)
-    assert (first.code, first.err, second.code, second.err) == (0, "", 0, "")
+    assert (first.code, second.code, second.err) == (0, 0, "")
+    assert first.err.startswith("cifar_resnet20 runs in torch: images of 32 pixels")
+    assert len(first.err.splitlines()) == 1
     assert first.out.startswith("done\nfolder:photos all: 12 images, ")
     assert "images/s" in first.out
     assert second.out.startswith("up to date\nfolder:photos all: 12 images → ")

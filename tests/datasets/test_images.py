@@ -18,6 +18,7 @@ from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.images import FileSource, read_image
 from featpipe.datasets.source import Identity
 from featpipe.errors import DataError, ImageError
+from featpipe.fingerprint import FileHashes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 
@@ -434,3 +435,29 @@ def test_a_file_without_permission_is_listed_as_unreadable(tmp_path, options, mo
     source = files_of(folder, options)
     assert source.unreadable == {1: "The image file may not be read."}
     np.testing.assert_array_equal(source.read(0), COLOUR)
+
+
+def test_the_size_of_all_images_is_that_in_their_headers(tmp_path, let_files_settle, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(folder / f"{number}.png")
+    cut = folder / "1.png"
+    cut.write_bytes(cut.read_bytes()[:40])  # the header is there, the pixels are not
+    (folder / "3.png").write_bytes(b"no image")
+    names = [f"{number}.png" for number in range(4)]
+    options = DatasetOptions(hashes=FileHashes(tmp_path / "hashes.sqlite"))
+    let_files_settle()
+
+    def size(names):
+        identity = Identity("folder:x", "all", ("x",), names, [0] * len(names))
+        return FileSource(identity, folder, options).size
+
+    assert size(names) == (5, 7)
+    monkeypatch.setattr(images, "open_regular", None)
+    assert size(names) == (5, 7), "it is remembered"
+    monkeypatch.undo()
+    Image.fromarray(np.zeros((7, 5, 3), np.uint8)).save(folder / "2.png")
+    assert size(names) is None
+    assert size(names[:2]) == (5, 7)
+    assert size(["3.png"]) is None

@@ -9,7 +9,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, ImageError, StoreError, UnknownNameError, UsageError
 from featpipe.extract import Extract
-from featpipe.extract.engine import ExtractOptions, extract_source
+from featpipe.extract.batches import Batch, ExtractOptions, work_on_batches
+from featpipe.extract.engine import extract_source
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore
@@ -223,6 +226,78 @@ def test_a_damaged_store_of_other_options_is_no_obstacle(extract: Any) -> None:
     assert extract().status == "done"
     with pytest.raises(StoreError):
         extract(dtype="float16")
+
+
+# --- how the network runs
+
+
+class Slow:
+    """Work of which the first batches take the longest; it keeps count of what runs at once."""
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+        self.lock = Lock()
+
+    def __call__(self, batch: Batch) -> int:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.12 - 0.02 * batch.rows.start)
+        with self.lock:
+            self.running -= 1
+        return batch.rows.start
+
+
+def numbered(stop: int | None = None) -> Iterator[Batch]:
+    for row in range(6):
+        if row == stop:
+            raise KeyboardInterrupt
+        yield Batch(range(row, row + 1), [], None, {})
+
+
+def test_batches_are_embedded_at_the_same_time_and_come_out_in_order() -> None:
+    slow = Slow()
+    assert [made for _, made in work_on_batches(numbered(), slow, 3)] == [0, 1, 2, 3, 4, 5]
+    assert slow.most == 3
+
+
+def test_what_was_read_before_an_error_comes_out_before_it() -> None:
+    batches = work_on_batches(numbered(4), Slow(), 3)
+    assert [next(batches)[1] for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        next(batches)
+
+
+def test_the_run_record_says_what_ran_and_why(extract: Any) -> None:
+    pytest.importorskip("openvino")
+    chosen = only_store(extract())
+    assert (chosen.run["runtime"], chosen.run["precision"]) == ("torch", "float32")
+    assert "32 pixels" in chosen.run["runtime_because"]
+    asked = extract(runtime="openvino")
+    assert asked.status == "up to date"  # the same numbers, so the same store
+    other = only_store(extract(runtime="openvino", layer="layer2"))
+    assert (other.run["runtime"], other.run["runtime_because"]) == ("openvino", "asked for")
+    assert "runtime" not in other.manifest["backbone"]
+
+
+def test_a_lower_precision_says_what_it_costs(extract: Any, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    split = np.array(["train"] * 20 + ["test"] * 10)
+    path = tmp_path / "toy.npz"
+    np.savez(path, images=images.pictures(30, 32), labels=np.arange(30) % 3, split=split)
+    plain = extract(dataset=f"npz:{path}")
+    test = extract(dataset=f"npz:{path}", precision="int8", split="test")
+    assert only_store(test).path not in plain.paths
+    both = extract(dataset=f"npz:{path}", precision="int8")
+    assert test.paths[0] == both.paths[1], "both are fitted to the training images"
+    for outcome in (test, both):
+        store = FeatureStore(outcome.paths[-1])
+        described = store.manifest["backbone"]
+        assert (described["runtime"], described["precision"]) == ("openvino", "int8")
+        against = store.run["against_float32"]
+        assert against["images"] == 10
+        assert 0.9 < against["cosine"]["avgpool"]["min"] <= against["cosine"]["avgpool"]["mean"] < 1
+    assert extract(dataset=f"npz:{path}", precision="int8").status == "up to date"
 
 
 # --- splits, subsets, labels

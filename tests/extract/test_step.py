@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from featpipe.backbones import GLYPHNET
+from featpipe.datasets.dataset import SourceRequest
 from featpipe.errors import StoreError, UnknownNameError, UsageError
 from featpipe.extract import Extract
 from featpipe.fingerprint import FileHashes, of_mapping
@@ -107,12 +109,43 @@ def test_what_default_weights_are_called_makes_no_difference(
     assert requests[0] == requests[1]
 
 
-def test_a_crop_with_a_margin_is_a_request_of_its_own() -> None:
-    auto, crop = (
-        Extract(model="resnet18", dataset="digits", fit=fit).request(FileHashes())
-        for fit in ("auto", "crop")
-    )
-    assert auto != crop
+def request(dataset: str, fit: str, **options: Any) -> dict[str, Any]:
+    step = Extract(model="resnet18", dataset=dataset, fit=fit, device="cpu", **options)
+    sources = SourceRequest.of(step).open_all(None, Context(), download=False)
+    return step.request(FileHashes(), sources)
+
+
+def test_auto_cuts_no_margin_where_all_images_have_one_small_size(archive: str) -> None:
+    assert "fit" not in request("digits", "auto")["options"]
+    assert "fit" not in request(archive, "auto")["options"]
+    assert request("digits", "crop")["options"]["fit"] == "crop"
+    assert request(archive, "auto", image_size=32)["options"]["fit"] == "crop"  # of 40 pixels
+
+
+def test_auto_is_the_weights_own_crop_where_sizes_differ(tmp_path: Path) -> None:
+    folder = images.photo_folder(tmp_path / "photos")
+    assert "fit" not in request(f"folder:{folder}", "auto")["options"]
+    Image.fromarray(images.pictures(1, 44)[0]).save(folder / "ant" / "0.png")
+    assert request(f"folder:{folder}", "auto") == request(f"folder:{folder}", "crop")
+    # The whole dataset decides, not the rows that are chosen from it.
+    few = {"limit": 3, "split_seed": 1}
+    assert request(f"folder:{folder}", "auto", **few)["options"]["fit"] == "crop"
+
+
+@pytest.mark.parametrize("runtime", ["auto", "torch", "openvino"])
+def test_runtimes_that_give_the_same_numbers_share_the_request(runtime: str) -> None:
+    asked_for = asked("digits", runtime=runtime).request(FileHashes())
+    assert asked_for == asked("digits").request(FileHashes())
+
+
+def test_a_lower_precision_is_a_request_of_its_own() -> None:
+    pytest.importorskip("openvino")
+    known = [
+        asked("digits", precision=precision, runtime=runtime).request(FileHashes())["options"]
+        for precision, runtime in [("bfloat16", "torch"), ("bfloat16", "openvino")]
+    ]
+    assert known[0] != known[1]
+    assert known[1] == {**known[0], "runtime": "openvino"}
 
 
 def test_the_request_of_today_keeps_its_key() -> None:

@@ -1,0 +1,286 @@
+"""OpenVINO: the network as a graph of its own, converted once and kept; int8 by NNCF.
+
+A converted network is kept in a folder of the user's cache that is named by everything it was made
+from. Each time it is opened its float32 numbers are compared with PyTorch's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from featpipe import fingerprint
+from featpipe.backbones import RUNTIMES
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.backbones.runtime import CannotRunError, Capture, Execution, Runtime, activations
+from featpipe.errors import MissingExtraError
+from featpipe.files import read_json
+from featpipe.provenance import package_version
+from featpipe.workspace import explain_os_errors, user_path
+
+# OpenVINO and NNCF would tell their makers what is converted, and wait for the network at exit.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable
+try:
+    import openvino
+except ImportError:  # not on every platform
+    openvino = None
+
+_CONVERSION = 1  # raised when the same network would be converted to another graph
+_SEAL = "sealed.json"  # written last: digests of the other files
+_TOLERANCE = 1e-4  # of ‖a − b‖ / ‖b‖ for each image; ResNet-50 has 4e-7
+_ABANDONED_SECONDS = 86_400
+_MOST_STREAMS = 16  # each has a batch of activations; with more cores a stream has several
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
+_CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
+
+
+def cache_folder() -> Path:
+    """Return where converted networks are kept, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "featpipe" / "openvino"
+
+
+class _Graph(nn.Module):
+    """What is converted: uint8 images in, normalisation included, the captured activations out."""
+
+    def __init__(
+        self, network: nn.Module, preprocessing: Preprocessing, captures: Sequence[Capture]
+    ) -> None:
+        super().__init__()
+        self.network, self._preprocessing, self._captures = network, preprocessing, captures
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the activations in the order of the captures."""
+        batch = self._preprocessing.normalise(images)
+        kept = activations(self.network, batch, self._captures)
+        return tuple(kept[capture.layer] for capture in self._captures)
+
+
+@RUNTIMES.register
+class OpenVinoRuntime(Runtime):
+    """OpenVINO on the CPU: two streams that share no barrier; docs/performance.md has the figures.
+
+    float32 is asked for by name, because OpenVINO may choose bfloat16 by itself.
+    """
+
+    name = "openvino"
+    summary = "OpenVINO, on the CPU; also int8"
+    exact = True
+    precisions = ("float32", "bfloat16", "float16", "int8")
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        how: Execution | None = None,
+    ) -> None:
+        super().__init__(network, preprocessing, device)
+        self._how = how or Execution()
+        precision = self._how.precision
+        if device.type != "cpu":
+            raise CannotRunError("OpenVINO runs on the CPU.", expected="--device cpu", got=device)
+        if openvino is None:
+            raise MissingExtraError("openvino", "openvino")
+        if precision == "int8" and find_spec("nncf") is None:
+            raise MissingExtraError("nncf", "int8")
+        self._core = openvino.Core()
+        there = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        needed = _CAPABILITIES.get(precision)
+        if needed is not None and needed not in there:
+            raise CannotRunError(
+                f"This processor does not compute in {precision}.",
+                expected=", ".join(one for one in precisions_of(there)),
+                got=f"--precision {precision}",
+            )
+        self.batch_size = 8  # as fast as 32, and the last ones wait less for each other
+        self.parallel = min(torch.get_num_threads(), _MOST_STREAMS)
+        self._requests: dict[tuple[Capture, ...], SimpleQueue[Any]] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, captures: Sequence[Capture]) -> None:
+        """Convert the network unless that was done before, and load it into OpenVINO."""
+        key = tuple(captures)
+        with self._lock:
+            if key in self._requests:
+                return
+            precision = self._how.precision
+            try:
+                model = self._core.read_model(self._converted(captures) / "model.xml")
+                if precision == "int8":
+                    path = self._quantised(model, captures)
+                    model = self._core.read_model(path / "model.xml")
+                hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
+                hints["NUM_STREAMS"] = str(self.parallel)
+                compiled = self._core.compile_model(model, "CPU", hints)
+            except RuntimeError as error:
+                raise _cannot(error) from error
+            requests: SimpleQueue[Any] = SimpleQueue()
+            for _ in range(self.parallel):
+                requests.put(compiled.create_infer_request())
+            self._requests[key] = requests
+        if precision == "float32":
+            self._compare(captures)
+
+    def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
+        """Return the activations of one batch; as many calls at once as there are streams."""
+        self.prepare(captures)
+        requests = self._requests[tuple(captures)]
+        request = requests.get()
+        try:
+            request.infer({0: images.numpy()}, share_inputs=True)
+            outputs = [request.get_output_tensor(i).data.copy() for i in range(len(captures))]
+        finally:
+            requests.put(request)
+        return {capture.layer: out for capture, out in zip(captures, outputs, strict=True)}
+
+    def _compare(self, captures: Sequence[Capture]) -> None:
+        """Refuse a graph whose numbers are not PyTorch's."""
+        images = _noise(2, self.preprocessing.crop)
+        with torch.inference_mode():
+            expected = activations(self.network, self.preprocessing.normalise(images), captures)
+        for layer, got in self.run(images, captures).items():
+            wanted = expected[layer].numpy().reshape(2, -1)
+            apart = np.linalg.norm(got.reshape(2, -1) - wanted, axis=1)
+            relative = float((apart / np.maximum(np.linalg.norm(wanted, axis=1), 1e-30)).max())
+            if not relative <= _TOLERANCE:  # written so that not-a-number is refused too
+                raise CannotRunError(
+                    "OpenVINO gives other numbers than PyTorch.",
+                    where=f"layer {layer}",
+                    expected=f"‖a − b‖ / ‖b‖ of at most {_TOLERANCE:g}",
+                    got=f"{relative:.1g}",
+                    next_step="--runtime torch",
+                )
+
+    def _converted(self, captures: Sequence[Capture]) -> Path:
+        """Return the folder of the converted network."""
+
+        def convert() -> Any:
+            self._how.progress.note("converting the network for OpenVINO, once")
+            graph = _Graph(self.network, self.preprocessing, captures).eval()
+            images = _noise(2, self.preprocessing.crop)
+            attention = torch.backends.mha.get_fastpath_enabled()
+            # Fused attention is an operator that OpenVINO does not know.
+            torch.backends.mha.set_fastpath_enabled(False)
+            try:
+                with torch.inference_mode(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of tracing, about constants
+                    model = openvino.convert_model(graph, example_input=images)
+                    model.reshape({0: [-1, *images.shape[1:]]})
+            except Exception as error:  # whatever a foreign forward pass raises when traced
+                raise _cannot(error) from error
+            finally:
+                torch.backends.mha.set_fastpath_enabled(attention)
+            return model
+
+        return self._kept(self._identity(captures), convert)
+
+    def _identity(self, captures: Sequence[Capture]) -> dict[str, Any]:
+        tensors = self.network.state_dict()
+        names = [f"{n} {t.dtype} {tuple(t.shape)}" for n, t in tensors.items()]
+        arrays = [np.ascontiguousarray(t.detach().numpy()).data for t in tensors.values()]
+        return {
+            "conversion": _CONVERSION,
+            "network": [repr(self.network), names, fingerprint.of_bytes(*arrays)],
+            "captures": [asdict(capture) for capture in captures],
+            "preprocessing": self.preprocessing.as_dict(),
+            "versions": [package_version(name) for name in ("openvino", "torch")],
+        }
+
+    def _quantised(self, model: Any, captures: Sequence[Capture]) -> Path:
+        """Return the folder of the network in int8: post-training quantisation by NNCF."""
+        seen = self._how.calibration
+        assert seen is not None
+        what = {"calibration": seen.fingerprint, "nncf": package_version("nncf")}
+
+        def quantise() -> Any:
+            import nncf  # noqa: PLC0415 - an extra
+
+            nncf.set_log_level(logging.ERROR)
+            images = seen.images(self.preprocessing)
+            self._how.progress.note(f"fitting int8 to {len(images)} training images, once")
+            batches = [images[i : i + 1].numpy() for i in range(len(images))]
+            attends = any(isinstance(m, nn.MultiheadAttention) for m in self.network.modules())
+            kind = nncf.ModelType.TRANSFORMER if attends else None
+            data = nncf.Dataset(batches)
+            with redirect_stdout(io.StringIO()):  # for its progress bars
+                return nncf.quantize(model, data, model_type=kind, subset_size=len(batches))
+
+        return self._kept({**self._identity(captures), **what}, quantise)
+
+    def _kept(self, identity: dict[str, Any], make: Callable[[], Any]) -> Path:
+        """Return the folder of a converted network, made now unless it is there and whole.
+
+        It gets its name when its files and their digests are on the disk.
+        """
+        folder = (self._how.cache or cache_folder()) / fingerprint.of_mapping(identity)[:32]
+        if _is_whole(folder):
+            return folder
+        model = make()
+        with explain_os_errors(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            for old in folder.parent.glob(".*.tmp"):  # of a conversion that was killed
+                if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
+            temporary = Path(mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
+            try:
+                openvino.save_model(model, temporary / "model.xml", compress_to_fp16=False)
+                digests = {file.name: fingerprint.of_file(file) for file in temporary.iterdir()}
+                (temporary / _SEAL).write_text(json.dumps(digests), "utf-8")
+                for file in temporary.iterdir():
+                    with file.open("rb+") as stream:
+                        os.fsync(stream.fileno())
+                if not _is_whole(folder):  # another process may have made it meanwhile
+                    shutil.rmtree(folder, ignore_errors=True)
+                    temporary.rename(folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return folder
+
+
+def precisions_of(capabilities: Sequence[str]) -> list[str]:
+    """Return the precisions that a processor has, by OpenVINO's list of what it is good at."""
+    known = [one for one, needed in _CAPABILITIES.items() if needed in capabilities]
+    return ["float32", *known, "int8"]
+
+
+def _noise(n: int, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def _cannot(error: Exception) -> CannotRunError:
+    if isinstance(error, CannotRunError):
+        return error
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return CannotRunError(
+        "OpenVINO cannot run this network.",
+        got=f"{type(error).__name__}: {lines[-1][:200] if lines else ''}",
+        next_step="--runtime torch",
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    with suppress(OSError, ValueError, AttributeError):
+        digests = read_json(folder / _SEAL)
+        return all(fingerprint.of_file(folder / name) == d for name, d in digests.items())
+    return False

@@ -1,0 +1,146 @@
+"""Batches on their way: threads read and resize, the runtime embeds several at once, in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.errors import ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from featpipe.backbones.base import Embedder
+    from featpipe.backbones.preprocessing import Preprocessing
+
+T = TypeVar("T")
+_PREFETCH_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How to embed; only layers and ``dtype`` change what is stored."""
+
+    layers: tuple[str, ...] = ()  # empty: the embedder's default layer
+    dtype: str = "float32"  # or "float16", "uint8"
+    batch_size: int | None = None  # images per forward pass; None: chosen for the device
+    on_error: str = "fail"  # or "skip": an image that cannot be read
+    workers: int | None = None  # reading threads; None: one per core
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive rows: those that could be read, prepared, and why the others could not."""
+
+    rows: range
+    read: list[int]
+    images: Tensor | None  # (len(read), 3, S, S), uint8; None where no row could be read
+    skipped: dict[int, str]
+
+    def embed(
+        self, embedder: Embedder, shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the features of all rows; those that could not be read stay zero."""
+        rows = len(self.rows)
+        arrays = {name: np.zeros((rows, *shape), np.float32) for name, shape in shapes.items()}
+        if self.images is not None:
+            places = [row - self.rows.start for row in self.read]
+            for name, values in embedder.embed(self.images, tuple(shapes)).items():
+                arrays[name][places] = values
+        return arrays
+
+
+def work_on_batches(
+    batches: Generator[Batch],
+    work: Callable[[Batch], T],
+    parallel: int,
+    lap: Callable[[str], None] = lambda part: None,
+) -> Generator[tuple[Batch, T]]:
+    """Yield batches with what ``work`` makes of each, in order; some are worked on at once.
+
+    What was read before an error of reading comes out before the error is raised. ``lap`` is told
+    what the time since its last call was spent on: waiting for ``"read"`` or ``"compute"``.
+    """
+    waiting: deque[tuple[Batch, Future[T]]] = deque()
+    pool = ThreadPoolExecutor(parallel)
+    more, error = True, None
+    try:
+        while more:
+            batch = None
+            try:
+                batch = next(batches, None)
+            except BaseException as raised:  # Ctrl-C, too
+                error = raised
+            lap("read")
+            more = batch is not None
+            if batch is not None:
+                waiting.append((batch, pool.submit(work, batch)))
+            # One more than run at once, so that none of them waits for the writer.
+            while len(waiting) > (parallel if more else 0):
+                done, future = waiting.popleft()
+                made = future.result()
+                lap("compute")
+                yield done, made
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        batches.close()
+    if error is not None:
+        raise error
+
+
+def read_batches(
+    read: Callable[[int], NDArray[np.uint8]],
+    rows: range,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    options: ExtractOptions,
+) -> Generator[Batch]:
+    """Yield batches of rows; threads decode and resize the next ones meanwhile.
+
+    ``read`` returns one image (height, width, 3) and may raise ImageError.
+    """
+    import torch  # noqa: PLC0415 - "up to date" must be said without waiting for torch
+
+    side = preprocessing.crop
+    pool = ThreadPoolExecutor(options.workers or os.cpu_count() or 1)
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def prepare(row: int, place: NDArray[np.uint8]) -> None:
+        place[...] = preprocessing.prepare(read(row)).numpy()
+
+    def submit(part: range) -> tuple[NDArray[np.uint8], list[Future[None]]]:
+        images = np.empty((len(part), 3, side, side), np.uint8)
+        return images, [pool.submit(prepare, *pair) for pair in zip(part, images, strict=True)]
+
+    submitted = map(submit, parts)
+    try:
+        waiting = deque(islice(submitted, _PREFETCH_BATCHES - 1))
+        for part in parts:
+            waiting.extend(islice(submitted, 1))
+            images, futures = waiting.popleft()
+            skipped = {}
+            for row, future in zip(part, futures, strict=True):
+                try:
+                    future.result()
+                except ImageError as error:
+                    if options.on_error == "fail":
+                        hint = "repair or remove it, or add --on-error skip; the run then continues"
+                        error.details.setdefault("next", hint)
+                        raise
+                    got = error.details.get("got")  # without the path: the store holds the id
+                    reason = f"{error.what} ({got})" if got else error.what
+                    skipped[row] = " ".join(reason.split())
+            rest = [row for row in part if row not in skipped]
+            if skipped:
+                images = images[[row - part.start for row in rest]]
+            yield Batch(part, rest, torch.from_numpy(images) if rest else None, skipped)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,82 @@
+"""Lower precision: what int8 is fitted to, and how near its features are to those of float32."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featpipe import fingerprint
+from featpipe.datasets.dataset import SourceRequest, splits_of
+from featpipe.datasets.selection import class_balanced_rows
+from featpipe.datasets.source import ImageSource
+from featpipe.errors import DataError
+from featpipe.extract.batches import ExtractOptions, read_batches
+from featpipe.steps import Context
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from featpipe.backbones.base import Embedder
+    from featpipe.backbones.preprocessing import Preprocessing
+    from featpipe.backbones.runtime import Calibration
+
+_CALIBRATION_IMAGES = 256
+_COMPARED_IMAGES = 64
+
+
+def calibration(
+    request: SourceRequest, sources: Sequence[ImageSource], context: Context, *, download: bool
+) -> Calibration:
+    """Return the images that int8 is fitted to: some of the training split, of every class.
+
+    ``sources`` are opened already. Only images are looked at, no labels but to spread the choice.
+    """
+    from featpipe.backbones.runtime import Calibration  # noqa: PLC0415 - brings torch
+
+    options = request.options(context, download=download)
+    split = splits_of(request.dataset, options)[0]
+    training = next((one for one in sources if one.split == split), None)
+    source = training or request.open(split, options)
+
+    return Calibration(
+        images=lambda preprocessing: _sample(source, preprocessing, _CALIBRATION_IMAGES),
+        fingerprint=fingerprint.of_mapping([source.fingerprint, _CALIBRATION_IMAGES]),
+    )
+
+
+def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor:
+    """Return some prepared images of every class; those that cannot be read are left out."""
+    labelled = np.count_nonzero(source.labels >= 0) or len(source)
+    rows = class_balanced_rows(source.labels, min(n, int(labelled)), 0)
+    parts = read_batches(
+        lambda row: source.read(int(rows[row])),
+        range(len(rows)),
+        preprocessing,
+        len(rows),
+        ExtractOptions(on_error="skip"),
+    )
+    images = next(parts).images
+    parts.close()
+    if images is None:
+        raise DataError("No image can be read to fit int8 to.", where=source.name)
+    return images
+
+
+def cost_of_precision(
+    source: ImageSource, embedder: Embedder, layers: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return how close features are to float32 ones of PyTorch: cosines on some images."""
+    began = time.perf_counter()
+    images = _sample(source, embedder.preprocessing, _COMPARED_IMAGES)
+    lower, reference = embedder.embed(images, layers), embedder.reference(images, layers)
+    cosines: dict[str, Any] = {}
+    for layer in layers:
+        a, b = (one[layer].reshape(len(images), -1) for one in (lower, reference))
+        both = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        each = np.einsum("ij,ij->i", a, b) / np.maximum(both, 1e-30)
+        cosines[layer] = {"mean": round(float(each.mean()), 5), "min": round(float(each.min()), 5)}
+    seconds = round(time.perf_counter() - began, 3)
+    return {"images": len(images), "cosine": cosines, "seconds": seconds}
