@@ -4,7 +4,7 @@ Needs the features of STL-10's training split by ResNet-50 in a workspace. Each 
 alone; what it finds is merged into the results file.
 
     featpipe extract --model resnet50 --dataset stl10 --split train --workspace WS
-    python benchmarks/solvers.py --workspace WS [--only fit,svm,grid,folds,logistic,classes,knn,memory]
+    python benchmarks/solvers.py --workspace WS [--only fit,svm,grid,folds,…]
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def svm(workspace: Path) -> dict[str, Any]:
 
 
 def grid(workspace: Path) -> dict[str, Any]:
-    """The same search by GridSearchCV, as a notebook would call it."""
+    """Search the same by GridSearchCV, as a notebook would call it."""
     X, y = (part[:4000] for part in features(workspace))
     search = GridSearchCV(
         make_pipeline(StandardScaler(), OneVsRestClassifier(LinearSVC(dual=True, max_iter=5000))),

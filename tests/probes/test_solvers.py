@@ -116,9 +116,11 @@ def test_the_reference_is_compared_where_that_is_asked_for(tmp_path, solver):
         (Svm(), 10, 10, "batched"),
         (Svm(c=(1.0,)), 10, 10, "sklearn"),
         (Svm(c=(1.0,)), 4000, 2048, "batched"),
-        (Logistic(solver="sklearn"), 4000, 2048, "sklearn"),
+        (Logistic(), 4000, 2048, "sklearn"),
         (Logistic(c=(1.0,), solver="batched"), 10, 10, "batched"),
     ],
 )
-def test_auto_takes_the_batched_solver_for_grids_and_large_data(probe, rows, features, solver):
+def test_auto_takes_the_batched_solver_for_svms_with_grids_or_large_data(
+    probe, rows, features, solver
+):
     assert probe.way(rows, features).name == solver
