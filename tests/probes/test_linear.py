@@ -180,7 +180,7 @@ def test_large_problems_are_solved_to_their_tolerance(kind, n, d, k, C):
     y = np.r_[np.arange(k), rng.integers(0, k, n - k)]
     X = StandardScaler().fit_transform(rng.normal(size=(k, d))[y] + 3 * rng.normal(size=(n, d)))
     case = Problem(X, y, C, None, None)
-    single, double = (kind(C).fit(X.astype(t), y) for t in (np.float32, np.float64))
+    single, double = (kind(C, tol=1e-6).fit(X.astype(t), y) for t in (np.float32, np.float64))
     value = case.hinge if kind is BatchedLinearSVC else case.softmax
     first, second = (value(model.coef_, model.intercept_) for model in (single, double))
     assert max(single.gap_, double.gap_) <= 1e-6
