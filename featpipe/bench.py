@@ -23,16 +23,16 @@ from featpipe.errors import FeatpipeError
 from featpipe.progress import SILENT, Progress
 
 _BATCHES = (1, 8, 32)
-_SECONDS = 2.0  # of each measurement, after a call that is not counted
 _WRITTEN_BYTES = 1 << 26
 
 
 def measure(
-    model: str, device: str, folder: Path, progress: Progress = SILENT
+    model: str, device: str, folder: Path, progress: Progress = SILENT, *, seconds: float = 2.0
 ) -> tuple[list[dict[str, Any]], str]:
     """Measure how fast images are decoded and embedded, and how fast ``folder`` is written to.
 
-    The weights are random, and so are the images, but for one JPEG of 500 x 375 pixels.
+    The weights are random, and so are the images, but for one JPEG of 500 x 375 pixels. Each
+    measurement takes some ``seconds``, after a call that is not counted.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def measure(
         call(0)
         with ThreadPoolExecutor(threads) as pool:
             began, calls = time.perf_counter(), 0
-            while time.perf_counter() - began < _SECONDS:
+            while time.perf_counter() - began < seconds:
                 calls += len(list(pool.map(call, range(2 * threads))))
             rate = calls * images / (time.perf_counter() - began)
         row(what, batch, round(rate, 1), "images/s")

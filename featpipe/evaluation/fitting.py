@@ -36,9 +36,7 @@ from featpipe.workspace import atomic_write
 _SECONDS_PER_VALUE = 2.5e-7
 _WORTH_WORKERS_SECONDS = 10.0
 _REFERENCE_TOL = 1e-6  # by default L-BFGS stops while a tenth of a probability may still change
-_BATCHED_BYTES = (
-    12  # of memory for each feature of the training rows, where all are fitted together
-)
+_BATCHED_BYTES = 12  # of memory for each feature of a row, where all are fitted together
 
 _MODEL_FORMAT = 2  # 1 is that of featpipe 0.1
 _OURS = ["featpipe.probes.estimators.NearestMean"]  # the rest are scikit-learn's and numpy's own
@@ -95,7 +93,9 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
     way = probe.way(*X.shape)
     with (
         threadpool_limits(1),
-        joblib.parallel_config("loky", n_jobs=workers_for([split], probe, jobs)),
+        joblib.parallel_config(
+            "loky", n_jobs=workers_for([split], probe, jobs), inner_max_num_threads=1
+        ),
     ):
         times = [time.perf_counter()]
         value, how, search = _choose(X, y, probe, way, jobs)

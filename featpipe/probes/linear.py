@@ -363,7 +363,7 @@ class BatchedLogisticRegression(_Linear):
     n_iter_ : int
         Newton steps.
     gap_ : float
-        About how far the objective is above its minimum, relative to it.
+        Bound on how far the objective is above its minimum, relative to it.
     """
 
     _hinge = False
