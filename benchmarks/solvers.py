@@ -141,8 +141,8 @@ def logistic(workspace: Path) -> dict[str, Any]:
     """Nine values of C × 5 folds on 4000 rows, beside scikit-learn's search."""
     X, y = (part[:4000] for part in features(workspace))
     cv = list(StratifiedKFold(5, shuffle=True, random_state=0).split(X, y))
-    way = Logistic(c=GRID).way(*X.shape)
-    ours, found = timed(lambda: way.search(X, y, cv, GRID, JOBS))
+    strategy = Logistic(c=GRID).strategy(*X.shape)
+    ours, found = timed(lambda: strategy.search(X, y, cv, GRID, JOBS))
     estimator = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     grid = {"logisticregression__C": GRID}
     search = GridSearchCV(estimator, grid, cv=cv, n_jobs=JOBS, refit=False)
@@ -193,7 +193,7 @@ def knn(workspace: Path) -> dict[str, Any]:
     X, y = made(60_000, 64, 10)
     cv = [(np.arange(50_000), np.arange(50_000, 60_000))]
     ks = Knn().grid()
-    ours, found = timed(lambda: Knn().way(*X.shape).search(X, y, cv, ks, JOBS))
+    ours, found = timed(lambda: Knn().strategy(*X.shape).search(X, y, cv, ks, JOBS))
     estimator = make_pipeline(Normalizer(), KNeighborsClassifier(algorithm="brute"))
     grid = {"kneighborsclassifier__n_neighbors": ks}
     search = GridSearchCV(estimator, grid, cv=cv, refit=False)
@@ -248,8 +248,8 @@ def train_from_disk(n: int) -> None:
                 part = y[start : start + step]
                 rows = rng.standard_normal((len(part), d), np.float32) + centres[part]
                 file.write(rows.astype(np.float16).tobytes())
-        way = Svm(c=(1e-6,), solver="batched").way(n, d)
-        seconds, (_, facts) = timed(lambda: way.fit(OnDisk(path, n, d), y, 1e-6, JOBS))
+        strategy = Svm(c=(1e-6,), solver="batched").strategy(n, d)
+        seconds, (_, facts) = timed(lambda: strategy.fit(OnDisk(path, n, d), y, 1e-6, JOBS))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"rows": n, "seconds": seconds, "peak_bytes": peak, **facts}))
 

@@ -28,7 +28,7 @@ from featpipe.evaluation.protocol import Split, StoredRows, validation_rows
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
 from featpipe.probes.base import Probe
-from featpipe.probes.solvers import ScikitLearn, Way, learners
+from featpipe.probes.solvers import ScikitLearn, Strategy, learners
 from featpipe.workspace import atomic_write
 
 # A fit of a linear classifier took 0.2 to 0.3 µs per number in its rows (800 × 512 features, mean
@@ -84,13 +84,13 @@ def fit_splits(
 def is_batched(splits: Sequence[Split], probe: Probe) -> bool:
     """Return whether every split is fitted with all candidates together."""
     width = width_of(splits[0], probe)
-    return all(probe.way(len(split.train), width).name == "batched" for split in splits)
+    return all(probe.strategy(len(split.train), width).name == "batched" for split in splits)
 
 
 def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, Any, dict[str, Any]]:
     """Choose the hyper-parameter on training rows, refit on all of them, predict the test rows."""
     X, y = _training_rows(split, probe), split.train.labels
-    way = probe.way(*X.shape)
+    strategy = probe.strategy(*X.shape)
     with (
         threadpool_limits(1),
         joblib.parallel_config(
@@ -98,9 +98,9 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
         ),
     ):
         times = [time.perf_counter()]
-        value, how, search = _choose(X, y, probe, way, jobs)
+        value, how, search = _choose(X, y, probe, strategy, jobs)
         times.append(time.perf_counter())
-        estimator, solved = way.fit(X, y, value, jobs)
+        estimator, solved = strategy.fit(X, y, value, jobs)
         times.append(time.perf_counter())
         test, classes = split.test.features(probe.layer), split.train.store.classes
         answers = predict_with_scores(estimator, test, len(classes))
@@ -109,18 +109,18 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
         "chosen": {probe.tuned: value, **how} if probe.tuned else {},
         "search": search,
         "converged": solved.pop("converged"),
-        "solver": {"name": way.name, **solved},
+        "solver": {"name": strategy.name, **solved},
         "seconds": dict(zip(("search", "fit", "predict"), np.diff(times).tolist(), strict=True)),
     }
     if isinstance(X, StoredRows):
         facts["solver"]["rows"] = "read in blocks: they take too much memory"
-    if getattr(probe, "check_solver", False) and way.name == "batched":
+    if getattr(probe, "check_solver", False) and strategy.name == "batched":
         facts["reference"] = _compare_with_reference(split, probe, value, answers)
     return estimator, answers, facts
 
 
 def _choose(
-    X: Any, y: NDArray[np.int64], probe: Probe, way: Way, jobs: int
+    X: Any, y: NDArray[np.int64], probe: Probe, strategy: Strategy, jobs: int
 ) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
     """Return the best grid value, how it was chosen, and the score of every grid point."""
     if not probe.chooses:
@@ -133,7 +133,7 @@ def _choose(
     values = [value for value in probe.grid() if probe.admits(value, fewest)]
     if not values:
         return probe.default(), {"by": "default: too few rows for the other values"}, []
-    found = way.search(X, y, folds, values, jobs)
+    found = strategy.search(X, y, folds, values, jobs)
     validated = sum(len(rows) for _, rows in folds)
     rows = [
         {probe.tuned: value, **one, "rows": validated}
@@ -171,8 +171,8 @@ def _compare_with_reference(
 def _training_rows(split: Split, probe: Probe) -> NDArray[np.float32] | StoredRows:
     """Return the features of the training rows, or what reads them where memory is short."""
     n_bytes = len(split.train) * width_of(split, probe) * _BATCHED_BYTES
-    way = probe.way(len(split.train), width_of(split, probe))
-    if way.reads_blocks and n_bytes > psutil.virtual_memory().available / 2:
+    strategy = probe.strategy(len(split.train), width_of(split, probe))
+    if strategy.reads_blocks and n_bytes > psutil.virtual_memory().available / 2:
         return StoredRows(split.train, probe.layer)
     return split.train.features(probe.layer)
 
@@ -280,7 +280,7 @@ def n_fits(split: Split, probe: Probe) -> int:
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
     """Refuse a fit that would not fit into memory, before it starts."""
     largest, width = max(len(split.train) for split in splits), width_of(splits[0], probe)
-    if probe.way(largest, width).reads_blocks:
+    if probe.strategy(largest, width).reads_blocks:
         return
     alone = largest * width * probe.bytes_per_value
     available = psutil.virtual_memory().available

@@ -219,7 +219,7 @@ class Probe(Evaluation):
         """
         raise NotImplementedError
 
-    def way(self, n_rows: int, n_features: int) -> Any:
+    def strategy(self, n_rows: int, n_features: int) -> Any:
         """Return how so many rows are searched and fitted (:mod:`featpipe.probes.solvers`)."""
         return estimators().ScikitLearn(self)
 
@@ -291,11 +291,11 @@ class LinearProbe(Probe):
         used = {self.solver_for(len(s.train), width_of(s, self)) for s in splits}
         return {**super().resolved(splits), "solver": " ".join(sorted(used))}
 
-    def way(self, n_rows: int, n_features: int) -> Any:
-        """Return the solver's."""
+    def strategy(self, n_rows: int, n_features: int) -> Any:
+        """Return that of the solver."""
         if self.solver_for(n_rows, n_features) == "sklearn":
-            return super().way(n_rows, n_features)
-        return estimators().AllTogether(self)
+            return super().strategy(n_rows, n_features)
+        return estimators().BatchedLinear(self)
 
 
 def canonical_model(name: str) -> str:

@@ -16,18 +16,18 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featpipe.probes.solvers import AllTogether, NeighboursOnce, ScikitLearn
+from featpipe.probes.solvers import BatchedLinear, ScikitLearn, SharedDistances
 
 __all__ = [
-    "AllTogether",
+    "BatchedLinear",
     "KNeighborsClassifier",
     "LinearSVC",
     "LogisticRegression",
     "NearestMean",
-    "NeighboursOnce",
     "Normalizer",
     "OneVsRestClassifier",
     "ScikitLearn",
+    "SharedDistances",
     "StandardScaler",
     "make_pipeline",
 ]

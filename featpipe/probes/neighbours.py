@@ -31,9 +31,9 @@ class Knn(Probe):
         use = estimators()
         return use.make_pipeline(use.Normalizer(), use.KNeighborsClassifier(algorithm="brute"))
 
-    def way(self, n_rows: int, n_features: int) -> Any:
+    def strategy(self, n_rows: int, n_features: int) -> Any:
         """Compute distances once for all numbers of neighbours."""
-        return estimators().NeighboursOnce(self)
+        return estimators().SharedDistances(self)
 
     def grid(self) -> tuple[Any, ...]:
         """Return the numbers of neighbours, the largest first: it is the smoothest."""

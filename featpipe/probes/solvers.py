@@ -1,4 +1,4 @@
-"""How a probe is searched and fitted: by scikit-learn, or all candidates together."""
+"""Strategies to search and fit a probe: scikit-learn's, or all candidates together."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]  # training and vali
 _BLOCK = 4096
 
 
-class Way(Protocol):
-    """A way to choose a probe's hyper-parameter, and to fit it."""
+class Strategy(Protocol):
+    """How a probe's hyper-parameter is searched, and how it is fitted."""
 
     name: str
     reads_blocks: bool  # whether rows may be on the disk
@@ -55,7 +55,7 @@ class ScikitLearn:
     reads_blocks = False
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Way`."""
+        """See :class:`Strategy`."""
         with warnings.catch_warnings():  # what did not converge is recorded with its grid point
             warnings.simplefilter("ignore", ConvergenceWarning)
             grid, estimator = {self.probe.parameter: list(values)}, self._estimator(X)
@@ -70,7 +70,7 @@ class ScikitLearn:
         ]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Way`."""
+        """See :class:`Strategy`."""
         estimator = self._estimator(X)
         if self.probe.tuned:
             estimator.set_params(**{self.probe.parameter: value})
@@ -92,7 +92,7 @@ class ScikitLearn:
 
 
 @dataclass
-class AllTogether:
+class BatchedLinear:
     """Linear classifiers by :func:`featpipe.probes.linear.fit_path`; what is learned is plain."""
 
     probe: LinearProbe
@@ -100,7 +100,7 @@ class AllTogether:
     reads_blocks = True
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Way`."""
+        """See :class:`Strategy`."""
         classes, target = np.unique(y, return_inverse=True)
         weight = np.zeros((len(folds), len(y)))
         for fold, (train, _) in enumerate(folds):
@@ -118,7 +118,7 @@ class AllTogether:
         ]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Way`."""
+        """See :class:`Strategy`."""
         classes, target = np.unique(y, return_inverse=True)
         weight = np.ones((1, len(y)))
         (fit,) = self._path(X, target, len(classes), weight, [value], jobs)
@@ -179,7 +179,7 @@ def _fitted(template: BaseEstimator, classes: Array, fit: Fit) -> BaseEstimator:
 
 
 @dataclass
-class NeighboursOnce:
+class SharedDistances:
     """Nearest neighbours: distances are computed once for all numbers k."""
 
     probe: Probe
@@ -187,7 +187,7 @@ class NeighboursOnce:
     reads_blocks = False
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Way`."""
+        """See :class:`Strategy`."""
         rows = Normalizer().fit_transform(X)
         classes, target = np.unique(y, return_inverse=True)
         accuracy = np.zeros((len(values), len(folds)))
@@ -205,7 +205,7 @@ class NeighboursOnce:
         return [{"accuracy": float(right.mean()), "converged": True} for right in accuracy]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Way`."""
+        """See :class:`Strategy`."""
         return ScikitLearn(self.probe).fit(X, y, value, jobs)
 
 

@@ -51,7 +51,7 @@ def reference(probe: Svm | Logistic) -> ScikitLearn:
 def test_a_search_finds_what_scikit_learn_finds(digits, kind):
     X, y = digits
     probe = kind(c=GRID, solver="batched")
-    found = probe.way(*X.shape).search(X, y, folds_of(y), GRID, 2)
+    found = probe.strategy(*X.shape).search(X, y, folds_of(y), GRID, 2)
     expected = reference(probe).search(X, y, folds_of(y), GRID, 1)
     assert [row["converged"] for row in found] == [True] * 3
     for mine, other in zip(found, expected, strict=True):
@@ -64,21 +64,21 @@ def test_a_search_finds_what_scikit_learn_finds(digits, kind):
 def test_a_fit_has_the_scores_of_scikit_learn(kind, n_classes, class_weight):
     X, y = unbalanced(n_classes)
     probe = kind(c=(0.1,), class_weight=class_weight, solver="batched")
-    fitted, facts = probe.way(*X.shape).fit(X, y, 0.1, 1)
+    fitted, facts = probe.strategy(*X.shape).fit(X, y, 0.1, 1)
     expected, _ = reference(probe).fit(X, y, 0.1, 1)
     assert facts["converged"]
     np.testing.assert_allclose(
         fitted.decision_function(X), expected.decision_function(X), atol=5e-3
     )
     if class_weight == "balanced":
-        plain, _ = probe.replace(class_weight="none").way(*X.shape).fit(X, y, 0.1, 1)
+        plain, _ = probe.replace(class_weight="none").strategy(*X.shape).fit(X, y, 0.1, 1)
         assert not np.allclose(fitted.decision_function(X), plain.decision_function(X), atol=0.05)
 
 
 @pytest.mark.parametrize(("kind", "learned"), [(Svm, LinearSVC), (Logistic, LogisticRegression)])
 def test_what_was_learned_needs_nothing_of_featpipe(digits, kind, learned):
     X, y = digits
-    fitted, _ = kind(c=GRID, solver="batched").way(*X.shape).fit(X, y, 1e-2, 1)
+    fitted, _ = kind(c=GRID, solver="batched").strategy(*X.shape).fit(X, y, 1e-2, 1)
     scaler, classifier = fitted
     assert (type(scaler), type(classifier)) == (StandardScaler, learned)
     assert classifier.C == 1e-2
@@ -91,7 +91,7 @@ def test_neighbours_are_searched_as_scikit_learn_does(digits):
     X, y = digits
     probe = Knn(k=(1, 2, 5, 50))
     ks = list(probe.grid())
-    found = probe.way(*X.shape).search(X, y, folds_of(y), ks, 2)
+    found = probe.strategy(*X.shape).search(X, y, folds_of(y), ks, 2)
     assert found == ScikitLearn(probe).search(X, y, folds_of(y), ks, 1)
 
 
@@ -123,4 +123,4 @@ def test_the_reference_is_compared_where_that_is_asked_for(tmp_path, solver):
 def test_auto_takes_the_batched_solver_for_svms_with_grids_or_large_data(
     probe, rows, features, solver
 ):
-    assert probe.way(rows, features).name == solver
+    assert probe.strategy(rows, features).name == solver
