@@ -66,7 +66,7 @@ def measure(
         photo, scratch = Path(temporary) / "photo.jpg", Path(temporary) / "scratch"
         coarse = np.random.default_rng(0).integers(0, 256, (25, 33, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((500, 375)).save(photo, quality=90)
-        cores = os.cpu_count() or 1
+        cores = torch.get_num_threads()
         measured("decode and resize", 1, lambda _: prepared.prepare(read_image(photo)), cores, None)
         began = time.perf_counter()
         with scratch.open("wb") as stream:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")
 FITS = ("auto", "crop", "whole")  # ways to make images square
-PRECISIONS = ("float32", "bfloat16", "float16", "int8")  # of the forward pass
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")  # of the forward pass
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
 
 # Part of every identity: raise it when preprocessing.py starts to give other numbers.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +26,7 @@ from featpipe.errors import UsageError
 from featpipe.progress import SILENT, Progress
 from featpipe.steps import grammar
 
+_TF32_CAPABILITY = (8, 0)  # Ampere; older GPUs compute in float32 without a word
 _SMALL_SIDE = 64  # pixels; a network for CIFAR or glyphs embeds thousands of images a second
 
 
@@ -143,15 +146,16 @@ class TorchRuntime(Runtime):
     """PyTorch, channels last, batch norm folded into the convolutions.
 
     Both together take 0.61 (ResNet-18) and 0.52 (ResNet-50) of plain PyTorch's CPU time and agree
-    with it to 7e-7 of the largest logit; docs/performance.md has all that was measured. Other
-    precisions than float32 are autocast's. Where the memory of a device is not enough, batches are
-    halved.
+    with it to 7e-7 of the largest logit; docs/performance.md has all that was measured. bfloat16
+    and float16 are autocast's. On CUDA two batches are under way, each in a stream of its own, so
+    that one is copied while the other is computed. Where the memory of a device is not enough,
+    batches are halved.
     """
 
     name = "torch"
     summary = "PyTorch, on the CPU or a GPU"
     exact = True
-    precisions = ("float32", "bfloat16", "float16")
+    precisions = ("float32", "tf32", "bfloat16", "float16")
 
     def __init__(
         self,
@@ -163,16 +167,28 @@ class TorchRuntime(Runtime):
         super().__init__(network.to(memory_format=torch.channels_last), preprocessing, device)
         self._how = how or Execution()
         self._largest: int | None = None  # batch that fits into the memory; None: any so far
-        if self._how.precision == "float16" and device.type == "cpu":
+        cuda = device.type == "cuda"
+        ampere = cuda and torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
+        lacks = {"float16": device.type == "cpu", "tf32": not ampere}
+        if lacks.get(self._how.precision):
             raise CannotRunError(
-                "PyTorch's float16 is not for CPUs.",
-                expected="float32 or bfloat16",
-                got="--precision float16",
+                f"PyTorch does not compute in {self._how.precision} on this device.",
+                expected="--precision float32 or bfloat16",
+                got=f"--precision {self._how.precision} on {device}",
             )
+        self.parallel = 2 if cuda else 1
+        self._hooked = threading.Lock()  # what is captured would be that of another call
+        self._streams: SimpleQueue[AbstractContextManager[Any]] = SimpleQueue()
+        for _ in range(self.parallel):
+            own: Any = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+            self._streams.put(torch.cuda.stream(own) if cuda else nullcontext())
 
     @cached_property
     def _folded(self) -> nn.Module:
-        return fold_batch_norm(self.network)
+        folded = fold_batch_norm(self.network)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # other streams would not wait for it
+        return folded
 
     def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
         """Return the activations of one batch."""
@@ -198,18 +214,37 @@ class TorchRuntime(Runtime):
         # A folded convolution gives its batch norm's output; its own needs the plain network.
         asked = [self.network.get_submodule(capture.module) for capture in captures]
         raw = any(isinstance(module, nn.Conv2d) for module in asked)
-        network = self.network if raw else self._folded
-        if self.device.type == "cuda":
-            images = images.pin_memory()  # so that the copy need not be waited for
-        batch = self.preprocessing.normalise(images.to(self.device, non_blocking=True))
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        lower = getattr(torch, self._how.precision)
-        # TF32's mantissa of 10 bits moves features by about 1e-3.
-        exactly = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-        autocast = torch.autocast(self.device.type, lower, enabled=lower != torch.float32)
-        with exactly, autocast:
-            kept = activations(network, batch, captures)
-        return {layer: values.float().cpu().numpy() for layer, values in kept.items()}
+        kind, precision = self.device.type, self._how.precision
+        lower = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+        stream = self._streams.get()
+        try:
+            with stream:
+                if kind == "cuda":
+                    images = images.pin_memory()  # so that the copy need not be waited for
+                batch = self.preprocessing.normalise(images.to(self.device, non_blocking=True))
+                batch = batch.contiguous(memory_format=torch.channels_last)
+                autocast = torch.autocast(kind, lower, enabled=lower is not None)
+                with self._hooked, rounding_to_tf32(precision == "tf32"), autocast:
+                    kept = activations(self.network if raw else self._folded, batch, captures)
+                return {layer: values.float().cpu().numpy() for layer, values in kept.items()}
+        finally:
+            self._streams.put(stream)
+
+
+@contextmanager
+def rounding_to_tf32(allowed: bool) -> Iterator[None]:
+    """Let GPUs round the factors of products to TF32, or keep them from it.
+
+    Its mantissa of 10 bits moves features by about 1e-3.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = allowed
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=allowed):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple[str, str]:
@@ -217,6 +252,8 @@ def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple
     where = choose_device(device) if isinstance(device, str) else device
     if precision == "int8":
         return "openvino", "the one that has int8"
+    if precision == "tf32":
+        return "torch", "the one that has TF32"
     if where.type != "cpu":
         return "torch", f"the one for {where.type}"
     if find_spec("openvino") is None:

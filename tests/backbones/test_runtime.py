@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from featpipe.backbones.runtime import (
     choose,
     choose_device,
     fold_batch_norm,
+    rounding_to_tf32,
 )
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.progress import Event, Progress
@@ -138,6 +141,31 @@ def test_every_runtime_gives_the_numbers_of_plain_pytorch(model: str, name: str)
         assert relative <= (1e-4 if frozen.runtime.exact else 1e-3)
 
 
+def test_calls_at_the_same_time_do_not_mix_what_they_capture() -> None:
+    prepared, device = Preprocessing(32, 32), torch.device("cpu")
+    frozen = FrozenNetwork("small", network("glyphnet"), prepared, device, Execution("torch"))
+    batches = [random_images(3, 32, seed) for seed in range(8)]
+    alone = [frozen.embed(batch, ("layer2", "avgpool")) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: frozen.embed(batch, ("layer2", "avgpool")), batches))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one["layer2"], other["layer2"])
+        np.testing.assert_array_equal(one["avgpool"], other["avgpool"])
+
+
+def test_tf32_is_for_its_own_precision_and_leaves_no_trace() -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = allowed()
+    with rounding_to_tf32(True):
+        assert allowed() == (True, True)
+        with rounding_to_tf32(False):
+            assert allowed() == (False, False)
+        assert allowed() == (True, True)
+    assert allowed() == before
+
+
 def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device with room for three images; the numbers are those of one with room for all."""
     events: list[Event] = []
@@ -168,7 +196,13 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("name", "precision", "says"),
-    [("torch", "int8", "does not have"), ("torch", "float16", "not for CPUs")],
+    [
+        ("torch", "int8", "does not have"),
+        ("torch", "float16", "does not compute in float16 on this device"),
+        ("torch", "tf32", "does not compute in tf32 on this device"),
+        (None, "tf32", "does not compute in tf32 on this device"),
+        ("openvino", "tf32", "does not have"),
+    ],
 )
 def test_a_precision_that_is_not_there_is_refused(name: str, precision: str, says: str) -> None:
     how = Execution(name, precision)
