@@ -16,7 +16,7 @@ from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.files import open_regular
 from featpipe.report import written
-from featpipe.report.data import Method, ReportData
+from featpipe.report.data import Group, Method, ReportData, options_behind, settings_of
 from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
 from featpipe.report.tables import Comparison, conclude
@@ -24,6 +24,7 @@ from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 
 GENERATOR = "featpipe report"
+_LOWER = ("precision", "runtime", "calibration")  # what describes another one than float32
 _HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
 
 
@@ -228,8 +229,42 @@ class Provenance(Section):
             files=self.files,
             groups=data.groups,
             step=step,
+            in_float32=in_float32,
         )
         return Content(html)
+
+
+def in_float32(method: Method, group: Group) -> Method | None:
+    """Return the same method on features of a float32 forward pass, where the group has it.
+
+    ``None`` also for a method whose features are of float32 themselves.
+    """
+
+    def alike(result: Result) -> Any:
+        options = options_behind(result)
+        settings = settings_of(result).items()
+        inputs = {name for name, spec in options.items() if spec.selects_input}
+        return (
+            result.method,
+            {key: value for key, value in settings if key not in inputs},
+            [
+                (store["layer"], {k: v for k, v in backbone.items() if k not in _LOWER})
+                for store, backbone in zip(result.stores, _backbones(result), strict=True)
+            ],
+        )
+
+    if not any("precision" in backbone for backbone in _backbones(method.result)):
+        return None
+    exact = (
+        other
+        for other in group.methods
+        if not any(key in backbone for backbone in _backbones(other.result) for key in _LOWER)
+    )
+    return next((other for other in exact if alike(other.result) == alike(method.result)), None)
+
+
+def _backbones(result: Result) -> list[dict[str, Any]]:
+    return [store["manifest"].get("backbone", {}) for store in result.stores]
 
 
 def recipes_of(data: ReportData) -> list[dict[str, Any]]:

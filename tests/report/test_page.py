@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from featpipe.errors import UsageError
+from featpipe.evaluation.result import Result
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
@@ -246,6 +247,40 @@ def test_everything_that_identifies_a_result_is_named(made: Made, tmp_path: Path
         "Hardware platform",
     ):
         assert known in text, known
+
+
+def in_int8(made: Made, tmp_path: Path) -> Result:
+    """Return the first result as if the features of its test rows were of int8."""
+    result = copy.deepcopy(made.results[0])
+    for store in result.stores:
+        lower = {"runtime": "openvino", "precision": "int8", "calibration": "0" * 64}
+        store["manifest"]["backbone"] |= lower
+        cosine = {"avgpool": {"mean": 0.99321, "min": 0.97821}}
+        store["run"] |= {"precision": "int8"}
+        store["run"] |= {"against_float32": {"images": 64, "cosine": cosine, "seconds": 1.0}}
+    result.key = f"8{result.key[1:]}"
+    assert made.results[0].path is not None
+    for file in made.results[0].files.values():
+        source = next(made.world.workspace.root.rglob(file))
+        shutil.copy(source, tmp_path / file)
+    result.save(tmp_path / "int8.json")
+    return result
+
+
+def test_a_lower_precision_is_told_with_what_it_costs(made: Made, tmp_path: Path) -> None:
+    lower = in_int8(made, tmp_path)
+    page = Page(made.again(tmp_path / "alone.html", [lower]))
+    assert "Precision (test) int8; cosine to float32 on 64 images: avgpool 0.99321 (mean)" in (
+        page.text
+    )
+    same = "of the same method on features in float32"
+    assert same not in page.text
+    others = [made.results[1], made.results[2]]
+    assert same not in Page(made.again(tmp_path / "others.html", [lower, *others])).text
+    page = Page(made.again(tmp_path / "both.html", [lower, *made.results]))
+    accuracy = f"{100 * lower.summary['accuracy']['value']:.2f} %"
+    assert f"Accuracy {accuracy}; {same}: {accuracy}" in page.text
+    assert page.text.count(same) == 1, "on the panel of the lower precision only"
 
 
 def test_a_mapped_classifier_shows_what_disputed_rows_matter(made: Made, tmp_path: Path) -> None:
