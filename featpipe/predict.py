@@ -22,6 +22,7 @@ from featpipe.evaluation.result import Result
 from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
 from featpipe.finetune.saved import load_head
 from featpipe.progress import SILENT, Progress
+from featpipe.store import LOGITS
 from featpipe.workspace import Workspace, user_path
 
 _KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
@@ -132,7 +133,8 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
     model = load_model(path)
     then = model.backbone
     try:
-        name, (crop, fit) = then["model"], (then["preprocessing"][key] for key in ("crop", "fit"))
+        name, prepared = then["model"], then["preprocessing"]
+        crop, fit = prepared["crop"], prepared["fit"]
     except (KeyError, TypeError) as error:
         what = f"The model does not describe its backbone: {error}"
         raise ResultError(what, where=path, next_step="train it again") from None
@@ -145,6 +147,7 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
         device,
         crop,
         fit_of_identity(fit),
+        decode=prepared.get("decode", "full"),
         runtime=runtime or then.get("runtime"),
         precision=precision,
         calibration=seen,
@@ -159,10 +162,15 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
             next_step="name the same weights with --weights",
         )
 
-    backbone.prepare((model.layer,))
+    layers: tuple[str, ...] = (model.layer,)
+    if precision == "int8":  # the fitted network is known by all that comes out of it
+        stored = model.request.get("options", {}).get("layer", layers)
+        logits = [] if backbone.source_classes is None else [LOGITS]
+        layers = tuple(dict.fromkeys([*stored, *logits]))
+    backbone.prepare(layers)
 
     def classify(images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
-        features = backbone.embed(images, (model.layer,))[model.layer]
+        features = backbone.embed(images, layers)[model.layer]
         return predict_with_scores(model.estimator, features, len(model.classes))[:2]
 
     suits = backbone.batch_size, backbone.parallel
@@ -186,11 +194,12 @@ def predict(
     """
     answers: list[Answer] = []
     read = read_batches(
-        lambda row: read_image(images[row]),
+        lambda row, side: read_image(images[row], side),
         range(len(images)),
         predictor.preprocessing,
         predictor.batch_size,
         ExtractOptions(on_error="skip"),
+        predictor.parallel,
     )
     batches = work_on_batches(
         read,

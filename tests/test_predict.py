@@ -117,6 +117,45 @@ def test_other_weights_than_those_of_the_training_are_refused(result, context, t
         open_predictor(context.workspace, result.name, weights=str(other))
 
 
+@pytest.mark.parametrize("method", ["probe", "head"])
+def test_images_are_decoded_as_those_of_the_training(method, tmp_path):
+    context = Context(Workspace(tmp_path), jobs=1)
+    asked = DIGITS | {"decode": "scaled"}
+    if method == "probe":
+        Extract(**asked).run(context)
+    step = Svm() if method == "probe" else Finetune(**asked, epochs=1, batch_size=16)
+    predictor = open_predictor(context.workspace, trained(step, context).name)
+    assert predictor.preprocessing.decoded_side == 64
+    Image.new("RGB", (400, 320)).save(tmp_path / "large.jpg")
+    sides = []
+
+    def looked(path, side):
+        sides.append(side)
+        return images.pictures(1)[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featpipe.predict.read_image", looked)
+        assert predict(predictor, [tmp_path / "large.jpg"])[0].label
+    assert sides == [64]
+
+
+def test_a_probe_on_int8_features_answers_in_int8(tmp_path, pictures, monkeypatch):
+    pytest.importorskip("nncf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    context = Context(Workspace(tmp_path), jobs=1)
+    Extract(**DIGITS, precision="int8").run(context)
+    result = trained(Svm(), context)
+    table = result.predictions()
+    names = table.ids[table.row].tolist()
+    answers = predict(open_predictor(context.workspace, result.name), [pictures[n] for n in names])
+    classes = result.dataset["classes"]
+    assert [answer.label for answer in answers] == [classes[i] for i in table.predicted]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    with pytest.raises(WeightsError, match="in int8 that this") as caught:
+        open_predictor(context.workspace, result.name)
+    assert "extract the features" in caught.value.details["next"]
+
+
 def test_the_runtime_is_a_choice_for_the_backbone_of_a_probe(result, context):
     assert open_predictor(context.workspace, result.name, runtime="torch")
     with pytest.raises(UsageError, match=r"runtime|PyTorch"):

@@ -239,6 +239,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     fit: str = "auto",
     *,
     sizes: Iterable[tuple[int, int] | None] = (None,),
+    decode: str = "full",
     runtime: str | None = None,
     precision: str = "float32",
     calibration: Calibration | None = None,
@@ -265,6 +266,8 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         ``sizes``.
     sizes : iterable of tuple of int, optional
         Height and width that all images have, for each split, or ``None`` where they differ.
+    decode : {"full", "scaled"}
+        See the same class.
     runtime : str, optional
         A name out of :data:`featpipe.backbones.RUNTIMES`; default: chosen for device and network.
     precision : {"float32", "bfloat16", "float16", "int8"}
@@ -298,7 +301,8 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     architecture = MODELS.get(backbone_name(model))
     found = find_weights(architecture, weights, hashes or FileHashes(), progress, download=download)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
-    preprocessing = trained.with_image_size(image_size).with_fit(fit, sizes)
+    sized = trained.with_image_size(image_size).with_fit(fit, sizes)
+    preprocessing = replace(sized, decode=decode)
     if fit == "auto" and preprocessing.resize > preprocessing.crop:
         small = "no margin is cut, all images have one size that is not larger than the input"
         said = small if preprocessing.fit == "fill" else "the crop of the weights"

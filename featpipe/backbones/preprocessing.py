@@ -20,6 +20,9 @@ _SMALLEST, _LARGEST = 8, 2048
 # Beyond this ratio of the sides the ends of an image are cut off before it is resized: they are
 # outside the centre crop anyway, and a line of 1 x 5000 pixels would grow to a gigabyte first.
 _ELONGATED = 8
+# Times the side that an image is resized to: what decoding at a reduced scale leaves at least. With
+# 1 the features of camera photographs moved three to five times as far, for a sixth of the time.
+_DECODED = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Preprocessing:
         ``"crop"`` gives the shorter side ``resize`` pixels and keeps the centre, exactly as
         torchvision does. ``"fill"`` leaves no margin: the shorter side gets S pixels, and an image
         that is S x S is used as it is. ``"whole"`` squeezes the whole image into the square.
+    decode : {"full", "scaled"}
+        ``"scaled"`` has JPEG files decoded at the least of 1/8, 1/4, 1/2 of their size that leaves
+        :attr:`decoded_side` pixels.
 
     Notes
     -----
@@ -64,6 +70,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     fit: str = "crop"
+    decode: str = "full"
 
     def __post_init__(self) -> None:
         if not _SMALLEST <= self.crop <= _LARGEST:
@@ -95,6 +102,13 @@ class Preprocessing:
         tensor = transforms.resize(tensor, size, interpolation=how, antialias=True)
         return transforms.center_crop(tensor, square)
 
+    @property
+    def decoded_side(self) -> int | None:
+        """Pixels that the shorter side of an image keeps when it is decoded; None: all."""
+        if self.decode == "full":
+            return None
+        return _DECODED * (self.resize if self.fit == "crop" else self.crop)
+
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (n, 3, S, S) as normalised float32, on the device they are on."""
         mean, std = (
@@ -123,5 +137,7 @@ class Preprocessing:
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""
         values = {"version": PREPROCESSING_VERSION, "antialias": True, **asdict(self)}
+        if self.decode == "full":  # as before there was a choice
+            del values["decode"]
         fit = fit_identity(self.fit, margin=self.resize > self.crop)
         return values | {"mean": list(self.mean), "std": list(self.std), "fit": fit}

@@ -7,8 +7,9 @@ What is done, and what is deliberately not done:
 * 16-bit grey: scaled (65535 is white), not clipped as Pillow's ``convert`` would do it;
 * floating point: 0 is black, 1 is white; any other range is an error, never a guess;
 * animation: the first frame;
-* no JPEG ``draft`` mode and no tolerance for truncated files: the same file gives the same
-  pixels whoever reads it, and half an image is an error rather than a grey rectangle;
+* no JPEG ``draft`` mode unless it is asked for, which the features' fingerprint then says, and no
+  tolerance for truncated files: the same file gives the same pixels whoever reads it, and half an
+  image is an error rather than a grey rectangle;
 * no colour management: the stored values are taken as sRGB, as torchvision does.
 """
 
@@ -114,7 +115,11 @@ class FileSource(ImageSource):
         return (int(height), int(width)) if height else None
 
     def read(self, row: int) -> NDArray[np.uint8]:
-        """Decode one image file to upright RGB.
+        """Decode one image file to upright RGB; see :meth:`read_scaled`."""
+        return self.read_scaled(row, None)
+
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
+        """Decode one image file to upright RGB, a JPEG at a reduced scale if a side is given.
 
         Raises
         ------
@@ -128,11 +133,15 @@ class FileSource(ImageSource):
         if of_bytes(content) != self._digests[row]:
             what = "An image has changed since the dataset was opened."
             raise DataError(what, where=path, next_step="run again when nothing changes it")
-        return _decode(content, path)
+        return _decode(content, path, side)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
     """Decode an image file to upright RGB.
+
+    A JPEG is decoded at the least of 1/8, 1/4, 1/2 of its size that leaves its shorter side
+    ``side`` pixels, if a side is given: libjpeg transforms fewer coefficients then, and other
+    pixels come out than by resizing.
 
     Returns
     -------
@@ -144,7 +153,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         If the file is missing, empty, truncated, no image, no regular file, or larger than
         Pillow's limit ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
     """
-    return _decode(_content_of(path), path)
+    return _decode(_content_of(path), path, side)
 
 
 def _obstacle(path: str) -> OSError | None:
@@ -182,7 +191,7 @@ def _content_of(path: Path) -> bytes:
         raise _unreadable(error, path) from None
 
 
-def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
+def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.uint8]:
     """Decode the content of an image file, which is named in messages, to upright RGB."""
     # A global switch that other code of the process may have turned on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -191,6 +200,8 @@ def _decode(content: bytes, path: Path) -> NDArray[np.uint8]:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"({pixels} pixels)")
+            if side is not None:
+                image.draft(None, (side, side))  # formats other than JPEG have none
             return _to_rgb(image, path)
     except ImageError:
         raise

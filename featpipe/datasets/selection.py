@@ -50,6 +50,10 @@ class Subset(ImageSource):
         """Return one image of the source."""
         return self.source.read(int(self.rows[row]))
 
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
+        """Return one image of the source, perhaps smaller."""
+        return self.source.read_scaled(int(self.rows[row]), side)
+
 
 def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
     """Return the images of some classes and the unlabelled ones, labels renumbered from 0."""

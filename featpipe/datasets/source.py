@@ -136,6 +136,14 @@ class ImageSource(ABC):
             If the image cannot be decoded; the message names its file.
         """
 
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
+        """Return one image, perhaps smaller where that is read faster.
+
+        Its shorter side keeps ``side`` pixels at least; ``None``: the image as it is, as from a
+        source that knows no faster way.
+        """
+        return self.read(row)
+
 
 class ArraySource(ImageSource):
     """Images that are the rows of one array, in memory or memory-mapped.

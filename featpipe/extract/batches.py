@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.errors import ImageError
+from featpipe.errors import DataError, FeatpipeError, ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,25 +95,42 @@ def work_on_batches(
         raise error
 
 
+def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:
+    """Return the rows of each batch; what is left at the end is shared by all that run at once.
+
+    Examples
+    --------
+    >>> [len(part) for part in batch_rows(range(41), 8, 2)]
+    [8, 8, 8, 8, 5, 4]
+    """
+    whole = len(rows) - len(rows) % (batch_size * parallel)
+    last = max(1, -(-(len(rows) - whole) // parallel))
+    starts = [*range(0, whole, batch_size), *range(whole, len(rows), last), len(rows)]
+    return [rows[start:stop] for start, stop in pairwise(starts)]
+
+
 def read_batches(
-    read: Callable[[int], NDArray[np.uint8]],
+    read: Callable[[int, int | None], NDArray[np.uint8]],
     rows: range,
     preprocessing: Preprocessing,
     batch_size: int,
     options: ExtractOptions,
+    parallel: int = 1,
 ) -> Generator[Batch]:
     """Yield batches of rows; threads decode and resize the next ones meanwhile.
 
-    ``read`` returns one image (height, width, 3) and may raise ImageError.
+    ``read`` returns one image (height, width, 3), given its row and ``decoded_side`` of the
+    preprocessing, and may raise ImageError; any other error of its own ends as a DataError.
+    ``parallel`` is how many batches are worked on at once.
     """
     import torch  # noqa: PLC0415 - "up to date" must be said without waiting for torch
 
     side = preprocessing.crop
-    pool = ThreadPoolExecutor(options.workers or os.cpu_count() or 1)
-    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    pool = ThreadPoolExecutor(options.workers or torch.get_num_threads())
+    parts = batch_rows(rows, batch_size, parallel)
 
     def prepare(row: int, place: NDArray[np.uint8]) -> None:
-        place[...] = preprocessing.prepare(read(row)).numpy()
+        place[...] = preprocessing.prepare(read(row, preprocessing.decoded_side)).numpy()
 
     def submit(part: range) -> tuple[NDArray[np.uint8], list[Future[None]]]:
         images = np.empty((len(part), 3, side, side), np.uint8)
@@ -138,6 +154,15 @@ def read_batches(
                     got = error.details.get("got")  # without the path: the store holds the id
                     reason = f"{error.what} ({got})" if got else error.what
                     skipped[row] = " ".join(reason.split())
+                except (FeatpipeError, MemoryError):
+                    raise
+                except Exception as error:  # whatever another package's source may raise
+                    raise DataError(
+                        "Reading an image failed.",
+                        where=f"row {row}",
+                        got=f"{type(error).__name__}: {error}",
+                        next_step="run the same command again: it continues before this row",
+                    ) from error
             rest = [row for row in part if row not in skipped]
             if skipped:
                 images = images[[row - part.start for row in rest]]

@@ -184,7 +184,8 @@ def extract_source(
         batch_size = options.batch_size or embedder.batch_size
         first = writer.rows
         rows = range(first, len(source))
-        read = read_batches(source.read, rows, embedder.preprocessing, batch_size, options)
+        prepared, parallel = embedder.preprocessing, embedder.parallel
+        read = read_batches(source.read_scaled, rows, prepared, batch_size, options, parallel)
         seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
         last = time.perf_counter()
 
@@ -196,7 +197,7 @@ def extract_source(
         def embed(batch: Batch) -> dict[str, NDArray[np.float32]]:
             return batch.embed(embedder, content.shapes)
 
-        batches = work_on_batches(read, embed, embedder.parallel, lap)
+        batches = work_on_batches(read, embed, parallel, lap)
         label = f"{source.name} {source.split} · {embedder.name}"
         with closing(batches), progress.task(label, len(source), first) as task:
             for batch, arrays in batches:

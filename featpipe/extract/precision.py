@@ -52,7 +52,7 @@ def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor
     labelled = np.count_nonzero(source.labels >= 0) or len(source)
     rows = class_balanced_rows(source.labels, min(n, int(labelled)), 0)
     parts = read_batches(
-        lambda row: source.read(int(rows[row])),
+        lambda row, side: source.read_scaled(int(rows[row]), side),
         range(len(rows)),
         preprocessing,
         len(rows),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -153,11 +154,12 @@ def _explain(
             next_step="featpipe finetune … --force",
         )
     row_of = {name: row for row, name in enumerate(source.ids)}
-    prepare = head.trunk.preprocessing.prepare
+    prepared = head.trunk.preprocessing
+    read = partial(source.read_scaled, side=prepared.decoded_side)
     with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
         for start in range(0, len(mistakes), _BATCH):
             some = mistakes[start : start + _BATCH]
-            batch = torch.stack([prepare(source.read(row_of[one.id])) for one in some])
+            batch = torch.stack([prepared.prepare(read(row_of[one.id])) for one in some])
             maps = grad_cam(head, layer, batch, [classes.index(one.predicted) for one in some])
             for one, image, heat in zip(some, batch, maps, strict=True):
                 picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -55,6 +55,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     image_size: int | None = None,
     fit: str = "auto",
     sizes: Iterable[tuple[int, int] | None] = (None,),
+    decode: str = "full",
     device: str = "cpu",
     seed: int = 0,
     hashes: FileHashes | None = None,
@@ -69,7 +70,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     weights : str
         ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
     norm : {"batch", "layer"}
-    image_size, fit, sizes, device, hashes, download
+    image_size, fit, sizes, decode, device, hashes, download
         As for :func:`featpipe.backbones.load_backbone`.
     seed : int
         Of untrained weights.
@@ -101,6 +102,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
         found = load_backbone(
             *(model, weights, device, image_size, fit),
             sizes=sizes,
+            decode=decode,
             runtime="torch",
             hashes=hashes,
             download=download,
@@ -131,7 +133,8 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
             stages, last = stages_of(architecture.build(2), architecture.classifier)
             name, width, bias = architecture.name, last.in_features, last.bias is not None
             preprocessing = architecture.file_preprocessing
-    preprocessing = preprocessing.with_image_size(image_size).with_fit(fit, sizes)
+    sized = preprocessing.with_image_size(image_size).with_fit(fit, sizes)
+    preprocessing = replace(sized, decode=decode)
     if norm == "layer":
         with_layer_norm(stages)
     _check_size(stages.eval(), preprocessing.crop)

@@ -72,6 +72,7 @@ class FinetuneData:
             "norm": step.norm,
             "image_size": step.image_size,
             "fit": step.fit,
+            "decode": step.decode,
             "device": step.device,
             "seed": step.seed,
         }

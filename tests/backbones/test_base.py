@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from featpipe.backbones.base import Backbone
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.fingerprint import of_mapping
+from featpipe.progress import Event, Progress
 from tests.images import random_backbone, random_images
 
 
@@ -209,3 +211,24 @@ def test_of_several_calls_the_last_output_counts(resnet18: Backbone) -> None:
     alone = resnet18.embed(images, ("layer1.0.relu",))["layer1.0.relu"]
     block = resnet18.embed(images, ("layer1.0",))["layer1.0"]
     assert np.array_equal(alone, block)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([(96, 96)], "no margin is cut, all images have one size that is not larger"),
+        ([(300, 400), None], "the crop of the weights"),
+    ],
+)
+def test_what_fit_auto_means_is_said_where_it_means_something(
+    tmp_path: Path, sizes: list[Any], said: str
+) -> None:
+    def notes(model: str) -> list[str]:
+        events: list[Event] = []
+        how: dict[str, Any] = {"runtime": "torch", "progress": Progress(events.append)}
+        random_backbone(model, tmp_path, sizes=sizes, **how)
+        return [event.message for event in events if "--fit auto" in event.message]
+
+    (note,) = notes("resnet18")
+    assert said in note
+    assert notes("cifar_resnet20") == [], "its images have no margin at all"

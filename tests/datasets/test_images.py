@@ -190,6 +190,23 @@ def test_16_bit_grey_is_turned_too(saved):
     np.testing.assert_array_equal(image, as_rgb(np.array([[255, 9, 0]])))
 
 
+def test_a_jpeg_is_decoded_smaller_but_never_below_the_side_asked_for(tmp_path):
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    photo = coarse.resize((200, 160), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.jpg", quality=95)
+    for side, shape in ((20, (20, 25, 3)), (21, (40, 50, 3)), (81, (160, 200, 3)), (999, None)):
+        got = read_image(tmp_path / "photo.jpg", side)
+        assert got.shape == (shape or (160, 200, 3))
+        near = np.asarray(photo.resize((got.shape[1], got.shape[0]), Image.Resampling.BOX))
+        assert np.abs(got.astype(int) - near).mean() < 3
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg", 40).shape == (50, 40, 3)
+    photo.save(tmp_path / "photo.png")
+    assert read_image(tmp_path / "photo.png", 20).shape == (160, 200, 3)
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 @pytest.mark.parametrize("block", [b"", b"garbage!", b"II*\0\x08\0\0\0", b"MM\0*\xff\xff\xff\xff"])
 def test_a_damaged_exif_block_does_not_damage_the_image(saved, block, suffix):

@@ -26,10 +26,10 @@ from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, ImageError, StoreError, UnknownNameError, UsageError
 from featpipe.extract import Extract
 from featpipe.extract.batches import Batch, ExtractOptions, work_on_batches
-from featpipe.extract.engine import extract_source
+from featpipe.extract.engine import content_of, extract_source
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
-from featpipe.store import FeatureStore
+from featpipe.store import FeatureStore, StoreWriter
 from featpipe.workspace import Workspace
 from tests import images, stores
 
@@ -161,6 +161,7 @@ def test_what_changes_no_number_is_not_computed_again(extract: Any, options: Any
     [
         {"dtype": "float16"},
         {"layer": "layer3"},
+        {"decode": "scaled"},
         {"layer": "avgpool,layer3"},
         {"layer": "avgpool:map"},
         {"fit": "whole"},
@@ -266,6 +267,54 @@ def test_what_was_read_before_an_error_comes_out_before_it() -> None:
     assert [next(batches)[1] for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(KeyboardInterrupt):
         next(batches)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError("the server is gone"), KeyboardInterrupt()])
+def test_a_reader_that_dies_ends_the_run_which_continues_later(
+    weights: Path, photos: Path, tmp_path: Path, raised: BaseException
+) -> None:
+    class Failing(ImageSource):
+        def __init__(self, source: ImageSource) -> None:
+            self.__dict__.update(source.__dict__)
+            self.inner = source
+
+        def read(self, row: int) -> Any:
+            if row == 9:
+                raise raised
+            return self.inner.read(row)
+
+    source = open_source(f"folder:{photos}", "all", DatasetOptions())
+    backbone = load_backbone(images.MODEL, str(weights), device="cpu")
+    options, path = ExtractOptions(batch_size=4), tmp_path / "store.h5"
+    kind = KeyboardInterrupt if isinstance(raised, KeyboardInterrupt) else DataError
+    with pytest.raises(kind) as caught:
+        extract_source(Failing(source), backbone, path, options)
+    if kind is DataError:
+        assert caught.value.details["where"] == "row 9"
+        assert "RuntimeError: the server is gone" in caught.value.details["got"]
+        assert "run the same command again" in caught.value.details["next"]
+    with StoreWriter(path, content_of(source, backbone, options)) as writer:
+        assert writer.rows == 8, "both whole batches before the row"
+    store = extract_source(source, backbone, path, options)
+    whole = extract_source(source, backbone, tmp_path / "whole.h5", options)
+    np.testing.assert_array_equal(store.features(), whole.features())
+
+
+def test_jpegs_may_be_decoded_at_a_reduced_scale(extract: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "large" / "ant"
+    folder.mkdir(parents=True)
+    for row, picture in enumerate(images.pictures(3, 160)):
+        smooth = Image.fromarray(picture).resize((300, 300), Image.Resampling.BICUBIC)
+        smooth.save(folder / f"{row}.jpg", quality=95)
+    full, scaled = (
+        only_store(extract(dataset=f"folder:{folder.parent}", decode=how))
+        for how in ("full", "scaled")
+    )
+    assert "decode" not in full.manifest["backbone"]["preprocessing"]
+    assert scaled.manifest["backbone"]["preprocessing"]["decode"] == "scaled"
+    a, b = full.features(), scaled.features()
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert 0.97 < cosines.min() <= cosines.max() < 1 - 1e-9
 
 
 def test_the_run_record_says_what_ran_and_why(extract: Any) -> None:
