@@ -167,14 +167,13 @@ class TorchRuntime(Runtime):
         super().__init__(network.to(memory_format=torch.channels_last), preprocessing, device)
         self._how = how or Execution()
         self._largest: int | None = None  # batch that fits into the memory; None: any so far
-        cuda = device.type == "cuda"
+        cuda, precision = device.type == "cuda", self._how.precision
         ampere = cuda and torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
-        lacks = {"float16": device.type == "cpu", "tf32": not ampere}
-        if lacks.get(self._how.precision):
+        if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
             raise CannotRunError(
-                f"PyTorch does not compute in {self._how.precision} on this device.",
+                f"PyTorch does not compute in {precision} on this device.",
                 expected="--precision float32 or bfloat16",
-                got=f"--precision {self._how.precision} on {device}",
+                got=f"--precision {precision} on {device}",
             )
         self.parallel = 2 if cuda else 1
         self._hooked = threading.Lock()  # what is captured would be that of another call

@@ -139,9 +139,8 @@ class FileSource(ImageSource):
 def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
     """Decode an image file to upright RGB.
 
-    A JPEG is decoded at the least of 1/8, 1/4, 1/2 of its size that leaves its shorter side
-    ``side`` pixels, if a side is given: libjpeg transforms fewer coefficients then, and other
-    pixels come out than by resizing.
+    If a ``side`` is given, a JPEG is decoded at the least of 1/8, 1/4, 1/2 of its size that leaves
+    its shorter side as many pixels.
 
     Returns
     -------

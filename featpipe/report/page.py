@@ -240,31 +240,23 @@ def in_float32(method: Method, group: Group) -> Method | None:
     ``None`` also for a method whose features are of float32 themselves.
     """
 
+    def described(result: Result) -> list[dict[str, Any]]:
+        return [store["manifest"].get("backbone", {}) for store in result.stores]
+
     def alike(result: Result) -> Any:
-        options = options_behind(result)
-        settings = settings_of(result).items()
-        inputs = {name for name, spec in options.items() if spec.selects_input}
-        return (
-            result.method,
-            {key: value for key, value in settings if key not in inputs},
-            [
-                (store["layer"], {k: v for k, v in backbone.items() if k not in _LOWER})
-                for store, backbone in zip(result.stores, _backbones(result), strict=True)
-            ],
-        )
+        inputs = [name for name, spec in options_behind(result).items() if spec.selects_input]
+        settings = {**settings_of(result), **dict.fromkeys(inputs)}
+        layers = [store["layer"] for store in result.stores]
+        exact = [{**backbone, **dict.fromkeys(_LOWER)} for backbone in described(result)]
+        return result.method, settings, layers, exact
 
-    if not any("precision" in backbone for backbone in _backbones(method.result)):
+    if not any("precision" in backbone for backbone in described(method.result)):
         return None
-    exact = (
-        other
-        for other in group.methods
-        if not any(key in backbone for backbone in _backbones(other.result) for key in _LOWER)
-    )
-    return next((other for other in exact if alike(other.result) == alike(method.result)), None)
-
-
-def _backbones(result: Result) -> list[dict[str, Any]]:
-    return [store["manifest"].get("backbone", {}) for store in result.stores]
+    for other in group.methods:
+        lower = any(key in backbone for backbone in described(other.result) for key in _LOWER)
+        if not lower and alike(other.result) == alike(method.result):
+            return other
+    return None
 
 
 def recipes_of(data: ReportData) -> list[dict[str, Any]]:
