@@ -9,7 +9,8 @@ forward pass of the best raw runtime: OpenVINO on random images with nothing bes
 ``--peers`` names Pythons of environments with thingsvision, img2vec_pytorch, embetter and timm,
 which cannot all share one; the first that can import a peer runs it. The images are Kaggle's cats
 and dogs below ``--data`` (sides 50 to 768 pixels). Weights are random where a peer would download
-them.
+them. Ours run with another network, too: --model torchvision:vit_b_16 --weights none
+--parts ceiling,featpipe.
 """
 # ruff: noqa: PLC0415 - the parts run in different environments
 
@@ -40,7 +41,7 @@ def ceiling(
     import torch
 
     backbone = _backbone(options, precision, paths)
-    backbone.prepare(("avgpool",))
+    backbone.prepare((backbone.default_layer,))
     (requests,) = backbone.runtime._requests.values()
     images = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8).numpy()
     from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,7 @@ def featpipe(
         began = time.perf_counter()
         extraction = step._extraction(Context(Workspace(Path(folder))), download=False)
         hashed = time.perf_counter()
-        facts = extraction.embedder.prepare(("avgpool", "logits"))
+        facts = extraction.embedder.prepare(tuple(extraction.contents()[0].shapes))
         loaded = time.perf_counter()
         (store,) = extraction.stores()
         ended = time.perf_counter()
