@@ -29,6 +29,7 @@ STEPS: Registry[type[Step]] = Registry(
         "logistic": "featpipe.probes.logistic",
         "knn": "featpipe.probes.neighbours",
         "centroid": "featpipe.probes.nearest_mean",
+        "probe": "featpipe.probes.any_classifier",
         "zeroshot": "featpipe.probes.zeroshot",
         "finetune": "featpipe.finetune.step",
         "explain": "featpipe.finetune.explain",
