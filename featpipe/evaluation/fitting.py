@@ -19,13 +19,12 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import StratifiedKFold
 from sklearn.tree._tree import Tree
 from threadpoolctl import threadpool_limits
 
 from featpipe.errors import FitError, ResultError, UsageError
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.protocol import Split, StoredRows, validation_rows
+from featpipe.evaluation.protocol import RowSet, Split, StoredRows, no_labels, validation_folds
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
 from featpipe.probes.base import Probe
@@ -105,7 +104,7 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
         ),
     ):
         times = [time.perf_counter()]
-        value, how, search = _choose(X, y, probe, strategy, jobs)
+        value, how, search = _choose(X, split.train, probe, strategy, jobs)
         times.append(time.perf_counter())
         estimator, solved = strategy.fit(X, y, value, jobs)
         times.append(time.perf_counter())
@@ -127,15 +126,16 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
 
 
 def _choose(
-    X: Any, y: NDArray[np.int64], probe: Probe, strategy: Strategy, jobs: int
+    X: Any, trained: RowSet, probe: Probe, strategy: Strategy, jobs: int
 ) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
     """Return the best grid value, how it was chosen, and the score of every grid point."""
     if not probe.chooses:
         return probe.default(), {"by": "given"}, []
-    cv = validation_rows(probe.validation, y, probe.seed)
+    y = trained.labels
+    cv = validation_folds(probe.validation, y, trained.groups, probe.seed)
     if cv is None:
         return probe.default(), {"by": "default: too few rows per class to choose"}, []
-    folds = list(cv.split(y, y))
+    folds, on = cv
     fewest = min(len(train) for train, _ in folds)
     values = [value for value in probe.candidates() if probe.admits(value, fewest)]
     if not values:
@@ -147,8 +147,6 @@ def _choose(
         for value, one in zip(values, found, strict=True)
     ]
     accuracies = np.array([row["accuracy"] for row in rows])
-    kfold = isinstance(cv, StratifiedKFold)
-    on = f"{cv.n_splits} folds" if kfold else f"{cv.test_size} held-out rows"
     how: dict[str, Any] = {"by": f"accuracy on {on} of the training rows"}
     if probe.open_ended and at_edge(accuracies):
         how["at_edge"] = True
@@ -232,6 +230,8 @@ def check_rows(split: Split, probe: Probe | None = None) -> None:
             expected=", ".join(store.classes[:8]),
             got=", ".join(tested.classes[:8]),
         )
+    if not len(split.train) and not (store.labels >= 0).any():
+        raise no_labels(store)
     found = np.unique(split.train.labels)
     if len(found) < 2:
         raise FitError(
@@ -279,9 +279,8 @@ def n_fits(split: Split, probe: Probe) -> int:
     """Return how often a probe is fitted on one split: once per grid point and fold, and refit."""
     if not probe.chooses:
         return 1
-    labels = split.train.labels
-    cv = validation_rows(probe.validation, labels, probe.seed)
-    return 1 if cv is None else len(probe.candidates()) * cv.get_n_splits(labels, labels) + 1
+    cv = validation_folds(probe.validation, split.train.labels, split.train.groups, probe.seed)
+    return 1 if cv is None else len(probe.candidates()) * len(cv[0]) + 1
 
 
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:

@@ -204,7 +204,7 @@ class Probe(Evaluation):
         used = {"none"}
         if self.chooses:
             resolve = evaluation().protocol.resolve_validation
-            used = {resolve(self.validation, split.train.labels) for split in splits}
+            used = {resolve(self.validation, s.train.labels, s.train.groups) for s in splits}
         return {**super().resolved(splits), "validation": " ".join(sorted(used))}
 
     def answer(self, splits: list[Any], context: Context) -> Any:
