@@ -144,7 +144,7 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
         shown = f" [default: {','.join(texts)}]"
     return click.Option(
-        [spec.flag, spec.name],
+        [spec.flag, *filter(None, [spec.short]), spec.name],
         required=spec.required,
         metavar=spec.metavar,
         help=spec.help + shown,

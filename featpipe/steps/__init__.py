@@ -25,6 +25,7 @@ STEPS: Registry[type[Step]] = Registry(
     "step",
     {
         "extract": "featpipe.extract.step",
+        "embed": "featpipe.extract.embed",
         "svm": "featpipe.probes.svm",
         "logistic": "featpipe.probes.logistic",
         "knn": "featpipe.probes.neighbours",

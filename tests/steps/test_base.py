@@ -53,6 +53,7 @@ GOLDEN = {
     "logistic": "57a3730b3d3f7032",
     "knn": "cd1b5809d555db2d",
     "centroid": "554b510a1b352453",
+    "embed": "f00f4a7a98fa95c6",
     "probe": "c34db4ea49a927c1",
     "zeroshot": "3c977d29a9cd909e",
     "finetune": "ca39c07fb09d15a1",
