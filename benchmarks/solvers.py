@@ -192,7 +192,7 @@ def knn(workspace: Path) -> dict[str, Any]:
     """50,000 × 64 training rows against 10,000 validated ones, six numbers of neighbours."""
     X, y = made(60_000, 64, 10)
     cv = [(np.arange(50_000), np.arange(50_000, 60_000))]
-    ks = Knn().grid()
+    ks = Knn().candidates()
     ours, found = timed(lambda: Knn().strategy(*X.shape).search(X, y, cv, ks, JOBS))
     estimator = make_pipeline(Normalizer(), KNeighborsClassifier(algorithm="brute"))
     grid = {"kneighborsclassifier__n_neighbors": ks}

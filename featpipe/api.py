@@ -140,7 +140,7 @@ def extract(
 
 
 def evaluate(
-    method: str,
+    method: Any,
     train: FeatureStore,
     test: FeatureStore | None = None,
     *,
@@ -152,8 +152,9 @@ def evaluate(
 
     Parameters
     ----------
-    method : str
-        ``"svm"``, ``"logistic"``, ``"knn"``, ``"centroid"`` or ``"zeroshot"``.
+    method : str or estimator
+        ``"svm"``, ``"logistic"``, ``"knn"``, ``"centroid"`` or ``"zeroshot"``; or an unfitted
+        classifier that keeps scikit-learn's contract, whose ``n_jobs`` is ignored.
     train : FeatureStore
     test : FeatureStore, optional
         The dataset's own test rows; without it the protocol splits the rows of ``train``.
@@ -162,13 +163,20 @@ def evaluate(
     jobs : int
         Worker processes; ``-1`` means one per core. Never changes a number.
     **options
-        As of the command: ``protocol``, ``c``, ``policy``, ``train_per_class`` …
+        As of the command: ``protocol``, ``c``, ``policy``, ``train_per_class`` …; for an
+        estimator: ``grid``, its parameters with lists of values, and ``scale``.
 
     Raises
     ------
     FeatpipeError
         If an option is wrong, or the rows cannot validly train or test a classifier.
     """
+    if hasattr(method, "get_params") and not isinstance(method, type):
+        from featpipe.probes.any_classifier import describe  # noqa: PLC0415 - like all names here
+
+        described = describe(method)
+        own = {"classifier": described["estimator"], "set": described["set"], "trust": True}
+        method, options = "probe", own | options
     on_features = [s.name for s in STEPS if s.needs and s.needs.output == "features"]
     if method not in on_features:
         raise UnknownNameError(f"There is no method named {method!r}.", method, on_features)

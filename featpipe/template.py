@@ -94,9 +94,10 @@ def write_recipe(
     classes = sources[0].classes
     if len(classes) < 2:
         raise DataError(
-            "All images are of one class, so there is nothing to classify.",
+            f"The images have {'one class' if classes else 'no labels'}, so there is nothing to "
+            "classify.",
             where=data or target.stem,
-            got=", ".join(classes),
+            got=", ".join(classes) or None,
             expected="a folder of images for each class, not one of them",
         )
     text = _TEMPLATE.substitute(

@@ -224,6 +224,7 @@ def info(session: Session, path: Path) -> None:
         "skipped": {found.ids[row]: reason for row, reason in found.skipped.items()},
         "classes": list(found.classes),
         "folds": len(found.folds),
+        "groups": len(set(found.groups)),
         "layers": {name: [len(found), *found.shapes[name]] for name in found.layers},
         "logits": [len(found), *found.shapes["logits"]] if "logits" in found.shapes else None,
         "bytes": found.n_bytes,
@@ -260,7 +261,7 @@ def verify(session: Session, paths: tuple[Path, ...]) -> None:
 @click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
 @with_session
 def export(session: Session, path: Path, target: Path, layer: str | None, *, force: bool) -> None:
-    """Write ids, labels and features as .npz, .parquet or .csv."""
+    """Write ids, labels and features as .npz, .parquet, .csv or .h5."""
     rows = api.export_store(api.FeatureStore(path), target, layer, force=force)
     session.finish(Outcome("done", f"{rows} rows → {target}", (target,)))
 

@@ -19,10 +19,6 @@ from featpipe.registry import summary_of
 from featpipe.steps import STEPS, Step, options_of
 from featpipe.steps.options import OptionSpec
 
-_METAVARS = {int: "N", float: "X"}
-_FEW = 5  # names that help shows; more are listed by `featpipe models` and its like
-
-
 # -- recipes -------------------------------------------------------------------------------------
 
 
@@ -142,20 +138,18 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
     if spec.item_type is bool:
         flag = f"{spec.flag}/--no-{spec.flag[2:]}" if spec.default else spec.flag
         return click.Option([flag, spec.name], is_flag=True, default=None, help=spec.help)
-    few = spec.choices or (spec.names() if spec.registry and len(spec.names()) <= _FEW else ())
-    one = "|".join(few) if few else _METAVARS.get(spec.item_type, "TEXT")
     shown = ""
-    if spec.default is not None:
+    if spec.default not in (None, {}):
         values = spec.default if spec.many else [spec.default]
         texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
         shown = f" [default: {','.join(texts)}]"
     return click.Option(
-        [spec.flag, spec.name],
+        [spec.flag, *filter(None, [spec.short]), spec.name],
         required=spec.required,
-        metavar=f"{one},…" if spec.many else one,
+        metavar=spec.metavar,
         help=spec.help + shown,
         type=_Text(spec),
-        multiple=spec.many,  # as lists are: --layer a --layer b is --layer a,b
+        multiple=spec.many or spec.pairs,  # as lists are: --layer a --layer b is --layer a,b
         callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
     )
 

@@ -6,13 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from featpipe.datasets import DATASETS, split_spec
-from featpipe.datasets.selection import Subset, class_balanced_rows, keep_classes
+from featpipe.datasets.selection import Subset, class_balanced_rows, groups_of, keep_classes
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UnknownNameError, UsageError
 from featpipe.files import read_regular
@@ -35,6 +35,7 @@ class DatasetOptions:
     hashes: FileHashes = field(default_factory=FileHashes)  # so that files are not read again
     classes: str | None = None  # only these: "first:50" or names separated by commas
     seed: int = 0  # of the splits that a dataset does not prescribe itself
+    group_by: str | None = None  # rule for the groups that are not to be split
     download: bool = False  # whether a dataset that is nowhere may be fetched from its publisher
     progress: Progress = SILENT  # of downloads, unpacking and hashing
 
@@ -244,6 +245,8 @@ def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
     if split not in splits:
         raise UnknownNameError(f"The dataset {spec!r} has no split {split!r}.", split, splits)
     source = dataset.open(split)
+    if options.group_by is not None:
+        source.group(groups_of(source.ids, options.group_by), options.group_by)
     if options.classes is not None and not dataset.selects_classes:
         return keep_classes(source, options.classes)
     return source
@@ -268,11 +271,12 @@ class SourceRequest:
     classes: str | None = None
     split_seed: int = 0
     limit: int | None = None
+    group_by: str | None = None
 
     @classmethod
     def of(cls, step: Any) -> SourceRequest:
         """Return what a step that opens images asks for."""
-        return cls(step.dataset, step.data, step.classes, step.split_seed, step.limit)
+        return cls(**{item.name: getattr(step, item.name) for item in fields(cls)})
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-like values from which the request can be made again, anywhere."""
@@ -306,6 +310,7 @@ class SourceRequest:
             hashes=FileHashes(context.workspace.hashes),
             classes=self.classes,
             seed=self.split_seed,
+            group_by=self.group_by,
             download=download,
             progress=context.progress,
         )

@@ -1,4 +1,4 @@
-"""Folders of image files: one per class (``folder:PATH``), Tiny-ImageNet and Dogs vs. Cats.
+"""Folders of image files: one per class or one of all (``folder:PATH``), and two known datasets.
 
 Image files are listed in an order that people expect, through links, without going in circles.
 """
@@ -23,7 +23,7 @@ from featpipe.datasets.dataset import (
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.selection import choose_classes, stratified_split
-from featpipe.datasets.source import Identity, ImageSource
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError
 from featpipe.files import read_regular
 
@@ -38,7 +38,7 @@ _SPLITS = ("train", "test", "val", "valid", "validation")
 
 @DATASETS.register
 class Folder(PathDataset):
-    """folder:PATH, a folder of images per class."""
+    """folder:PATH, a folder of images per class, or of images without labels."""
 
     name = "folder"
 
@@ -90,13 +90,17 @@ class Folder(PathDataset):
         """List the images of one split."""
         root, classes = self.path, self._classes
         if not classes:
-            n_images = len(images_below(root))
-            raise DataError(
-                "There are no class folders.",
-                where=root,
-                expected="a subfolder of images for each class",
-                got=f"{n_images} images without a folder" if n_images else "no images",
-                next_step="sort the images into folders, or list them in a CSV: csv:PATH",
+            images = images_below(root)
+            if not images:
+                raise DataError(
+                    "There are no images.",
+                    where=root,
+                    expected="images, or a subfolder of images for each class",
+                )
+            return FileSource(
+                Identity(self.spec, split, (), images, [UNLABELLED] * len(images)),
+                root,
+                self.options,
             )
         base, prefix = (root, "") if split == "all" else (root / split, f"{split}/")
         labelled = _images_of_classes(base, subfolders(base), prefix)

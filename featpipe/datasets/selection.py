@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featpipe.datasets.source import UNLABELLED, ImageSource
-from featpipe.errors import UnknownNameError, UsageError
+from featpipe.errors import DataError, UnknownNameError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 
@@ -36,6 +37,8 @@ class Subset(ImageSource):
         new_row = np.full(len(source), -1, dtype=np.int64)
         new_row[chosen] = np.arange(len(chosen))
         self.folds = tuple(new_row[fold][new_row[fold] >= 0] for fold in source.folds)
+        self.grouped_by = source.grouped_by
+        self.groups = tuple(source.groups[row] for row in chosen.tolist() if source.groups)
         unreadable = {int(new_row[row]): reason for row, reason in source.unreadable.items()}
         self.unreadable = {row: reason for row, reason in unreadable.items() if row >= 0}
         digest = of_bytes(chosen.astype("<i8").tobytes())
@@ -53,6 +56,28 @@ class Subset(ImageSource):
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
         """Return one image of the source, perhaps smaller."""
         return self.source.read_scaled(int(self.rows[row]), side)
+
+
+def groups_of(ids: Sequence[str], rule: str) -> list[str]:
+    """Return the group of each image by a rule for ids (:func:`featpipe.steps.grammar.grouping`).
+
+    Examples
+    --------
+    >>> groups_of(["cat/ann/1.png", "dog/ann/2.png"], "folder")
+    ['ann', 'ann']
+    >>> groups_of(["video7_001.png", "video7_002.png"], "regex:^(.+)_")
+    ['video7', 'video7']
+    """
+    pattern = r"(?:^|.*/)([^/]+)/[^/]*$" if rule == "folder" else rule.removeprefix("regex:")
+    found = [re.search(pattern, name) for name in ids]
+    if None in found:
+        raise DataError(
+            f"{found.count(None)} images have no group.",
+            where=f"--group-by {rule}",
+            expected="a folder around every image" if rule == "folder" else "a match in every id",
+            got=ids[found.index(None)],
+        )
+    return [match[match.re.groups and 1] or "" for match in found if match]
 
 
 def keep_classes(source: ImageSource, chosen: str) -> ImageSource:

@@ -49,6 +49,11 @@ class ImageSource(ABC):
         Those of the :class:`Identity`.
     labels : ndarray of shape (n,), int64
         Class of each image; ``-1`` means unlabelled.
+    groups : sequence of str
+        What each image belongs to (a patient, a video) that must not be on both sides of a split;
+        empty where there are no groups.
+    grouped_by : str
+        Where the groups come from, in words; empty where there are none.
     unreadable : mapping of int to str
         Rows known beforehand to have no image that can be read, with the reason.
     fingerprint : str
@@ -67,6 +72,8 @@ class ImageSource(ABC):
     ids: Sequence[str]
     labels: NDArray[np.int64]
     folds: tuple[NDArray[np.int64], ...] = ()
+    groups: Sequence[str] = ()
+    grouped_by: str = ""
     unreadable: Mapping[int, str] = MappingProxyType({})
     fingerprint: str
 
@@ -115,6 +122,11 @@ class ImageSource(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def group(self, names: Sequence[str], by: str) -> None:
+        """Give every image its group; the fingerprint becomes another one."""
+        self.groups, self.grouped_by = tuple(names), by
+        self.fingerprint = of_mapping({"of": self.fingerprint, "groups": self.groups})
 
     @property
     def size(self) -> tuple[int, int] | None:

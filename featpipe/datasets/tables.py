@@ -9,6 +9,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -54,18 +55,21 @@ class _Row(NamedTuple):
     path: str
     label: str
     split: str
+    group: str
 
 
 @DATASETS.register
 class CsvList(PathDataset):
-    """csv:PATH, a table with the columns path, label[, split].
+    """csv:PATH, a table with the columns path[, label][, split][, group].
 
-    Paths are relative to the CSV file; an empty label means unlabelled. Classes are the labels
-    of the whole table in natural order, so that a label means the same in every split. Other
-    columns have no effect.
+    Paths are relative to the CSV file; an empty label means unlabelled, and so does no such column.
+    Classes are the labels of the whole table in natural order, so that a label means the same in
+    every split. No split divides the images of a group. Other columns have no effect.
     """
 
     name = "csv"
+
+    _grouped = False  # whether the table has a column group
 
     @cached_property
     def _rows(self) -> list[_Row]:
@@ -82,26 +86,32 @@ class CsvList(PathDataset):
                         expected="one of each name",
                         got=",".join(header),
                     )
-                for name in [name for name in ("path", "label") if name not in header]:
+                missing = [name for name in _Row._fields[1:] if name not in header]
+                others = set(header) - set(_Row._fields)
+                # What is nearly called so was meant: it is not to be taken for a column of notes.
+                meant = [name for name in missing if get_close_matches(name, others, cutoff=0.75)]
+                for name in meant or [name for name in missing if name == "path"]:
                     fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
                     hint = "separate the columns by commas" if fused else did_you_mean(name, header)
                     raise DataError(
                         f"The CSV has no column {name!r}.",
                         where=table,
-                        expected="a first line with path,label or path,label,split",
+                        expected="a first line such as path,label or path,label,split,group",
                         got=",".join(header) or "an empty file",
                         next_step=hint,
                     )
+                self._grouped = "group" in header
                 for values in reader:
-                    path, label, split = values["path"], values["label"], values.get("split", "all")
-                    if not path or label is None or not split:
+                    path, label = values["path"], values.get("label", "")
+                    split, group = values.get("split", "all"), values.get("group", "none")
+                    if not path or label is None or not split or not group:
                         raise DataError(
                             "A line of the CSV is not complete.",
                             where=f"{table}, line {reader.line_num}",
                             expected=", ".join(name for name in _Row._fields[1:] if name in header),
                             got=", ".join(str(value) for value in values.values() if value),
                         )
-                    cells = [restore_cell(cell.strip()) for cell in (path, label, split)]
+                    cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
                     rows.append(_Row(reader.line_num, *cells))
         except OSError as error:
             raise DataError("The CSV cannot be read.", where=table, got=error.strerror) from error
@@ -138,7 +148,10 @@ class CsvList(PathDataset):
         label_of = {"": UNLABELLED, **{name: label for label, name in enumerate(classes)}}
         labels = [label_of[row.label] for row in rows]
         identity = Identity(self.spec, split, classes, [row.path for row in rows], labels)
-        return FileSource(identity, table.parent, self.options, table)
+        source = FileSource(identity, table.parent, self.options, table)
+        if self._grouped:
+            source.group([row.group for row in rows], "the column group")
+        return source
 
 
 @DATASETS.register

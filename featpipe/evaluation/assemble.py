@@ -21,7 +21,7 @@ from featpipe.evaluation.metrics import (
     metrics_from_confusion,
     reliability_curve,
 )
-from featpipe.evaluation.protocol import Split
+from featpipe.evaluation.protocol import Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
@@ -230,6 +230,7 @@ def build_result(
         headline = [i for i in headline if records[i]["train_per_class"] == largest]
         table = table.only_splits(headline)
         extra["low_shot"] = curve
+    notes += group_notes([one.split for one in output.splits])
     training = None
     if output.trains:
         splits = [output.splits[i].split for i in headline]
@@ -263,6 +264,7 @@ def build_result(
             "splits": len(records),
             "n_test": len(table.ids),
             "training": training,
+            **({"grouped_by": by} if (by := grouped_by(test)) else {}),
         },
         splits=records,
         summary=summarise([records[i] for i in headline], table, pooled, training),

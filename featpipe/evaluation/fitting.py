@@ -19,12 +19,12 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import StratifiedKFold
+from sklearn.tree._tree import Tree
 from threadpoolctl import threadpool_limits
 
 from featpipe.errors import FitError, ResultError, UsageError
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.protocol import Split, StoredRows, validation_rows
+from featpipe.evaluation.protocol import RowSet, Split, StoredRows, no_labels, validation_folds
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
 from featpipe.probes.base import Probe
@@ -39,7 +39,13 @@ _REFERENCE_TOL = 1e-6  # by default L-BFGS stops while a tenth of a probability 
 _BATCHED_BYTES = 12  # of memory for each feature of a row, where all are fitted together
 
 _MODEL_FORMAT = 2  # 1 is that of featpipe 0.1
-_OURS = ["featpipe.probes.estimators.NearestMean"]  # the rest are scikit-learn's and numpy's own
+# Beside what skops trusts: plain classes, and trees, whose nodes are checked before they are used.
+_TRUSTED = [
+    "featpipe.probes.estimators.NearestMean",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+]
 
 
 def fit_splits(
@@ -98,7 +104,7 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
         ),
     ):
         times = [time.perf_counter()]
-        value, how, search = _choose(X, y, probe, strategy, jobs)
+        value, how, search = _choose(X, split.train, probe, strategy, jobs)
         times.append(time.perf_counter())
         estimator, solved = strategy.fit(X, y, value, jobs)
         times.append(time.perf_counter())
@@ -106,7 +112,7 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
         answers = predict_with_scores(estimator, test, len(classes))
         times.append(time.perf_counter())
     facts = {
-        "chosen": {probe.tuned: value, **how} if probe.tuned else {},
+        "chosen": {**probe.recorded(value), **how} if probe.tuned else {},
         "search": search,
         "converged": solved.pop("converged"),
         "solver": {"name": strategy.name, **solved},
@@ -120,28 +126,27 @@ def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, An
 
 
 def _choose(
-    X: Any, y: NDArray[np.int64], probe: Probe, strategy: Strategy, jobs: int
+    X: Any, trained: RowSet, probe: Probe, strategy: Strategy, jobs: int
 ) -> tuple[Any, dict[str, Any], list[dict[str, Any]]]:
     """Return the best grid value, how it was chosen, and the score of every grid point."""
     if not probe.chooses:
         return probe.default(), {"by": "given"}, []
-    cv = validation_rows(probe.validation, y, probe.seed)
+    y = trained.labels
+    cv = validation_folds(probe.validation, y, trained.groups, probe.seed)
     if cv is None:
         return probe.default(), {"by": "default: too few rows per class to choose"}, []
-    folds = list(cv.split(y, y))
+    folds, on = cv
     fewest = min(len(train) for train, _ in folds)
-    values = [value for value in probe.grid() if probe.admits(value, fewest)]
+    values = [value for value in probe.candidates() if probe.admits(value, fewest)]
     if not values:
         return probe.default(), {"by": "default: too few rows for the other values"}, []
     found = strategy.search(X, y, folds, values, jobs)
     validated = sum(len(rows) for _, rows in folds)
     rows = [
-        {probe.tuned: value, **one, "rows": validated}
+        {**probe.recorded(value), **one, "rows": validated}
         for value, one in zip(values, found, strict=True)
     ]
     accuracies = np.array([row["accuracy"] for row in rows])
-    kfold = isinstance(cv, StratifiedKFold)
-    on = f"{cv.n_splits} folds" if kfold else f"{cv.test_size} held-out rows"
     how: dict[str, Any] = {"by": f"accuracy on {on} of the training rows"}
     if probe.open_ended and at_edge(accuracies):
         how["at_edge"] = True
@@ -225,6 +230,8 @@ def check_rows(split: Split, probe: Probe | None = None) -> None:
             expected=", ".join(store.classes[:8]),
             got=", ".join(tested.classes[:8]),
         )
+    if not len(split.train) and not (store.labels >= 0).any():
+        raise no_labels(store)
     found = np.unique(split.train.labels)
     if len(found) < 2:
         raise FitError(
@@ -272,9 +279,8 @@ def n_fits(split: Split, probe: Probe) -> int:
     """Return how often a probe is fitted on one split: once per grid point and fold, and refit."""
     if not probe.chooses:
         return 1
-    labels = split.train.labels
-    cv = validation_rows(probe.validation, labels, probe.seed)
-    return 1 if cv is None else len(probe.grid()) * cv.get_n_splits(labels, labels) + 1
+    cv = validation_folds(probe.validation, split.train.labels, split.train.groups, probe.seed)
+    return 1 if cv is None else len(probe.candidates()) * len(cv[0]) + 1
 
 
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
@@ -321,8 +327,18 @@ class TrainedModel:
     request: dict[str, Any]  # options of the extraction that change the preprocessing
 
 
+class UnsafeModelError(ResultError):
+    """A classifier that skops cannot keep, or only in a way that could run code when loaded."""
+
+
 def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
-    """Write a classifier and what it needs of its features; return the size in bytes."""
+    """Write a classifier and what it needs of its features; return the size in bytes.
+
+    Raises
+    ------
+    UnsafeModelError
+        If it could not be loaded again by :func:`load_model`; then nothing is written.
+    """
     store = result.stores[0]
     model = TrainedModel(
         estimator,
@@ -336,7 +352,16 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
     from skops import io as skops_io  # noqa: PLC0415 - takes seconds
 
     with atomic_write(path) as temporary:
-        skops_io.dump({"featpipe_model": _MODEL_FORMAT, **vars(model)}, temporary)
+        try:
+            skops_io.dump({"featpipe_model": _MODEL_FORMAT, **vars(model)}, temporary)
+            foreign = set(skops_io.get_untrusted_types(file=temporary)) - set(_TRUSTED)
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise UnsafeModelError(f"The model is not saved: {error}") from error
+        if foreign:
+            raise UnsafeModelError(
+                "The model is not saved: a file of skops would hold types that it does not trust "
+                f"({', '.join(sorted(foreign))})."
+            )
         seal_archive(temporary)
     return path.stat().st_size
 
@@ -357,8 +382,8 @@ def load_model(path: Path) -> TrainedModel:
         with zipfile.ZipFile(path) as archive:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed, as no model of featpipe is")
-        foreign = sorted(set(skops_io.get_untrusted_types(file=path)) - set(_OURS))
-        bundle = None if foreign else skops_io.load(path, trusted=_OURS)
+        foreign = sorted(set(skops_io.get_untrusted_types(file=path)) - set(_TRUSTED))
+        bundle = None if foreign else skops_io.load(path, trusted=_TRUSTED)
     except Exception as error:  # skops raises whatever its parts raise on damaged files
         raise _unreadable(path, error) from error
     version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
@@ -395,11 +420,35 @@ def _try_out(model: TrainedModel) -> None:
         raise TypeError("its backbone is not described")
     if not all(isinstance(name, str) for name in model.classes):
         raise TypeError("its classes have no names")
+    for tree in _trees(model.estimator):
+        _check_tree(tree)
     row = np.zeros((1, model.estimator.n_features_in_), np.float32)
     predicted, scores, _ = predict_with_scores(model.estimator, row, len(model.classes))
     finite = scores is None or np.isfinite(scores).all()
     if not 0 <= predicted[0] < len(model.classes) or not finite:
         raise ValueError("its answers are no classes")
+
+
+def _trees(part: Any) -> Iterator[Tree]:
+    """Yield the decision trees that an estimator consists of."""
+    if isinstance(part, Tree):
+        yield part
+    elif isinstance(part, BaseEstimator | dict):
+        for value in (part if isinstance(part, dict) else vars(part)).values():
+            yield from _trees(value)
+    elif isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.dtype == object):
+        for value in part:
+            yield from _trees(value)
+
+
+def _check_tree(tree: Tree) -> None:
+    """Refuse nodes that lead out of the tree, or back: they are followed without looking."""
+    left, right, nodes = tree.children_left, tree.children_right, np.arange(tree.node_count)
+    inner = left != -1
+    below = (nodes < left) & (left < len(nodes)) & (nodes < right) & (right < len(nodes))
+    known = (tree.feature >= 0) & (tree.feature < tree.n_features)
+    if not len(nodes) or not (below & known)[inner].all():
+        raise ValueError("a decision tree is damaged")
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:

@@ -7,15 +7,17 @@ hyper-parameters are chosen on rows of the training part (:mod:`featpipe.evaluat
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from featpipe.errors import FitError, UsageError
 from featpipe.probes.base import FEW_ROWS, FOLDS, SHARE
@@ -23,6 +25,8 @@ from featpipe.steps import grammar
 from featpipe.store import FeatureStore
 
 Rows = NDArray[np.int64]
+
+_FINEST = 10  # a share of groups is a number of folds out of at most so many
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,12 @@ class RowSet:
     def labels(self) -> Rows:
         """Classes of the rows, of shape (n,)."""
         return self.store.labels[self.rows]
+
+    @property
+    def groups(self) -> Rows | None:
+        """Numbers of the groups that the rows are in, of shape (n,); None where there are none."""
+        names = self.store.groups
+        return np.unique(names, return_inverse=True)[1][self.rows] if names else None
 
     @property
     def ids(self) -> list[str]:
@@ -204,28 +214,112 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
     kind, number = grammar.protocol(protocol)
     store, labels, n_folds = rows.store, rows.labels, int(number or 0) if kind == "kfold" else 2
     if not len(labels):
-        raise FitError("There is no labelled row.", where=store.path)
-    counts = np.bincount(labels, minlength=len(store.classes))
+        raise no_labels(store)
+    groups = rows.groups
+    if groups is not None and len(np.unique(groups)) == 1:
+        raise FitError(
+            "All labelled images are in one group, which cannot both train and test.",
+            where=store.path,
+            got=f"the group {store.groups[rows.rows[0]]!r}, by {grouped_by(store)}",
+            next_step="extract with groups that are smaller (--group-by), or with none",
+        )
+    counts = units_per_class(labels, groups, len(store.classes))
+    units = "images" if groups is None else f"groups (by {grouped_by(store)}) with images"
     if few := [store.classes[c] for c in np.flatnonzero((counts > 0) & (counts < n_folds))]:
         raise FitError(
-            f"{protocol} needs at least {n_folds} labelled images of every class.",
+            f"{protocol} needs at least {n_folds} labelled {units} of every class.",
             where=store.path,
             got=f"fewer of {', '.join(few[:5])}{' …' if len(few) > 5 else ''}",
             next_step="add images, drop these classes with --classes, or take another --protocol",
         )
-    cv = (
-        StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-        if kind == "kfold"
-        else _stratified_share(labels, number or 0.0, seed)
-    )
     return [
         Split(
             f"fold {i} of {n_folds}" if kind == "kfold" else f"holdout {number:g}",
             RowSet(store, rows.rows[np.sort(train)]),
             RowSet(store, rows.rows[np.sort(test)]),
         )
-        for i, (train, test) in enumerate(cv.split(labels, labels))
+        for i, (train, test) in enumerate(cut(protocol, labels, groups, seed))
     ]
+
+
+def no_labels(store: FeatureStore) -> FitError:
+    """Return the error for a store that nothing can be trained or tested on."""
+    return FitError(
+        "There is no labelled row.",
+        where=store.path,
+        expected="images with a class",
+        got=f"{len(store.labels)} images without",
+        next_step="sort the images into class folders, or give a CSV a column label; then extract "
+        "them again",
+    )
+
+
+def units_per_class(labels: Rows, groups: Rows | None, n_classes: int = 0) -> Rows:
+    """Return how many rows of each class there are or, with groups, how many groups with some."""
+    if groups is not None:
+        labels = np.unique(np.stack([labels, groups]), axis=1)[0]
+    return np.bincount(labels, minlength=n_classes)
+
+
+def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Rows, Rows]]:
+    """Cut rows into two parts, once or in turn, with alike shares of every class.
+
+    Parameters
+    ----------
+    how : str
+        ``"kfold:K"`` or ``"holdout:F"``.
+    labels, groups : ndarray of shape (n,), int64
+        No group is in both parts. Then F is rounded to a number of at most ten folds by group.
+    seed : int
+
+    Returns
+    -------
+    parts : list of (ndarray, ndarray)
+        Rows that train, and those held out.
+    """
+    kind, number = grammar.protocol(how)
+    if groups is None:
+        if kind == "kfold":
+            cv: Any = StratifiedKFold(int(number or 0), shuffle=True, random_state=seed)
+        else:
+            cv = _stratified_share(labels, number or 0.0, seed)
+        return list(cv.split(labels, labels))
+    n_folds, n_apart = int(number or 0), 1
+    if kind == "holdout":
+        most = min(_FINEST, len(np.unique(groups)), int(np.bincount(labels).max()))
+        share = Fraction(number or 0).limit_denominator(most)
+        share = min(max(share, Fraction(1, most)), Fraction(most - 1, most))
+        n_folds, n_apart = share.denominator, share.numerator
+    cv = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # of a class with fewer rows than folds, which is no harm here
+        warnings.simplefilter("ignore", UserWarning)
+        parts = list(cv.split(labels, labels, groups))
+    if kind == "kfold":
+        return parts
+    apart = np.sort(np.concatenate([held_out for _, held_out in parts[:n_apart]]))
+    return [(np.setdiff1d(np.arange(len(labels)), apart), apart)]
+
+
+def grouped_by(store: FeatureStore) -> str:
+    """Return where the groups of a store's rows come from; empty where there are none."""
+    return str(store.manifest["dataset"].get("grouped_by", ""))
+
+
+def group_notes(splits: Sequence[Split]) -> list[str]:
+    """Say what was kept together, and where a dataset's own split does not."""
+    if not grouped_by(splits[0].test.store):
+        return []
+    sides = [
+        [{part.store.groups[row] for row in part.rows} for part in (split.train, split.test)]
+        for split in splits
+    ]
+    straddling = max(len(train & test) for train, test in sides)
+    text = f"Grouped by {grouped_by(splits[0].test.store)}: {len(set().union(*sides[0]))} groups, "
+    if straddling:
+        text += f"{straddling} of which are on both sides of the dataset's own split."
+    else:
+        text += "none of which is on both sides of a split."
+    return [f"{text} Intervals and tests count images, as if those of a group were independent."]
 
 
 def _stratified_share(labels: Rows, share: float, seed: int) -> StratifiedShuffleSplit:
@@ -269,18 +363,20 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
     return drawn
 
 
-def resolve_validation(spec: str, y: NDArray[np.int64]) -> str:
+def resolve_validation(spec: str, y: Rows, groups: Rows | None = None) -> str:
     """Return how training rows of the classes ``y`` choose hyper-parameters, in one spelling.
 
-    That is ``"none"`` where some class has a single row, so that no row of it can be held out.
+    That is ``"none"`` where some class has a single row, so that no row of it can be held out, or
+    is in a single group.
 
     Raises
     ------
     FitError
-        If a class has fewer rows than there are folds.
+        If a class has fewer rows, or is in fewer groups, than there are folds.
     """
     kind, number = grammar.validation(spec)
-    fewest = int(min(np.unique(y, return_counts=True)[1], default=0))
+    counts = units_per_class(y, groups)
+    fewest = int(min(counts[counts > 0], default=0))
     if fewest < 2:
         return "none"
     if kind == "auto":
@@ -288,21 +384,22 @@ def resolve_validation(spec: str, y: NDArray[np.int64]) -> str:
         kind, number = folds if len(y) < FEW_ROWS else ("holdout", SHARE)
     if kind == "kfold" and number is not None and number > fewest:
         raise FitError(
-            f"{spec} needs {number} training rows of every class.",
+            f"{spec} needs {number} training {'rows' if groups is None else 'groups'} of every "
+            "class.",
             got=f"a class with {fewest}",
             next_step=f"--validation kfold:{fewest}",
         )
     return _spelled(kind, number)
 
 
-def validation_rows(
-    spec: str, y: NDArray[np.int64], seed: int
-) -> StratifiedKFold | StratifiedShuffleSplit | None:
-    """Return how :func:`resolve_validation` splits training rows; ``None`` for ``"none"``."""
-    resolved = resolve_validation(spec, y)
+def validation_folds(
+    spec: str, y: Rows, groups: Rows | None, seed: int
+) -> tuple[list[tuple[Rows, Rows]], str] | None:
+    """Return the parts of :func:`resolve_validation`, and how many in words; None for none."""
+    resolved = resolve_validation(spec, y, groups)
     if resolved == "none":
         return None
-    kind, number = grammar.validation(resolved)
-    if kind == "kfold":
-        return StratifiedKFold(int(number or 0), shuffle=True, random_state=seed)
-    return _stratified_share(y, number or 0.0, seed)
+    folds = cut(resolved, y, groups, seed)
+    several = resolved.startswith("kfold")
+    on = f"{len(folds)} folds" if several else f"{len(folds[0][1])} held-out rows"
+    return folds, on if groups is None else f"{on} (whole groups)"

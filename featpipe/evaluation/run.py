@@ -23,7 +23,7 @@ from featpipe.evaluation.assemble import (
     renamed,
     save_result,
 )
-from featpipe.evaluation.fitting import fit_splits, n_parameters, save_model
+from featpipe.evaluation.fitting import UnsafeModelError, fit_splits, n_parameters, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.stores import select_stores
@@ -98,6 +98,9 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
         return setup, path, None
     model = _model_path(path, context) if getattr(step, "save_model", False) else None
     existing = complete_result(path, model, FileHashes(context.workspace.hashes))
+    if existing is None and model is not None:
+        existing = complete_result(path)
+        existing = existing if existing and "not_saved" in existing.extra else None
     if existing and getattr(step, "check_solver", False):
         unchecked = (split for split in existing.splits if "reference" not in split)
         if any(split["solver"]["name"] == "batched" for split in unchecked):
@@ -132,8 +135,12 @@ def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
         model = None
         with one_at_a_time(path.parent):
             if output.estimator is not None and result.settings["save_model"]:
-                model = _model_path(path, context)
-                result.cost["model_bytes"] = save_model(model, output.estimator, result)
+                try:
+                    model = _model_path(path, context)
+                    result.cost["model_bytes"] = save_model(model, output.estimator, result)
+                except UnsafeModelError as error:
+                    model, result.extra["not_saved"] = None, error.what
+                    result.notes.append(error.what)
             save_result(result, path, table, model)
     return result
 
@@ -166,6 +173,11 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
         notes.append(
             f"The solver did not converge in {stopped} of {len(facts)} fits; "
             "raise --max-iter before trusting this number."
+        )
+    if predictions[0].scores is None:
+        notes.append(
+            "The classifier gives neither probabilities nor decision values: metrics that need "
+            "them are left out."
         )
     if edges := sum(one.get("at_edge", False) for one in chosen):
         notes.append(

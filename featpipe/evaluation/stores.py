@@ -117,9 +117,13 @@ def _open_named(
 
 
 def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
-    """Whether a store is of the dataset and the model asked for; unlabelled rows never are."""
+    """Whether a store is of the dataset and the model asked for.
+
+    Unlabelled rows never are, those of a dataset without labels only by its name.
+    """
     return (
-        (step.dataset is None or short_name(step.dataset) == _dataset(store))
+        (bool(store.classes) or step.dataset is not None or step.train is not None)
+        and (step.dataset is None or short_name(step.dataset) == _dataset(store))
         and (step.model is None or canonical_model(step.model) == _model(store))
         and store.manifest["dataset"]["split"] != _UNLABELLED
     )

@@ -244,6 +244,7 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
         dtype=options.dtype,
         manifest=manifest,
         folds=source.folds,
+        groups=source.groups,
         source_classes=None if named is None else (named.ids, named.names),
     )
 
@@ -255,6 +256,7 @@ def _dataset_identity(source: ImageSource) -> dict[str, Any]:
         "split": source.split,
         "images": len(source),
         "fingerprint": source.fingerprint,
+        **({"grouped_by": source.grouped_by} if source.groups else {}),
     }
 
 

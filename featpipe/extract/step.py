@@ -10,7 +10,7 @@ from featpipe import backbones
 from featpipe.datasets import DATASETS, short_name, slug
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
-from featpipe.steps.grammar import device_name
+from featpipe.steps.grammar import device_name, grouping
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
@@ -63,6 +63,13 @@ class ImageStep(Step):
         0,
         help="Seed of splits that the dataset itself leaves open.",
         seed=True,
+        selects_input=True,
+    )
+    group_by: str | None = option(
+        None,
+        help="What no split may divide: folder, the one an image is in; regex:PATTERN, what the "
+        "pattern (its first parentheses) matches in an id.",
+        check=grouping,
         selects_input=True,
     )
     download: bool = option(

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -18,6 +17,7 @@ from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Execution
 from featpipe.errors import FitError, UsageError
+from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.finetune.nets import Trunk
 from featpipe.finetune.network import Cut, part
 from featpipe.finetune.step import parse
@@ -132,6 +132,7 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
     rows: NDArray[np.int64]
     augment: Callable[[Tensor], Tensor] | None = None
     training: bool = False
+    groups: NDArray[np.int64] | None = None  # of these rows, (m,): none is divided
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -152,18 +153,20 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
 
 def hold_out(rows: RowBatches, share: float, seed: int) -> tuple[RowBatches, RowBatches]:
     """Split rows into those that train and the share of every class that chooses the epoch."""
-    labels = rows.labels
-    counts = np.unique(labels, return_counts=True)[1]
+    labels, groups = rows.labels, rows.groups
+    counts = units_per_class(labels, groups)
+    counts = counts[counts > 0]
     n_valid = max(round(share * len(labels)), len(counts))
     if counts.min() < 2 or len(labels) - n_valid < len(counts):
+        units = "rows" if groups is None else "groups"
         raise FitError(
-            "There are too few training rows to hold some out for validation.",
-            got=f"{len(labels)} rows, {counts.min()} of the rarest class",
+            f"There are too few training {units} to hold some out for validation.",
+            got=f"{len(labels)} rows, {counts.min()} {units} of the rarest class",
             next_step="train a fixed number of epochs: --validation 0",
         )
-    splitter = StratifiedShuffleSplit(1, test_size=n_valid, random_state=seed)
+    (parts,) = cut(f"holdout:{share}", labels, groups, seed)
     train, valid = (
-        replace(rows, rows=rows.rows[np.sort(part)])
-        for part in next(splitter.split(labels, labels))
+        replace(rows, rows=rows.rows[part], groups=None if groups is None else groups[part])
+        for part in map(np.sort, parts)
     )
     return train, valid

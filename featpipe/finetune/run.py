@@ -204,12 +204,13 @@ class FinetuneData:
         train, test = stores[0], stores[1] if len(stores) > 1 else None
         for split in make_splits(self.step.protocol, train, test, self.step.seed)[1]:
             check_rows(split)
-            rows = RowBatches(None, train.labels, split.train.rows)
+            rows = RowBatches(None, train.labels, split.train.rows, groups=split.train.groups)
             self.estimator(len(train.classes)).split_rows(rows)
 
     def batches(self, rows: RowSet) -> RowBatches:
         """Return rows of a store as batches."""
-        return RowBatches(rows.store.features(), rows.store.labels, rows.rows, self.augment)
+        features, labels = rows.store.features(), rows.store.labels
+        return RowBatches(features, labels, rows.rows, self.augment, groups=rows.groups)
 
     def estimator(self, n_classes: int, **more: Any) -> HeadClassifier:
         """Return the estimator of the step; ``more`` are its parameters for one training."""

@@ -204,7 +204,7 @@ class Probe(Evaluation):
         used = {"none"}
         if self.chooses:
             resolve = evaluation().protocol.resolve_validation
-            used = {resolve(self.validation, split.train.labels) for split in splits}
+            used = {resolve(self.validation, s.train.labels, s.train.groups) for s in splits}
         return {**super().resolved(splits), "validation": " ".join(sorted(used))}
 
     def answer(self, splits: list[Any], context: Context) -> Any:
@@ -228,18 +228,26 @@ class Probe(Evaluation):
         """Name of the option that lists values to choose from; empty where there is none."""
         return next((name for name, s in options_of(type(self)).items() if s.tunable), "")
 
-    def grid(self) -> tuple[Any, ...]:
+    def candidates(self) -> tuple[Any, ...]:
         """Return the values to choose from, the most regularised first: ties go to the first."""
         return tuple(sorted(getattr(self, self.tuned))) if self.tuned else ()
+
+    def parameters(self, value: Any) -> dict[str, Any]:
+        """Return the parameters of the pipeline that a value is."""
+        return {self.parameter: value}
+
+    def recorded(self, value: Any) -> dict[str, Any]:
+        """Return a value under the name that it has in the result."""
+        return {self.tuned: value}
 
     @property
     def chooses(self) -> bool:
         """Whether there is more than one value to choose from."""
-        return len(self.grid()) > 1
+        return len(self.candidates()) > 1
 
     def default(self) -> Any:
         """Return the value of the grid for training rows that are too few to choose."""
-        values = self.grid()
+        values = self.candidates()
         return values[len(values) // 2] if values else None
 
     def admits(self, value: Any, n_rows: int) -> bool:

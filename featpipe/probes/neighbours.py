@@ -35,7 +35,7 @@ class Knn(Probe):
         """Compute distances once for all numbers of neighbours."""
         return estimators().SharedDistances(self)
 
-    def grid(self) -> tuple[Any, ...]:
+    def candidates(self) -> tuple[Any, ...]:
         """Return the numbers of neighbours, the largest first: it is the smoothest."""
         return tuple(sorted(self.k, reverse=True))
 

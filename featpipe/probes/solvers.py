@@ -58,9 +58,10 @@ class ScikitLearn:
         """See :class:`Strategy`."""
         with warnings.catch_warnings():  # what did not converge is recorded with its grid point
             warnings.simplefilter("ignore", ConvergenceWarning)
-            grid, estimator = {self.probe.parameter: list(values)}, self._estimator(X)
+            points = map(self.probe.parameters, values)
+            grid = [{name: [value] for name, value in point.items()} for point in points]
             search = GridSearchCV(
-                estimator, grid, cv=folds, scoring=_score, refit=False, error_score="raise"
+                self._estimator(X), grid, cv=folds, scoring=_score, refit=False, error_score="raise"
             ).fit(X, y)
         found = search.cv_results_
         accuracies, done = found["mean_test_accuracy"], found["mean_test_converged"] == 1
@@ -73,7 +74,7 @@ class ScikitLearn:
         """See :class:`Strategy`."""
         estimator = self._estimator(X)
         if self.probe.tuned:
-            estimator.set_params(**{self.probe.parameter: value})
+            estimator.set_params(**self.probe.parameters(value))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             estimator.fit(X, y)
@@ -221,6 +222,8 @@ def converged(estimator: BaseEstimator) -> bool:
     """
     for solver in learners(estimator):
         iterations, limit = getattr(solver, "n_iter_", None), getattr(solver, "max_iter", None)
+        if hasattr(solver, "n_trees_per_iteration_"):  # boosting makes as many as it is told
+            continue
         if iterations is not None and limit is not None and np.max(iterations) >= limit:
             return False
     return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -316,10 +316,17 @@ def search_charts(method: Method) -> list[Chart]:
     if not searched:
         return []
     grid = searched[0]["search"]
-    parameter = next(key for key in grid[0] if key in method.result.settings)
-    values = list(dict.fromkeys(entry[parameter] for one in searched for entry in one["search"]))
-    spec = options_behind(method.result).get(parameter)
-    label = (spec and spec.symbol) or parameter
+    settings = method.result.settings
+    names = [key for key in grid[0] if key in settings or key in settings.get("grid", ())]
+
+    def tried(entry: Mapping[str, Any]) -> Any:
+        value = entry.get(names[0])
+        several = len(names) > 1 or isinstance(value, list | dict)
+        return ", ".join(f"{name}={entry.get(name)}" for name in names) if several else value
+
+    values = list(dict.fromkeys(tried(entry) for one in searched for entry in one["search"]))
+    spec = options_behind(method.result).get(names[0])
+    label = (spec and spec.symbol) or ", ".join(names)
     if all(isinstance(value, int | float) for value in values):
         x_axis, place = number_axis(label, values), {value: value for value in values}
     else:
@@ -327,9 +334,9 @@ def search_charts(method: Method) -> list[Chart]:
         place = {value: number for number, value in enumerate(values, start=1)}
     drawn = []
     for one in searched:
-        entries = sorted(one["search"], key=lambda entry: place[entry[parameter]])
-        x = [place[entry[parameter]] for entry in entries]
-        marked = [entry[parameter] == one["chosen"].get(parameter) for entry in entries]
+        entries = sorted(one["search"], key=lambda entry: place[tried(entry)])
+        x = [place[tried(entry)] for entry in entries]
+        marked = [tried(entry) == tried(one["chosen"]) for entry in entries]
         y = [entry["accuracy"] for entry in entries]
         more: dict[str, Any] = {"strong": len(searched) == 1}
         if len(searched) == 1 and "rows" in entries[0]:

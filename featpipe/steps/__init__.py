@@ -25,10 +25,12 @@ STEPS: Registry[type[Step]] = Registry(
     "step",
     {
         "extract": "featpipe.extract.step",
+        "embed": "featpipe.extract.embed",
         "svm": "featpipe.probes.svm",
         "logistic": "featpipe.probes.logistic",
         "knn": "featpipe.probes.neighbours",
         "centroid": "featpipe.probes.nearest_mean",
+        "probe": "featpipe.probes.any_classifier",
         "zeroshot": "featpipe.probes.zeroshot",
         "finetune": "featpipe.finetune.step",
         "explain": "featpipe.finetune.explain",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 from featpipe.errors import UnknownNameError, UsageError
 
@@ -74,6 +75,27 @@ def validation(text: str) -> tuple[str, float | None]:
             expected="auto, holdout:F (a share such as 0.2) or kfold:K (at least 2)",
         )
     return kind, argument
+
+
+def table_file(path: Path) -> None:
+    """Check that the ending of a file's name is a format that vectors can be written in."""
+    if path.suffix not in (".npz", ".parquet", ".csv", ".h5"):
+        expected = "a name that ends in .npz, .parquet, .csv or .h5"
+        raise UsageError(f"Cannot export to {path.name!r}.", expected=expected)
+
+
+def grouping(text: str) -> None:
+    """Check how images are grouped: ``folder``, the one an image is in, or ``regex:PATTERN``.
+
+    The group is what the first parentheses of the pattern match in an image's id, or all of it.
+    """
+    kind, _, pattern = text.partition(":")
+    try:
+        if text != "folder" and (kind != "regex" or not re.compile(pattern).pattern):
+            raise UsageError(f"{text!r} groups nothing.", expected="folder or regex:PATTERN")
+    except re.error as error:
+        what = f"{pattern!r} is no regular expression: {error}."
+        raise UsageError(what, expected=r"a pattern such as regex:patient_(\d+)") from None
 
 
 def _no_protocol(text: str, expected: str) -> UsageError:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.registry import Registry
+from featpipe.steps.located import read_located
 from featpipe.workspace import user_path
 
 _LARGEST_SEED = 2**32 - 1  # numpy's and scikit-learn's
 _DEFAULT: Any = object()  # the option's own default
+_METAVARS = {int: "N", float: "X"}
+_FEW = 5  # names that help shows; more are listed by `featpipe models` and its like
+_SCIENTIFIC = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")  # YAML takes 1e-3 for a text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,7 @@ class OptionSpec:
     neutral: Any = _DEFAULT
     tunable: bool = False  # whether it lists values that the method chooses among: the grid
     bound: bool = False  # whether a recipe fills it in, if required, from another step's output
+    short: str = ""  # another name on the command line: "-o"
     positional: bool = False  # whether the command line takes it without --name
     # Whether its values only draw again what is left to chance: more of the same in charts, not
     # more of something. Its bounds follow.
@@ -58,10 +65,24 @@ class OptionSpec:
         return get_origin(_without_none(self.type)) is tuple
 
     @property
+    def pairs(self) -> bool:
+        """Whether the option is a mapping, written KEY=VALUE on the command line."""
+        return get_origin(_without_none(self.type)) is dict
+
+    @property
     def item_type(self) -> type:
         """Type of one value."""
         bare = _without_none(self.type)
         return get_args(bare)[0] if self.many else bare
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help of the command line."""
+        if self.pairs:
+            return "KEY=V1,V2" if get_args(_without_none(self.type))[1] is not Any else "KEY=VALUE"
+        few = self.choices or (self.names() if self.registry and len(self.names()) <= _FEW else ())
+        one = "|".join(few) if few else _METAVARS.get(self.item_type, "TEXT")
+        return f"{one},…" if self.many else one
 
     def names(self) -> list[str]:
         """Return the values that can be completed."""
@@ -83,6 +104,8 @@ class OptionSpec:
                 if self.type is _without_none(self.type) and not self.bound:
                     raise self._wrong(value)
                 return None
+            if self.pairs:
+                return self._mapping(value)
             if not self.many:
                 return self._item(value)
             items = value if isinstance(value, list | tuple) else [value]
@@ -97,6 +120,25 @@ class OptionSpec:
         except UsageError as error:
             error.option = self.name
             raise
+
+    def _mapping(self, value: Any) -> Pairs:
+        several = get_args(_without_none(self.type))[1] is not Any  # values to choose among
+        if not isinstance(value, Mapping):
+            given, value = [value] if isinstance(value, str) else value, {}
+            for text in given:
+                key, equals, written = str(text).partition("=")
+                if not equals or key in value:
+                    raise self._wrong(text, f"{self.metavar}, each key once")
+                value[key] = read_located(f"[{written}]" if several else written, self.flag).plain()
+        if not all(isinstance(key, str) and key for key in value):
+            raise self._wrong(value, self.metavar)
+        for listed in value.values() if several else ():
+            if not isinstance(listed, list | tuple) or not listed:
+                raise self._wrong(listed, "a list of values to choose among")
+        try:
+            return Pairs(_numbers(value))
+        except (TypeError, ValueError):
+            raise self._wrong(value, "numbers, texts, true, false, null, lists of them") from None
 
     def _item(self, value: Any) -> Any:
         kind = self.item_type
@@ -134,6 +176,17 @@ class OptionSpec:
         )
 
 
+class Pairs(dict[str, Any]):
+    """The value of an option that is a mapping: JSON-like, not changed once it is made."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._text = json.dumps(self, sort_keys=True, allow_nan=False)
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self._text)
+
+
 def option(default: Any = _DEFAULT, **properties: Any) -> Any:
     """Declare an option of a step; without a default it is required.
 
@@ -163,6 +216,8 @@ def plain(value: Any) -> Any:
     """Return the value of an option as JSON has it."""
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Pairs):
+        return dict(value)
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -170,3 +225,12 @@ def _without_none(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         return next(kind for kind in get_args(hint) if kind is not type(None))
     return hint
+
+
+def _numbers(value: Any) -> Any:
+    """Return a YAML value in which texts such as 1e-3 are the numbers that they stand for."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value

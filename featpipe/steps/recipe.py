@@ -325,9 +325,10 @@ class _Reader:
         """Return the options of a step and those of its ``each`` entries, overrides worked in."""
         specs = options_of(kind)
         what = f"The step {kind.name!r}"
-        own = _normal({key: node for key, node in given.items() if key not in _STEP_KEYS})
+        own_keys = set(_STEP_KEYS) - set(specs)  # a step may have an option called grid
+        own = _normal({key: node for key, node in given.items() if key not in own_keys})
         self.check_keys(own, specs, what, also=_STEP_KEYS)
-        if "grid" in given:
+        if "grid" in given and "grid" in own_keys:
             grid = _normal(self.mapping(given["grid"], "'grid'"))
             tunable = [option for option, spec in specs.items() if spec.tunable]
             self.check_keys(grid, tunable, f"The grid of the step {kind.name!r}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import math
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
-import pandas as pd
 
-from featpipe.errors import MissingExtraError, UsageError
+from featpipe.errors import MissingExtraError
 from featpipe.fingerprint import SEAL, seal_archive
+from featpipe.steps.grammar import table_file
 from featpipe.store.reader import FeatureStore
 from featpipe.workspace import atomic_write, neutralised, refuse_foreign
 
@@ -22,8 +24,9 @@ def export_store(
 ) -> int:
     """Write ids, labels, class names and one layer; return the number of rows written.
 
-    Skipped rows have no features and are left out. The suffix of ``target`` is the format:
-    ``.npz``, ``.parquet`` or ``.csv``; ``layer`` is the first one by default.
+    Skipped rows have no features and are left out; without classes there are no labels. The suffix
+    of ``target`` is the format: ``.npz``, ``.parquet``, ``.csv`` or ``.h5``; ``layer`` is the first
+    one by default.
 
     Raises
     ------
@@ -32,38 +35,45 @@ def export_store(
     MissingExtraError
         If ``.parquet`` is asked for and pyarrow is not installed.
     """
-    if target.suffix not in (".npz", ".parquet", ".csv"):
-        raise UsageError(
-            f"Cannot export to {target.name!r}.",
-            expected="a name that ends in .npz, .parquet or .csv",
-        )
-    if target.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+    table_file(target)
+    kind = target.suffix
+    if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "parquet")
     rows = np.setdiff1d(np.arange(len(store)), list(store.skipped))
     features = np.asarray(store.features(layer)[rows])
     features = features.reshape(len(rows), math.prod(features.shape[1:]))
     ids, labels = [store.ids[row] for row in rows], store.labels[rows]
-    mark = {".npz": SEAL, ".csv": b"id,label,class,f0", ".parquet": _WRITTEN.encode()}
-    refuse_foreign(target, mark[target.suffix], force=force)
+    header = b"id,label,class,f0" if store.classes else b"id,f0,"
+    mark = {".npz": SEAL, ".csv": header}.get(kind, _WRITTEN.encode())
+    refuse_foreign(target, mark, force=force)
     with atomic_write(target) as temporary:
-        if target.suffix == ".npz":
-            arrays = {
-                "ids": np.array(ids, dtype=np.str_),
-                "labels": labels,
-                "classes": np.array(store.classes, dtype=np.str_),
-                "features": features,
-            }
+        if kind in (".npz", ".h5"):
+            text = np.str_ if kind == ".npz" else h5py.string_dtype()
+            arrays: dict[str, Any] = {"ids": np.array(ids, text)}
+            if store.classes:
+                arrays |= {"labels": labels, "classes": np.array(store.classes, text)}
+            arrays["features"] = features
             if store.logits is not None:
                 arrays["logits"] = store.logits[rows]
-            with temporary.open("wb") as stream:
-                np.savez_compressed(stream, **arrays)
-            seal_archive(temporary)
+            if kind == ".npz":
+                with temporary.open("wb") as stream:
+                    np.savez_compressed(stream, **arrays)
+                seal_archive(temporary)
+                return len(rows)
+            with h5py.File(temporary, "w", locking=False) as file:
+                file.attrs["written by"] = np.bytes_(_WRITTEN)  # at the file's beginning
+                for name, array in arrays.items():
+                    file[name] = array
             return len(rows)
-        names = [store.classes[label] if label >= 0 else None for label in labels]
-        columns = [f"f{number}" for number in range(features.shape[1])]
-        table = pd.DataFrame({"id": ids, "label": labels, "class": names})
-        table = table.join(pd.DataFrame(features, columns=columns))
-        if target.suffix == ".csv":
+        import pandas as pd  # noqa: PLC0415 - half a second that the other formats do not need
+
+        columns: dict[str, Any] = {"id": ids}
+        if store.classes:
+            names = [store.classes[label] if label >= 0 else None for label in labels]
+            columns |= {"label": labels, "class": names}
+        numbered = [f"f{number}" for number in range(features.shape[1])]
+        table = pd.DataFrame(columns).join(pd.DataFrame(features, columns=numbered))
+        if kind == ".csv":
             neutralised(table).to_csv(temporary, index=False)
         else:
             table.attrs["written by"] = _WRITTEN  # pandas puts it into the file's metadata

@@ -36,6 +36,7 @@ class StoreContent:
     dtype: str  # of the features: float32, float16 or uint8; logits are always float32
     manifest: Mapping[str, Any]  # everything that changes the numbers
     folds: tuple[NDArray[np.int64], ...] = ()  # training folds that the dataset prescribes
+    groups: Sequence[str] = ()  # one for each row, or none
     # Ids and names: what the columns of the logits mean.
     source_classes: tuple[Sequence[str], Sequence[str]] | None = None
 
@@ -68,6 +69,7 @@ class StoreContent:
             "ids": list(self.ids),
             "classes": list(self.classes),
             "folds": [np.asarray(rows).tolist() for rows in self.folds],
+            **({"groups": list(self.groups)} if self.groups else {}),
             "source_classes": self.source_classes
             and [list(texts) for texts in self.source_classes],
         }

@@ -80,6 +80,8 @@ class FeatureStore:
     shapes : dict of str to tuple of int
         Shape of one row of each layer, and of the logits where there are any.
     folds : tuple of ndarray of int64
+    groups : list of str
+        One for each row; empty where images have no groups.
     source_classes : tuple of (ids, names) or None
         Meaning of the columns of the logits.
     skipped : dict of int to str
@@ -118,6 +120,7 @@ class FeatureStore:
         skipped = record["skipped"]
         self.skipped: dict[int, str] = dict(zip(skipped["rows"], skipped["reasons"], strict=True))
         self.folds = tuple(np.array(rows, dtype=np.int64) for rows in record["folds"])
+        self.groups: list[str] = record["groups"]
         self.source_classes: tuple[list[str], list[str]] | None = None
         if record["source_classes"] is not None:
             self.source_classes = tuple(record["source_classes"])
@@ -281,6 +284,8 @@ def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
     _require(len(skipped["rows"]) == len(skipped["reasons"]), "skipped rows without a reason")
     _require(len(set(manifest["layers"])) == len(manifest["layers"]) > 0, "layers are not named")
     _require(manifest["dtype"] in _FEATURE_TYPES, f"features of type {manifest['dtype']!r}")
+    conform("groups", record.setdefault("groups", []), [str])
+    _require(len(record["groups"]) in (0, n), f"{len(record['groups'])} groups, {n} images")
     if record.setdefault("source_classes", None) is not None:
         conform("source_classes", record["source_classes"], [[str]])
         _require(len(record["source_classes"]) == 2, "source_classes are not ids and names")

@@ -137,13 +137,19 @@ def test_an_empty_class_is_named(tree, options, name):
     assert "dog" in str(caught.value)
 
 
-@pytest.mark.parametrize("names", [["1.png", "2.png"], ["notes.txt"], []])
-def test_no_class_folders(tree, options, names):
+def test_images_without_class_folders_have_no_labels(tree, options):
+    source = open_source(tree("2.png", "10.png"), "all", options)
+    assert (source.ids, source.classes) == (["2.png", "10.png"], ())
+    assert source.labels.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], []])
+def test_a_folder_without_images(tree, options, names):
     spec = tree(*names)
     tree.root.mkdir(exist_ok=True)
-    with pytest.raises(DataError, match="no class folders") as caught:
+    with pytest.raises(DataError, match="no images") as caught:
         open_source(spec, "all", options)
-    assert "csv:PATH" in str(caught.value)
+    assert "for each class" in str(caught.value)
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, options):

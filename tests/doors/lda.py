@@ -22,5 +22,5 @@ class Lda(Probe):
 
         return make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr"))
 
-    def grid(self):
+    def candidates(self):
         return tuple(sorted(self.shrinkage, reverse=True))

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sklearn.model_selection import StratifiedKFold
 
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation.protocol import (
@@ -19,7 +18,7 @@ from featpipe.evaluation.protocol import (
     low_shot,
     make_splits,
     resolve_validation,
-    validation_rows,
+    validation_folds,
 )
 from featpipe.store import FeatureStore
 from tests.stores import content, sealed
@@ -220,24 +219,22 @@ def test_more_images_per_class_than_there_are_is_refused(tmp_path):
 )
 def test_what_is_no_way_to_validate_is_refused(spec):
     with pytest.raises(UsageError, match="not a way"):
-        validation_rows(spec, np.arange(30) % 3, 0)
+        validation_folds(spec, np.arange(30) % 3, None, 0)
 
 
 def test_more_validation_folds_than_rows_of_a_class_is_refused():
     with pytest.raises(FitError, match="kfold:5") as caught:
-        validation_rows("kfold:5", np.array([0] * 9 + [1] * 3), 0)
+        validation_folds("kfold:5", np.array([0] * 9 + [1] * 3), None, 0)
     assert caught.value.details["next"] == "--validation kfold:3"
 
 
 @pytest.mark.parametrize(
-    ("n", "folds", "held_out"), [(1998, 3, None), (2001, None, 400), (6, 2, None)]
+    ("n", "n_folds", "on"),
+    [(1998, 3, "3 folds"), (2001, 1, "400 held-out rows"), (6, 2, "2 folds")],
 )
-def test_few_rows_are_validated_by_folds_and_many_by_a_holdout(n, folds, held_out):
-    cv = validation_rows("auto", np.arange(n) % 3, 0)
-    if isinstance(cv, StratifiedKFold):
-        assert cv.n_splits == folds
-    else:
-        assert cv.test_size == held_out
+def test_few_rows_are_validated_by_folds_and_many_by_a_holdout(n, n_folds, on):
+    folds, said = validation_folds("auto", np.arange(n) % 3, None, 0)
+    assert (len(folds), said) == (n_folds, on)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +252,7 @@ def test_few_rows_are_validated_by_folds_and_many_by_a_holdout(n, folds, held_ou
 def test_a_way_to_validate_has_one_spelling(spec, counts, resolved):
     labels = np.repeat(np.arange(len(counts)), counts)
     assert resolve_validation(spec, labels) == resolved
-    assert (validation_rows(spec, labels, 0) is None) == (resolved == "none")
+    assert (validation_folds(spec, labels, None, 0) is None) == (resolved == "none")
 
 
 # -- rows that stay on the disk --------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_probes_are_cloned_searched_and_cross_validated(name, data):
     estimator = probe.estimator(*data[0].shape)
     again = clone(estimator)
     assert repr(again) == repr(estimator)
-    grid = {probe.parameter: list(probe.grid())} if probe.tuned else {}
+    grid = {probe.parameter: list(probe.candidates())} if probe.tuned else {}
     search = GridSearchCV(estimator, grid, cv=3).fit(*data)
     assert search.score(*data) > 0.5
     assert len(cross_val_score(again, *data, cv=3)) == 3
@@ -110,8 +110,8 @@ def test_neighbours_are_nearest_by_cosine(data):
 
 def test_neighbours_above_the_number_of_rows_are_not_admitted():
     probe = Knn(k=(1, 5, 50))
-    assert probe.grid() == (50, 5, 1)  # more neighbours are smoother: they go first
-    assert [probe.admits(k, 20) for k in probe.grid()] == [False, True, True]
+    assert probe.candidates() == (50, 5, 1)  # more neighbours are smoother: they go first
+    assert [probe.admits(k, 20) for k in probe.candidates()] == [False, True, True]
     assert probe.default() == 1
 
 

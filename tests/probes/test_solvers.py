@@ -90,7 +90,7 @@ def test_what_was_learned_needs_nothing_of_featpipe(digits, kind, learned):
 def test_neighbours_are_searched_as_scikit_learn_does(digits):
     X, y = digits
     probe = Knn(k=(1, 2, 5, 50))
-    ks = list(probe.grid())
+    ks = list(probe.candidates())
     found = probe.strategy(*X.shape).search(X, y, folds_of(y), ks, 2)
     assert found == ScikitLearn(probe).search(X, y, folds_of(y), ks, 1)
 

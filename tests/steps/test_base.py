@@ -53,6 +53,8 @@ GOLDEN = {
     "logistic": "57a3730b3d3f7032",
     "knn": "cd1b5809d555db2d",
     "centroid": "554b510a1b352453",
+    "embed": "f00f4a7a98fa95c6",
+    "probe": "c34db4ea49a927c1",
     "zeroshot": "3c977d29a9cd909e",
     "finetune": "ca39c07fb09d15a1",
     "explain": "5953596603ef7a41",
@@ -63,7 +65,8 @@ GOLDEN = {
 
 def example(name: str) -> Step:
     """Return a step with as few options as it needs."""
-    required = {"model": "glyphnet", "dataset": "digits", "result": "x"}
+    required = {"model": "glyphnet", "dataset": "digits", "result": "x", "out": "x.npz"}
+    required["classifier"] = "sklearn.naive_bayes.GaussianNB"
     known = options_of(STEPS.get(name))
     needed = {key: value for key, value in required.items() if key in known and known[key].required}
     return STEPS.get(name).from_mapping(needed)

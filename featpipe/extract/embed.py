@@ -1,0 +1,87 @@
+"""The step ``embed``: images to a file of vectors, for use elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+
+from featpipe.backbones import MODELS
+from featpipe.datasets import DATASETS
+from featpipe.errors import UsageError
+from featpipe.extract.step import Extract
+from featpipe.fingerprint import FileHashes
+from featpipe.steps import STEPS, Context, Outcome, Status, grammar, option, options_of
+
+
+@STEPS.register
+class Embed(Extract):
+    """Embed images, labelled or not, and write the vectors to a file."""
+
+    name = "embed"
+    makes = ()  # type: ignore[assignment]
+    examples = (  # type: ignore[assignment]
+        "featpipe embed photos -o vectors.parquet",
+        "featpipe embed csv:list.csv -o vectors.npz --model resnet18 --layer layer3",
+    )
+
+    dataset: str = option(
+        help="A folder of images, or a dataset as featpipe extract takes it.",
+        positional=True,
+        selects_input=True,
+    )
+    model: str = option(
+        "resnet50",
+        help="Network to use, as listed by featpipe models.",
+        registry=MODELS,
+        selects_input=True,
+    )
+    out: Path = option(
+        help="File to write: .parquet, .csv, .npz or .h5; of several splits, one for each.",
+        short="-o",
+        check=grammar.table_file,
+        affects_result=False,
+    )
+    force: bool = option(
+        False, help="Replace a file that featpipe did not write, too.", affects_result=False
+    )
+
+    def check(self) -> None:
+        """Refuse several layers: a file has one vector for each image."""
+        super().check()
+        if self.layer and len(self.layer) > 1:
+            what = "A file of vectors holds one layer."
+            raise UsageError(what, got=", ".join(self.layer), expected="--layer NAME, once")
+
+    def requirements(self) -> Iterator[tuple[str, str]]:
+        """Add what a file of Parquet needs."""
+        yield from super().requirements()
+        if self.out.suffix == ".parquet":
+            yield "pyarrow", "parquet"
+
+    def output(self) -> Hashable:
+        """Return the file."""
+        return self.out
+
+    def status(self, context: Context) -> Status:
+        """Say that the file is written each time, though nothing is embedded twice."""
+        return Status(False, "written each time")
+
+    def run(self, context: Context) -> Outcome:
+        """Extract the features into the workspace's store, unless they are there; export them."""
+        from featpipe.store import FeatureStore  # noqa: PLC0415 - brings NumPy and h5py
+        from featpipe.store.export import export_store  # noqa: PLC0415
+
+        values = {name: getattr(self, name) for name in options_of(Extract)}
+        if self.dataset.partition(":")[0] not in DATASETS:
+            values["dataset"] = f"folder:{self.dataset}"
+        made, hashes = Extract(**values).run(context), FileHashes(context.workspace.hashes)
+        targets, lines = [], [made.message]
+        for path in made.paths:
+            store = FeatureStore(path, hashes)
+            split = store.manifest["dataset"]["split"]
+            several = len(made.paths) > 1
+            target = self.out.with_stem(f"{self.out.stem}-{split}") if several else self.out
+            rows = export_store(store, target, force=self.force)
+            targets.append(target)
+            lines.append(f"{rows} vectors → {target}")
+        return Outcome(made.status, "\n".join(lines), tuple(targets), made.facts, made.exit_code)

@@ -1,0 +1,278 @@
+"""Any classifier of scikit-learn, named by its import path.
+
+Its parameters are JSON-like, so a result says what was trained. One that is itself an estimator is
+written as ``{"estimator": PATH, "set": {PARAMETER: VALUE}}``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import packages_distributions
+from itertools import product
+from typing import Any
+
+from featpipe import fingerprint
+from featpipe.errors import FitError, UnknownNameError, UsageError, did_you_mean
+from featpipe.probes.base import Probe
+from featpipe.provenance import package_version
+from featpipe.steps import STEPS, Context, option
+
+_SCALERS = {"standard": "StandardScaler", "length": "Normalizer", "none": None}
+_EXAMPLE = "sklearn.ensemble.RandomForestClassifier"
+
+
+@STEPS.register
+class AnyClassifier(Probe):
+    """Train any scikit-learn classifier on stored features and test it once."""
+
+    name = "probe"
+    examples = (
+        f"featpipe probe {_EXAMPLE} --set n_estimators=300 --grid max_depth=4,8",
+        "featpipe probe sklearn.neural_network.MLPClassifier --set hidden_layer_sizes=[100]",
+    )
+    bytes_per_value = 24
+    solver_per_class = True  # what a fit of an ensemble takes is nearer to that than to one solver
+
+    classifier: str = option(
+        help=f"Import path of the classifier, such as {_EXAMPLE}.", positional=True
+    )
+    set: dict[str, Any] = option({}, help="A parameter of the classifier; may be repeated.")
+    grid: dict[str, list[Any]] = option(
+        {}, help="Values of a parameter, the best of which is chosen; may be repeated."
+    )
+    scale: str = option(
+        "standard",
+        help="What is done to features before: standard: each to mean 0 and deviation 1; length: "
+        "each row to length 1; none.",
+        choices=tuple(_SCALERS),
+    )
+    trust: bool = option(
+        False,
+        help="Import it, and so run code, from another package than scikit-learn.",
+        affects_result=False,
+    )
+
+    def check(self) -> None:
+        """Import the classifier, and refuse parameters that it does not have."""
+        super().check()
+        try:
+            made = self._classifier()
+            known = made.get_params()
+            for name in (*self.set, *self.grid):
+                if name.rpartition("__")[2] == "n_jobs":
+                    what = "The number of jobs changes no number, so it is no parameter here."
+                    raise UsageError(what, got=name, next_step="--jobs N")
+                if name not in known:
+                    raise _unknown(made, name, known)
+        except UsageError as error:
+            error.option = error.option or "classifier"
+            raise
+
+    def _classifier(self) -> Any:
+        from sklearn.base import is_classifier  # noqa: PLC0415 - a step is planned without it
+
+        made = _build(self.classifier, self.set, trust=self.trust)
+        lacking = [name for name in ("fit", "predict", "get_params") if not hasattr(made, name)]
+        if lacking or not is_classifier(made):
+            why = f"it has no {lacking[0]}()" if lacking else "it predicts something else"
+            near = did_you_mean(self.classifier, _known_paths())
+            raise UsageError(
+                f"{self.classifier} is no classifier: {why}.",
+                expected=f"a classifier of scikit-learn, such as {_EXAMPLE}",
+                next_step=near,
+            )
+        free = [
+            name
+            for name, value in made.get_params().items()
+            if name.rpartition("__")[2] == "random_state" and value is None
+        ]
+        return made.set_params(**dict.fromkeys(free, self.seed))
+
+    @property
+    def _class_name(self) -> str:
+        return self.classifier.rpartition(".")[2]
+
+    @property
+    def display_name(self) -> str:  # type: ignore[override]
+        """The class, and what was set."""
+        return ", ".join([self._class_name, *(f"{key}={v}" for key, v in self.set.items())])
+
+    @property
+    def label(self) -> str:
+        """Name and class."""
+        return f"{self.name}-{self._class_name}"
+
+    @property
+    def tuned(self) -> str:
+        """``grid``, if there is one."""
+        return "grid" if self.grid else ""
+
+    def candidates(self) -> tuple[Any, ...]:
+        """Return all combinations, in the order in which the values were given."""
+        return tuple(
+            dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())
+        )
+
+    def parameters(self, value: Any) -> dict[str, Any]:
+        """Return a combination as parameters of the pipeline."""
+        return {f"classifier__{k}": _decoded(v, trust=self.trust) for k, v in value.items()}
+
+    def recorded(self, value: Any) -> dict[str, Any]:
+        """Return a combination as it is: its parameters have names."""
+        return dict(value)
+
+    def resolved(self, splits: list[Any]) -> dict[str, Any]:
+        """Add the version of a classifier that is not scikit-learn's."""
+        found = super().resolved(splits)
+        package = self.classifier.partition(".")[0]
+        if package == "sklearn":
+            return found
+        if owners := packages_distributions().get(package):
+            version = package_version(owners[0])
+        else:
+            version = _source(type(self._classifier()))
+        return {**found, "classifier": f"{self.classifier} {version}"}
+
+    def estimator(self, n_rows: int, n_features: int) -> Any:
+        """Scale the features, then fit the classifier."""
+        from sklearn import pipeline, preprocessing  # noqa: PLC0415 - a step is planned without it
+
+        scaler = _SCALERS[self.scale]
+        scaling = [("scaler", getattr(preprocessing, scaler)())] if scaler else []
+        return pipeline.Pipeline([*scaling, ("classifier", self._classifier())])
+
+    def answer(self, splits: list[Any], context: Context) -> Any:
+        """Train and test it; what it complains about is the user's to read."""
+        try:
+            return super().answer(splits, context)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+            raise FitError(
+                f"{self._class_name} cannot be trained and tested on these rows with these "
+                f"parameters: {error}",
+                next_step="change its parameters (--set, --grid), or --scale",
+            ) from error
+
+
+def describe(estimator: Any) -> dict[str, Any]:
+    """Return the path of an estimator's class and those of its parameters that are no defaults.
+
+    ``n_jobs`` is left out: it changes no number.
+
+    Raises
+    ------
+    UsageError
+        If a parameter cannot be written in JSON, as a function or an array cannot.
+
+    Examples
+    --------
+    >>> from sklearn.svm import SVC
+    >>> describe(SVC(C=2))
+    {'estimator': 'sklearn.svm.SVC', 'set': {'C': 2}}
+    """
+    kind = type(estimator)
+    defaults = {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+    given = {
+        name: _encoded(value, f"{kind.__name__}({name}=…)")
+        for name, value in estimator.get_params(deep=False).items()
+        if name != "n_jobs" and repr(value) != repr(defaults.get(name))
+    }
+    return {"estimator": _public_path(kind), "set": given}
+
+
+def _encoded(value: Any, where: str) -> Any:
+    if hasattr(value, "get_params") and not isinstance(value, type):
+        return describe(value)
+    if isinstance(value, list | tuple):
+        return [_encoded(item, where) for item in value]
+    value = value.item() if type(value).__module__ == "numpy" and not value.shape else value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UsageError(
+        "A parameter cannot be kept with the result.",
+        where=where,
+        expected="a number, a text, an estimator, or a list of them",
+        got=repr(value)[:80],
+    )
+
+
+def _decoded(value: Any, *, trust: bool) -> Any:
+    """Return what a JSON-like parameter means."""
+    if isinstance(value, Mapping) and "estimator" in value and value.keys() <= {"estimator", "set"}:
+        return _build(str(value["estimator"]), value.get("set") or {}, trust=trust)
+    return [_decoded(item, trust=trust) for item in value] if isinstance(value, list) else value
+
+
+def _build(path: str, parameters: Mapping[str, Any], *, trust: bool) -> Any:
+    """Import a class and make an estimator of it."""
+    kind = _find(path, trust=trust)
+    values = {name: _decoded(value, trust=trust) for name, value in parameters.items()}
+    known = inspect.signature(kind).parameters
+    for name in values:
+        if name.partition("__")[0] not in known:
+            raise _unknown(kind, name, known)
+    try:
+        made = kind(**{name: value for name, value in values.items() if name in known})
+        nested = {name: value for name, value in values.items() if name not in known}
+        return made.set_params(**nested) if nested else made
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} cannot be made with these parameters: {error}") from error
+
+
+def _find(path: str, *, trust: bool) -> type:
+    """Import the class of an estimator: a public one of scikit-learn, or one that is trusted."""
+    module, _, name = path.rpartition(".")
+    if not trust and (not path.startswith("sklearn.") or "._" in path):
+        near = did_you_mean(path, _known_paths())
+        raise UsageError(
+            f"{path!r} is no public class of scikit-learn.",
+            expected=f"an import path such as {_EXAMPLE}",
+            next_step=near or "add --trust if you trust its package: importing it runs its code",
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever another package may raise
+        raise UnknownNameError(
+            f"There is no class {path!r}: {error}", path, _known_paths(), expected=None
+        ) from error
+    if not isinstance(found, type) or not (trust or _is_sklearn(found)):
+        raise UsageError(f"{path!r} is no estimator.", expected=f"a class such as {_EXAMPLE}")
+    return found
+
+
+def _is_sklearn(kind: type) -> bool:
+    from sklearn.base import BaseEstimator  # noqa: PLC0415 - a step is planned without it
+
+    return issubclass(kind, BaseEstimator) and kind.__module__.startswith("sklearn.")
+
+
+def _known_paths() -> list[str]:
+    """Return the import paths of scikit-learn's classifiers; takes a second."""
+    from sklearn.utils import all_estimators  # noqa: PLC0415 - a step is planned without it
+
+    return [_public_path(kind) for _, kind in all_estimators("classifier")]
+
+
+def _public_path(kind: type) -> str:
+    module = kind.__module__
+    public = module.partition("._")[0] if module.startswith("sklearn.") else module
+    return f"{public}.{kind.__qualname__}"
+
+
+def _unknown(owner: Any, name: str, known: Any) -> UnknownNameError:
+    kind = owner if isinstance(owner, type) else type(owner)
+    return UnknownNameError(f"{kind.__name__} has no parameter {name!r}.", name, known)
+
+
+def _source(kind: type) -> str:
+    """Return a fingerprint of the code of a class that belongs to no installed package."""
+    try:
+        return fingerprint.of_bytes(inspect.getsource(kind).encode())
+    except (OSError, TypeError):
+        raise UsageError(
+            "The code of the classifier is not to be found, so its results could not be told from "
+            "those of another version.",
+            where=_public_path(kind),
+            next_step="put the class into a file",
+        ) from None
