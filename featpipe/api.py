@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from featpipe.clean import find_unneeded
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
+    from featpipe.evaluation.fitting import import_skops_fast
     from featpipe.evaluation.result import Result, locate_result, scan_results
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
-    from featpipe.predict import open_predictor, predict
+    from featpipe.predict import images_of, open_predictor, predict, write_answers
     from featpipe.report.written import changed_files
     from featpipe.statistics.comparison import Comparison, compare
     from featpipe.steps.plan import Plan
@@ -49,10 +50,11 @@ _HOMES = {
     "clean": ("find_unneeded",),
     "datasets": ("DATASETS",),
     "datasets.dataset": ("open_source",),
+    "evaluation.fitting": ("import_skops_fast",),
     "evaluation.result": ("Result", "locate_result", "scan_results"),
     "evaluation.verify": ("verify_result",),
     "labelmap": ("LabelMap", "builtin_maps"),
-    "predict": ("open_predictor", "predict"),
+    "predict": ("images_of", "open_predictor", "predict", "write_answers"),
     "report.written": ("changed_files",),
     "statistics.comparison": ("Comparison", "compare"),
     "steps.plan": ("Plan",),
@@ -82,6 +84,8 @@ __all__ = [
     "extract",
     "find_recipe",
     "find_unneeded",
+    "images_of",
+    "import_skops_fast",
     "load_backbone",
     "locate_result",
     "measure",
@@ -95,6 +99,7 @@ __all__ = [
     "scan_results",
     "scan_stores",
     "verify_result",
+    "write_answers",
     "write_recipe",
 ]
 

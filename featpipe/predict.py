@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,30 @@ from torch import Tensor
 from featpipe.backbones import fit_of_identity, load_backbone
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Calibration
+from featpipe.datasets.folder import images_below
 from featpipe.datasets.images import read_image
-from featpipe.errors import ResultError, UsageError, WeightsError, did_you_mean
+from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
+from featpipe.evaluation.calibration import to_probabilities
 from featpipe.evaluation.fitting import load_model, predict_with_scores
 from featpipe.evaluation.result import Result
 from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
-from featpipe.finetune.saved import load_head
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
-from featpipe.workspace import Workspace, user_path
+from featpipe.workspace import (
+    Workspace,
+    atomic_write,
+    neutralise_cell,
+    refuse_foreign,
+    user_path,
+)
 
 _KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
+_WRITTEN = "featpipe predict"
+# Below, PyTorch answers before OpenVINO has been opened and compared with it.
+_FEW_IMAGES = 32
+
+
+Answers = tuple[NDArray[np.int64], NDArray[Any] | None, NDArray[Any] | None]
 
 
 @dataclass(frozen=True)
@@ -34,7 +49,8 @@ class Answer:
 
     image: str
     label: str | None = None  # of an image that could not be read: None
-    score: float | None = None  # probability, or decision value where there are none
+    probability: float | None = None  # of the label, calibrated on training rows, where that is so
+    score: float | None = None  # what the classifier itself gives: a probability or a margin
     error: str | None = None  # why it could not be read
 
 
@@ -42,14 +58,15 @@ class Answer:
 class Predictor:
     """Maps prepared images (n, 3, S, S), uint8, to labels (n,) and scores (n, classes).
 
-    Classifiers without scores give ``None`` for these.
+    Classifiers without scores give ``None`` for these, and so do those without calibrated
+    probabilities (n, classes), which come third.
     """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     batch_size: int
     parallel: int  # calls of classify at the same time that suit it
-    classify: Callable[[Tensor], tuple[NDArray[np.int64], NDArray[Any] | None]]
+    classify: Callable[[Tensor], Answers]
 
 
 def open_predictor(
@@ -58,6 +75,7 @@ def open_predictor(
     weights: str | None = None,
     device: str = "auto",
     runtime: str | None = None,
+    n_images: int | None = None,
 ) -> Predictor:
     """Open a classifier by its path, or by the name of its result.
 
@@ -66,12 +84,15 @@ def open_predictor(
     workspace : Workspace
         Where models and results are looked for.
     name : str
-        A ``.skops`` (probe) or ``.safetensors`` (fine-tuned) file, or the name of a result.
+        A ``.skops`` (probe) or ``.safetensors`` (fine-tuned) file, or the name of a result; a part
+        of it, such as ``"svm"`` or ``"resnet50-svm"``, means the latest model of such a name.
     weights : str, optional
         Where the weights of the frozen network are now; default: where they were at training.
     device : str
     runtime : str, optional
         What runs the backbone of a probe; default: as when its features were extracted.
+    n_images : int, optional
+        How many images it is for: for a few, PyTorch is opened, whose numbers are the same.
 
     Raises
     ------
@@ -83,25 +104,35 @@ def open_predictor(
     if name.endswith(".json"):  # the file of a result means its model
         name = Path(name).stem
     paths = (user_path(name), *(workspace.models / f"{name}{kind}" for kind in _KINDS))
-    path = next(filter(Path.is_file, paths), None)
+    path = next(filter(Path.is_file, paths), None) or _latest(workspace.models, name)
     if path is None:
         raise _no_model(workspace, name)
     result = workspace.results / f"{path.stem}.json"
     if result.is_file() and path.resolve().parent == workspace.models.resolve():
         Result.load(result).check_file("model", path)
     if path.suffix != ".safetensors":
-        return _open_probe(path, weights, device, runtime)
+        few = n_images is not None and n_images < _FEW_IMAGES
+        return _open_probe(path, weights, device, runtime, few=few)
     if runtime not in (None, "torch"):
         raise UsageError(
             "A fine-tuned network runs in PyTorch only.", expected="torch", got=runtime
         )
+    from featpipe.finetune.saved import load_head  # noqa: PLC0415 - a probe needs no skorch
+
     head = load_head(path, weights=weights, device=device)
 
-    def classify(images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    def classify(images: Tensor) -> Answers:
         probabilities = head.predict_proba(images)
-        return probabilities.argmax(axis=1), probabilities
+        return probabilities.argmax(axis=1), probabilities, None
 
     return Predictor(head.classes, head.trunk.preprocessing, 32, 1, classify)
+
+
+def _latest(folder: Path, name: str) -> Path | None:
+    """Return the newest model whose name has these parts, one after another."""
+    models = (path for kind in _KINDS for path in folder.glob(f"*{kind}"))
+    alike = [path for path in models if f"-{name}-" in f"-{path.stem}-"]
+    return max(alike, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _no_model(workspace: Workspace, name: str) -> ResultError:
@@ -129,7 +160,9 @@ def _no_model(workspace: Workspace, name: str) -> ResultError:
     )
 
 
-def _open_probe(path: Path, weights: str | None, device: str, runtime: str | None) -> Predictor:
+def _open_probe(
+    path: Path, weights: str | None, device: str, runtime: str | None, *, few: bool
+) -> Predictor:
     model = load_model(path)
     then = model.backbone
     try:
@@ -148,7 +181,7 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
         crop,
         fit_of_identity(fit),
         decode=prepared.get("decode", "full"),
-        runtime=runtime or then.get("runtime"),
+        runtime=runtime or then.get("runtime") or ("torch" if few and seen is None else None),
         precision=precision,
         calibration=seen,
     )
@@ -169,9 +202,15 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
         layers = tuple(dict.fromkeys([*stored, *logits]))
     backbone.prepare(layers)
 
-    def classify(images: Tensor) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
+    known = np.asarray(model.estimator.classes_)
+
+    def classify(images: Tensor) -> Answers:
         features = backbone.embed(images, layers)[model.layer]
-        return predict_with_scores(model.estimator, features, len(model.classes))[:2]
+        labels, scores, graded = predict_with_scores(model.estimator, features, len(model.classes))
+        if scores is None or model.temperature is None:
+            return labels, scores, None
+        calibrated = to_probabilities(scores, known, model.temperature, graded=graded)
+        return labels, scores, calibrated
 
     suits = backbone.batch_size, backbone.parallel
     return Predictor(model.classes, backbone.preprocessing, *suits, classify)
@@ -210,10 +249,54 @@ def predict(
         for batch, classified in batches:
             found = {row: Answer(str(images[row]), error=why) for row, why in batch.skipped.items()}
             if classified is not None:
-                labels, scores = classified
+                labels, *graded = classified
                 for number, (row, label) in enumerate(zip(batch.read, labels, strict=True)):
-                    score = None if scores is None else round(float(scores[number, label]), 6)
-                    found[row] = Answer(str(images[row]), predictor.classes[label], score)
+                    scores, probabilities = (
+                        None if part is None else round(float(part[number, label]), 6)
+                        for part in graded
+                    )
+                    name = predictor.classes[label]
+                    found[row] = Answer(str(images[row]), name, probabilities, scores)
             answers += [found[row] for row in batch.rows]
             task.advance(len(batch.rows))
     return answers
+
+
+def images_of(paths: Sequence[Path]) -> list[Path]:
+    """Return image files, and those in folders and their subfolders.
+
+    Raises
+    ------
+    DataError
+        If a folder holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = [path / name for name in images_below(path)] if path.is_dir() else [path]
+        if not inside:
+            raise DataError("There are no images in the folder.", where=path)
+        found += inside
+    return found
+
+
+def write_answers(answers: Sequence[Answer], out: Path, *, force: bool = False) -> None:
+    """Write answers as ``.csv``, or as ``.json``.
+
+    Raises
+    ------
+    UsageError
+        For another ending, and for a file that featpipe did not write, unless ``force``.
+    """
+    rows = [asdict(answer) for answer in answers]
+    marks = {".csv": ",".join(asdict(Answer(""))), ".json": _WRITTEN}
+    if out.suffix not in marks:
+        raise UsageError(f"Cannot write to {out.name!r}.", expected="a name in .csv or .json")
+    refuse_foreign(out, marks[out.suffix].encode(), force=force)
+    with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        if out.suffix == ".json":
+            content = {"written by": _WRITTEN, "answers": rows}
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            return
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(asdict(Answer("")))
+        writer.writerows([map(neutralise_cell, row.values()) for row in rows])

@@ -6,16 +6,17 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions, open_source
-from featpipe.errors import ResultError, UsageError, WeightsError
+from featpipe.errors import DataError, ResultError, UsageError, WeightsError
 from featpipe.evaluation.result import Result
 from featpipe.extract import Extract
 from featpipe.finetune.step import Finetune
-from featpipe.predict import open_predictor, predict
+from featpipe.predict import images_of, open_predictor, predict, write_answers
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.steps import Context
@@ -67,6 +68,54 @@ def test_new_images_get_the_tested_answers(result, context, pictures):
     assert [answer.label for answer in answers] == [classes[i] for i in table.predicted]
     expected = table.scores[np.arange(len(names)), table.predicted]
     np.testing.assert_allclose([a.score for a in answers], expected, atol=1e-3)
+    if result.method != "svm":  # a head's own probabilities
+        assert {answer.probability for answer in answers} == {None}
+        return
+    probabilities = np.array([answer.probability for answer in answers])
+    assert ((probabilities > 0.1) & (probabilities <= 1)).all()
+    assert abs(probabilities.mean() - (table.predicted == table.true[table.row]).mean()) < 0.15
+
+
+def test_a_folder_is_answered_and_written_down(result, context, pictures, tmp_path, capsys):
+    folder = next(iter(pictures.values())).parent
+    name = "svm" if result.method == "svm" else "finetune"
+    for out in (tmp_path / "answers.csv", tmp_path / "answers.json"):
+        line = ["predict", name, str(folder), "--out", str(out)]
+        with pytest.raises(SystemExit) as ended:
+            main([*line, "--workspace", str(context.workspace.root)])
+        assert ended.value.code == 0
+        assert "answers → " in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "answers.csv")
+    rows = json.loads((tmp_path / "answers.json").read_text())["answers"]
+    assert table["image"].tolist() == [row["image"] for row in rows]
+    assert len(rows) == len(list(folder.iterdir()))
+    assert table["label"].astype(str).tolist() == [row["label"] for row in rows]
+    assert list(table.columns) == list(rows[0])
+    (tmp_path / "answers.csv").write_text("mine")
+    for out, why in (("answers.csv", "did not write"), ("answers.xlsx", "Cannot write")):
+        with pytest.raises(UsageError, match=why):
+            write_answers([], tmp_path / out)
+
+
+def test_a_part_of_a_name_is_the_latest_such_model(context):
+    models = context.workspace.models
+    older = trained(Svm(seed=1, c=(0.01,)), context)
+    newer = trained(Svm(seed=2, c=(0.01,)), context)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featpipe.predict._open_probe", lambda path, *_, **__: seen.append(path.stem))
+        for name in ("svm", "glyphnet-svm", "digits-glyphnet-svm"):
+            open_predictor(context.workspace, name)
+        os.utime(models / older.files["model"])
+        open_predictor(context.workspace, "svm")
+    assert seen == [newer.name] * 3 + [older.name]
+    with pytest.raises(ResultError, match="no model 'knn'"):
+        open_predictor(context.workspace, "knn")
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    with pytest.raises(DataError, match="no images"):
+        images_of([tmp_path])
 
 
 def test_the_command_names_what_it_could_not_read(result, context, pictures, tmp_path, capsys):

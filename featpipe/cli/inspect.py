@@ -137,30 +137,54 @@ def clean(session: Session, *, yes: bool) -> None:
     session.finish(Outcome("done", message, tuple(one.path for one in found), table=rows))
 
 
-@click.command(epilog="Example: featpipe predict digits-glyphnet-svm-1a2b3c4d scan.png")
+@click.command(
+    epilog="Examples: featpipe predict svm scan.png · featpipe predict resnet50-svm photos "
+    "--out answers.csv"
+)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=_PATH)
 @click.option("--weights", help="Where the backbone's weights are now.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--runtime", help="What runs the backbone [default: what ran it for the features].")
 @click.option("--strict", is_flag=True, help="End with 3 where an image could not be read.")
+@click.option("-o", "--out", type=_PATH, help="Write the answers to this .csv or .json instead.")
+@click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
 @with_session
 def predict(
-    session: Session, model: str, images: Sequence[Path], *, strict: bool, **where: Any
+    session: Session,
+    model: str,
+    images: Sequence[Path],
+    *,
+    strict: bool,
+    out: Path | None,
+    force: bool,
+    **where: Any,
 ) -> None:
-    """Classify new images with a trained model.
+    """Classify new images, or all in a folder, with a trained model.
 
-    MODEL is the name of a result, a .skops or a .safetensors file.
+    MODEL is the name of a result, or a part of it: svm is the latest of that name; or a .skops or a
+    .safetensors file. Probabilities of probes are calibrated on training rows.
     """
-    predictor = api.open_predictor(session.workspace, model, **where)
-    answers = api.predict(predictor, images, session.console.progress)
+    api.import_skops_fast()  # before torch, whose modules skops would search
+    files = api.images_of(images)
+    predictor = api.open_predictor(session.workspace, model, n_images=len(files), **where)
+    answers = api.predict(predictor, files, session.console.progress)
     unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
-    rows = [{"image": a.image, "class": a.label or "unreadable", "score": a.score} for a in answers]
+    calibrated = any(answer.probability is not None for answer in answers)
+    kind = "probability" if calibrated else "score"
+    rows = [
+        {"image": a.image, "class": a.label or "unreadable", kind: getattr(a, kind)}
+        for a in answers
+    ]
     message = f"warning: {len(unread)} of {len(answers)} images could not be read"
     message = "\n".join([*unread, message]) if unread else ""
     facts = {"answers": [asdict(answer) for answer in answers]}
     exit_code = LEFT_OUT if strict and unread else int(len(unread) == len(answers))
-    session.finish(Outcome("done", message, (), facts, exit_code, rows))
+    if out is None:
+        session.finish(Outcome("done", message, (), facts, exit_code, rows))
+    api.write_answers(answers, out, force=force)
+    message = "\n".join(filter(None, [message, f"{len(answers)} answers → {out}"]))
+    session.finish(Outcome("done", message, (out,), facts, exit_code))
 
 
 @click.command(epilog='Example: eval "$(featpipe completion bash)"')

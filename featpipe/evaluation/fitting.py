@@ -5,6 +5,7 @@ Trained classifiers are skops files, which hold no pickle and run no code.
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 import zipfile
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import joblib
 import numpy as np
@@ -95,7 +97,7 @@ def is_batched(splits: Sequence[Split], probe: Probe) -> bool:
 
 def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, Any, dict[str, Any]]:
     """Choose the hyper-parameter on training rows, refit on all of them, predict the test rows."""
-    X, y = _training_rows(split, probe), split.train.labels
+    X, y = training_rows(split, probe), split.train.labels
     strategy = probe.strategy(*X.shape)
     with (
         threadpool_limits(1),
@@ -173,7 +175,7 @@ def _compare_with_reference(
     }
 
 
-def _training_rows(split: Split, probe: Probe) -> NDArray[np.float32] | StoredRows:
+def training_rows(split: Split, probe: Probe) -> NDArray[np.float32] | StoredRows:
     """Return the features of the training rows, or what reads them where memory is short."""
     n_bytes = len(split.train) * width_of(split, probe) * _BATCHED_BYTES
     strategy = probe.strategy(len(split.train), width_of(split, probe))
@@ -325,6 +327,7 @@ class TrainedModel:
     title: str
     weights: str  # where the weights came from when the features were made
     request: dict[str, Any]  # options of the extraction that change the preprocessing
+    temperature: float | None = None  # of its probabilities; None if they are not calibrated
 
 
 class UnsafeModelError(ResultError):
@@ -348,6 +351,7 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
         title=result.title,
         weights=store["run"].get("weights", "DEFAULT"),
         request=store["run"].get("request", {}),
+        temperature=result.extra.get("calibration", {}).get("temperature"),
     )
     from skops import io as skops_io  # noqa: PLC0415 - takes seconds
 
@@ -382,8 +386,9 @@ def load_model(path: Path) -> TrainedModel:
         with zipfile.ZipFile(path) as archive:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed, as no model of featpipe is")
-        foreign = sorted(set(skops_io.get_untrusted_types(file=path)) - set(_TRUSTED))
-        bundle = None if foreign else skops_io.load(path, trusted=_TRUSTED)
+        unknown = skops_io.get_untrusted_types(file=path)
+        foreign = sorted(name for name in unknown if not _is_trusted(name))
+        bundle = None if foreign else skops_io.load(path, trusted=unknown)
     except Exception as error:  # skops raises whatever its parts raise on damaged files
         raise _unreadable(path, error) from error
     version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
@@ -400,6 +405,8 @@ def load_model(path: Path) -> TrainedModel:
             got=", ".join(foreign),
         )
     parts = [item.name for item in fields(TrainedModel)]
+    if isinstance(bundle, dict):  # of a model that is older than its probabilities
+        bundle.setdefault("temperature", None)
     if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not set(parts) <= set(bundle):
         raise ResultError("This is not a model of featpipe.", where=path)
     model = TrainedModel(**{name: bundle[name] for name in parts})
@@ -411,11 +418,32 @@ def load_model(path: Path) -> TrainedModel:
     return model
 
 
+def import_skops_fast() -> None:
+    """Import skops without all of scikit-learn, to be called where nothing else needs skops.
+
+    skops imports every estimator, for two seconds, to list those that it trusts; without the list
+    :func:`load_model` looks a name up.
+    """
+    with mock.patch("sklearn.utils.all_estimators", list):
+        importlib.import_module("skops.io")
+
+
+def _is_trusted(name: str) -> bool:
+    """Return whether objects of a type may be loaded: scikit-learn's estimators, and a few more."""
+    module, _, kind = name.rpartition(".")
+    if name in _TRUSTED or not module.startswith("sklearn.") or kind.startswith("_"):
+        return name in _TRUSTED
+    found = getattr(importlib.import_module(module), kind, None)
+    return isinstance(found, type) and issubclass(found, BaseEstimator)
+
+
 def _try_out(model: TrainedModel) -> None:
     """Raise whatever comes where a model cannot answer, or its facts are of other types."""
     for item in ("layer", "title", "weights"):
         if not isinstance(getattr(model, item), str):
             raise TypeError(f"its {item} is no text")
+    if not (model.temperature is None or 0 < model.temperature < math.inf):
+        raise ValueError("its temperature is no positive number")
     if not isinstance(model.backbone, dict):
         raise TypeError("its backbone is not described")
     if not all(isinstance(name, str) for name in model.classes):

@@ -23,6 +23,7 @@ from featpipe.evaluation.assemble import (
     renamed,
     save_result,
 )
+from featpipe.evaluation.calibration import calibrate
 from featpipe.evaluation.fitting import UnsafeModelError, fit_splits, n_parameters, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
@@ -133,8 +134,13 @@ def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
     result, table = build_result(step, setup.key, setup.protocol, output, context)
     if path is not None:
         model = None
+        saved = output.estimator is not None and result.settings["save_model"]
+        if saved and isinstance(step, Probe):
+            chosen = output.splits[0].facts["chosen"]
+            found = calibrate(setup.splits[0], step, chosen, context.jobs)
+            result.extra["calibration"] = found
         with one_at_a_time(path.parent):
-            if output.estimator is not None and result.settings["save_model"]:
+            if saved:
                 try:
                     model = _model_path(path, context)
                     result.cost["model_bytes"] = save_model(model, output.estimator, result)
