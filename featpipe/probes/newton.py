@@ -21,8 +21,8 @@ from featpipe.probes.rows import Rows
 Array = NDArray[Any]
 
 _CG_STEPS = 200
-_STRONG = 0.5  # C times the curvature of all rows: sure to be slow
-_SLOW = 30  # steps; a Gram matrix and its inverse cost about as much
+_THIN = 50  # columns: half as many are multiplied in nearly the same time
+_CHANGED = 0.75  # of the weights of rows: the preconditioner is computed again
 _INTERCEPT_STEPS = 20
 _STALLED = 4  # steps in a row without progress
 _TINY = 1e-30
@@ -34,6 +34,7 @@ class Loss(Protocol):
 
     fold: Array  # of each problem
     intercept_penalty: float
+    smooth: bool  # so that the path over C is, too
 
     def intercepts(self, F: Array, p: Array) -> Array | None:
         """Return what to add to intercepts that are not penalised, (problems, width)."""
@@ -45,7 +46,7 @@ class Loss(Protocol):
         """Return the second derivative's product with D, for the rows of the state."""
 
     def curvature(self, state: tuple[Array, ...]) -> Array:
-        """Return the second derivative with respect to each intercept, (problems, width)."""
+        """Return the second derivative with respect to each decision, (n, problems, width)."""
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
         """Return the first and second derivative of the value at F + t D, as a function of t."""
@@ -63,6 +64,7 @@ class SquaredHinge:
     """
 
     intercept_penalty = 1.0  # as liblinear does
+    smooth = False
 
     def __init__(self, sign: Array, weight: Array, fold: Array) -> None:
         self.sign, self.weights, self.fold = sign[..., None], weight[..., None], fold
@@ -88,7 +90,7 @@ class SquaredHinge:
 
     def curvature(self, state: tuple[Array, ...]) -> Array:
         """See :class:`Loss`."""
-        return state[0].sum(axis=0, dtype=np.float64)
+        return state[0]
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
         """See :class:`Loss`."""
@@ -120,6 +122,7 @@ class Softmax:
     """
 
     intercept_penalty = 0.0  # as scikit-learn does
+    smooth = True
 
     def __init__(self, y: Array, weight: Array, fold: Array, columns: int) -> None:
         self.own, self.weights, self.fold = y[:, None, None], weight[..., None], fold
@@ -157,27 +160,30 @@ class Softmax:
     def at(self, F: Array, p: Array) -> tuple[Array, Array, tuple[Array, ...]]:
         """See :class:`Loss`."""
         s = self.weights[:, p]
-        absent = self.absent[p]
-        seen = np.where(absent, -np.inf, F) if absent.any() else F
-        highest = seen.max(axis=2, keepdims=True)
-        P, F = np.exp(seen - highest), F - highest
-        total = P.sum(axis=2, keepdims=True)
-        P /= total
-        value = _sum(s * (np.log(total) - np.take_along_axis(F, self.own, axis=2)))
+        # A class after the other: to reduce a short last axis takes numpy four times as long.
+        G = np.moveaxis(F, 2, 0).copy()
+        own = np.take_along_axis(G, self.own[None, :, 0], axis=0)[0]
+        if (absent := self.absent[p]).any():
+            G = np.where(absent.T[:, None], -np.inf, G)
+        highest = G.max(axis=0)
+        G -= highest
+        total = np.exp(G, out=G).sum(axis=0)
+        G /= total
+        value = _sum(s * (np.log(total) + highest - own)[..., None])
+        P = np.moveaxis(G, 0, 2).copy()
         slope = P.copy()
-        np.put_along_axis(slope, self.own, np.take_along_axis(P, self.own, axis=2) - 1, axis=2)
+        slope[np.arange(len(P)), :, self.own[:, 0, 0]] -= 1
         return value, s * slope, (P, s)
 
     def bend(self, state: tuple[Array, ...], D: Array) -> Array:
         """See :class:`Loss`."""
         P, s = state
-        PD = P * D
-        return s * (PD - P * PD.sum(axis=2, keepdims=True))
+        return s * P * (D - np.einsum("npk,npk->np", P, D)[..., None])
 
     def curvature(self, state: tuple[Array, ...]) -> Array:
         """See :class:`Loss`."""
         P, s = state
-        return (s * P * (1 - P)).sum(axis=0, dtype=np.float64)
+        return s * P * (1 - P)
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
         """See :class:`Loss`."""
@@ -185,10 +191,14 @@ class Softmax:
 
         def derivatives(t: Array) -> tuple[Array, Array]:
             _, _, (P, s) = self.at(F + t[:, None].astype(F.dtype) * D, p)
-            mean = (P * D).sum(axis=2, keepdims=True)
+            mean = np.einsum("npk,npk->np", P, D)[..., None]
             return _sum(s * (mean - own)), _sum(s * P * (D - mean) ** 2)
 
         return derivatives
+
+
+def _unchanged(values: Array) -> Array:
+    return values
 
 
 @dataclass
@@ -215,7 +225,11 @@ class Newton:
     F: Array
     gap: Array
     iterations: Array
-    slow: bool = False  # whether conjugate gradients took long: preconditioned from then on
+    # Once conjugate gradients took long: the rows' weights in the preconditioner, and it.
+    weight: Array | None = None
+    inverse: Callable[[Array], Array] = _unchanged
+    C: float = 0.0  # that W is, or will be, the minimum of
+    before: tuple[Array, ...] = ()  # W and F of the C before
 
     @classmethod
     def at_zero(cls, rows: Rows, loss: Loss, width: int, max_iter: int) -> Newton:
@@ -229,6 +243,7 @@ class Newton:
         """Go on in another precision."""
         self.W = self.W.astype(dtype)
         self.F = self.rows.forward(self.W, self.loss.fold)
+        self.before = tuple(part.astype(dtype) for part in self.before)
 
     def minimise(self, C: float, tol: float) -> None:
         """Lower every problem's objective until its gap is at most ``tol``.
@@ -242,6 +257,8 @@ class Newton:
         todo, done, drifted = np.arange(problems), 0, False
         best, lowest = np.full((2, problems), np.inf)
         stalled = np.zeros(problems, int)
+        if self.loss.smooth and C != self.C:
+            self._extrapolate(C, penalty)
         while True:
             add = self.loss.intercepts(self.F[:, todo], todo)
             if add is not None:
@@ -282,6 +299,21 @@ class Newton:
             self.iterations[todo] += 1
             done, drifted = done + 1, True
 
+    def _extrapolate(self, C: float, penalty: Array) -> None:
+        """Go on in the direction that the last change of C led to, as far as that is downhill.
+
+        Of a squared hinge it leads beyond the margin of nearly all rows, where nothing is bent.
+        """
+        last = self.W.copy(), self.F.copy()
+        if self.before:
+            D, FD = (now - then for now, then in zip(last, self.before, strict=True))
+            along = self.loss.along(self.F, FD, np.arange(self.W.shape[1]))
+            linear, square = _sum(penalty * self.W * D), _sum(penalty * D * D)
+            t = minimise_along(along, C, linear, square)[None, :, None].astype(D.dtype)
+            self.W += t * D
+            self.F += t * FD
+        self.before, self.C = last, C
+
     def _step(
         self,
         C: float,
@@ -292,20 +324,24 @@ class Newton:
         forcing: Array,
     ) -> tuple[Array, Array]:
         """Solve the Newton systems by conjugate gradients; return steps, and what they do to F."""
-        curvature = self.loss.curvature(state)
-        intercept = (1 / np.maximum(penalty[-1] + C * curvature, _TINY)).astype(gradient.dtype)
-        weight = C * float(curvature.mean()) / self.rows.shape[0]
-        self.slow |= C * float(curvature.mean()) > _STRONG
         D = np.zeros_like(gradient)
+        curvature = self.loss.curvature(state)
+        sums = curvature.sum(axis=0, dtype=np.float64)
+        intercept = (1 / np.maximum(penalty[-1] + C * sums, _TINY)).astype(gradient.dtype)
+        weight = C * curvature.mean(axis=(1, 2), dtype=np.float64)
+        if self.weight is not None:
+            self._precondition(weight)
+        # A Gram matrix and its inverse cost about as much as so many steps.
+        slow = len(D) // (_THIN + 2 * D[0].size)
         FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
         r, left = -gradient, np.arange(len(todo))
         limit = forcing**2 * _sum(r * r)
         p, last = np.zeros_like(r), np.full(len(todo), np.inf)  # as if there were none before
         for number in range(_CG_STEPS):
-            if number == _SLOW and not self.slow:
-                self.slow, last = True, np.full(len(left), np.inf)
-            inverse = self.rows.preconditioner(weight) if self.slow else _unchanged
-            z = np.concatenate([inverse(r[:-1]), intercept * r[-1:]])
+            if number == slow and self.weight is None:
+                self._precondition(weight)
+                last = np.full(len(left), np.inf)
+            z = np.concatenate([self.inverse(r[:-1]), intercept * r[-1:]])
             rz = _sum(r * z)
             p = z + (rz / last)[None, :, None].astype(r.dtype) * p
             bend = partial(self._bend, state)
@@ -324,6 +360,11 @@ class Newton:
                 state = tuple(part[:, keep] for part in state)
             last = rz
         return D, FD
+
+    def _precondition(self, weight: Array) -> None:
+        """Keep the preconditioner while the rows' weights change little."""
+        if self.weight is None or np.abs(weight - self.weight).sum() > _CHANGED * weight.sum():
+            self.weight, self.inverse = weight, self.rows.preconditioner(weight)
 
     def _bend(self, state: tuple[Array, ...], rows: slice, D: Array) -> Array:
         return self.loss.bend(tuple(part[rows] for part in state), D)
@@ -356,10 +397,6 @@ def minimise_along(
     return t
 
 
-def _unchanged(values: Array) -> Array:
-    return values
-
-
 def _sum(values: Array) -> Array:
     """Add up over rows or features and over a problem's columns, in double precision."""
-    return values.sum(axis=(0, 2), dtype=np.float64)
+    return values.sum(axis=0, dtype=np.float64).sum(axis=1)

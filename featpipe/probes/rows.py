@@ -22,6 +22,7 @@ _PARTS = 8
 _KERNEL_ROWS = 256  # computed at once
 _TILE = 512  # columns of a Gram matrix that are computed at once
 _GRAM_ROWS = 8192  # and rows
+_NEGLIGIBLE = 0.01  # of the mean weight of a row
 _BLOCK_VALUES = 1 << 20  # numbers in a block: about what a core's cache holds
 
 
@@ -55,7 +56,6 @@ class Rows:
         self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
         self.whole: Rows = self  # that these are a projection of
         self._basis: Array | None = None
-        self._gram: Array | None = None
         self._common: tuple[Array, Array] | None = None
         self._own: tuple[Array, Array] | None = None
         if mean is not None and scale is not None:
@@ -72,7 +72,6 @@ class Rows:
             [slice(i, min(i + step, last)) for i in range(first, last, step)]
             for first, last in pairwise(edges)
         ]
-        self._inverse: tuple[float, Array] | None = None
         if isinstance(X, np.ndarray):  # what is in memory is standardised once
             self._X, self._common = self.block(slice(None)), None
 
@@ -159,20 +158,12 @@ class Rows:
         parts = self._each(lambda part: _total(one(rows) for rows in part))
         return self._from_common(*_total(parts), fold, V.shape[1:]), out
 
-    def preconditioner(self, weight: float) -> Callable[[Array], Array]:
-        """Return a function that applies about (I + weight · XᵀX)⁻¹ to weights of features.
-
-        The inverse is kept while the weight changes little.
-        """
+    def preconditioner(self, weight: Array) -> Callable[[Array], Array]:
+        """Return a function that applies (I + Σ weightᵢ xᵢ xᵢᵀ)⁻¹ to weights of features."""
         d = self.shape[1]
-        if self._gram is None:
-            self._gram = self._make_gram()
-        if self._inverse is None or not 0.5 < weight / self._inverse[0] < 2:
-            A = self._gram * weight
-            A[np.diag_indices(d)] += 1
-            inverse = linalg.inv(A, assume_a="pos", overwrite_a=True, check_finite=False)
-            self._inverse = weight, inverse
-        inverse = self._inverse[1]
+        A = self._gram(weight)
+        A[np.diag_indices(d)] += 1
+        inverse = linalg.inv(A, assume_a="pos", lower=True, overwrite_a=True, check_finite=False)
 
         def apply(G: Array) -> Array:
             flat = G.reshape(d, -1)
@@ -187,13 +178,17 @@ class Rows:
 
         return apply
 
-    def _make_gram(self) -> Array:
-        """Return XᵀX, computed in tiles that threads share."""
+    def _gram(self, weight: Array) -> Array:
+        """Return the lower half of Σ weightᵢ xᵢ xᵢᵀ over the rows that matter, in tiles."""
         n, d = self.shape
         gram = np.zeros((d, d), self.dtype)
-        edges = range(0, d, _TILE)
+        edges, root = range(0, d, _TILE), np.sqrt(weight).astype(self.dtype)[:, None]
+        counts = weight > _NEGLIGIBLE * weight.mean()
         for start in range(0, n, _GRAM_ROWS):
-            block = self.block(slice(start, start + _GRAM_ROWS))
+            rows = start + np.flatnonzero(counts[start : start + _GRAM_ROWS])
+            if not len(rows):
+                continue
+            block = self.block(rows) * root[rows]
 
             def tile(corner: tuple[int, int], block: Array = block) -> None:
                 rows, columns = (slice(edge, edge + _TILE) for edge in corner)
@@ -201,7 +196,7 @@ class Rows:
 
             corners = [(row, column) for row in edges for column in edges if column <= row]
             list((self._pool.map if self._pool else map)(tile, corners))
-        return np.tril(gram) + np.tril(gram, -1).T
+        return gram
 
     def _to_common(self, W: Array, fold: Array) -> tuple[Array, Array]:
         V, c = W[:-1], W[-1]

@@ -30,6 +30,7 @@ Array = NDArray[Any]
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]  # training and validation rows
 
 _BLOCK = 4096
+_SEARCH_TOL = 1e-4  # moves hardly an answer: accuracies are those of 1e-5 to a row in thousands
 
 
 class Strategy(Protocol):
@@ -102,19 +103,19 @@ class BatchedLinear:
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
         """See :class:`Strategy`."""
-        classes, target = np.unique(y, return_inverse=True)
+        target = np.unique(y, return_inverse=True)[1]
         weight = np.zeros((len(folds), len(y)))
         for fold, (train, _) in enumerate(folds):
             weight[fold, train] = 1
         accuracy, gap = np.zeros((2, len(values), len(folds)))
-        for fit in self._path(X, target, len(classes), weight, values, jobs):
+        for fit in self._path(X, target, weight, values, jobs, _SEARCH_TOL):
             validated = folds[fit.fold][1]
             F = fit.F[validated]
             answers = F[:, 0] > 0 if F.shape[1] == 1 else F.argmax(axis=1)
             accuracy[fit.value, fit.fold] = np.mean(answers == target[validated])
             gap[fit.value, fit.fold] = fit.gap
         return [
-            {"accuracy": float(right.mean()), "converged": worst <= Solver.tol, "gap": worst}
+            {"accuracy": float(right.mean()), "converged": worst <= _SEARCH_TOL, "gap": worst}
             for right, worst in zip(accuracy, gap.max(axis=1).tolist(), strict=True)
         ]
 
@@ -122,7 +123,7 @@ class BatchedLinear:
         """See :class:`Strategy`."""
         classes, target = np.unique(y, return_inverse=True)
         weight = np.ones((1, len(y)))
-        (fit,) = self._path(X, target, len(classes), weight, [value], jobs)
+        (fit,) = self._path(X, target, weight, [value], jobs, Solver.tol)
         scaler = StandardScaler()
         for rows in gen_batches(len(y), max(len(y), 1) if isinstance(X, np.ndarray) else _BLOCK):
             scaler.partial_fit(X[rows])
@@ -139,11 +140,12 @@ class BatchedLinear:
         self,
         X: Any,
         target: Array,
-        n_classes: int,
         weight: Array,
         values: Sequence[float],
         jobs: int,
+        tol: float,
     ) -> Iterator[Fit]:
+        n_classes = int(target.max()) + 1
         hinge, binary = self.probe.hinge, n_classes == 2
         balanced = self.probe.class_weight == "balanced"
         counts = np.stack([np.bincount(target, w, n_classes) for w in weight])
@@ -160,7 +162,7 @@ class BatchedLinear:
         # Two columns of a softmax share a penalty that a single one would have alone.
         half = 2 if binary and not hinge else 1
         with thread_pool(jobs) as pool:
-            solver = Solver(max_iter=self.probe.max_iter, pool=pool)
+            solver = Solver(tol, self.probe.max_iter, pool)
             yield from fit_path(X, task, [c / half for c in values], solver, standardise=True)
 
 

@@ -294,7 +294,8 @@ def test_a_stopped_solver_is_recorded_and_nothing_is_printed(tmp_path, kind, sol
         probe = kind(c=(0.1, 10.0), max_iter=1, solver=solver)
         fit = fit_one(one_split(store), probe)
     assert not fit.converged
-    assert [row["converged"] for row in fit.search] == [False, False]
+    # What the smaller C leads to may be the minimum of the larger one at once.
+    assert not fit.search[0]["converged"]
 
 
 class GivesUp(ClassifierMixin, BaseEstimator):

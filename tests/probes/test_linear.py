@@ -42,7 +42,7 @@ class Stored:
 
 # Probabilities are compared to 1e-7; those of scikit-learn's own classifiers are with such a
 # tolerance, too.
-@parametrize_with_checks([BatchedLinearSVC(), BatchedLogisticRegression(tol=1e-15)])
+@parametrize_with_checks([BatchedLinearSVC(), BatchedLogisticRegression(tol=1e-17)])
 def test_estimators_pass_scikit_learns_checks(estimator, check):
     check(estimator)
 
