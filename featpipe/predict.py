@@ -140,7 +140,7 @@ def _open_probe(path: Path, weights: str | None, device: str, runtime: str | Non
     if precision == "int8":
         seen = Calibration(_no_calibration, str(then.get("calibration")))
     backbone = load_backbone(
-        name,
+        model.model or name,
         weights or model.weights,
         device,
         crop,

@@ -319,6 +319,7 @@ class TrainedModel:
     title: str
     weights: str  # where the weights came from when the features were made
     request: dict[str, Any]  # options of the extraction that change the preprocessing
+    model: str = ""  # what the backbone was asked for as, where that is more than its name
 
 
 def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
@@ -332,6 +333,7 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
         title=result.title,
         weights=store["run"].get("weights", "DEFAULT"),
         request=store["run"].get("request", {}),
+        model=store["run"].get("model", ""),
     )
     from skops import io as skops_io  # noqa: PLC0415 - takes seconds
 
@@ -374,10 +376,14 @@ def load_model(path: Path) -> TrainedModel:
             where=path,
             got=", ".join(foreign),
         )
-    parts = [item.name for item in fields(TrainedModel)]
-    if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not set(parts) <= set(bundle):
+    parts = {item.name for item in fields(TrainedModel)}
+    if (
+        not isinstance(bundle, dict)
+        or version != _MODEL_FORMAT
+        or not parts - {"model"} <= set(bundle)
+    ):
         raise ResultError("This is not a model of featpipe.", where=path)
-    model = TrainedModel(**{name: bundle[name] for name in parts})
+    model = TrainedModel(**{name: bundle[name] for name in parts & set(bundle)})
     try:
         check_archive(path)
         _try_out(model)
@@ -388,7 +394,7 @@ def load_model(path: Path) -> TrainedModel:
 
 def _try_out(model: TrainedModel) -> None:
     """Raise whatever comes where a model cannot answer, or its facts are of other types."""
-    for item in ("layer", "title", "weights"):
+    for item in ("layer", "title", "model", "weights"):
         if not isinstance(getattr(model, item), str):
             raise TypeError(f"its {item} is no text")
     if not isinstance(model.backbone, dict):
