@@ -314,18 +314,22 @@ def weights_identity(
     there; name and package of other published weights; of random ones, what draws them.
     """
     name = backbone_name(model)
+    configuration = ""
+    if ":" in name:
+        architecture = architecture_of(model, download=download)
+        configuration = architecture.configuration and f" {architecture.configuration}"
     if weights == UNTRAINED:
         family = FAMILIES.get(name.partition(":")[0], FAMILIES["torchvision"])
         drawn_by = [f"{one} {package_version(one)}" for one in ("torch", family.package)]
-        return ", ".join([UNTRAINED, "seed 0", *drawn_by])
+        return ", ".join([UNTRAINED, "seed 0", *drawn_by]) + configuration
     if path := weights_file(name, weights):
-        return hashes.one(path)
+        return hashes.one(path) + configuration
     if ":" in name:
         from featpipe.backbones.architecture import find_weights  # noqa: PLC0415 - brings torch
 
-        architecture = architecture_of(model, download=download)
         try:
-            return find_weights(architecture, weights, hashes, download=fetch).sha256
+            found = find_weights(architecture, weights, hashes, download=fetch)
+            return found.sha256 + configuration
         except WeightsError:
             if fetch:
                 raise

@@ -62,6 +62,7 @@ class Architecture:
     default_layer: str = "avgpool"  # its activations are the features unless others are named
     # Further names of layers, each with those it may mean: the first that the network has.
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    configuration: str = ""  # digest of what decides what it computes, beside name and weights
     # Reads weights in a library's own layout; default: names and shapes have to match.
     read: Callable[[WeightsInfo], nn.Module] | None = None
     # Returns the stages of the network without its classifier; default: known, or a single one.

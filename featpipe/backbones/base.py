@@ -194,10 +194,8 @@ class FrozenNetwork:
         place, reading = _split(self._aliases.get(name, name))
         reading = asked or reading
         shapes = self._shapes.get(place)
-        known = [one for one in self._shapes if one and ":" not in one]
-        tops = [one for one in known if "." not in one] or known[-9:]
-        main = ", ".join([*self._aliases, *tops])
         if shapes is None:
+            known, main = self._names()
             raise UnknownNameError(
                 f"{self.name} has no layer named {layer!r}.",
                 expected=f"{main}, or a module within one of them",
@@ -212,7 +210,7 @@ class FrozenNetwork:
                 f"{self.name} has no {wanted} at {place or 'its end'}.",
                 expected="a layer of shape (tokens, channels)",
                 got=f"{shapes[-1]}, {prefix} tokens of no part of the image",
-                next_step=f"--layer {place}, or another of {main}",
+                next_step=f"--layer {place}, or another of {self._names()[1]}",
             )
         if reading == "cls":
             return replace(capture, over=(1,), tokens=(0, 1))
@@ -221,6 +219,12 @@ class FrozenNetwork:
         if reading != "map" and len(shapes[-1]) == 3:
             return replace(capture, over=(1, 2) if self._channels_last(module, part) else (2, 3))
         return capture
+
+    def _names(self) -> tuple[list[str], str]:
+        """Return all layers, and the main ones as text."""
+        known = [one for one in self._shapes if one and ":" not in one]
+        tops = [one for one in known if "." not in one] or known[-9:]
+        return known, ", ".join([*self._aliases, *tops])
 
     def _channels_last(self, name: str, part: str) -> bool:
         """Whether a module's maps are (b, H, W, C): it says so, or works on the last dimension."""
@@ -251,6 +255,7 @@ class Backbone(FrozenNetwork):
         super().__init__(architecture.name, network, preprocessing, device, how, names)
         self.weights = weights
         self.default_layer = architecture.default_layer
+        self._configuration = architecture.configuration
         (self.num_classes,) = self.dim(LOGITS) if LOGITS in names else (0,)
         # A file with as many outputs as the published weights is taken to know the same classes.
         known = weights.published or architecture.published.get("DEFAULT")
@@ -272,6 +277,7 @@ class Backbone(FrozenNetwork):
         return {
             "model": self.name,
             "weights": weights,
+            **({"configuration": self._configuration} if self._configuration else {}),
             "preprocessing": self.preprocessing.as_dict(),
             "num_classes": self.num_classes,
             **self.inexact(),

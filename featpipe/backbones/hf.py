@@ -23,6 +23,7 @@ from featpipe.backbones.architecture import (
 from featpipe.backbones.hub import cached_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UsageError, WeightsError
+from featpipe.fingerprint import of_file
 from featpipe.labelmap import SourceClasses
 from featpipe.steps.grammar import LOGITS
 from featpipe.workspace import user_path
@@ -54,7 +55,8 @@ def _architecture(name: str, download: bool) -> Architecture:
             )
         return found
 
-    config = _read(AutoConfig, file("config.json").parent, spec)
+    described = file("config.json")
+    config = _read(AutoConfig, described.parent, spec)
     config = getattr(config, "vision_config", config)  # of CLIP and the like, the image tower
     prepared = _preprocessing(file("preprocessor_config.json").parent, spec)
     saved = (config.architectures or [""])[0]
@@ -100,6 +102,7 @@ def _architecture(name: str, download: bool) -> Architecture:
         published={"DEFAULT": published},
         default_layer=EMBEDDING,
         layers={**names, LOGITS: (":logits",)} if labelled else names,
+        configuration=of_file(described),
         read=read,
     )
 

@@ -42,7 +42,6 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
         f"The files of {model} are not here and could not be fetched.",
         where=f"{repository}: {' or '.join(names)}",
         got=reason,
-        next_step="connect to a network and try again; or give a file or folder: --weights FILE"
-        + (", --model hf:FOLDER" if model.startswith("hf:") else "")
-        + "; --weights none needs neither",
+        next_step="connect to a network and try again, or "
+        + ("name a folder: --model hf:FOLDER" if model[:3] == "hf:" else "--weights FILE or none"),
     )

@@ -26,7 +26,7 @@ class ImageStep(Step):
     """A step that opens the images of a dataset."""
 
     model: str = option(
-        help="Network to use, as listed by featpipe models.",
+        help="Network to use: a name of featpipe models, timm:NAME, hf:REPOSITORY …",
         registry=backbones.MODELS,
         selects_input=True,
     )
@@ -130,7 +130,9 @@ class Extract(ImageStep):
     )
 
     layer: tuple[str, ...] | None = option(
-        None, help="Layers whose activations are the features; default: the last pooling."
+        None,
+        help="Layers whose activations are the features, such as layer3 or blocks.5:cls; default:"
+        " the embedding.",
     )
     dtype: str = option(
         "float32", help="Precision of the stored features.", choices=("float32", "float16")

@@ -122,6 +122,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
             "preprocessing": preprocessing.as_dict(),
             "norm": norm,
             "seed": seed,
+            **({"configuration": architecture.configuration} if architecture.configuration else {}),
         }
     stages, width, bias = stages_of(frozen, architecture)
     if norm == "layer":

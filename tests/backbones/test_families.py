@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -241,6 +243,14 @@ def test_weights_tell_networks_apart(tmp_path: Path, tiny: Callable[[str], Path]
     for weights in ("none", str(other / "model.safetensors")):
         about = load_backbone(f"hf:{folder}", weights, "cpu", runtime="torch").describe()
         assert about["weights"]["sha256"] != first["weights"]["sha256"]
+    for change, same in (({}, True), ({"num_attention_heads": 1}, False)):
+        config = json.loads((folder / "config.json").read_text()) | change
+        copy = tmp_path / str(same) / folder.name
+        shutil.copytree(folder, copy)
+        if change:
+            (copy / "config.json").write_text(json.dumps(config))
+        about = load_backbone(f"hf:{copy}", "DEFAULT", "cpu", runtime="torch").describe()
+        assert (about == first) == same
     moved = load_backbone("hf:gone", str(folder), "cpu", runtime="torch").describe()
     assert moved == first
 
@@ -375,3 +385,13 @@ def test_every_command_takes_them(
     for result in sorted((tmp_path / "data" / "results").glob("*.json")):
         answers = predict(open_predictor(context.workspace, result.stem), [folder / "ant/0.png"])
         assert answers[0].label in ("ant", "bee", "cät")
+
+
+def test_models_are_listed_without_any_library() -> None:
+    code = (
+        "import sys\nfrom featpipe.cli import main\ntry: main(['models'])\n"
+        "except SystemExit: print({'torch', 'timm', 'transformers'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "hf:REPOSITORY or hf:FOLDER" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "set()"
