@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featpipe.errors import UnknownNameError
+from featpipe.errors import UnknownNameError, UsageError
 from featpipe.progress import SILENT, Progress
 from featpipe.steps import STEPS, Context
 from featpipe.workspace import Workspace
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from featpipe.backbones import MODELS, load_backbone
     from featpipe.bench import measure
     from featpipe.clean import find_unneeded
@@ -110,10 +112,14 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"featpipe.{_HOME_OF[name]}"), name)
 
 
-def extract(
+def extract(  # noqa: PLR0913 - a model has a name, or is a module with four properties
     dataset: str,
-    model: str,
+    model: str | None = None,
     *,
+    backbone: Module | None = None,
+    transform: Callable[[Any], Any] | None = None,
+    name: str | None = None,
+    fingerprint: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
     **options: Any,
@@ -126,8 +132,18 @@ def extract(
     ----------
     dataset : str
         Name, or ``"folder:PATH"``, ``"csv:PATH"``, ``"npz:PATH"``.
-    model : str
-        Name of the backbone.
+    model : str, optional
+        Name of the backbone, as ``featpipe models`` lists it; ``"timm:NAME"``.
+    backbone : torch.nn.Module, optional
+        A module in the place of a name; its output, or any layer of it, is stored.
+    transform : callable, optional
+        With a module: makes its input, a float tensor (3, S, S), of a PIL image; or a
+        :class:`~featpipe.backbones.preprocessing.Preprocessing`.
+    name : str, optional
+        With a module: its name, also in tables; default: that of its class.
+    fingerprint : str, optional
+        With a module: a text that changes when the features do; default: made of the state dict,
+        and of what module and transform print as.
     workspace : path, optional
         Where stores are kept; default: the current folder.
     progress : Progress
@@ -139,6 +155,16 @@ def extract(
     FeatpipeError
         If a name is unknown, an image or weights file cannot be read, the disk is full …
     """
+    if (backbone is None) != (transform is None) or (backbone is None) == (model is None):
+        raise UsageError(
+            "What embeds the images?",
+            expected="the name of a model; or backbone= and transform=, a module and its transform",
+        )
+    if backbone is not None and transform is not None:
+        from featpipe.backbones.module import register_module  # noqa: PLC0415 - brings torch
+
+        name = name or type(backbone).__name__
+        model = register_module(backbone, transform, name, fingerprint)
     step = STEPS.get("extract").from_mapping({"dataset": dataset, "model": model, **options})
     outcome = step.run(Context(Workspace.find(workspace), progress))
     return [__getattr__("FeatureStore")(path) for path in outcome.paths]

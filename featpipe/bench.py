@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featpipe.backbones import MODELS, PRECISIONS, RUNTIMES, backbone_name
+from featpipe.backbones import PRECISIONS, RUNTIMES, architecture_of
 from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.runtime import Calibration, Execution, choose, choose_device
 from featpipe.datasets.images import read_image
@@ -42,7 +42,7 @@ def measure(
         What ``--runtime auto`` takes here, and why.
     """
     where = choose_device(device)
-    architecture = MODELS.get(backbone_name(model))
+    architecture = architecture_of(model)
     prepared, layers = architecture.file_preprocessing, (architecture.default_layer,)
     side = prepared.crop
     rows: list[dict[str, Any]] = []
@@ -82,10 +82,11 @@ def measure(
             for precision, kind in kinds:
                 name = f"{kind.name} {precision}"
                 how = Execution(kind.name, precision, seen, cache=Path(temporary))
-                torch.manual_seed(0)
-                network = architecture.build(1000)
                 try:
-                    frozen = FrozenNetwork(model, network, prepared, where, how)
+                    frozen = FrozenNetwork(
+                        *(architecture.name, architecture.untrained(), prepared, where, how),
+                        architecture.layers,
+                    )
                     for n in _BATCHES:
                         embed = partial(_embed, frozen, images[:n], layers)
                         measured(name, n, embed, frozen.parallel, n)

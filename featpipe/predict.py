@@ -175,7 +175,7 @@ def _open_probe(
     if precision == "int8":
         seen = Calibration(_no_calibration, str(then.get("calibration")))
     backbone = load_backbone(
-        name,
+        model.model or name,
         weights or model.weights,
         device,
         crop,

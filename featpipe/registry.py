@@ -40,6 +40,8 @@ class Registry(Generic[T]):
         Names of the built-in entries, each with the module that registers it.
     aliases : mapping of str to str, optional
         Other names of entries.
+    summaries : mapping of str to str, optional
+        One line about built-in entries, so that they are listed without their modules.
 
     Examples
     --------
@@ -57,11 +59,13 @@ class Registry(Generic[T]):
         kind: str,
         builtin: Mapping[str, str] | None = None,
         aliases: Mapping[str, str] | None = None,
+        summaries: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.group = f"featpipe.{kind.replace(' ', '_')}s"
         self._modules = dict(builtin or {})
         self._aliases = dict(aliases or {})
+        self._summaries = dict(summaries or {})
         self._loaded: dict[str, T] = {}
 
     @cached_property
@@ -154,12 +158,16 @@ class Registry(Generic[T]):
                 continue
             yield entry
 
+    def summary(self, name: str) -> str:
+        """Return one line about an entry; imported are only those that do not have it yet."""
+        return self._summaries.get(name) or summary_of(self.get(name))
+
     def summaries(self) -> dict[str, str]:
         """Return one line about each entry, by name; of one that cannot be loaded, why."""
         lines = {}
         for name in self.names():
             try:
-                lines[name] = summary_of(self.get(name))
+                lines[name] = self.summary(name)
             except UsageError as error:
                 lines[name] = " ".join(f"{error.what} ({error.details['where']})".split())
         return lines

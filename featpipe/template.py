@@ -10,7 +10,7 @@ from string import Template
 
 import numpy as np
 
-from featpipe.backbones import MODELS, weights_file
+from featpipe.backbones import backbone_name, weights_file
 from featpipe.datasets.dataset import SourceRequest, splits_of
 from featpipe.errors import DataError, UsageError
 from featpipe.steps import Context, Outcome
@@ -79,7 +79,7 @@ def write_recipe(
         )
     if not is_name(target.stem):
         raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
-    MODELS.canonical(model.partition(":")[0])
+    backbone_name(model)
     if weights is not None:
         weights_file(model, weights)
     folder = data or target.with_suffix("")

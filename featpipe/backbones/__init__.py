@@ -8,11 +8,12 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featpipe.datasets import CIFAR10_TRAIN, IMAGENET
-from featpipe.errors import UnknownNameError, UsageError, WeightsError
+from featpipe.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")
 FITS = ("auto", "crop", "whole")  # ways to make images square
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")  # of the forward pass
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
+UNTRAINED = "none"  # in the place of weights: random ones
 
 # Part of every identity: raise it when preprocessing.py starts to give other numbers.
 PREPROCESSING_VERSION = 2
@@ -41,6 +43,7 @@ class Automatic(NamedTuple):
     margin: bool  # whether images are resized to more than is cropped from them
     layer: str = "avgpool"  # its activations are the features
     trained_on: str = ""  # labelled images its published weights were trained on; empty: unknown
+    fit: str = "crop"  # how the weights were tested
 
 
 TORCHVISION = {
@@ -74,20 +77,59 @@ CIFAR_RESNETS = {
     "glyphnet": Automatic("GLYPHS_V1", 32, margin=False, trained_on="rendered glyphs"),
     **{f"cifar_resnet{depth}": _CIFAR10_V1 for depth in _CIFAR_DEPTHS},
 }
-_FOR_FINETUNING = (
-    *("resnet9", "resnet18_32", "resnet18_32_max", "resnet18_32_stem", "resnet18_32_stem_max"),
-    *("convnet", "timm"),
-)
+# Networks to train, each with what it is.
+UNTRAINED_NETWORKS = {
+    "resnet9": "untrained: ResNet-9 for 32 × 32 pixels, 6.6 million parameters",
+    "resnet18_32": "untrained: ResNet-18 for 32 × 32, 4 × 4 average pooling",
+    "resnet18_32_max": "untrained: the same with 4 × 4 maximum pooling",
+    "resnet18_32_stem": "untrained: 2 × 2 average pooling after stem and at the end",
+    "resnet18_32_stem_max": "untrained: the same with maximum pooling",
+    "convnet": "untrained: a small convnet for 64 × 64 pixels",
+}
 
-MODELS: Registry[Architecture] = Registry(
+
+class _Library(NamedTuple):
+    """What is known of a family without its library."""
+
+    package: str  # to be installed, by the extra with the name of the family
+    example: str  # one of its networks
+    summary: str
+
+
+FAMILIES = {
+    "torchvision": _Library(
+        *("torchvision", "vit_b_16"),
+        "torchvision:NAME, any classification network of torchvision.models",
+    ),
+    "timm": _Library(
+        *("timm", "vit_base_patch16_224"), "timm:NAME[.TAG], any network of timm (extra: timm)"
+    ),
+    "hf": _Library(
+        *("transformers", "facebook/dinov2-base"),
+        "hf:REPOSITORY or hf:FOLDER, a vision model of transformers (extra: hf)",
+    ),
+}
+
+MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
     "model",
     {
         "glyphnet": "featpipe.backbones.cifar_resnet",
-        **dict.fromkeys(TORCHVISION, "featpipe.backbones.architecture"),
+        **dict.fromkeys(TORCHVISION, "featpipe.backbones.torchvision"),
         **dict.fromkeys(CIFAR_RESNETS, "featpipe.backbones.cifar_resnet"),
-        **dict.fromkeys(_FOR_FINETUNING, "featpipe.finetune.nets"),
+        **dict.fromkeys(UNTRAINED_NETWORKS, "featpipe.finetune.nets"),
+        **{family: f"featpipe.backbones.{family}" for family in FAMILIES},
     },
     aliases={f"resnet{depth}": f"cifar_resnet{depth}" for depth in _CIFAR_DEPTHS},
+    summaries={
+        **dict.fromkeys(TORCHVISION, "torchvision, ImageNet, 2048 features"),
+        **dict.fromkeys(("resnet18", "resnet34"), "torchvision, ImageNet, 512 features"),
+        **dict.fromkeys(
+            CIFAR_RESNETS, "He et al. 2015 section 4.2, CIFAR-10, 32 x 32 pixels, 64 features"
+        ),
+        "glyphnet": "the embedded one: letters and digits, 128 features, always there",
+        **UNTRAINED_NETWORKS,
+        **{family: library.summary for family, library in FAMILIES.items()},
+    },
 )
 
 RUNTIMES: Registry[type[Runtime]] = Registry(
@@ -103,15 +145,79 @@ def __getattr__(name: str) -> Any:
 
 
 def backbone_name(model: str) -> str:
-    """Return the registered name of a model; one for fine-tuning only is refused."""
-    family, colon, _ = model.partition(":")
-    name = MODELS.canonical(family)
-    if colon:
+    """Return the name of a model as manifests hold it; nothing is imported.
+
+    A folder has its own name, wherever it is: ``"hf:models/tiny"`` is ``"hf:tiny"``.
+
+    Raises
+    ------
+    UnknownNameError
+        If no model or family has this name.
+    UsageError
+        If a family is not told which of its networks, or another model is.
+    """
+    first, colon, argument = model.partition(":")
+    name = MODELS.canonical(first)
+    if name == "torchvision" and argument in TORCHVISION:
+        return argument
+    if not colon and name not in FAMILIES:
+        return name
+    if not argument and name in FAMILIES:
         raise UsageError(
-            f"{model!r} is for fine-tuning only: its features cannot be extracted.",
-            next_step=f"featpipe finetune --model {model}, or another --model",
+            f"{model!r} does not say which network of {name}.",
+            expected=f"--model {name}:NAME, such as {name}:{FAMILIES[name].example}",
         )
-    return name
+    if name not in FAMILIES and MODELS.package_of(name) is None:
+        raise UnknownNameError(
+            f"There is no model named {model!r}.", model, MODELS.names(), expected=name
+        )
+    folder = user_path(argument)
+    return f"{name}:{folder.resolve().name if folder.is_dir() else argument}"
+
+
+def located(model: str) -> str:
+    """Return a model as it can be named from any folder."""
+    name, colon, argument = model.partition(":")
+    folder = user_path(argument or "")
+    return f"{name}:{folder.resolve()}" if colon and folder.is_dir() else model
+
+
+def folder_name(name: str) -> str:
+    """Return what the name of a model, as manifests hold it, is as part of a path.
+
+    Examples
+    --------
+    >>> folder_name("timm:vit_base_patch16_224.dino"), folder_name("resnet50")
+    ('timm-vit_base_patch16_224-dino', 'resnet50')
+    """
+    return re.sub(r"[^\w]+", "-", name).strip("-")
+
+
+def architecture_of(model: str, *, download: bool = True) -> Architecture:
+    """Return the network that a name means; torch is imported, and the library of a family.
+
+    ``download`` says whether a description that is missing may be fetched, as those of ``hf:`` are.
+
+    Raises
+    ------
+    MissingExtraError
+        If the library is not installed.
+    UnknownNameError
+        If it has no such network.
+    """
+    name = backbone_name(model).partition(":")[0]
+    check_installed(name)
+    entry: Any = MODELS.get(name)
+    if not hasattr(entry, "architecture"):
+        return entry
+    return entry.architecture(model.partition(":")[2], download)
+
+
+def check_installed(model: str) -> None:
+    """Raise ``MissingExtraError`` unless the library of a model's family is installed."""
+    family = model.partition(":")[0]
+    if family in FAMILIES and find_spec(FAMILIES[family].package) is None:
+        raise MissingExtraError(FAMILIES[family].package, family)
 
 
 def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
@@ -119,10 +225,11 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
 
     Raises WeightsError if ``weights`` reads like a file and there is none.
     """
-    name = backbone_name(model)
     path = user_path(weights)
     if path.is_file():
         return path
+    if weights == UNTRAINED:
+        return None
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
         raise WeightsError(
             "There is no such weights file.",
@@ -131,7 +238,7 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
             got="a folder" if path.is_dir() else "no file" if path.exists() else "nothing there",
         )
     shipped = ("DEFAULT", CIFAR_RESNETS["glyphnet"].weights)
-    return GLYPHNET if name == "glyphnet" and weights.upper() in shipped else None
+    return GLYPHNET if model == "glyphnet" and weights.upper() in shipped else None
 
 
 def check_tensors(model: str, weights: str) -> None:
@@ -187,28 +294,55 @@ def _tensor_names(path: Path) -> list[str]:
                 return [text for _, text, _ in codes if isinstance(text, str)]
 
 
-def automatic(model: str, weights: str = "DEFAULT") -> Automatic:
+def automatic(model: str, weights: str = "DEFAULT", *, download: bool = True) -> Automatic:
     """Return what is chosen where the user says nothing.
 
-    torch is imported only for a model without published weights or of another package, whose
-    :class:`~featpipe.backbones.architecture.Architecture` has to be asked.
+    torch is imported only for a model without published weights, of a family or of another
+    package, whose :class:`~featpipe.backbones.architecture.Architecture` has to be asked.
     """
     name = backbone_name(model)
     known = TORCHVISION.get(name) or CIFAR_RESNETS.get(name)
-    return known or MODELS.get(name).automatic(weights)
+    return known or architecture_of(model, download=download).automatic(weights)
 
 
-def weights_identity(model: str, weights: str, hashes: FileHashes) -> str:
-    """Return the SHA-256 of a weights file, or name and package of published weights."""
-    if path := weights_file(model, weights):
-        return hashes.one(path)
-    package = MODELS.package_of(backbone_name(model)) or "torchvision"
-    name = weights.upper()
-    meant = automatic(model).weights if name == "DEFAULT" else name
+def weights_identity(
+    model: str, weights: str, hashes: FileHashes, *, download: bool = True, fetch: bool = False
+) -> str:
+    """Return what identifies weights without loading them.
+
+    The SHA-256 of a file, of one in the cache of a family's library, too, which ``fetch`` may put
+    there; name and package of other published weights; of random ones, what draws them.
+    """
+    name = backbone_name(model)
+    configuration = ""
+    if ":" in name:
+        architecture = architecture_of(model, download=download)
+        configuration = architecture.configuration and f" {architecture.configuration}"
+    if weights == UNTRAINED:
+        family = FAMILIES.get(name.partition(":")[0], FAMILIES["torchvision"])
+        drawn_by = [f"{one} {package_version(one)}" for one in ("torch", family.package)]
+        return ", ".join([UNTRAINED, "seed 0", *drawn_by]) + configuration
+    if path := weights_file(name, weights):
+        return hashes.one(path) + configuration
+    if ":" in name:
+        from featpipe.backbones.architecture import find_weights  # noqa: PLC0415 - brings torch
+
+        try:
+            found = find_weights(architecture, weights, hashes, download=fetch)
+            return found.sha256 + configuration
+        except WeightsError:
+            if fetch:
+                raise
+            return "not here yet"
+    package = MODELS.package_of(name) or "torchvision"
+    given = weights.upper()
+    meant = automatic(model).weights if given == "DEFAULT" else given
     return f"{meant} of {package} {package_version(package)}"
 
 
-def resolve_fit(fit: str, side: int, sizes: Iterable[tuple[int, int] | None]) -> str:
+def resolve_fit(
+    fit: str, side: int, sizes: Iterable[tuple[int, int] | None], tested: str = "crop"
+) -> str:
     """Return ``"crop"``, ``"fill"`` or ``"whole"``: what a fit means for a dataset.
 
     Parameters
@@ -220,14 +354,16 @@ def resolve_fit(fit: str, side: int, sizes: Iterable[tuple[int, int] | None]) ->
     sizes : iterable
         Height and width that all images of a split have; ``None`` where they differ or nobody
         knows.
+    tested : {"crop", "squash"}
+        How the weights were tested.
 
     Examples
     --------
     >>> resolve_fit("auto", 224, [(96, 96), (96, 96)]), resolve_fit("auto", 224, [(96, 96), None])
     ('fill', 'crop')
     """
-    if fit != "auto":
-        return fit
+    if fit != "auto" or tested == "squash":
+        return tested if fit == "auto" else fit
     one = set(sizes)
     size = one.pop() if len(one) == 1 else None
     return "crop" if size is None or min(size) > side else "fill"

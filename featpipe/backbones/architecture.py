@@ -1,4 +1,4 @@
-"""What a model's name means: the network, and its weights; torchvision's ResNets.
+"""What a model's name means: the network, and its weights.
 
 Nothing in a weights file can run code here.
 """
@@ -9,26 +9,27 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
 
-from featpipe.backbones import MODELS, TORCHVISION, WEIGHTS_SUFFIXES, Automatic, weights_file
+from featpipe.backbones import WEIGHTS_SUFFIXES, Automatic, weights_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.download import fetch
 from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
 from featpipe.files import open_regular
-from featpipe.fingerprint import FileHashes
+from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.labelmap import SourceClasses
 from featpipe.progress import SILENT, Progress
+from featpipe.steps.grammar import LOGITS
 
 # Where training scripts put the state dict among optimiser, epoch and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+EMBEDDING = "embedding"  # the layer that the makers of a network call so, or pool to
 # A counter that batch norm needs for training only; old checkpoints lack it.
 _COUNTER = "num_batches_tracked"
 
@@ -38,9 +39,12 @@ class PublishedWeights:
     """Published weights of an architecture."""
 
     name: str  # as the user gives it: "IMAGENET1K_V2"
-    location: str | Path  # address to download them from, or a file shipped with a package
+    # Address to download them from; a file shipped with a package; what returns the file in a
+    # library's own cache, fetched if that is allowed (its argument) and it is missing; or, of
+    # those in memory, what is known of them.
+    location: str | Path | Callable[[bool], Path] | WeightsInfo
     preprocessing: Preprocessing  # how images were prepared in their training
-    source_classes: Callable[[], SourceClasses]  # returns the classes of their logits
+    source_classes: Callable[[], SourceClasses | None]  # returns the classes of their logits
     trained_on: str = ""  # labelled images, as datasets name them: "ImageNet-1k"; empty: unknown
 
 
@@ -51,11 +55,22 @@ class Architecture:
     name: str
     summary: str  # one line for ``featpipe models``
     build: Callable[[int], nn.Module]  # build(num_classes) returns the untrained network
-    classifier: str  # name of the last linear layer
+    classifier: str  # name of the last linear layer; empty where there is none
     file_preprocessing: Preprocessing  # for weights from a file, which does not say theirs
     # By upper-case name, "DEFAULT" among them; empty if there are none.
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     default_layer: str = "avgpool"  # its activations are the features unless others are named
+    # Further names of layers, each with those it may mean: the first that the network has.
+    layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    configuration: str = ""  # digest of what decides what it computes, beside name and weights
+    # Reads weights in a library's own layout; default: names and shapes have to match.
+    read: Callable[[WeightsInfo], nn.Module] | None = None
+    # Returns the stages of the network without its classifier; default: known, or a single one.
+    stages: Callable[[nn.Module], nn.Sequential | None] = lambda network: None
+
+    def __post_init__(self) -> None:
+        if self.classifier and LOGITS not in self.layers:
+            object.__setattr__(self, "layers", {LOGITS: (self.classifier,), **self.layers})
 
     def automatic(self, weights: str) -> Automatic:
         """Return what is chosen for this model and these weights where the user says nothing."""
@@ -67,47 +82,41 @@ class Architecture:
             margin=prepared.resize > prepared.crop,
             layer=self.default_layer,
             trained_on=default.trained_on if default else "",
+            fit=prepared.fit,
         )
+
+    def load(self, weights: WeightsInfo) -> nn.Module:
+        """Return the network with the weights that were found."""
+        if self.read:
+            return self.read(weights)
+        assert weights.path is not None
+        return load_network(self, weights.path)
+
+    def untrained(self, seed: int = 0, num_classes: int = 1000) -> nn.Module:
+        """Return the network with random weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build(num_classes)
 
     def on_meta(self, num_classes: int) -> nn.Module:
         """Return the network in evaluation mode without memory or values: shapes only."""
         with torch.device("meta"):
-            return self.build(num_classes).eval()
+            try:
+                return self.build(num_classes).eval()
+            except NotImplementedError:  # computes with values while it is built
+                pass
+        return self.build(num_classes).eval()
 
 
-def _register_torchvision(name: str, features: int) -> None:
-    published = {}
-    for weights in models.get_model_weights(name):
-        transforms = weights.transforms()
-        preprocessing = Preprocessing(
-            resize=transforms.resize_size[0],
-            crop=transforms.crop_size[0],
-            mean=tuple(transforms.mean),
-            std=tuple(transforms.std),
-            interpolation=transforms.interpolation.value,
-        )
-        published[weights.name] = PublishedWeights(
-            weights.name,
-            weights.url,
-            preprocessing,
-            lambda: SourceClasses.load("imagenet"),
-            trained_on=TORCHVISION[name].trained_on,
-        )
-    default = published[TORCHVISION[name].weights]
-    architecture = Architecture(
-        name=name,
-        summary=f"torchvision, ImageNet, {features} features",
-        build=lambda num_classes: models.get_model(name, weights=None, num_classes=num_classes),
-        classifier="fc",
-        published={"DEFAULT": default, **published},
-        # The recipe that nearly all ImageNet checkpoints follow: 256 pixels, centre 224.
-        file_preprocessing=published.get("IMAGENET1K_V1", default).preprocessing,
-    )
-    MODELS.register(architecture)
+@dataclass(frozen=True)
+class Family:
+    """A library of networks: ``--model NAME:ARGUMENT`` means what ``architecture`` returns."""
 
-
-for _name in TORCHVISION:
-    _register_torchvision(_name, 512 if _name in ("resnet18", "resnet34") else 2048)
+    name: str
+    summary: str
+    # Returns the network that the library calls so; what describes it may be fetched if the second
+    # argument says so.
+    architecture: Callable[[str, bool], Architecture]
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,8 @@ class WeightsInfo:
     """Where weights come from."""
 
     name: str  # of the published weights, or of the file
-    sha256: str
-    path: Path
+    sha256: str  # of the file; of random weights, of their values
+    path: Path | None  # None: random weights, or those of a module in memory
     published: PublishedWeights | None  # None for a file of the user's
 
 
@@ -132,8 +141,8 @@ def find_weights(
 
     Published ones that are missing are downloaded, unless ``download`` forbids it.
     """
-    path = weights_file(architecture.name, weights)
     known = architecture.published
+    path = None if weights.upper() in known else weights_file(architecture.name, weights)
     if path is not None and weights.upper() not in known:
         return WeightsInfo(path.name, hashes.one(path), path, None)
     if not known:
@@ -149,8 +158,11 @@ def find_weights(
         )
     published = known[weights.upper()]
     url = published.location
-    if isinstance(url, Path):
-        return WeightsInfo(published.name, hashes.one(url), url, published)
+    if isinstance(url, WeightsInfo):
+        return url
+    if not isinstance(url, str):
+        path = url if isinstance(url, Path) else url(download)
+        return WeightsInfo(published.name, hashes.one(path), path, published)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     # By torch hub's convention the first digits of the SHA-256 are part of the name.
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
@@ -261,14 +273,19 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def load_network(architecture: Architecture, path: Path) -> nn.Module:
+def load_network(
+    architecture: Architecture, path: Path, build: Callable[[int], nn.Module] | None = None
+) -> nn.Module:
     """Return the network with the weights of a file, whose names and shapes must match exactly.
 
     A network trained on another task may have any number of outputs: as many as the file has.
+    ``build`` takes the place of the architecture's own.
     """
+    if build is not None:
+        architecture = replace(architecture, build=build)
     state = load_state_dict(path)
     last = state.get(f"{architecture.classifier}.weight")
-    num_classes = len(last) if last is not None and last.ndim == 2 else 0
+    num_classes = len(last) if last is not None and last.ndim > 1 else 0
     # Built without memory, then given the file's tensors: no random start to throw away.
     network = architecture.on_meta(num_classes or 1)
     own = network.state_dict()
@@ -292,9 +309,25 @@ def load_network(architecture: Architecture, path: Path) -> nn.Module:
             expected=f"{len(expected)} tensors",
             got="; ".join(f"{len(n)} {what}: {_first(n)}" for what, n in problems.items() if n),
         )
+    if any(name not in own for name, _ in network.named_buffers()):
+        network = architecture.build(num_classes or 1).eval()  # computes what no file holds
     counters = {name: torch.tensor(0) for name in own if name.endswith(_COUNTER)}
     network.load_state_dict(counters | state, assign=True)
     return network
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 (hex) of tensors with their names, types and shapes."""
+    return of_bytes(
+        *(
+            part
+            for name, value in sorted(state.items())
+            for part in (
+                f"{name} {value.dtype} {tuple(value.shape)}".encode(),
+                value.cpu().contiguous().flatten().view(torch.uint8).numpy().data,
+            )
+        )
+    )
 
 
 def _first(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featpipe.backbones import MODELS, backbone_name
+from featpipe.backbones import UNTRAINED, architecture_of
 from featpipe.backbones.architecture import (
     Architecture,
     WeightsInfo,
+    digest_of,
     find_weights,
-    load_network,
 )
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import (
@@ -29,12 +29,14 @@ from featpipe.backbones.runtime import (
     TorchRuntime,
     choose_device,
     open_runtime,
+    tensors_of,
 )
 from featpipe.errors import UnknownNameError, UsageError, did_you_mean
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
+from featpipe.workspace import user_path
 
 
 class Embedder(Protocol):
@@ -74,12 +76,19 @@ class FrozenNetwork:
     """A network whose named modules give features, run by a runtime.
 
     Evaluation mode, no gradients and inference mode are set here and nowhere else. ``how`` it runs
-    may be left to choose; ``aliases`` are further names of modules, ``{"logits": "fc"}``.
+    may be left to choose; ``aliases`` are further names of layers, each with the layers that it may
+    mean: the first that the network has.
 
     A layer is the name of any module of the network (``"avgpool"``, ``"layer3"``,
-    ``"layer4.1.conv2"``). An activation with height and width is averaged over both;
-    ``"layer3:map"`` leaves it as it is. Of a module that the network calls several times
-    (torchvision's ``"layer1.0.relu"``) the last output counts.
+    ``"layer4.1.conv2"``): its output. ``"fc:input"`` is what the module is given, and
+    ``":pooler_output"`` one of several outputs, here of the network itself. Of a module that the
+    network calls several times (torchvision's ``"layer1.0.relu"``) the last output counts.
+
+    An activation with height and width is averaged over both, one of tokens over all but those
+    that stand for no part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
+    ``"layer3:map"`` leaves the activation as it is. The network says how many such tokens it has
+    (``num_prefix_tokens``), and whether channels come last in its maps (``output_fmt``), as
+    timm's networks do; without a word there are none, and they do not.
     """
 
     def __init__(
@@ -89,14 +98,17 @@ class FrozenNetwork:
         preprocessing: Preprocessing,
         device: torch.device,
         how: Execution | None = None,
-        aliases: Mapping[str, str] | None = None,
+        aliases: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.name = name
         self.network = network.eval().requires_grad_(False)
         self.preprocessing = preprocessing
         self.device = device
-        self._aliases = dict(aliases or {})
         self._shapes = layer_shapes(network, preprocessing.crop)
+        self._aliases = {
+            alias: next((one for one in layers if _split(one)[0] in self._shapes), layers[-1])
+            for alias, layers in (aliases or {}).items()
+        }
         self.how = how or Execution()
         self.runtime, self._why = open_runtime(self.network, preprocessing, device, self.how)
         self._prepared: set[tuple[str, ...]] = set()
@@ -116,7 +128,7 @@ class FrozenNetwork:
 
         Where the runtime was chosen and cannot run this network, PyTorch takes its place.
         """
-        captures = [self._capture(layer) for layer in dict.fromkeys(layers)]
+        captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
         first = not self._prepared
         self._prepared.add(layers)
         try:
@@ -135,7 +147,7 @@ class FrozenNetwork:
 
     def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         """Return what PyTorch gives for images in float32, whatever the runtime and precision."""
-        captures = [self._capture(layer) for layer in layers]
+        captures = [self.capture(layer) for layer in layers]
         with torch.inference_mode():
             return TorchRuntime(self.network, self.preprocessing, self.device).run(images, captures)
 
@@ -149,20 +161,21 @@ class FrozenNetwork:
 
     def dim(self, layer: str) -> tuple[int, ...]:
         """Return the shape of one image's features at a layer; nothing is computed for it."""
-        capture = self._capture(layer)
-        shape = self._shapes[capture.module][-1]
-        return shape[:1] if capture.pooled and len(shape) == 3 else shape
+        capture = self.capture(layer)
+        place = f"{capture.module}:{capture.part}" if capture.part else capture.module
+        shape = self._shapes[place][-1]
+        return tuple(size for i, size in enumerate(shape, start=1) if i not in capture.over)
 
     def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
         """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8."""
         if layers not in self._prepared:
             self.prepare(layers)
-        captures = [self._capture(layer) for layer in dict.fromkeys(layers)]
-        side = self.preprocessing.crop
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (3, side, side):
+        captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
+        side, dtype = self.preprocessing.crop, self.preprocessing.dtype
+        if images.dtype != dtype or tuple(images.shape[1:]) != (3, side, side):
             raise UsageError(
                 f"{self.name} cannot embed these images.",
-                expected=f"prepared images, uint8 of shape (b, 3, {side}, {side})",
+                expected=f"prepared images, {dtype} of shape (b, 3, {side}, {side})",
                 got=f"{images.dtype} of shape {tuple(images.shape)}",
             )
         if len(images) == 0:
@@ -175,17 +188,52 @@ class FrozenNetwork:
                 raise RuntimeError(f"{self.name} {layer}: {got}, announced as {announced}")
         return {layer: features[layer] for layer in layers}
 
-    def _capture(self, layer: str) -> Capture:
-        name = layer.removesuffix(":map")
-        module = self._aliases.get(name, name)
-        if module not in self._shapes:
-            main = [known for known in self._shapes if "." not in known]
+    def capture(self, layer: str) -> Capture:
+        """Return where a layer is and how it is read; UsageError where there is none such."""
+        name, asked = _split(layer)
+        place, reading = _split(self._aliases.get(name, name))
+        reading = asked or reading
+        shapes = self._shapes.get(place)
+        if shapes is None:
+            known, main = self._names()
             raise UnknownNameError(
                 f"{self.name} has no layer named {layer!r}.",
-                expected=", ".join([*self._aliases, *main]) + ", or a module within one of them",
-                next_step=did_you_mean(name, [*self._aliases, *self._shapes]),
+                expected=f"{main}, or a module within one of them",
+                next_step=did_you_mean(name, [*self._aliases, *known]),
             )
-        return Capture(layer, module, len(self._shapes[module]), pooled=name == layer)
+        module, _, part = place.partition(":")
+        capture = Capture(layer, module, len(shapes), part)
+        prefix = int(getattr(self.network, "num_prefix_tokens", 0))
+        wanted = {"cls": "class token", "mean": "tokens"}.get(reading)
+        if wanted and (len(shapes[-1]) != 2 or (reading == "cls" and not prefix)):
+            raise UsageError(
+                f"{self.name} has no {wanted} at {place or 'its end'}.",
+                expected="a layer of shape (tokens, channels)",
+                got=f"{shapes[-1]}, {prefix} tokens of no part of the image",
+                next_step=f"--layer {place}, or another of {self._names()[1]}",
+            )
+        if reading == "cls":
+            return replace(capture, over=(1,), tokens=(0, 1))
+        if reading != "map" and len(shapes[-1]) == 2:
+            return replace(capture, over=(1,), tokens=(prefix, None))
+        if reading != "map" and len(shapes[-1]) == 3:
+            return replace(capture, over=(1, 2) if self._channels_last(module, part) else (2, 3))
+        return capture
+
+    def _names(self) -> tuple[list[str], str]:
+        """Return all layers, and the main ones as text."""
+        known = [one for one in self._shapes if one and ":" not in one]
+        tops = [one for one in known if "." not in one] or known[-9:]
+        return known, ", ".join([*self._aliases, *tops])
+
+    def _channels_last(self, name: str, part: str) -> bool:
+        """Whether a module's maps are (b, H, W, C): it says so, or works on the last dimension."""
+        module = self.network.get_submodule(name)
+        if type(module) in (nn.Linear, nn.LayerNorm):  # subclasses permute
+            return True
+        return getattr(self.network, "output_fmt", "") == "NHWC" and not isinstance(
+            module, nn.Conv2d
+        )
 
 
 class Backbone(FrozenNetwork):
@@ -203,14 +251,15 @@ class Backbone(FrozenNetwork):
         device: torch.device,
         how: Execution | None = None,
     ) -> None:
-        logits = {LOGITS: architecture.classifier}
-        super().__init__(architecture.name, network, preprocessing, device, how, logits)
+        names = architecture.layers
+        super().__init__(architecture.name, network, preprocessing, device, how, names)
         self.weights = weights
         self.default_layer = architecture.default_layer
-        (self.num_classes,) = self.dim(LOGITS)
+        self._configuration = architecture.configuration
+        (self.num_classes,) = self.dim(LOGITS) if LOGITS in names else (0,)
         # A file with as many outputs as the published weights is taken to know the same classes.
         known = weights.published or architecture.published.get("DEFAULT")
-        classes = known.source_classes() if known else None
+        classes = known.source_classes() if known and weights.name != UNTRAINED else None
         named = classes is not None and len(classes.ids) == self.num_classes
         self.source_classes: SourceClasses | None = classes if named else None
 
@@ -222,9 +271,13 @@ class Backbone(FrozenNetwork):
 
     def describe(self) -> dict[str, Any]:
         """Return everything about the backbone that changes the numbers, as JSON-like values."""
+        weights = {"name": self.weights.name, "sha256": self.weights.sha256}
+        if ":" in self.name and self.weights.published:  # of a family's, nothing else tells
+            weights["trained_on"] = self.weights.published.trained_on
         return {
             "model": self.name,
-            "weights": {"name": self.weights.name, "sha256": self.weights.sha256},
+            "weights": weights,
+            **({"configuration": self._configuration} if self._configuration else {}),
             "preprocessing": self.preprocessing.as_dict(),
             "num_classes": self.num_classes,
             **self.inexact(),
@@ -252,10 +305,11 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     Parameters
     ----------
     model : str
-        A name out of :data:`featpipe.backbones.MODELS`.
+        A name out of :data:`featpipe.backbones.MODELS`; of a family, ``"timm:NAME"``.
     weights : str
-        ``"DEFAULT"``, the name of published weights (downloaded once into torch hub's folder),
-        or a file (``.safetensors``, ``.pt``, ``.pth``, ``.th``).
+        ``"DEFAULT"``, the name of published weights (downloaded once into the library's own
+        cache), a file (``.safetensors``, ``.pt``, ``.pth``, ``.th``, ``.bin``), the folder where
+        ``hf:FOLDER`` is now, or ``"none"``: random ones of seed 0.
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``. A device that is absent is
         an error.
@@ -298,8 +352,18 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     (128,)
     """
     where = choose_device(device)
-    architecture = MODELS.get(backbone_name(model))
-    found = find_weights(architecture, weights, hashes or FileHashes(), progress, download=download)
+    if ":" in model and user_path(weights).is_dir():  # where a model's folder is now
+        model, weights = f"{model.partition(':')[0]}:{weights}", "DEFAULT"
+    architecture = architecture_of(model, download=download)
+    if weights == UNTRAINED:
+        network = architecture.untrained()
+        digest = digest_of(network.state_dict())
+        found = WeightsInfo(UNTRAINED, digest, None, architecture.published.get("DEFAULT"))
+        progress.note(f"{architecture.name} has random weights of seed 0")
+    else:
+        hashes = hashes or FileHashes()
+        found = find_weights(architecture, weights, hashes, progress, download=download)
+        network = architecture.load(found)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
     sized = trained.with_image_size(image_size).with_fit(fit, sizes)
     preprocessing = replace(sized, decode=decode)
@@ -307,7 +371,6 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         small = "no margin is cut, all images have one size that is not larger than the input"
         said = small if preprocessing.fit == "fill" else "the crop of the weights"
         progress.note(f"--fit auto means: {said}")
-    network = load_network(architecture, found.path)
     how = Execution(runtime, precision, calibration, progress)
     return Backbone(architecture, network, found, preprocessing, where, how)
 
@@ -315,20 +378,53 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
 def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[int, ...]]]:
     """Return what named modules give for one image: a shape for each call; nothing is computed.
 
-    ``network`` is in evaluation mode; ``image_size`` is the side of its input in pixels.
+    The network itself has the name ``""``; what a module is given is ``"NAME:input"``, and of
+    several outputs each is ``"NAME:PART"``, the first one ``"NAME"``. A forward pass that depends
+    on values is run with an image of zeros.
+
+    Parameters
+    ----------
+    network : nn.Module
+        In evaluation mode.
+    image_size : int
+        Side of its input in pixels.
+
+    Raises
+    ------
+    UsageError
+        If the network cannot take such images.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
 
-    def record(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            shapes.setdefault(name, []).append(tuple(output.shape[1:]))
+    def record(name: str, _module: nn.Module, inputs: object, output: object) -> None:
+        parts = {**tensors_of(inputs, "input"), **tensors_of(output)}
+        for part, value in parts.items():
+            place = f"{name}:{part}" if part else name
+            if value.shape[:1] == (1,):  # not windows of an image, nor what images share
+                shapes.setdefault(place, []).append(tuple(value.shape[1:]))
 
     named = [*network.named_parameters(), *network.named_buffers()]
     without_values = {name: torch.empty_like(value, device="meta") for name, value in named}
-    image = torch.zeros(1, 3, image_size, image_size, device="meta")
+    image = torch.zeros(1, 3, image_size, image_size)
     with ExitStack() as hooks, torch.inference_mode():
         for name, module in network.named_modules():
             hooks.enter_context(module.register_forward_hook(partial(record, name)))
-        torch.func.functional_call(network, without_values, (image,))
-    shapes.pop("", None)  # the network itself is no layer of it
+        try:
+            torch.func.functional_call(network, without_values, (image.to("meta"),))
+        except Exception:  # of a forward pass that asks for values, or cannot take this size
+            shapes.clear()
+            try:
+                network(image.to(next((value.device for _, value in named), image.device)))
+            except Exception as error:
+                raise UsageError(
+                    f"The network cannot take images of {image_size} × {image_size} pixels.",
+                    got=str(error).partition("\n")[0],
+                    next_step="another --image-size, or none: the network's own",
+                ) from None
     return shapes
+
+
+def _split(layer: str) -> tuple[str, str]:
+    """Return a layer's place in the network, and how it is read: cls, mean, map or by default."""
+    place, _, reading = layer.rpartition(":")
+    return (place, reading) if reading in ("cls", "mean", "map") and ":" in layer else (layer, "")

@@ -85,7 +85,6 @@ def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:
 
 def _register(
     name: str,
-    summary: str,
     build: Callable[[int], CifarResNet],
     location: str | Path,
     source_classes: Callable[[], SourceClasses],
@@ -98,7 +97,7 @@ def _register(
     )
     architecture = Architecture(
         name=name,
-        summary=summary,
+        summary=MODELS.summary(name),
         build=build,
         classifier="linear",
         published={"DEFAULT": weights, weights.name: weights},
@@ -119,7 +118,6 @@ _CLASSES = (
 for _depth, _digits in _SHA256.items():
     _register(
         f"cifar_resnet{_depth}",
-        "He et al. 2015 section 4.2, CIFAR-10, 32 x 32 pixels, 64 features",
         partial(CifarResNet, (_depth - 2) // 6),
         f"{_ADDRESS}resnet{_depth}-{_digits}.th",
         lambda: SourceClasses(ids=_CLASSES, names=_CLASSES),
@@ -130,7 +128,6 @@ for _depth, _digits in _SHA256.items():
 # of the parameters.
 _register(
     "glyphnet",
-    "the embedded one: letters and digits, 128 features, always there",
     partial(CifarResNet, 2, width=32, stem_stride=2),
     GLYPHNET,
     lambda: SourceClasses.load("glyphs"),

@@ -119,6 +119,8 @@ class OpenVinoRuntime(Runtime):
 
     def prepare(self, captures: Sequence[Capture]) -> None:
         """Convert the network unless that was done before, and load it into OpenVINO."""
+        if self.preprocessing.dtype != torch.uint8:
+            raise CannotRunError("OpenVINO is given uint8 images here.", got="those of a transform")
         key = tuple(captures)
         with self._lock:
             if key in self._requests:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -42,10 +42,12 @@ class Preprocessing:
     mean, std : tuple of float
         Mean and standard deviation per channel of images scaled to [0, 1]; default: ImageNet's.
     interpolation : {"bilinear", "bicubic"}
-    fit : {"crop", "fill", "whole"}
+    fit : {"crop", "fill", "whole", "squash"}
         ``"crop"`` gives the shorter side ``resize`` pixels and keeps the centre, exactly as
         torchvision does. ``"fill"`` leaves no margin: the shorter side gets S pixels, and an image
         that is S x S is used as it is. ``"whole"`` squeezes the whole image into the square.
+        ``"squash"`` gives both sides ``resize`` pixels and keeps the centre: how some networks of
+        timm and transformers were tested.
     decode : {"full", "scaled"}
         ``"scaled"`` has JPEG files decoded at the least of 1/8, 1/4, 1/2 of their size that leaves
         :attr:`decoded_side` pixels.
@@ -63,6 +65,8 @@ class Preprocessing:
     >>> Preprocessing(resize=256, crop=224).with_image_size(112).resize
     128
     """
+
+    dtype: ClassVar[torch.dtype] = torch.uint8  # of prepared images
 
     resize: int
     crop: int
@@ -98,6 +102,8 @@ class Preprocessing:
             if max(height, width) > longest:
                 tensor = transforms.center_crop(tensor, [min(height, longest), min(width, longest)])
             size = [self.crop if self.fit == "fill" else self.resize]
+            if self.fit == "squash":
+                size *= 2
         how = InterpolationMode(self.interpolation)
         tensor = transforms.resize(tensor, size, interpolation=how, antialias=True)
         return transforms.center_crop(tensor, square)
@@ -130,9 +136,9 @@ class Preprocessing:
 
         ``auto`` means what :func:`featpipe.backbones.resolve_fit` says of images of these sizes.
         """
-        if fit not in (*FITS, "fill"):
+        if fit not in (*FITS, "fill", "squash"):
             raise UsageError("The fit is not known.", expected=", ".join(FITS), got=repr(fit))
-        return replace(self, fit=resolve_fit(fit, self.crop, sizes))
+        return replace(self, fit=resolve_fit(fit, self.crop, sizes, self.fit))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""

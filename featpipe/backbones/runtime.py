@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -35,9 +35,28 @@ class Capture:
     """One activation to bring back."""
 
     layer: str  # name under which it is returned
-    module: str  # name of the module whose output it is
+    module: str  # name of the module whose output it is; empty: the network itself
     calls: int  # of this module by the network for one image; the last output counts
-    pooled: bool  # average a (b, C, H, W) output over space
+    part: str = ""  # of several outputs, the name of one; "input": what the module is given
+    over: tuple[int, ...] = ()  # dimensions that are averaged over
+    tokens: tuple[int, int | None] = (0, None)  # first and end of the tokens in (b, tokens, C)
+
+    def read(self, inputs: object, output: object) -> Tensor:
+        """Return the activation, given what a forward hook of the module gets."""
+        values = tensors_of(inputs if self.part == "input" else output, self.part)[self.part]
+        if self.over == (1,):
+            values = values[:, slice(*self.tokens)]
+        # A copy in either case: the next layer may be an activation that works in place.
+        return values.mean(self.over) if self.over else values.clone()
+
+
+def tensors_of(output: object, default: str = "") -> dict[str, Tensor]:
+    """Return what a module gave by name, the first tensor, or the only one, under ``default``."""
+    named = dict(output) if isinstance(output, Mapping) else {}
+    several = named.values() if named else output if isinstance(output, tuple) else (output,)
+    first = next((value for value in several if isinstance(value, Tensor)), None)
+    named = {default: first, **named}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -122,13 +141,11 @@ def activations(
     kept: dict[str, Tensor] = {}
     waiting = {capture.layer: capture.calls for capture in captures}
 
-    def keep(capture: Capture, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def keep(capture: Capture, _module: nn.Module, inputs: object, output: object) -> None:
         waiting[capture.layer] -= 1
         if waiting[capture.layer]:
             return
-        # A copy in either case: the next layer may be an activation that works in place.
-        spatial = capture.pooled and output.ndim == 4
-        kept[capture.layer] = output.mean((2, 3)) if spatial else output.clone()
+        kept[capture.layer] = capture.read(inputs, output)
         if len(kept) == len(waiting):
             raise _Enough
 
@@ -211,8 +228,9 @@ class TorchRuntime(Runtime):
 
     def _run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
         # A folded convolution gives its batch norm's output; its own needs the plain network.
-        asked = [self.network.get_submodule(capture.module) for capture in captures]
-        raw = any(isinstance(module, nn.Conv2d) for module in asked)
+        asked = [(self.network.get_submodule(one.module), one.part) for one in captures]
+        kinds = {"input": nn.BatchNorm2d}
+        raw = any(isinstance(module, kinds.get(part, nn.Conv2d)) for module, part in asked)
         kind, precision = self.device.type, self._how.precision
         lower = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
         stream = self._streams.get()

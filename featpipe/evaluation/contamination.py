@@ -40,7 +40,8 @@ def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str
         return ""
     published = model in MODELS and Path(weights).suffix not in WEIGHTS_SUFFIXES
     try:
-        trained_on = automatic(model).trained_on if published else ""
+        trained_on = backbone.get("weights", {}).get("trained_on", "")  # that of a family
+        trained_on = automatic(model).trained_on if published else trained_on
         origins = DATASETS.get(name).origins(argument, tested["split"])
     except FeatpipeError:  # the package that brings one of them is broken
         return ""

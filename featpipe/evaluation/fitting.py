@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -328,6 +328,7 @@ class TrainedModel:
     weights: str  # where the weights came from when the features were made
     request: dict[str, Any]  # options of the extraction that change the preprocessing
     temperature: float | None = None  # of its probabilities; None if they are not calibrated
+    model: str = ""  # what the backbone was asked for as, where that is more than its name
 
 
 class UnsafeModelError(ResultError):
@@ -352,6 +353,7 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
         weights=store["run"].get("weights", "DEFAULT"),
         request=store["run"].get("request", {}),
         temperature=result.extra.get("calibration", {}).get("temperature"),
+        model=store["run"].get("model", ""),
     )
     from skops import io as skops_io  # noqa: PLC0415 - takes seconds
 
@@ -404,12 +406,11 @@ def load_model(path: Path) -> TrainedModel:
             where=path,
             got=", ".join(foreign),
         )
-    parts = [item.name for item in fields(TrainedModel)]
-    if isinstance(bundle, dict):  # of a model that is older than its probabilities
-        bundle.setdefault("temperature", None)
-    if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not set(parts) <= set(bundle):
+    parts = {item.name for item in fields(TrainedModel)}
+    required = {item.name for item in fields(TrainedModel) if item.default is MISSING}
+    if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not required <= set(bundle):
         raise ResultError("This is not a model of featpipe.", where=path)
-    model = TrainedModel(**{name: bundle[name] for name in parts})
+    model = TrainedModel(**{name: bundle[name] for name in parts & set(bundle)})
     try:
         check_archive(path)
         _try_out(model)
@@ -439,7 +440,7 @@ def _is_trusted(name: str) -> bool:
 
 def _try_out(model: TrainedModel) -> None:
     """Raise whatever comes where a model cannot answer, or its facts are of other types."""
-    for item in ("layer", "title", "weights"):
+    for item in ("layer", "title", "model", "weights"):
         if not isinstance(getattr(model, item), str):
             raise TypeError(f"its {item} is no text")
     if not (model.temperature is None or 0 < model.temperature < math.inf):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import gen_batches
 
+from featpipe.backbones import folder_name
 from featpipe.datasets import slug
 from featpipe.errors import StoreError
 from featpipe.evaluation.assemble import (
@@ -54,7 +55,10 @@ class Setup:
     def name(self) -> str:
         """Return the name of its result: readable, and different for different numbers."""
         manifest = self.splits[0].train.store.manifest
-        dataset, model = slug(manifest["dataset"]["name"]), manifest["backbone"]["model"]
+        dataset, model = (
+            slug(manifest["dataset"]["name"]),
+            folder_name(manifest["backbone"]["model"]),
+        )
         return f"{dataset}-{model}-{self.step.label}-{self.key[:8]}"
 
 

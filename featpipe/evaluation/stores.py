@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, folder_name
 from featpipe.datasets import DATASETS, short_name, slug
 from featpipe.errors import StoreError, UsageError, did_you_mean
 from featpipe.fingerprint import FileHashes
@@ -67,7 +67,7 @@ def _unusable(
     for path, what in sorted(found.items()):
         asked = (
             (step.dataset is None or slug(short_name(step.dataset)) == path.parent.parent.name)
-            and (step.model is None or canonical_model(step.model) == path.parent.name)
+            and (step.model is None or folder_name(canonical_model(step.model)) == path.parent.name)
             and (not places or path.parent in places)
         )
         manifest = unfinished_manifest(path) if path.suffix == ".partial" else None
@@ -77,7 +77,7 @@ def _unusable(
             asked = asked and step.layer in (None, LOGITS, *manifest["layers"])
         split = re.sub(r"(-[0-9a-f]+)?\.h5(\..*)?$", "", path.name)
         if asked and split not in {slug(store.manifest["dataset"]["split"]) for store in fitting}:
-            command = f"featpipe extract --model {path.parent.name} --dataset "
+            command = f"featpipe extract --model {step.model or path.parent.name} --dataset "
             command += step.dataset or (_dataset(fitting[0]) if fitting else "DATASET")
             again = command if path.suffix == ".partial" else f"rm {str(path)!r}; {command}"
             missing[split] = StoreError(

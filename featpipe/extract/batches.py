@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,11 +129,11 @@ def read_batches(
     pool = ThreadPoolExecutor(options.workers or torch.get_num_threads())
     parts = batch_rows(rows, batch_size, parallel)
 
-    def prepare(row: int, place: NDArray[np.uint8]) -> None:
+    def prepare(row: int, place: NDArray[Any]) -> None:
         place[...] = preprocessing.prepare(read(row, preprocessing.decoded_side)).numpy()
 
-    def submit(part: range) -> tuple[NDArray[np.uint8], list[Future[None]]]:
-        images = np.empty((len(part), 3, side, side), np.uint8)
+    def submit(part: range) -> tuple[NDArray[Any], list[Future[None]]]:
+        images = torch.empty((len(part), 3, side, side), dtype=preprocessing.dtype).numpy()
         return images, [pool.submit(prepare, *pair) for pair in zip(part, images, strict=True)]
 
     submitted = map(submit, parts)

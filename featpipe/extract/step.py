@@ -26,7 +26,7 @@ class ImageStep(Step):
     """A step that opens the images of a dataset."""
 
     model: str = option(
-        help="Network to use, as listed by featpipe models.",
+        help="Network to use: a name of featpipe models, timm:NAME, hf:REPOSITORY …",
         registry=backbones.MODELS,
         selects_input=True,
     )
@@ -36,7 +36,9 @@ class ImageStep(Step):
         selects_input=True,
     )
     weights: str = option(
-        "DEFAULT", help="DEFAULT, the name of published weights, or a file.", selects_input=True
+        "DEFAULT",
+        help="DEFAULT, the name of published weights, a file, or none: random ones.",
+        selects_input=True,
     )
     split: tuple[str, ...] | None = option(
         None,
@@ -119,7 +121,12 @@ class ImageStep(Step):
     def check_requirements(self) -> None:
         """Refuse what is not installed, and weights that are those of another model."""
         super().check_requirements()
+        backbones.check_installed(self.model)
         backbones.check_tensors(self.model, self.weights)
+
+    def check(self) -> None:
+        """Refuse a family without the name of a network, and a name where none belongs."""
+        backbones.backbone_name(self.model)
 
 
 @STEPS.register
@@ -136,7 +143,9 @@ class Extract(ImageStep):
     )
 
     layer: tuple[str, ...] | None = option(
-        None, help="Layers whose activations are the features; default: the last pooling."
+        None,
+        help="Layers whose activations are the features, such as layer3 or blocks.5:cls; default:"
+        " the embedding.",
     )
     dtype: str = option(
         "float32", help="Precision of the stored features.", choices=("float32", "float16")
@@ -154,10 +163,6 @@ class Extract(ImageStep):
         affects_result=False,
     )
 
-    def check(self) -> None:
-        """Refuse networks that are for fine-tuning only."""
-        backbones.backbone_name(self.model)
-
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what int8 and a runtime asked for by name need."""
         if self.runtime == "openvino" or self.precision == "int8":
@@ -170,23 +175,29 @@ class Extract(ImageStep):
         hashes: FileHashes,
         sources: Sequence[ImageSource] = (),
         calibration: Calibration | None = None,
+        *,
+        fetch: bool = False,
     ) -> dict[str, Any]:
         """Return what the numbers depend on other than the images, automatic choices resolved.
 
-        torch is imported only where a model, its weights or the runtime are another package's, or
-        the model has no published weights: then these have to be asked; and to choose a runtime
-        for another precision than float32.
+        torch is imported only where a model, its weights or the runtime are another package's or
+        of a family, or the model has no published weights: then these have to be asked; and to
+        choose a runtime for another precision than float32. Weights in a family's cache are known
+        by their content: ``fetch`` says whether they may be put there.
         """
         inputs = {
             "model": backbones.backbone_name(self.model),
-            "weights": backbones.weights_identity(self.model, self.weights, hashes),
+            "weights": backbones.weights_identity(
+                *(self.model, self.weights, hashes), download=self.download, fetch=fetch
+            ),
             "preprocessing": backbones.PREPROCESSING_VERSION,
         }
         if calibration is not None:
             inputs["calibration"] = calibration.fingerprint
-        chosen = backbones.automatic(self.model, self.weights)
+        chosen = backbones.automatic(self.model, self.weights, download=self.download)
         side = self.image_size or chosen.image_size
-        fit = backbones.resolve_fit(self.fit, side, [source.size for source in sources])
+        sizes = [source.size for source in sources]
+        fit = backbones.resolve_fit(self.fit, side, sizes, chosen.fit)
         return self.identity(
             inputs,
             layer=tuple(dict.fromkeys(self.layer or (chosen.layer,))),
@@ -200,7 +211,8 @@ class Extract(ImageStep):
 
         hashes = FileHashes(context.workspace.hashes)
         given = user_path(self.weights)
-        dataset, model = slug(short_name(self.dataset)), backbones.backbone_name(self.model)
+        dataset = slug(short_name(self.dataset))
+        model = backbones.folder_name(backbones.backbone_name(self.model))
         images = engine.SourceRequest.of(self)
         sources = images.open_all(self.split, context, download=download)
         calibration = None
@@ -225,8 +237,11 @@ class Extract(ImageStep):
                 self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers
             ),
             context=context,
-            request=self.request(hashes, sources, calibration),
-            record={"weights": str(given.resolve()) if given.is_file() else self.weights},
+            request=self.request(hashes, sources, calibration, fetch=download),
+            record={
+                "model": backbones.located(self.model),
+                "weights": str(given.resolve()) if given.is_file() else self.weights,
+            },
         )
 
     def status(self, context: Context) -> Status:

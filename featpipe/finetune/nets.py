@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -14,16 +13,20 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18
 
-from featpipe.backbones import MODELS, load_backbone
+from featpipe.backbones import (
+    MODELS,
+    UNTRAINED,
+    architecture_of,
+    folder_name,
+    load_backbone,
+)
 from featpipe.backbones.architecture import Architecture
-from featpipe.backbones.base import layer_shapes
+from featpipe.backbones.base import FrozenNetwork, layer_shapes
 from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import choose_device
-from featpipe.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
-from featpipe.fingerprint import FileHashes, of_bytes
-
-UNTRAINED = "none"
+from featpipe.backbones.runtime import Capture, Execution, activations, choose_device
+from featpipe.errors import UsageError
+from featpipe.fingerprint import FileHashes
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     Parameters
     ----------
     model : str
-        A name out of :data:`featpipe.backbones.MODELS`; ``timm:NAME``.
+        As for :func:`featpipe.backbones.load_backbone`.
     weights : str
         ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
     norm : {"batch", "layer"}
@@ -83,23 +86,15 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     WeightsError
         If the weights cannot be found, read or used.
     """
-    family, _, name = model.partition(":")
-    timm = family == "timm"
-    architecture = MODELS.get(family if timm else model)
-    pretrained = weights != UNTRAINED and (timm or bool(architecture.published))
+    architecture = architecture_of(model, download=download)
+    pretrained = weights != UNTRAINED and bool(architecture.published)
     if norm == "layer" and pretrained:
         raise UsageError(
             "Pretrained weights mean nothing without the batch norm they were trained with.",
             next_step="train from scratch: --weights none --norm layer",
         )
-    if pretrained and timm and not (download or os.environ.get("HF_HUB_OFFLINE")):
-        raise UsageError(
-            "timm fetches its weights itself where they are missing.",
-            next_step="--weights none, or allow the download; with HF_HUB_OFFLINE=1 in the"
-            " environment timm uses only weights that are here",
-        )
-    if pretrained and not timm:
-        found = load_backbone(
+    if pretrained:
+        backbone = load_backbone(
             *(model, weights, device, image_size, fit),
             sizes=sizes,
             decode=decode,
@@ -107,79 +102,79 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
             hashes=hashes,
             download=download,
         )
-        stages, last = stages_of(found.network, architecture.classifier)
-        width, bias = last.in_features, last.bias is not None
-        about = found.preprocessing, found.describe(), True, found.device
-        return Trunk(found.name, stages.eval(), width, bias, *about)
-    if weights not in (UNTRAINED, "DEFAULT"):
-        raise UsageError(
-            "timm's models take timm's weights only."
-            if timm
-            else f"There are no weights for {model}: it is trained from scratch.",
-            expected="--weights DEFAULT or none" if timm else "--weights none",
-            got=weights,
+        frozen: FrozenNetwork = backbone
+        description = backbone.describe()
+    else:
+        if weights not in (UNTRAINED, "DEFAULT"):
+            raise UsageError(
+                f"There are no weights for {model}: it is trained from scratch.",
+                expected="--weights none",
+                got=weights,
+            )
+        sized = architecture.file_preprocessing.with_image_size(image_size).with_fit(fit, sizes)
+        preprocessing = replace(sized, decode=decode)
+        network = architecture.untrained(seed, num_classes=2)  # a head replaces the classifier
+        frozen = FrozenNetwork(
+            *(architecture.name, network, preprocessing, choose_device(device)),
+            *(Execution("torch"), architecture.layers),
         )
-    source = {"name": UNTRAINED}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if timm:
-            stages, width, preprocessing = timm_stages(name, pretrained=pretrained)
-            name, bias = f"timm-{name}", True
-            if pretrained:
-                values = [value.numpy().tobytes() for value in stages.state_dict().values()]
-                source = {"name": "timm's own", "fingerprint": of_bytes(*values)}
-        else:
-            # The classifier is replaced by a head, however many classes it has.
-            stages, last = stages_of(architecture.build(2), architecture.classifier)
-            name, width, bias = architecture.name, last.in_features, last.bias is not None
-            preprocessing = architecture.file_preprocessing
-    sized = preprocessing.with_image_size(image_size).with_fit(fit, sizes)
-    preprocessing = replace(sized, decode=decode)
+        description = {
+            "model": architecture.name,
+            "weights": {"name": UNTRAINED},
+            "preprocessing": preprocessing.as_dict(),
+            "norm": norm,
+            "seed": seed,
+            **({"configuration": architecture.configuration} if architecture.configuration else {}),
+        }
+    stages, width, bias = stages_of(frozen, architecture)
     if norm == "layer":
         with_layer_norm(stages)
-    _check_size(stages.eval(), preprocessing.crop)
-    description = {
-        "model": name,
-        "weights": source,
-        "preprocessing": preprocessing.as_dict(),
-        "norm": norm,
-        **({} if pretrained else {"seed": seed}),
-    }
-    where = choose_device(device)
-    return Trunk(name, stages, width, bias, preprocessing, description, pretrained, where)
+    about = frozen.preprocessing, description, pretrained, frozen.device
+    return Trunk(folder_name(architecture.name), stages.eval(), width, bias, *about)
 
 
-def _check_size(stages: nn.Sequential, side: int) -> None:
-    """Refuse images that the network cannot take, before a dataset of them is prepared."""
-    try:
-        with torch.inference_mode():
-            stages(torch.zeros(1, 3, side, side))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise UsageError(
-            f"The network cannot take images of {side} × {side} pixels.",
-            got=str(error).partition("\n")[0],
-            next_step="another --image-size, or none: the network's own",
-        ) from None
+class Embedding(nn.Module):
+    """A whole network as one stage: images to the embedding, whatever else it gives."""
+
+    def __init__(self, network: nn.Module, capture: Capture) -> None:
+        super().__init__()
+        self.network, self._capture = network, capture
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return embeddings (n, n_features) of images (n, 3, S, S)."""
+        return activations(self.network, x, [self._capture])[self._capture.layer]
 
 
-def stages_of(network: nn.Module, classifier: str) -> tuple[nn.Sequential, nn.Linear]:
-    """Return a network's stages in the order of its forward pass, and its last linear layer.
+def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Sequential, int, bool]:
+    """Return stages in the order of a forward pass, their width, and whether a bias follows.
 
     The modules are the network's own, under its own names, so weights fit without translation.
-    The order is known for torchvision's ResNets, CIFAR ResNets and an ``nn.Sequential``.
+    The order is known for torchvision's ResNets, CIFAR ResNets, an ``nn.Sequential`` and what an
+    architecture orders itself; any other network is a single stage, ``features``.
     """
-    stages = OrderedDict(network.named_children())
-    last = stages.pop(classifier)
-    assert isinstance(last, nn.Linear)
-    if not isinstance(network, CifarResNet | ResNet | nn.Sequential):
-        name = type(network).__name__
-        raise UsageError(f"{name} cannot be fine-tuned: the order of its stages is not known.")
-    if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
-        stages["relu"] = nn.ReLU()
-        for name in [name for name in stages if name not in ("conv1", "bn1", "relu")]:
-            stages.move_to_end(name)
-    stages.setdefault("flatten", nn.Flatten())
-    return nn.Sequential(stages), last
+    network = frozen.network
+    last = network.get_submodule(architecture.classifier) if architecture.classifier else None
+    bias = getattr(last, "bias", None) is not None or last is None
+    if isinstance(network, CifarResNet | ResNet | nn.Sequential):
+        assert isinstance(last, nn.Linear)
+        parts = OrderedDict(network.named_children())
+        del parts[architecture.classifier]
+        if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
+            parts["relu"] = nn.ReLU()
+            for name in [name for name in parts if name not in ("conv1", "bn1", "relu")]:
+                parts.move_to_end(name)
+        parts.setdefault("flatten", nn.Flatten())
+        return nn.Sequential(parts), last.in_features, bias
+    layer = architecture.default_layer
+    (width,) = frozen.dim(layer)
+    stages = architecture.stages(network)
+    if stages is None:
+        if last is not None:  # a head takes its place
+            owner, _, name = architecture.classifier.rpartition(".")
+            setattr(network.get_submodule(owner), name, nn.Identity())
+        whole = Embedding(network, frozen.capture(layer))
+        stages = nn.Sequential(OrderedDict(features=whole))
+    return stages, width, bias
 
 
 def with_parameters(stages: nn.Sequential) -> list[str]:
@@ -309,13 +304,13 @@ def convnet(num_classes: int = 2) -> nn.Sequential:
 
 
 def _register(
-    name: str, summary: str, build: Callable[[int], nn.Module], side: int = 32, layer: str = "pool"
+    name: str, build: Callable[[int], nn.Module], side: int = 32, layer: str = "pool"
 ) -> None:
     size = Preprocessing(resize=side, crop=side)
     MODELS.register(
         Architecture(
             name=name,
-            summary=summary,
+            summary=MODELS.summary(name),
             build=build,
             classifier="fc",
             file_preprocessing=size,
@@ -326,16 +321,12 @@ def _register(
 
 _max, _stem = partial(resnet18_32, maximum=True), partial(resnet18_32, stem_pool=True)
 _stem_max = partial(resnet18_32, stem_pool=True, maximum=True)
-_register("resnet9", "untrained: ResNet-9 for 32 × 32 pixels, 6.6 million parameters", resnet9)
-_register("resnet18_32", "untrained: ResNet-18 for 32 × 32, 4 × 4 average pooling", resnet18_32)
-_register("resnet18_32_max", "untrained: the same with 4 × 4 maximum pooling", _max)
-_register("resnet18_32_stem", "untrained: 2 × 2 average pooling after stem and at the end", _stem)
-_register("resnet18_32_stem_max", "untrained: the same with maximum pooling", _stem_max)
-_register("convnet", "untrained: a small convnet for 64 × 64 pixels", convnet, 64, "hidden")
-_register(
-    *("timm", "timm:NAME, any model of timm (extra: timm)"),
-    lambda _: timm_stages("", pretrained=False)[0],  # which needs a name
-)
+_register("resnet9", resnet9)
+_register("resnet18_32", resnet18_32)
+_register("resnet18_32_max", _max)
+_register("resnet18_32_stem", _stem)
+_register("resnet18_32_stem_max", _stem_max)
+_register("convnet", convnet, 64, "hidden")
 
 
 def with_layer_norm(network: nn.Module) -> nn.Module:
@@ -351,54 +342,3 @@ def with_layer_norm(network: nn.Module) -> nn.Module:
         else:
             with_layer_norm(child)
     return network
-
-
-def timm_stages(name: str, *, pretrained: bool) -> tuple[nn.Sequential, int, Preprocessing]:
-    """Build a network of timm as named stages; return them, their width and the preprocessing.
-
-    Big Transfer models (``resnetv2_*``) have the stages ``stem``, ``layer1`` … ``layer4`` and
-    ``norm``; any other model is one stage, ``features``. ``pretrained`` fetches timm's weights.
-
-    Raises
-    ------
-    MissingExtraError
-        If timm is not installed.
-    UnknownNameError
-        If timm has no such model.
-    WeightsError
-        If the weights cannot be fetched.
-    """
-    try:
-        import timm  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise MissingExtraError("timm", "timm") from None
-    if not timm.is_model(name):
-        what, expected = (
-            f"timm has no model named {name!r}.",
-            "a name such as timm:resnetv2_50x1_bit",
-        )
-        raise UnknownNameError(what, name, timm.list_models(), expected=expected)
-    try:
-        network: Any = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # the hub's client raises its own and other libraries' errors
-        raise WeightsError(
-            f"The weights of {name} are not here and could not be fetched.",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            next_step="connect to a network, or train from scratch with --weights none",
-        ) from None
-    stages = nn.Sequential(OrderedDict(features=network))
-    if isinstance(network, timm.models.resnetv2.ResNetV2):
-        layers = {f"layer{i}": stage for i, stage in enumerate(network.stages, start=1)}
-        parts = {"stem": network.stem, **layers, "norm": network.norm}
-        stages = nn.Sequential(OrderedDict(**parts, pool=network.head))
-    data: Any = timm.data
-    config = data.resolve_model_data_config(network)
-    side = config["input_size"][-1]
-    preprocessing = Preprocessing(
-        resize=round(side / config["crop_pct"]),
-        crop=side,
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        interpolation=config["interpolation"],
-    )
-    return stages, int(network.head_hidden_size), preprocessing

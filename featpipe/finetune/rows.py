@@ -40,7 +40,7 @@ class Prefix(FrozenNetwork):
         self._description = trunk.description
         last = cut.frozen[-1]
         named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
-        if len(self.dim(f"{last}:map")) == 3:
+        if len(self.dim(f"{last}:map")) > 1:
             self.default_layer = f"{last}:map"
         else:  # after flattening a map of 1 × 1, for which the pooling is the better name
             self.default_layer = named if self.dim(named) == self.dim(last) else last

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import UNTRAINED, architecture_of, automatic, located
 from featpipe.backbones.base import Embedder
 from featpipe.backbones.runtime import Execution, choose_device
 from featpipe.datasets import slug
@@ -38,7 +38,7 @@ from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.extract.batches import ExtractOptions
 from featpipe.extract.engine import Extraction
-from featpipe.finetune.nets import UNTRAINED, Trunk, load_trunk, map_stages
+from featpipe.finetune.nets import Trunk, load_trunk, map_stages
 from featpipe.finetune.network import Cut, HeadedNetwork, cut_of
 from featpipe.finetune.rows import Augmentation, Prefix, PreparedImages, RowBatches
 from featpipe.finetune.saved import save_head
@@ -67,7 +67,7 @@ class FinetuneData:
         """What :func:`load_trunk` is asked for, with which the network can be loaded again."""
         step, file = self.step, user_path(self.step.weights)
         return {
-            "model": step.model,
+            "model": located(step.model),
             "weights": str(file.resolve()) if file.is_file() else step.weights,
             "norm": step.norm,
             "image_size": step.image_size,
@@ -88,7 +88,7 @@ class FinetuneData:
     @cached_property
     def automatic(self) -> dict[str, Any]:
         """What each option means that can be left to choose, given all the others."""
-        trunk, family = self.trunk, self.step.model.partition(":")[0]
+        trunk = self.trunk
         test_splits: list[Any] = self.splits[1:] or [None]
         meant: dict[str, Any] = {
             "device": choose_device().type,
@@ -98,14 +98,11 @@ class FinetuneData:
             "protocol": resolve("auto", test_splits[0])[0],
             "fit": trunk.preprocessing.as_dict()["fit"],
         }
-        if family != "timm":  # which alone knows what its models are published with
-            architecture = MODELS.get(family)
-            published = architecture.published.get(self.step.weights.upper())
-            default = architecture.published.get("DEFAULT")
-            meant["weights"] = default.name if default else UNTRAINED
-            meant["image_size"] = (
-                published.preprocessing if published else architecture.file_preprocessing
-            ).crop
+        step = self.step
+        chosen = automatic(step.model, step.weights, download=step.download)
+        published = architecture_of(step.model, download=step.download).published
+        meant["weights"] = chosen.weights if published else UNTRAINED
+        meant["image_size"] = chosen.image_size
         return meant
 
     @cached_property

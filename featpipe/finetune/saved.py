@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from featpipe.backbones import fit_of_identity
+from featpipe.backbones.architecture import digest_of
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.files import read_json
 from featpipe.finetune.nets import Trunk, load_trunk
@@ -55,7 +56,7 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     header of the other file has that of its tensors.
     """
     state = {n: value.detach().cpu().contiguous() for n, value in network.trained_state().items()}
-    content = save(state, {"featpipe": _digest(state)})
+    content = save(state, {"featpipe": digest_of(state)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
     beside = path.with_suffix(".json")
@@ -63,20 +64,6 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     with atomic_write(beside) as temporary:
         temporary.write_text(text, "utf-8")
     return path.stat().st_size + beside.stat().st_size
-
-
-def _digest(state: dict[str, torch.Tensor]) -> str:
-    """Return the SHA-256 (hex) of tensors with their names, types and shapes."""
-    return of_bytes(
-        *(
-            part
-            for name, value in sorted(state.items())
-            for part in (
-                f"{name} {value.dtype} {tuple(value.shape)}".encode(),
-                value.contiguous().flatten().view(torch.uint8).numpy().data,
-            )
-        )
-    )
 
 
 def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -> TrainedHead:
@@ -110,7 +97,7 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
             raise ValueError("it is not the file that the .json beside it names")
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if (file.metadata() or {}).get("featpipe") != _digest(state):
+            if (file.metadata() or {}).get("featpipe") != digest_of(state):
                 raise ValueError("its tensors are not those that its header was written for")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(read, error) from None

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from featpipe.backbones import MODELS, effective_runtime
+from featpipe.backbones import backbone_name, effective_runtime, weights_identity
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.extract.step import ImageStep
@@ -218,6 +218,7 @@ class Finetune(ImageStep):
 
     def check(self) -> None:
         """Refuse what cannot be right, before anything is loaded."""
+        super().check()
         need_training(self.protocol)
         terms = [parse("loss", text)[0] for text in self.loss]
         if len(set(terms)) < len(terms):
@@ -256,11 +257,9 @@ class Finetune(ImageStep):
             )
 
     def requirements(self) -> Iterator[tuple[str, str]]:
-        """Return what a triplet loss, and what a model of timm needs."""
+        """Return what a triplet loss needs."""
         if any(parse("loss", text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
-        if self.model.partition(":")[0] == "timm":
-            yield "timm", "timm"
 
     def chosen_splits(self, known: Sequence[str]) -> list[str]:
         """Return the training split and, unless the protocol cuts its own rows, the test split.
@@ -302,11 +301,15 @@ class Finetune(ImageStep):
         """
         step, file = self.resolved(automatic), user_path(self.weights)
         hashes = FileHashes(context.workspace.hashes)
-        family, _, name = self.model.partition(":")
+        family, _, name = backbone_name(self.model).partition(":")
         inputs = {
             "images": [[source.split, len(source), source.fingerprint] for source in sources],
-            "model": [MODELS.canonical(family), name],
-            "weights": hashes.one(file) if file.is_file() else step.weights,
+            "model": [family, name],
+            "weights": weights_identity(self.model, self.weights, hashes, download=self.download)
+            if name
+            else hashes.one(file)
+            if file.is_file()
+            else step.weights,
             "norm": self.norm,
             "dtype": self.dtype,
             "device": step.device.partition(":")[0],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, backbone_name
 from featpipe.errors import UsageError
 from featpipe.steps import (
     Context,
@@ -303,7 +303,7 @@ class LinearProbe(Probe):
 
 def canonical_model(name: str) -> str:
     """Return the name that a model's stores are made under; it may be asked for by an alias."""
-    return MODELS.canonical(name) if name in MODELS else name
+    return backbone_name(name) if name.partition(":")[0] in MODELS else name
 
 
 def estimators() -> Any:

@@ -142,11 +142,6 @@ def test_a_model_without_published_weights_wants_a_file(model: str) -> None:
     assert "--weights FILE" in str(caught.value)
 
 
-def test_networks_of_timm_are_for_finetuning() -> None:
-    with pytest.raises(UsageError, match="for fine-tuning only"):
-        load_backbone("timm:resnetv2_50x1_bit")
-
-
 # --- files
 
 MODEL = "cifar_resnet20"

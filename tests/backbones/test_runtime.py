@@ -131,7 +131,7 @@ def test_every_runtime_gives_the_numbers_of_plain_pytorch(model: str, name: str)
     layers = ("conv1", "layer1", "layer3:map")
     frozen = FrozenNetwork(model, plain, prepared, torch.device("cpu"), Execution(name))
     got = frozen.embed(images, layers)
-    captures = [frozen._capture(layer) for layer in layers]
+    captures = [frozen.capture(layer) for layer in layers]
     with torch.inference_mode():
         expected = activations(plain, prepared.normalise(images), captures)
     for layer in layers:

@@ -14,7 +14,7 @@ class Plain(Runtime):
         for one in captures:
 
             def keep(module, inputs, output, one=one):
-                kept[one.layer] = output.mean((2, 3)) if one.pooled and output.ndim == 4 else output
+                kept[one.layer] = one.read(inputs, output)
 
             self.network.get_submodule(one.module).register_forward_hook(keep)
         self.network(self.preprocessing.normalise(images.to(self.device)))

@@ -269,7 +269,8 @@ def test_up_to_date_is_said_without_torch(archive: str, context: Context) -> Non
     ("options", "kind", "says"),
     [
         ({"model": "resnet51"}, UnknownNameError, "'resnet5"),
-        ({"model": "timm:vit"}, UsageError, "for fine-tuning only"),
+        ({"model": "timm"}, UsageError, "timm:vit_base_patch16_224"),
+        ({"model": "resnet18:5"}, UnknownNameError, "resnet18:5"),
         ({"runtime": "torsh"}, UnknownNameError, "'torch'"),
     ],
 )

@@ -7,11 +7,14 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
+from featpipe.backbones import MODELS
+from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.cifar_resnet import CifarResNet
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.backbones.runtime import Execution
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetune.nets import load_trunk, resnet9, stages_of, with_layer_norm
+from featpipe.finetune.nets import load_trunk, stages_of, with_layer_norm
 from featpipe.finetune.network import HeadedNetwork, cut_of
 
 
@@ -62,32 +65,12 @@ def test_big_transfer_models_have_stages():
     assert cut_of(trunk.stages, "layer4+").trained == ("layer4", "norm", "pool")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = timm.create_model("resnetv2_50x1_bit", num_classes=0).eval()
+        network = timm.create_model("resnetv2_50x1_bit", num_classes=2).eval()
+    network.reset_classifier(0)
     x = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(trunk.stages(x), network(x))
     assert trunk.preprocessing.mean == (0.5, 0.5, 0.5)
-
-
-def test_any_other_model_of_timm_is_one_stage():
-    pytest.importorskip("timm")
-    trunk = load_trunk("timm:test_resnet", "none")
-    side = trunk.preprocessing.crop
-    logits, features = whole(trunk, "mlp:4", 3)(torch.zeros(2, 3, side, side, dtype=torch.uint8))
-    assert (logits.shape, features.shape) == ((2, 3), (2, 4))
-
-
-def test_weights_of_timm_are_told_apart(monkeypatch):
-    timm = pytest.importorskip("timm")
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **kw: create(name, **kw))
-
-    def fingerprint(seed):  # drawn weights in place of downloaded ones
-        trunk = load_trunk("timm:test_resnet", seed=seed)
-        assert trunk.pretrained
-        return trunk.description["weights"]["fingerprint"]
-
-    assert fingerprint(1) == fingerprint(1) != fingerprint(2)
 
 
 def test_an_unknown_timm_model_is_named():
@@ -97,41 +80,42 @@ def test_an_unknown_timm_model_is_named():
     assert "resnetv2_50x1_bit" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["timm", "timm:"])
-def test_timm_needs_the_name_of_a_model(name):
-    pytest.importorskip("timm")
-    with pytest.raises(UsageError) as caught:
-        load_trunk(name, "none")
-    assert "timm:resnetv2_50x1_bit" in str(caught.value)
-
-
 def test_a_missing_extra_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtraError, match="timm") as caught:
-        load_trunk("timm:resnet18", "none")
-    assert "featpipe[timm]" in str(caught.value)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match="transformers") as caught:
+        load_trunk("hf:any", "none")
+    assert "featpipe[hf]" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("network", "classifier"),
-    [
-        (resnet18(num_classes=7), "fc"),
-        (CifarResNet(1, num_classes=7, width=8), "linear"),
-        (resnet9(7), "fc"),
-    ],
-    ids=["torchvision", "cifar", "sequential"],
-)
-def test_stages_compute_what_the_network_computes(network, classifier):
-    network.eval()
-    stages, last = stages_of(network, classifier)
+@pytest.mark.parametrize("name", ["resnet18", "cifar_resnet20", "resnet9"])
+def test_stages_compute_what_the_network_computes(name):
+    architecture = MODELS.get(name)
+    network = architecture.untrained().eval()
+    last = network.get_submodule(architecture.classifier)
+    size = Preprocessing(resize=32, crop=32)
+    stages, width, bias = stages_of(
+        FrozenNetwork(name, network, size, torch.device("cpu"), Execution("torch")), architecture
+    )
+    assert (width, bias) == (last.in_features, name != "resnet9")
     x = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(last(stages(x)), network(x))
 
 
-def test_a_network_of_unknown_order_is_refused():
-    with pytest.raises(UsageError, match="cannot be fine-tuned"):
-        stages_of(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)}), "fc")
+@pytest.mark.parametrize("model", ["torchvision:mobilenet_v3_small", "timm:test_vit3"])
+def test_a_network_of_unknown_order_is_one_stage(model):
+    trunk = load_trunk(model, "none", image_size=64 if model.startswith("torch") else None)
+    side = trunk.preprocessing.crop
+    assert [name for name, _ in trunk.stages.named_children()] == ["features"]
+    network = whole(trunk, "mlp:4", 3)
+    logits, features = network(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+    assert (logits.shape, features.shape) == ((2, 3), (2, 4))
+    logits.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    same = load_trunk(model, "none", image_size=side)
+    x = torch.randn(1, 3, side, side)
+    with torch.inference_mode():
+        torch.testing.assert_close(same.stages(x), trunk.stages(x))
 
 
 def test_untrained_networks_follow_from_their_seed():
@@ -152,13 +136,6 @@ def test_untrained_networks_take_no_weights(weights):
         load_trunk("resnet9", str(weights))
 
 
-def test_only_models_of_timm_have_an_argument():
+def test_only_families_have_an_argument():
     with pytest.raises(UnknownNameError, match="resnet9:5"):
         load_trunk("resnet9:5")
-
-
-def test_timm_fetches_nothing_where_downloads_are_forbidden(monkeypatch):
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(UsageError, match="fetches its weights itself") as caught:
-        load_trunk("timm:resnet18", download=False)
-    assert "--weights none" in str(caught.value)

@@ -1,0 +1,189 @@
+"""``hf:REPOSITORY`` or ``hf:FOLDER``: vision models of transformers with their image processor."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+from featpipe.backbones import MODELS
+from featpipe.backbones.architecture import (
+    EMBEDDING,
+    Architecture,
+    Family,
+    PublishedWeights,
+    WeightsInfo,
+    load_state_dict,
+)
+from featpipe.backbones.hub import cached_file
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.errors import UsageError, WeightsError
+from featpipe.fingerprint import of_file
+from featpipe.labelmap import SourceClasses
+from featpipe.steps.grammar import LOGITS
+from featpipe.workspace import user_path
+
+transformers.utils.logging.set_verbosity_error()  # its reports; what is wrong is an error here
+transformers.utils.logging.disable_progress_bar()
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+# Tokens in front of those of the image, by what their parameters are called.
+_PREFIX = ("cls_token", "class_embedding", "distillation_token")
+
+
+def _architecture(name: str, download: bool) -> Architecture:
+    folder = user_path(name)
+    here = folder.is_dir()
+    spec = f"hf:{folder.resolve().name if here else name}"
+
+    def file(*names: str, fetch: bool = download) -> Path:
+        if not here:
+            return cached_file(spec, name, names, fetch)
+        found = next((folder / one for one in names if (folder / one).is_file()), None)
+        if found is None:
+            raise WeightsError(
+                f"The folder of {spec} is not complete.",
+                where=folder,
+                expected=" or ".join(names),
+                next_step="save model and image processor into it with save_pretrained",
+            )
+        return found
+
+    described = file("config.json")
+    config = _read(AutoConfig, described.parent, spec)
+    config = getattr(config, "vision_config", config)  # of CLIP and the like, the image tower
+    prepared = _preprocessing(file("preprocessor_config.json").parent, spec)
+    saved = (config.architectures or [""])[0]
+    labelled = saved.endswith("ForImageClassification")
+    auto = AutoModelForImageClassification if labelled else AutoModel
+
+    def build(num_classes: int) -> nn.Module:
+        return _told(auto.from_config(config), config)
+
+    def read(info: WeightsInfo) -> nn.Module:
+        assert info.path is not None
+        with torch.device("meta"):
+            kind: Any = type(auto.from_config(config))
+        state = load_state_dict(info.path)
+        try:
+            network, report = kind.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True
+            )
+        except RuntimeError as error:
+            raise _not_its_weights(spec, info.path, str(error).partition("\n")[0]) from None
+        missing = sorted(report["missing_keys"])
+        if missing and all(key.startswith("pooler.") for key in missing):
+            network.pooler = None  # random, for nobody trained it
+        elif missing:
+            raise _not_its_weights(spec, info.path, f"{len(missing)} missing: {missing[0]} …")
+        return _told(network, config)
+
+    # A classifier's embedding is that of the model under it.
+    base = getattr(auto._model_mapping[type(config)], "base_model_prefix", "") if labelled else ""
+    names = {EMBEDDING: (f"{base}:pooler_output", f"{base}:last_hidden_state:cls")}
+    published = PublishedWeights(
+        spec.removeprefix("hf:"),
+        lambda fetch: file(*_WEIGHTS, fetch=fetch),
+        prepared,
+        partial(_classes, config if labelled else None),
+    )
+    return Architecture(
+        name=spec,
+        summary="transformers",
+        build=build,
+        classifier="",
+        file_preprocessing=prepared,
+        published={"DEFAULT": published},
+        default_layer=EMBEDDING,
+        layers={**names, LOGITS: (":logits",)} if labelled else names,
+        configuration=of_file(described),
+        read=read,
+    )
+
+
+def _read(auto: Any, folder: Path, spec: str) -> Any:
+    """Return what transformers reads from the JSON files of a folder; their code is never run."""
+    try:
+        return auto.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise UsageError(
+            f"transformers does not know the network of {spec}.",
+            where=folder,
+            got=str(error).strip().partition("\n")[0][:200],
+            next_step="one that runs without code of its repository; or bring it as a module: "
+            "extract(…, backbone=…) in Python",
+        ) from None
+
+
+def _preprocessing(folder: Path, spec: str) -> Preprocessing:
+    """Return what the image processor does, as far as it is resizing, cropping and normalising."""
+    found = _read(AutoImageProcessor, folder, spec).to_dict()
+    square, cropped = (_square(found.get(key) or {}) for key in ("size", "crop_size"))
+    shortest = (found.get("size") or {}).get("shortest_edge")
+    resize, fit = (shortest, "crop") if shortest else (square, "squash")
+    side = resize if fit == "squash" else 0  # without a crop, images of any width
+    if found.get("do_center_crop"):
+        side = cropped
+    elif shortest and "crop_pct" in found:  # ConvNeXt's, which leaves a margin only below 384
+        side = shortest
+        large = shortest >= 384
+        resize, fit = (side, "squash") if large else (int(side / found["crop_pct"]), "crop")
+    odd = ("do_flip_channel_order", "rescale_offset", "do_pad")
+    plain = found.get("do_resize", True) and not any(found.get(key) for key in odd)
+    scaled = found.get("do_rescale", True) and abs(found.get("rescale_factor", 0) * 255 - 1) < 1e-6
+    how: Any = _INTERPOLATIONS.get(int(found.get("resample", 2)))
+    if not (side and resize >= side and plain and scaled and how):
+        raise UsageError(
+            f"The images of {spec} cannot be prepared as its image processor asks.",
+            where=folder / "preprocessor_config.json",
+            expected="square images, resized (bilinear or bicubic), cropped, scaled and normalised",
+            got=", ".join(f"{key}: {value}" for key, value in found.items())[:300],
+        )
+    normal = found.get("do_normalize", True)
+    return Preprocessing(
+        resize=resize,
+        crop=side,
+        mean=tuple(found["image_mean"]) if normal else (0.0,) * 3,
+        std=tuple(found["image_std"]) if normal else (1.0,) * 3,
+        interpolation=how,
+        fit=fit,
+    )
+
+
+def _square(size: dict[str, int | None]) -> int:
+    """Return the side of a square; 0 where it is none."""
+    height = size.get("height") or 0
+    return height if height == size.get("width") else 0
+
+
+def _told(network: nn.Module, config: Any) -> nn.Module:
+    """Return the network, which now says how many tokens stand for no part of the image."""
+    ends = [name.rpartition(".")[2] for name, _ in network.named_parameters()]
+    prefix = sum(end in _PREFIX for end in ends)
+    registers = getattr(config, "num_register_tokens", 0) if prefix else 0
+    vars(network)["num_prefix_tokens"] = prefix + registers
+    return network
+
+
+def _classes(config: Any | None) -> SourceClasses | None:
+    """Return the classes that a configuration names; those of ImageNet by their WordNet ids."""
+    if config is None:
+        return None
+    names = tuple(config.id2label[number] for number in range(config.num_labels))
+    imagenet = SourceClasses.load("imagenet")
+    if len(names) == len(imagenet.names) and names[0].startswith(imagenet.names[0]):
+        return imagenet
+    return SourceClasses(names, names) if len(set(names)) == len(names) else None
+
+
+def _not_its_weights(spec: str, path: Path, got: str) -> WeightsError:
+    return WeightsError(f"These are no weights of {spec}.", where=path, got=got)
+
+
+MODELS.register(Family("hf", MODELS.summary("hf"), _architecture))

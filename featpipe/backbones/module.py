@@ -1,0 +1,142 @@
+"""A module of the user's as a model: its weights are those it has, its images as it wants them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from featpipe.backbones import MODELS
+from featpipe.backbones.architecture import Architecture, PublishedWeights, WeightsInfo, digest_of
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.errors import UsageError
+from featpipe.fingerprint import of_bytes
+
+_OUTPUT = "output"
+_SUMMARY = "a module of yours"
+
+
+@dataclass(frozen=True)
+class Transform(Preprocessing):
+    """A callable that turns a PIL image (RGB) into what the network takes: float (3, S, S)."""
+
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+    apply: Callable[[Image.Image], Tensor] = field(kw_only=True)
+    description: str = field(kw_only=True)  # changes when the transform does
+
+    @classmethod
+    def of(cls, apply: Callable[[Image.Image], Tensor], description: str) -> Transform:
+        """Return the transform; what it makes of a grey image tells the size."""
+        made = apply(Image.new("RGB", (400, 300), (128, 128, 128)))
+        square = isinstance(made, Tensor) and made.ndim == 3 and made.shape[1] == made.shape[2]
+        if not (square and made.shape[0] == 3 and made.is_floating_point()):
+            raise UsageError(
+                "The transform does not make what a network can take.",
+                expected="a floating-point tensor (3, S, S) of every image",
+                got=f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made),
+                next_step="end it with CenterCrop, ToTensor and Normalize, for example",
+            )
+        side = made.shape[1]
+        return cls(resize=side, crop=side, fit="transform", apply=apply, description=description)
+
+    def prepare(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return one image (height, width, 3), uint8, as the transform makes it."""
+        made = self.apply(Image.fromarray(image))
+        if tuple(made.shape) != (3, self.crop, self.crop):
+            raise UsageError(
+                "The transform makes tensors of several sizes.",
+                expected=f"(3, {self.crop}, {self.crop}) of every image",
+                got=tuple(made.shape),
+                next_step="let it crop",
+            )
+        return made.float()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return the images: the transform has normalised them."""
+        return images
+
+    def with_image_size(self, size: int | None) -> Preprocessing:
+        """Return the same; UsageError for another size."""
+        return self._only(size in (None, self.crop), f"image size {size}")
+
+    def with_fit(self, fit: str, sizes: Any = ()) -> Preprocessing:
+        """Return the same; UsageError for another fit."""
+        return self._only(fit in ("auto", self.fit), f"fit {fit}")
+
+    def _only(self, same: bool, asked: str) -> Preprocessing:
+        if not same:
+            raise UsageError("The images are prepared by a transform of yours.", got=asked)
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything that changes the numbers, as JSON-like values."""
+        return {"transform": self.description, "crop": self.crop, "fit": self.fit}
+
+
+def register_module(
+    module: nn.Module,
+    transform: Callable[[Image.Image], Tensor] | Preprocessing,
+    name: str,
+    fingerprint: str | None = None,
+) -> str:
+    """Make a module known as a model, in this process; return the model's name.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Takes images (n, 3, S, S). It is copied.
+    transform : callable or Preprocessing
+        Makes such an image, (3, S, S), of a PIL image in RGB.
+    name : str
+        Names the stores. Another module may have it later.
+    fingerprint : str, optional
+        Changes when the features do. Default: of the module's state dict and text (``repr``), and
+        of the transform's text. A change of code alone shows in none of them.
+
+    Raises
+    ------
+    UsageError
+        If the name is taken, or the transform does not describe itself.
+    """
+    if ":" in name or (name in MODELS and MODELS.summary(name) != _SUMMARY):
+        raise UsageError(
+            f"A module cannot have the name {name!r}.",
+            expected="one without a colon that no other model has",
+            next_step="name='…'",
+        )
+    text = repr(transform)
+    if fingerprint is None and " at 0x" in text:
+        raise UsageError(
+            "The transform does not describe itself, so stale features could be reused.",
+            got=text[:200],
+            next_step="give fingerprint='…', a text of yours that changes when the features do; or"
+            " compose it of torchvision's transforms",
+        )
+    described = text if fingerprint is None else fingerprint
+    prepared = (
+        transform if isinstance(transform, Preprocessing) else Transform.of(transform, described)
+    )
+    digest = fingerprint or of_bytes(repr(module).encode(), digest_of(module.state_dict()).encode())
+    info = WeightsInfo(f"module {digest[:12]}", digest, None, None)
+    published = PublishedWeights(info.name, info, prepared, lambda: None)
+    architecture = Architecture(
+        name=name,
+        summary=_SUMMARY,
+        build=lambda num_classes: copy.deepcopy(module),
+        classifier="",
+        file_preprocessing=prepared,
+        published={"DEFAULT": published},
+        default_layer=_OUTPUT,
+        layers={_OUTPUT: ("",)},
+        read=lambda found: copy.deepcopy(module),  # which is frozen and moved
+    )
+    MODELS.register(architecture)
+    return name

@@ -1,0 +1,106 @@
+"""``torchvision:NAME``: the classification networks of ``torchvision.models``; its ResNets."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torchvision import models
+
+from featpipe.backbones import MODELS, TORCHVISION
+from featpipe.backbones.architecture import (
+    EMBEDDING,
+    Architecture,
+    Family,
+    PublishedWeights,
+    WeightsInfo,
+    load_network,
+)
+from featpipe.backbones.preprocessing import Preprocessing
+from featpipe.datasets import IMAGENET
+from featpipe.errors import UnknownNameError
+from featpipe.labelmap import SourceClasses
+from featpipe.steps.grammar import LOGITS
+
+# The last layer with weights, by how a network's name begins: building one to look takes seconds.
+_CLASSIFIERS = {
+    **dict.fromkeys(("resne", "wide_resnet", "regnet", "shufflenet", "googlenet", "incep"), "fc"),
+    **dict.fromkeys(("alexnet", "vgg"), "classifier.6"),
+    **dict.fromkeys(("efficientnet", "mnasnet", "mobilenet_v2", "squeezenet"), "classifier.1"),
+    "convnext": "classifier.2",
+    "densenet": "classifier",
+    "maxvit": "classifier.5",
+    "mobilenet_v3": "classifier.3",
+    "swin": "head",
+    "vit": "heads.head",
+}
+
+
+def _published(weights: Any) -> PublishedWeights:
+    how = weights.transforms()
+    preprocessing = Preprocessing(
+        resize=how.resize_size[0],
+        crop=how.crop_size[0],
+        mean=tuple(how.mean),
+        std=tuple(how.std),
+        interpolation=how.interpolation.value,
+    )
+    classes = partial(SourceClasses.load, "imagenet")
+    return PublishedWeights(weights.name, weights.url, preprocessing, classes, IMAGENET)
+
+
+def _build(name: str, num_classes: int, **options: Any) -> nn.Module:
+    if name in ("googlenet", "inception_v3"):  # as with weights; their own start takes minutes
+        options |= {"transform_input": True, "init_weights": False}
+    network = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    if isinstance(network, models.VisionTransformer):
+        network.num_prefix_tokens = 1  # the class token
+    if isinstance(network, models.SwinTransformer):
+        network.output_fmt = "NHWC"
+    return network
+
+
+def architecture(name: str, /, **known: Any) -> Architecture:
+    """Return a network of torchvision; ``known`` are attributes other than those of all."""
+    weights = models.get_model_weights(name)
+    published = {one.name: _published(one) for one in weights}
+    published["DEFAULT"] = published[weights.DEFAULT.name]
+    classifier = next(last for start, last in _CLASSIFIERS.items() if name.startswith(start))
+    about: dict[str, Any] = {
+        "name": f"torchvision:{name}",
+        "summary": "torchvision, ImageNet",
+        "build": partial(_build, name),
+        "classifier": classifier,
+        "published": published,
+        # The recipe that nearly all ImageNet checkpoints follow: 256 pixels, centre 224.
+        "file_preprocessing": published.get("IMAGENET1K_V1", published["DEFAULT"]).preprocessing,
+        "default_layer": EMBEDDING,
+        "layers": {EMBEDDING: (f"{classifier}:input",), LOGITS: ("",)},
+    }
+    found = Architecture(**{**about, **known})
+
+    def read(info: WeightsInfo) -> nn.Module:
+        """Return the network for the size that its weights have positions for."""
+        side = (info.published or published["DEFAULT"]).preprocessing.crop
+        assert info.path is not None
+        return load_network(found, info.path, partial(_build, name, image_size=side))
+
+    return Architecture(**{**vars(found), "read": read}) if name.startswith("vit") else found
+
+
+def _named(name: str, download: bool) -> Architecture:
+    known = models.list_models(module=models)
+    if name not in known or not name.startswith(tuple(_CLASSIFIERS)):
+        what = f"torchvision has no classification network named {name!r}."
+        raise UnknownNameError(what, name, known, expected="one that torchvision.models lists")
+    return architecture(name)
+
+
+MODELS.register(Family("torchvision", MODELS.summary("torchvision"), _named))
+for _name in TORCHVISION:
+    MODELS.register(
+        architecture(
+            _name, name=_name, summary=MODELS.summary(_name), default_layer=TORCHVISION[_name].layer
+        )
+    )
