@@ -360,13 +360,14 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
     with atomic_write(path) as temporary:
         try:
             skops_io.dump({"featpipe_model": _MODEL_FORMAT, **vars(model)}, temporary)
-            foreign = set(skops_io.get_untrusted_types(file=temporary)) - set(_TRUSTED)
+            unknown = skops_io.get_untrusted_types(file=temporary)
+            foreign = sorted(name for name in unknown if not _is_trusted(name))
         except (TypeError, ValueError, AttributeError, LookupError) as error:
             raise UnsafeModelError(f"The model is not saved: {error}") from error
         if foreign:
             raise UnsafeModelError(
                 "The model is not saved: a file of skops would hold types that it does not trust "
-                f"({', '.join(sorted(foreign))})."
+                f"({', '.join(foreign)})."
             )
         seal_archive(temporary)
     return path.stat().st_size
@@ -449,8 +450,7 @@ def _try_out(model: TrainedModel) -> None:
         raise TypeError("its backbone is not described")
     if not all(isinstance(name, str) for name in model.classes):
         raise TypeError("its classes have no names")
-    for tree in _trees(model.estimator):
-        _check_tree(tree)
+    _check_trees(model.estimator)
     row = np.zeros((1, model.estimator.n_features_in_), np.float32)
     predicted, scores, _ = predict_with_scores(model.estimator, row, len(model.classes))
     finite = scores is None or np.isfinite(scores).all()
@@ -458,26 +458,27 @@ def _try_out(model: TrainedModel) -> None:
         raise ValueError("its answers are no classes")
 
 
-def _trees(part: Any) -> Iterator[Tree]:
-    """Yield the decision trees that an estimator consists of."""
+def _check_trees(part: Any, owners: tuple[Any, ...] = ()) -> None:
+    """Refuse decision trees whose nodes lead out of them, or back: they are followed blindly.
+
+    ``owners`` are the estimators around a part. A tree asks for no feature that the one around it,
+    or the ensemble around that one, does not take.
+    """
     if isinstance(part, Tree):
-        yield part
-    elif isinstance(part, BaseEstimator | dict):
-        for value in (part if isinstance(part, dict) else vars(part)).values():
-            yield from _trees(value)
+        width = min([part.n_features, *(owner.n_features_in_ for owner in owners[-2:])])
+        left, right, nodes = part.children_left, part.children_right, np.arange(part.node_count)
+        below = (nodes < left) & (left < len(nodes)) & (nodes < right) & (right < len(nodes))
+        known = (part.feature >= 0) & (part.feature < width)
+        if not len(nodes) or not (below & known)[left != -1].all():
+            raise ValueError("a decision tree is damaged")
+    elif isinstance(part, BaseEstimator):
+        for value in vars(part).values():
+            _check_trees(value, (*owners, part))
+    elif isinstance(part, dict):
+        _check_trees(list(part.values()), owners)
     elif isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.dtype == object):
         for value in part:
-            yield from _trees(value)
-
-
-def _check_tree(tree: Tree) -> None:
-    """Refuse nodes that lead out of the tree, or back: they are followed without looking."""
-    left, right, nodes = tree.children_left, tree.children_right, np.arange(tree.node_count)
-    inner = left != -1
-    below = (nodes < left) & (left < len(nodes)) & (nodes < right) & (right < len(nodes))
-    known = (tree.feature >= 0) & (tree.feature < tree.n_features)
-    if not len(nodes) or not (below & known)[inner].all():
-        raise ValueError("a decision tree is damaged")
+            _check_trees(value, owners)
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:

@@ -310,7 +310,10 @@ def group_notes(splits: Sequence[Split]) -> list[str]:
     if not grouped_by(splits[0].test.store):
         return []
     sides = [
-        [{part.store.groups[row] for row in part.rows} for part in (split.train, split.test)]
+        [
+            {part.store.groups[row] for row in part.rows if part.store.groups}
+            for part in (split.train, split.test)
+        ]
         for split in splits
     ]
     straddling = max(len(train & test) for train, test in sides)

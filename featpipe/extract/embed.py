@@ -18,7 +18,7 @@ class Embed(Extract):
     """Embed images, labelled or not, and write the vectors to a file."""
 
     name = "embed"
-    makes = ()  # type: ignore[assignment]
+    makes = ("vectors",)
     examples = (  # type: ignore[assignment]
         "featpipe embed photos -o vectors.parquet",
         "featpipe embed csv:list.csv -o vectors.npz --model resnet18 --layer layer3",

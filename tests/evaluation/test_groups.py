@@ -126,6 +126,13 @@ def test_an_official_split_stays_and_groups_that_straddle_it_are_counted(tmp_pat
     assert "25 groups, 2 of which are on both sides of the dataset's own split" in note
 
 
+def test_groups_of_the_test_rows_alone_straddle_nothing(tmp_path):
+    train = sealed(tmp_path / "train.h5", content(30))
+    test = grouped(tmp_path / "test.h5", ["a", "b", "c"] * 4, split="test")
+    result = evaluated(Svm(c=(0.1,)), tmp_path, train, test)
+    assert any("3 groups, none of which" in note for note in result.notes)
+
+
 @pytest.mark.parametrize("protocol", ["holdout:0.2", "kfold:3"])
 def test_one_group_of_everything_is_refused(tmp_path, protocol):
     with pytest.raises(FitError, match="All labelled images are in one group"):

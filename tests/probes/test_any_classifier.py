@@ -116,6 +116,17 @@ def test_a_tree_whose_nodes_lead_nowhere_is_refused(tmp_path, stores, harm):
         load_model(path)
 
 
+def test_a_forest_that_takes_fewer_features_than_its_trees_is_refused(tmp_path, stores):
+    forest = RandomForestClassifier(3)
+    result = evaluate(forest, *stores, workspace=tmp_path, scale="none")
+    path = tmp_path / "data" / "models" / result.files["model"]
+    model = load_model(path)
+    model.estimator[-1].n_features_in_ = 1
+    save_model(path, model.estimator, result)
+    with pytest.raises(ResultError, match="decision tree is damaged"):
+        load_model(path)
+
+
 def test_boosting_that_makes_all_its_trees_has_converged(tmp_path, stores):
     result = evaluate(HistGradientBoostingClassifier(max_iter=3), *stores, workspace=tmp_path)
     assert result.splits[0]["converged"]
