@@ -1,9 +1,13 @@
 """How long linear probes take to choose C and to fit, beside scikit-learn, on the same data.
 
-Needs the features of STL-10's training split by ResNet-50 in a workspace. Each part can be run
-alone; what it finds is merged into the results file.
+Needs the features of STL-10's training split by ResNet-50 in a workspace; the part ``equal`` those
+of three more datasets, too. Each part can be run alone; what it finds is merged into the results
+file.
 
     featpipe extract --model resnet50 --dataset stl10 --split train --workspace WS
+    featpipe extract --model resnet18 --dataset stl10 --split train --workspace WS
+    featpipe extract --model glyphnet --dataset digits --workspace WS
+    featpipe extract --model resnet18 --dataset folder:imagenette-val500 --workspace WS
     python benchmarks/solvers.py --workspace WS [--only fit,svm,grid,folds,…]
 """
 
@@ -29,9 +33,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
+from featpipe.evaluation.fitting import fit_splits
+from featpipe.evaluation.protocol import make_splits
 from featpipe.probes.linear import BatchedLinearSVC
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.neighbours import Knn
+from featpipe.probes.solvers import ScikitLearn
 from featpipe.probes.svm import Svm
 from featpipe.provenance import environment
 from featpipe.store import FeatureStore
@@ -157,6 +164,57 @@ def logistic(workspace: Path) -> dict[str, Any]:
     }
 
 
+STORES = {  # dataset and backbone: the folder of their stores, and the protocol
+    "STL-10, ResNet-50": ("stl10/resnet50", "fold:0"),
+    "STL-10, ResNet-18": ("stl10/resnet18", "fold:0"),
+    "digits, glyphnet": ("digits/glyphnet", "split"),
+    "imagenette-val500, ResNet-18": ("folder-imagenette-val500/resnet18", "kfold:5"),
+}
+
+
+class ConvergedSvm(Svm):
+    """An SVM whose scikit-learn solver goes on until hardly anything changes."""
+
+    def strategy(self, n_rows: int, n_features: int) -> Any:
+        """Search and fit with a tighter tolerance than scikit-learn's default."""
+        return ScikitLearn(self, tol=1e-7)
+
+
+class ConvergedLogistic(Logistic):
+    """Logistic regression likewise."""
+
+    strategy = ConvergedSvm.strategy
+
+
+def equal(workspace: Path) -> dict[str, Any]:
+    """Accuracy and chosen C of svm and logistic with their default grids, by each solver."""
+    rows = []
+    for name, (folder, protocol) in STORES.items():
+        found = (workspace / "data/features" / folder).glob("*.h5")
+        train, *test = map(FeatureStore, sorted(found, key=lambda path: path.name[:4] == "test"))
+        splits = make_splits(protocol, train, test[0] if test else None, seed=0)[1]
+        labels = np.concatenate([split.test.labels for split in splits])
+        for probes in (
+            {"batched": Svm(solver="batched"), "sklearn": Svm(solver="sklearn")}
+            | {"converged": ConvergedSvm(solver="sklearn")},
+            {"batched": Logistic(solver="batched"), "sklearn": Logistic(solver="sklearn")}
+            | {"converged": ConvergedLogistic(solver="sklearn")},
+        ):
+            row: dict[str, Any] = {"data": name, "protocol": protocol, "test_rows": len(labels)}
+            row["method"], answers = probes["batched"].name, {}
+            for solver, probe in probes.items():
+                fits = [fit for _, fit in fit_splits(splits, probe, JOBS)]
+                answers[solver] = np.concatenate([fit.predicted for fit in fits])
+                row[solver] = {
+                    "accuracy": float(np.mean(answers[solver] == labels)),
+                    "c": [fit.facts["chosen"]["c"] for fit in fits],
+                    "different_answers": int(np.sum(answers[solver] != answers["batched"])),
+                }
+            rows.append(row)
+            print(row, flush=True)
+    return {"rows": rows}
+
+
 def made(n: int, d: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return overlapping classes in correlated features, a tenth of the rows mislabelled."""
     rng = np.random.default_rng(0)
@@ -254,7 +312,7 @@ def train_from_disk(n: int) -> None:
     print(json.dumps({"rows": n, "seconds": seconds, "peak_bytes": peak, **facts}))
 
 
-PARTS = {p.__name__: p for p in (fit, svm, grid, folds, logistic, classes, knn, memory)}
+PARTS = {p.__name__: p for p in (fit, svm, grid, folds, logistic, equal, classes, knn, memory)}
 
 
 def main() -> None:

@@ -67,8 +67,8 @@ def test_a_fit_has_the_scores_of_scikit_learn(kind, n_classes, class_weight):
     fitted, facts = probe.strategy(*X.shape).fit(X, y, 0.1, 1)
     expected, _ = reference(probe).fit(X, y, 0.1, 1)
     assert facts["converged"]
-    np.testing.assert_allclose(  # a gap of 1e-5 is as much as a hundredth of a decision
-        fitted.decision_function(X), expected.decision_function(X), atol=1e-2
+    np.testing.assert_allclose(
+        fitted.decision_function(X), expected.decision_function(X), atol=5e-3
     )
     if class_weight == "balanced":
         plain, _ = probe.replace(class_weight="none").strategy(*X.shape).fit(X, y, 0.1, 1)
@@ -116,12 +116,16 @@ def test_the_reference_is_compared_where_that_is_asked_for(tmp_path, solver):
         (Svm(), 10, 10, "batched"),
         (Svm(c=(1.0,)), 10, 10, "sklearn"),
         (Svm(c=(1.0,)), 4000, 2048, "batched"),
-        (Logistic(), 10, 10, "batched"),
-        (Logistic(c=(1.0,)), 4000, 2048, "sklearn"),
+        (Logistic(c=(1.0,), validation="kfold:20"), 4000, 2048, "sklearn"),
+        (Logistic(), 100, 10, "sklearn"),  # three folds
+        (Logistic(), 4000, 2048, "sklearn"),  # a single holdout
+        (Logistic(validation="kfold:4"), 4000, 2048, "batched"),
+        (Logistic(validation="kfold:3"), 4000, 2048, "sklearn"),
+        (Logistic(c=(1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)), 100, 10, "batched"),
         (Logistic(c=(1.0,), solver="batched"), 10, 10, "batched"),
     ],
 )
-def test_auto_takes_the_batched_solver_for_grids_and_svms_of_large_data(
+def test_auto_takes_the_batched_solver_for_many_fits_and_svms_of_large_data(
     probe, rows, features, solver
 ):
     assert probe.strategy(rows, features).name == solver
