@@ -298,7 +298,7 @@ class LinearProbe(Probe):
         if self.hinge:
             shared = self.chooses or n_rows * n_features >= LARGE
         else:
-            shared = self.chooses and len(self.grid()) * (folds or 1) >= MANY_FITS
+            shared = self.chooses and len(self.candidates()) * (folds or 1) >= MANY_FITS
         return "batched" if shared else "sklearn"
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_requests_that_cannot_be_right_end_with_2(run: Any, extract: str, option
         "{} --workspace /proc/nowhere",
         "{} --dataset folder:nowhere",
         "{} --dataset folder:empty.pt",
-        "{} --dataset folder:photos/ant",
+        "{} --dataset folder:no_images",
         "{} --dataset csv:photos",
         "{} --dataset csv:empty.pt",
         "{} --dataset npz:empty.pt",
@@ -205,6 +205,7 @@ def test_requests_that_cannot_be_right_end_with_2(run: Any, extract: str, option
 @pytest.mark.timeout(60)  # a FIFO would be waited for, a device be read for ever
 def test_what_is_missing_or_damaged_ends_with_1(run: Any, extract: str, line: str) -> None:
     Path("empty.pt").touch()
+    Path("no_images").mkdir()
     os.mkfifo("fifo")
     os.mkfifo("fifo.pt")
     Path("link.safetensors").symlink_to("/dev/zero")

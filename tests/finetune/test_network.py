@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torchvision.models import resnet18
 
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
 from featpipe.finetune import network as trained
-from featpipe.finetune.nets import load_trunk, stages_of
+from featpipe.finetune.nets import load_trunk
 from featpipe.finetune.network import CenterLoss, Head, HeadedNetwork, HeadLoss, cut_of
 
 
 def test_a_cut_says_what_learns():
-    stages, _ = stages_of(resnet18(), "fc")
+    stages = load_trunk("resnet18", "none").stages
     assert cut_of(stages, "none").trained == ()
     one, behind = cut_of(stages, "layer3"), cut_of(stages, "layer3+")
     assert one.frozen == behind.frozen == ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")
@@ -26,14 +25,14 @@ def test_a_cut_says_what_learns():
 
 @pytest.mark.parametrize("wrong", ["layer5", "lyer4", "layer5+"])
 def test_a_layer_that_is_not_there_is_refused(wrong):
-    stages, _ = stages_of(resnet18(), "fc")
+    stages = load_trunk("resnet18", "none").stages
     with pytest.raises(UnknownNameError, match="to unfreeze") as caught:
         cut_of(stages, wrong)
     assert "did you mean 'layer" in str(caught.value)
 
 
 def test_a_layer_without_parameters_is_refused():
-    stages, _ = stages_of(resnet18(), "fc")
+    stages = load_trunk("resnet18", "none").stages
     with pytest.raises(UsageError, match="nothing to learn"):
         cut_of(stages, "maxpool")
 
