@@ -27,13 +27,12 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from threadpoolctl import threadpool_limits
 
 from featpipe.probes import active_set, newton
-from featpipe.probes.rows import Rows, moments
+from featpipe.probes.rows import Rows, affordable, moments
 
 Array = NDArray[Any]
 
 _EXACT_ROWS = 512  # so few active rows are solved for exactly,
 _EXACT_SHARE = 0.7  # and so many, of as many as there are features
-_KERNEL_ROWS = 8192  # in memory, at most
 _LOOSE = 1e-2  # the gap on the way to a C that was asked for
 
 
@@ -147,7 +146,8 @@ def fit_path(
         mean = np.repeat(moments(X, used)[0], len(trained), axis=0)
         scale = np.ones_like(mean)
     # With fewer rows than features, each fold is solved in the span of its own rows.
-    spans = max(map(len, trained)) < d
+    most = max(map(len, trained))
+    spans = most < d and affordable(most)
     for folds in np.arange(len(trained)).reshape(-1, 1 if spans else len(trained)):
         own = (None, None) if mean is None or scale is None else (mean[folds], scale[folds])
         rows = Rows(X, *own, pool=solver.pool)
@@ -189,7 +189,7 @@ def _fit_folds(
     def few_active() -> bool:
         return (
             isinstance(loss, newton.SquaredHinge)
-            and most <= _KERNEL_ROWS
+            and affordable(most)
             and float(loss.active(at.F).sum(axis=0).mean()) <= limit
         )
 

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.probes.rows import Rows
+from featpipe.probes.rows import Rows, affordable
 
 Array = NDArray[Any]
 
 _CG_STEPS = 200
 _THIN = 50  # columns: half as many are multiplied in nearly the same time
+_READING = 380  # columns that are multiplied in the time that it takes to read rows
 _CHANGED = 0.75  # of the weights of rows: the preconditioner is computed again
 _INTERCEPT_STEPS = 20
 _STALLED = 4  # steps in a row without progress
@@ -332,13 +333,13 @@ class Newton:
         if self.weight is not None:
             self._precondition(weight)
         # A Gram matrix and its inverse cost about as much as so many steps.
-        slow = len(D) // (_THIN + 2 * D[0].size)
+        slow = len(D) // ((_READING if self.rows.stored else _THIN) + 2 * D[0].size)
         FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
         r, left = -gradient, np.arange(len(todo))
         limit = forcing**2 * _sum(r * r)
         p, last = np.zeros_like(r), np.full(len(todo), np.inf)  # as if there were none before
         for number in range(_CG_STEPS):
-            if number == slow and self.weight is None:
+            if number == slow and self.weight is None and affordable(self.rows.shape[1]):
                 self._precondition(weight)
                 last = np.full(len(left), np.inf)
             z = np.concatenate([self.inverse(r[:-1]), intercept * r[-1:]])

@@ -23,7 +23,17 @@ _KERNEL_ROWS = 256  # computed at once
 _TILE = 512  # columns of a Gram matrix that are computed at once
 _GRAM_ROWS = 8192  # and rows
 _NEGLIGIBLE = 0.01  # of the mean weight of a row
+_LARGEST = 8192  # rows of a square matrix: half a GiB in double precision
 _BLOCK_VALUES = 1 << 20  # numbers in a block: about what a core's cache holds
+
+
+def affordable(size: int) -> bool:
+    """Return whether a square matrix of so many rows is computed and factorised.
+
+    This decides on the span and the kernel of n rows and on the Gram matrix of d features. Without
+    them conjugate gradients do all the work, in memory that is linear in n and d.
+    """
+    return size <= _LARGEST
 
 
 class Rows:
@@ -54,6 +64,7 @@ class Rows:
         n, d = self.shape = X.shape
         self._X, self._pool = X, pool
         self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
+        self.stored = not isinstance(X, np.ndarray)  # read again for every product
         self.whole: Rows = self  # that these are a projection of
         self._basis: Array | None = None
         self._common: tuple[Array, Array] | None = None
@@ -72,7 +83,7 @@ class Rows:
             [slice(i, min(i + step, last)) for i in range(first, last, step)]
             for first, last in pairwise(edges)
         ]
-        if isinstance(X, np.ndarray):  # what is in memory is standardised once
+        if not self.stored:  # what is in memory is standardised once
             self._X, self._common = self.block(slice(None)), None
 
     def in_span(self, mine: Array) -> Rows:

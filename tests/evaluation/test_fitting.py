@@ -217,6 +217,15 @@ def test_what_does_not_fit_into_memory_is_read_in_blocks(tmp_path, monkeypatch, 
     np.testing.assert_allclose(read.scores, alone.scores, rtol=1e-4, atol=1e-4)
 
 
+def test_a_reference_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    split = one_split(sealed(tmp_path / "s.h5", content(600, dims=20)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(1))
+    with pytest.raises(FitError) as caught:
+        fit_one(split, Svm(solver="batched", check_solver=True))
+    assert "GB" in caught.value.details["got"]
+    assert "leave out --check-solver" in caught.value.details["next"]
+
+
 # -- choosing --------------------------------------------------------------------------------------
 
 

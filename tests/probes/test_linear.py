@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from featpipe.probes import linear
+from featpipe.probes import rows
 from featpipe.probes.linear import (
     BatchedLinearSVC,
     BatchedLogisticRegression,
@@ -24,6 +24,7 @@ from featpipe.probes.linear import (
     fit_path,
     thread_pool,
 )
+from featpipe.probes.rows import Rows
 
 BOTH = pytest.mark.parametrize(
     "kind", [BatchedLinearSVC, BatchedLogisticRegression], ids=["svm", "logistic"]
@@ -118,7 +119,13 @@ def problem(seed: int, most: int, classes: int) -> Problem:
     return Problem(X, y, C, class_weight, weight)
 
 
-def compare(case: Problem, kind: Any, dtype: Any, above: float = 1e-5) -> None:
+def compare(
+    case: Problem,
+    kind: Any,
+    dtype: Any,
+    above: float = 1e-5,
+    duals: tuple[bool, ...] = (True, False),
+) -> None:
     """Compare objectives and decisions with those of scikit-learn."""
     case = replace(case, X=case.X.astype(dtype).astype(np.float64))
     own = kind(case.C, class_weight=case.class_weight)
@@ -130,7 +137,7 @@ def compare(case: Problem, kind: Any, dtype: Any, above: float = 1e-5) -> None:
         least, F = np.full(len(found), np.inf), np.empty((len(case.y), len(found)))
         for j, positive in enumerate(case.positive.T):
             # Either solver may be slow to converge; the better one is the reference.
-            for dual in (True, False):
+            for dual in duals:
                 svm = LinearSVC(C=case.C, tol=1e-8, dual=dual, max_iter=20_000, random_state=0)
                 svm.fit(case.X, positive, weights[:, j])
                 W, b = np.zeros_like(own.coef_), np.zeros_like(own.intercept_)
@@ -185,6 +192,26 @@ def test_large_problems_are_solved_to_their_tolerance(kind, n, d, k, C):
     first, second = (value(model.coef_, model.intercept_) for model in (single, double))
     assert max(single.gap_, double.gap_) <= 1e-6
     np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+@pytest.mark.long
+@BOTH
+@pytest.mark.parametrize(
+    ("n", "d", "k", "C", "noise"),
+    [
+        (5000, 20, 100, 1e-3, 1.0),
+        (5000, 20, 5, 1e3, 3.0),
+        (3000, 100, 10, 1e-6, 3.0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_large_and_odd_problems_end_where_scikit_learn_does(kind, n, d, k, C, noise):
+    rng = np.random.default_rng(n + d + k)
+    y = np.r_[np.arange(k), rng.integers(0, k - 1, n - k)]  # a single row of the last class
+    X = StandardScaler().fit_transform(rng.normal(size=(k, d))[y] + noise * rng.normal(size=(n, d)))
+    X[:, ::10] = 1.5
+    X[n // 2 :: 3] = X[: len(X[n // 2 :: 3])]  # duplicates, most of other classes
+    compare(Problem(X, y, C, None, None), kind, np.float32, above=1e-4, duals=(n < d,))
 
 
 # --- paths ---
@@ -276,10 +303,23 @@ def test_values_in_any_order_and_twice_are_told_apart(n, d, hinge):
 def test_exact_steps_and_truncated_newton_agree(monkeypatch, dtype):
     X, task = folds(1000, 60, hinge=True)
     usual = path(X.astype(dtype), task, (1e-4, 1.0, 1e3), standardise=True)
-    monkeypatch.setattr(linear, "_KERNEL_ROWS", 0)
+    monkeypatch.setattr(rows, "_LARGEST", 0)
     other = path(X.astype(dtype), task, (1e-4, 1.0, 1e3), standardise=True)
     for a, b in zip(usual, other, strict=True):
         assert max(a.gap, b.gap) <= 1e-9  # single precision alone would not do
+        np.testing.assert_allclose(a.F, b.F, atol=1e-2)
+
+
+@LOSSES
+@pytest.mark.parametrize(("n", "d"), [(900, 1000), (900, 700)])
+def test_no_square_matrix_is_larger_than_affordable(monkeypatch, hinge, n, d):
+    X, task = folds(n, d, hinge)
+    usual = path(X, task, standardise=True)
+    monkeypatch.setattr(rows, "_LARGEST", 500)
+    for name in ("in_span", "kernel", "preconditioner"):
+        monkeypatch.setattr(Rows, name, None)
+    for a, b in zip(usual, path(X, task, standardise=True), strict=True):
+        assert max(a.gap, b.gap) <= 1e-9
         np.testing.assert_allclose(a.F, b.F, atol=1e-2)
 
 
