@@ -21,7 +21,8 @@ def name(path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_every_recipe_can_be_planned_and_ends_in_a_report(path, tmp_path):
+def test_every_recipe_can_be_planned_and_ends_in_a_report(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what a recipe writes is below the current folder
     plan = Plan.of(read_recipe(path), Context(Workspace(tmp_path)))
     assert plan.tasks[-1].step.name == "report"
     assert plan.tasks[-1].step.out == tmp_path / "reports" / path.stem

@@ -62,5 +62,5 @@ def test_then_the_plan_has_nothing_left_but_to_write(first, folder):
     assert code == 0
     plan = {row["task"]: row for row in events[-1]["plan"]}
     to_do = {name for name, row in plan.items() if row["state"] == "to do"}
-    assert all(name.startswith(("explain", "compare", "report")) for name in to_do)
+    assert all(name.startswith(("embed", "explain", "compare", "report")) for name in to_do)
     assert all(row["key"] for name, row in plan.items() if name not in to_do)
