@@ -84,4 +84,4 @@ class Embed(Extract):
             rows = export_store(store, target, force=self.force)
             targets.append(target)
             lines.append(f"{rows} vectors → {target}")
-        return Outcome(made.status, "\n".join(lines), tuple(targets), made.facts, made.exit_code)
+        return Outcome("done", "\n".join(lines), tuple(targets), made.facts, made.exit_code)
