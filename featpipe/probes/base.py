@@ -287,9 +287,9 @@ class LinearProbe(Probe):
         """Return the solver that ``"auto"`` means: the batched one where it is not slower.
 
         What many logistic fits share, L-BFGS with its loose stop outruns in few. Measured on two
-        cores, batched and scikit-learn, refit included: nine C × 5 folds of 4000 × 2048 features
-        6 and 14 s; five C × 5 folds of 4000 × 512 2.1 and 3.7 s, of 1258 × 128 0.6 and 0.6 s; five
-        C × 3 folds of 4000 × 2048 4.7 and 3.7 s; five C on one holdout of them 4.4 and 2.4 s.
+        cores, batched and scikit-learn: the search of nine C × 5 folds of 4000 × 2048 features 4.8
+        and 13.0 s; refit included, five C × 5 folds of 4000 × 512 2.1 and 3.7 s, of 1258 × 128 0.6
+        and 0.6 s; five C × 3 folds of 4000 × 2048 4.7 and 3.7 s, on one holdout 4.4 and 2.4 s.
         """
         if self.solver != "auto":
             return self.solver
