@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from featpipe.clean import find_unneeded
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
-    from featpipe.evaluation.fitting import import_skops_fast
     from featpipe.evaluation.result import Result, locate_result, scan_results
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
@@ -52,7 +51,6 @@ _HOMES = {
     "clean": ("find_unneeded",),
     "datasets": ("DATASETS",),
     "datasets.dataset": ("open_source",),
-    "evaluation.fitting": ("import_skops_fast",),
     "evaluation.result": ("Result", "locate_result", "scan_results"),
     "evaluation.verify": ("verify_result",),
     "labelmap": ("LabelMap", "builtin_maps"),
@@ -87,7 +85,6 @@ __all__ = [
     "find_recipe",
     "find_unneeded",
     "images_of",
-    "import_skops_fast",
     "load_backbone",
     "locate_result",
     "measure",

@@ -21,7 +21,7 @@ from featpipe.datasets.folder import images_below
 from featpipe.datasets.images import read_image
 from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.calibration import to_probabilities
-from featpipe.evaluation.fitting import load_model, predict_with_scores
+from featpipe.evaluation.models import load_model, predict_with_scores
 from featpipe.evaluation.result import Result
 from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
 from featpipe.progress import SILENT, Progress

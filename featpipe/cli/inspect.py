@@ -165,7 +165,6 @@ def predict(
     MODEL is the name of a result, or a part of it: svm is the latest of that name; or a .skops or a
     .safetensors file. Probabilities of probes are calibrated on training rows.
     """
-    api.import_skops_fast()  # before torch, whose modules skops would search
     files = api.images_of(images)
     predictor = api.open_predictor(session.workspace, model, n_images=len(files), **where)
     answers = api.predict(predictor, files, session.console.progress)

@@ -25,7 +25,8 @@ from featpipe.evaluation.assemble import (
     save_result,
 )
 from featpipe.evaluation.calibration import calibrate
-from featpipe.evaluation.fitting import UnsafeModelError, fit_splits, n_parameters, save_model
+from featpipe.evaluation.fitting import fit_splits
+from featpipe.evaluation.models import UnsafeModelError, n_parameters, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.stores import select_stores

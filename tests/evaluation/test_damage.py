@@ -16,7 +16,7 @@ import pytest
 from skops import io as skops_io
 
 from featpipe.errors import FeatpipeError, ResultError
-from featpipe.evaluation.fitting import load_model
+from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 from featpipe.evaluation.verify import verify_result
 from featpipe.fingerprint import of_file, seal_archive, sealed_json

@@ -16,14 +16,8 @@ from sklearn.preprocessing import FunctionTransformer
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.fitting import (
-    at_edge,
-    check_memory,
-    fit_splits,
-    n_fits,
-    predict_with_scores,
-    workers_for,
-)
+from featpipe.evaluation.fitting import at_edge, check_memory, fit_splits, n_fits, workers_for
+from featpipe.evaluation.models import predict_with_scores
 from featpipe.evaluation.protocol import RowSet, Split, make_splits
 from featpipe.probes.base import Probe
 from featpipe.probes.logistic import Logistic

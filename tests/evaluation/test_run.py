@@ -15,7 +15,7 @@ import pytest
 from featpipe.clean import find_unneeded
 from featpipe.errors import UsageError
 from featpipe.evaluation import fitting
-from featpipe.evaluation.fitting import load_model
+from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.run import evaluate, set_up
 from featpipe.evaluation.verify import verify_result

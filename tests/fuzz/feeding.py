@@ -25,7 +25,7 @@ from featpipe.datasets.binary import Stl10
 from featpipe.datasets.dataset import DatasetOptions, open_source, splits_of
 from featpipe.datasets.images import read_image
 from featpipe.errors import FeatpipeError
-from featpipe.evaluation.fitting import load_model
+from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
 from featpipe.finetune.saved import load_head
 from featpipe.labelmap import LabelMap

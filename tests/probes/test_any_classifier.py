@@ -20,7 +20,7 @@ from sklearn.tree import DecisionTreeClassifier
 from featpipe.api import evaluate, read_recipe, report
 from featpipe.cli import main
 from featpipe.errors import FitError, RecipeError, ResultError, UnknownNameError, UsageError
-from featpipe.evaluation.fitting import load_model, save_model
+from featpipe.evaluation.models import load_model, save_model
 from featpipe.evaluation.result import Result
 from featpipe.probes.any_classifier import AnyClassifier, describe
 from tests.evaluation.methods import context, evaluated, pair

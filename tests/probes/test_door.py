@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from featpipe.evaluation.fitting import load_model
+from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
 from tests.evaluation.methods import pair
 

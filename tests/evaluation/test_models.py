@@ -7,7 +7,7 @@ import pytest
 from skops import io as skops_io
 
 from featpipe.errors import ResultError
-from featpipe.evaluation.fitting import load_model
+from featpipe.evaluation.models import load_model
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
