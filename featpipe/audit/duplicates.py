@@ -26,7 +26,7 @@ from featpipe.probes.linear import thread_pool
 from featpipe.store import FeatureStore
 
 # More are searched approximately, where faiss is installed: of 60,000 rows with 256 features, all
-# but one neighbour in 2000 were the exact ones, thirty times faster; usearch took five times longer.
+# but one neighbour in 2000 were the exact ones, thirty times faster; usearch took five times that.
 EXACT_ROWS = 50_000
 _LISTS, _PROBES = 4, 16  # inverted lists for each square root of the rows, and how many are read
 NEIGHBOURS = 10  # the last of them tells what cosine is usual
