@@ -61,9 +61,10 @@ class AuditStep(Step):
         from featpipe.audit import record  # noqa: PLC0415 - brings scikit-learn
 
         path, existing = record.look_up(self, record.open_stores(self, context), context)
+        key = path.stem.rpartition("-")[2]
         if existing is None or self.force:
-            return Status(False, "asked for again" if self.force else "no such audit yet")
-        return Status(True, "audit is there", paths=(path, path.with_suffix(".csv")))
+            return Status(False, "asked for again" if self.force else "no such audit yet", key)
+        return Status(True, "audit is there", key, (path, path.with_suffix(".csv")))
 
     def run(self, context: Context) -> Outcome:
         """Audit the stores, unless that was done."""
