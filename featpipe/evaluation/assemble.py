@@ -23,7 +23,7 @@ from featpipe.evaluation.metrics import (
 )
 from featpipe.evaluation.protocol import Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
-from featpipe.evaluation.screening import account_of_leaks, note_of_leaks
+from featpipe.evaluation.screening import account_of_leaks, note_of_leaks, notes_of_repeats
 from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
 from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
@@ -237,7 +237,10 @@ def build_result(
         splits = [output.splits[i].split for i in headline]
         leaks = account_of_leaks(splits, [output.splits[i].predicted for i in headline])
         extra["leaks"] = leaks
-        if leaks and (leaked := note_of_leaks(leaks)):
+        if leaks is not None:
+            notes += notes_of_repeats(leaks)
+            leaked = note_of_leaks(leaks)
+        if leaked:
             context.progress.note(f"warning: {leaked}")
         training = {"splits": headline, **training_sets(splits)}
         notes += _imbalance_note(splits, settings)

@@ -153,7 +153,9 @@ def account_of_leaks(
     -------
     account : dict or None
         ``test_images``, ``leaked``, ``accuracy``, and if any image leaked ``accuracy_without`` (an
-        interval; None if no image is left) and ``ids``; None where pixels were not compared.
+        interval; None if no image is left) and ``ids``; ``repeated``, how many rows of the stores
+        show an image of a row before, and ``conflicting``, how many of these have another label.
+        None where pixels were not compared.
     """
     masks = [_shared(split.test, split.train) for split in splits]
     if any(mask is None for mask in masks):
@@ -163,7 +165,11 @@ def account_of_leaks(
     rows = np.unique(ids, return_inverse=True)[1]
     labels = np.concatenate([split.test.labels for split in splits])
     correct = np.concatenate(predicted) == labels
+    stores = {id(s): s for split in splits for s in (split.train.store, split.test.store)}
+    repeats = [_repeats(store) for store in stores.values()]
     account: dict[str, Any] = {
+        "repeated": sum(n for n, _ in repeats),
+        "conflicting": sum(n for _, n in repeats),
         "test_images": len(np.unique(rows)),
         "leaked": len(np.unique(rows[leaked])),
         "accuracy": accuracy_interval(correct, rows).as_dict(),
@@ -175,6 +181,15 @@ def account_of_leaks(
             without = accuracy_interval(correct[~leaked], kept).as_dict()
         account |= {"accuracy_without": without, "ids": np.unique(ids[leaked]).tolist()}
     return account
+
+
+def notes_of_repeats(account: Mapping[str, Any]) -> list[str]:
+    """Say how many images occur more than once within a split."""
+    if not account["repeated"]:
+        return []
+    clash = f", {account['conflicting']} of them with another label" * bool(account["conflicting"])
+    listed = "featpipe audit lists them"
+    return [f"{account['repeated']} images repeat another of their split{clash}: {listed}."]
 
 
 def note_of_leaks(account: Mapping[str, Any]) -> str:
@@ -194,6 +209,16 @@ def note_of_leaks(account: Mapping[str, Any]) -> str:
         f"[{100 * without['low']:.2f}, {100 * without['high']:.2f}] without. --leaks drop leaves "
         "them out of training."
     )
+
+
+def _repeats(store: FeatureStore) -> tuple[int, int]:
+    """Return how many rows show an image of a row before, and how many differ in their label."""
+    if (numbers := same_images(store)) is None:
+        return 0, 0
+    _, first, place = np.unique(numbers, return_index=True, return_inverse=True)
+    again = first[place] != np.arange(len(store.labels))
+    clash = again & (store.labels != store.labels[first[place]])
+    return int(again.sum()), int(clash.sum())
 
 
 def _shared(rows: Any, others: Any) -> NDArray[np.bool_] | None:

@@ -48,6 +48,17 @@ def test_without_leaks_nothing_is_said(tmp_path, leaky):
     assert not any("training images, too" in note for note in result.notes)
 
 
+def test_images_that_repeat_within_a_split_are_counted(tmp_path):
+    images = list(pictures(60, 16))
+    images[57], images[58] = images[0], images[1]  # 57 and 0 are of one class, 58 and 1 are, too
+    images[59] = images[0]
+    result = evaluated(Centroid(), tmp_path, seen(tmp_path / "a.h5", images, noise=6.0))
+    account = result.extra["leaks"]
+    assert (account["repeated"], account["conflicting"]) == (3, 1)
+    text = "3 images repeat another of their split, 1 of them with another label"
+    assert any(note.startswith(text) for note in result.notes)
+
+
 def test_stores_without_pixels_cannot_tell(tmp_path):
     train, test = pair(tmp_path)
     assert evaluated(Centroid(), tmp_path, train, test).extra["leaks"] is None
