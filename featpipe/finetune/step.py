@@ -17,8 +17,8 @@ from featpipe.extract.step import ImageStep
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
 from featpipe.provenance import package_version
-from featpipe.steps import STEPS, Context, Outcome, Status, option, options_of
-from featpipe.steps.grammar import device_name, need_training, number, protocol
+from featpipe.steps import STEPS, Context, Outcome, Status, altered, option, options_of
+from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
 
 # Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
@@ -118,10 +118,9 @@ class Finetune(ImageStep):
         "featpipe finetune --model glyphnet --dataset digits --epochs 20 --schedule cosine",
     )
 
-    weights: str = option(
-        "DEFAULT",
+    weights: str = altered(
+        ImageStep.weights,
         help="DEFAULT, the name of published weights, a file, or none: from scratch.",
-        selects_input=True,
     )
     unfreeze: str | None = option(
         None,
@@ -139,9 +138,7 @@ class Finetune(ImageStep):
         "ends, so that it does not distort pretrained stages while it learns.",
         choices=("random", "probe"),
     )
-    device: str = option(
-        "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, selects_input=True
-    )
+    device: str = altered(ImageStep.device, affects_result=True, selects_input=True)
     norm: str = option(
         "batch",
         help="Normalisation of an untrained network.",

@@ -199,6 +199,13 @@ def option(default: Any = _DEFAULT, **properties: Any) -> Any:
     return OptionSpec(**properties, default=None if required else default)
 
 
+def altered(base: Any, default: Any = _DEFAULT, **properties: Any) -> Any:
+    """Declare an inherited option again, with a default of its own or other properties."""
+    if default is not _DEFAULT:
+        properties |= {"default": default, "neutral": default, "required": False}
+    return replace(base, **properties)
+
+
 def options_of(step: Any) -> dict[str, OptionSpec]:
     """Return the options of a step class, in the order of their definition."""
     known: dict[str, OptionSpec] | None = step.__dict__.get("_options")
