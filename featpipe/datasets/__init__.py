@@ -29,6 +29,7 @@ DATASETS: Registry[type[Dataset]] = Registry(
         "csv": "featpipe.datasets.tables",
         "npz": "featpipe.datasets.tables",
         "torchvision": "featpipe.datasets.torchvision",
+        "images": "featpipe.datasets.given",
         "digits": "featpipe.datasets.digits",
     },
 )

@@ -201,7 +201,7 @@ def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.u
                 raise Image.DecompressionBombError(f"({pixels} pixels)")
             if side is not None:
                 image.draft(None, (side, side))  # formats other than JPEG have none
-            return _to_rgb(image, path)
+            return to_rgb(image, path)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -226,7 +226,8 @@ def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.u
         raise ImageError(what, where=path, got=f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
+    """Return an opened image as upright RGB; ``path`` is its file, or what it is, for messages."""
     # Not ImageOps.exif_transpose: it also rewrites the whole EXIF block, and fails where any tag
     # of it is damaged, although the pixels and the orientation are intact.
     image_format = image.format  # a turned image has none

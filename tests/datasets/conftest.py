@@ -18,6 +18,7 @@ from PIL import Image
 from featpipe.datasets.binary import Cifar10, Cifar100, Stl10
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.digits import load_values
+from featpipe.datasets.given import register_images
 from featpipe.datasets.selection import stratified_split
 from featpipe.fingerprint import FileHashes
 
@@ -300,6 +301,16 @@ def _make_torchvision(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     return Made("torchvision:DTD", tmp, images, labels, classes, change)
 
 
+def _make_images(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A list of arrays and PIL images, colour and grey."""
+    tmp.mkdir()
+    colour, grey = pictures(3, seed=1), pictures(1, seed=2, colours=False)
+    given = [colour[0], Image.fromarray(colour[1]), colour[2], grey[0]]
+    spec = register_images(given, ["dog", "cat", None, "dog"])
+    images = [*colour, np.repeat(grey[0][..., None], 3, axis=2)]
+    return Made(spec, None, {"all": images}, {"all": [1, 0, -1, 1]}, ("cat", "dog"))
+
+
 MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "stl10": _make_stl10,
     "cifar10": _make_cifar(Cifar10),
@@ -310,6 +321,7 @@ MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "csv": _make_csv,
     "npz": _make_npz,
     "torchvision": _make_torchvision,
+    "images": _make_images,
     "digits": _make_digits,
 }
 

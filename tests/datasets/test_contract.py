@@ -17,6 +17,7 @@ from featpipe.errors import DataError, UnknownNameError, UsageError
 
 KINDS = DATASETS.names()
 PATHS = ["folder", "csv", "npz"]
+NOWHERE = ["digits", "images"]  # on no disk
 
 
 @pytest.fixture(params=KINDS)
@@ -81,7 +82,7 @@ def test_fingerprint_is_of_the_content(made, options_for):
         assert changed != first[splits[0]]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "digits"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NOWHERE])
 def test_fingerprint_does_not_depend_on_the_place(kind, make, options_for, tmp_path):
     made = make(kind)
     options = options_for(made)
@@ -97,7 +98,7 @@ def test_the_workspace_is_the_second_place(kind_in_raw, options):
     assert len(open_source(kind_in_raw, splits_of(kind_in_raw, options)[0], options)) > 0
 
 
-@pytest.fixture(params=[kind for kind in KINDS if kind not in (*PATHS, "digits")])
+@pytest.fixture(params=[kind for kind in KINDS if kind not in (*PATHS, *NOWHERE)])
 def kind_in_raw(request, make, tmp_path):
     spec = make(request.param).spec
     (tmp_path / "made").rename(tmp_path / "raw")
@@ -128,14 +129,13 @@ def test_an_unknown_class_is_named(made, options_for):
 def test_an_unknown_split_is_named_with_the_nearest(made, options_for):
     with pytest.raises(UnknownNameError, match=r"no split 'trian'") as caught:
         open_source(made.spec, "trian", options_for(made))
-    assert "did you mean 'train'?" in str(caught.value)
+    if "train" in made.images:
+        assert "did you mean 'train'?" in str(caught.value)
     assert made.spec in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DATASETS.names() if kind not in PATHS])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*PATHS, *NOWHERE)])
 def test_an_absent_dataset_says_where_it_was_looked_for(kind, options, tmp_path):
-    if kind == "digits":
-        return  # always there
     (tmp_path / "empty").mkdir()
     options = replace(options, data=tmp_path / "empty")
     spec = "torchvision:DTD" if kind == "torchvision" else kind

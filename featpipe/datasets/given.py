@@ -1,0 +1,163 @@
+"""``images:KEY``: a list that Python hands over, of paths, PIL images or arrays, as a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.folder import natural_key
+from featpipe.datasets.images import FileSource, to_rgb
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
+from featpipe.datasets.tables import numbered
+from featpipe.errors import DataError, UsageError
+from featpipe.fingerprint import of_bytes, of_mapping
+
+_EXPECTED = "paths; or PIL images and arrays, uint8 of shape (height, width, 3) or (height, width)"
+_WHERE = "the images given"
+
+
+class _Given(NamedTuple):
+    """A list of images with its labels."""
+
+    images: Sequence[Any]  # in memory; empty where the ids are paths
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: list[int]
+    digests: list[str]
+    sizes: set[tuple[int, ...]]  # heights and widths of those in memory
+
+
+_GIVEN: dict[str, _Given] = {}  # until the process ends; references, no copies
+
+
+@DATASETS.register
+class Images(Dataset):
+    """images:KEY, a list of images in Python: extract([…], labels=[…])."""
+
+    name = "images"
+    argument_name = "KEY"
+
+    def open(self, split: str) -> ImageSource:
+        """Return the images of the list."""
+        given = _GIVEN.get(self.argument)
+        if given is None:
+            raise DataError(
+                f"{self.spec} is a list that another Python process was given.",
+                next_step="give it to extract() here, too",
+            )
+        identity = Identity(self.spec, split, given.classes, given.ids, given.labels)
+        if not given.images:
+            return FileSource(identity, Path(), self.options, _WHERE)
+        return _InMemory(identity, given)
+
+
+class _InMemory(ImageSource):
+    """PIL images and arrays, converted when they are read."""
+
+    def __init__(self, identity: Identity, given: _Given) -> None:
+        super().__init__(identity, given.digests, _WHERE)
+        self._given = given
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of all images; None if they differ."""
+        sizes: Any = self._given.sizes
+        return next(iter(sizes)) if len(sizes) == 1 else None
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Return one image; DataError if it is no longer the one that was given."""
+        pixels = _pixels(self._given.images[row], row)
+        if _digest(pixels) != self._given.digests[row]:
+            what = "An image was changed after it was given."
+            raise DataError(what, where=self.ids[row], next_step="extract again")
+        return pixels
+
+
+def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) -> str:
+    """Make a list of images known as a dataset, in this process; return the dataset's name.
+
+    Parameters
+    ----------
+    images : iterable
+        Paths, which are the images' ids; or PIL images and arrays (height, width, 3) or (height,
+        width), uint8, whose ids are their places in the list and digests of their pixels.
+    labels : iterable of str or int, optional
+        Class of each image; ``None`` or -1 for an unlabelled one. Default: none is labelled.
+
+    Raises
+    ------
+    UsageError
+        If there are no images, or something else is among them.
+    DataError
+        If not every image has one label.
+    """
+    try:
+        listed = list(images)
+    except TypeError:
+        hint = f"extract('folder:{images}') embeds a folder" if _is_path(images) else None
+        what = "The images are no list."
+        raise UsageError(what, expected=_EXPECTED, got=type(images), next_step=hint) from None
+    paths = [os.fspath(image) for image in listed if _is_path(image)]
+    if not listed or (paths and len(paths) < len(listed)):
+        got = f"{len(paths)} paths among {len(listed)} images" if listed else "an empty list"
+        raise UsageError("These images are no dataset.", expected=f"a list of {_EXPECTED}", got=got)
+    digests: list[str] = []
+    sizes: set[tuple[int, ...]] = set()
+    for row, image in enumerate([] if paths else listed):
+        pixels = _pixels(image, row)
+        digests.append(_digest(pixels))
+        sizes.add(pixels.shape[:2])
+    ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
+    classes, numbers = _classes_of([None] * len(listed) if labels is None else list(labels))
+    key = of_mapping({"ids": ids, "classes": classes, "labels": numbers})[:8]
+    _GIVEN[key] = _Given([] if paths else listed, tuple(ids), classes, numbers, digests, sizes)
+    return f"{Images.name}:{key}"
+
+
+def _is_path(image: object) -> bool:
+    return isinstance(image, str | os.PathLike)
+
+
+def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
+    """Return an image as upright RGB."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image, f"image {row} of the list")
+    array = image if isinstance(image, np.ndarray) else np.empty(0)
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not shaped or not array.size:
+        shape = getattr(image, "shape", None)
+        raise UsageError(
+            f"Image {row} of the list is no image.",
+            expected=_EXPECTED,
+            got=type(image).__name__
+            + ("" if shape is None else f", {getattr(image, 'dtype', '?')}, {tuple(shape)}"),
+        )
+    planes = np.broadcast_to(array.reshape(*array.shape[:2], -1), (*array.shape[:2], 3))
+    return np.array(planes, order="C")
+
+
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    return of_bytes(str(pixels.shape).encode(), pixels.tobytes())
+
+
+def _classes_of(labels: list[Any]) -> tuple[tuple[str, ...], list[int]]:
+    """Return the classes in natural order, or as their numbers, and the label of each image."""
+    known = [label for label in labels if label is not None]
+    if all(isinstance(label, str) for label in known):
+        classes = tuple(sorted(set(known), key=natural_key))
+        number = {None: UNLABELLED, **{name: label for label, name in enumerate(classes)}}
+        return classes, [number[label] for label in labels]
+    if not all(isinstance(label, int | np.integer) for label in known):
+        wrong = next(label for label in known if not isinstance(label, int | np.integer))
+        expected = "names of classes, or their numbers; None for unlabelled images"
+        raise UsageError("The labels are no classes.", expected=expected, got=repr(wrong))
+    numbers = [UNLABELLED if label is None else int(label) for label in labels]
+    return numbered(np.array(numbers), "the labels given"), numbers
