@@ -32,7 +32,7 @@ class _Given(NamedTuple):
     classes: tuple[str, ...]
     labels: list[int]
     digests: list[str]
-    sizes: set[tuple[int, ...]]  # heights and widths of those in memory
+    sizes: set[tuple[int, int]]  # heights and widths of those in memory
 
 
 _GIVEN: dict[str, _Given] = {}  # until the process ends; references, no copies
@@ -69,7 +69,7 @@ class _InMemory(ImageSource):
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width in pixels of all images; None if they differ."""
-        sizes: Any = self._given.sizes
+        sizes = self._given.sizes
         return next(iter(sizes)) if len(sizes) == 1 else None
 
     def read(self, row: int) -> NDArray[np.uint8]:
@@ -110,11 +110,11 @@ def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) 
         got = f"{len(paths)} paths among {len(listed)} images" if listed else "an empty list"
         raise UsageError("These images are no dataset.", expected=f"a list of {_EXPECTED}", got=got)
     digests: list[str] = []
-    sizes: set[tuple[int, ...]] = set()
+    sizes: set[tuple[int, int]] = set()
     for row, image in enumerate([] if paths else listed):
         pixels = _pixels(image, row)
         digests.append(_digest(pixels))
-        sizes.add(pixels.shape[:2])
+        sizes.add((pixels.shape[0], pixels.shape[1]))
     ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
     classes, numbers = _classes_of([None] * len(listed) if labels is None else list(labels))
     key = of_mapping({"ids": ids, "classes": classes, "labels": numbers})[:8]
@@ -130,7 +130,7 @@ def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
     """Return an image as upright RGB."""
     if isinstance(image, Image.Image):
         return to_rgb(image, f"image {row} of the list")
-    array = image if isinstance(image, np.ndarray) else np.empty(0)
+    array: NDArray[Any] = image if isinstance(image, np.ndarray) else np.empty(0)
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not shaped or not array.size:
         shape = getattr(image, "shape", None)
@@ -140,8 +140,10 @@ def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
             got=type(image).__name__
             + ("" if shape is None else f", {getattr(image, 'dtype', '?')}, {tuple(shape)}"),
         )
-    planes = np.broadcast_to(array.reshape(*array.shape[:2], -1), (*array.shape[:2], 3))
-    return np.array(planes, order="C")
+    height, width = array.shape[:2]
+    return np.array(
+        np.broadcast_to(array.reshape(height, width, -1), (height, width, 3)), order="C"
+    )
 
 
 def _digest(pixels: NDArray[np.uint8]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featpipe import backbones
-from featpipe.datasets import DATASETS, short_name, slug
+from featpipe.datasets import DATASETS, check_installed, short_name, slug
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
 from featpipe.steps.grammar import device_name, grouping
@@ -31,7 +31,7 @@ class ImageStep(Step):
         selects_input=True,
     )
     dataset: str = option(
-        help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH or torchvision:CLASS.",
+        help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH, torchvision:CLASS or hf:DATASET.",
         registry=DATASETS,
         selects_input=True,
     )
@@ -122,6 +122,7 @@ class ImageStep(Step):
         """Refuse what is not installed, and weights that are those of another model."""
         super().check_requirements()
         backbones.check_installed(self.model)
+        check_installed(self.dataset)
         backbones.check_tensors(self.model, self.weights)
 
     def check(self) -> None:

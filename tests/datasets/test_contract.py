@@ -16,7 +16,7 @@ from featpipe.datasets.dataset import DatasetOptions, open_source, splits_of
 from featpipe.errors import DataError, UnknownNameError, UsageError
 
 KINDS = DATASETS.names()
-PATHS = ["folder", "csv", "npz"]
+PATHS = ["folder", "csv", "npz", "hf"]
 NOWHERE = ["digits", "images"]  # on no disk
 
 
@@ -156,7 +156,7 @@ def test_a_path_that_does_not_exist(kind, options, tmp_path):
 
 @pytest.mark.parametrize("kind", PATHS)
 def test_a_path_is_needed(kind, options):
-    with pytest.raises(UsageError, match="needs a path"):
+    with pytest.raises(UsageError, match=r"needs a (path|dataset)"):
         splits_of(kind, options)
 
 
