@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from featpipe.backbones import MODELS, load_backbone
     from featpipe.bench import measure
-    from featpipe.clean import find_unneeded
+    from featpipe.clean import files_of, find_unneeded
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
-    from featpipe.evaluation.result import Result, locate_result, scan_results
+    from featpipe.evaluation.result import Result, locate_result, scan_results, unique_titles
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.predict import images_of, open_predictor, predict, write_answers
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "bench": ("measure",),
     "backbones": ("MODELS", "load_backbone"),
-    "clean": ("find_unneeded",),
+    "clean": ("files_of", "find_unneeded"),
     "datasets": ("DATASETS",),
     "datasets.dataset": ("open_source",),
-    "evaluation.result": ("Result", "locate_result", "scan_results"),
+    "evaluation.result": ("Result", "locate_result", "scan_results", "unique_titles"),
     "evaluation.verify": ("verify_result",),
     "labelmap": ("LabelMap", "builtin_maps"),
     "predict": ("images_of", "open_predictor", "predict", "write_answers"),
@@ -82,6 +82,7 @@ __all__ = [
     "evaluate",
     "export_store",
     "extract",
+    "files_of",
     "find_recipe",
     "find_unneeded",
     "images_of",
@@ -97,6 +98,7 @@ __all__ = [
     "run_plan",
     "scan_results",
     "scan_stores",
+    "unique_titles",
     "verify_result",
     "write_answers",
     "write_recipe",
