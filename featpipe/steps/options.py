@@ -42,6 +42,7 @@ class OptionSpec:
     neutral: Any = _DEFAULT
     tunable: bool = False  # whether it lists values that the method chooses among: the grid
     bound: bool = False  # whether a recipe fills it in, if required, from another step's output
+    group: str = "Options"  # the heading that help lists it under
     short: str = ""  # another name on the command line: "-o"
     positional: bool = False  # whether the command line takes it without --name
     # Whether its values only draw again what is left to chance: more of the same in charts, not
