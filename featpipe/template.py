@@ -13,7 +13,7 @@ import numpy as np
 
 from featpipe.backbones import backbone_name, weights_file
 from featpipe.datasets.dataset import SourceRequest, splits_of
-from featpipe.errors import DataError, UsageError
+from featpipe.errors import DataError, UsageError, nearest_path
 from featpipe.steps import Context, Outcome
 from featpipe.steps.recipe import A_NAME, is_name, parse_recipe
 from featpipe.workspace import atomic_write, neutralise_cell
@@ -146,7 +146,11 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
         If there is nothing, or nothing that can be a dataset.
     """
     if not data.exists():
-        raise DataError("There are no such images.", where=data, next_step="correct --data")
+        raise DataError(
+            "There are no such images.",
+            where=data,
+            next_step=nearest_path(data) or "correct --data",
+        )
     if data.is_file():
         if data.suffix.lower() not in _TABLES:
             raise DataError(

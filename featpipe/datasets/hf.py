@@ -25,7 +25,7 @@ from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import EncodedSource, FileSource, decode_image
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
 from featpipe.datasets.tables import numbered, ordered_splits
-from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean
+from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean, nearest_path
 from featpipe.workspace import user_path
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
@@ -153,13 +153,12 @@ class HuggingFace(PathDataset):
             return DataError(f"The dataset {self.spec!r} cannot be opened.", where=path, got=got)
         near = [each for folder in self._caches() for each in Path(folder).glob("*/")]
         known = [each.name.replace("___", "/") for each in near]
-        with suppress(OSError):
-            known += [str(Path(named).parent / name) for name in os.listdir(path.parent)]
         return self.not_found(
             [path, *map(Path, self._caches())],
             "a folder or a .parquet file, or a dataset of the hub",
             got=got,
             next_step=(named not in known and did_you_mean(named, known))
+            or nearest_path(path)
             or "correct the name or --data DIR; or let featpipe extract fetch it from the hub",
         )
 
