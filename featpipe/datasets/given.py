@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.dataset import Dataset
+from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource, to_rgb
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
@@ -24,18 +24,8 @@ _EXPECTED = "paths; or PIL images and arrays, uint8 of shape (height, width, 3) 
 _WHERE = "the images given"
 
 
-class _Given(NamedTuple):
-    """A list of images with its labels."""
-
-    images: Sequence[Any]  # in memory; empty where the ids are paths
-    ids: tuple[str, ...]
-    classes: tuple[str, ...]
-    labels: list[int]
-    digests: list[str]
-    sizes: set[tuple[int, int]]  # heights and widths of those in memory
-
-
-_GIVEN: dict[str, _Given] = {}  # until the process ends; references, no copies
+# How each list is opened, by its key, until the process ends; references, no copies.
+_GIVEN: dict[str, Callable[[DatasetOptions], ImageSource]] = {}
 
 
 @DATASETS.register
@@ -47,35 +37,30 @@ class Images(Dataset):
 
     def open(self, split: str) -> ImageSource:
         """Return the images of the list."""
-        given = _GIVEN.get(self.argument)
-        if given is None:
-            raise DataError(
-                f"{self.spec} is a list that another Python process was given.",
-                next_step="give it to extract() here, too",
-            )
-        identity = Identity(self.spec, split, given.classes, given.ids, given.labels)
-        if not given.images:
-            return FileSource(identity, Path(), self.options, _WHERE)
-        return _InMemory(identity, given)
+        if self.argument not in _GIVEN:
+            what = f"{self.spec} is a list that another Python process was given."
+            raise DataError(what, next_step="give it to extract() here, too")
+        return _GIVEN[self.argument](self.options)
 
 
 class _InMemory(ImageSource):
     """PIL images and arrays, converted when they are read."""
 
-    def __init__(self, identity: Identity, given: _Given) -> None:
-        super().__init__(identity, given.digests, _WHERE)
-        self._given = given
+    def __init__(
+        self, identity: Identity, images: Sequence[Any], digests: list[str], sizes: set[Any]
+    ) -> None:
+        super().__init__(identity, digests, _WHERE)
+        self._images, self._digests, self._sizes = images, digests, sizes
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width in pixels of all images; None if they differ."""
-        sizes = self._given.sizes
-        return next(iter(sizes)) if len(sizes) == 1 else None
+        return next(iter(self._sizes)) if len(self._sizes) == 1 else None
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image; DataError if it is no longer the one that was given."""
-        pixels = _pixels(self._given.images[row], row)
-        if _digest(pixels) != self._given.digests[row]:
+        pixels = _pixels(self._images[row], row)
+        if _digest(pixels) != self._digests[row]:
             what = "An image was changed after it was given."
             raise DataError(what, where=self.ids[row], next_step="extract again")
         return pixels
@@ -109,17 +94,20 @@ def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) 
     if not listed or (paths and len(paths) < len(listed)):
         got = f"{len(paths)} paths among {len(listed)} images" if listed else "an empty list"
         raise UsageError("These images are no dataset.", expected=f"a list of {_EXPECTED}", got=got)
-    digests: list[str] = []
-    sizes: set[tuple[int, int]] = set()
+    digests, sizes = [], set()
     for row, image in enumerate([] if paths else listed):
         pixels = _pixels(image, row)
         digests.append(_digest(pixels))
-        sizes.add((pixels.shape[0], pixels.shape[1]))
+        sizes.add(pixels.shape[:2])
     ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
     classes, numbers = _classes_of([None] * len(listed) if labels is None else list(labels))
     key = of_mapping({"ids": ids, "classes": classes, "labels": numbers})[:8]
-    _GIVEN[key] = _Given([] if paths else listed, tuple(ids), classes, numbers, digests, sizes)
-    return f"{Images.name}:{key}"
+    identity = Identity(f"{Images.name}:{key}", "all", classes, ids, numbers)
+    if paths:
+        _GIVEN[key] = lambda options: FileSource(identity, Path(), options, _WHERE)
+    else:
+        _GIVEN[key] = lambda options: _InMemory(identity, listed, digests, sizes)
+    return identity.name
 
 
 def _is_path(image: object) -> bool:

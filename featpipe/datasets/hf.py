@@ -52,11 +52,12 @@ class HuggingFace(PathDataset):
         classes, labels = self._labels(label, split)
         identity = Identity(self.spec, split, classes, row_ids(split, len(table)), labels)
         column = table.data.column(image)
-        if len(table) and _field(column, "bytes").null_count == len(table):  # files as they were
-            columns = [each.data.column(image) for each in self._tables.values()]
-            paths = [path for each in columns for path in _field(each, "path").to_pylist() if path]
-            root = os.path.commonpath([os.path.dirname(path) for path in paths])
-            ids = [os.path.relpath(path, root) for path in _field(column, "path").to_pylist()]
+        paths = _field(column, "path").drop_null().to_pylist()
+        if 0 < len(paths) == len(table) == _field(column, "bytes").null_count:  # files as they were
+            every = [_field(each.data.column(image), "path") for each in self._tables.values()]
+            folders = {os.path.dirname(path) for each in every for path in each.to_pylist() if path}
+            root = os.path.commonpath(folders)
+            ids = [os.path.relpath(path, root) for path in paths]
             return FileSource(replace(identity, ids=ids), Path(root), self.options, self.spec)
         files = [Path(file["filename"]) for file in table.cache_files]
         with self.options.unchanged(files):
@@ -109,7 +110,9 @@ class HuggingFace(PathDataset):
                 for folder in self._caches():
                     asked = {"repo_id": named, "dataset_name": Path(named).name, "version": "auto"}
                     try:
-                        cache = Cache(config_name=config, hash="auto", cache_dir=folder, **asked)
+                        cache = Cache(
+                            config_name=config, hash="auto", cache_dir=str(folder), **asked
+                        )
                         return cache.as_dataset()
                     except ValueError as error:  # it is not there, or in several configurations
                         reason = str(error) if "multiple" in str(error) else reason
@@ -128,12 +131,11 @@ class HuggingFace(PathDataset):
         except Exception as error:  # of the library, or of what it is made with
             raise self._explained(error, named, config) from error
 
-    def _caches(self) -> list[str]:
+    def _caches(self) -> list[Path]:
         """Return the folders that may hold datasets of the hub, the library's own one last."""
         from datasets import config  # noqa: PLC0415
 
-        folders = [*self.options.folders("hf"), Path(config.HF_DATASETS_CACHE)]
-        return [str(folder) for folder in folders]
+        return [*self.options.folders("hf"), Path(config.HF_DATASETS_CACHE)]
 
     def _explained(self, error: Exception, named: str, config: str | None) -> DataError:
         """Return what is wrong with the name, or the configuration, or what the library says."""
@@ -151,10 +153,10 @@ class HuggingFace(PathDataset):
         got = "; ".join(filter(None, lines))[:400] or type(error).__name__
         if path.exists():
             return DataError(f"The dataset {self.spec!r} cannot be opened.", where=path, got=got)
-        near = [each for folder in self._caches() for each in Path(folder).glob("*/")]
+        near = [each for folder in self._caches() for each in folder.glob("*/")]
         known = [each.name.replace("___", "/") for each in near]
         return self.not_found(
-            [path, *map(Path, self._caches())],
+            [path, *self._caches()],
             "a folder or a .parquet file, or a dataset of the hub",
             got=got,
             next_step=(named not in known and did_you_mean(named, known))
