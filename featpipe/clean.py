@@ -79,11 +79,11 @@ def find_unneeded(workspace: Workspace) -> list[Unneeded]:
 
 def files_of(workspace: Workspace, name: str) -> list[Unneeded]:
     """Return the files of a result, the result itself first: what is left then is of none."""
-    files = [*workspace.results.glob("*"), *workspace.models.glob("*")]
-    matches = {path: _OF_RESULT.fullmatch(path.name) for path in files}
+    result = workspace.results / f"{name}.json"
+    files = sorted([*workspace.results.glob("*"), *workspace.models.glob("*")])
+    matches = {path: _OF_RESULT.fullmatch(path.name) for path in files if path != result}
     found = [path for path, match in matches.items() if match and match["result"] == name]
-    found.sort(key=lambda path: (path != workspace.results / f"{name}.json", path))
-    return [Unneeded(path, "of the result") for path in found]
+    return [Unneeded(path, "of the result") for path in (result, *found)]
 
 
 def _results(workspace: Workspace) -> Iterator[tuple[Path, str]]:

@@ -12,7 +12,7 @@ from click.shell_completion import get_completion_class
 
 from featpipe import api
 from featpipe.cli.console import Session, with_session
-from featpipe.errors import FeatpipeError, ResultError, StoreError
+from featpipe.errors import FeatpipeError, ResultError, StoreError, UsageError
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
 
@@ -155,7 +155,11 @@ def _plainly(values: Mapping[str, Any]) -> str:
 def remove_results(session: Session, names: tuple[str, ...]) -> None:
     """Remove results with their predictions, models and pictures; stores and reports stay."""
     folder = session.workspace.results
-    chosen = dict.fromkeys(api.locate_result(folder, name).stem for name in names)
+    located = dict.fromkeys(api.locate_result(folder, name) for name in names)
+    if outside := [path for path in located if path.resolve().parent != folder.resolve()]:
+        what = "This result is not one of the workspace."
+        raise UsageError(what, where=outside[0], expected=f"one in {folder}")
+    chosen = [path.stem for path in located]
     found = [file for name in chosen for file in api.files_of(session.workspace, name)]
     for file in found:
         file.remove()

@@ -153,6 +153,11 @@ def test_a_result_is_shown_and_removed_by_a_part_of_its_name(run: Any, evaluated
     assert not any(path.exists() for path in before)
     assert run("results verify") == (0, "1 of 1 results are whole\n", "")
     assert evaluated.exists()
+    Path("data/results/torn.json").write_text("{")
+    assert run("results rm torn") == (0, "removed torn\n1 files\n", "")
+    Path("elsewhere.json").write_text(evaluated.read_text())
+    assert "not one of the workspace" in run("results rm elsewhere.json").err
+    assert Path("elsewhere.json").exists()
 
 
 def test_results_of_one_title_are_told_apart_wherever_they_are_listed(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from featpipe.errors import DataError, UnknownNameError, UsageError
 KINDS = DATASETS.names()
 PATHS = ["folder", "csv", "npz", "hf"]
 NOWHERE = ["digits", "images"]  # on no disk
+WITHOUT = pytest.mark.skipif(find_spec("datasets") is None, reason="the extra hf is not installed")
+PATH_KINDS = [*PATHS[:-1], pytest.param("hf", marks=WITHOUT)]
 
 
 @pytest.fixture(params=KINDS)
@@ -147,20 +150,20 @@ def test_an_absent_dataset_says_where_it_was_looked_for(kind, options, tmp_path)
     assert "--data" in message
 
 
-@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("kind", PATH_KINDS)
 def test_a_path_that_does_not_exist(kind, options, tmp_path):
     with pytest.raises(DataError) as caught:
         splits_of(f"{kind}:{tmp_path / 'nowhere'}", options)
     assert "nowhere" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("kind", PATH_KINDS)
 def test_a_path_is_needed(kind, options):
     with pytest.raises(UsageError, match=r"needs a (path|dataset)"):
         splits_of(kind, options)
 
 
-@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("kind", PATH_KINDS)
 def test_a_relative_path_is_looked_for_in_the_data_folder_first(kind, make, options):
     made = make(kind)
     name, _, path = made.spec.rpartition("/")
