@@ -60,7 +60,8 @@ def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
 
 def check_installed(spec: str) -> None:
     """Raise ``MissingExtraError`` unless what a dataset is read with is installed."""
-    needed = DATASETS.get(spec.partition(":")[0]).requires
+    name = spec.partition(":")[0]
+    needed = DATASETS.get(name).requires if name in DATASETS else None  # else a folder, or unknown
     if needed and find_spec(needed[0]) is None:
         raise MissingExtraError(*needed)
 

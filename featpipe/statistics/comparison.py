@@ -115,10 +115,11 @@ def compare(
         answers[result.name] = Answers.of(ids[table.row], table.correct, table.split, training)
         rows.append(_row(result, group))
     titles = unique_titles(results, rows, ("dataset", "features", "protocol"))
-    for row, title in zip(rows, titles, strict=True):
-        row["method"] = title
+    title_of = {row["name"]: title for row, title in zip(rows, titles, strict=True)}
     groups = list(dict.fromkeys(row["group"] for row in rows))
     rows.sort(key=lambda row: (groups.index(row["group"]), *_rank(row)))
+    for row in rows:
+        row["method"] = title_of[row["name"]]
     # Pairs are named in the order of the table, so the first of a pair is never the lower one.
     # All are tested at once: Holm's correction counts every test that was made.
     pairs = compare_all({row["name"]: answers[row["name"]] for row in rows}, margin / 100)
