@@ -35,7 +35,7 @@ def test_a_folder_of_class_folders(context, tmp_path):
     assert "featpipe run pets.yaml" in outcome.message
     plan = Plan.of(read_recipe(tmp_path / "pets.yaml"), context)
     assert [task.name for task in plan.tasks] == [
-        *("extract", "svm", "logistic", "knn", "compare", "report")
+        *("extract", "svm", "logistic", "knn", "audit", "compare", "report")
     ]
     assert plan.tasks[0].step.dataset == f"folder:{tmp_path / 'my photos'}"
     (_, status), *_ = plan.forecast()
