@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from featpipe.backbones import MODELS, load_backbone
     from featpipe.bench import measure
-    from featpipe.clean import find_unneeded
+    from featpipe.clean import files_of, find_unneeded
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
-    from featpipe.evaluation.result import Result, locate_result, scan_results
+    from featpipe.evaluation.result import Result, locate_result, scan_results, unique_titles
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.predict import images_of, open_predictor, predict, write_answers
@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "bench": ("measure",),
     "backbones": ("MODELS", "load_backbone"),
-    "clean": ("find_unneeded",),
+    "clean": ("files_of", "find_unneeded"),
     "datasets": ("DATASETS",),
     "datasets.dataset": ("open_source",),
-    "evaluation.result": ("Result", "locate_result", "scan_results"),
+    "evaluation.result": ("Result", "locate_result", "scan_results", "unique_titles"),
     "evaluation.verify": ("verify_result",),
     "labelmap": ("LabelMap", "builtin_maps"),
     "predict": ("images_of", "open_predictor", "predict", "write_answers"),
@@ -82,6 +82,7 @@ __all__ = [
     "evaluate",
     "export_store",
     "extract",
+    "files_of",
     "find_recipe",
     "find_unneeded",
     "images_of",
@@ -97,6 +98,7 @@ __all__ = [
     "run_plan",
     "scan_results",
     "scan_stores",
+    "unique_titles",
     "verify_result",
     "write_answers",
     "write_recipe",
@@ -110,9 +112,10 @@ def __getattr__(name: str) -> Any:
 
 
 def extract(  # noqa: PLR0913 - a model has a name, or is a module with four properties
-    dataset: str,
+    dataset: str | Iterable[Any],
     model: str | None = None,
     *,
+    labels: Iterable[Any] | None = None,
     backbone: Module | None = None,
     transform: Callable[[Any], Any] | None = None,
     name: str | None = None,
@@ -127,10 +130,13 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
 
     Parameters
     ----------
-    dataset : str
-        Name, or ``"folder:PATH"``, ``"csv:PATH"``, ``"npz:PATH"``.
+    dataset : str or iterable of images
+        Name, or ``"folder:PATH"``, ``"csv:PATH"``, ``"npz:PATH"``; or images: paths, PIL images or
+        arrays (height, width, 3) or (height, width), uint8.
     model : str, optional
         Name of the backbone, as ``featpipe models`` lists it; ``"timm:NAME"``.
+    labels : iterable of str or int, optional
+        With images: their classes; ``None`` or -1 for an unlabelled one.
     backbone : torch.nn.Module, optional
         A module in the place of a name; its output, or any layer of it, is stored.
     transform : callable, optional
@@ -157,6 +163,13 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
             "What embeds the images?",
             expected="the name of a model; or backbone= and transform=, a module and its transform",
         )
+    if not isinstance(dataset, str):
+        from featpipe.datasets.given import register_images  # noqa: PLC0415 - brings NumPy
+
+        dataset = register_images(dataset, labels)
+    elif labels is not None:
+        what = "A dataset has its own labels."
+        raise UsageError(what, expected="labels= with a list of images", got=dataset)
     if backbone is not None and transform is not None:
         from featpipe.backbones.module import register_module  # noqa: PLC0415 - brings torch
 

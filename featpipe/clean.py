@@ -77,6 +77,15 @@ def find_unneeded(workspace: Workspace) -> list[Unneeded]:
     return [Unneeded(path, why) for path, why in whys.items() if not path.is_symlink()]
 
 
+def files_of(workspace: Workspace, name: str) -> list[Unneeded]:
+    """Return the files of a result, the result itself first: what is left then is of none."""
+    result = workspace.results / f"{name}.json"
+    files = sorted([*workspace.results.glob("*"), *workspace.models.glob("*")])
+    matches = {path: _OF_RESULT.fullmatch(path.name) for path in files if path != result}
+    found = [path for path, match in matches.items() if match and match["result"] == name]
+    return [Unneeded(path, "of the result") for path in (result, *found)]
+
+
 def _results(workspace: Workspace) -> Iterator[tuple[Path, str]]:
     folder = workspace.results
     with one_at_a_time(folder) if folder.is_dir() else nullcontext():  # no result is half written

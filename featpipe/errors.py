@@ -24,7 +24,10 @@ and what to do next. The command line prints exactly that text and exits with
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -38,6 +41,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """
     nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"did you mean {nearest[0]!r}?" if nearest else None
+
+
+def nearest_path(path: Path) -> str | None:
+    """Return ``"did you mean 'x'?"`` for the nearest name beside a path that does not exist."""
+    beside = []
+    with suppress(OSError):
+        beside = [str(path.with_name(name)) for name in os.listdir(path.parent)]
+    return did_you_mean(str(path), beside)
 
 
 class FeatpipeError(Exception):

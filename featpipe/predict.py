@@ -22,7 +22,7 @@ from featpipe.datasets.images import read_image
 from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.calibration import to_probabilities
 from featpipe.evaluation.models import load_model, predict_with_scores
-from featpipe.evaluation.result import Result
+from featpipe.evaluation.result import Result, latest_named
 from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
@@ -103,8 +103,8 @@ def open_predictor(
     """
     if name.endswith(".json"):  # the file of a result means its model
         name = Path(name).stem
-    paths = (user_path(name), *(workspace.models / f"{name}{kind}" for kind in _KINDS))
-    path = next(filter(Path.is_file, paths), None) or _latest(workspace.models, name)
+    models = [path for kind in _KINDS for path in workspace.models.glob(f"*{kind}")]
+    path = user_path(name) if user_path(name).is_file() else latest_named(models, name)
     if path is None:
         raise _no_model(workspace, name)
     result = workspace.results / f"{path.stem}.json"
@@ -126,13 +126,6 @@ def open_predictor(
         return probabilities.argmax(axis=1), probabilities, None
 
     return Predictor(head.classes, head.trunk.preprocessing, 32, 1, classify)
-
-
-def _latest(folder: Path, name: str) -> Path | None:
-    """Return the newest model whose name has these parts, one after another."""
-    models = (path for kind in _KINDS for path in folder.glob(f"*{kind}"))
-    alike = [path for path in models if f"-{name}-" in f"-{path.stem}-"]
-    return max(alike, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _no_model(workspace: Workspace, name: str) -> ResultError:

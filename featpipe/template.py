@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -12,11 +13,12 @@ import numpy as np
 
 from featpipe.backbones import backbone_name, weights_file
 from featpipe.datasets.dataset import SourceRequest, splits_of
-from featpipe.errors import DataError, UsageError
+from featpipe.errors import DataError, UsageError, nearest_path
 from featpipe.steps import Context, Outcome
 from featpipe.steps.recipe import A_NAME, is_name, parse_recipe
-from featpipe.workspace import atomic_write
+from featpipe.workspace import atomic_write, neutralise_cell
 
+_TABLES = (".csv", ".npz")
 _FEW = 2  # one image of a class cannot both train and test
 _TEMPLATE = Template("""\
 # $name: three methods on the frozen features of $model, one report.
@@ -61,12 +63,18 @@ $protocol
 
 
 def write_recipe(
-    name: str, data: Path | None, model: str, weights: str | None, context: Context
+    name: str,
+    data: Path | None,
+    model: str,
+    weights: str | None,
+    context: Context,
+    test: Path | None = None,
 ) -> Outcome:
     """Write ``NAME.yaml`` into the current folder.
 
     ``name`` may end in ``.yaml``. ``data`` is a folder of class folders (below train and test or
-    not), a CSV, an npz, or a folder with such a CSV; ``None``: the folder with the recipe's name.
+    not), a CSV, an npz, or a folder with such a CSV; ``None``: what ``name`` is the path of. With
+    ``test``, a folder as ``data`` then is, ``NAME.csv`` lists the images of both.
 
     Raises
     ------
@@ -75,6 +83,8 @@ def write_recipe(
     DataError
         If the images are laid out in no way that featpipe knows.
     """
+    if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
+        name, data = Path(name).stem, Path(name)
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if target.exists():
         raise UsageError(
@@ -90,6 +100,8 @@ def write_recipe(
         raise UsageError(
             "Where are the images?", next_step=f"featpipe init {target.stem} --data FOLDER"
         )
+    if test is not None:
+        folder = _join(target.with_suffix(".csv"), folder, test, context)
     dataset, splits = guess_layout(folder, context)
     request = SourceRequest(dataset)
     sources = [request.open(split, request.options(context)) for split in splits]
@@ -137,14 +149,17 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
         If there is nothing, or nothing that can be a dataset.
     """
     if not data.exists():
-        raise DataError("There are no such images.", where=data, next_step="correct --data")
+        raise DataError(
+            "There are no such images.",
+            where=data,
+            next_step=nearest_path(data) or "correct --data",
+        )
     if data.is_file():
-        kinds = {".csv": "csv", ".npz": "npz"}
-        if data.suffix.lower() not in kinds:
+        if data.suffix.lower() not in _TABLES:
             raise DataError(
                 "This file lists no images.", where=data, expected="a folder, a .csv or a .npz"
             )
-        spec = f"{kinds[data.suffix.lower()]}:{data}"
+        spec = f"{data.suffix.lower()[1:]}:{data}"
     else:
         tables = []
         for path in sorted(data.glob("*.csv")):
@@ -165,6 +180,31 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
             )
         spec = f"csv:{tables[0]}" if tables else f"folder:{data}"
     return spec, splits_of(spec, SourceRequest(spec).options(context))
+
+
+def _join(table: Path, train: Path, test: Path, context: Context) -> Path:
+    """Write a CSV of the images in two folders: those that train, and those that test."""
+    if table.exists():
+        next_step = "choose another name, or remove it"
+        raise UsageError("The table exists already.", where=table, next_step=next_step)
+    rows, known = [("path", "label", "split")], None
+    for split, folder in (("train", train), ("test", test)):
+        request = SourceRequest(f"folder:{folder}")
+        source = request.open("all", request.options(context))
+        known = known or source.classes
+        if unknown := sorted(set(source.classes) - set(known)):
+            raise DataError(
+                "The test images have classes that the training images do not have.",
+                where=folder,
+                expected=f"some of {', '.join(known)}",
+                got=", ".join(unknown),
+            )
+        for image, label in zip(source.ids, source.labels, strict=True):
+            path = os.path.relpath(folder / image, table.parent)
+            rows.append((path, source.classes[label] if label >= 0 else "", split))
+    with atomic_write(table) as temporary, temporary.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([neutralise_cell(cell) for cell in row] for row in rows)
+    return table
 
 
 def _quoted(text: str) -> str:

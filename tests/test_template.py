@@ -35,7 +35,7 @@ def test_a_folder_of_class_folders(context, tmp_path):
     assert "featpipe run pets.yaml" in outcome.message
     plan = Plan.of(read_recipe(tmp_path / "pets.yaml"), context)
     assert [task.name for task in plan.tasks] == [
-        *("extract", "svm", "logistic", "knn", "compare", "report")
+        *("extract", "svm", "logistic", "knn", "audit", "compare", "report")
     ]
     assert plan.tasks[0].step.dataset == f"folder:{tmp_path / 'my photos'}"
     (_, status), *_ = plan.forecast()
@@ -50,6 +50,37 @@ def test_train_and_test_folders(context, tmp_path):
     assert "Trained on 'train', tested once on 'test'." in text
     step = read_recipe(tmp_path / "a.yaml").steps[0].variants[0].step
     assert (step.dataset, step.weights) == ("folder:a", "own.safetensors")
+
+
+def test_two_folders_wherever_they_are(context, tmp_path):
+    draw(tmp_path / "here" / "summer", "x/1.png", "x/2.png", "=y/3.png")
+    draw(tmp_path / "there" / "winter", "x/1.png", "=y/4.png")
+    folders = tmp_path / "here" / "summer", tmp_path / "there" / "winter"
+    write_recipe("both", folders[0], "resnet18", None, context, folders[1])
+    text = (tmp_path / "both.yaml").read_text()
+    assert "2 classes; 3 images in 'train'; 2 images in 'test'" in text
+    assert "Trained on 'train', tested once on 'test'." in text
+    lines = (tmp_path / "both.csv").read_text().splitlines()
+    assert lines[0] == "path,label,split"
+    assert {"here/summer/x/1.png,x,train", "there/winter/=y/4.png,'=y,test"} <= {*lines}
+    step = read_recipe(tmp_path / "both.yaml").steps[0].variants[0].step
+    assert step.dataset == "csv:both.csv"
+    with pytest.raises(UsageError, match="exists already"):
+        write_recipe("both", folders[0], "resnet18", None, context, folders[1])
+    draw(tmp_path / "else", "z/1.png")
+    with pytest.raises(DataError, match="classes that the training images do not have") as caught:
+        write_recipe("other", folders[0], "resnet18", None, context, tmp_path / "else")
+    assert caught.value.details["got"] == "z"
+    assert not (tmp_path / "other.csv").exists()
+
+
+def test_a_table_by_its_own_name(context, tmp_path):
+    draw(tmp_path, "1.png", "2.png", "3.png", "4.png")
+    rows = "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(1, 5))
+    (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
+    assert write_recipe("list.csv", None, "resnet18", None, context).paths[0].name == "list.yaml"
+    step = read_recipe(tmp_path / "list.yaml").steps[0].variants[0].step
+    assert step.dataset == "csv:list.csv"
 
 
 def test_what_could_not_run_is_not_written(context, tmp_path):

@@ -94,6 +94,7 @@ class _Library(NamedTuple):
     package: str  # to be installed, by the extra with the name of the family
     example: str  # one of its networks
     summary: str
+    folders: bool = False  # whether a network may be named by the folder that holds it
 
 
 FAMILIES = {
@@ -107,6 +108,7 @@ FAMILIES = {
     "hf": _Library(
         *("transformers", "facebook/dinov2-base"),
         "hf:REPOSITORY or hf:FOLDER, a vision model of transformers (extra: hf)",
+        folders=True,
     ),
 }
 
@@ -171,15 +173,23 @@ def backbone_name(model: str) -> str:
         raise UnknownNameError(
             f"There is no model named {model!r}.", model, MODELS.names(), expected=name
         )
-    folder = user_path(argument)
-    return f"{name}:{folder.resolve().name if folder.is_dir() else argument}"
+    folder = _folder(model)
+    return f"{name}:{folder.name if folder else argument}"
 
 
 def located(model: str) -> str:
     """Return a model as it can be named from any folder."""
-    name, colon, argument = model.partition(":")
-    folder = user_path(argument or "")
-    return f"{name}:{folder.resolve()}" if colon and folder.is_dir() else model
+    folder = _folder(model)
+    return f"{model.partition(':')[0]}:{folder}" if folder else model
+
+
+def _folder(model: str) -> Path | None:
+    """Return the folder that a model is named by, where its family takes one and it is there."""
+    family, _, argument = model.partition(":")
+    if family not in FAMILIES or not FAMILIES[family].folders:
+        return None
+    folder = user_path(argument).resolve()
+    return folder if argument and folder.is_dir() else None
 
 
 def folder_name(name: str) -> str:

@@ -196,6 +196,12 @@ class FrozenNetwork:
         shapes = self._shapes.get(place)
         if shapes is None:
             known, main = self._names()
+            if name in self._aliases:
+                raise UsageError(
+                    f"{self.name} has no pooled output.",
+                    expected="a tensor with one row for each image",
+                    next_step=f"choose a layer of it: --layer, one of {main}",
+                )
             raise UnknownNameError(
                 f"{self.name} has no layer named {layer!r}.",
                 expected=f"{main}, or a module within one of them",
@@ -218,6 +224,13 @@ class FrozenNetwork:
             return replace(capture, over=(1,), tokens=(prefix, None))
         if reading != "map" and len(shapes[-1]) == 3:
             return replace(capture, over=(1, 2) if self._channels_last(module, part) else (2, 3))
+        if reading != "map" and len(shapes[-1]) > 3:
+            raise UsageError(
+                f"It is not clear how {layer!r} of {self.name} is to be pooled.",
+                expected="(channels,), (tokens, channels) or a map of two dimensions",
+                got=shapes[-1],
+                next_step=f"--layer {name}:map keeps it as it is",
+            )
         return capture
 
     def _names(self) -> tuple[list[str], str]:

@@ -19,6 +19,7 @@ from featpipe.steps import Context, Outcome
 from featpipe.workspace import Workspace
 
 _ALL = "all tasks"
+_WIDE = 110  # columns of a terminal from which the bars are long
 # Of terminals (C0 but the line end, DEL, C1), and those that turn the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -129,13 +130,17 @@ class Bars:
         from rich import console, progress  # noqa: PLC0415
 
         self._numbers: dict[str, progress.TaskID] = {}
+        shown = console.Console(stderr=True)
+        # What label and facts may take: bar, time left and the spaces between columns stay.
+        self._bar = 24 if shown.width >= _WIDE else 12
+        self._room = shown.width - self._bar - len("0:00:00 ") - 3
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=24),
+            progress.BarColumn(bar_width=self._bar),
             progress.MofNCompleteColumn(),
             progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[facts]}", style="dim"),
-            console=console.Console(stderr=True),
+            console=shown,
             transient=True,
         )
         self._bars.start()
@@ -147,9 +152,14 @@ class Bars:
         if event.event == "started":
             label, done, left = _ALL, done - 1, facts.pop("seconds_left", None)
             facts["left"] = "time left: unknown" if left is None else f"about {left:.0f} s left"
-        shown: dict[str, Any] = {"facts": " · ".join(map(str, facts.values()))}
+        room = self._room - len(f"{event.total}/{event.total}")
+        texts = [str(fact) for fact in facts.values()]
+        while texts and len(label) + len(" · ".join(texts)) > room:
+            texts.pop()  # the last ones say least
+        text = label if len(label) <= room else f"{label[: room - 1]}…"
+        shown: dict[str, Any] = {"facts": " · ".join(texts), "description": text}
         if label not in self._numbers:
-            self._numbers[label] = self._bars.add_task(label, total=event.total, **shown)
+            self._numbers[label] = self._bars.add_task(total=event.total, **shown)
         self._bars.update(self._numbers[label], completed=done, total=event.total, **shown)
         if done >= event.total:
             self._bars.remove_task(self._numbers.pop(label))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from click.shell_completion import get_completion_class
 
 from featpipe import api
 from featpipe.cli.console import Session, with_session
-from featpipe.errors import FeatpipeError, ResultError, StoreError
+from featpipe.errors import FeatpipeError, ResultError, StoreError, UsageError
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
 
 _PATH = click.Path(path_type=Path)
+_FEW = 12  # classes, or images that are left out, that are listed for people
 
 
 def _listed(registry: Registry[Any]) -> Outcome:
@@ -55,12 +55,15 @@ def bench(session: Session, model: str, device: str) -> None:
 
 @click.group(
     invoke_without_command=True,
-    epilog="Examples: featpipe results · featpipe results verify",
+    epilog="Examples: featpipe results · featpipe results show svm · featpipe results rm svm",
 )
 @with_session
 @click.pass_context
 def results(ctx: click.Context, session: Session) -> None:
-    """List the results of the workspace, those that cannot be read too; verify them."""
+    """List the results of the workspace, those that cannot be read too; show, verify, remove them.
+
+    A part of a result's name means the latest of it: svm, or resnet50-svm.
+    """
     if ctx.invoked_subcommand is not None:
         return
     folder = session.workspace.results
@@ -69,6 +72,7 @@ def results(ctx: click.Context, session: Session) -> None:
         {
             "name": result.name,
             "method": result.title,
+            "features": _network(result),
             "dataset": result.dataset["name"],
             "protocol": result.protocol["name"],
             "accuracy %": f"{100 * result.summary['accuracy']['value']:.2f}",
@@ -76,13 +80,91 @@ def results(ctx: click.Context, session: Session) -> None:
         }
         for result in found
     ]
-    blank = dict.fromkeys(("dataset", "protocol", "accuracy %", "created"))
+    titles = api.unique_titles(found, rows, ("dataset", "features", "protocol"))
+    rows = [{**row, "method": title} for row, title in zip(rows, titles, strict=True)]
+    blank = dict.fromkeys(("features", "dataset", "protocol", "accuracy %", "created"))
     rows += [
         {"name": Path(error.details["where"]).stem, "method": error.what, **blank}
         for error in damaged
     ]
     message = "" if rows else f"no result in {folder}; make one: featpipe svm, or featpipe demo"
     session.finish(Outcome("done", message, table=rows))
+
+
+def _network(result: Any) -> str:
+    backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
+    return str(result.extra.get("network", backbone).get("model") or "")
+
+
+@results.command("show", epilog="Example: featpipe results show svm")
+@click.argument("name")
+@with_session
+def show_result(session: Session, name: str) -> None:
+    """Show one result: its numbers, what they are of, and where its files are."""
+    result = api.Result.load(api.locate_result(session.workspace.results, name))
+    accuracy = result.summary["accuracy"]
+    chosen = [split["chosen"] for split in result.splits if split.get("chosen")]
+    files = [] if result.path is None else api.files_of(session.workspace, result.path.stem)
+    metrics = {
+        name.removesuffix("_macro").replace("_", " "): f"{100 * value:.2f} %"
+        for name in ("balanced_accuracy", "macro_f1", "roc_auc_macro")
+        if (value := result.summary["metrics"].get(name)) is not None
+    }
+    message = _described(
+        {
+            "name": result.name,
+            "method": result.title,
+            "accuracy": f"{100 * accuracy['value']:.2f} %, 95 % interval "
+            f"{100 * accuracy['low']:.2f} to {100 * accuracy['high']:.2f} ({accuracy['method']})",
+            **metrics,
+            "dataset": f"{result.dataset['name']}, {len(result.dataset['classes'])} classes",
+            "protocol": f"{result.protocol['name']}, {result.protocol['n_test']} test images",
+            "features": [_network(result), *dict.fromkeys(s["layer"] for s in result.stores)],
+            "chosen": list(dict.fromkeys(_plainly(each) for each in chosen)),
+            "settings": _plainly(
+                {k: v for k, v in result.settings.items() if v not in (None, False)}
+            ),
+            "recipe": result.extra.get("recipe", {}).get("name"),
+            "made by": result.command,
+            "created": result.created,
+            "notes": "\n".join(result.notes),
+            "files": "\n".join(str(file.path) for file in files),
+        }
+    )
+    paths = tuple(file.path for file in files)
+    session.finish(Outcome("done", "" if session.as_json else message, paths, asdict(result)))
+
+
+def _described(facts: Mapping[str, Any]) -> str:
+    """Return facts as lines for people, those that there are not left out."""
+    lines = []
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+        if text:
+            lines.append(f"{name:<18}" + text.replace("\n", "\n" + " " * 18))
+    return "\n".join(lines)
+
+
+def _plainly(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+@results.command("rm", epilog="Example: featpipe results rm digits-glyphnet-svm-1a2b3c4d")
+@click.argument("names", nargs=-1, required=True)
+@with_session
+def remove_results(session: Session, names: tuple[str, ...]) -> None:
+    """Remove results with their predictions, models and pictures; stores and reports stay."""
+    folder = session.workspace.results
+    located = dict.fromkeys(api.locate_result(folder, name) for name in names)
+    if outside := [path for path in located if path.resolve().parent != folder.resolve()]:
+        what = "This result is not one of the workspace."
+        raise UsageError(what, where=outside[0], expected=f"one in {folder}")
+    chosen = [path.stem for path in located]
+    found = [file for name in chosen for file in api.files_of(session.workspace, name)]
+    for file in found:
+        file.remove()
+    lines = [*(f"removed {name}" for name in chosen), f"{len(found)} files"]
+    session.finish(Outcome("done", "\n".join(lines), tuple(file.path for file in found)))
 
 
 @results.command("verify", epilog="Example: featpipe results verify digits-glyphnet-svm-1a2b3c4d")
@@ -237,7 +319,9 @@ def list_stores(session: Session) -> None:
 @click.argument("path", type=_PATH)
 @with_session
 def info(session: Session, path: Path) -> None:
-    """Describe one store: what it holds and what it was made with."""
+    """Describe one store: what it holds and what it was made with; --json says all of it."""
+    import numpy as np  # noqa: PLC0415 - --help needs none
+
     found = api.FeatureStore(path)
     facts = {
         "path": str(found.path),
@@ -254,7 +338,29 @@ def info(session: Session, path: Path) -> None:
         "manifest": found.manifest,
         "run": found.run,
     }
-    message = "" if session.as_json else json.dumps(facts, indent=2, ensure_ascii=False)
+    dataset, backbone, run = found.manifest["dataset"], found.manifest["backbone"], found.run
+    weights, prepared = backbone.get("weights", {}), backbone.get("preprocessing", {})
+    counts = np.bincount(found.labels[found.labels >= 0], minlength=len(found.classes))
+    classes = [f"{name} ({n})" for name, n in zip(found.classes, counts, strict=True)]
+    skipped = [f"{found.ids[row]}: {reason}" for row, reason in sorted(found.skipped.items())]
+    people = {
+        "file": f"{found.path}, {found.n_bytes / 1e6:.2f} MB",
+        "images": f"{len(found)} of {dataset['name']} {dataset['split']}, "
+        f"{facts['labelled']} of them labelled",
+        "classes": [*classes[:_FEW], *([f"… {len(classes)} in all"] if classes[_FEW:] else [])],
+        "groups": f"{facts['groups']} by {dataset.get('grouped_by')}" if found.groups else None,
+        "folds": facts["folds"],
+        "left out": "\n".join(skipped[:_FEW] + ["…"] * bool(skipped[_FEW:])),
+        "model": [backbone["model"], f"weights {weights.get('name', weights)}"],
+        "layers": [f"{name} {tuple(found.shapes[name])}" for name in found.shapes],
+        "stored as": found.manifest["dtype"],
+        "images prepared": _plainly(prepared),
+        "made": f"{run['created']} in {run['seconds']} s, {run['images_per_s']} images/s, "
+        f"on {run['device']}",
+        "made by": run.get("command"),
+        "fingerprint": found.fingerprint,
+    }
+    message = "" if session.as_json else _described(people)
     session.finish(Outcome("done", message, (path,), facts))
 
 

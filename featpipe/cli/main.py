@@ -84,25 +84,36 @@ def demo(session: Session) -> None:
     run.callback.__wrapped__(session, "demo")  # type: ignore[union-attr]
 
 
-@click.command(epilog="Examples: featpipe init photos --data ~/photos · featpipe run photos.yaml")
+@click.command(
+    epilog="Examples: featpipe init photos --data ~/photos · featpipe init list.csv · "
+    "featpipe init seasons --data summer --test winter · featpipe run photos.yaml"
+)
 @click.argument("name")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Folder of class folders, CSV or npz [default: the folder NAME].",
+    help="Folder of class folders, CSV or npz [default: the folder or table NAME].",
+)
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    help="Folder of the test images, where those of --data only train; NAME.csv then lists both.",
 )
 @click.option("--model", default="resnet50", help="Backbone to use.", show_default=True)
 @click.option("--weights", help="A file of weights [default: the published ones].")
 @with_session
-def init(session: Session, name: str, data: Path | None, model: str, weights: str | None) -> None:
+def init(session: Session, name: str, test: Path | None, **given: Any) -> None:
     """Write a commented recipe for your own images: three methods, one report."""
-    session.finish(api.write_recipe(name, data, model, weights, session.context()))
+    session.finish(api.write_recipe(name, **given, context=session.context(), test=test))
 
 
 RECIPES: Sequence[click.Command] = (demo, run, init)
 
 
 # -- steps ---------------------------------------------------------------------------------------
+
+
+_LAST = "Numbers and machine, Options, Every command"  # groups, after all others
 
 
 class StepCommand(click.Command):
@@ -121,6 +132,18 @@ class StepCommand(click.Command):
         common = click.command(run).params
         super().__init__(step.name, callback=run, params=params + common, help=summary_of(step))
         self.step = step
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, each under the heading of its group."""
+        groups = {name: spec.group for name, spec in options_of(self.step).items()}
+        records: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                group = groups.get(param.name or "", "Every command")
+                records.setdefault(group, []).append(record)
+        for group in sorted(records, key=_LAST.find):
+            with formatter.section(group):
+                formatter.write_dl(records[group])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples."""

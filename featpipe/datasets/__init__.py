@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from featpipe.errors import UnknownNameError
+from featpipe.errors import MissingExtraError, UnknownNameError
 from featpipe.registry import Registry
 
 if TYPE_CHECKING:
     from featpipe.datasets.dataset import Dataset
 
-__all__ = ["CIFAR10_TRAIN", "DATASETS", "IMAGENET", "short_name", "slug", "split_spec"]
+__all__ = [
+    "CIFAR10_TRAIN",
+    "DATASETS",
+    "IMAGENET",
+    "check_installed",
+    "short_name",
+    "slug",
+    "split_spec",
+]
 
 # Labelled images that weights are trained on and that datasets were drawn from, by one name.
 IMAGENET = "ImageNet-1k"
@@ -29,6 +38,8 @@ DATASETS: Registry[type[Dataset]] = Registry(
         "csv": "featpipe.datasets.tables",
         "npz": "featpipe.datasets.tables",
         "torchvision": "featpipe.datasets.torchvision",
+        "hf": "featpipe.datasets.hf",
+        "images": "featpipe.datasets.given",
         "digits": "featpipe.datasets.digits",
     },
 )
@@ -45,6 +56,14 @@ def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
         return name, argument, DATASETS.get(name) if argument else None
     except UnknownNameError:
         return name, argument, None
+
+
+def check_installed(spec: str) -> None:
+    """Raise ``MissingExtraError`` unless what a dataset is read with is installed."""
+    name = spec.partition(":")[0]
+    needed = DATASETS.get(name).requires if name in DATASETS else None  # else a folder, or unknown
+    if needed and find_spec(needed[0]) is None:
+        raise MissingExtraError(*needed)
 
 
 def short_name(spec: str) -> str:

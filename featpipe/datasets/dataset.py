@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featpipe.datasets import DATASETS, split_spec
+from featpipe.datasets import DATASETS, check_installed, split_spec
 from featpipe.datasets.selection import Subset, class_balanced_rows, groups_of, keep_classes
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UnknownNameError, UsageError
@@ -132,6 +132,9 @@ class Dataset(ABC):
 
     name: ClassVar[str]
     argument_name: ClassVar[str | None] = None  # in messages ("PATH"); None where it takes none
+    requires: ClassVar[tuple[str, str] | None] = (
+        None  # a package beyond the installation; its extra
+    )
     more_splits: tuple[str, ...] = ()  # not meant for training and evaluation
     selects_classes: ClassVar[bool] = False  # whether `open` heeds `options.classes` itself
     # Labelled images that its own were drawn from, and a clause that says how:
@@ -255,6 +258,7 @@ def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
 def _dataset(spec: str, options: DatasetOptions) -> Dataset:
     name, _, argument = spec.partition(":")
     kind = DATASETS.get(name)
+    check_installed(name)
     if bool(argument) != bool(expected := kind.argument_name):
         wrong = f"needs a {expected.lower()}" if expected else "takes no argument"
         example = f"{name}:{expected}" if expected else name

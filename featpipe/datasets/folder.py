@@ -24,7 +24,7 @@ from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.selection import choose_classes, stratified_split
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
-from featpipe.errors import DataError
+from featpipe.errors import DataError, nearest_path
 from featpipe.files import read_regular
 
 IMAGE_SUFFIXES = frozenset(
@@ -54,6 +54,7 @@ class Folder(PathDataset):
                 "This is no folder." if root.exists() else "The folder of images does not exist.",
                 where=root,
                 expected="a folder with a subfolder of images for each class",
+                next_step=None if root.exists() else nearest_path(root),
             )
         inside = subfolders(root)
         found = tuple(name for name in _SPLITS if name in inside and subfolders(root / name))

@@ -21,10 +21,12 @@ import os
 import re
 import sys
 import warnings
+from abc import abstractmethod
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError, ImageError
 from featpipe.files import check_regular, open_regular, read_regular
-from featpipe.fingerprint import of_bytes
+from featpipe.fingerprint import FileHashes, of_bytes
 
 # Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
 # raster formats are ever tried. JPEG includes multi-picture files.
@@ -63,7 +65,41 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
-class FileSource(ImageSource):
+class EncodedSource(ImageSource):
+    """Images that are decoded when they are read; a subclass knows where their files are."""
+
+    _hashes: FileHashes
+    _anchor: Path  # a file or folder of theirs: what is remembered of them is remembered with it
+
+    @abstractmethod
+    def _opened(self, row: int) -> BinaryIO:
+        """Open the file of an image."""
+
+    @cached_property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that the headers of all images give; the answer is remembered."""
+
+        def headers(_anchor: Path, _name: str) -> str:
+            found = set()
+            for row in set(range(len(self))) - set(self.unreadable):
+                # What cannot be read is told when it is decoded.
+                with suppress(Exception), self._opened(row) as stream:
+                    found.add(Image.open(stream, formats=_READABLE).size)
+                if len(found) > 1:
+                    break
+            return "x".join(map(str, *found)) if len(found) == 1 else "none"
+
+        name = f"size of {self.fingerprint}"
+        (size,) = self._hashes.many([self._anchor], name, digest_of=headers)
+        width, _, height = size.partition("x")
+        return (int(height), int(width)) if height else None
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Decode one image to upright RGB; see :meth:`read_scaled`."""
+        return self.read_scaled(row, None)
+
+
+class FileSource(EncodedSource):
     """Images that are files, decoded when they are read.
 
     The ids are the paths of the files, relative to ``root`` (or absolute); the fingerprint follows
@@ -75,7 +111,8 @@ class FileSource(ImageSource):
     def __init__(
         self, identity: Identity, root: Path, options: DatasetOptions, where: object = None
     ) -> None:
-        self.root, self._hashes = root, options.hashes
+        self.root = self._anchor = root
+        self._hashes = options.hashes
         paths = [os.path.join(root, name) for name in identity.ids]
         # A name that is no UTF-8 is no text: nor are the JSON and HDF5 that would hold it.
         ids = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in identity.ids]
@@ -95,28 +132,8 @@ class FileSource(ImageSource):
             row: _unreadable(error, root / ids[row]).what for row, error in obstacles.items()
         }
 
-    @cached_property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width that the headers of all files give; the answer is remembered."""
-
-        def headers(_folder: Path, _name: str) -> str:
-            found = set()
-            for row in set(range(len(self))) - set(self.unreadable):
-                # What cannot be read is told when it is decoded.
-                with suppress(Exception), open_regular(self.root / self.ids[row]) as stream:
-                    found.add(Image.open(stream, formats=_READABLE).size)
-                if len(found) > 1:
-                    break
-            return "x".join(map(str, *found)) if len(found) == 1 else "none"
-
-        name = f"size of {self.fingerprint}"
-        (size,) = self._hashes.many([self.root], name, digest_of=headers)
-        width, _, height = size.partition("x")
-        return (int(height), int(width)) if height else None
-
-    def read(self, row: int) -> NDArray[np.uint8]:
-        """Decode one image file to upright RGB; see :meth:`read_scaled`."""
-        return self.read_scaled(row, None)
+    def _opened(self, row: int) -> BinaryIO:
+        return open_regular(self.root / self.ids[row])
 
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
         """Decode one image file to upright RGB, a JPEG at a reduced scale if a side is given.
@@ -133,7 +150,7 @@ class FileSource(ImageSource):
         if of_bytes(content) != self._digests[row]:
             what = "An image has changed since the dataset was opened."
             raise DataError(what, where=path, next_step="run again when nothing changes it")
-        return _decode(content, path, side)
+        return decode_image(content, path, side)
 
 
 def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
@@ -152,7 +169,7 @@ def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
         If the file is missing, empty, truncated, no image, no regular file, or larger than
         Pillow's limit ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
     """
-    return _decode(_content_of(path), path, side)
+    return decode_image(_content_of(path), path, side)
 
 
 def _obstacle(path: str) -> OSError | None:
@@ -190,7 +207,7 @@ def _content_of(path: Path) -> bytes:
         raise _unreadable(error, path) from None
 
 
-def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.uint8]:
+def decode_image(content: bytes, path: Path | str, side: int | None = None) -> NDArray[np.uint8]:
     """Decode the content of an image file, which is named in messages, to upright RGB."""
     # A global switch that other code of the process may have turned on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -201,7 +218,7 @@ def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.u
                 raise Image.DecompressionBombError(f"({pixels} pixels)")
             if side is not None:
                 image.draft(None, (side, side))  # formats other than JPEG have none
-            return _to_rgb(image, path)
+            return to_rgb(image, path)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -226,7 +243,8 @@ def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.u
         raise ImageError(what, where=path, got=f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
+    """Return an opened image as upright RGB; ``path`` is its file, or what it is, for messages."""
     # Not ImageOps.exif_transpose: it also rewrites the whole EXIF block, and fails where any tag
     # of it is damaged, although the pixels and the orientation are intact.
     image_format = image.format  # a turned image has none

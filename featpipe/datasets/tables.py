@@ -23,7 +23,7 @@ from featpipe.datasets.dataset import PathDataset, refuse_missing
 from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource
-from featpipe.errors import DataError, did_you_mean
+from featpipe.errors import DataError, did_you_mean, nearest_path
 from featpipe.files import open_regular
 from featpipe.workspace import restore_cell
 
@@ -114,7 +114,9 @@ class CsvList(PathDataset):
                     cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
                     rows.append(_Row(reader.line_num, *cells))
         except OSError as error:
-            raise DataError("The CSV cannot be read.", where=table, got=error.strerror) from error
+            hint = None if table.exists() else nearest_path(table)
+            what, got = "The CSV cannot be read.", error.strerror
+            raise DataError(what, where=table, got=got, next_step=hint) from error
         except (UnicodeDecodeError, csv.Error) as error:
             what = "The file is not a CSV in UTF-8."
             raise DataError(what, where=table, got=error, next_step="export it again") from error
@@ -254,7 +256,9 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
                     if (member := members.get(f"{name}.npy")) is not None:
                         arrays[name] = _array(stream, archive, member)
     except FileNotFoundError:
-        raise DataError("The file does not exist.", where=file) from None
+        raise DataError(
+            "The file does not exist.", where=file, next_step=nearest_path(file)
+        ) from None
     except OSError as error:
         raise DataError("The archive cannot be read.", where=file, got=error.strerror) from error
     except DataError as error:

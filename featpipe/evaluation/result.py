@@ -9,7 +9,8 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import short_name, slug
-from featpipe.errors import ResultError, did_you_mean
+from featpipe.errors import ResultError, UsageError, did_you_mean
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, sealed_json, unsealed
+from featpipe.steps import STEPS, options_of
+from featpipe.steps.options import OptionSpec
 from featpipe.workspace import atomic_write, user_path
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
@@ -351,6 +354,13 @@ def find_results(
             f"commands again, then delete the files or move them out of {folder}"
         )
     found = [r for r in results if dataset in (None, r.dataset["name"])]
+    made_by = Counter(r.extra.get("recipe", {}).get("name", "single commands") for r in found)
+    if not names and len(made_by) > 1:
+        counts = ", ".join(f"{count} of {name}" for name, count in sorted(made_by.items()))
+        note(
+            f"all results of the workspace together: {counts}; those of a recipe alone: featpipe "
+            "run RECIPE --only compare; the latest of some names: featpipe compare svm knn"
+        )
     if not found:
         known = sorted({r.dataset["name"] for r in results})
         raise ResultError(
@@ -375,8 +385,16 @@ def latest_result(folder: Path, method: str, dataset: str | None = None) -> Resu
     return None
 
 
+def latest_named(paths: Iterable[Path], name: str) -> Path | None:
+    """Return the file of this name, or the newest whose name has these parts one after another."""
+    alike = [path for path in paths if f"-{name}-" in f"-{path.stem}-"]
+    return max(alike, key=lambda path: (path.stem == name, path.stat().st_mtime_ns), default=None)
+
+
 def locate_result(folder: Path, name: str) -> Path:
     """Return the file of a result, named by its path or as it is called in a folder.
+
+    A part of a name, such as ``"svm"`` or ``"resnet50-svm"``, means the latest result of it.
 
     Raises
     ------
@@ -386,12 +404,59 @@ def locate_result(folder: Path, name: str) -> Path:
     path = user_path(name)
     if path.suffix == ".json" and path.exists():
         return path
-    if (folder / f"{name}.json").exists():
-        return folder / f"{name}.json"
+    if found := latest_named(folder.glob("*.json"), str(name)):
+        return found
     known = [path.stem for path in sorted(folder.glob("*.json"))]
+    parts = [*known, *dict.fromkeys(part for stem in known for part in stem.split("-"))]
     raise ResultError(
         f"There is no result {str(name)!r}.",
         where=folder,
         got=", ".join(known) or "no result at all",
-        next_step=did_you_mean(str(name), known) or "featpipe results",
+        next_step=did_you_mean(str(name), parts) or "featpipe results",
     )
+
+
+def options_behind(result: Result) -> dict[str, OptionSpec]:
+    """Return the options of the step that made a result; none if its package is gone or broken."""
+    try:
+        return options_of(STEPS.get(result.method))
+    except UsageError:
+        return {}
+
+
+def settings_of(result: Result) -> dict[str, Any]:
+    """Return the settings of a result that may change its numbers; paths of inputs do not."""
+    options = options_behind(result)
+    return {
+        key: value
+        for key, value in result.settings.items()
+        if key not in options
+        or (options[key].affects_result and options[key].item_type is not Path)
+    }
+
+
+def unique_titles(
+    results: Sequence[Result], rows: Sequence[dict[str, Any]], shown: Sequence[str] = ()
+) -> list[str]:
+    """Return titles made different by what differs: features, protocol, settings, else the name.
+
+    ``rows`` describe the results: ``method``, ``features``, ``protocol``, ``name``. Rows that
+    differ in what is ``shown`` beside the titles may have the same title.
+    """
+    settings = [settings_of(result) for result in results]
+    facts = {name: [str(row[name] or "") for row in rows] for name in ("features", "protocol")}
+    for key in dict.fromkeys(key for each in settings for key in each):
+        values = [each.get(key) for each in settings]
+        facts.setdefault(key, ["" if value is None else f"{key} {value}" for value in values])
+    facts["name"] = [row["name"] for row in rows]
+    titles = [str(row["method"]) for row in rows]
+    beside = [tuple(row[fact] for fact in shown) for row in rows]
+    for fact, texts in facts.items():
+        alike: dict[Any, list[int]] = {}
+        for i, row in enumerate(zip(titles, beside, strict=True)):
+            alike.setdefault(row, []).append(i)
+        for members in alike.values():
+            if fact not in shown and len({texts[i] for i in members}) > 1:
+                for i in members:
+                    titles[i] = ", ".join(filter(None, [titles[i], texts[i]]))
+    return titles

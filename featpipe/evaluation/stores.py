@@ -255,7 +255,12 @@ def _none_fits(
     layers = [layer for store in asked for layer in _layers(store)]
     hint = None
     for name, known in ((step.dataset, datasets), (step.model, models)):
-        if name and {name, name.partition(":")[0]}.isdisjoint(known):  # "timm:NAME", "csv:PATH"
+        kind, colon, _ = (name or "").partition(":")
+        if colon and kind in known:  # "timm:NAME", "csv:PATH"
+            alike = [one for one in known if one.startswith(f"{kind}:")]
+            if name not in alike and (near := did_you_mean(name or "", alike)):
+                hint = f"{near} or extract it: {command}"
+        elif name and name not in known:
             hint = did_you_mean(name, known) or hint
     if step.layer and (near := did_you_mean(step.layer, layers)):
         hint = f"{near} or extract it: {command}"

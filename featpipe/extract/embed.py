@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 
-from featpipe.backbones import MODELS
 from featpipe.datasets import DATASETS
 from featpipe.errors import UsageError
 from featpipe.extract.step import Extract
 from featpipe.fingerprint import FileHashes
-from featpipe.steps import STEPS, Context, Outcome, Status, grammar, option, options_of
+from featpipe.steps import STEPS, Context, Outcome, Status, altered, grammar, option, options_of
 
 
 @STEPS.register
@@ -24,17 +23,13 @@ class Embed(Extract):
         "featpipe embed csv:list.csv -o vectors.npz --model resnet18 --layer layer3",
     )
 
-    dataset: str = option(
+    dataset: str = altered(
+        Extract.dataset,
         help="A folder of images, or a dataset as featpipe extract takes it.",
+        registry=None,  # a folder, too
         positional=True,
-        selects_input=True,
     )
-    model: str = option(
-        "resnet50",
-        help="Network to use, as listed by featpipe models.",
-        registry=MODELS,
-        selects_input=True,
-    )
+    model: str = altered(Extract.model, "resnet50")
     out: Path = option(
         help="File to write: .parquet, .csv, .npz or .h5; of several splits, one for each.",
         short="-o",

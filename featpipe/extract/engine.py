@@ -184,6 +184,8 @@ def extract_source(
             progress.note(f"{how['precision']} against float32, {layers[0]}: {near}")
         batch_size = options.batch_size or embedder.batch_size
         first = writer.rows
+        if first:
+            progress.note(f"continues: {first} of {len(source)} images were embedded before")
         rows = range(first, len(source))
         prepared, parallel = embedder.preprocessing, embedder.parallel
         looks: dict[int, dict[str, Any]] = {}  # of the rows that were read and not yet written

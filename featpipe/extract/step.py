@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featpipe import backbones
-from featpipe.datasets import DATASETS, short_name, slug
+from featpipe.datasets import DATASETS, check_installed, short_name, slug
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
 from featpipe.steps.grammar import device_name, grouping
@@ -22,96 +23,102 @@ if TYPE_CHECKING:
 EXTRACTION_VERSION = 2
 
 
+# Options under the headings of --help.
+in_images = partial(option, group="Images")
+in_network = partial(option, group="Network")
+in_machine = partial(option, group="Numbers and machine")
+
+
 class ImageStep(Step):
     """A step that opens the images of a dataset."""
 
-    model: str = option(
+    model: str = in_network(
         help="Network to use: a name of featpipe models, timm:NAME, hf:REPOSITORY …",
         registry=backbones.MODELS,
         selects_input=True,
     )
-    dataset: str = option(
-        help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH or torchvision:CLASS.",
+    dataset: str = in_images(
+        help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH, torchvision:CLASS or hf:DATASET.",
         registry=DATASETS,
         selects_input=True,
     )
-    weights: str = option(
+    weights: str = in_network(
         "DEFAULT",
         help="DEFAULT, the name of published weights, a file, or none: random ones.",
         selects_input=True,
     )
-    split: tuple[str, ...] | None = option(
+    split: tuple[str, ...] | None = in_images(
         None,
         help="Splits to use, that of the training rows first; default: every labelled one.",
         selects_input=True,
     )
-    data: Path | None = option(
+    data: Path | None = in_images(
         None,
         help="Folder to look for the dataset in before the workspace's data/raw.",
         selects_input=True,
     )
-    classes: str | None = option(
+    classes: str | None = in_images(
         None,
         help="Only these classes: first:50, or names separated by commas.",
         selects_input=True,
     )
-    limit: int | None = option(
+    limit: int | None = in_images(
         None,
         help="Only N images of each split, spread evenly over the classes.",
         minimum=1,
         selects_input=True,
     )
-    split_seed: int = option(
+    split_seed: int = in_images(
         0,
         help="Seed of splits that the dataset itself leaves open.",
         seed=True,
         selects_input=True,
     )
-    group_by: str | None = option(
+    group_by: str | None = in_images(
         None,
         help="What no split may divide: folder, the one an image is in; regex:PATTERN, what the "
         "pattern (its first parentheses) matches in an id.",
         check=grouping,
         selects_input=True,
     )
-    download: bool = option(
+    download: bool = in_images(
         True, help="Fetch what is missing where there is a network.", affects_result=False
     )
-    image_size: int | None = option(
+    image_size: int | None = in_network(
         None, help="Side of the network's input; default: that of the weights.", minimum=1
     )
-    fit: str = option(
+    fit: str = in_network(
         "auto",
         help="crop: resize the shorter side and cut the centre, as the weights were tested; whole: "
         "squeeze the whole image; auto: crop, but without its margin where all images have one "
         "size that is not larger than the network's input.",
         choices=backbones.FITS,
     )
-    decode: str = option(
+    decode: str = in_network(
         "full",
         help="scaled: JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, where that leaves "
         "at least twice the side they are resized to; faster, with slightly other features.",
         choices=("full", "scaled"),
     )
-    on_error: str = option(
+    on_error: str = in_images(
         "fail",
         help="What to do with an image that cannot be read: end, or leave it out with a note.",
         choices=("fail", "skip"),
         affects_result=False,
     )
-    workers: int | None = option(
+    workers: int | None = in_machine(
         None,
         help="Threads that read images; default: one per core.",
         minimum=1,
         affects_result=False,
     )
-    strict: bool = option(
+    strict: bool = in_images(
         False, help="End with 3 where images were left out, not with 0.", affects_result=False
     )
-    device: str = option(
+    device: str = in_machine(
         "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, affects_result=False
     )
-    runtime: str | None = option(
+    runtime: str | None = in_machine(
         None,
         help="What runs the frozen network; auto or left out: OpenVINO on a CPU, where it is"
         " installed and the network is not tiny, else PyTorch.",
@@ -122,6 +129,7 @@ class ImageStep(Step):
         """Refuse what is not installed, and weights that are those of another model."""
         super().check_requirements()
         backbones.check_installed(self.model)
+        check_installed(self.dataset)
         backbones.check_tensors(self.model, self.weights)
 
     def check(self) -> None:
@@ -142,21 +150,21 @@ class Extract(ImageStep):
         "featpipe extract --model glyphnet --dataset digits",
     )
 
-    layer: tuple[str, ...] | None = option(
+    layer: tuple[str, ...] | None = in_network(
         None,
         help="Layers whose activations are the features, such as layer3 or blocks.5:cls; default:"
         " the embedding.",
     )
-    dtype: str = option(
+    dtype: str = in_machine(
         "float32", help="Precision of the stored features.", choices=("float32", "float16")
     )
-    precision: str = option(
+    precision: str = in_machine(
         "float32",
         help="Precision of the forward pass; what it costs is said. int8 is fitted to training "
         "images.",
         choices=backbones.PRECISIONS,
     )
-    batch_size: int | None = option(
+    batch_size: int | None = in_machine(
         None,
         help="Images per forward pass; auto or left out: chosen for the device.",
         minimum=1,

@@ -14,12 +14,12 @@ from featpipe.backbones import backbone_name, effective_runtime, weights_identit
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.evaluation.options import RowOptions
-from featpipe.extract.step import ImageStep
+from featpipe.extract.step import ImageStep, in_machine, in_network
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
 from featpipe.provenance import package_version
-from featpipe.steps import STEPS, Context, Outcome, Status, option, options_of
-from featpipe.steps.grammar import device_name, need_training, number, protocol
+from featpipe.steps import STEPS, Context, Outcome, Status, altered, option, options_of
+from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
 
 # Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
@@ -30,6 +30,9 @@ OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "nadam": ("NAdam", {"betas": (0.9, 0.999), "eps": 1e-8}),
 }
 CROSS_ENTROPY = "cross-entropy"
+
+in_training = partial(option, group="Training")
+in_testing = partial(option, group="Choosing and testing")
 
 _MOST_NEURONS = 65_536
 
@@ -119,99 +122,100 @@ class Finetune(RowOptions, ImageStep):
         "featpipe finetune --model glyphnet --dataset digits --epochs 20 --schedule cosine",
     )
 
-    weights: str = option(
-        "DEFAULT",
+    weights: str = altered(
+        ImageStep.weights,
         help="DEFAULT, the name of published weights, a file, or none: from scratch.",
-        selects_input=True,
     )
-    unfreeze: str | None = option(
+    unfreeze: str | None = in_network(
         None,
         help="What learns besides the head: none; a stage (layer4); a stage and all behind "
         "it (layer3+); all. Default: none, or all for an untrained network.",
     )
-    head: str = option(
+    head: str = in_network(
         "linear",
         help="linear, or mlp:50: fifty neurons, then the classes.",
         check=partial(parse, "head"),
     )
-    head_init: str = option(
+    head_init: str = in_network(
         "random",
         help="Where the last layer starts: at random, or where a logistic probe of its features "
         "ends, so that it does not distort pretrained stages while it learns.",
         choices=("random", "probe"),
     )
-    device: str = option(
-        "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, selects_input=True
-    )
-    norm: str = option(
+    device: str = altered(ImageStep.device, affects_result=True, selects_input=True)
+    norm: str = in_network(
         "batch",
         help="Normalisation of an untrained network.",
         choices=("batch", "layer"),
         selects_input=True,
     )
-    batch_norm: str = option(
+    batch_norm: str = in_network(
         "auto",
         help="Running statistics of batch norms behind the boundary: update or keep them; "
         "auto: keep those of pretrained weights.",
         choices=("auto", "update", "keep"),
     )
-    epochs: int = option(20, help="Times the training rows are seen.", minimum=1)
-    batch_size: int = option(64, help="Images per step.", minimum=1)
-    optimizer: str = option("adam", help="How weights follow gradients.", choices=tuple(OPTIMIZERS))
-    lr: float = option(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
-    momentum: float | None = option(None, help="Momentum of sgd.", minimum=0)
-    nesterov: bool = option(False, help="Nesterov's momentum for sgd.")
-    betas: tuple[float, ...] | None = option(
+    epochs: int = in_training(20, help="Times the training rows are seen.", minimum=1)
+    batch_size: int = in_training(64, help="Images per step.", minimum=1)
+    optimizer: str = in_training(
+        "adam", help="How weights follow gradients.", choices=tuple(OPTIMIZERS)
+    )
+    lr: float = in_training(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
+    momentum: float | None = in_training(None, help="Momentum of sgd.", minimum=0)
+    nesterov: bool = in_training(False, help="Nesterov's momentum for sgd.")
+    betas: tuple[float, ...] | None = in_training(
         None, help="Decay of both moments of adam, adamw and nadam.", minimum=0
     )
-    eps: float | None = option(None, help="What the optimizer divides by at least.", minimum=1e-30)
-    weight_decay: float = option(0.0, help="Pull of all weights towards zero.", minimum=0)
-    schedule: str = option(
+    eps: float | None = in_training(
+        None, help="What the optimizer divides by at least.", minimum=1e-30
+    )
+    weight_decay: float = in_training(0.0, help="Pull of all weights towards zero.", minimum=0)
+    schedule: str = in_training(
         "none",
         help="none, multistep:80,120, cosine, plateau:5 or onecycle.",
         check=partial(parse, "schedule"),
     )
-    loss: tuple[str, ...] = option(
+    loss: tuple[str, ...] = in_training(
         (CROSS_ENTROPY,),
         help="cross-entropy; triplet:W or center:W add W times that loss to it.",
         check=partial(parse, "loss"),
     )
-    augment: tuple[str, ...] | None = option(
+    augment: tuple[str, ...] | None = in_training(
         None,
         help="crop:4, flip, rotation:5, cutout:16: random changes of training images; the whole "
         "network then runs in every epoch.",
         check=partial(parse, "augmentation"),
     )
-    validation: float = option(
+    validation: float = in_testing(
         0.1,
         help="Share of the training rows that chooses the best epoch; 0: take the last one.",
         minimum=0,
     )
-    patience: int | None = option(
+    patience: int | None = in_testing(
         None, help="Stop when so many epochs brought no better one.", minimum=1
     )
-    refit: bool = option(
+    refit: bool = in_testing(
         False, help="Then train again on all training rows, up to the epoch that was chosen."
     )
-    shuffle: bool = option(True, help="Shuffle the rows in every epoch.")
+    shuffle: bool = in_training(True, help="Shuffle the rows in every epoch.")
     gradient_flow: bool = option(False, help="Record the gradients of every layer.")
-    precision: str = option(
+    precision: str = in_machine(
         "auto",
         help="mixed: bfloat16 where it is safe; auto: mixed on a GPU.",
         choices=("auto", "float32", "mixed"),
     )
-    dtype: str = option(
+    dtype: str = in_machine(
         "float16",
         help="Precision of stored activations.",
         choices=("float16", "float32"),
         selects_input=True,
     )
-    protocol: str = option(
+    protocol: str = in_testing(
         "auto",
         help="split, folds, fold:K, kfold:K or holdout:F, as for featpipe svm.",
         check=protocol,
     )
-    seed: int = option(0, help="Seed of every random choice.", seed=True)
+    seed: int = in_testing(0, help="Seed of every random choice.", seed=True)
     title: str | None = option(
         None, help="Name of the method in tables and reports.", affects_result=False
     )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, groupby
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,13 +17,12 @@ from PIL import Image
 
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import FeatpipeError, ResultError, UsageError
+from featpipe.errors import FeatpipeError, ResultError
 from featpipe.evaluation.metrics import Predictions
-from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.evaluation.result import PredictionTable, Result, unique_titles
 from featpipe.report.step import Report
 from featpipe.statistics.comparison import Comparison, compare
-from featpipe.steps import STEPS, Context, options_of
-from featpipe.steps.options import OptionSpec
+from featpipe.steps import Context
 
 THUMBNAIL = 96  # pixels of the longer side
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
@@ -189,52 +187,6 @@ def group_labels(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     sizes = [f"{rows[0]['dataset']}, {rows[0]['n_test']} test images" for rows in groups]
     numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
     return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
-
-
-def unique_titles(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return titles made different by what differs: features, protocol, a setting, else the name.
-
-    ``rows`` are those of the comparison, in the order of the results.
-    """
-    settings = [settings_of(result) for result in results]
-
-    def setting(members: list[int]) -> list[str]:
-        for key in dict.fromkeys(key for i in members for key in settings[i]):
-            values = [settings[i].get(key) for i in members]
-            if len({str(value) for value in values}) > 1:
-                return ["" if value is None else f"{key} {value}" for value in values]
-        return []
-
-    titles = [str(row["method"]) for row in rows]
-    for fact in ("features", "protocol", "setting", "name"):
-        for title in sorted({t for t in titles if titles.count(t) > 1}):
-            members = [i for i, other in enumerate(titles) if other == title]
-            added = (
-                setting(members) if fact == "setting" else [rows[i][fact] or "" for i in members]
-            )
-            if len(set(added)) > 1:
-                for i, more in zip(members, added, strict=True):
-                    titles[i] = f"{title}, {more}" if more else title
-    return titles
-
-
-def options_behind(result: Result) -> dict[str, OptionSpec]:
-    """Return the options of the step that made a result; none if its package is gone or broken."""
-    try:
-        return options_of(STEPS.get(result.method))
-    except UsageError:
-        return {}
-
-
-def settings_of(result: Result) -> dict[str, Any]:
-    """Return the settings of a result that may change its numbers; paths of inputs do not."""
-    options = options_behind(result)
-    return {
-        key: value
-        for key, value in result.settings.items()
-        if key not in options
-        or (options[key].affects_result and options[key].item_type is not Path)
-    }
 
 
 # -- images --------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from featpipe.evaluation.curves import pr_curves, roc_curves
 from featpipe.evaluation.metrics import reliability_curve
-from featpipe.report.data import Group, Method, ReportData, options_behind, settings_of
+from featpipe.evaluation.result import options_behind, settings_of
+from featpipe.report.data import Group, Method, ReportData
 from featpipe.report.sections import (
     SECTIONS,
     Chart,

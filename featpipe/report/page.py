@@ -13,10 +13,10 @@ import yaml
 
 from featpipe.datasets import slug
 from featpipe.errors import UsageError
-from featpipe.evaluation.result import Result, find_results
+from featpipe.evaluation.result import Result, find_results, options_behind, settings_of
 from featpipe.files import open_regular
 from featpipe.report import written
-from featpipe.report.data import Group, Method, ReportData, options_behind, settings_of
+from featpipe.report.data import Group, Method, ReportData
 from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
 from featpipe.report.tables import Comparison, conclude

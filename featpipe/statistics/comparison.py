@@ -14,7 +14,7 @@ import pandas as pd
 
 from featpipe import fingerprint
 from featpipe.errors import UsageError
-from featpipe.evaluation.result import Result, find_results
+from featpipe.evaluation.result import Result, find_results, unique_titles
 from featpipe.statistics.intervals import wilson
 from featpipe.statistics.paired_tests import SMALLEST_P, Answers
 from featpipe.statistics.published import PublishedRow, find_published, published_rows
@@ -102,7 +102,8 @@ def compare(
     if len(set(names)) < len(names):
         raise UsageError("The same result was named twice.", got=", ".join(sorted(names)))
     rows, answers = [], {}
-    for result in sorted(results, key=lambda result: result.name):  # however they were listed
+    results = sorted(results, key=lambda result: result.name)  # however they were listed
+    for result in results:
         table = result.predictions()
         # Two results are in one group exactly when they were tested on the same images.
         images = result.dataset["test"]["fingerprint"]
@@ -113,8 +114,12 @@ def compare(
         training = result.protocol["training"]
         answers[result.name] = Answers.of(ids[table.row], table.correct, table.split, training)
         rows.append(_row(result, group))
+    titles = unique_titles(results, rows, ("dataset", "features", "protocol"))
+    title_of = {row["name"]: title for row, title in zip(rows, titles, strict=True)}
     groups = list(dict.fromkeys(row["group"] for row in rows))
     rows.sort(key=lambda row: (groups.index(row["group"]), *_rank(row)))
+    for row in rows:
+        row["method"] = title_of[row["name"]]
     # Pairs are named in the order of the table, so the first of a pair is never the lower one.
     # All are tested at once: Holm's correction counts every test that was made.
     pairs = compare_all({row["name"]: answers[row["name"]] for row in rows}, margin / 100)
@@ -268,9 +273,12 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
     def percent(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.2f}"
 
+    every = [*comparison.rows, *comparison.published]
+    several = len({row["dataset"] for row in every}) > 1
     return [
         {
             "method": row["method"],
+            **({"dataset": row["dataset"]} if several else {}),
             "features": row.get("features") or "",
             "protocol": "published" if row["published"] else row["protocol"],
             "n": row["n_test"] or "",
@@ -289,7 +297,7 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
             ),
             "note": "" if row.get("converged", True) else "not converged",
         }
-        for row in [*comparison.rows, *comparison.published]
+        for row in every
     ]
 
 

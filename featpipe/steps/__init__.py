@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from featpipe.registry import Registry
 from featpipe.steps.base import LEFT_OUT, Context, Needs, Outcome, Status, Step
-from featpipe.steps.options import option, options_of
+from featpipe.steps.options import altered, option, options_of
 
 __all__ = [
     "LEFT_OUT",
@@ -17,6 +17,7 @@ __all__ = [
     "Outcome",
     "Status",
     "Step",
+    "altered",
     "option",
     "options_of",
 ]

@@ -42,6 +42,7 @@ class OptionSpec:
     neutral: Any = _DEFAULT
     tunable: bool = False  # whether it lists values that the method chooses among: the grid
     bound: bool = False  # whether a recipe fills it in, if required, from another step's output
+    group: str = "Options"  # the heading that help lists it under
     short: str = ""  # another name on the command line: "-o"
     positional: bool = False  # whether the command line takes it without --name
     # Whether its values only draw again what is left to chance: more of the same in charts, not
@@ -197,6 +198,13 @@ def option(default: Any = _DEFAULT, **properties: Any) -> Any:
         properties |= {"minimum": 0, "maximum": _LARGEST_SEED}
     properties = {"neutral": default, **properties, "required": required}
     return OptionSpec(**properties, default=None if required else default)
+
+
+def altered(base: Any, default: Any = _DEFAULT, **properties: Any) -> Any:
+    """Declare an inherited option again, with a default of its own or other properties."""
+    if default is not _DEFAULT:
+        properties |= {"default": default, "neutral": default, "required": False}
+    return replace(base, **properties)
 
 
 def options_of(step: Any) -> dict[str, OptionSpec]:

@@ -294,6 +294,17 @@ def test_names_are_one_wherever_a_folder_is(tiny: Callable[[str], Path]) -> None
     assert architecture_of("torchvision:resnet50") is architecture_of("resnet50")
 
 
+def test_a_folder_with_the_name_of_a_model_of_a_library_is_not_that_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("test_vit", "vit_b_16", "tiny"):
+        (tmp_path / name).mkdir()
+    for model in ("timm:test_vit", "torchvision:vit_b_16"):
+        assert located(model) == backbone_name(model) == model
+    assert located("hf:tiny") == f"hf:{tmp_path.resolve() / 'tiny'}"
+
+
 @pytest.mark.parametrize(
     ("spec", "nearest"),
     [

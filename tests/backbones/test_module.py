@@ -131,3 +131,21 @@ def test_a_name_that_is_taken_is_refused(embed: Any, name: str) -> None:
 def test_half_a_module_is_refused(embed: Any, how: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         embed(**how)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda images: images.sum(), "Odd has no pooled output"),
+        (lambda images: "no tensor", "Odd has no pooled output"),
+        (lambda images: images[:, None], "is to be pooled"),
+    ],
+)
+def test_what_is_no_vector_tokens_or_map_is_refused(embed: Any, made: Any, says: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: torch.Tensor) -> Any:
+            return made(images)
+
+    with pytest.raises(UsageError, match=says) as caught:
+        embed(backbone=Odd(), name="Odd")
+    assert "--layer" in caught.value.details["next"]

@@ -32,7 +32,7 @@ console.error(StoreError("There is no such store.", where="[x].h5"))
 """
 
 
-def in_a_terminal(code: str) -> tuple[str, str]:
+def in_a_terminal(code: str, columns: int = 120) -> tuple[str, str]:
     """Run Python with a terminal as standard error; return both outputs, colours taken out."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
@@ -40,7 +40,7 @@ def in_a_terminal(code: str) -> tuple[str, str]:
         stdout=subprocess.PIPE,
         stderr=follower,
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
     )
     os.close(follower)
     shown = b""
@@ -71,6 +71,34 @@ def test_a_terminal_shows_bars_notes_outcomes_and_errors():
     ):
         assert text in shown
     assert out.splitlines() == ["task      n", "extract  10", "1 tasks: 1 done"]
+
+
+LONG = """
+from featpipe.cli.console import Console
+from featpipe.progress import Event
+console = Console()
+facts = {"rate": "123.4 images/s", "shares": "read 10% · compute 80% · write 10%"}
+for done in (1000, 2000):
+    console.hear(Event("progress", "LABEL", done, 13000, facts))
+    console._bars._bars.refresh()
+"""
+
+
+@pytest.mark.parametrize(
+    ("label", "columns", "says"),
+    [
+        ("folder:photos train · resnet50", 80, "123.4 images/s"),
+        ("folder:photos train · resnet50", 140, "write 10%"),
+        ("folder:" + "x" * 90, 80, "xxx…"),
+    ],
+)
+def test_bar_and_time_left_fit_into_the_line(label, columns, says):
+    _, shown = in_a_terminal(LONG.replace("LABEL", label), columns)
+    lines = [line.strip() for line in re.split(r"[\r\n]+", shown) if "2000/13000" in line]
+    assert lines
+    assert all(len(line) <= columns for line in lines)
+    assert re.search(r"━ +2000/13000 [-0-9]:", lines[-1])
+    assert says in lines[-1]
 
 
 def test_without_a_terminal_there_are_no_bars(capsys):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests import images
 from tests.cli.conftest import REPOSITORY, in_process
 
 
@@ -23,9 +24,14 @@ def test_store_commands(run: Any, extract: str) -> None:
     assert "not a sealed feature store" in rows["data/features/x.h5"]["state"]
     assert rows["data/features/y.h5.partial"]["state"] == "unfinished"
     assert path in run("store list").out
-    facts = json.loads(run(f"store info {path}").out)
+    facts = run(f"store info {path} --json").events[-1]
     assert facts["layers"] == {"avgpool": [12, 64]}
     assert facts["classes"] == ["ant", "bee", "cät"]
+    described = run(f"store info {path}").out
+    assert "12 of folder:photos all, 12 of them labelled" in described
+    assert "ant (4), bee (4), cät (4)" in described
+    assert "avgpool (64,)" in described
+    assert "{" not in described, "for people, not a dump"
     assert run(f"store verify {path}") == (0, "1 of 1 stores are whole\n", "")
     all_of_them = run("store verify")
     assert all_of_them.code == 1
@@ -128,6 +134,65 @@ def evaluated(run: Any, extract: str) -> Path:
     """The path of a result of a small dataset, in the current folder."""
     run(extract)
     return Path(run("centroid --protocol holdout:0.5 --json").events[-1]["paths"][0])
+
+
+def test_a_result_is_shown_and_removed_by_a_part_of_its_name(run: Any, evaluated: Path) -> None:
+    later = Path(run("centroid --protocol holdout:0.5 --seed 1 --json").events[-1]["paths"][0])
+    os.utime(later, (later.stat().st_mtime + 10,) * 2)
+    shown = run("results show centroid").out
+    assert f"name              {later.stem}\n" in shown
+    assert "seed 1" in shown
+    assert str(later) in shown
+    assert run(f"results show {evaluated.stem} --json").events[-1]["method"] == "centroid"
+    missing = run("results show centriod")
+    assert (missing.code, "did you mean 'centroid'?" in missing.err) == (1, True)
+    before = {path for path in Path("data").rglob("*") if later.stem in path.name}
+    assert len(before) == 3
+    ended = run("results rm centroid")
+    assert ended == (0, f"removed {later.stem}\n3 files\n", "")
+    assert not any(path.exists() for path in before)
+    assert run("results verify") == (0, "1 of 1 results are whole\n", "")
+    assert evaluated.exists()
+    Path("data/results/torn.json").write_text("{")
+    assert run("results rm torn") == (0, "removed torn\n1 files\n", "")
+    Path("elsewhere.json").write_text(evaluated.read_text())
+    assert "not one of the workspace" in run("results rm elsewhere.json").err
+    assert Path("elsewhere.json").exists()
+
+
+def test_results_of_one_title_are_told_apart_wherever_they_are_listed(
+    run: Any, evaluated: Path
+) -> None:
+    other = Path(run("centroid --protocol holdout:0.5 --seed 1 --json").events[-1]["paths"][0])
+    wanted = {
+        evaluated.stem: "Nearest class mean, seed 0",
+        other.stem: "Nearest class mean, seed 1",
+    }
+    listed = run("results --json").events[-1]["table"]
+    assert {row["name"]: row["method"] for row in listed} == wanted
+    compared = run("compare --out all.csv --json").events[-1]
+    assert {row["name"]: row["method"] for row in compared["rows"]} == wanted
+    assert sorted(row["method"] for row in compared["table"]) == sorted(wanted.values())
+    assert all(title in Path("all.csv").read_text() for title in wanted.values())
+
+
+def test_a_recipe_compares_its_own_results_only(run: Any, evaluated: Path) -> None:
+    Path("mine.yaml").write_text(
+        f"""
+steps:
+  - {{step: extract, model: {images.MODEL}, weights: w.safetensors, dataset: folder:photos}}
+  - {{step: knn, protocol: holdout:0.5, k: [1]}}
+  - step: compare
+  - {{step: report, out: reports/own}}
+"""
+    )
+    assert run("run mine.yaml -q").code == 0
+    for title, page in (("k nearest", True), ("Nearest class mean", False)):
+        assert (title in Path("reports/own.html").read_text()) is page
+    ended = run("compare")
+    assert "all results of the workspace together: 1 of mine, 1 of single commands" in ended.err
+    assert "Nearest class mean" in ended.out
+    assert "together" not in run("compare knn centroid").err
 
 
 def test_verify_names_what_was_changed(run: Any, evaluated: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import click
 import pytest
 
 from featpipe.cli.main import featpipe
-from featpipe.steps import STEPS
+from featpipe.steps import STEPS, options_of
 from featpipe.steps.tracking import TRACKERS
 from featpipe.store import FeatureStore
 from tests import images
@@ -65,6 +66,20 @@ def test_every_help_page_has_an_example(run: Any, name: str) -> None:
     assert "Usage: featpipe" in ended.out
     if not isinstance(featpipe.get_command(click.Context(featpipe), name), click.Group):
         assert f"featpipe {name}" in ended.out.partition("Example")[2]
+
+
+def test_many_options_are_listed_in_groups(run: Any) -> None:
+    shown = run("finetune --help").out
+    headings = [line[:-1] for line in shown.splitlines() if re.fullmatch(r"\S.*:", line)]
+    assert headings == [
+        *("Network", "Images", "Training", "Choosing and testing", "Numbers and machine"),
+        *("Options", "Every command", "Examples"),
+    ]
+    training = shown.partition("\nTraining:")[2].partition("\n\n")[0]
+    assert "--lr X" in training
+    assert "--dataset" not in training
+    for spec in options_of(STEPS.get("finetune")).values():
+        assert f"  {spec.flag} " in shown
 
 
 @pytest.mark.parametrize("example", [example for step in STEPS for example in step.examples])

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 from featpipe.datasets.binary import Cifar10, Cifar100, Stl10
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.digits import load_values
+from featpipe.datasets.given import register_images
 from featpipe.datasets.selection import stratified_split
 from featpipe.fingerprint import FileHashes
 
@@ -300,6 +302,45 @@ def _make_torchvision(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     return Made("torchvision:DTD", tmp, images, labels, classes, change)
 
 
+def write_parquet(path: Path, images: list[np.ndarray], columns: dict, types: dict) -> None:
+    """Write a Parquet file as the datasets library does, images as PNG files in its rows."""
+    library = pytest.importorskip("datasets", reason="the extra hf is not installed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = library.Features({"image": library.Image(), **types})
+    library.disable_progress_bars()
+    rows = {"image": [Image.fromarray(image) for image in images], **columns}
+    library.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def _make_hf(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A folder of Parquet files, as a dataset of the hub has them."""
+    library = pytest.importorskip("datasets", reason="the extra hf is not installed")
+    images = {"train": pictures(4, seed=1), "test": pictures(3, seed=2)}
+    labels = {"train": [1, 0, -1, 1], "test": [1, 0, -1]}
+    types = {"label": library.ClassLabel(names=["cat", "dog"])}
+
+    def write(split: str, pixels: np.ndarray) -> None:
+        file = tmp / "pets" / "data" / f"{split}-00000-of-00001.parquet"
+        write_parquet(file, list(pixels), {"label": labels[split]}, types)
+
+    for split, pixels in images.items():
+        write(split, pixels)
+    change = partial(
+        write, "train", np.concatenate([255 - images["train"][:1], images["train"][1:]])
+    )
+    return Made(f"hf:{tmp / 'pets'}", None, images, labels, ("cat", "dog"), change)
+
+
+def _make_images(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A list of arrays and PIL images, colour and grey."""
+    tmp.mkdir()
+    colour, grey = pictures(3, seed=1), pictures(1, seed=2, colours=False)
+    given = [colour[0], Image.fromarray(colour[1]), colour[2], grey[0]]
+    spec = register_images(given, ["dog", "cat", None, "dog"])
+    images = [*colour, np.repeat(grey[0][..., None], 3, axis=2)]
+    return Made(spec, None, {"all": images}, {"all": [1, 0, -1, 1]}, ("cat", "dog"))
+
+
 MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "stl10": _make_stl10,
     "cifar10": _make_cifar(Cifar10),
@@ -310,6 +351,8 @@ MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "csv": _make_csv,
     "npz": _make_npz,
     "torchvision": _make_torchvision,
+    "hf": _make_hf,
+    "images": _make_images,
     "digits": _make_digits,
 }
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from featpipe.errors import ResultError
 from featpipe.evaluation.assemble import save_result
-from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.evaluation.result import PredictionTable, Result, settings_of, unique_titles
 from featpipe.probes.nearest_mean import Centroid
-from featpipe.report.data import ReportData, ThumbnailSheet, settings_of, unique_titles
+from featpipe.report.data import ReportData, ThumbnailSheet
 from featpipe.report.step import Report
 from featpipe.steps import Context
 from featpipe.workspace import Workspace

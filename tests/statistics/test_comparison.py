@@ -200,6 +200,13 @@ def test_different_test_rows_are_not_compared(tmp_path, other):
     assert pair["reason"] == "not comparable: different test rows"
 
 
+def test_only_a_table_of_several_datasets_has_a_column_of_them(three, tmp_path):
+    other = result_of(tmp_path, "z", pattern(50, range(1)), dataset="zoo", rows="zoo")
+    assert "dataset" not in display_rows(compare(three))[0]
+    rows = display_rows(compare([*three, other]))
+    assert {row["dataset"] for row in rows} == {"toy", "zoo"}
+
+
 def test_part_of_the_test_rows_is_other_test_rows(tmp_path):
     one = result_of(tmp_path, "a", pattern(50, range(1)))
     two = result_of(tmp_path, "b", pattern(40, range(30)))

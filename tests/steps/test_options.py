@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from featpipe.errors import FeatpipeError, UsageError
 from featpipe.registry import summary_of
-from featpipe.steps import STEPS, Step, option, options_of
+from featpipe.steps import STEPS, Step, altered, option, options_of
 from featpipe.steps.options import OptionSpec
 
 RIGHT = {"model": "resnet50", "dataset": "stl10"}
@@ -38,6 +38,19 @@ def test_values_become_their_types() -> None:
     assert (step.number, step.share, step.names, step.sizes) == (3, 0.5, ("x", "y", "z"), (4,))
     assert step.where == Path.home() / "data"
     assert Echo(number=3.0).number == 3
+
+
+def test_an_inherited_option_is_declared_again_by_what_differs() -> None:
+    class Quieter(Echo):
+        number: int = altered(Echo.number, 7)
+        loud: bool = altered(Echo.loud, affects_result=False)
+
+    known, inherited = options_of(Quieter), options_of(Echo)
+    assert Quieter().number == 7
+    assert (known["number"].help, known["number"].minimum) == ("A number.", 0)
+    assert (known["number"].neutral, known["number"].required) == (7, False)
+    assert (known["loud"].affects_result, inherited["loud"].affects_result) == (False, True)
+    assert inherited["number"].required
 
 
 def test_settings_are_plain_values_that_make_the_same_step() -> None:

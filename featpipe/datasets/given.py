@@ -1,0 +1,153 @@
+"""``images:KEY``: a list that Python hands over, of paths, PIL images or arrays, as a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import Dataset, DatasetOptions
+from featpipe.datasets.folder import natural_key
+from featpipe.datasets.images import FileSource, to_rgb
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
+from featpipe.datasets.tables import numbered
+from featpipe.errors import DataError, UsageError
+from featpipe.fingerprint import of_bytes, of_mapping
+
+_EXPECTED = "paths; or PIL images and arrays, uint8 of shape (height, width, 3) or (height, width)"
+_WHERE = "the images given"
+
+
+# How each list is opened, by its key, until the process ends; references, no copies.
+_GIVEN: dict[str, Callable[[DatasetOptions], ImageSource]] = {}
+
+
+@DATASETS.register
+class Images(Dataset):
+    """images:KEY, a list of images in Python: extract([…], labels=[…])."""
+
+    name = "images"
+    argument_name = "KEY"
+
+    def open(self, split: str) -> ImageSource:
+        """Return the images of the list."""
+        if self.argument not in _GIVEN:
+            what = f"{self.spec} is a list that another Python process was given."
+            raise DataError(what, next_step="give it to extract() here, too")
+        return _GIVEN[self.argument](self.options)
+
+
+class _InMemory(ImageSource):
+    """PIL images and arrays, converted when they are read."""
+
+    def __init__(
+        self, identity: Identity, images: Sequence[Any], digests: list[str], sizes: set[Any]
+    ) -> None:
+        super().__init__(identity, digests, _WHERE)
+        self._images, self._digests, self._sizes = images, digests, sizes
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of all images; None if they differ."""
+        return next(iter(self._sizes)) if len(self._sizes) == 1 else None
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Return one image; DataError if it is no longer the one that was given."""
+        pixels = _pixels(self._images[row], row)
+        if _digest(pixels) != self._digests[row]:
+            what = "An image was changed after it was given."
+            raise DataError(what, where=self.ids[row], next_step="extract again")
+        return pixels
+
+
+def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) -> str:
+    """Make a list of images known as a dataset, in this process; return the dataset's name.
+
+    Parameters
+    ----------
+    images : iterable
+        Paths, which are the images' ids; or PIL images and arrays (height, width, 3) or (height,
+        width), uint8, whose ids are their places in the list and digests of their pixels.
+    labels : iterable of str or int, optional
+        Class of each image; ``None`` or -1 for an unlabelled one. Default: none is labelled.
+
+    Raises
+    ------
+    UsageError
+        If there are no images, or something else is among them.
+    DataError
+        If not every image has one label.
+    """
+    try:
+        listed = list(images)
+    except TypeError:
+        hint = f"extract('folder:{images}') embeds a folder" if _is_path(images) else None
+        what = "The images are no list."
+        raise UsageError(what, expected=_EXPECTED, got=type(images), next_step=hint) from None
+    paths = [os.fspath(image) for image in listed if _is_path(image)]
+    if not listed or (paths and len(paths) < len(listed)):
+        got = f"{len(paths)} paths among {len(listed)} images" if listed else "an empty list"
+        raise UsageError("These images are no dataset.", expected=f"a list of {_EXPECTED}", got=got)
+    digests, sizes = [], set()
+    for row, image in enumerate([] if paths else listed):
+        pixels = _pixels(image, row)
+        digests.append(_digest(pixels))
+        sizes.add(pixels.shape[:2])
+    ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
+    classes, numbers = _classes_of([None] * len(listed) if labels is None else list(labels))
+    key = of_mapping({"ids": ids, "classes": classes, "labels": numbers})[:8]
+    identity = Identity(f"{Images.name}:{key}", "all", classes, ids, numbers)
+    if paths:
+        _GIVEN[key] = lambda options: FileSource(identity, Path(), options, _WHERE)
+    else:
+        _GIVEN[key] = lambda options: _InMemory(identity, listed, digests, sizes)
+    return identity.name
+
+
+def _is_path(image: object) -> bool:
+    return isinstance(image, str | os.PathLike)
+
+
+def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
+    """Return an image as upright RGB."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image, f"image {row} of the list")
+    array: NDArray[Any] = image if isinstance(image, np.ndarray) else np.empty(0)
+    shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not shaped or not array.size:
+        shape = getattr(image, "shape", None)
+        raise UsageError(
+            f"Image {row} of the list is no image.",
+            expected=_EXPECTED,
+            got=type(image).__name__
+            + ("" if shape is None else f", {getattr(image, 'dtype', '?')}, {tuple(shape)}"),
+        )
+    height, width = array.shape[:2]
+    return np.array(
+        np.broadcast_to(array.reshape(height, width, -1), (height, width, 3)), order="C"
+    )
+
+
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    return of_bytes(str(pixels.shape).encode(), pixels.tobytes())
+
+
+def _classes_of(labels: list[Any]) -> tuple[tuple[str, ...], list[int]]:
+    """Return the classes in natural order, or as their numbers, and the label of each image."""
+    known = [label for label in labels if label is not None]
+    if all(isinstance(label, str) for label in known):
+        classes = tuple(sorted(set(known), key=natural_key))
+        number = {None: UNLABELLED, **{name: label for label, name in enumerate(classes)}}
+        return classes, [number[label] for label in labels]
+    if not all(isinstance(label, int | np.integer) for label in known):
+        wrong = next(label for label in known if not isinstance(label, int | np.integer))
+        expected = "names of classes, or their numbers; None for unlabelled images"
+        raise UsageError("The labels are no classes.", expected=expected, got=repr(wrong))
+    numbers = [UNLABELLED if label is None else int(label) for label in labels]
+    return numbered(np.array(numbers), "the labels given"), numbers

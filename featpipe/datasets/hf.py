@@ -1,0 +1,263 @@
+"""``hf:DATASET[:CONFIG]``: datasets of the Hugging Face hub, and local ones in its formats.
+
+Its library finds the files and turns them into Arrow files, which are memory-mapped; images are
+decoded here, by the rule of all datasets. Code of a dataset is never run.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.datasets import DATASETS
+from featpipe.datasets.dataset import DatasetOptions, PathDataset
+from featpipe.datasets.folder import natural_key
+from featpipe.datasets.images import EncodedSource, FileSource, decode_image
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
+from featpipe.datasets.tables import numbered, ordered_splits
+from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean, nearest_path
+from featpipe.workspace import user_path
+
+_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
+_FILES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+@DATASETS.register
+class HuggingFace(PathDataset):
+    """hf:DATASET[:CONFIG], of the Hugging Face hub; or a local folder or file (downloads)."""
+
+    name = "hf"
+    argument_name = "DATASET[:CONFIG]"
+    requires = ("datasets", "hf")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that the dataset has, the usual ones first."""
+        return ordered_splits(self._tables)
+
+    def open(self, split: str) -> ImageSource:
+        """Map the images of one split."""
+        table = self._tables[split]
+        image, label = _columns(self.spec, table.features)
+        classes, labels = self._labels(label, split)
+        identity = Identity(self.spec, split, classes, row_ids(split, len(table)), labels)
+        column = table.data.column(image)
+        paths = _field(column, "path").drop_null().to_pylist()
+        if 0 < len(paths) == len(table) == _field(column, "bytes").null_count:  # files as they were
+            every = [_field(each.data.column(image), "path") for each in self._tables.values()]
+            folders = {os.path.dirname(path) for each in every for path in each.to_pylist() if path}
+            root = os.path.commonpath(folders)
+            ids = [os.path.relpath(path, root) for path in paths]
+            return FileSource(replace(identity, ids=ids), Path(root), self.options, self.spec)
+        files = [Path(file["filename"]) for file in table.cache_files]
+        with self.options.unchanged(files):
+            content = self.options.digests(files)
+        return _Mapped(identity, content, column, files[0], self.options)
+
+    def _labels(self, column: str | None, split: str) -> tuple[tuple[str, ...], Any]:
+        """Return classes that hold in every split, and the labels of one."""
+        table = self._tables[split]
+        if column is None:
+            return (), [UNLABELLED] * len(table)
+        values = table.data.column(column)
+        known = [each.data.column(column).unique() for each in self._tables.values()]
+        if "string" in str(values.type):
+            texts = {name for each in known for name in each.to_pylist() if name}
+            classes = tuple(sorted(texts, key=natural_key))
+            number = {name: label for label, name in enumerate(classes)}
+            return classes, [number.get(name, UNLABELLED) for name in values.to_pylist()]
+        labels = values.fill_null(UNLABELLED).to_numpy()
+        if names := getattr(table.features[column], "names", None):
+            return tuple(names), labels
+        every = np.concatenate([each.drop_null().to_numpy() for each in known])
+        return numbered(every, self.spec), labels
+
+    @cached_property
+    def _tables(self) -> Mapping[str, Any]:
+        """Splits of the dataset by name, memory-mapped."""
+        import datasets  # noqa: PLC0415 - takes seconds, and is of the extra
+        import huggingface_hub  # noqa: PLC0415
+        from datasets.packaged_modules.cache.cache import Cache  # noqa: PLC0415
+
+        datasets.disable_progress_bars()
+        for logging in (datasets.logging, huggingface_hub.logging):
+            logging.set_verbosity_error()  # their reports; what is wrong is an error here
+        named, config = _parts(self.argument, self.options.data)
+        path = self.options.resolve(named)
+        try:
+            if path.is_dir() and any((path / name).is_file() for name in _SAVED):
+                found: Any = datasets.load_from_disk(str(path))
+                whole = isinstance(found, datasets.Dataset)
+                return {str(found.split or "all"): found} if whole else found
+            how: dict[str, Any] = {"path": str(path)}
+            if path.is_file():
+                if path.suffix not in _FILES:
+                    expected = f"a folder, or a file in {' or '.join(_FILES)}"
+                    raise DataError("This file is no dataset.", where=path, expected=expected)
+                how = {"path": _FILES[path.suffix], "data_files": str(path)}
+            elif not path.exists():
+                reason = "nothing there, and nothing was fetched"
+                for folder in self._caches():
+                    asked = {"repo_id": named, "dataset_name": Path(named).name, "version": "auto"}
+                    try:
+                        cache = Cache(
+                            config_name=config, hash="auto", cache_dir=str(folder), **asked
+                        )
+                        return cache.as_dataset()
+                    except ValueError as error:  # it is not there, or in several configurations
+                        reason = str(error) if "multiple" in str(error) else reason
+                if not self.options.download or named.count("/") > 1 or path.is_absolute():
+                    raise FileNotFoundError(reason)
+                self.options.progress.note(f"{self.spec} is fetched from the Hugging Face hub")
+                how = {"path": named}
+            place = "hf-files" if path.exists() else "hf"
+            builder = datasets.load_dataset_builder(
+                **how, name=config, cache_dir=str(self.options.raw / place)
+            )
+            builder.download_and_prepare()
+            return builder.as_dataset()
+        except DataError:
+            raise
+        except Exception as error:  # of the library, or of what it is made with
+            raise self._explained(error, named, config) from error
+
+    def _caches(self) -> list[Path]:
+        """Return the folders that may hold datasets of the hub, the library's own one last."""
+        from datasets import config  # noqa: PLC0415
+
+        return [*self.options.folders("hf"), Path(config.HF_DATASETS_CACHE)]
+
+    def _explained(self, error: Exception, named: str, config: str | None) -> DataError:
+        """Return what is wrong with the name, or the configuration, or what the library says."""
+        from datasets import get_dataset_config_names  # noqa: PLC0415
+
+        path, names = self.options.resolve(named), []
+        if isinstance(error, ValueError):  # as an unknown or a missing configuration is
+            with suppress(Exception):
+                names = get_dataset_config_names(str(path) if path.exists() else named)
+        if names and config not in names:
+            what = f"no configuration {config!r}" if config else "several configurations"
+            hint = did_you_mean(config or "", names) or f"--dataset hf:{named}:{names[0]}"
+            raise UnknownNameError(f"{named} has {what}.", known=names, next_step=hint) from error
+        lines = [str(each).strip().partition("\n")[0] for each in (error, error.__cause__) if each]
+        got = "; ".join(filter(None, lines))[:400] or type(error).__name__
+        if path.exists():
+            return DataError(f"The dataset {self.spec!r} cannot be opened.", where=path, got=got)
+        near = [each for folder in self._caches() for each in folder.glob("*/")]
+        known = [each.name.replace("___", "/") for each in near]
+        return self.not_found(
+            [path, *self._caches()],
+            "a folder or a .parquet file, or a dataset of the hub",
+            got=got,
+            next_step=(named not in known and did_you_mean(named, known))
+            or nearest_path(path)
+            or "correct the name or --data DIR; or let featpipe extract fetch it from the hub",
+        )
+
+    @classmethod
+    def short(cls, argument: str) -> str:
+        """Return the name on the hub, or the last part of a local path."""
+        path, config = _parts(argument)
+        local = user_path(path).exists()
+        return ":".join(filter(None, [super().short(path) if local else path, config]))
+
+    @classmethod
+    def stem(cls, argument: str) -> str:
+        """Return the same as part of a file name."""
+        return cls.short(argument)
+
+    @classmethod
+    def absolute(cls, argument: str, data: Path | None) -> str:
+        """Return the absolute path of a local dataset."""
+        path, config = _parts(argument, data)
+        found = DatasetOptions(data=data).resolve(path)
+        return ":".join(filter(None, [str(found.resolve()) if found.exists() else path, config]))
+
+    @classmethod
+    def moved(cls, argument: str, data: Path) -> str:
+        """Return the path below another folder, or that folder; the hub's names do not change."""
+        path, config = _parts(argument)
+        moved = super().moved(path, data) if Path(path).is_absolute() else path
+        return ":".join(filter(None, [moved, config]))
+
+
+class _Mapped(EncodedSource):
+    """Images whose files are the rows of a memory-mapped column of Arrow."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        content: object,
+        column: Any,
+        anchor: Path,
+        options: DatasetOptions,
+    ) -> None:
+        super().__init__(identity, content, identity.name)
+        self._column, self._anchor, self._hashes = column, anchor, options.hashes
+        absent = _field(column, "bytes").is_null().to_numpy()
+        self.unreadable = dict.fromkeys(np.flatnonzero(absent).tolist(), "The row holds no image.")
+
+    def _opened(self, row: int) -> BinaryIO:
+        return io.BytesIO(self._column[row]["bytes"].as_buffer())
+
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
+        """Decode one image to upright RGB, a JPEG at a reduced scale if a side is given."""
+        where = f"{self.name}, {self.ids[row]}"
+        if row in self.unreadable:
+            raise ImageError(self.unreadable[row], where=where)
+        return decode_image(self._opened(row).read(), where, side)
+
+
+def _parts(argument: str, data: Path | None = None) -> tuple[str, str | None]:
+    """Return the dataset and its configuration; a path may hold a colon, too."""
+    path, colon, config = argument.rpartition(":")
+    if not colon or DatasetOptions(data=data).resolve(argument).exists():
+        return argument, None
+    return path, config or None
+
+
+def _field(column: Any, name: str) -> Any:
+    """Return the bytes or the paths of a column of images."""
+    import pyarrow.compute as pc  # noqa: PLC0415 - of the extra
+
+    return pc.struct_field(column, name)
+
+
+def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the columns of images and of labels; ``None`` where there are images only."""
+    from datasets import ClassLabel, Image, Value  # noqa: PLC0415
+
+    plain = {"bytes", "path"}  # an image where nothing says so
+    images = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == plain)
+    ]
+    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if len(labels) != 1:
+        labels = [
+            name
+            for name in ("label", "labels")
+            if isinstance(feature := features.get(name), ClassLabel)
+            or (isinstance(feature, Value) and re.search("int|string", feature.dtype))
+        ]
+    if len(images) == 1 and (labels or len(features) == 1):
+        return images[0], labels[0] if labels else None
+    kinds = {n: f.dtype if isinstance(f, Value) else type(f).__name__ for n, f in features.items()}
+    wanted = "labels" if len(images) == 1 else "images"
+    raise DataError(
+        f"It is not clear which column of {spec} holds the {wanted}.",
+        expected="one of type Image, and one of type ClassLabel or called label",
+        got=", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
+        next_step="rename_column(…, 'label') and save_to_disk(FOLDER) in Python, then hf:FOLDER",
+    )
