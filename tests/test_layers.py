@@ -28,7 +28,7 @@ LAYERS = {
     ),
     1: ("datasets", "store", "labelmap"),
     2: ("backbones", "probes", "evaluation", "statistics"),
-    3: ("extract", "finetune", "report", "predict", "bench"),
+    3: ("extract", "finetune", "report", "predict", "bench", "embedder"),
     4: ("api", "clean", "template"),
     5: ("cli", "__main__"),
 }

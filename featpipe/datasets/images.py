@@ -82,15 +82,15 @@ class FileSource(ImageSource):
         obstacles: dict[int, OSError] = {}
         try:  # to ask each file first would take longer than all else, where there are many
             "".join(paths).encode()
-            self._digests: list[str | None] = [*options.digests(paths)]
+            self.digests: list[str | None] = [*options.digests(paths)]
         except (DataError, UnicodeEncodeError):
             obstacles = {row: error for row, path in enumerate(paths) if (error := _obstacle(path))}
             if not obstacles:
                 raise
             readable = [path for row, path in enumerate(paths) if row not in obstacles]
             digests = iter(options.digests(readable))
-            self._digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
-        super().__init__(replace(identity, ids=ids), self._digests, where or root)
+            self.digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
+        super().__init__(replace(identity, ids=ids), self.digests, where or root)
         self.unreadable = {
             row: _unreadable(error, root / ids[row]).what for row, error in obstacles.items()
         }
@@ -130,7 +130,7 @@ class FileSource(ImageSource):
         if row in self.unreadable:
             raise ImageError(self.unreadable[row], where=path)
         content = _content_of(path)
-        if of_bytes(content) != self._digests[row]:
+        if of_bytes(content) != self.digests[row]:
             what = "An image has changed since the dataset was opened."
             raise DataError(what, where=path, next_step="run again when nothing changes it")
         return _decode(content, path, side)
@@ -201,7 +201,7 @@ def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.u
                 raise Image.DecompressionBombError(f"({pixels} pixels)")
             if side is not None:
                 image.draft(None, (side, side))  # formats other than JPEG have none
-            return _to_rgb(image, path)
+            return to_rgb(image, path)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -226,7 +226,8 @@ def _decode(content: bytes, path: Path, side: int | None = None) -> NDArray[np.u
         raise ImageError(what, where=path, got=f"{type(error).__name__}: {error}") from error
 
 
-def _to_rgb(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+def to_rgb(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
+    """Return an image, which ``path`` names in messages, as upright RGB."""
     # Not ImageOps.exif_transpose: it also rewrites the whole EXIF block, and fails where any tag
     # of it is damaged, although the pixels and the orientation are intact.
     image_format = image.format  # a turned image has none
