@@ -25,8 +25,8 @@ from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.images import FileSource, to_rgb
 from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
-from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
-from featpipe.extract.step import EXTRACTION_VERSION
+from featpipe.extraction.batches import ExtractOptions, read_batches, work_on_batches
+from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, of_bytes, of_mapping
 from featpipe.progress import Progress
 from featpipe.workspace import user_path

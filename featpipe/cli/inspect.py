@@ -165,9 +165,8 @@ def predict(
     MODEL is the name of a result, or a part of it: svm is the latest of that name; or a .skops or a
     .safetensors file. Probabilities of probes are calibrated on training rows.
     """
-    files = api.images_of(images)
-    predictor = api.open_predictor(session.workspace, model, n_images=len(files), **where)
-    answers = api.predict(predictor, files, session.console.progress)
+    place, progress = session.workspace.root, session.console.progress
+    answers = api.predict(model, images, workspace=place, progress=progress, **where)
     unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
     calibrated = any(answer.probability is not None for answer in answers)
     kind = "probability" if calibrated else "score"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from featpipe.errors import DataError, ResultError, UsageError, WeightsError, di
 from featpipe.evaluation.calibration import to_probabilities
 from featpipe.evaluation.models import load_model, predict_with_scores
 from featpipe.evaluation.result import Result
-from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
+from featpipe.extraction.batches import ExtractOptions, read_batches, work_on_batches
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 from featpipe.workspace import (
@@ -73,7 +74,7 @@ def open_predictor(
     workspace: Workspace,
     name: str,
     weights: str | None = None,
-    device: str = "auto",
+    device: str | None = None,
     runtime: str | None = None,
     n_images: int | None = None,
 ) -> Predictor:
@@ -104,6 +105,7 @@ def open_predictor(
     if name.endswith(".json"):  # the file of a result means its model
         name = Path(name).stem
     paths = (user_path(name), *(workspace.models / f"{name}{kind}" for kind in _KINDS))
+    device = device or "auto"
     path = next(filter(Path.is_file, paths), None) or _latest(workspace.models, name)
     if path is None:
         raise _no_model(workspace, name)
@@ -117,7 +119,7 @@ def open_predictor(
         raise UsageError(
             "A fine-tuned network runs in PyTorch only.", expected="torch", got=runtime
         )
-    from featpipe.finetune.saved import load_head  # noqa: PLC0415 - a probe needs no skorch
+    from featpipe.finetuning.saved import load_head  # noqa: PLC0415 - a probe needs no skorch
 
     head = load_head(path, weights=weights, device=device)
 
@@ -262,7 +264,7 @@ def predict(
     return answers
 
 
-def images_of(paths: Sequence[Path]) -> list[Path]:
+def images_of(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
     """Return image files, and those in folders and their subfolders.
 
     Raises
@@ -271,7 +273,7 @@ def images_of(paths: Sequence[Path]) -> list[Path]:
         If a folder holds none.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in map(Path, [paths] if isinstance(paths, str | PathLike) else paths):
         inside = [path / name for name in images_below(path)] if path.is_dir() else [path]
         if not inside:
             raise DataError("There are no images in the folder.", where=path)

@@ -13,7 +13,7 @@ from typing import Any, Self
 from featpipe.backbones import backbone_name, effective_runtime, weights_identity
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
-from featpipe.extract.step import ImageStep
+from featpipe.extraction.step import ImageStep
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
 from featpipe.provenance import package_version
@@ -355,7 +355,7 @@ class Finetune(ImageStep):
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
         self.check_requirements()
-        from featpipe.finetune.run import run_finetune  # noqa: PLC0415 - brings torch
+        from featpipe.finetuning.run import run_finetune  # noqa: PLC0415 - brings torch
 
         return run_finetune(self, context)
 
