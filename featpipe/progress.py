@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from featpipe.notebook import bars
+
 
 @dataclass(frozen=True)
 class Event:
@@ -47,7 +49,7 @@ class Progress:
     def find(cls) -> Progress:
         """Return bars where there is a notebook, and elsewhere :data:`SILENT`."""
         shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-        return cls(_bars()) if hasattr(shell, "kernel") else SILENT
+        return cls(bars()) if hasattr(shell, "kernel") else SILENT
 
     def note(self, message: str) -> None:
         """Report one line to the user."""
@@ -83,29 +85,6 @@ class Task:
         event = Event("progress", self._label, self._done, self._total, self._facts)
         self._progress.listener(event)
         self._emitted = time.monotonic()
-
-
-def _bars() -> Callable[[Event], None]:
-    """Return a listener that shows a bar for each piece of work, and prints notes."""
-    from tqdm.auto import tqdm  # noqa: PLC0415 - for notebooks only
-
-    bars: dict[str, Any] = {}
-
-    def listen(event: Event) -> None:
-        if event.event == "note":
-            tqdm.write(event.message)
-            return
-        if event.message not in bars:
-            if event.done >= event.total:
-                return
-            bars[event.message] = tqdm(desc=event.message, total=event.total)
-        bar = bars[event.message]
-        bar.n, bar.postfix = event.done, " · ".join(map(str, event.facts.values()))
-        bar.refresh()
-        if event.done >= event.total:
-            bars.pop(event.message).close()
-
-    return listen
 
 
 SILENT = Progress(lambda event: None)

@@ -24,6 +24,7 @@ LAYERS = {
         "files",
         "workspace",
         "progress",
+        "notebook",
         "provenance",
     ),
     1: ("datasets", "store", "labelmap"),
