@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer", "Comparison", "Embedder", "FeatpipeError", "FeatureStore", "LabelMap", "Result",
-    "compare", "evaluate", "extract", "finetune", "load_backbone", "predict", "report", "zeroshot",
+    "compare", "evaluate", "export", "extract", "finetune", "load_backbone", "predict", "report",
+    "zeroshot",
 ]  # fmt: skip
 
 

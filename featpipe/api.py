@@ -66,7 +66,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "DATASETS", "MODELS", "TRACKERS", "Answer", "Comparison", "Embedder", "FeatpipeError",
     "FeatureStore", "LabelMap", "Plan", "Result", "builtin_maps", "changed_files", "compare",
-    "evaluate", "export_store", "extract", "find_recipe", "find_unneeded", "finetune",
+    "evaluate", "export", "export_store", "extract", "find_recipe", "find_unneeded", "finetune",
     "load_backbone", "locate_result", "measure", "open_source", "parse_recipe", "predict",
     "read_recipe", "report", "run_plan", "scan_results", "scan_stores", "verify_result",
     "write_answers", "write_recipe", "zeroshot",
@@ -251,10 +251,31 @@ def predict(
     from featpipe import prediction  # noqa: PLC0415 - brings torch
 
     files = prediction.images_of(images)
-    name = os.fspath(model) if isinstance(model, str | os.PathLike) else model.name
     known = Workspace.find(workspace)
-    predictor = prediction.open_predictor(known, name, n_images=len(files), **where)
+    predictor = prediction.open_predictor(known, _name(model), n_images=len(files), **where)
     return prediction.predict(predictor, files, progress or Progress.find())
+
+
+def export(
+    model: str | os.PathLike[str] | Result,
+    out: str | os.PathLike[str],
+    *,
+    workspace: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Write a probe with its backbone and preprocessing as one ONNX graph; return the files.
+
+    ``model`` is as of :func:`predict`; beside ``out``, a name in ``.onnx``, come a model card and a
+    script that classifies files. ``force`` replaces files that featpipe did not write, too.
+    """
+    from featpipe.onnx_export import export_onnx  # noqa: PLC0415 - brings torch
+
+    return export_onnx(Workspace.find(workspace), _name(model), Path(out), weights, force=force)
+
+
+def _name(model: str | os.PathLike[str] | Result) -> str:
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else model.name
 
 
 def report(

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featpipe.backbones import fit_of_identity, load_backbone
+from featpipe.backbones.base import Backbone
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Calibration
 from featpipe.datasets.folder import images_below
 from featpipe.datasets.images import read_image
 from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.calibration import to_probabilities
-from featpipe.evaluation.models import load_model, predict_with_scores
+from featpipe.evaluation.models import TrainedModel, load_model, predict_with_scores
 from featpipe.evaluation.result import Result
 from featpipe.extraction.batches import ExtractOptions, read_batches, work_on_batches
 from featpipe.progress import SILENT, Progress
@@ -68,6 +69,7 @@ class Predictor:
     batch_size: int
     parallel: int  # calls of classify at the same time that suit it
     classify: Callable[[Tensor], Answers]
+    probe: tuple[Path, TrainedModel, Backbone] | None = None  # none: a fine-tuned network
 
 
 def open_predictor(
@@ -215,7 +217,8 @@ def _open_probe(
         return labels, scores, calibrated
 
     suits = backbone.batch_size, backbone.parallel
-    return Predictor(model.classes, backbone.preprocessing, *suits, classify)
+    made = path, model, backbone
+    return Predictor(model.classes, backbone.preprocessing, *suits, classify, made)
 
 
 def _no_calibration(_: Preprocessing) -> Tensor:

@@ -38,6 +38,8 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "margin: float = 1.0) -> Comparison",
     "evaluate": f"(method: Any, {STORES}, *, {PLACE}, {PROGRESS}, jobs: int = -1, **options: Any)"
     " -> Result",
+    "export": "(model: str | os.PathLike[str] | Result, out: str | os.PathLike[str], *, "
+    f"{PLACE}, weights: str | None = None, force: bool = False) -> list[Path]",
     "extract": "(dataset: str, model: str | None = None, *, backbone: Module | None = None, "
     "transform: Callable[[Any], Any] | None = None, name: str | None = None, "
     f"fingerprint: str | None = None, {PLACE}, {PROGRESS}, **options: Any) -> list[FeatureStore]",
