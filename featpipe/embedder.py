@@ -8,6 +8,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +37,7 @@ Vectors = dict[str, NDArray[np.float32]]  # digest of an image → its features
 _IN_MEMORY: dict[str, Vectors] = {}  # of each embedding, until the process ends
 
 
+@dataclass(eq=False, repr=False)
 class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Turn images into the features of a frozen network.
 
@@ -96,34 +98,19 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     True
     """
 
-    def __init__(  # noqa: PLR0913 - scikit-learn's parameters are arguments
-        self,
-        backbone: Any = "resnet50",
-        *,
-        preprocess: Callable[[Any], Any] | None = None,
-        fingerprint: str | None = None,
-        weights: str | os.PathLike[str] = "DEFAULT",
-        layer: str | None = None,
-        image_size: int | None = None,
-        image_fit: str = "auto",
-        image_shape: tuple[int, ...] | None = None,
-        pixel_range: tuple[float, float] | str | None = None,
-        cache: str | os.PathLike[str] | None = "memory",
-        device: str = "auto",
-        runtime: str | None = None,
-    ) -> None:
-        self.backbone = backbone
-        self.preprocess = preprocess
-        self.fingerprint = fingerprint
-        self.weights = weights
-        self.layer = layer
-        self.image_size = image_size
-        self.image_fit = image_fit
-        self.image_shape = image_shape
-        self.pixel_range = pixel_range
-        self.cache = cache
-        self.device = device
-        self.runtime = runtime
+    backbone: Any = "resnet50"
+    _: KW_ONLY
+    preprocess: Callable[[Any], Any] | None = None
+    fingerprint: str | None = None
+    weights: str | os.PathLike[str] = "DEFAULT"
+    layer: str | None = None
+    image_size: int | None = None
+    image_fit: str = "auto"
+    image_shape: tuple[int, ...] | None = None
+    pixel_range: tuple[float, float] | str | None = None
+    cache: str | os.PathLike[str] | None = "memory"
+    device: str = "auto"
+    runtime: str | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Look at the images' sizes and, where asked to, at their range; ``y`` is ignored.
