@@ -34,6 +34,7 @@ STEPS: Registry[type[Step]] = Registry(
         "zeroshot": "featpipe.probes.zeroshot",
         "finetune": "featpipe.finetuning.step",
         "explain": "featpipe.finetuning.explain",
+        "audit": "featpipe.audit.step",
         "compare": "featpipe.statistics.step",
         "report": "featpipe.report.step",
     },
