@@ -26,7 +26,7 @@ from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.images import FileSource, to_rgb
 from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
-from featpipe.extraction.batches import ExtractOptions, read_batches, work_on_batches
+from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, of_bytes, of_mapping
 from featpipe.progress import Progress
@@ -147,25 +147,21 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if kept is not None:
             known = _read_kept(kept, digests)
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
-        new, parallel = list(row_of), backbone.parallel
-        read = read_batches(
-            lambda number, side: source.read_scaled(row_of[new[number]], side),
-            range(len(new)),
-            backbone.preprocessing,
-            backbone.batch_size,
-            ExtractOptions(),
-            parallel,
-        )
-        shapes = {layer: backbone.dim(layer)}
-        batches = work_on_batches(read, lambda batch: batch.embed(backbone, shapes), parallel)
-        with closing(batches), Progress.find().task(backbone.name, len(new)) as task:
-            for batch, arrays in batches:
+        new, shapes = list(row_of), {layer: backbone.dim(layer)}
+        with Progress.find().task(backbone.name, len(new)) as task:
+            for batch, arrays in work_on_images(
+                lambda number, side: source.read_scaled(row_of[new[number]], side),
+                len(new),
+                backbone,
+                lambda batch: batch.embed(backbone, shapes),
+                ExtractOptions(),
+                task,
+            ):
                 vectors = arrays[layer].reshape(len(batch.rows), -1)
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
                 if kept is not None:
                     _keep(kept, made)
-                task.advance(len(batch.rows))
         return np.stack([known[digests[row]] for row in rows])
 
     def __sklearn_tags__(self) -> Tags:

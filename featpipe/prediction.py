@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -25,7 +24,7 @@ from featpipe.errors import DataError, ResultError, UsageError, WeightsError, di
 from featpipe.evaluation.calibration import to_probabilities
 from featpipe.evaluation.models import TrainedModel, load_model, predict_with_scores
 from featpipe.evaluation.result import Result
-from featpipe.extraction.batches import ExtractOptions, read_batches, work_on_batches
+from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 from featpipe.workspace import (
@@ -237,21 +236,16 @@ def predict(
     An image that cannot be read has an error instead of a class.
     """
     answers: list[Answer] = []
-    read = read_batches(
-        lambda row, side: read_image(images[row], side),
-        range(len(images)),
-        predictor.preprocessing,
-        predictor.batch_size,
-        ExtractOptions(on_error="skip"),
-        predictor.parallel,
-    )
-    batches = work_on_batches(
-        read,
-        lambda batch: None if batch.images is None else predictor.classify(batch.images),
-        predictor.parallel,
-    )
-    with closing(batches), progress.task("predict", len(images)) as task:
-        for batch, classified in batches:
+    with progress.task("predict", len(images)) as task:
+        worked = work_on_images(
+            lambda row, side: read_image(images[row], side),
+            len(images),
+            predictor,
+            lambda batch: None if batch.images is None else predictor.classify(batch.images),
+            ExtractOptions(on_error="skip"),
+            task,
+        )
+        for batch, classified in worked:
             found = {row: Answer(str(images[row]), error=why) for row, why in batch.skipped.items()}
             if classified is not None:
                 labels, *graded = classified
@@ -263,7 +257,6 @@ def predict(
                     name = predictor.classes[label]
                     found[row] = Answer(str(images[row]), name, probabilities, scores)
             answers += [found[row] for row in batch.rows]
-            task.advance(len(batch.rows))
     return answers
 
 
