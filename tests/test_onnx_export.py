@@ -16,6 +16,7 @@ from sklearn.svm import SVC
 
 from featpipe import api
 from featpipe.cli import main
+from featpipe.datasets.dataset import DatasetOptions
 from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
 from featpipe.prediction import open_predictor
 from featpipe.workspace import Workspace
@@ -240,12 +241,11 @@ def test_the_command_writes_three_files(here, stores, tmp_path, capsys):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("method", ["svm"])
-def test_200_images_of_stl10_through_resnet18(stl10_resnet18_store, tmp_path, method, shared):
+def test_200_images_of_stl10_through_resnet18(stl10_resnet18_store, tmp_path, shared):
     here = {"workspace": tmp_path}
-    result = api.evaluate(method, stl10_resnet18_store, protocol="kfold:2", **here)
+    result = api.evaluate("svm", stl10_resnet18_store, protocol="kfold:2", **here)
     path, _, script = api.export(result, tmp_path / "model.onnx", **here)
-    source = api.open_source("stl10", "train", api_options(shared))
+    source = api.open_source("stl10", "train", DatasetOptions(data=shared / "data"))
     rows = [source.ids.index(name) for name in stl10_resnet18_store.ids]
     predictor = open_predictor(Workspace(tmp_path), result.name, runtime="torch")
     pixels = [source.read(row) for row in rows]
@@ -261,9 +261,3 @@ def test_200_images_of_stl10_through_resnet18(stl10_resnet18_store, tmp_path, me
         Image.fromarray(one).save(files[-1])
     answers = api.predict(result, files, **here)
     assert [label for label, _ in run_script(script, files)] == [one.label for one in answers]
-
-
-def api_options(shared):
-    from featpipe.datasets.dataset import DatasetOptions
-
-    return DatasetOptions(data=shared / "data")
