@@ -29,7 +29,7 @@ from featpipe.audit.labels import doubts, out_of_sample
 from featpipe.backbones import load_backbone
 from featpipe.datasets.images import read_image
 from featpipe.datasets.source import ArraySource, Identity, ImageSource
-from featpipe.extract.engine import extract_source
+from featpipe.extraction.engine import extract_source
 from featpipe.provenance import environment
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.store.layout import LOOKS

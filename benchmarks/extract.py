@@ -82,8 +82,8 @@ def featpipe(
 ) -> dict[str, Any]:
     """Return the rate of files to sealed store, hashing and checks included, network loaded."""
     import featpipe.backbones.base
-    import featpipe.extract.engine  # noqa: F401 - imported before the clock starts
-    from featpipe.extract import Extract
+    import featpipe.extraction.engine  # noqa: F401 - imported before the clock starts
+    from featpipe.extraction import Extract
     from featpipe.steps import Context
     from featpipe.workspace import Workspace
 

@@ -34,7 +34,7 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets import DATASETS
 from featpipe.datasets.dataset import Dataset
 from featpipe.datasets.source import Identity, ImageSource, row_ids
-from featpipe.extract import Extract
+from featpipe.extraction import Extract
 from featpipe.provenance import environment
 from featpipe.steps import Context
 from featpipe.workspace import Workspace

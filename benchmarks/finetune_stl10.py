@@ -22,9 +22,9 @@ import torch
 from featpipe.evaluation.protocol import make_splits
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.run import evaluate
-from featpipe.extract import Extract
-from featpipe.finetune.run import FinetuneData
-from featpipe.finetune.step import Finetune
+from featpipe.extraction import Extract
+from featpipe.finetuning.run import FinetuneData
+from featpipe.finetuning.step import Finetune
 from featpipe.probes.svm import Svm
 from featpipe.provenance import environment, now
 from featpipe.statistics.paired_tests import Answers, between_models

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from featpipe.evaluation.result import Result
-from featpipe.finetune.run import FinetuneData, PreparedImages, run_finetune
-from featpipe.finetune.step import Finetune
+from featpipe.finetuning.run import FinetuneData, PreparedImages, run_finetune
+from featpipe.finetuning.step import Finetune
 from featpipe.provenance import environment, now
 from featpipe.steps import Context
 from featpipe.workspace import Workspace

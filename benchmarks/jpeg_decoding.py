@@ -26,7 +26,7 @@ from PIL import Image
 from featpipe.backbones import load_backbone
 from featpipe.backbones.base import Backbone
 from featpipe.datasets.images import read_image
-from featpipe.extract import Extract
+from featpipe.extraction import Extract
 from featpipe.provenance import environment
 from featpipe.steps import Context
 from featpipe.workspace import Workspace

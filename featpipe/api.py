@@ -1,40 +1,36 @@
 """The Python API: what the commands do, as functions and classes.
 
-Every name is imported when it is first used, so that ``featpipe --help`` is fast.
-
->>> from featpipe.api import compare, evaluate, extract, report
->>> train, test = extract("digits", "glyphnet")                         # doctest: +SKIP
->>> svm = evaluate("svm", train, test)                                  # doctest: +SKIP
->>> knn = evaluate("knn", train, test, k=(1, 5, 20))                    # doctest: +SKIP
->>> compare([svm, knn]).table()                                         # doctest: +SKIP
->>> report([svm, knn], "reports/digits")                                # doctest: +SKIP
+:mod:`featpipe` has what is for users; the rest is what the commands need. Every name is imported
+when it is first used, so that ``featpipe --help`` is fast.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featpipe.errors import UnknownNameError, UsageError
-from featpipe.progress import SILENT, Progress
-from featpipe.steps import STEPS, Context
+from featpipe.errors import FeatpipeError, UnknownNameError, UsageError
+from featpipe.progress import Progress
+from featpipe.steps import STEPS, Context, Outcome
 from featpipe.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from featpipe.audit.audit import Audit
     from featpipe.backbones import MODELS, load_backbone
     from featpipe.bench import measure
     from featpipe.clean import files_of, find_unneeded
     from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
+    from featpipe.embedder import Embedder
     from featpipe.evaluation.result import Result, locate_result, scan_results, unique_titles
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
-    from featpipe.predict import images_of, open_predictor, predict, write_answers
+    from featpipe.prediction import Answer, write_answers
     from featpipe.report.written import changed_files
     from featpipe.statistics.comparison import Comparison, compare
     from featpipe.steps.plan import Plan
@@ -46,6 +42,7 @@ if TYPE_CHECKING:
     from featpipe.template import write_recipe
 
 _HOMES = {
+    "audit.audit": ("Audit",),
     "bench": ("measure",),
     "backbones": ("MODELS", "load_backbone"),
     "clean": ("files_of", "find_unneeded"),
@@ -54,7 +51,8 @@ _HOMES = {
     "evaluation.result": ("Result", "locate_result", "scan_results", "unique_titles"),
     "evaluation.verify": ("verify_result",),
     "labelmap": ("LabelMap", "builtin_maps"),
-    "predict": ("images_of", "open_predictor", "predict", "write_answers"),
+    "embedder": ("Embedder",),
+    "prediction": ("Answer", "write_answers"),
     "report.written": ("changed_files",),
     "statistics.comparison": ("Comparison", "compare"),
     "steps.plan": ("Plan",),
@@ -68,47 +66,31 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "DATASETS",
-    "MODELS",
-    "TRACKERS",
-    "Comparison",
-    "FeatureStore",
-    "LabelMap",
-    "Plan",
-    "Result",
-    "builtin_maps",
-    "changed_files",
-    "compare",
-    "evaluate",
-    "export_store",
-    "extract",
-    "files_of",
-    "find_recipe",
-    "find_unneeded",
-    "images_of",
-    "load_backbone",
-    "locate_result",
-    "measure",
-    "open_predictor",
-    "open_source",
-    "parse_recipe",
-    "predict",
-    "read_recipe",
-    "report",
-    "run_plan",
-    "scan_results",
-    "scan_stores",
-    "unique_titles",
-    "verify_result",
-    "write_answers",
-    "write_recipe",
-]
+    "DATASETS", "MODELS", "TRACKERS", "Answer", "Audit", "Comparison", "Embedder", "FeatpipeError",
+    "FeatureStore", "LabelMap", "Plan", "Result", "builtin_maps", "changed_files", "compare",
+    "evaluate", "export", "export_store", "extract", "files_of", "find_recipe", "find_unneeded",
+    "finetune", "load_backbone", "locate_result", "measure", "open_source", "parse_recipe",
+    "predict", "read_recipe", "report", "run_plan", "scan_results", "scan_stores", "unique_titles",
+    "verify_result", "write_answers", "write_recipe", "zeroshot",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"featpipe.{_HOME_OF[name]}"), name)
+
+
+def _run(
+    name: str,
+    options: Mapping[str, Any],
+    workspace: str | os.PathLike[str] | None,
+    progress: Progress | None = None,
+    jobs: int = -1,
+) -> Outcome:
+    step = STEPS.get(name).from_mapping(options)
+    step.check_requirements()
+    return step.run(Context(Workspace.find(workspace), progress or Progress.find(), jobs))
 
 
 def extract(  # noqa: PLR0913 - a model has a name, or is a module with four properties
@@ -121,7 +103,7 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
     name: str | None = None,
     fingerprint: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
-    progress: Progress = SILENT,
+    progress: Progress | None = None,
     **options: Any,
 ) -> list[FeatureStore]:
     """Embed a dataset; return one sealed store per split, the training split first.
@@ -149,7 +131,8 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
         and of what module and transform print as.
     workspace : path, optional
         Where stores are kept; default: the current folder.
-    progress : Progress
+    progress : Progress, optional
+        Who hears of it; default: bars in a notebook, nobody elsewhere.
     **options
         As of ``featpipe extract``: ``split``, ``weights``, ``layer``, ``limit`` …
 
@@ -175,8 +158,8 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
 
         name = name or type(backbone).__name__
         model = register_module(backbone, transform, name, fingerprint)
-    step = STEPS.get("extract").from_mapping({"dataset": dataset, "model": model, **options})
-    outcome = step.run(Context(Workspace.find(workspace), progress))
+    asked = {"dataset": dataset, "model": model, **options}
+    outcome = _run("extract", asked, workspace, progress)
     return [__getattr__("FeatureStore")(path) for path in outcome.paths]
 
 
@@ -186,6 +169,7 @@ def evaluate(
     test: FeatureStore | None = None,
     *,
     workspace: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
     jobs: int = -1,
     **options: Any,
 ) -> Result:
@@ -201,6 +185,7 @@ def evaluate(
         The dataset's own test rows; without it the protocol splits the rows of ``train``.
     workspace : path, optional
         Where results are kept; default: the current folder.
+    progress : Progress, optional
     jobs : int
         Worker processes; ``-1`` means one per core. Never changes a number.
     **options
@@ -218,14 +203,94 @@ def evaluate(
         described = describe(method)
         own = {"classifier": described["estimator"], "set": described["set"], "trust": True}
         method, options = "probe", own | options
-    on_features = [s.name for s in STEPS if s.needs and s.needs.output == "features"]
-    if method not in on_features:
-        raise UnknownNameError(f"There is no method named {method!r}.", method, on_features)
+    evaluated = [
+        s.name for s in STEPS if s.needs and s.needs.output == "features" and "result" in s.makes
+    ]
+    if method not in evaluated:
+        raise UnknownNameError(f"There is no method named {method!r}.", method, evaluated)
     stores = {"train": train.path, **({} if test is None else {"test": test.path})}
-    step = STEPS.get(method).from_mapping({**stores, **options})
-    outcome = step.run(Context(Workspace.find(workspace), jobs=jobs))
-    result: Result = __getattr__("Result").load(outcome.paths[0])
-    return result
+    outcome = _run(method, {**stores, **options}, workspace, progress, jobs)
+    return __getattr__("Result").load(outcome.paths[0])
+
+
+def zeroshot(train: FeatureStore, test: FeatureStore | None = None, **options: Any) -> Result:
+    """Test the backbone's own classifier on stored logits: ``evaluate("zeroshot", …)``."""
+    return evaluate("zeroshot", train, test, **options)
+
+
+def finetune(
+    dataset: str,
+    model: str,
+    *,
+    workspace: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Train a new head or more of a network, test it once, and save the result.
+
+    Options are those of ``featpipe finetune``: ``unfreeze``, ``epochs``, ``head_init`` …; the rest
+    is as of :func:`extract`.
+    """
+    outcome = _run("finetune", {"dataset": dataset, "model": model, **options}, workspace, progress)
+    return __getattr__("Result").load(outcome.paths[0])
+
+
+def predict(
+    model: str | os.PathLike[str] | Result,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    workspace: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **where: str | None,
+) -> list[Answer]:
+    """Classify new images with a trained model; ``pandas.DataFrame(answers)`` is a table.
+
+    Parameters
+    ----------
+    model : Result, str or path
+        A result; its name, or a part of it: ``"svm"`` is the latest of that name; or the file of a
+        model.
+    images : path or iterable of paths
+        Files, and folders with all that is in them.
+    workspace : path, optional
+    progress : Progress, optional
+    **where
+        ``device``, ``runtime``, and ``weights`` where the backbone's are no longer where they were.
+
+    Returns
+    -------
+    answers : list of Answer
+        One for each image: ``label``, ``probability`` where it is calibrated, ``score``; or
+        ``error``, why it could not be read.
+    """
+    from featpipe import prediction  # noqa: PLC0415 - brings torch
+
+    files = prediction.images_of(images)
+    known = Workspace.find(workspace)
+    predictor = prediction.open_predictor(known, _name(model), n_images=len(files), **where)
+    return prediction.predict(predictor, files, progress or Progress.find())
+
+
+def export(
+    model: str | os.PathLike[str] | Result,
+    out: str | os.PathLike[str],
+    *,
+    workspace: str | os.PathLike[str] | None = None,
+    weights: str | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Write a probe with its backbone and preprocessing as one ONNX graph; return the files.
+
+    ``model`` is as of :func:`predict`; beside ``out``, a name in ``.onnx``, come a model card and a
+    script that classifies files. ``force`` replaces files that featpipe did not write, too.
+    """
+    from featpipe.onnx_export import export_onnx  # noqa: PLC0415 - brings torch
+
+    return export_onnx(Workspace.find(workspace), _name(model), Path(out), weights, force=force)
+
+
+def _name(model: str | os.PathLike[str] | Result) -> str:
+    return os.fspath(model) if isinstance(model, str | os.PathLike) else model.name
 
 
 def report(
@@ -248,5 +313,4 @@ def report(
         As of ``featpipe report``: ``title``, ``gallery`` …
     """
     paths = [str(result.path) for result in results]
-    step = STEPS.get("report").from_mapping({"results": paths, "out": str(out), **options})
-    return step.run(Context(Workspace.find(workspace))).paths[0]
+    return _run("report", {"results": paths, "out": str(out), **options}, workspace).paths[0]

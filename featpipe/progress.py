@@ -6,11 +6,14 @@ process) gets :class:`Event` records, all of one shape.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from featpipe.notebook import bars
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Progress:
     def __init__(self, listener: Callable[[Event], None], seconds_between: float = 0.2) -> None:
         self.listener = listener
         self.seconds_between = seconds_between
+
+    @classmethod
+    def find(cls) -> Progress:
+        """Return bars where there is a notebook, and elsewhere :data:`SILENT`."""
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        return cls(bars()) if hasattr(shell, "kernel") else SILENT
 
     def note(self, message: str) -> None:
         """Report one line to the user."""

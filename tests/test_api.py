@@ -2,11 +2,94 @@
 
 from __future__ import annotations
 
-import pytest
+import inspect
+import re
+import subprocess
+import sys
 
+import pandas as pd
+import pytest
+from PIL import Image
+
+import featpipe as fp
 from featpipe import api
+from featpipe.datasets.dataset import DatasetOptions
 from featpipe.errors import UnknownNameError
 from tests.stores import content, sealed
+
+PROGRESS = "progress: Progress | None = None"
+PLACE = "workspace: str | os.PathLike[str] | None = None"
+STORES = "train: FeatureStore, test: FeatureStore | None = None"
+SIGNATURES = {  # what users have written down: a change is one of the changelog
+    "Answer": "(image: str, label: str | None = None, probability: float | None = None, "
+    "score: float | None = None, error: str | None = None) -> None",
+    "Comparison": "(rows: list[dict[str, Any]], pairs: list[dict[str, Any]], "
+    "published: list[dict[str, Any]], notes: list[str], margin: float) -> None",
+    "Embedder": "(backbone: Any = 'resnet50', *, "
+    "preprocess: Callable[[Any], Any] | None = None, fingerprint: str | None = None, "
+    "weights: str | os.PathLike[str] = 'DEFAULT', layer: str | None = None, "
+    "image_size: int | None = None, image_fit: str = 'auto', "
+    "image_shape: tuple[int, ...] | None = None, "
+    "pixel_range: tuple[float, float] | str | None = None, "
+    "cache: str | os.PathLike[str] | None = 'memory', device: str = 'auto', "
+    "runtime: str | None = None) -> None",
+    "FeatureStore": "(path: str | os.PathLike[str], hashes: FileHashes | None = None) -> None",
+    "compare": "(results: Sequence[Result], *, published: bool | Sequence[str] = True, "
+    "margin: float = 1.0) -> Comparison",
+    "evaluate": f"(method: Any, {STORES}, *, {PLACE}, {PROGRESS}, jobs: int = -1, **options: Any)"
+    " -> Result",
+    "export": "(model: str | os.PathLike[str] | Result, out: str | os.PathLike[str], *, "
+    f"{PLACE}, weights: str | None = None, force: bool = False) -> list[Path]",
+    "extract": "(dataset: str, model: str | None = None, *, backbone: Module | None = None, "
+    "transform: Callable[[Any], Any] | None = None, name: str | None = None, "
+    f"fingerprint: str | None = None, {PLACE}, {PROGRESS}, **options: Any) -> list[FeatureStore]",
+    "finetune": f"(dataset: str, model: str, *, {PLACE}, {PROGRESS}, **options: Any) -> Result",
+    "predict": "(model: str | os.PathLike[str] | Result, "
+    "images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, "
+    f"{PLACE}, {PROGRESS}, **where: str | None) -> list[Answer]",
+    "report": f"(results: Sequence[Result], out: str | os.PathLike[str], *, {PLACE}, "
+    "**options: Any) -> Path",
+    "zeroshot": f"({STORES}, **options: Any) -> Result",
+}
+OTHERS = {"FeatpipeError", "LabelMap", "Result", "load_backbone"}  # described where they are
+
+
+def test_the_names_are_these():
+    assert set(fp.__all__) == set(SIGNATURES) | OTHERS
+    assert set(fp.__all__) <= set(dir(fp)) & set(api.__all__)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_signatures_are_these(name):
+    text = str(inspect.signature(getattr(api, name)))
+    assert re.sub(r"(: |-> )'([^']*)'", r"\1\2", text) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("report", marks=pytest.mark.xfail(strict=True, reason="a package, too")),
+        *sorted({*fp.__all__} - {"report"}),
+    ],
+)
+def test_no_module_takes_the_place_of_a_name(name):
+    """A module that is imported becomes an attribute of its package."""
+    folder = api.Path(fp.__file__).parent
+    assert not (folder / name).exists()
+    assert not (folder / f"{name}.py").exists()
+    assert getattr(fp, name) is getattr(api, name)
+
+
+def test_names_are_not_imported_before_they_are_used():
+    heavy = "[m for m in ('torch', 'sklearn', 'numpy') if m in sys.modules]"
+    code = f"import sys, featpipe as fp; fp.extract, fp.predict, fp.FeatpipeError; print({heavy})"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "[]"
+
+
+def test_another_name_of_the_package_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'extrct'"):
+        _ = fp.extrct
 
 
 @pytest.mark.parametrize("name", api.__all__)
@@ -34,3 +117,28 @@ def test_a_method_that_does_not_exist_is_named_with_the_nearest(tmp_path):
     with pytest.raises(UnknownNameError) as caught:
         api.evaluate("smv", sealed(tmp_path / "a.h5"))
     assert caught.value.details["next"] == "did you mean 'svm'?"
+
+
+def test_digits_from_pixels_to_answers(tmp_path):
+    """What a notebook does: every function once, in one workspace."""
+    here = {"workspace": tmp_path}
+    digits = {"dataset": "digits", "model": "glyphnet", "limit": 60, "device": "cpu"}
+    train, test = fp.extract(**digits, **here)
+    mean = fp.evaluate("centroid", train, test, **here)
+    head = fp.finetune(**digits, epochs=1, batch_size=16, **here)
+    source = api.open_source("digits", "test", DatasetOptions())
+    for row in (0, 1):
+        Image.fromarray(source.read(row)).save(tmp_path / f"{row}.png")
+    for model in (
+        mean,
+        mean.name,
+        "finetune",
+        tmp_path / "data" / "models" / f"{head.name}.safetensors",
+    ):
+        answers = fp.predict(model, tmp_path, **here)
+        assert [api.Path(answer.image).name for answer in answers] == ["0.png", "1.png"]
+    table = pd.DataFrame(fp.predict(mean, [tmp_path / "0.png"], **here))
+    assert list(table) == ["image", "label", "probability", "score", "error"]
+    with pytest.raises(fp.FeatpipeError, match="no model"):
+        fp.predict("knn", tmp_path / "0.png", **here)
+    assert fp.zeroshot(train, test, policy="restricted", **here).method == "zeroshot"

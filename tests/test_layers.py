@@ -24,11 +24,12 @@ LAYERS = {
         "files",
         "workspace",
         "progress",
+        "notebook",
         "provenance",
     ),
     1: ("datasets", "store", "labelmap"),
     2: ("backbones", "probes", "evaluation", "statistics", "audit"),
-    3: ("extract", "finetune", "report", "predict", "bench"),
+    3: ("extraction", "finetuning", "report", "prediction", "bench", "embedder", "onnx_export"),
     4: ("api", "clean", "template"),
     5: ("cli", "__main__"),
 }
@@ -151,7 +152,7 @@ def test_all_says_what_there_is(name: str) -> None:
         ("featpipe.datasets", "torch torchvision sklearn pandas scipy h5py PIL"),
         ("featpipe.backbones", "torch torchvision sklearn pandas scipy h5py numpy PIL"),
         ("featpipe.store", "torch torchvision sklearn pandas scipy PIL"),
-        ("featpipe.extract", "torch torchvision sklearn pandas scipy PIL"),
+        ("featpipe.extraction", "torch torchvision sklearn pandas scipy PIL"),
         ("featpipe.evaluation.result", "torch torchvision sklearn pandas scipy h5py PIL"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 
 from featpipe.errors import FeatpipeError
 from featpipe.evaluation.result import Result, scan_results
-from featpipe.finetune.explain import Explanation
-from featpipe.finetune.saved import load_head
+from featpipe.finetuning.explain import Explanation
+from featpipe.finetuning.saved import load_head
 from featpipe.report.page import head_of, write_index
 
 pytestmark = [

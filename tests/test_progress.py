@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+from types import SimpleNamespace
 
 from featpipe.progress import SILENT, Event, Progress
 
@@ -55,3 +57,22 @@ def test_silence_hears_everything_and_tells_nothing(capsys):
         task.advance()
     SILENT.note("a note")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_shows_bars_and_a_script_does_not(monkeypatch, capsys):
+    assert Progress.find() is SILENT
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    progress = Progress.find()
+    progress.note("resnet18 runs in PyTorch")
+    with progress.task("digits train", 4) as task:
+        task.advance(4, rate="9.0 images/s")
+    with progress.task("nothing to do", 0):
+        pass
+    shown = capsys.readouterr()
+    assert "resnet18 runs in PyTorch" in shown.out
+    assert "digits train: 100%" in shown.err
+    assert "9.0 images/s" in shown.err
+    assert "nothing to do" not in shown.err
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
+    assert Progress.find() is SILENT

@@ -118,7 +118,7 @@ MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
         "glyphnet": "featpipe.backbones.cifar_resnet",
         **dict.fromkeys(TORCHVISION, "featpipe.backbones.torchvision"),
         **dict.fromkeys(CIFAR_RESNETS, "featpipe.backbones.cifar_resnet"),
-        **dict.fromkeys(UNTRAINED_NETWORKS, "featpipe.finetune.nets"),
+        **dict.fromkeys(UNTRAINED_NETWORKS, "featpipe.finetuning.nets"),
         **{family: f"featpipe.backbones.{family}" for family in FAMILIES},
     },
     aliases={f"resnet{depth}": f"cifar_resnet{depth}" for depth in _CIFAR_DEPTHS},

@@ -1,4 +1,4 @@
-"""Commands that show what there is: names, results, stores, label maps; and ``predict``."""
+"""Commands that show what there is; ``predict`` and ``export``."""
 
 from __future__ import annotations
 
@@ -247,9 +247,8 @@ def predict(
     MODEL is the name of a result, or a part of it: svm is the latest of that name; or a .skops or a
     .safetensors file. Probabilities of probes are calibrated on training rows.
     """
-    files = api.images_of(images)
-    predictor = api.open_predictor(session.workspace, model, n_images=len(files), **where)
-    answers = api.predict(predictor, files, session.console.progress)
+    place, progress = session.workspace.root, session.console.progress
+    answers = api.predict(model, images, workspace=place, progress=progress, **where)
     unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
     calibrated = any(answer.probability is not None for answer in answers)
     kind = "probability" if calibrated else "score"
@@ -266,6 +265,22 @@ def predict(
     api.write_answers(answers, out, force=force)
     message = "\n".join(filter(None, [message, f"{len(answers)} answers → {out}"]))
     session.finish(Outcome("done", message, (out,), facts, exit_code))
+
+
+@click.command("export", epilog="Example: featpipe export svm model.onnx")
+@click.argument("model")
+@click.argument("out", type=_PATH)
+@click.option("--weights", help="Where the backbone's weights are now.")
+@click.option("--force", is_flag=True, help="Replace files that featpipe did not write, too.")
+@with_session
+def export_model(session: Session, model: str, out: Path, **how: Any) -> None:
+    """Write a trained probe with its backbone as one ONNX graph, with a model card and a script.
+
+    MODEL is as of featpipe predict. The graph takes images of the network's size and gives
+    probabilities; the script beside it makes such images of files, with Pillow.
+    """
+    paths = api.export(model, out, workspace=session.workspace.root, **how)
+    session.finish(Outcome("done", "\n".join(map(str, paths)), tuple(paths)))
 
 
 @click.command(epilog='Example: eval "$(featpipe completion bash)"')
@@ -451,5 +466,5 @@ def check(session: Session, name: str) -> None:
 
 
 INSPECTION: Sequence[click.Command] = (
-    predict, results, store, labelmap, models, datasets, bench, clean, completion
+    predict, export_model, results, store, labelmap, models, datasets, bench, clean, completion
 )  # fmt: skip

@@ -119,15 +119,15 @@ class FileSource(EncodedSource):
         obstacles: dict[int, OSError] = {}
         try:  # to ask each file first would take longer than all else, where there are many
             "".join(paths).encode()
-            self._digests: list[str | None] = [*options.digests(paths)]
+            self.digests: list[str | None] = [*options.digests(paths)]
         except (DataError, UnicodeEncodeError):
             obstacles = {row: error for row, path in enumerate(paths) if (error := _obstacle(path))}
             if not obstacles:
                 raise
             readable = [path for row, path in enumerate(paths) if row not in obstacles]
             digests = iter(options.digests(readable))
-            self._digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
-        super().__init__(replace(identity, ids=ids), self._digests, where or root)
+            self.digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
+        super().__init__(replace(identity, ids=ids), self.digests, where or root)
         self.unreadable = {
             row: _unreadable(error, root / ids[row]).what for row, error in obstacles.items()
         }
@@ -147,7 +147,7 @@ class FileSource(EncodedSource):
         if row in self.unreadable:
             raise ImageError(self.unreadable[row], where=path)
         content = _content_of(path)
-        if of_bytes(content) != self._digests[row]:
+        if of_bytes(content) != self.digests[row]:
             what = "An image has changed since the dataset was opened."
             raise DataError(what, where=path, next_step="run again when nothing changes it")
         return decode_image(content, path, side)

@@ -20,7 +20,7 @@ from featpipe.evaluation.models import predict_with_scores
 from featpipe.evaluation.protocol import Split, StoredRows, validation_folds
 from featpipe.probes.base import Probe
 
-_LEAST = 1e-6  # a probability of zero, of which there is no logarithm
+LEAST = 1e-6  # a probability of zero, of which there is no logarithm
 _WIDEST = 12.0  # of the logarithm of T, both ways
 
 
@@ -74,7 +74,7 @@ def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> 
 def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
     """Return scores, or the logarithms of what are probabilities."""
     values = np.asarray(scores, dtype=np.float64)
-    return np.log(np.maximum(values, _LEAST)) if graded else values
+    return np.log(np.maximum(values, LEAST)) if graded else values
 
 
 def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[float, float]:

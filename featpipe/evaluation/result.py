@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,13 @@ from featpipe.datasets import short_name, slug
 from featpipe.errors import ResultError, UsageError, did_you_mean
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, sealed_json, unsealed
+from featpipe.notebook import html_table
 from featpipe.steps import STEPS, options_of
 from featpipe.steps.options import OptionSpec
 from featpipe.workspace import atomic_write, user_path
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
 _DAMAGED = (
@@ -55,7 +59,7 @@ class ChangedResultError(ResultError):
         self.result = result
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """Everything that is known about one evaluated method; these are the keys of its JSON file."""
 
@@ -84,6 +88,29 @@ class Result:
     def name(self) -> str:
         """Short unique name: the file name without its ending."""
         return self.path.stem if self.path else self.key[:12]
+
+    def __repr__(self) -> str:
+        return f"Result({self.name!r}, accuracy {self._accuracy})"
+
+    def _repr_html_(self) -> str:
+        facts = {"protocol": self.protocol["name"], "accuracy % (95 % interval)": self._accuracy}
+        facts |= {"dataset": self.dataset["name"], "name": self.name}
+        return html_table(self.title, [facts], self.notes)
+
+    @property
+    def _accuracy(self) -> str:
+        value, low, high = (100 * self.summary["accuracy"][k] for k in ("value", "low", "high"))
+        return f"{value:.2f} ({low:.2f}–{high:.2f})"
+
+    def table(self) -> pd.DataFrame:
+        """Return one row for each prediction, with the names of the classes, and the scores."""
+        import pandas as pd  # noqa: PLC0415 - takes time, and few want it
+
+        made, names = self.predictions(), np.array([*self.dataset["classes"], "other"])
+        facts = {"id": made.ids[made.row], "split": made.split, "true": names[made.true[made.row]]}
+        facts |= {"predicted": names[made.predicted], "correct": made.correct}
+        scores = {} if made.scores is None else dict(zip(names, made.scores.T, strict=False))
+        return pd.DataFrame(facts | {f"score {name}": column for name, column in scores.items()})
 
     def save(self, path: Path) -> Path:
         """Write the JSON file, atomically; a number that is not finite is a ValueError."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from featpipe.files import open_regular
-from featpipe.finetune.explain import read_explanations
+from featpipe.finetuning.explain import read_explanations
 from featpipe.report.data import (
     Group,
     GroupImages,

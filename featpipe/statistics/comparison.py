@@ -15,6 +15,7 @@ import pandas as pd
 from featpipe import fingerprint
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results, unique_titles
+from featpipe.notebook import html_table
 from featpipe.statistics.intervals import wilson
 from featpipe.statistics.paired_tests import SMALLEST_P, Answers
 from featpipe.statistics.published import PublishedRow, find_published, published_rows
@@ -47,7 +48,7 @@ _COSTS = (
 _MAX_SENTENCES = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Methods side by side.
 
@@ -66,6 +67,12 @@ class Comparison:
     published: list[dict[str, Any]]
     notes: list[str]
     margin: float
+
+    def __repr__(self) -> str:
+        return f"Comparison({len(self.rows)} methods, {len(self.published)} published)"
+
+    def _repr_html_(self) -> str:
+        return html_table("Comparison", display_rows(self), footnotes(self))
 
     def table(self) -> pd.DataFrame:
         """Return measured and published rows as one table, ``published`` marking the latter."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
 from featpipe.fingerprint import FileHashes, of_mapping, of_part
+from featpipe.notebook import html_table
 from featpipe.steps.grammar import LOGITS
 from featpipe.store.layout import (
     HDF5_SIGNATURE,
@@ -134,6 +135,19 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}, {len(self)} rows, layers {self.layers})"
+
+    def _repr_html_(self) -> str:
+        dataset, model = self.manifest["dataset"], self.manifest["backbone"]["model"]
+        layers = (f"{name} {'×'.join(map(str, self.shapes[name]))}" for name in self.layers)
+        facts = {
+            "images": len(self),
+            "labelled": int((self.labels >= 0).sum()),
+            "classes": len(self.classes),
+            "layers": ", ".join(layers),
+            "MB": round(self.n_bytes / 1e6, 1),
+            "file": self.path,
+        }
+        return html_table(f"{dataset['name']} {dataset['split']} · {model}", [facts])
 
     @property
     def n_bytes(self) -> int:

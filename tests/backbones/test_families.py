@@ -27,8 +27,8 @@ from featpipe.errors import (
     UsageError,
     WeightsError,
 )
-from featpipe.extract import Extract
-from featpipe.predict import open_predictor, predict
+from featpipe.extraction import Extract
+from featpipe.prediction import open_predictor, predict
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 from tests.images import photo_folder, pictures, random_images

@@ -17,7 +17,7 @@ from featpipe.backbones import load_backbone
 from featpipe.backbones.module import register_module
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UsageError
-from featpipe.predict import open_predictor, predict
+from featpipe.prediction import open_predictor, predict
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
 from tests.images import photo_folder

@@ -28,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 import featpipe.evaluation.run
-import featpipe.finetune.explain
-import featpipe.finetune.run
+import featpipe.finetuning.explain
+import featpipe.finetuning.run
 import featpipe.probes.estimators
 import featpipe.report.page
 import featpipe.statistics.comparison
 import featpipe.steps.runner
 from featpipe.cli.main import main as featpipe_main
-from featpipe.extract import engine  # noqa: F401
+from featpipe.extraction import engine  # noqa: F401
 from featpipe.store import FeatureStore
 
 IMAGES = "--model glyphnet --dataset digits --limit 20 --device cpu"

@@ -9,7 +9,7 @@ from PIL import Image
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.selection import Subset
 from featpipe.errors import DataError, UsageError
-from featpipe.extract import Extract
+from featpipe.extraction import Extract
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace

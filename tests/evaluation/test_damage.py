@@ -20,7 +20,7 @@ from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 from featpipe.evaluation.verify import verify_result
 from featpipe.fingerprint import of_file, seal_archive, sealed_json
-from featpipe.predict import open_predictor
+from featpipe.prediction import open_predictor
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.statistics.comparison import compare

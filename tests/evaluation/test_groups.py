@@ -15,7 +15,7 @@ from featpipe.evaluation.protocol import (
     resolve_validation,
     validation_folds,
 )
-from featpipe.finetune.rows import RowBatches, hold_out
+from featpipe.finetuning.rows import RowBatches, hold_out
 from featpipe.probes.svm import Svm
 from tests.evaluation.methods import evaluated
 from tests.stores import content, sealed

@@ -21,8 +21,8 @@ import pytest
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import StoreError
-from featpipe.extract import Extract
-from featpipe.extract import engine as extracting
+from featpipe.extraction import Extract
+from featpipe.extraction import engine as extracting
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace

@@ -14,8 +14,8 @@ from PIL import Image
 from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import FitError, StoreError, UsageError
-from featpipe.extract import Extract
-from featpipe.extract.embed import Embed
+from featpipe.extraction import Extract
+from featpipe.extraction.embed import Embed
 from featpipe.probes.svm import Svm
 from featpipe.steps import Context
 from featpipe.store import FeatureStore

@@ -24,9 +24,9 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, ImageError, StoreError, UnknownNameError, UsageError
-from featpipe.extract import Extract
-from featpipe.extract.batches import Batch, ExtractOptions, work_on_batches
-from featpipe.extract.engine import content_of, extract_source
+from featpipe.extraction import Extract
+from featpipe.extraction.batches import Batch, ExtractOptions, work_on_batches
+from featpipe.extraction.engine import content_of, extract_source
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore, StoreWriter

@@ -51,7 +51,7 @@ def test_a_backbone(run_with: Any, tmp_path: Path) -> None:
 import json, torch
 from safetensors.torch import save_file
 from torchvision.models import mobilenet_v3_small
-from featpipe.extract import Extract
+from featpipe.extraction import Extract
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 save_file(mobilenet_v3_small(num_classes=7).state_dict(), "w.safetensors")
@@ -93,7 +93,7 @@ def test_a_runtime(run_with: Any, tmp_path: Path) -> None:
     code = f"""
 import json, numpy as np
 from featpipe.backbones import RUNTIMES
-from featpipe.extract import Extract
+from featpipe.extraction import Extract
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 step = dict(model="glyphnet", dataset="npz:{images.photo_archive(tmp_path / "toy.npz", 6)}",

@@ -14,7 +14,7 @@ from PIL import Image
 from featpipe.backbones import GLYPHNET
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.errors import StoreError, UnknownNameError, UsageError
-from featpipe.extract import Extract
+from featpipe.extraction import Extract
 from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.steps import STEPS, Context
 from featpipe.steps.plan import Plan
@@ -252,7 +252,7 @@ def test_what_is_missing_is_not_downloaded_for_a_look(context: Context) -> None:
 def test_up_to_date_is_said_without_torch(archive: str, context: Context) -> None:
     asked(archive).run(context)
     code = (
-        "import sys; from featpipe.extract import Extract; from featpipe.steps import Context;"
+        "import sys; from featpipe.extraction import Extract; from featpipe.steps import Context;"
         "from featpipe.workspace import Workspace; from pathlib import Path;"
         f"step = Extract(model='glyphnet', dataset={archive!r});"
         f"context = Context(Workspace(Path({str(context.workspace.root)!r})));"

@@ -15,10 +15,10 @@ from torch import nn
 from featpipe.backbones import MODELS
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.evaluation.result import Result
-from featpipe.finetune.nets import Trunk
-from featpipe.finetune.network import Cut
-from featpipe.finetune.step import Finetune
-from featpipe.finetune.training import HeadClassifier
+from featpipe.finetuning.nets import Trunk
+from featpipe.finetuning.network import Cut
+from featpipe.finetuning.step import Finetune
+from featpipe.finetuning.training import HeadClassifier
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from featpipe.errors import MissingExtraError, ResultError, UnknownNameError, UsageError
-from featpipe.finetune.explain import Explain, read_explanations
+from featpipe.finetuning.explain import Explain, read_explanations
 from featpipe.steps import STEPS
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from featpipe.errors import UnknownNameError, UsageError
-from featpipe.finetune.nets import map_stages
-from featpipe.finetune.saved import load_head
+from featpipe.finetuning.nets import map_stages
+from featpipe.finetuning.saved import load_head
 
 pytest.importorskip("captum")
-from featpipe.finetune import gradcam
+from featpipe.finetuning import gradcam
 
 
 @pytest.fixture

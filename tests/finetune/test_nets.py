@@ -14,8 +14,8 @@ from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Execution
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetune.nets import load_trunk, stages_of, with_layer_norm
-from featpipe.finetune.network import HeadedNetwork, cut_of
+from featpipe.finetuning.nets import load_trunk, stages_of, with_layer_norm
+from featpipe.finetuning.network import HeadedNetwork, cut_of
 
 
 def whole(trunk, head: str, n_classes: int) -> HeadedNetwork:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetune import network as trained
-from featpipe.finetune.nets import load_trunk
-from featpipe.finetune.network import CenterLoss, Head, HeadedNetwork, HeadLoss, cut_of
+from featpipe.finetuning import network as trained
+from featpipe.finetuning.nets import load_trunk
+from featpipe.finetuning.network import CenterLoss, Head, HeadedNetwork, HeadLoss, cut_of
 
 
 def test_a_cut_says_what_learns():

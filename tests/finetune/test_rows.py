@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UnknownNameError, UsageError
-from featpipe.finetune.rows import Augmentation, RowBatches, hold_out
+from featpipe.finetuning.rows import Augmentation, RowBatches, hold_out
 
 COLOUR = (10, 20, 30)
 SMALL = Preprocessing(resize=16, crop=16, mean=tuple(value / 255 for value in COLOUR))

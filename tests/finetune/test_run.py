@@ -11,9 +11,9 @@ from PIL import Image
 
 from featpipe.errors import ImageError
 from featpipe.evaluation.result import Result
-from featpipe.finetune.rows import Prefix, PreparedImages
-from featpipe.finetune.run import FinetuneData, run_finetune
-from featpipe.finetune.training import HeadClassifier
+from featpipe.finetuning.rows import Prefix, PreparedImages
+from featpipe.finetuning.run import FinetuneData, run_finetune
+from featpipe.finetuning.training import HeadClassifier
 
 
 def test_the_stored_boundary_and_the_whole_network_agree(

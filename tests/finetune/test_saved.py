@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
-from featpipe.finetune.nets import load_trunk
-from featpipe.finetune.network import HeadedNetwork, cut_of
-from featpipe.finetune.saved import load_head, read_checkpoint, save_head, write_checkpoint
+from featpipe.finetuning.nets import load_trunk
+from featpipe.finetuning.network import HeadedNetwork, cut_of
+from featpipe.finetuning.saved import load_head, read_checkpoint, save_head, write_checkpoint
 from featpipe.fingerprint import of_file, seal_archive, sealed_json, unsealed
 from tests.damage import NAMES, VARIANTS, damaged, outcome
 

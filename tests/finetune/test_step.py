@@ -10,8 +10,8 @@ import pytest
 from featpipe.backbones.runtime import choose_device
 from featpipe.errors import FeatpipeError, MissingExtraError, UnknownNameError, UsageError
 from featpipe.evaluation.result import Result
-from featpipe.finetune.run import FinetuneData
-from featpipe.finetune.step import Finetune, parse
+from featpipe.finetuning.run import FinetuneData
+from featpipe.finetuning.step import Finetune, parse
 from featpipe.steps import STEPS
 
 GOLDEN = {
@@ -96,7 +96,7 @@ def test_auto_and_what_it_resolves_to_share_one_key(
 
 def test_real_keys_are_the_same_in_every_version(context, monkeypatch):
     """A key that changes makes every user's results stale: raise ``revision`` if that is meant."""
-    monkeypatch.setattr("featpipe.finetune.run.package_version", lambda _: "2.0")
+    monkeypatch.setattr("featpipe.finetuning.run.package_version", lambda _: "2.0")
     digits = {"model": "glyphnet", "dataset": "digits", "limit": 60, "device": "cpu"}
     keys = {
         "defaults": Finetune(**digits),
@@ -131,7 +131,7 @@ def test_what_was_asked_for_before_is_recognised_without_torch(make_step, contex
 
 
 def test_the_step_is_light():
-    code = "import sys, featpipe.finetune.step, featpipe.finetune.explain; print(*sys.modules)"
+    code = "import sys, featpipe.finetuning.step, featpipe.finetuning.explain; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "sklearn", "skorch", "h5py", "pandas", "captum", "timm", "PIL"}
     assert not heavy & set(ended.stdout.split())

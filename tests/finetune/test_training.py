@@ -17,9 +17,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featpipe.errors import FitError, UsageError
-from featpipe.finetune.saved import read_checkpoint
-from featpipe.finetune.step import OPTIMIZERS
-from featpipe.finetune.training import derived_seed, make_schedule
+from featpipe.finetuning.saved import read_checkpoint
+from featpipe.finetuning.step import OPTIMIZERS
+from featpipe.finetuning.training import derived_seed, make_schedule
 
 SCHEDULES = ["none", "multistep:2,4", "cosine", "plateau:0", "onecycle"]
 

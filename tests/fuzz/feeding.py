@@ -27,7 +27,7 @@ from featpipe.datasets.images import read_image
 from featpipe.errors import FeatpipeError
 from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
-from featpipe.finetune.saved import load_head
+from featpipe.finetuning.saved import load_head
 from featpipe.labelmap import LabelMap
 from featpipe.steps import Context
 from featpipe.steps.plan import Plan

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from featpipe.extract import Extract
-from featpipe.finetune.step import Finetune
+from featpipe.extraction import Extract
+from featpipe.finetuning.step import Finetune
 from featpipe.labelmap.mapping import FOLDER
 from featpipe.probes.svm import Svm
 from featpipe.steps import Context

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featpipe.datasets import DATASETS
 from featpipe.errors import UsageError
-from featpipe.extract.step import Extract
+from featpipe.extraction.step import Extract
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import STEPS, Context, Outcome, Status, altered, grammar, option, options_of
 

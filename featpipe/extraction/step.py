@@ -17,7 +17,7 @@ from featpipe.workspace import user_path
 if TYPE_CHECKING:
     from featpipe.backbones.runtime import Calibration
     from featpipe.datasets.source import ImageSource
-    from featpipe.extract.engine import Extraction
+    from featpipe.extraction.engine import Extraction
 
 # Raised when the same images and options would give other numbers; 2: another file format.
 EXTRACTION_VERSION = 2
@@ -215,7 +215,7 @@ class Extract(ImageStep):
         )
 
     def _extraction(self, context: Context, *, download: bool) -> Extraction:
-        from featpipe.extract import batches, engine, precision  # noqa: PLC0415 - bring NumPy, h5py
+        from featpipe.extraction import batches, engine, precision  # noqa: PLC0415 - bring NumPy, h5py
 
         hashes = FileHashes(context.workspace.hashes)
         given = user_path(self.weights)

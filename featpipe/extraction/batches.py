@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from featpipe.backbones.base import Embedder
     from featpipe.backbones.preprocessing import Preprocessing
+    from featpipe.progress import Task
 
 T = TypeVar("T")
 _PREFETCH_BATCHES = 3
@@ -93,6 +95,26 @@ def work_on_batches(
         batches.close()
     if error is not None:
         raise error
+
+
+def work_on_images(
+    read: Callable[[int, int | None], NDArray[np.uint8]],
+    n: int,
+    suits: Any,
+    work: Callable[[Batch], T],
+    options: ExtractOptions,
+    task: Task,
+) -> Generator[tuple[Batch, T]]:
+    """Yield batches of ``n`` images with what ``work`` makes of each, in order, and tell the task.
+
+    ``suits`` has the preprocessing, batch size and calls at once that suit: an embedder, for one.
+    """
+    prepared, parallel = suits.preprocessing, suits.parallel
+    batches = read_batches(read, range(n), prepared, suits.batch_size, options, parallel)
+    with closing(work_on_batches(batches, work, parallel)) as worked:
+        for batch, made in worked:
+            yield batch, made
+            task.advance(len(batch.rows))
 
 
 def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:

@@ -18,9 +18,9 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Execution
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation.protocol import cut, units_per_class
-from featpipe.finetune.nets import Trunk
-from featpipe.finetune.network import Cut, part
-from featpipe.finetune.step import parse
+from featpipe.finetuning.nets import Trunk
+from featpipe.finetuning.network import Cut, part
+from featpipe.finetuning.step import parse
 from featpipe.labelmap import SourceClasses
 from featpipe.workspace import IMAGE_LAYER
 

@@ -37,21 +37,21 @@ from featpipe.evaluation.fitting import check_rows
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.screening import Screening
-from featpipe.extract.batches import ExtractOptions
-from featpipe.extract.engine import Extraction
-from featpipe.finetune.nets import Trunk, load_trunk, map_stages
-from featpipe.finetune.network import Cut, HeadedNetwork, cut_of
-from featpipe.finetune.rows import Augmentation, Prefix, PreparedImages, RowBatches
-from featpipe.finetune.saved import save_head
-from featpipe.finetune.step import OPTIMIZERS
-from featpipe.finetune.training import HeadClassifier
+from featpipe.extraction.batches import ExtractOptions
+from featpipe.extraction.engine import Extraction
+from featpipe.finetuning.nets import Trunk, load_trunk, map_stages
+from featpipe.finetuning.network import Cut, HeadedNetwork, cut_of
+from featpipe.finetuning.rows import Augmentation, Prefix, PreparedImages, RowBatches
+from featpipe.finetuning.saved import save_head
+from featpipe.finetuning.step import OPTIMIZERS
+from featpipe.finetuning.training import HeadClassifier
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
 from featpipe.steps import LEFT_OUT, Context, Outcome
 from featpipe.workspace import IMAGE_LAYER, one_at_a_time, remove_leftovers, user_path
 
 if TYPE_CHECKING:
-    from featpipe.finetune.step import Finetune
+    from featpipe.finetuning.step import Finetune
 
 _REFIT = ".refit.checkpoint"
 

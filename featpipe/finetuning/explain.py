@@ -143,6 +143,6 @@ class Explain(Step):
     def run(self, context: Context) -> Outcome:
         """Write the pictures, unless they exist."""
         self.check_requirements()
-        from featpipe.finetune.gradcam import run_explain  # noqa: PLC0415 - brings torch
+        from featpipe.finetuning.gradcam import run_explain  # noqa: PLC0415 - brings torch
 
         return run_explain(self, context)

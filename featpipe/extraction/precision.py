@@ -13,7 +13,7 @@ from featpipe.datasets.dataset import SourceRequest, splits_of
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError
-from featpipe.extract.batches import ExtractOptions, read_batches
+from featpipe.extraction.batches import ExtractOptions, read_batches
 from featpipe.steps import Context
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import DataError, ResultError, UsageError, WeightsError
 from featpipe.evaluation.result import Result
-from featpipe.extract import Extract
-from featpipe.finetune.step import Finetune
-from featpipe.predict import images_of, open_predictor, predict, write_answers
+from featpipe.extraction import Extract
+from featpipe.finetuning.step import Finetune
+from featpipe.prediction import images_of, open_predictor, predict, write_answers
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.steps import Context
@@ -103,7 +103,9 @@ def test_a_part_of_a_name_is_the_latest_such_model(context):
     newer = trained(Svm(seed=2, c=(0.01,)), context)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featpipe.predict._open_probe", lambda path, *_, **__: seen.append(path.stem))
+        patch.setattr(
+            "featpipe.prediction._open_probe", lambda path, *_, **__: seen.append(path.stem)
+        )
         for name in ("svm", "glyphnet-svm", "digits-glyphnet-svm"):
             open_predictor(context.workspace, name)
         os.utime(models / older.files["model"])
@@ -183,7 +185,7 @@ def test_images_are_decoded_as_those_of_the_training(method, tmp_path):
         return images.pictures(1)[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featpipe.predict.read_image", looked)
+        patch.setattr("featpipe.prediction.read_image", looked)
         assert predict(predictor, [tmp_path / "large.jpg"])[0].label
     assert sides == [64]
 

@@ -18,9 +18,9 @@ from featpipe.backbones.base import layer_shapes
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.errors import ResultError, UnknownNameError, UsageError
 from featpipe.evaluation.result import PredictionTable, Result, find_results
-from featpipe.finetune.explain import Explain, ExplainedImage, Explanation
-from featpipe.finetune.nets import map_stages
-from featpipe.finetune.saved import TrainedHead, load_head
+from featpipe.finetuning.explain import Explain, ExplainedImage, Explanation
+from featpipe.finetuning.nets import map_stages
+from featpipe.finetuning.saved import TrainedHead, load_head
 from featpipe.fingerprint import of_mapping
 from featpipe.steps import STEPS, Context, Outcome
 from featpipe.workspace import atomic_write

@@ -17,8 +17,8 @@ from featpipe.backbones import fit_of_identity
 from featpipe.backbones.architecture import digest_of
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.files import read_json
-from featpipe.finetune.nets import Trunk, load_trunk
-from featpipe.finetune.network import HeadedNetwork, cut_of
+from featpipe.finetuning.nets import Trunk, load_trunk
+from featpipe.finetuning.network import HeadedNetwork, cut_of
 from featpipe.fingerprint import (
     check_archive,
     of_bytes,

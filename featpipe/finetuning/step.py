@@ -14,7 +14,7 @@ from featpipe.backbones import backbone_name, effective_runtime, weights_identit
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
 from featpipe.evaluation.options import RowOptions
-from featpipe.extract.step import ImageStep, in_machine, in_network
+from featpipe.extraction.step import ImageStep, in_machine, in_network
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
 from featpipe.provenance import package_version
@@ -360,7 +360,7 @@ class Finetune(RowOptions, ImageStep):
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
         self.check_requirements()
-        from featpipe.finetune.run import run_finetune  # noqa: PLC0415 - brings torch
+        from featpipe.finetuning.run import run_finetune  # noqa: PLC0415 - brings torch
 
         return run_finetune(self, context)
 

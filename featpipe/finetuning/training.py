@@ -24,10 +24,10 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
 
 from featpipe.errors import FitError, UsageError
-from featpipe.finetune.network import HeadedNetwork, HeadLoss, Rows, start_from_probe
-from featpipe.finetune.rows import RowBatches, hold_out
-from featpipe.finetune.saved import read_checkpoint, write_checkpoint
-from featpipe.finetune.step import CROSS_ENTROPY, parse
+from featpipe.finetuning.network import HeadedNetwork, HeadLoss, Rows, start_from_probe
+from featpipe.finetuning.rows import RowBatches, hold_out
+from featpipe.finetuning.saved import read_checkpoint, write_checkpoint
+from featpipe.finetuning.step import CROSS_ENTROPY, parse
 from featpipe.progress import SILENT, Progress
 
 RECORDED = (
@@ -86,7 +86,7 @@ class HeadClassifier(NeuralNetClassifier):
     Parameters
     ----------
     losses : tuple of str
-        See :class:`featpipe.finetune.network.HeadLoss`.
+        See :class:`featpipe.finetuning.network.HeadLoss`.
     schedule : str
         See :func:`make_schedule`.
     validation : float
@@ -101,7 +101,7 @@ class HeadClassifier(NeuralNetClassifier):
     precision : {"float32", "mixed"}
         ``"mixed"``: bfloat16 where torch's autocast allows it.
     head_init : {"random", "probe"}
-        Where the last layer starts; see :func:`featpipe.finetune.network.start_from_probe`.
+        Where the last layer starts; see :func:`featpipe.finetuning.network.start_from_probe`.
     probe_c : float or None
         Regularisation of that probe; ``None``: chosen on validation rows.
     gradient_flow : bool
@@ -117,7 +117,7 @@ class HeadClassifier(NeuralNetClassifier):
     **settings
         Those of :class:`skorch.NeuralNetClassifier`: ``lr``, ``max_epochs``, ``batch_size``,
         ``optimizer``, ``optimizer__momentum``, ``device`` …; ``module__trunk``, ``module__cut``
-        and the like are those of :class:`featpipe.finetune.network.HeadedNetwork`.
+        and the like are those of :class:`featpipe.finetuning.network.HeadedNetwork`.
 
     Attributes
     ----------

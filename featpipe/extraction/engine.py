@@ -19,9 +19,9 @@ from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PL
 from featpipe.datasets.looks import look_at
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
-from featpipe.extract.batches import Batch, ExtractOptions, read_batches, work_on_batches
-from featpipe.extract.precision import cost_of_precision
-from featpipe.extract.step import EXTRACTION_VERSION
+from featpipe.extraction.batches import Batch, ExtractOptions, read_batches, work_on_batches
+from featpipe.extraction.precision import cost_of_precision
+from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featpipe.backbones import fit_of_identity, load_backbone
+from featpipe.backbones.base import Backbone
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Calibration
 from featpipe.datasets.folder import images_below
 from featpipe.datasets.images import read_image
 from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.calibration import to_probabilities
-from featpipe.evaluation.models import load_model, predict_with_scores
+from featpipe.evaluation.models import TrainedModel, load_model, predict_with_scores
 from featpipe.evaluation.result import Result, latest_named
-from featpipe.extract.batches import ExtractOptions, read_batches, work_on_batches
+from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 from featpipe.workspace import (
@@ -67,13 +68,14 @@ class Predictor:
     batch_size: int
     parallel: int  # calls of classify at the same time that suit it
     classify: Callable[[Tensor], Answers]
+    probe: tuple[Path, TrainedModel, Backbone] | None = None  # none: a fine-tuned network
 
 
 def open_predictor(
     workspace: Workspace,
     name: str,
     weights: str | None = None,
-    device: str = "auto",
+    device: str | None = None,
     runtime: str | None = None,
     n_images: int | None = None,
 ) -> Predictor:
@@ -103,6 +105,7 @@ def open_predictor(
     """
     if name.endswith(".json"):  # the file of a result means its model
         name = Path(name).stem
+    device = device or "auto"
     models = [path for kind in _KINDS for path in workspace.models.glob(f"*{kind}")]
     path = user_path(name) if user_path(name).is_file() else latest_named(models, name)
     if path is None:
@@ -117,7 +120,7 @@ def open_predictor(
         raise UsageError(
             "A fine-tuned network runs in PyTorch only.", expected="torch", got=runtime
         )
-    from featpipe.finetune.saved import load_head  # noqa: PLC0415 - a probe needs no skorch
+    from featpipe.finetuning.saved import load_head  # noqa: PLC0415 - a probe needs no skorch
 
     head = load_head(path, weights=weights, device=device)
 
@@ -206,7 +209,8 @@ def _open_probe(
         return labels, scores, calibrated
 
     suits = backbone.batch_size, backbone.parallel
-    return Predictor(model.classes, backbone.preprocessing, *suits, classify)
+    made = path, model, backbone
+    return Predictor(model.classes, backbone.preprocessing, *suits, classify, made)
 
 
 def _no_calibration(_: Preprocessing) -> Tensor:
@@ -225,21 +229,16 @@ def predict(
     An image that cannot be read has an error instead of a class.
     """
     answers: list[Answer] = []
-    read = read_batches(
-        lambda row, side: read_image(images[row], side),
-        range(len(images)),
-        predictor.preprocessing,
-        predictor.batch_size,
-        ExtractOptions(on_error="skip"),
-        predictor.parallel,
-    )
-    batches = work_on_batches(
-        read,
-        lambda batch: None if batch.images is None else predictor.classify(batch.images),
-        predictor.parallel,
-    )
-    with closing(batches), progress.task("predict", len(images)) as task:
-        for batch, classified in batches:
+    with progress.task("predict", len(images)) as task:
+        worked = work_on_images(
+            lambda row, side: read_image(images[row], side),
+            len(images),
+            predictor,
+            lambda batch: None if batch.images is None else predictor.classify(batch.images),
+            ExtractOptions(on_error="skip"),
+            task,
+        )
+        for batch, classified in worked:
             found = {row: Answer(str(images[row]), error=why) for row, why in batch.skipped.items()}
             if classified is not None:
                 labels, *graded = classified
@@ -251,11 +250,10 @@ def predict(
                     name = predictor.classes[label]
                     found[row] = Answer(str(images[row]), name, probabilities, scores)
             answers += [found[row] for row in batch.rows]
-            task.advance(len(batch.rows))
     return answers
 
 
-def images_of(paths: Sequence[Path]) -> list[Path]:
+def images_of(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
     """Return image files, and those in folders and their subfolders.
 
     Raises
@@ -264,7 +262,7 @@ def images_of(paths: Sequence[Path]) -> list[Path]:
         If a folder holds none.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in map(Path, [paths] if isinstance(paths, str | PathLike) else paths):
         inside = [path / name for name in images_below(path)] if path.is_dir() else [path]
         if not inside:
             raise DataError("There are no images in the folder.", where=path)

@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetune.nets import Trunk, with_parameters
-from featpipe.finetune.step import CROSS_ENTROPY, parse
+from featpipe.finetuning.nets import Trunk, with_parameters
+from featpipe.finetuning.step import CROSS_ENTROPY, parse
 
 try:
     from pytorch_metric_learning.losses import TripletMarginLoss

@@ -1,0 +1,337 @@
+"""A frozen network as a scikit-learn transformer, for pipelines: each image is embedded once."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featpipe import backbones
+from featpipe.backbones.base import Backbone
+from featpipe.datasets.dataset import DatasetOptions
+from featpipe.datasets.images import FileSource, to_rgb
+from featpipe.datasets.source import UNLABELLED, Identity
+from featpipe.errors import StoreError, UsageError, WeightsError
+from featpipe.extraction.batches import ExtractOptions, work_on_images
+from featpipe.extraction.step import EXTRACTION_VERSION
+from featpipe.fingerprint import FileHashes, of_bytes, of_mapping
+from featpipe.progress import Progress
+from featpipe.workspace import user_path
+
+Vectors = dict[str, NDArray[np.float32]]  # digest of an image → its features
+
+_IN_MEMORY: dict[str, Vectors] = {}  # of each embedding, until the process ends
+
+
+@dataclass(eq=False, repr=False)
+class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Turn images into the features of a frozen network.
+
+    The features are those of ``featpipe extract``. An image that occurs again, in another fold or
+    for another candidate of a grid, is known by its content and not embedded again.
+
+    Images are a sequence of paths, of PIL images or of arrays, (H, W, 3) or (H, W); one array
+    (n, H, W, 3) or (n, H, W); or a two-dimensional array of numbers, each row one flattened image.
+
+    Parameters
+    ----------
+    backbone : str or torch.nn.Module
+        Name of a model, as ``featpipe models`` lists it; ``"timm:NAME"``; or a module.
+    preprocess : callable, optional
+        With a module: makes its input, a float tensor (3, S, S), of a PIL image; or a
+        :class:`~featpipe.backbones.preprocessing.Preprocessing`.
+    fingerprint : str, optional
+        With a module: a text that changes when the features do; default: made of the state dict,
+        and of what module and transform print as.
+    weights : str
+        ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: random ones.
+    layer : str, optional
+        Whose activations are the features; default: the embedding.
+    image_size : int, optional
+        Side of the network's input in pixels; default: that of the weights.
+    image_fit : {"auto", "crop", "whole"}
+        How images are made square, as ``--fit`` of ``featpipe extract``; ``"auto"`` is decided by
+        the images that ``fit`` sees.
+    image_shape : tuple of int, optional
+        Of flattened images: (H, W) or (H, W, 3), one of which may be -1. Default: square, and
+        grey where that is possible, else RGB.
+    pixel_range : tuple of float or "fit", optional
+        What is black and what is white in arrays. ``"fit"`` takes the least and the greatest number
+        that ``fit`` sees in one array, and clips. Default: 0 and 255 for integers, else 0 and 1.
+    cache : path or None
+        Folder in which features are kept, which processes may share. ``"memory"`` keeps them
+        until the process ends, ``None`` not at all.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+    runtime : str, optional
+        ``"torch"`` or ``"openvino"``; default: chosen for device and network.
+
+    Attributes
+    ----------
+    fingerprint_ : str
+        Changes with everything that changes the features of an image.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sklearn.pipeline import make_pipeline
+    >>> digits = load_digits()
+    >>> embedder = Embedder("glyphnet", pixel_range=(0, 16))
+    >>> probe = make_pipeline(embedder, LogisticRegression(max_iter=1000))
+    >>> bool(cross_val_score(probe, digits.images[:200], digits.target[:200]).mean() > 0.9)
+    True
+    """
+
+    backbone: Any = "resnet50"
+    _: KW_ONLY
+    preprocess: Callable[[Any], Any] | None = None
+    fingerprint: str | None = None
+    weights: str | os.PathLike[str] = "DEFAULT"
+    layer: str | None = None
+    image_size: int | None = None
+    image_fit: str = "auto"
+    image_shape: tuple[int, ...] | None = None
+    pixel_range: tuple[float, float] | str | None = None
+    cache: str | os.PathLike[str] | None = "memory"
+    device: str = "auto"
+    runtime: str | None = None
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Look at the images' sizes and, where asked to, at their range; ``y`` is ignored.
+
+        Nothing is embedded.
+        """
+        source, _ = self._source(X, reset=True)
+        self._size_ = source.size
+        backbone, layer = self._open()
+        self._n_features_out = int(np.prod(backbone.dim(layer)))
+        self.fingerprint_ = _fingerprint(backbone, layer)
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Return the features of images, as an array of shape (n_images, n_features), float32.
+
+        Raises
+        ------
+        FeatpipeError
+            If an image cannot be read, or the weights are no longer those that ``fit`` saw.
+        """
+        check_is_fitted(self)
+        source, rows = self._source(X, reset=False)
+        backbone, layer = self._open()
+        if _fingerprint(backbone, layer) != self.fingerprint_:
+            raise WeightsError(
+                "The backbone is not the one that the embedder was fitted with.",
+                where=self.weights,
+                next_step="call fit again",
+            )
+        kept = self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite"
+        known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache == "memory" else {}
+        digests = [digest or "" for digest in source.digests]  # of a file that cannot be opened: ""
+        if kept is not None:
+            known = _read_kept(kept, digests)
+        row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
+        new, shapes = list(row_of), {layer: backbone.dim(layer)}
+        with Progress.find().task(backbone.name, len(new)) as task:
+            for batch, arrays in work_on_images(
+                lambda number, side: source.read_scaled(row_of[new[number]], side),
+                len(new),
+                backbone,
+                lambda batch: batch.embed(backbone, shapes),
+                ExtractOptions(),
+                task,
+            ):
+                vectors = arrays[layer].reshape(len(batch.rows), -1)
+                made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
+                known |= made
+                if kept is not None:
+                    _keep(kept, made)
+        return np.stack([known[digests[row]] for row in rows])
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    @property
+    def _folder(self) -> Path | None:
+        return None if self.cache in (None, "memory") else user_path(str(self.cache))
+
+    def _open(self) -> tuple[Backbone, str]:
+        """Return the backbone, which stays open for the next fold, and the layer."""
+        model, weights = self.backbone, str(self.weights)
+        if isinstance(model, str):
+            identity = backbones.weights_identity(model, weights, FileHashes(), fetch=True)
+        elif self.preprocess is None:
+            expected = "preprocess=, its transform: PIL image → float tensor (3, S, S)"
+            raise UsageError("How are images prepared for the module?", expected=expected)
+        else:
+            from featpipe.backbones.module import register_module  # noqa: PLC0415
+
+            name = type(model).__name__
+            model = register_module(model, self.preprocess, name, self.fingerprint)
+            known = backbones.MODELS.get(model).published["DEFAULT"].location.sha256
+            identity = f"{known} {self.preprocess!r}"
+        named = model, weights, self.device, self.image_size, self.image_fit
+        backbone = _opened(identity, *named, sizes=(self._size_,), runtime=self.runtime)
+        return backbone, self.layer or backbone.default_layer
+
+    def _source(self, X: Any, *, reset: bool) -> tuple[FileSource | _Pixels, Sequence[int]]:
+        """Return the images, files that are named twice once, and the row of each."""
+        ndim = getattr(X, "ndim", 1)
+        if ndim == 2 and X.shape[1] == 1 and hasattr(X, "__array__"):  # a column of a table
+            column = np.asarray(X)[:, 0]
+            X, ndim = (column, 1) if column.dtype.kind in "OUT" else (X, 2)
+        items = list(X) if ndim == 1 and hasattr(X, "__iter__") else []
+        paths = [os.fspath(item) for item in items if isinstance(item, str | os.PathLike)]
+        if paths and len(paths) == len(items):
+            row_of = {path: row for row, path in enumerate(dict.fromkeys(paths))}
+            files = Identity("images", "all", (), tuple(row_of), [UNLABELLED] * len(row_of))
+            hashes = FileHashes(self._folder and self._folder / "hashes.sqlite")
+            source = FileSource(files, Path(), DatasetOptions(hashes=hashes))
+            return source, [row_of[path] for path in paths]
+        if paths:
+            raise UsageError("Some of the images are paths.", expected="paths only, or none")
+        if items and (isinstance(items[0], Image.Image) or getattr(items[0], "ndim", 0) > 1):
+            pixels = [one if isinstance(one, Image.Image) else self._pixels(one) for one in items]
+            return _Pixels(pixels), range(len(items))
+        if ndim not in (3, 4):
+            X = validate_data(self, X, reset=reset)
+            X = X.reshape(len(X), *(self.image_shape or _square(X.shape[1])))
+        if reset and self.pixel_range == "fit":
+            self._range_ = float(np.min(X)), float(np.max(X))
+        return _Pixels(self._pixels(np.asarray(X))), range(len(X))
+
+    def _pixels(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return the numbers of images as 0 (black) to 255 (white)."""
+        asked: Any = self.pixel_range
+        kind = values.dtype.kind
+        if values.dtype == np.uint8 and asked is None:
+            return values
+        if kind not in "buif":
+            raise UsageError("The images are no numbers.", got=values.dtype)
+        low, high = (0.0, 255.0) if kind in "ui" else (0.0, 1.0)
+        if asked == "fit":
+            if not hasattr(self, "_range_"):
+                raise UsageError("pixel_range='fit' is for images in one array.")
+            low, high = self._range_
+            values = np.clip(values, low, high)
+        elif asked is not None:
+            low, high = asked
+        least, greatest = float(values.min()), float(values.max())
+        if not low <= least <= greatest <= high:  # not-a-number, too
+            raise UsageError(
+                "Pixel values are outside of their range.",
+                expected=f"{low:g} (black) to {high:g} (white)",
+                got=f"{least:g} to {greatest:g}",
+                next_step="give pixel_range=(black, white)",
+            )
+        scaled = (values.astype(np.float64) - low) * (255 / ((high - low) or 1))
+        return np.rint(scaled).astype(np.uint8)
+
+
+class _Pixels:
+    """Images in memory: arrays, and images of Pillow, which are converted when they are read."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """A digest of the pixels of each image."""
+        images = (self.read_scaled(row) for row in range(len(self._images)))
+        return [of_bytes(repr(image.shape).encode(), image.tobytes()) for image in images]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of all images; None if they differ."""
+        sizes = {self.read_scaled(row).shape[:2] for row in range(len(self._images))}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def read_scaled(self, row: int, side: int | None = None) -> NDArray[np.uint8]:
+        """Return an image as upright RGB."""
+        image = self._images[row]
+        if isinstance(image, Image.Image):
+            return to_rgb(image, f"image {row}")
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        if image.ndim != 3 or image.shape[2] != 3:
+            expected = "(height, width, 3), or (height, width) for grey"
+            raise UsageError("This is no image.", expected=expected, got=image.shape)
+        return image
+
+
+def _square(n: int) -> tuple[int, ...]:
+    for channels, shape in ((1, ()), (3, (3,))):
+        side = math.isqrt(n // channels)
+        if channels * side * side == n:
+            return (side, side, *shape)
+    raise UsageError(
+        f"Rows of {n} numbers are no square images.", next_step="give image_shape=(height, width)"
+    )
+
+
+@lru_cache(maxsize=4)
+def _opened(identity: str, *named: Any, **how: Any) -> Backbone:
+    """Open a backbone; ``identity`` is that of its weights and of what has no name."""
+    return backbones.load_backbone(*named, **how)
+
+
+def _fingerprint(backbone: Backbone, layer: str) -> str:
+    described = {"backbone": backbone.describe(), "layer": layer}
+    return of_mapping({"extraction": EXTRACTION_VERSION, **described})
+
+
+# -- features in a folder ------------------------------------------------------------------------
+
+
+def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
+    """Return the features of those images that have some; damaged ones are left out."""
+    found = {}
+    with _open_kept(path) as connection:
+        for digest in set(digests):
+            row = connection.execute("select * from vectors where image = ?", (digest,)).fetchone()
+            if row is not None and zlib.crc32(row[1]) == row[2]:
+                found[digest] = np.frombuffer(row[1], "<f4")
+    return found
+
+
+def _keep(path: Path, vectors: Vectors) -> None:
+    blobs = ((digest, vector.astype("<f4").tobytes()) for digest, vector in vectors.items())
+    rows = [(digest, blob, zlib.crc32(blob)) for digest, blob in blobs]
+    with _open_kept(path) as connection, connection:
+        connection.executemany("insert or replace into vectors values (?, ?, ?)", rows)
+
+
+@contextmanager
+def _open_kept(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=60)) as connection:
+            columns = "image text primary key, vector blob, crc32 integer"
+            connection.execute(f"create table if not exists vectors ({columns})")
+            yield connection
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(
+            "The cache of features cannot be used.",
+            where=path,
+            got=error,
+            next_step="name another folder, or remove this file if it is damaged",
+        ) from error

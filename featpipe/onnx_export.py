@@ -1,0 +1,288 @@
+"""A trained probe with its backbone and preprocessing as one ONNX graph, and what goes with it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer
+from torch import Tensor, nn
+
+from featpipe.backbones.base import Backbone
+from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
+from featpipe.evaluation.calibration import LEAST
+from featpipe.evaluation.models import TrainedModel
+from featpipe.evaluation.result import Result
+from featpipe.prediction import Predictor, open_predictor
+from featpipe.workspace import Workspace, atomic_write, refuse_foreign
+
+_MARK = "written by featpipe export"
+_OUTPUTS = ("probabilities", "labels")
+_TOLERANCE = 1e-4  # of a probability
+_ROWS = 512  # of the identity, at once
+
+
+def export_onnx(
+    workspace: Workspace,
+    name: str,
+    out: Path,
+    weights: str | None = None,
+    *,
+    force: bool = False,
+) -> list[Path]:
+    """Write a probe as ``out`` (.onnx), with a model card (.md) and a script (.py) beside it.
+
+    The graph takes ``images``, uint8 (n, S, S, 3) in RGB, and gives what ``featpipe predict`` does:
+    ``probabilities``, float32 (n, classes), and ``labels``, int64 (n,), numbers of classes, whose
+    names are in its metadata.
+
+    Parameters
+    ----------
+    workspace, name, weights
+        As of :func:`featpipe.prediction.open_predictor`.
+    out : Path
+    force : bool
+        Replace files that featpipe did not write, too.
+
+    Raises
+    ------
+    UsageError
+        If the classifier is not linear, its probabilities are not calibrated, or the network does
+        not take uint8 images in float32.
+    ResultError
+        If there is no such model, or no result that says how good it is.
+    """
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx")
+    paths = [out, out.with_suffix(".md"), out.with_suffix(".py")]
+    if out.suffix != ".onnx":
+        raise UsageError(f"Cannot write to {out.name!r}.", expected="a name in .onnx")
+    for path in paths:
+        refuse_foreign(path, _MARK.encode(), force=force)
+    predictor = open_predictor(workspace, name, weights, "cpu", "torch")
+    if predictor.probe is None:
+        raise _refused("a fine-tuned network")
+    path, model, backbone = predictor.probe
+    if (file := workspace.results / f"{path.stem}.json").is_file():
+        result = Result.load(file)
+    else:
+        what = "There is no result that says how good the model is."
+        raise ResultError(what, where=file, next_step="name one of featpipe results")
+    prepared = backbone.preprocessing
+    if prepared.dtype != torch.uint8 or backbone.how.precision != "float32":
+        raise _refused(f"a network in {backbone.how.precision} on images of {prepared.dtype}")
+    graph = _Graph(backbone, model).eval()
+    with atomic_write(out) as temporary:
+        _write(graph, temporary, prepared.crop, model.classes)
+        _compare(temporary, predictor)
+    fit = prepared.fit
+    side = prepared.crop if fit in ("fill", "whole") else prepared.resize
+    how = prepared.interpolation.upper()
+    script = _SCRIPT.format(mark=_MARK, fit=fit, resize=side, crop=prepared.crop, filter=how)
+    for path, text in ((paths[1], _card(result, model, out.name)), (paths[2], script)):
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return paths
+
+
+def _refused(got: object) -> UsageError:
+    return UsageError(
+        "This model cannot be exported.",
+        expected="a linear classifier with calibrated probabilities, on features in float32",
+        got=got,
+        next_step="export the model of featpipe svm, logistic or centroid",
+    )
+
+
+class _Graph(nn.Module):
+    """Prepared images (n, S, S, 3), uint8 → probabilities (n, classes) and labels (n,), int64."""
+
+    def __init__(self, backbone: Backbone, model: TrainedModel) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(backbone.network)
+        self._prepared = backbone.preprocessing
+        self._capture = backbone.capture(model.layer)
+        estimator = model.estimator
+        self._unit = isinstance(estimator, Pipeline) and isinstance(estimator[0], Normalizer)
+        linear = estimator[1:] if self._unit else estimator
+        self._graded = hasattr(linear, "predict_proba")
+        if not hasattr(linear, "decision_function") or not (model.temperature or self._graded):
+            raise _refused(f"{model.title} without linear scores or without calibration")
+        weight, bias = _affine(linear, model.title)
+        self._temperature = model.temperature or 1.0
+        known = np.asarray(estimator.classes_, dtype=int)
+        places = np.eye(len(model.classes))[known]  # classes without training rows: probability 0
+        for name, values in (("weight", weight), ("bias", bias), ("places", places)):
+            self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
+        self.register_buffer("known", torch.as_tensor(known))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        kept: list[Tensor] = []
+        module = self.network.get_submodule(self._capture.module)
+
+        def keep(_module: nn.Module, inputs: object, output: object) -> None:
+            kept.append(self._capture.read(inputs, output))
+
+        hook = module.register_forward_hook(keep)
+        self.network(self._prepared.normalise(images.permute(0, 3, 1, 2)))
+        hook.remove()
+        x = kept[-1].flatten(1)
+        if self._unit:
+            length = x.norm(dim=1, keepdim=True)
+            x = x / torch.where(length == 0, torch.ones_like(length), length)
+        scores = x @ self.weight + self.bias  # type: ignore[operator]
+        labels = self.known[scores.argmax(1)]  # type: ignore[index]
+        if self._graded:
+            scores = scores.softmax(1).clamp(min=LEAST).log()
+        return (scores / self._temperature).softmax(1) @ self.places, labels  # type: ignore[operator]
+
+
+def _affine(estimator: Any, title: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return weights (d, classes) and biases of a classifier's scores; UsageError if not linear."""
+    d, graded = estimator.n_features_in_, hasattr(estimator, "predict_proba")
+
+    def scores(rows: NDArray[Any]) -> NDArray[Any]:
+        found = np.asarray(estimator.decision_function(rows))
+        one = np.zeros_like(found) if graded else -found  # of two classes
+        return found if found.ndim == 2 else np.column_stack([one, found])
+
+    bias = scores(np.zeros((1, d)))[0]
+    parts = (np.eye(min(_ROWS, d - start), d, start) for start in range(0, d, _ROWS))
+    weight = np.concatenate([scores(part) - bias for part in parts])
+    rows = np.random.default_rng(0).normal(size=(16, d))
+    linear = rows @ weight + bias
+    same = np.allclose(linear, scores(rows), rtol=1e-6, atol=1e-6 * np.abs(linear).max())
+    if same and graded:
+        shares = np.exp(linear - linear.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        same = np.allclose(shares, estimator.predict_proba(rows), atol=1e-6)
+    if not same:
+        raise _refused(f"{title}, whose scores are not linear")
+    return weight, bias
+
+
+def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) -> None:
+    import onnx  # noqa: PLC0415 - an extra
+
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    how: dict[str, Any] = {"input_names": ["images"], "output_names": list(_OUTPUTS)}
+    if "external_data" in inspect.signature(torch.onnx.export).parameters:
+        how |= {"dynamo": True, "external_data": False, "verbose": False}
+        how["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
+    else:  # PyTorch before 2.5
+        how["dynamic_axes"] = {name: {0: "n"} for name in ("images", *_OUTPUTS)}
+    try:
+        with torch.no_grad():
+            torch.onnx.export(graph, (example,), str(path), **how)
+    except Exception as error:  # whatever a network does that no graph can hold
+        what = f"PyTorch cannot export this network: {type(error).__name__}"
+        raise FeatpipeError(what, got=str(error).partition("\n")[0][:300]) from error
+    made = onnx.load(str(path))
+    made.doc_string = _MARK
+    onnx.helper.set_model_props(made, {"classes": json.dumps(classes), "featpipe": _MARK})
+    onnx.save(made, str(path))
+
+
+def _compare(path: Path, predictor: Predictor) -> None:
+    """Refuse a graph that does not answer as PyTorch and scikit-learn do."""
+    import onnxruntime  # noqa: PLC0415 - an extra
+
+    side = predictor.preprocessing.crop
+    images = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    found, _ = session.run(None, {"images": images})
+    ours = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    _, scores, probabilities = predictor.classify(ours)
+    expected = scores if probabilities is None else probabilities
+    error = float(np.abs(found - expected).max())
+    if not error <= _TOLERANCE:
+        what = "The exported graph gives other probabilities than featpipe predict."
+        raise FeatpipeError(what, expected=f"within {_TOLERANCE:g}", got=f"{error:.2g}")
+
+
+_SCRIPT = '''"""Classify image files, 8 bits a channel: python FILE.py photo.jpg …
+
+Needs onnxruntime and Pillow. This file was {mark}.
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+FIT, RESIZE, CROP = {fit!r}, {resize}, {crop}
+session = onnxruntime.InferenceSession(__file__.removesuffix(".py") + ".onnx")
+classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+
+
+def centre(image, width, height):
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def prepare(path):
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    size = (RESIZE, RESIZE)
+    if FIT != "whole":
+        longest = 8 * min(image.size)
+        image = centre(image, *(min(length, longest) for length in image.size))
+        if FIT != "squash":
+            size = tuple(RESIZE * length // min(image.size) for length in image.size)
+    return np.asarray(centre(image.resize(size, Image.Resampling.{filter}), CROP, CROP))
+
+
+for path in sys.argv[1:]:
+    (shares,), (label,) = session.run(None, {{"images": prepare(path)[None]}})
+    print(path, classes[label], f"{{shares[label]:.4f}}", sep="\\t")
+'''
+
+
+def _card(result: Result, model: TrainedModel, name: str) -> str:
+    """Return a model card: what it is, how good, on what, and what it is not good for."""
+    trained, metrics = result.splits[0], result.summary["metrics"]
+    dataset, backbone = result.stores[0]["manifest"]["dataset"], model.backbone
+    value, low, high = (100 * result.summary["accuracy"][k] for k in ("value", "low", "high"))
+    n, side = result.protocol["splits"], backbone["preprocessing"]["crop"]
+    facts = {
+        "Classifier": f"{result.title}, {json.dumps(trained.get('chosen'), ensure_ascii=False)}",
+        "Backbone": f"{backbone['model']}, layer {model.layer}, frozen",
+        "Weights": f"{backbone['weights']['name']}, SHA-256 {backbone['weights']['sha256']}",
+        "Input": f"uint8 (n, {side}, {side}, 3), RGB, made of files as the script beside it does",
+        "Preprocessing": json.dumps(backbone["preprocessing"]),
+        "Trained on": f"{dataset['name']}, {trained['n_train']} images ({trained['name']})",
+        "Protocol": f"{result.protocol['name']}: {n} trained model(s), {metrics['n']} answers on "
+        f"{result.dataset['test']['images']} images of {result.dataset['test']['split']}",
+        "Accuracy": f"{value:.2f} %, 95 % interval {low:.2f}–{high:.2f}; balanced "
+        f"{100 * metrics['balanced_accuracy']:.2f} %",
+        "Result": f"{result.name}, {result.created}, `{result.command}`",
+    }
+    rows = result.extra.get("calibration", {}).get("rows")
+    limits = [
+        f"Every image gets one of these {len(model.classes)} classes, whatever it shows.",
+        "The accuracy is that on images like the tested ones; of others it says nothing.",
+        f"Probabilities are calibrated on {rows} training images." if rows else "",
+        f"The accuracy is that of {n} models, of which this is the first." if n > 1 else "",
+        result.extra.get("contamination", ""),
+        *result.notes,
+    ]
+    table = "\n".join(f"| {key} | {text.replace('|', '&#124;')} |" for key, text in facts.items())
+    listed = "\n".join(f"- {limit}" for limit in limits if limit)
+    return (
+        f"# {name}\n\nThis card was {_MARK}.\n\n| | |\n| --- | --- |\n{table}\n\n"
+        f"## Classes\n\n{', '.join(model.classes)}\n\n## Limits\n\n{listed}\n"
+    )
