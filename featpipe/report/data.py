@@ -25,8 +25,10 @@ from featpipe.report.step import Report
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import STEPS, Context, options_of
 from featpipe.steps.options import OptionSpec
+from featpipe.store import FeatureStore
 
 THUMBNAIL = 96  # pixels of the longer side
+FINE = 1000  # test images from which one of them is at most a tenth of a point
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
 
 
@@ -61,6 +63,15 @@ class Method:
     def metrics(self) -> dict[str, Any]:
         """Metrics over all models."""
         return self.result.summary["metrics"]
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether each test row has one answer, so that accuracy is a count of images."""
+        return len(self.table.row) == len(self.table.ids)
+
+    def ties_with(self, other: Method) -> bool:
+        """Whether the accuracies are equal; what differs by rounding only is equal."""
+        return round(self.row["accuracy"] - other.row["accuracy"], 12) == 0
 
     @property
     def has_probabilities(self) -> bool:
@@ -149,6 +160,11 @@ class Group:
     def suffix(self) -> str:
         """Distinguishes titles of this group from those of others."""
         return f", {self.label}" if self.label else ""
+
+    @property
+    def digits(self) -> int:
+        """Decimals of a percentage: two where they can tell one test image from the next."""
+        return 1 if self.methods[0].row["n_test"] < FINE else 2
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -335,6 +351,19 @@ class GroupImages:
             return None
 
 
+def find_store(method: Method, known: dict[str, Any], root: Path) -> FeatureStore:
+    """Return the very store that a result names; one that is gone or was made again is an error."""
+    parents = [] if method.result.path is None else method.result.path.parents
+    candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise FeatpipeError("its feature store is not on the disk any more")
+    store = FeatureStore(found)
+    if store.fingerprint != known["fingerprint"]:
+        raise FeatpipeError("its feature store was made again since, from something else")
+    return store
+
+
 # -- everything ----------------------------------------------------------------------------------
 
 
@@ -348,6 +377,7 @@ class ReportData:
     context: Context
     sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
     sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)
+    found: dict[Group, GroupImages] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -399,4 +429,6 @@ class ReportData:
 
     def images(self, group: Group) -> GroupImages:
         """Return the test images of a group."""
-        return GroupImages(group, self)
+        if group not in self.found:
+            self.found[group] = GroupImages(group, self)
+        return self.found[group]

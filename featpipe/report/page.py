@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from markupsafe import Markup
 
 from featpipe.datasets import slug
 from featpipe.errors import UsageError
@@ -19,12 +20,14 @@ from featpipe.report import written
 from featpipe.report.data import Group, Method, ReportData, options_behind, settings_of
 from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
-from featpipe.report.tables import Comparison, conclude
+from featpipe.report.answers import answer
+from featpipe.report.tables import Comparison
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 
 GENERATOR = "featpipe report"
 _LOWER = ("precision", "runtime", "calibration")  # what describes another one than float32
+_ABSOLUTE = re.compile(r"(?<![\w.…/<])(?:/[\w.+@~-]+)+/(?=[\w.])")  # the folders of a path
 _HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
 
 
@@ -119,7 +122,9 @@ class Page:
             "report.html.j2",
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
             generator=GENERATOR,
-            description=" ".join(conclude(group, data.comparison.margin) for group in data.groups),
+            description=" ".join(
+                answer(group, data.comparison.margin).text for group in data.groups
+            ),
             recipe=recipe,
             n_methods=len(data.methods),
             runs=runs[0] if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}",
@@ -155,6 +160,8 @@ class Page:
             self._show(name, name, Content(figures=[Missing(name, why)]))
 
     def _show(self, name: str, title: str, content: Content) -> None:
+        if not content.html and not content.figures:  # it has nothing to say of these results
+            return
         html = render("section.html.j2", content=content)
         # Read here, where it is known whose they are, and not by the template of the page.
         entries = [(text, anchor) for text, anchor in content.entries]
@@ -203,7 +210,7 @@ class Provenance(Section):
     """The end of the page: how to get the same again, and the folder with its tables."""
 
     name = "provenance"
-    title = "How to get the same again"
+    title = "Reproduce this report"
 
     def __init__(self, folder: str, files: Sequence[str]) -> None:
         self.folder, self.files = folder, files
@@ -231,7 +238,8 @@ class Provenance(Section):
             step=step,
             in_float32=in_float32,
         )
-        return Content(html)
+        # A page is read elsewhere, where the folders of this machine mean nothing.
+        return Content(Markup(_ABSOLUTE.sub("…/", html)))  # noqa: S704 - nothing is added
 
 
 def in_float32(method: Method, group: Group) -> Method | None:

@@ -29,8 +29,8 @@ def test_the_numbers_on_the_page_are_those_of_the_results(made: Made) -> None:
     for result in made.results:
         accuracy = result.summary["accuracy"]
         assert result.title in page.text
-        assert f"{100 * accuracy['value']:.2f}" in page.text
-        assert f"{100 * accuracy['low']:.2f}" in page.text
+        assert f"{100 * accuracy['value']:.1f}" in page.text
+        assert f"{100 * accuracy['low']:.1f}" in page.text
     drawn = next(chart for chart in page.charts if chart.get("kind") == "intervals")
     assert {entry["value"] for entry in drawn["entries"]} == {
         result.summary["accuracy"]["value"] for result in made.results
@@ -42,7 +42,7 @@ def test_every_part_the_results_have_is_there(made: Made) -> None:
     for part in (
         "ROC curves", "Precision-recall curves", "Reliability curve", "Confusion matrix",
         "Validation accuracy by C", "Validation accuracy by k", "Loss", "Learning rate",
-        "Gradient flow", "Most confused", "Most confident errors", "Wrong by every method",
+        "Gradient flow", "Most confused", "Other errors, most confident first", "Wrong by every method",
         "Where two methods disagree", "Accuracy with few labels", "Spread over models",
         "featpipe extract --model toynet", "fingerprint", "seed 0",
     ):  # fmt: skip
@@ -116,9 +116,9 @@ def test_hostile_names_stay_text(hostile: Made) -> None:
 
 def test_one_method_is_not_called_better(made: Made, tmp_path: Path) -> None:
     page = Page(made.again(tmp_path / "one", made.results[:1]))
-    assert "no other method was tested on them" in page.text
+    assert "No other method was tested on them" in page.text
     assert "Where two methods disagree" not in page.text
-    assert "no result has several models" in page.text
+    assert "Few labels, folds, sweeps" not in page.text, "it has nothing to say of one result"
 
 
 def test_no_errors_at_all(tmp_path: Path) -> None:
@@ -127,7 +127,38 @@ def test_no_errors_at_all(tmp_path: Path) -> None:
     page = Page(world.report(results, tmp_path / "r"))
     assert "No test image is misclassified." in page.text
     assert "classified correctly by at least one method" in page.text
-    assert "tie for the highest accuracy" in page.text
+    assert "tie at 100.0 % (20 of 20)" in page.text
+
+
+def test_the_first_screen_has_answers_images_and_a_matrix(made: Made, tmp_path: Path) -> None:
+    text = Page(made.page).text
+    start = text.index("tie at 80.5 %")
+    asked = ("By how much?", "How sure?", "At what cost?", "Where does it fail?")
+    places = [text.index(question) for question in asked]
+    assert start < places[0]
+    assert places == sorted(places) and places[-1] < text.index("All methods")
+    assert "npz:toy.npz: train 120, test 200 images" in text
+    assert "4: airplane, bird, cat, deer" in text
+    assert "200 images, 50 of each class" in text
+    assert "Backbone × probe" not in text, "there is one backbone"
+    results = [copy.deepcopy(result) for result in made.results[:2] * 2]
+    for result, backbone in zip(results, ("a", "a", "b", "b"), strict=True):
+        result.extra["network"] = {"model": backbone, "weights": {}}
+        result.key = f"{backbone}{result.key[1:]}"
+        result.path = made.results[0].path.with_name(f"{result.name}-{backbone}.json")
+    text = Page(made.again(tmp_path / "two", results)).text
+    assert "Backbone × probe" in text
+
+
+def test_no_folder_of_this_machine_is_on_the_page(made: Made, tmp_path: Path) -> None:
+    result = copy.deepcopy(made.results[0])
+    result.command = "featpipe svm --data /home/anna/photos --workspace='/srv/lab 1/ws' https://a.b/c"
+    result.settings["dataset"] = "folder:/home/anna/photos"
+    path = made.again(tmp_path / "r", [result])
+    assert "/home/anna" not in path.read_text(encoding="utf-8")
+    assert "--data …/photos" in Page(path).text
+    assert "https://a.b/c" in Page(path).text
+    assert "folder:…/photos" in Page(path).text
 
 
 def test_many_classes_are_drawn_not_tabled(tmp_path: Path) -> None:
