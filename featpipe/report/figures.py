@@ -29,8 +29,8 @@ from featpipe.report.sections import (
     percent,
 )
 from featpipe.statistics.comparison import LEADING
-from featpipe.statistics.verdicts import WORSE
 from featpipe.statistics.intervals import wilson
+from featpipe.statistics.verdicts import WORSE
 
 MAX_CLASS_CURVES = 12  # more lines cannot be distinguished
 COSTS = {
@@ -105,34 +105,32 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
 def difference_chart(group: Group, margin: float) -> list[Chart]:
     """Return how far each method is from the best, with the interval of its paired test."""
     first = group.methods[0]
-    tests = {pair["b"]: pair for pair in group.pairs if pair["a"] == first.row["name"]}
-    entries, levels, about = [], set(), set()
-    for method in group.methods[1:]:
-        pair = tests.get(method.row["name"], {})
-        if test := pair.get("methods") or pair.get("models"):
-            levels.add(100 * test["confidence"])
-            about.add(method.row["about"])
-            entries.append(
-                {
-                    "label": method.title,
-                    "tag": method.row["verdict"],
-                    "value": -test["difference"],
-                    "low": -test["high"],
-                    "high": -test["low"],
-                    "open": method.row["verdict"] != WORSE,
-                }
-            )
-    if not entries:
+    pairs = {pair["b"]: pair for pair in group.pairs if pair["a"] == first.row["name"]}
+    tests = {m: pairs[m.row["name"]] for m in group.methods[1:] if m.row["name"] in pairs}
+    judged = {method: pair["methods"] or pair["models"] for method, pair in tests.items()}
+    if not judged:
         return []
+    entries = [
+        {
+            "label": method.title,
+            "tag": method.row["verdict"],
+            "value": -test["difference"],
+            "low": -test["high"],
+            "high": -test["low"],
+            "open": method.row["verdict"] != WORSE,
+        }
+        for method, test in judged.items()
+    ]
+    levels = sorted(100 * test["confidence"] for test in judged.values())
+    span = " to ".join(dict.fromkeys(f"{level:.3g}" for level in (levels[0], levels[-1])))
+    about = " and ".join(sorted({method.row["about"] for method in judged}))
     x = axis("difference in points", format="points", digits=group.digits)
-    span = " to ".join(dict.fromkeys(f"{level:.3g}" for level in (min(levels), max(levels))))
     chart = Chart(
         f"Difference from {first.title}{group.suffix}",
         {"kind": "intervals", "x": x, "entries": entries, "zero": True, "margin": margin / 100},
-        f"Paired tests about {' and '.join(sorted(about))}. Line: {span} % "
-        f"interval, corrected for all pairs of this report. Left of zero "
-        f"throughout: demonstrably worse. Within the shaded {margin:g} point"
-        f"{'s' * (margin != 1)}: equivalent. Otherwise undecided (hollow).",
+        f"Paired tests about {about}. Line: {span} % interval, corrected for all pairs of this "
+        "report. Left of zero throughout: demonstrably worse. Within the shaded "
+        f"{margin:g} point{'s' * (margin != 1)}: equivalent. Otherwise undecided (hollow).",
     )
     return [chart]
 
@@ -323,10 +321,14 @@ def _class_curves(
     averages = [curve for curve in data["curves"] if curve["class"] is None]
     classes = [curve for curve in data["curves"] if curve["class"] is not None]
     caption = f"One class against the rest; after each name its {name}.{of}"
-    if len(classes) == 2:  # averages of two add nothing, and the ROC curves mirror each other
-        averages, classes = [], classes[area == "auc" :]
-        caption = f"{classes[-1]['class']} against the other class" if area == "auc" else "Each class"
-        caption += f"; after the name its {name}.{of}"
+    if (
+        len(classes) == 2
+    ):  # averages of two say nothing more, and their ROC curves mirror each other
+        averages = []
+        if area == "auc":
+            classes = classes[1:]
+            found = percent(classes[0][area])
+            caption = f"{classes[0]['class']} against the other class: {name} {found}\u00a0%.{of}"
     if len(classes) > MAX_CLASS_CURVES:
         caption += (
             f" Of {len(classes)} classes the {MAX_CLASS_CURVES} with the lowest {name} are drawn; "

@@ -110,8 +110,7 @@ def confused_pairs(method: Method, images: GroupImages, limit: int) -> list[dict
                     "count": errors[true, answer],
                     "share": errors[true, answer] / matrix[true].sum(),
                     "shown": [
-                        _item(method, row, images)
-                        for row in wrong[alike][: min(_PER_PAIR, limit)]
+                        _item(method, row, images) for row in wrong[alike][: min(_PER_PAIR, limit)]
                     ],
                 }
             )
@@ -183,16 +182,13 @@ def as_seen(
     if image is None:
         return None
     prepared = method.result.extra.get("network", {}).get("preprocessing", {})
-    fit, share = prepared.get("fit"), prepared.get("crop", 1) / prepared.get("resize", 1)
-    height, width = image.shape[:2]
-    if fit in ("whole", "fill"):
-        share = 1
+    fit, (height, width) = prepared.get("fit"), image.shape[:2]
+    share = 1 if fit in ("whole", "fill") else prepared.get("crop", 1) / prepared.get("resize", 1)
     if width == height and share == 1:
         return images.thumbnail(image_id)
     size = (width, height) if fit in ("whole", "squash") else (min(width, height),) * 2
-    left, top = ((side - share * part) / 2 for side, part in zip((width, height), size, strict=True))
-    box = (left, top, width - left, height - top)
-    side = max(1, round(share * max(size)))
+    left, top = (width - share * size[0]) / 2, (height - share * size[1]) / 2
+    side, box = max(1, round(share * max(size))), (left, top, width - left, height - top)
     seen = Image.fromarray(image).resize((side, side), box=box)
     return sheet.add(f"{method.anchor}/seen/{image_id}", np.array(seen))
 

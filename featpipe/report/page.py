@@ -17,16 +17,15 @@ from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.files import open_regular
 from featpipe.report import written
-from featpipe.report.data import Group, Method, ReportData, options_behind, settings_of
+from featpipe.report.answers import answers
+from featpipe.report.data import Method, ReportData
 from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
-from featpipe.report.answers import answer
 from featpipe.report.tables import Comparison
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 
 GENERATOR = "featpipe report"
-_LOWER = ("precision", "runtime", "calibration")  # what describes another one than float32
 _ABSOLUTE = re.compile(r"(?<![\w.…/<])(?:/[\w.+@~-]+)+/(?=[\w.])")  # the folders of a path
 _HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
 
@@ -123,7 +122,9 @@ class Page:
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
             generator=GENERATOR,
             description=" ".join(
-                answer(group, data.comparison.margin).text for group in data.groups
+                sentence
+                for group in data.groups
+                for sentence in answers(group, data.comparison.margin).values()
             ),
             recipe=recipe,
             n_methods=len(data.methods),
@@ -236,35 +237,9 @@ class Provenance(Section):
             files=self.files,
             groups=data.groups,
             step=step,
-            in_float32=in_float32,
         )
         # A page is read elsewhere, where the folders of this machine mean nothing.
         return Content(Markup(_ABSOLUTE.sub("…/", html)))  # noqa: S704 - nothing is added
-
-
-def in_float32(method: Method, group: Group) -> Method | None:
-    """Return the same method on features of a float32 forward pass, where the group has it.
-
-    ``None`` also for a method whose features are of float32 themselves.
-    """
-
-    def described(result: Result) -> list[dict[str, Any]]:
-        return [store["manifest"].get("backbone", {}) for store in result.stores]
-
-    def alike(result: Result) -> Any:
-        inputs = [name for name, spec in options_behind(result).items() if spec.selects_input]
-        settings = {**settings_of(result), **dict.fromkeys(inputs)}
-        layers = [store["layer"] for store in result.stores]
-        exact = [{**backbone, **dict.fromkeys(_LOWER)} for backbone in described(result)]
-        return result.method, settings, layers, exact
-
-    if not any("precision" in backbone for backbone in described(method.result)):
-        return None
-    for other in group.methods:
-        lower = any(key in backbone for backbone in described(other.result) for key in _LOWER)
-        if not lower and alike(other.result) == alike(method.result):
-            return other
-    return None
 
 
 def recipes_of(data: ReportData) -> list[dict[str, Any]]:

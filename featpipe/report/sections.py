@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -129,17 +128,10 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def seconds(value: float | None) -> str:
-    """Return a duration in seconds with three significant digits."""
-    if not value or abs(value) >= 100:
-        return count(value)
-    return f"{value:.{min(4, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def duration(value: float) -> str:
-    """Return a duration in the unit that people would say it in."""
-    for unit, factor, least in (("h", 3600, 5400), ("min", 60, 90), ("s", 1, 0)):
-        if value >= least:
+def duration(value: float | None) -> str:
+    """Return a duration of so many seconds in the unit that people would say it in."""
+    for unit, factor, least in (("h", 3600, 5400), ("min", 60, 90), ("s", 1, 0.1), ("ms", 1e-3, 0)):
+        if value is not None and value >= least:
             return f"{value / factor:.{0 if value >= 10 * factor else 1}f}\u00a0{unit}"
     return MISSING
 
@@ -172,7 +164,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (percent, points, p_value, seconds, duration, count, size)
+    formats = (percent, points, p_value, duration, count, size)
     environment.filters.update({function.__name__: function for function in formats})
     # JSON that is safe inside a script element: no "<", ">" or "&" in it.
     environment.filters["data"] = lambda value: htmlsafe_json_dumps(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from featpipe.errors import FeatpipeError
-from featpipe.report.answers import answer, warnings
+from featpipe.report.answers import answers, warnings
 from featpipe.report.data import Group, GroupImages, Method, ReportData, find_store
 from featpipe.report.figures import (
     accuracy_chart,
@@ -42,7 +43,7 @@ class Comparison(Section):
         html = render(
             "comparison.html.j2",
             group=group,
-            answers=answer(group, data.comparison.margin),
+            answers=answers(group, data.comparison.margin),
             warnings=warnings(group, images),
             matrix=matrix(group),
             card=dataset_card(group, images, data),
@@ -83,34 +84,23 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
 
     ``left_out`` has what extraction could not read, as far as its stores are still there.
     """
-    splits: dict[str, int] = {}
+    records = {r["fingerprint"]: (m, r) for m in group.methods for r in m.result.stores}
     left_out: dict[str, str] = {}
-    opened = set()
-    for method in group.methods:
-        for record in method.result.stores:
-            known = record["manifest"]["dataset"]
-            splits.setdefault(known["split"], known["images"])
-            if record["fingerprint"] not in opened:
-                opened.add(record["fingerprint"])
-                try:
-                    store = find_store(method, record, data.context.workspace.root)
-                except FeatpipeError:  # gone: the section of the features says so
-                    continue
-                left_out |= {store.ids[row]: why for row, why in store.skipped.items()}
+    for method, record in records.values():
+        with suppress(FeatpipeError):  # a store that is gone cannot say what it left out
+            store = find_store(method, record, data.context.workspace.root)
+            left_out |= {store.ids[row]: why for row, why in store.skipped.items()}
+    known = [record["manifest"]["dataset"] for _, record in records.values()]
     tested = np.bincount(group.true, minlength=len(group.classes))
-    first_rows = [np.flatnonzero(group.true == label)[:1] for label in range(len(group.classes))]
-    shown = np.concatenate(first_rows)[:_SAMPLES].tolist()
-    trained = sorted({int(split["n_train"]) for split in group.methods[0].result.splits})
+    rows = np.unique(group.true, return_index=True)[1][:_SAMPLES]
+    trained = [split["n_train"] for split in group.methods[0].result.splits if split["n_train"]]
+    samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
-        "splits": splits,
-        "per_class": sorted({int(tested.min()), int(tested.max())}),
-        "trained": [n for n in {trained[0], trained[-1]} if n] if trained else [],
+        "splits": {dataset["split"]: dataset["images"] for dataset in known},
+        "per_class": sorted({tested.min(), tested.max()}),
+        "trained": sorted({min(trained), max(trained)}) if trained else [],
         "left_out": left_out,
-        "samples": [
-            (group.classes[group.true[row]], thumbnail)
-            for row in shown
-            if (thumbnail := images.thumbnail(str(group.ids[row])))
-        ],
+        "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
 
 

@@ -172,9 +172,7 @@ def test_contents_links_land_on_their_headings(made: Made, look: Any, width: int
             seen.tab.locator("nav.contents summary").click()
         seen.tab.evaluate(f"document.querySelector('nav a[href=\"#{anchor}\"]').click()")
         seen.tab.wait_for_timeout(60)
-        seen.until(
-            "(window.before ?? -1) === scrollY ? true : ((window.before = scrollY), false)"
-        )
+        seen.until("(window.before ?? -1) === scrollY ? true : ((window.before = scrollY), false)")
         top = seen.tab.evaluate(
             f"(document.querySelector('#{anchor} > h2') ?? document.getElementById('{anchor}'))"
             ".getBoundingClientRect().top"

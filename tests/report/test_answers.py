@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featpipe.report.answers import answer, warnings
+from featpipe.report.answers import answers, warnings
 from featpipe.report.data import Group, Method
 from featpipe.statistics.comparison import QUESTIONS, TIED
 from featpipe.statistics.paired_tests import Answers
@@ -59,7 +59,11 @@ def group(*rights: np.ndarray) -> Group:
 
 
 def said(*rights: np.ndarray, margin: float = 1.0) -> str:
-    return answer(group(*rights), margin).text.replace("\u00a0", " ").replace("\u202f", " ")
+    return (
+        " ".join(answers(group(*rights), margin).values())
+        .replace("\u00a0", " ")
+        .replace("\u202f", " ")
+    )
 
 
 def right(n: int, of: int = 400) -> np.ndarray:
@@ -90,13 +94,13 @@ def test_the_nearest_of_the_worse_methods_is_named() -> None:
 def test_equal_accuracies_tie() -> None:
     text = said(right(300), right(300))
     assert "Method 0 and Method 1 tie at 75.0 % (300 of 400)." in text
-    assert "No method is demonstrably better." in text
+    assert "No method is demonstrably better" in text
     assert "ahead of" not in text
 
 
 def test_undecided_says_what_is_open_and_what_would_settle_it() -> None:
     text = said(right(30, 40), right(28, 40))
-    assert "No method is demonstrably better. Method 1 may be as good or better." in text
+    assert "No method is demonstrably better; Method 1 may be as good or better." in text
     assert "5.0 points ahead of Method 1, which could be chance (between −" in text
     assert "points remain possible; about " in text
     assert "test images would settle it" in text
@@ -125,7 +129,7 @@ def test_of_several_training_sets_the_methods_are_spoken_of() -> None:
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_better_is_never_said_without_a_test(n: int) -> None:
     text = said(*[right(300)] * n)
-    assert "than" not in text.replace("with it", "")
+    assert "better than" not in text
     assert "outperforms" not in text
     assert ("5 methods tie" in text) == (n == 5)
 
@@ -153,4 +157,4 @@ def test_warnings_name_what_would_mislead() -> None:
     better.methods[0].row["low"] = 0.9
     assert warnings(better, images) == []
     few = group(right(8, of=10))
-    assert any("only 5 test images" in one for one in warnings(few, images))
+    assert any("cat and dog: 5 test images each; per-class" in one for one in warnings(few, images))

@@ -113,7 +113,10 @@ def test_a_store_is_found_from_the_workspace_and_from_the_result(made: Made) -> 
     relative = str(Path(made.results[0].stores[-1]["path"]).relative_to(root))
     result = changed(made, path=relative)
     method = Method(result, result.predictions(), {}, "a", "b")
-    assert find_store(method, result.stores[-1], root).path == find_store(method, result.stores[-1], Path("elsewhere")).path
+    assert (
+        find_store(method, result.stores[-1], root).path
+        == find_store(method, result.stores[-1], Path("elsewhere")).path
+    )
     result.path = None
     with pytest.raises(FeatpipeError):
         find_store(method, result.stores[-1], Path("elsewhere"))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from featpipe.report.data import Method
-from featpipe.report.tables import confusion, matrix
+from featpipe.report.tables import confusion
 from tests.report.conftest import Made, Page
 
 
