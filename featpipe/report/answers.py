@@ -160,10 +160,9 @@ def _failures(group: Group) -> str:
     true, answered = np.unravel_index(errors.argmax(), errors.shape)
     of = f"{count(errors[true, answered])} of {count(tested[true])}"
     recall = np.where(tested > 0, right / np.maximum(tested, 1), 1.0)
-    return (
-        f"Most confused: {method.columns[true]} taken for {method.columns[answered]} ({of}). "
-        f"Hardest class: {method.columns[recall.argmin()]}, {percent(recall.min(), 1)}\u00a0% right."
-    )
+    hardest = f"{method.columns[recall.argmin()]}, {percent(recall.min(), 1)}\u00a0% right"
+    confused = f"{method.columns[true]} taken for {method.columns[answered]} ({of})"
+    return f"Most confused: {confused}. Hardest class: {hardest}."
 
 
 def _of(methods: Sequence[Method], verdict: str) -> list[Method]:

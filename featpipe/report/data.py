@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, groupby
@@ -21,6 +21,7 @@ from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.report.names import class_names
 from featpipe.report.step import Report
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import STEPS, Context, options_of
@@ -48,11 +49,12 @@ class Method:
     row: dict[str, Any]  # of the comparison
     anchor: str  # its name in links
     title: str  # unique within the page
+    names: Mapping[str, str] = field(default_factory=dict)  # what the page calls the classes
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the true classes."""
-        return tuple(self.result.dataset["classes"])
+        """Names of the true classes, as the page shows them."""
+        return tuple(self.names.get(name, name) for name in self.result.dataset["classes"])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -155,6 +157,7 @@ class Group:
     methods: list[Method]
     pairs: list[dict[str, Any]]  # the paired tests between them
     label: str = ""  # distinguishes the group from others of the page, if any
+    name: str = ""  # what the page calls the dataset
 
     @property
     def suffix(self) -> str:
@@ -197,12 +200,12 @@ class Group:
         return np.stack([method.share_right[method.by_id] for method in self.methods])
 
 
-def group_labels(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+def group_labels(groups: Sequence[Sequence[dict[str, Any]]], datasets: Sequence[str]) -> list[str]:
     """Return what distinguishes the groups: the dataset, else its images, else a number."""
     if len(groups) == 1:
         return [""]
-    datasets = [str(rows[0]["dataset"]) for rows in groups]
-    sizes = [f"{rows[0]['dataset']}, {rows[0]['n_test']} test images" for rows in groups]
+    named = zip(datasets, groups, strict=True)
+    sizes = [f"{dataset}, {rows[0]['n_test']} test images" for dataset, rows in named]
     numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
     return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
 
@@ -322,7 +325,7 @@ class GroupImages:
             self.missing = str(error).splitlines()[0]
             return
         self._source = source = data.sources[key]
-        classes = np.array(group.classes, dtype=object)[group.true]
+        classes = np.array(result.dataset["classes"], dtype=object)[group.true]
         tested_as = dict(zip(group.ids.tolist(), classes, strict=True))
         for row, (image_id, label) in enumerate(zip(source.ids, source.labels, strict=True)):
             # One whose class differs is another image.
@@ -396,16 +399,30 @@ class ReportData:
         tested = [pair for pair in comparison.pairs if pair["reason"] is None]
         groups: list[Group] = []
         number = count(1)
-        for rows, label in zip(grouped, group_labels(grouped), strict=True):
+        names = [report.dataset_name or str(rows[0]["dataset"]) for rows in grouped]
+        if report.dataset_name and len({rows[0]["dataset"] for rows in grouped}) > 1:
+            raise UsageError(
+                "One name cannot be that of several datasets.",
+                expected="results of one dataset, chosen with --dataset",
+                got=", ".join(dict.fromkeys(str(rows[0]["dataset"]) for rows in grouped)),
+            )
+        for rows, name, label in zip(grouped, names, group_labels(grouped, names), strict=True):
             found = {row["name"]: by_name[row["name"]] for row in rows}
             methods = [
-                Method(result, result.predictions(), row, f"method-{next(number)}", title)
+                Method(
+                    result,
+                    result.predictions(),
+                    row,
+                    f"method-{next(number)}",
+                    title,
+                    class_names(result, report.data),
+                )
                 for result, row, title in zip(
                     found.values(), rows, unique_titles([*found.values()], rows), strict=True
                 )
             ]
             pairs = [pair for pair in tested if pair["a"] in found]  # and then b is too
-            groups.append(Group(rows[0]["dataset"], methods, pairs, label))
+            groups.append(Group(rows[0]["dataset"], methods, pairs, label, name))
         return cls(comparison, groups, report, context or Context())
 
     @property

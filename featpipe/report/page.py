@@ -115,7 +115,7 @@ class Page:
             if not frame.empty
         }
         self.add(Provenance(written.tables_folder(path).name, [*tables, written.SUMS]))
-        datasets = dict.fromkeys(group.dataset for group in data.groups)
+        datasets = dict.fromkeys(group.name for group in data.groups)
         runs = sorted(method.result.created[:10] for method in data.methods)
         text = render_page(
             "report.html.j2",

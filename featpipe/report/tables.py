@@ -154,7 +154,12 @@ def frames(data: ReportData) -> dict[str, pd.DataFrame]:
     return {
         "comparison": data.comparison.table(),
         "pairs": data.comparison.pair_table(),
-        "per-class": data.frame(lambda method: method.metrics["per_class"]),
+        "per-class": data.frame(
+            lambda method: [
+                {**row, "class": name}
+                for row, name in zip(method.metrics["per_class"], method.classes, strict=True)
+            ]
+        ),
         "confusion": data.frame(
             lambda method: [
                 {"true": true, "answer": answer, "images": count}

@@ -71,11 +71,6 @@ def right(n: int, of: int = 400) -> np.ndarray:
     return np.arange(of) < n
 
 
-def right(n: int, of: int = 400) -> np.ndarray:
-    """Return right answers on the first n rows."""
-    return np.arange(of) < n
-
-
 def test_a_clear_winner_is_named_with_count_lead_and_interval() -> None:
     text = said(right(380), right(300))
     assert "Method 0 has the highest accuracy: 95.0 % (380 of 400)." in text

@@ -42,7 +42,8 @@ def test_every_part_the_results_have_is_there(made: Made) -> None:
     for part in (
         "ROC curves", "Precision-recall curves", "Reliability curve", "Confusion matrix",
         "Validation accuracy by C", "Validation accuracy by k", "Loss", "Learning rate",
-        "Gradient flow", "Most confused", "Other errors, most confident first", "Wrong by every method",
+        "Gradient flow", "Most confused", "Other errors, most confident first",
+        "Wrong by every method",
         "Where two methods disagree", "Accuracy with few labels", "Spread over models",
         "featpipe extract --model toynet", "fingerprint", "seed 0",
     ):  # fmt: skip
