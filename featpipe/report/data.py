@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from featpipe.datasets import split_spec
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, ResultError, UsageError
@@ -204,10 +205,16 @@ def group_labels(groups: Sequence[Sequence[dict[str, Any]]], datasets: Sequence[
     """Return what distinguishes the groups: the dataset, else its images, else a number."""
     if len(groups) == 1:
         return [""]
-    named = zip(datasets, groups, strict=True)
+    datasets, named = list(datasets), zip(datasets, groups, strict=True)
     sizes = [f"{dataset}, {rows[0]['n_test']} test images" for dataset, rows in named]
     numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
     return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
+
+
+def _plain_name(spec: str) -> str:
+    """Return what people call a dataset: a folder's own name, without the kind of dataset."""
+    _, argument, kind = split_spec(spec)
+    return kind.stem(argument) if kind else spec
 
 
 def unique_titles(results: Sequence[Result], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -399,7 +406,7 @@ class ReportData:
         tested = [pair for pair in comparison.pairs if pair["reason"] is None]
         groups: list[Group] = []
         number = count(1)
-        names = [report.dataset_name or str(rows[0]["dataset"]) for rows in grouped]
+        names = [report.dataset_name or _plain_name(rows[0]["dataset"]) for rows in grouped]
         if report.dataset_name and len({rows[0]["dataset"] for rows in grouped}) > 1:
             raise UsageError(
                 "One name cannot be that of several datasets.",

@@ -139,7 +139,7 @@ def test_the_first_screen_has_answers_images_and_a_matrix(made: Made, tmp_path: 
     assert start < places[0]
     assert places == sorted(places)
     assert places[-1] < text.index("All methods")
-    assert "npz:toy.npz: train 120, test 200 images" in text
+    assert "toy: train 120, test 200 images" in text
     assert "4: airplane, bird, cat, deer" in text
     assert "200 images, 50 of each class" in text
     assert "Backbone × probe" not in text, "there is one backbone"
@@ -183,8 +183,8 @@ def test_two_groups_of_test_rows_have_two_comparisons(made: Made, tmp_path: Path
     page = Page(made.again(tmp_path / "r", results))
     anchors = [attrs.get("id") for tag, attrs in page.elements if tag == "section"]
     assert anchors[:2] == ["tests-1", "tests-2"]
-    assert "npz:toy.npz, 200 test images" in page.text
-    assert "npz:toy.npz, 60 test images" in page.text
+    assert "toy, 200 test images" in page.text
+    assert "toy, 60 test images" in page.text
 
 
 def test_no_results_is_an_error_that_says_so(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_the_index_lists_only_reports(tmp_path: Path, made: Made) -> None:
     page = Page(write_index(tmp_path))
     assert "not ours" not in page.text
     assert "6 methods" in page.text
-    assert "Image classification on npz:toy.npz" in page.text
+    assert "Image classification on toy" in page.text
 
 
 def test_titles_in_the_index_stay_text(tmp_path: Path, hostile: Made) -> None:
