@@ -1,4 +1,4 @@
-"""Frozen ResNet features, scikit-learn probes and honest comparisons for image datasets.
+"""Trustworthy baselines for image classification: from a folder of photos to a report.
 
 The functions are in :mod:`featpipe.api`; nothing is imported here, so that ``featpipe --help``
 is fast.

@@ -208,7 +208,8 @@ def test_the_api_reference_is_what_the_docstrings_say() -> None:
 def tool(name: str) -> ModuleType:
     """Import a script of the folder tools."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

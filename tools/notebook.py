@@ -39,9 +39,11 @@ def run(notebook: dict[str, Any], folder: Path) -> None:
 def _execute(source: str, name: str, namespace: dict[str, Any]) -> Any:
     """Run a cell and return the value of its last line, if that is an expression."""
     tree = ast.parse(source, name)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body[-1]
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
     exec(compile(tree, name, "exec"), namespace)  # noqa: S102 - our own notebook
-    if last is None:
+    if not isinstance(last, ast.Expr):
         return None
     return eval(compile(ast.Expression(last.value), name, "eval"), namespace)  # noqa: S307
 

@@ -7,6 +7,7 @@ The images are scikit-learn's handwritten digits, as files in a folder per class
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -39,17 +40,15 @@ def main() -> None:
             path = root / "numerals" / str(label) / f"{number:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image.reshape(8, 8) * 15.9).astype("uint8")).save(path)
-        terminal = Console(
-            record=True, width=_COLUMNS, file=Path(os.devnull).open("w", encoding="utf-8")
-        )
+        terminal = Console(record=True, width=_COLUMNS, file=io.StringIO())
         for command in COMMANDS:
             terminal.print(Text(f"$ featpipe {' '.join(command)}", style="bold"))
             terminal.print(Text(run(command, root)))
         drawing = root / "terminal.svg"
         drawing.write_text(terminal.export_svg(title="featpipe"), encoding="utf-8")
         with sync_playwright() as driver:
-            path = shutil.which("chromium") or shutil.which("chromium-browser")
-            browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             for page, height, name in (
                 (drawing, 557, "terminal.png"),
                 (root / "reports" / "numerals.html", 860, "report.png"),

@@ -214,7 +214,7 @@ class _Group(click.Group):
 )
 @click.version_option(package_name="featpipe")
 def featpipe() -> None:
-    """Frozen ResNet features, scikit-learn probes and honest comparisons for image datasets."""
+    """Trustworthy baselines for image classification: from a folder of photos to a report."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -208,7 +208,7 @@ def write_index(folder: Path, *, force: bool = False) -> Path:
 
 
 class Provenance(Section):
-    """The end of the page: how to get the same again, and the folder with its tables."""
+    """The end of the page: what reproduces it, and the folder with its tables."""
 
     name = "provenance"
     title = "Reproduce this report"

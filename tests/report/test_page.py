@@ -212,7 +212,7 @@ def test_an_empty_folder_has_an_index_too(tmp_path: Path) -> None:
     assert "There is no report here yet" in Page(write_index(tmp_path)).text
 
 
-# -- how to get the same again ---------------------------------------------------------------------
+# -- reproduce this report --------------------------------------------------------------------------
 
 RECIPE = {"name": "mine", "steps": [{"step": "svm"}, {"step": "centroid"}]}
 
