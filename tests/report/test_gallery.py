@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,8 @@ from PIL import Image
 
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import sealed_json
-from featpipe.report.data import Group, GroupImages
-from featpipe.report.gallery import always_wrong, confused_pairs, disagreements
+from featpipe.report.data import Group, GroupImages, ThumbnailSheet
+from featpipe.report.gallery import always_wrong, as_seen, confused_pairs, disagreements
 from tests.report.conftest import Made, Page
 
 
@@ -129,3 +131,32 @@ def test_a_picture_that_cannot_be_read_is_left_out(made: Made, tmp_path: Path) -
     (folder / "explanation.json").write_text(sealed_json(content))
     page = Page(made.again(tmp_path / "r", [result]))
     assert "What the network looked at" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("prepared", "expected"),
+    [
+        ({"fit": "crop", "resize": 40, "crop": 20}, (20, 20, 20, 40)),
+        ({"fit": "fill", "resize": 40, "crop": 20}, (40, 40, 10, 50)),
+        ({"fit": "whole", "resize": 40, "crop": 20}, (60, 60, 0, 60)),
+        ({"fit": "squash", "resize": 40, "crop": 20}, (30, 30, 15, 45)),
+        ({}, (40, 40, 10, 50)),
+    ],
+)
+def test_the_original_beside_a_heat_map_is_cropped_like_it(
+    prepared: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    # 60 wide and 40 high; each column has its own brightness.
+    image = np.repeat(np.tile(np.arange(60, dtype=np.uint8) * 4, (40, 1))[..., None], 3, axis=2)
+    method = SimpleNamespace(
+        anchor="m", result=SimpleNamespace(extra={"network": {"preprocessing": prepared}})
+    )
+    images = SimpleNamespace(read=lambda _: image)
+    kept: list[np.ndarray] = []
+    sheet = ThumbnailSheet()
+    sheet.add = lambda key, pixels: kept.append(pixels)  # type: ignore[method-assign]
+    as_seen(method, "a", images, sheet)  # type: ignore[arg-type]
+    width, height, left, right = expected
+    assert kept[0].shape[:2] == (height, width)
+    assert kept[0][0, 0, 0] / 4 == pytest.approx(left, abs=1.5)
+    assert kept[0][0, -1, 0] / 4 == pytest.approx(right, abs=2)

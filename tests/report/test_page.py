@@ -8,6 +8,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.report.page import build_report, recipes_of, step, write_index
 from featpipe.report.sections import SECTIONS
+from featpipe.report.tables import dataset_card, matrix
 from featpipe.steps import Context
 from tests.report.conftest import HOSTILE, Made, Page, Plan, make_world
 
@@ -150,6 +152,25 @@ def test_the_first_screen_has_answers_images_and_a_matrix(made: Made, tmp_path: 
         result.path = made.results[0].path.with_name(f"{result.name}-{backbone}.json")
     text = Page(made.again(tmp_path / "two", results)).text
     assert "Backbone × probe" in text
+    groups = made.data(results).groups
+    cells = matrix(groups[0])
+    assert cells is not None
+    assert [name for name, _ in cells["rows"]] == ["a", "b"]
+    assert all(method is not None for _, row in cells["rows"] for method in row)
+    assert matrix(made.data().groups[0]) is None
+
+
+def test_what_extraction_left_out_is_on_the_card(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = made.data(made.results[:1])
+    group = data.groups[0]
+    assert dataset_card(group, data.images(group), data)["left_out"] == {}
+    store = SimpleNamespace(ids=["0", "broken.jpg"], skipped={1: "truncated"})
+    monkeypatch.setattr("featpipe.report.tables.find_store", lambda *_: store)
+    card = dataset_card(group, data.images(group), data)
+    assert card["left_out"] == {"broken.jpg": "truncated"}
+    assert [name for name, _ in card["samples"]] == list(group.classes)
 
 
 def test_no_folder_of_this_machine_is_on_the_page(made: Made, tmp_path: Path) -> None:
@@ -212,7 +233,7 @@ def test_an_empty_folder_has_an_index_too(tmp_path: Path) -> None:
     assert "There is no report here yet" in Page(write_index(tmp_path)).text
 
 
-# -- reproduce this report --------------------------------------------------------------------------
+# -- reproduce this report -------------------------------------------------------------------------
 
 RECIPE = {"name": "mine", "steps": [{"step": "svm"}, {"step": "centroid"}]}
 
