@@ -50,6 +50,9 @@ $protocol
   # A list makes one task per value, for example five seeds of the same method:
   # - {step: svm, name: svm-seeds, seed: [1, 2, 3, 4, 5]}
 
+  # Leaks, duplicates, doubtful labels and odd images: data/audits, and a part of the report.
+  - step: audit
+
   - step: compare
 
   - step: report           # reports/$name.html

@@ -27,7 +27,7 @@ LAYERS = {
         "provenance",
     ),
     1: ("datasets", "store", "labelmap"),
-    2: ("backbones", "probes", "evaluation", "statistics"),
+    2: ("backbones", "probes", "evaluation", "statistics", "audit"),
     3: ("extract", "finetune", "report", "predict", "bench"),
     4: ("api", "clean", "template"),
     5: ("cli", "__main__"),

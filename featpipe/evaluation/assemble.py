@@ -23,6 +23,7 @@ from featpipe.evaluation.metrics import (
 )
 from featpipe.evaluation.protocol import Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.evaluation.screening import account_of_leaks, note_of_leaks
 from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
 from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
@@ -231,9 +232,13 @@ def build_result(
         table = table.only_splits(headline)
         extra["low_shot"] = curve
     notes += group_notes([one.split for one in output.splits])
-    training = None
+    training, leaked = None, ""
     if output.trains:
         splits = [output.splits[i].split for i in headline]
+        leaks = account_of_leaks(splits, [output.splits[i].predicted for i in headline])
+        extra["leaks"] = leaks
+        if leaks and (leaked := note_of_leaks(leaks)):
+            context.progress.note(f"warning: {leaked}")
         training = {"splits": headline, **training_sets(splits)}
         notes += _imbalance_note(splits, settings)
     pooled = Predictions.of_table(
@@ -248,6 +253,8 @@ def build_result(
     if settings.get("protocol") == "auto":
         there = "there is a store" if protocol == "split" else "there is no store"
         notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
+    if leaked:
+        notes.insert(0, leaked)
     result = Result(
         method=step.name,
         title=settings.get("title") or output.title,

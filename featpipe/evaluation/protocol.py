@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, StratifiedShuffleSplit
 
 from featpipe.errors import FitError, UsageError
+from featpipe.evaluation.screening import Screening
 from featpipe.probes.base import FEW_ROWS, FOLDS, SHARE
 from featpipe.steps import grammar
 from featpipe.store import FeatureStore
 
 Rows = NDArray[np.int64]
 
+_MOSTLY_ALONE = 0.9  # groups for each row, from which on they are like rows of their own
 _FINEST = 10  # a share of groups is a number of folds out of at most so many
 
 
@@ -35,6 +37,7 @@ class RowSet:
 
     store: FeatureStore
     rows: Rows
+    together: Rows | None = None  # a number for each row of the store: no split divides equal ones
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,9 +49,11 @@ class RowSet:
 
     @property
     def groups(self) -> Rows | None:
-        """Numbers of the groups that the rows are in, of shape (n,); None where there are none."""
-        names = self.store.groups
-        return np.unique(names, return_inverse=True)[1][self.rows] if names else None
+        """Numbers of the groups that the rows are in, of shape (n,); None where there are none.
+
+        A group is what no split may divide, a single image without a group of its own too.
+        """
+        return None if self.together is None else self.together[self.rows]
 
     @property
     def ids(self) -> list[str]:
@@ -118,29 +123,47 @@ def _not_finite(bad: Any, path: Path) -> FitError:
 
 
 def make_splits(
-    protocol: str, train: FeatureStore, test: FeatureStore | None, seed: int
+    protocol: str,
+    train: FeatureStore,
+    test: FeatureStore | None,
+    seed: int,
+    screening: Screening | None = None,
 ) -> tuple[str, list[Split]]:
     """Return the protocol that ``"auto"`` means, and its splits.
 
-    ``test`` holds the dataset's own test rows.
+    ``test`` holds the dataset's own test rows; ``screening`` says which rows take part.
 
     Raises
     ------
     UsageError
         If there is no such protocol, or the stores cannot serve it.
     FitError
-        If there are too few rows for it, or an image occurs twice in a store.
+        If there are too few rows for it, an image occurs twice in a store, or leaks are not
+        allowed.
     """
     protocol, test = resolve(protocol, test)
+    screening = screening or Screening()
+    splits = screening.screen(_splits_of(protocol, train, test, seed, screening))
+    return protocol, splits
+
+
+def _splits_of(
+    protocol: str,
+    train: FeatureStore,
+    test: FeatureStore | None,
+    seed: int,
+    screening: Screening,
+) -> list[Split]:
+    """Return the splits of a protocol, leaks among them."""
     kind, number = grammar.protocol(protocol)
-    rows = RowSet(train, train.usable)
-    test_rows = None if test is None else RowSet(test, test.usable)
+    rows = RowSet(train, screening.usable(train), screening.together(train))
+    test_rows = None if test is None else RowSet(test, screening.usable(test))
     _need_other_images(train, test, trained=kind != "all")
     if kind == "all":  # no row trains, so only a method without training can be tested
-        nothing = RowSet(train, train.usable[:0])
-        return protocol, [Split("all rows", nothing, rows if test_rows is None else test_rows)]
+        nothing = replace(rows, rows=rows.rows[:0])
+        return [Split("all rows", nothing, rows if test_rows is None else test_rows)]
     if kind in ("kfold", "holdout"):
-        return protocol, _random_splits(rows, protocol, seed)
+        return _random_splits(rows, protocol, seed)
     if kind == "split":
         if test_rows is None:
             manifest = train.manifest
@@ -150,7 +173,7 @@ def make_splits(
                 next_step=f"featpipe extract --dataset {manifest['dataset']['name']} --model "
                 f"{manifest['backbone']['model']} --split test, or --protocol holdout:0.2",
             )
-        return protocol, [Split("split", rows, test_rows)]
+        return [Split("split", rows, test_rows)]
     if not train.folds:
         raise UsageError(
             "The dataset prescribes no folds.",
@@ -161,15 +184,14 @@ def make_splits(
     # STL-10 prescribes the former (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10/).
     folds = []
     for i, fold in enumerate(train.folds):
-        inside = np.intersect1d(fold, train.usable)
-        outside = RowSet(train, np.setdiff1d(train.usable, inside))
-        tested = outside if test_rows is None else test_rows
-        folds.append(Split(f"fold {i}", RowSet(train, inside), tested))
+        inside = replace(rows, rows=np.intersect1d(fold, rows.rows))
+        outside = replace(rows, rows=np.setdiff1d(rows.rows, fold))
+        folds.append(Split(f"fold {i}", inside, outside if test_rows is None else test_rows))
     if kind == "folds":
-        return protocol, folds
+        return folds
     if int(number or 0) >= len(folds):
         raise UsageError(f"There is no fold {number}.", expected=f"0 to {len(folds) - 1}")
-    return protocol, [folds[int(number or 0)]]
+    return [folds[int(number or 0)]]
 
 
 def resolve(protocol: str, test: FeatureStore | None) -> tuple[str, FeatureStore | None]:
@@ -215,16 +237,18 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
     store, labels, n_folds = rows.store, rows.labels, int(number or 0) if kind == "kfold" else 2
     if not len(labels):
         raise no_labels(store)
-    groups = rows.groups
+    groups, by = rows.groups, grouped_by(store)
     if groups is not None and len(np.unique(groups)) == 1:
+        one = f"the group {store.groups[rows.rows[0]]!r}, by {by}" if by else "one image or cluster"
         raise FitError(
             "All labelled images are in one group, which cannot both train and test.",
             where=store.path,
-            got=f"the group {store.groups[rows.rows[0]]!r}, by {grouped_by(store)}",
+            got=one,
             next_step="extract with groups that are smaller (--group-by), or with none",
         )
     counts = units_per_class(labels, groups, len(store.classes))
-    units = "images" if groups is None else f"groups (by {grouped_by(store)}) with images"
+    units = f"groups (by {by}) with images" if by else "images (identical ones count once)"
+    units = "images" if groups is None else units
     if few := [store.classes[c] for c in np.flatnonzero((counts > 0) & (counts < n_folds))]:
         raise FitError(
             f"{protocol} needs at least {n_folds} labelled {units} of every class.",
@@ -235,8 +259,8 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
     return [
         Split(
             f"fold {i} of {n_folds}" if kind == "kfold" else f"holdout {number:g}",
-            RowSet(store, rows.rows[np.sort(train)]),
-            RowSet(store, rows.rows[np.sort(test)]),
+            replace(rows, rows=rows.rows[np.sort(train)]),
+            replace(rows, rows=rows.rows[np.sort(test)]),
         )
         for i, (train, test) in enumerate(cut(protocol, labels, groups, seed))
     ]
@@ -269,7 +293,8 @@ def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Ro
     how : str
         ``"kfold:K"`` or ``"holdout:F"``.
     labels, groups : ndarray of shape (n,), int64
-        No group is in both parts. Then F is rounded to a number of at most ten folds by group.
+        No group is in both parts. Where few rows share one with others, each group is cut as its
+        first row; else F is rounded to a number of at most ten folds by group.
     seed : int
 
     Returns
@@ -278,6 +303,12 @@ def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Ro
         Rows that train, and those held out.
     """
     kind, number = grammar.protocol(how)
+    if groups is not None:
+        _, first, unit = np.unique(groups, return_index=True, return_inverse=True)
+        if len(first) > _MOSTLY_ALONE * len(groups):
+            cuts = cut(how, labels[first], None, seed)
+            rows_of = [[np.flatnonzero(np.isin(unit, part)) for part in parts] for parts in cuts]
+            return [(train, apart) for train, apart in rows_of]
     if groups is None:
         if kind == "kfold":
             cv: Any = StratifiedKFold(int(number or 0), shuffle=True, random_state=seed)
@@ -358,7 +389,7 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
                     replace(
                         split,
                         name=f"{split.name}, {size} per class, draw {repeat}",
-                        train=RowSet(split.train.store, split.train.rows[chosen]),
+                        train=replace(split.train, rows=split.train.rows[chosen]),
                         train_per_class=size,
                         repeat=repeat,
                     )

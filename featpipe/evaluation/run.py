@@ -29,6 +29,7 @@ from featpipe.evaluation.fitting import fit_splits
 from featpipe.evaluation.models import UnsafeModelError, n_parameters, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
+from featpipe.evaluation.screening import Screening, same_images
 from featpipe.evaluation.stores import select_stores
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import IDENTITY, OTHER, LabelMap, SourceClasses, for_pair
@@ -75,11 +76,14 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
         If the stores cannot serve the protocol, or hold no logits to map.
     """
     protocol, test = resolve(step.protocol, test)
-    _, splits = make_splits(protocol, train, test, step.seed)
+    screening = Screening.of(step, (train, test))
+    _, splits = make_splits(protocol, train, test, step.seed, screening)
     splits = step.subsets(splits)
     stores = [store.fingerprint for store in (train, test) if store is not None]
     inputs = {"stores": stores, "scikit-learn": package_version("scikit-learn")}
-    key = step.key(inputs, protocol=protocol, **step.resolved(splits))
+    if (same := same_images(train)) is not None and len(np.unique(same)) < len(same):
+        inputs["identical images"] = "kept together"
+    key = step.key(inputs, protocol=protocol, **step.row_lists(), **step.resolved(splits))
     return Setup(step, protocol, splits, key)
 
 

@@ -32,23 +32,59 @@ def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, Fea
     UsageError
         If several do, or the stores that the step names do not belong together.
     """
-    hashes, folder = FileHashes(context.workspace.hashes), context.workspace.features
     if step.train is not None:
-        return _open_named(step, step.train, hashes)
-    stores, damaged = scan_stores(folder, hashes)
-    asked = [store for store in stores if _is_asked_for(store, step)]
-    fitting = [store for store in asked if step.layer in (None, *_layers(store))]
-    unusable = _unusable(step, fitting, damaged, folder)
-    if not (fitting or unusable):
-        raise _none_fits(step, stores, asked, folder)
-    shared = [_apart_from_split(store.manifest) for store in fitting]
-    if any(one != shared[0] for one in shared):  # they differ in more than the split
-        raise _several_fit(fitting, any_layer=step.layer is None)
+        return _open_named(step, step.train, FileHashes(context.workspace.hashes))
+    fitting, unusable, damaged = _fitting(step, context)
     chosen = train_and_test(fitting, unusable, step.protocol)
     ignored = {error.details["where"]: error for error in (*damaged, *unusable.values())}
     for error in ignored.values():
         context.progress.note(f"ignored: {error}")
     return chosen
+
+
+def select_splits(step: Any, context: Context) -> list[FeatureStore]:
+    """Return the stores of all splits of the dataset and model that a step means, tests last.
+
+    Raises
+    ------
+    StoreError
+        If there is none, or one of them is damaged or unfinished.
+    UsageError
+        If there are several datasets or models, or several stores of a split.
+    """
+    fitting, unusable, _ = _fitting(step, context)
+    for error in unusable.values():
+        raise error
+    fitting.sort(key=lambda store: store.manifest["dataset"]["split"] in _TEST_SPLITS)
+    if len({store.manifest["dataset"]["split"] for store in fitting}) < len(fitting):
+        raise _several_fit(fitting)
+    return fitting
+
+
+def _fitting(
+    step: Any, context: Context
+) -> tuple[list[FeatureStore], dict[str, StoreError], list[StoreError]]:
+    """Return the stores that fit, those that would but are unusable, and what else is wrong.
+
+    The former are of one dataset and model; the second are errors by split.
+    """
+    folder = context.workspace.features
+    stores, damaged = scan_stores(folder, FileHashes(context.workspace.hashes))
+    asked = [store for store in stores if _is_asked_for(store, step)]
+    fitting = [store for store in asked if step.layer in (None, *_layers(store))]
+    unusable = _unusable(step, fitting, damaged, folder)
+    if not (fitting or unusable):
+        raise _none_fits(step, stores, asked, folder)
+    if not alike(fitting):  # they differ in more than the split
+        raise _several_fit(fitting, any_layer=step.layer is None)
+    return fitting, unusable, damaged
+
+
+def alike(stores: Sequence[FeatureStore]) -> bool:
+    """Return whether stores are of one dataset and embedded alike."""
+    return all(
+        _apart_from_split(s.manifest) == _apart_from_split(stores[0].manifest) for s in stores
+    )
 
 
 def _unusable(
@@ -72,8 +108,8 @@ def _unusable(
         )
         manifest = unfinished_manifest(path) if path.suffix == ".partial" else None
         if manifest is not None:
-            alike = _apart_from_split(manifest)
-            asked = asked and all(_apart_from_split(store.manifest) == alike for store in fitting)
+            shared = _apart_from_split(manifest)
+            asked = asked and all(_apart_from_split(store.manifest) == shared for store in fitting)
             asked = asked and step.layer in (None, LOGITS, *manifest["layers"])
         split = re.sub(r"(-[0-9a-f]+)?\.h5(\..*)?$", "", path.name)
         if asked and split not in {slug(store.manifest["dataset"]["split"]) for store in fitting}:
@@ -122,7 +158,11 @@ def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
     Unlabelled rows never are, those of a dataset without labels only by its name.
     """
     return (
-        (bool(store.classes) or step.dataset is not None or step.train is not None)
+        (
+            bool(store.classes)
+            or step.dataset is not None
+            or getattr(step, "train", None) is not None
+        )
         and (step.dataset is None or short_name(step.dataset) == _dataset(store))
         and (step.model is None or canonical_model(step.model) == _model(store))
         and store.manifest["dataset"]["split"] != _UNLABELLED

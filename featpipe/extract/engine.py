@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from featpipe import fingerprint
 from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
+from featpipe.datasets.looks import look_at
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
 from featpipe.extract.batches import Batch, ExtractOptions, read_batches, work_on_batches
@@ -26,7 +27,7 @@ from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Status
 from featpipe.store import LOGITS, FeatureStore, StoreContent, StoreWriter, scan_stores
-from featpipe.store.layout import JOURNAL
+from featpipe.store.layout import JOURNAL, LOOKS
 from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
@@ -185,7 +186,14 @@ def extract_source(
         first = writer.rows
         rows = range(first, len(source))
         prepared, parallel = embedder.preprocessing, embedder.parallel
-        read = read_batches(source.read_scaled, rows, prepared, batch_size, options, parallel)
+        looks: dict[int, dict[str, Any]] = {}  # of the rows that were read and not yet written
+
+        def read_and_look(row: int, side: int | None) -> NDArray[np.uint8]:
+            image = source.read_scaled(row, side)
+            looks[row] = look_at(image)
+            return image
+
+        read = read_batches(read_and_look, rows, prepared, batch_size, options, parallel)
         seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
         last = time.perf_counter()
 
@@ -201,7 +209,7 @@ def extract_source(
         label = f"{source.name} {source.split} · {embedder.name}"
         with closing(batches), progress.task(label, len(source), first) as task:
             for batch, arrays in batches:
-                writer.append(arrays, batch.skipped)
+                writer.append(arrays, batch.skipped, _stacked(looks, batch))
                 lap("write")
                 for row, reason in batch.skipped.items():
                     progress.note(f"skipped {source.ids[row]}: {reason}")
@@ -246,7 +254,20 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
         folds=source.folds,
         groups=source.groups,
         source_classes=None if named is None else (named.ids, named.names),
+        looks=True,
     )
+
+
+def _stacked(looks: dict[int, dict[str, Any]], batch: Batch) -> dict[str, NDArray[Any]]:
+    """Take what the images of a batch look like; zeros where one was skipped."""
+    arrays = {
+        name: np.zeros((len(batch.rows), *shape), kind) for name, (kind, shape) in LOOKS.items()
+    }
+    for place, row in enumerate(batch.rows):
+        seen = looks.pop(row, {})
+        for name, value in seen.items() if row not in batch.skipped else ():
+            arrays[name][place] = value
+    return arrays
 
 
 def _dataset_identity(source: ImageSource) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from featpipe.evaluation.assemble import (
 from featpipe.evaluation.fitting import check_rows
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
+from featpipe.evaluation.screening import Screening
 from featpipe.extract.batches import ExtractOptions
 from featpipe.extract.engine import Extraction
 from featpipe.finetune.nets import Trunk, load_trunk, map_stages
@@ -192,14 +193,20 @@ class FinetuneData:
         # Stores as they will be if every image can be read.
         stores: list[Any] = [
             SimpleNamespace(
-                **vars(content), usable=np.flatnonzero(content.labels >= 0), path=source.name
+                **vars(content),
+                usable=np.flatnonzero(content.labels >= 0),
+                path=source.name,
+                digests=None,
+                skipped={},
             )
             for source, content in zip(
                 self.extraction.sources, self.extraction.contents(), strict=True
             )
         ]
         train, test = stores[0], stores[1] if len(stores) > 1 else None
-        for split in make_splits(self.step.protocol, train, test, self.step.seed)[1]:
+        # Whether images leak is known when they were read.
+        step, screening = self.step, replace(Screening.of(self.step, (train, test)), leaks="warn")
+        for split in make_splits(step.protocol, train, test, step.seed, screening)[1]:
             check_rows(split)
             rows = RowBatches(None, train.labels, split.train.rows, groups=split.train.groups)
             self.estimator(len(train.classes)).split_rows(rows)
@@ -277,7 +284,9 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     step = data.step
     data.check_rows()
     train, *tests = data.extraction.stores()
-    protocol, splits = make_splits(step.protocol, train, tests[0] if tests else None, step.seed)
+    screening = Screening.of(step, (train, *tests))
+    test = tests[0] if tests else None
+    protocol, splits = make_splits(step.protocol, train, test, step.seed, screening)
     for split in splits:
         check_rows(split)  # again, because images that cannot be read were left out
     checkpoints = [model.with_suffix(f".{number}.checkpoint") for number in range(len(splits))]

@@ -13,6 +13,7 @@ from typing import Any, Self
 from featpipe.backbones import backbone_name, effective_runtime, weights_identity
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
+from featpipe.evaluation.options import RowOptions
 from featpipe.extract.step import ImageStep
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
@@ -106,7 +107,7 @@ def parse(kind: str, text: str) -> tuple[str, list[float]]:
 
 
 @STEPS.register
-class Finetune(ImageStep):
+class Finetune(RowOptions, ImageStep):
     """Train a new head, some stages under it, or a whole network, and test it once."""
 
     name = "finetune"
@@ -315,7 +316,7 @@ class Finetune(ImageStep):
             "device": step.device.partition(":")[0],
             "torch": package_version("torch"),
         }
-        return step.key(inputs)
+        return step.key(inputs, **step.row_lists())
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""

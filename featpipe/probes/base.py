@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 from featpipe.backbones import MODELS, backbone_name
 from featpipe.errors import UsageError
+from featpipe.evaluation.options import RowOptions
 from featpipe.steps import (
     Context,
     Needs,
@@ -33,7 +34,7 @@ MANY_FITS = 20  # of a logistic search, values times folds: from there on batche
 CLASS_WEIGHTS = {"none": None, "balanced": "balanced"}  # as scikit-learn calls them
 
 
-class Evaluation(Step):
+class Evaluation(RowOptions):
     """What all methods that are evaluated on stored features have in common."""
 
     needs = Needs("features")

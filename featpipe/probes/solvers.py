@@ -113,7 +113,7 @@ class BatchedLinear:
             weight[fold, train] = 1
         accuracy, gap = np.zeros((2, len(values), len(folds)))
         tol = _HINGE_SEARCH_TOL if self.probe.hinge else _SOFTMAX_SEARCH_TOL
-        for fit in self._path(X, target, weight, values, jobs, tol):
+        for fit in self.path(X, target, weight, values, jobs, tol):
             validated = folds[fit.fold][1]
             F = fit.F[validated]
             answers = F[:, 0] > 0 if F.shape[1] == 1 else F.argmax(axis=1)
@@ -128,7 +128,7 @@ class BatchedLinear:
         """See :class:`Strategy`."""
         classes, target = np.unique(y, return_inverse=True)
         weight = np.ones((1, len(y)))
-        (fit,) = self._path(X, target, weight, [value], jobs, _FIT_TOL)
+        (fit,) = self.path(X, target, weight, [value], jobs, _FIT_TOL)
         scaler = StandardScaler()
         for rows in gen_batches(len(y), max(len(y), 1) if isinstance(X, np.ndarray) else _BLOCK):
             scaler.partial_fit(X[rows])
@@ -141,7 +141,7 @@ class BatchedLinear:
         }
         return make_pipeline(scaler, estimator), facts
 
-    def _path(
+    def path(
         self,
         X: Any,
         target: Array,
@@ -150,6 +150,7 @@ class BatchedLinear:
         jobs: int,
         tol: float,
     ) -> Iterator[Fit]:
+        """Yield the fit of each value on each fold, by ``weight`` (folds, rows) of the rows."""
         n_classes = int(target.max()) + 1
         hinge, binary = self.probe.hinge, n_classes == 2
         balanced = self.probe.class_weight == "balanced"

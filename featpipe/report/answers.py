@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.evaluation.screening import note_of_leaks
 from featpipe.report.data import Group, GroupImages, Method
 from featpipe.report.sections import count, duration, percent, points
 from featpipe.statistics.comparison import contamination_notes
@@ -51,7 +52,10 @@ def warnings(group: Group, images: GroupImages) -> list[str]:
     """Return what a reader must know before relying on a group's numbers, the worst first."""
     best, digits = group.methods[0], group.digits
     tested = np.bincount(group.true, minlength=len(group.classes))
-    found = contamination_notes(method.result for method in group.methods)
+    leaks = [account for m in group.methods if (account := m.result.extra.get("leaks"))]
+    worst = max(leaks, key=lambda account: account["leaked"], default={"leaked": 0})
+    found = [note for note in (note_of_leaks(worst),) if note]
+    found += contamination_notes(method.result for method in group.methods)
     if images.doubt:
         found.append(images.doubt)
     if stopped := [method for method in group.methods if not method.row["converged"]]:

@@ -78,6 +78,7 @@ SECTIONS: Registry[type[Section]] = Registry(
     "section",
     {
         "methods": "featpipe.report.tables",
+        "audit": "featpipe.report.data_quality",
         "failures": "featpipe.report.gallery",
         "features": "featpipe.report.feature_maps",
         "labels": "featpipe.report.figures",

@@ -13,7 +13,7 @@ class ResultsStep(Step):
     """A step that sets results side by side: those of all steps of a recipe, or those it names."""
 
     needs = Needs("result", each=False)
-    waits_for = "pictures"
+    waits_for = ("pictures", "audit")
 
     results: tuple[str, ...] | None = option(
         None,

@@ -34,6 +34,7 @@ STEPS: Registry[type[Step]] = Registry(
         "zeroshot": "featpipe.probes.zeroshot",
         "finetune": "featpipe.finetune.step",
         "explain": "featpipe.finetune.explain",
+        "audit": "featpipe.audit.step",
         "compare": "featpipe.statistics.step",
         "report": "featpipe.report.step",
     },

@@ -107,7 +107,7 @@ class Step:
     needs: ClassVar[Needs | None] = None  # what it works on; None if it opens images itself
     makes: ClassVar[tuple[str, ...]] = ()  # what other steps can work on
     # Outputs that have to exist before, if the recipe makes them from the same inputs.
-    waits_for: ClassVar[str | None] = None
+    waits_for: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **values: Any) -> None:
         known = options_of(type(self))

@@ -174,7 +174,8 @@ class _Planner:
         graph: dict[str, set[str]] = {}
         for part in self.recipe.steps:
             needs = part.kind.needs
-            wanted = {part.kind.waits_for, needs.output if needs and part.sources is None else None}
+            wanted = set(part.kind.waits_for)
+            wanted |= {needs.output} if needs and part.sources is None else set()
             graph[part.name] = set(part.sources or ()) | {
                 other.name
                 for other in self.recipe.steps
@@ -247,11 +248,14 @@ class _Planner:
         kin = [other for other in self.recipe.steps if other.kind is part.kind]
         sole = len(kin) == 1 and len(part.variants) == 1
         placed = step.placed(self.recipe.name, "" if sole else file_part(name), self.workspace)
-        others = [task for tasks in self.made.values() for task in tasks]
+        others = {task.name: task for tasks in self.made.values() for task in tasks}
+        behind = set(needs)
+        for need in needs:
+            behind |= set(others[need].needs)
         after = tuple(
             task.name
-            for task in others
-            if step.waits_for in task.step.makes and set(task.needs) <= set(needs)
+            for task in others.values()
+            if set(step.waits_for) & set(task.step.makes) and set(task.needs) <= behind
         )
         return Task(name, part.name, part.line, placed, needs, after)
 

@@ -21,6 +21,13 @@ SCHEMA_VERSION = 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Of the JSON text of a record, about ten million ids; more is not read into memory.
 MAX_RECORD_BYTES = 1 << 29
+# What images look like (:func:`featpipe.datasets.looks.look_at`), type and shape of one row; stores
+# written before these were kept have none.
+LOOKS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "looks/digest": ("uint8", (16,)),
+    "looks/size": ("int32", (2,)),
+    "looks/thumbnail": ("uint8", (32, 32)),
+}
 # Ending of the second file that featpipe 0.1 had beside a store while it wrote it.
 JOURNAL = ".journal"
 
@@ -39,6 +46,7 @@ class StoreContent:
     groups: Sequence[str] = ()  # one for each row, or none
     # Ids and names: what the columns of the logits mean.
     source_classes: tuple[Sequence[str], Sequence[str]] | None = None
+    looks: bool = False  # whether it is kept what the images look like
 
     @property
     def fingerprint(self) -> str:
@@ -48,12 +56,12 @@ class StoreContent:
     @property
     def row_dtype(self) -> np.dtype[Any]:
         """One row of all arrays as a structured type; logits are never of half precision."""
-        return np.dtype(
-            [
-                (name, "float32" if name == LOGITS else self.dtype, shape)
-                for name, shape in self.shapes.items()
-            ]
-        )
+        features: list[Any] = [
+            (f"features/{name}", "float32" if name == LOGITS else self.dtype, shape)
+            for name, shape in self.shapes.items()
+        ]
+        looks = LOOKS.items() if self.looks else ()
+        return np.dtype([*features, *((name, *spec) for name, spec in looks)])
 
     @property
     def sealed_bytes(self) -> int:
@@ -118,17 +126,19 @@ def write_store(
         h5py.h5g.create(file.id, b"features", gcpl=_creation_plan(h5py.h5p.GROUP_CREATE))
         _create_dataset(file, "labels", labels.shape, labels.dtype)[...] = labels
         digests = {"labels": hashlib.sha256(labels.tobytes())}
-        for name in content.shapes:
+        if content.looks:
+            h5py.h5g.create(file.id, b"looks", gcpl=_creation_plan(h5py.h5p.GROUP_CREATE))
+        for name in content.row_dtype.names or ():
             row = content.row_dtype[name]
-            _create_dataset(file, f"features/{name}", (len(labels), *row.shape), row.base)
-            digests[f"features/{name}"] = hashlib.sha256()
+            _create_dataset(file, name, (len(labels), *row.shape), row.base)
+            digests[name] = hashlib.sha256()
         reserve(path, n_bytes)  # once more: creating the file released it
         n_rows = 0
         for block in blocks:
-            for name in content.shapes:
+            for name in content.row_dtype.names or ():
                 values = np.ascontiguousarray(block[name])
-                file[f"features/{name}"][n_rows : n_rows + len(block)] = values
-                digests[f"features/{name}"].update(values.data)
+                file[name][n_rows : n_rows + len(block)] = values
+                digests[name].update(values.data)
             n_rows += len(block)
         record["digests"] = {name: digest.hexdigest() for name, digest in digests.items()}
         text = json.dumps(record, sort_keys=True).encode()

@@ -21,6 +21,7 @@ from featpipe.steps.grammar import LOGITS
 from featpipe.store.layout import (
     HDF5_SIGNATURE,
     JOURNAL,
+    LOOKS,
     MAX_RECORD_BYTES,
     SCHEMA_VERSION,
     hdf5_size,
@@ -115,7 +116,7 @@ class FeatureStore:
         self.shapes = {
             name.removeprefix("features/"): array.shape[1:]
             for name, array in self._arrays.items()
-            if name != "labels"
+            if name.startswith("features/")
         }
         skipped = record["skipped"]
         self.skipped: dict[int, str] = dict(zip(skipped["rows"], skipped["reasons"], strict=True))
@@ -176,7 +177,31 @@ class FeatureStore:
                 if hint
                 else f"featpipe extract … --layer {layer}",
             )
-        name = f"features/{layer}"
+        return self._intact_array(f"features/{layer}")
+
+    @property
+    def has_looks(self) -> bool:
+        """Whether it is stored what the images look like."""
+        return "looks/digest" in self._arrays
+
+    @property
+    def digests(self) -> NDArray[np.void] | None:
+        """Digests of the decoded images, of shape (n,); zeros where one was skipped."""
+        if not self.has_looks:
+            return None
+        return np.ascontiguousarray(self.looks("digest")).view("V16")[:, 0]
+
+    def looks(self, part: str) -> NDArray[Any]:
+        """Return what the images look like, where :attr:`has_looks`; zeros for a skipped one.
+
+        Parameters
+        ----------
+        part : {"digest", "size", "thumbnail"}
+            Of shape (n, 16), uint8; (n, 2), int32: height and width; (n, 32, 32), uint8, grey.
+        """
+        return self._intact_array(f"looks/{part}")
+
+    def _intact_array(self, name: str) -> NDArray[Any]:
         with _translate_errors(self.path):
             if name not in self._intact:
                 digests = self._hashes.many(
@@ -301,6 +326,8 @@ def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
     if source is not None or LOGITS in layers:
         layers[LOGITS] = "float32"
     types = {"labels": "int64"} | {f"features/{name}": dtype for name, dtype in layers.items()}
+    if LOOKS.keys() <= digests.keys():
+        types |= {name: dtype for name, (dtype, _) in LOOKS.items()}
     _require(digests.keys() == types.keys(), f"it holds {', '.join(digests)}")
     arrays = {}
     for name, dtype in types.items():
@@ -309,6 +336,7 @@ def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
         dims = range(1, 2) if name == "labels" else range(2, 9)
         fit = given == np.dtype(dtype) and len(shape) in dims
         fit = fit and shape[0] == n and all(shape[1:])
+        fit = fit and (name not in LOOKS or shape[1:] == LOOKS[name][1])
         _require(fit, f"{name} has shape {shape} and type {given} for {n} images")
         offset, n_bytes = _place(name, dataset)
         arrays[name] = ArrayExtent(dtype, shape, offset, n_bytes, digests[name])

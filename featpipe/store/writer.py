@@ -167,7 +167,10 @@ class StoreWriter:
             self._sealing.unlink(missing_ok=True)
 
     def append(
-        self, arrays: Mapping[str, NDArray[Any]], skipped: Mapping[int, str] | None = None
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        skipped: Mapping[int, str] | None = None,
+        looks: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         """Write the next rows.
 
@@ -177,6 +180,8 @@ class StoreWriter:
             One array per name in ``content.shapes``, all of one length.
         skipped : mapping of int to str, optional
             Rows among these that have no image, with the reason; they are stored as zeros.
+        looks : mapping of str to ndarray of shape (b, ...), optional
+            What the images look like, where ``content.looks``.
 
         Raises
         ------
@@ -192,10 +197,11 @@ class StoreWriter:
                     expected=(len(block), *shape),
                     got=arrays[name].shape,
                 )
+            stored = block[f"features/{name}"]
             with np.errstate(over="ignore"):  # said below, with the image's name
-                block[name] = arrays[name]
-            block[name][[row - self.rows for row in skipped]] = 0
-            finite = np.isfinite(block[name]).all(axis=tuple(range(1, block[name].ndim)))
+                stored[...] = arrays[name]
+            stored[[row - self.rows for row in skipped]] = 0
+            finite = np.isfinite(stored).all(axis=tuple(range(1, stored.ndim)))
             if not finite.all():
                 place = int(np.argmin(finite))
                 row = self.rows + place
@@ -206,6 +212,8 @@ class StoreWriter:
                     if np.isfinite(arrays[name][place]).all()
                     else "check the weights file: the network itself gave NaN or infinity",
                 )
+        for name, values in (looks or {}).items():
+            block[name] = values
         with translate_os_errors(self.path):
             self._write_block(len(block), skipped, block.tobytes())
         self.skipped |= skipped

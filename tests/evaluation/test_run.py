@@ -352,7 +352,7 @@ AUTOMATIC = [
     for step in METHODS
     for name, spec in options_of(type(step)).items()
     if spec.affects_result and not spec.selects_input and spec.default in (None, "auto")
-    if name != "train_per_class"  # left out, there is no curve
+    if name not in ("train_per_class", "drop", "groups")  # left out, they mean nothing
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,6 +149,10 @@ def test_warnings_name_what_would_mislead() -> None:
     found = warnings(poor, images)
     assert any("did not converge for Method 0" in one for one in found)
     assert any("not demonstrably better than always answering cat (50.0" in one for one in found)
+    account = {"leaked": 4, "test_images": 400, "accuracy": {"value": 0.95}}
+    poor.methods[1:] = [copy.copy(poor.methods[0])]
+    poor.methods[0].result.extra["leaks"] = {**account, "accuracy_without": None}
+    assert warnings(poor, images)[0].startswith("4 of 400 test images (1.0 %) are training images")
     better = group(right(380))
     better.methods[0].row["low"] = 0.9
     assert warnings(better, images) == []

@@ -76,7 +76,7 @@ def check(path: Path) -> str:
         return "nothing kept"
     blocks = [np.frombuffer(rows, CONTENT.row_dtype) for _, rows, _ in read_blocks(partial)]
     kept = np.concatenate([np.empty(0, CONTENT.row_dtype), *blocks])
-    check_rows({name: kept[name] for name in ARRAYS}, len(kept))
+    check_rows({name: kept[f"features/{name}"] for name in ARRAYS}, len(kept))
     sealed = partial.read_bytes().startswith(b"\x89HDF")
     with StoreWriter(path, CONTENT) as writer:
         assert writer.rows == (len(CONTENT.labels) if sealed else len(kept))

@@ -1,0 +1,275 @@
+"""What the audit finds of what is known: near-duplicates, wrong labels, planted leaks, its time.
+
+    python benchmarks/audit.py --data DIR [--weights FILE] [--out benchmarks/results/audit.json]
+
+DIR holds ``cifar10/near_duplicates.npz`` (pairs confirmed by people: ciFAIR, Barz and Denzler
+2020), ``cifar10/train_first4000.npz`` and ``first4000_human_labels.npz`` (CIFAR-10N, Wei et al.
+2022) and ``imagenette-val500``. ResNet-18 at 64 pixels for CIFAR-10, at 224 for photos. Labels are
+compared with cleanlab's scores on the same probabilities, where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from featpipe.audit import duplicates
+from featpipe.audit.audit import Audit
+from featpipe.audit.labels import doubts, out_of_sample
+from featpipe.backbones import load_backbone
+from featpipe.datasets.images import read_image
+from featpipe.datasets.source import ArraySource, Identity, ImageSource
+from featpipe.extract.engine import extract_source
+from featpipe.provenance import environment
+from featpipe.store import FeatureStore, StoreContent, StoreWriter
+from featpipe.store.layout import LOOKS
+
+try:
+    from cleanlab.count import num_label_issues
+    from cleanlab.rank import get_label_quality_scores
+except ImportError:
+    num_label_issues = None
+
+HERE = Path(__file__).resolve().parent
+PLANTED = 100  # images of the test split, of which the training split has a copy
+
+
+class Pictures(ImageSource):
+    """Images in memory, of any sizes."""
+
+    def __init__(self, split: str, images: list[np.ndarray], labels: list[int], classes: int):
+        ids = tuple(f"{split}/{row}" for row in range(len(images)))
+        names = tuple(f"class {k}" for k in range(classes))
+        super().__init__(Identity("photos", split, names, ids, labels), split, split)
+        self.images = images
+
+    def read(self, row: int) -> np.ndarray:
+        """Return one image."""
+        return self.images[row].copy()
+
+
+def embed(sources: list[ImageSource], folder: Path, **how: Any) -> list[FeatureStore]:
+    """Return a store for each source."""
+    backbone = load_backbone("resnet18", how.pop("weights"), "cpu", **how)
+    stores = []
+    for number, source in enumerate(sources):
+        path = folder / f"{len(list(folder.iterdir()))}-{number}.h5"
+        stores.append(extract_source(source, backbone, path))
+    return stores
+
+
+def near_duplicates(data: Path, weights: str, folder: Path) -> dict[str, Any]:
+    """Rank test images of CIFAR-10 by the score of their best partner in training."""
+    known = np.load(data / "cifar10" / "near_duplicates.npz")
+    pairs = known["pairs"]
+    classes = tuple("0123456789")
+    sources = []
+    for split in ("train", "test"):
+        images = known[f"{split}_images"]
+        ids = tuple(f"{split}/{row}" for row in range(len(images)))
+        labels = known[f"{split}_labels"] if f"{split}_labels" in known else [0] * len(images)
+        sources.append(ArraySource(Identity("cifar", split, classes, ids, labels), images))
+    stores = embed(sources, folder, weights=weights, image_size=64)
+    rows = duplicates.whitened(stores, None)
+    n_train, n = len(stores[0]), len(rows)
+    test, train = np.arange(n_train, n), np.arange(n_train)
+    near, _ = duplicates.nearest(rows, test, train, duplicates.CANDIDATES)
+    usual = duplicates.nearest(rows, np.arange(n), np.arange(n))
+    thumbnails = np.concatenate([store.looks("thumbnail") for store in stores])
+    found = duplicates.score_pairs(
+        *(rows, np.repeat(test, near.shape[1]), near.ravel(), usual, lambda r: thumbnails[r]),
+        least=1e-9,
+    )
+    score = np.zeros(n - n_train)
+    np.maximum.at(score, found.b - n_train, found.score)
+    true = np.isin(np.arange(n - n_train), pairs[:, 0])
+    order = np.argsort(-score, kind="stable")
+    flagged = score >= duplicates.THRESHOLD
+    return {
+        "confirmed": int(true.sum()),
+        "found among as many": int(true[order[: true.sum()]].sum()),
+        "found among twice as many": int(true[order[: 2 * true.sum()]].sum()),
+        "average precision": float(average_precision_score(true, score)),
+        "flagged": int(flagged.sum()),
+        "precision": float(true[flagged].mean()),
+        "recall": float(flagged[true].mean()),
+    }
+
+
+def wrong_labels(data: Path, weights: str, folder: Path) -> list[dict[str, Any]]:
+    """Rank images of CIFAR-10 that people labelled, by the doubt about what they said."""
+    images = np.load(data / "cifar10" / "train_first4000.npz")["images"]
+    said = np.load(data / "cifar10" / "first4000_human_labels.npz")
+    right = said["clean_label"].astype(int)
+    ids = tuple(map(str, range(len(images))))
+    source = ArraySource(Identity("people", "train", tuple("0123456789"), ids, right), images)
+    (store,) = embed([source], folder, weights=weights, image_size=64)
+    X, rows = np.asarray(store.features(), np.float32), []
+    for name in ("random_label1", "random_label2", "random_label3", "aggre_label", "worse_label"):
+        y = said[name].astype(int)
+        wrong = y != right
+        probabilities, c = out_of_sample(X, y)
+        found = doubts(probabilities, y, c)
+        row = {"labels": name, "wrong": float(wrong.mean()), "C": c}
+        share = found.share
+        row["estimated"] = [share["value"], share["low"], share["high"]]
+        row |= ranking(1 - found.confidence, wrong)
+        if num_label_issues is not None:
+            for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
+                quality = get_label_quality_scores(y, probabilities, method=method)
+                row[f"cleanlab {method}"] = ranking(-quality, wrong)
+            row["cleanlab estimated"] = num_label_issues(y, probabilities) / len(y)
+        rows.append(row)
+    return rows
+
+
+def ranking(score: np.ndarray, wrong: np.ndarray) -> dict[str, Any]:
+    """Return how well a score ranks, with intervals from 500 resamples of the images."""
+    order = np.argsort(-score, kind="stable")
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(wrong), size=(500, len(wrong)))
+    values = [roc_auc_score(wrong[rows], score[rows]) for rows in drawn]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return {
+        "auroc": [float(roc_auc_score(wrong, score)), float(low), float(high)],
+        "precision@100": float(wrong[order[:100]].mean()),
+        "precision@200": float(wrong[order[:200]].mean()),
+    }
+
+
+def _saved(image: np.ndarray, **options: Any) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, **options)
+    return np.array(Image.open(stream).convert("RGB"))
+
+
+def _cropped(image: np.ndarray) -> np.ndarray:
+    height, width = (round(0.05 * side / 2) for side in image.shape[:2])
+    return image[height:-height, width:-width]
+
+
+def _halved(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return np.array(Image.fromarray(image).resize((width // 2, height // 2)))
+
+
+WAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "copied": lambda image: image,
+    "PNG": lambda image: _saved(image, format="PNG"),
+    "JPEG at quality 75": lambda image: _saved(image, format="JPEG", quality=75),
+    "half the size": _halved,
+    "5 % cropped": _cropped,
+    "mirrored": lambda image: image[:, ::-1],
+}
+
+
+def planted_leaks(data: Path, weights: str, folder: Path) -> list[dict[str, Any]]:
+    """Plant changed copies of test photos in the training split and count which are found."""
+    files = sorted((data / "imagenette-val500").rglob("*.*"))
+    files = [file for file in files if file.suffix.lower() in (".jpeg", ".jpg", ".png")]
+    names = sorted({file.parent.name for file in files})
+    rng = np.random.default_rng(0)
+    files = [files[i] for i in rng.permutation(len(files))]
+    images = [read_image(file) for file in files]
+    labels = [names.index(file.parent.name) for file in files]
+    half = len(images) // 2
+    rows = []
+    for name, way in [("nothing", None), *WAYS.items()]:
+        copies = [] if way is None else [way(image) for image in images[:PLANTED]]
+        train = Pictures(
+            "train", images[half:] + copies, labels[half:] + labels[: len(copies)], len(names)
+        )
+        test = Pictures("test", images[:half], labels[:half], len(names))
+        stores = embed([train, test], folder, weights=weights)
+        found = Audit(stores).findings
+        identical = found[(found.issue == "identical") & (found.split == "train")]
+        near = found[(found.issue == "near-duplicate") & (found.partner_split == "test")]
+        flagged = {*identical.partner, *near.partner}
+        planted = {f"test/{row}" for row in range(len(copies))}
+        rows.append(
+            {
+                "planted": name,
+                "copies": len(planted),
+                "identical": len(planted & set(identical.partner)),
+                "found": len(planted & flagged),
+                "others": half - len(planted),
+                "false alarms": len(flagged - planted),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def duration(folder: Path, n: int = 60_000, width: int = 512) -> dict[str, Any]:
+    """Time the audit of synthetic features and noise for thumbnails."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(10, width)).astype(np.float32)
+    stores = []
+    for split, rows in (("train", n * 5 // 6), ("test", n // 6)):
+        labels = rng.integers(10, size=rows)
+        dataset = {"name": "noise", "split": split, "images": rows, "fingerprint": split}
+        manifest = {
+            "dataset": dataset,
+            "backbone": {"model": "noise"},
+            "layers": ["x"],
+            "dtype": "float32",
+        }
+        ids = tuple(f"{split}/{row}" for row in range(rows))
+        names = tuple("0123456789")
+        content = StoreContent(ids, labels, names, {"x": (width,)}, "float32", manifest, looks=True)
+        path = folder / f"noise-{split}.h5"
+        with StoreWriter(path, content) as writer:
+            features = rng.normal(size=(rows, width)).astype(np.float32) * 3 + centres[labels]
+            looks = {
+                name: rng.integers(1, 250, size=(rows, *shape)).astype(kind)
+                for name, (kind, shape) in LOOKS.items()
+            }
+            writer.append({"x": features}, {}, looks)
+            writer.seal({"created": "", "images_per_s": 1.0, "seconds": 1.0})
+        stores.append(FeatureStore(path))
+    began = time.perf_counter()
+    Audit(stores)
+    return {"images": n, "features": width, "seconds": time.perf_counter() - began}
+
+
+def main() -> None:
+    """Measure what is asked for, and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--weights", default=None)
+    parser.add_argument("--only", default="pairs,labels,leaks,time")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "audit.json")
+    given = parser.parse_args()
+    here = given.data.parent / "weights" / "resnet18-imagenet-pqf.safetensors"
+    weights = given.weights or (str(here) if here.is_file() else "DEFAULT")
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "time" in given.only:
+            found["time"] = duration(folder)
+            print(found["time"], flush=True)
+        for part, work in (
+            ("pairs", near_duplicates),
+            ("labels", wrong_labels),
+            ("leaks", planted_leaks),
+        ):
+            if part in given.only:
+                found[part] = work(given.data, weights, folder)
+                print(json.dumps(found[part], indent=1), flush=True)
+    if given.out.is_file():
+        found = {**json.loads(given.out.read_text()), **found}
+    given.out.write_text(json.dumps({**found, "environment": environment()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

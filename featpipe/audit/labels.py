@@ -1,0 +1,135 @@
+"""Suspected wrong labels: what a probe says of rows that it was not trained on.
+
+Confident learning (Northcutt, Jiang and Chuang 2021, J. Artif. Intell. Res. 70: 1373–1411): a label
+is doubted where another class is predicted more confidently than is usual for rows of that class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from featpipe.errors import FitError
+from featpipe.evaluation.protocol import cut, units_per_class
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.solvers import BatchedLinear
+from featpipe.statistics.intervals import wilson
+
+C_VALUES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+_FOLDS = 5
+_MOST_NUMBERS = 50_000_000  # rows times classes up to which all values of C are tried
+_DEFAULT_C = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Doubts:
+    """What a probe thinks of labels.
+
+    Attributes
+    ----------
+    probabilities : ndarray of shape (n, classes), float32
+        Out-of-sample.
+    confidence : ndarray of shape (n,), float32
+        Probability of each row's own label: the lower, the more doubtful.
+    better : ndarray of shape (n,), int64
+        Class that is more likely, by confident learning; -1 where the label is not doubted.
+    c : float
+        Inverse strength of the penalty that was chosen.
+    accuracy : float
+        Share of the rows whose label is the probe's answer.
+    """
+
+    probabilities: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+    better: NDArray[np.int64]
+    c: float
+    accuracy: float
+
+    @property
+    def share(self) -> dict[str, float]:
+        """Estimated share of wrong labels with the interval for so many rows."""
+        return wilson(int(np.count_nonzero(self.better >= 0)), len(self.better)).as_dict()
+
+
+def out_of_sample(
+    X: NDArray[np.float32],
+    y: NDArray[np.int64],
+    groups: NDArray[np.int64] | None = None,
+    *,
+    seed: int = 0,
+    jobs: int = -1,
+) -> tuple[NDArray[np.float32], float]:
+    """Return probabilities of a logistic probe for rows that did not train it, and its C.
+
+    Five folds; of the values of C whose accuracy is within a standard error of the best, the one
+    with the strongest penalty: the less confident, the better confident learning counts.
+
+    Raises
+    ------
+    FitError
+        If there is a single class, or one with too few rows or groups for two folds.
+    """
+    classes, target = np.unique(y, return_inverse=True)
+    fewest = int(units_per_class(target, groups).min()) if len(classes) > 1 else 0
+    if fewest < 2:
+        raise FitError("there are no two classes with two images each that are not alike")
+    folds = cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)
+    values = C_VALUES if len(y) * len(classes) <= _MOST_NUMBERS else (_DEFAULT_C,)
+    weight = np.zeros((len(folds), len(y)))
+    for number, (train, _) in enumerate(folds):
+        weight[number, train] = 1
+    found = np.zeros((len(values), len(y), len(classes)), np.float32)
+    probe = Logistic(c=values)
+    for fit in BatchedLinear(probe).path(X, target, weight, values, jobs, 1e-4):
+        apart = folds[fit.fold][1]
+        scores = fit.F[apart]
+        if scores.shape[1] == 1:
+            scores = np.concatenate([-scores, scores], axis=1) / 2
+        found[fit.value, apart] = softmax(scores, axis=1)
+    right = (found.argmax(axis=2) == target).mean(axis=1)
+    error = np.sqrt(right.max() * (1 - right.max()) / len(y))
+    best = int(np.argmax(right >= right.max() - error))
+    return found[best], values[best]
+
+
+def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64], c: float = np.nan) -> Doubts:
+    """Return which labels are doubted, by confident learning.
+
+    A row counts for the classes whose probability is at least what rows of that class have on
+    average; the most likely of them is another one than its label where the label is doubted.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (n, classes), float32
+        Out-of-sample; columns are the classes of ``y`` in ascending order.
+    y : ndarray of shape (n,), int64
+    c : float, optional
+        What they were made with.
+    """
+    classes, target = np.unique(y, return_inverse=True)
+    own = probabilities[np.arange(len(y)), target]
+    usual = np.bincount(target, own) / np.bincount(target)
+    confident = np.where(probabilities >= usual, probabilities, -1)
+    best = confident.argmax(axis=1)
+    doubted = (confident.max(axis=1) >= 0) & (best != target)
+    better = np.where(doubted, classes[best], -1)
+    accuracy = float(np.mean(probabilities.argmax(axis=1) == target))
+    return Doubts(probabilities, own, better, c, accuracy)
+
+
+def pairs(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return how often each class seems to be called another, the most frequent first."""
+    rows = np.flatnonzero(found.better >= 0)
+    kinds, counts = np.unique(
+        np.stack([y[rows], found.better[rows]], 1), axis=0, return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")
+    return [
+        {"label": classes[kinds[i, 0]], "likely": classes[kinds[i, 1]], "images": int(counts[i])}
+        for i in order
+    ]

@@ -1,0 +1,180 @@
+"""Audits on the disk: whose stores, the JSON of the summary, the CSV of the findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from featpipe.audit.audit import TINY, Audit
+from featpipe.backbones import folder_name
+from featpipe.datasets import slug
+from featpipe.errors import FitError, UsageError
+from featpipe.evaluation.stores import alike, select_splits
+from featpipe.files import read_json
+from featpipe.fingerprint import FileHashes, of_file, sealed_json, unsealed
+from featpipe.provenance import environment, now
+from featpipe.steps import Context, Outcome
+from featpipe.store import FeatureStore
+from featpipe.workspace import Workspace, atomic_write, neutralised, restore_cell
+
+if TYPE_CHECKING:
+    from featpipe.audit.step import AuditStep
+
+AUDIT_SCHEMA = 1
+
+
+def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
+    """Return the stores that a step names, or the only ones that fit.
+
+    Raises
+    ------
+    UsageError
+        If they are not splits of one dataset, embedded alike.
+    """
+    if step.stores is None:
+        return select_splits(step, context)
+    hashes = FileHashes(context.workspace.hashes)
+    stores = [FeatureStore(path, hashes) for path in step.stores]
+    if not alike(stores):
+        raise UsageError(
+            "The stores are not the splits of one dataset, embedded alike.",
+            got=", ".join(str(store.path) for store in stores),
+            next_step="name stores of one dataset and model: featpipe store list",
+        )
+    return stores
+
+
+def look_up(
+    step: AuditStep, stores: Sequence[FeatureStore], context: Context
+) -> tuple[Path, dict[str, Any] | None]:
+    """Return where the audit of stores is, and what it says, if it is there and undamaged."""
+    first = stores[0]
+    inputs = {
+        "stores": [store.fingerprint for store in stores],
+        "looks": all(store.has_looks for store in stores),
+    }
+    key = step.key(inputs, layer=step.layer or first.layers[0])
+    dataset = slug(first.manifest["dataset"]["name"])
+    model = folder_name(first.manifest["backbone"]["model"])
+    path = context.workspace.audits / f"{dataset}-{model}-audit-{key[:8]}.json"
+    return path, load_audit(path)
+
+
+def load_audit(path: Path) -> dict[str, Any] | None:
+    """Return the summary of an audit; None if it, or the list beside it, is missing or damaged."""
+    with suppress(OSError, ValueError, RecursionError, KeyError):
+        content = unsealed(read_json(path))
+        intact = content["csv"] == of_file(path.with_suffix(".csv"))
+        if content["schema"] == AUDIT_SCHEMA and intact:
+            return content
+    return None
+
+
+def load_findings(path: Path) -> pd.DataFrame:
+    """Return the findings of an audit, given the path of its JSON file."""
+    frame = pd.read_csv(
+        path.with_suffix(".csv"), keep_default_na=False, dtype={"id": str, "partner": str}
+    )
+    texts = frame.select_dtypes(exclude="number").columns
+    return frame.assign(**{name: frame[name].map(lambda v: restore_cell(str(v))) for name in texts})
+
+
+def audits_of(workspace: Workspace, images: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the audits that looked at the images with a fingerprint, the newest first."""
+    found = [(path, load_audit(path)) for path in sorted(workspace.audits.glob("*.json"))]
+    fitting = [
+        (path, audit) for path, audit in found if audit and images in audit["images"].values()
+    ]
+    return sorted(fitting, key=lambda pair: pair[1]["created"], reverse=True)
+
+
+def run_audit(step: AuditStep, context: Context) -> Outcome:
+    """Audit the stores that a step means, and write what was found."""
+    return audit_stores(step, open_stores(step, context), context)
+
+
+def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Context) -> Outcome:
+    """Audit some stores, unless that was done."""
+    path, existing = look_up(step, stores, context)
+    if existing is None or step.force:
+        if not sum(len(store) - len(store.skipped) for store in stores):
+            raise FitError("There is no image to audit.", where=stores[0].path)
+        audit = Audit(stores, step.layer, step.seed, context.jobs, context.progress)
+        listed = path.with_suffix(".csv")
+        with atomic_write(listed) as temporary:
+            neutralised(audit.findings).to_csv(temporary, index=False, lineterminator="\n")
+        existing = {
+            "schema": AUDIT_SCHEMA,
+            "created": now(),
+            "command": context.command,
+            "environment": environment(),
+            "dataset": stores[0].manifest["dataset"]["name"],
+            "model": stores[0].manifest["backbone"]["model"],
+            "images": {
+                store.manifest["dataset"]["split"]: store.manifest["dataset"]["fingerprint"]
+                for store in stores
+            },
+            "summary": audit.summary,
+            "csv": of_file(listed),
+        }
+        with atomic_write(path) as temporary:
+            temporary.write_text(sealed_json(existing), encoding="utf-8")
+        status = "done"
+    else:
+        status = "up to date"
+    lines = [status, *sentences(existing["summary"]), f"→ {path.with_suffix('.csv')}"]
+    facts = {"summary": existing["summary"]}
+    return Outcome(status, "\n".join(lines), (path, path.with_suffix(".csv")), facts)
+
+
+def sentences(summary: dict[str, Any]) -> list[str]:
+    """Say what an audit found, a sentence for each kind."""
+    images = {one["split"]: one["images"] for one in summary["splits"]}
+    names = list(images)
+    found, across = summary["duplicates"], summary["duplicates"]["across"]
+    said = []
+    if len(names) > 1:
+        said.append(
+            f"Leaks: of {sum(list(images.values())[1:])} images of {' and '.join(names[1:])}, "
+            f"{across['identical']} are identical to one of {names[0]} and "
+            f"{across['near-duplicate']} nearly so."
+        )
+    within = found["within"]
+    said.append(
+        f"Duplicates within a split: {within['identical']} identical, {within['near-duplicate']} "
+        f"nearly so; {found['conflicting']} identical images with another label."
+    )
+    if found["too_small"]:
+        said.append(
+            f"{found['too_small']} images are too small (below {TINY} pixels) to look for "
+            "near-duplicates of them."
+        )
+    if found["straddle_folds"]:
+        said.append(f"{found['straddle_folds']} pairs are divided by the dataset's own folds.")
+    doubts = summary["labels"]
+    if "reason" in doubts:
+        said.append(f"Labels were not checked: {doubts['reason']}.")
+    else:
+        share = doubts["share"]
+        value, low, high = (100 * share[part] for part in ("value", "low", "high"))
+        text = f"Labels: about {value:.1f} % [{low:.1f}, {high:.1f}] seem wrong"
+        if doubts["pairs"]:
+            most = doubts["pairs"][0]
+            text += f", most often {most['label']} for {most['likely']} ({most['images']})"
+        said.append(f"{text}.")
+    odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
+    said.append(f"Odd images: {', '.join(odd) or 'none'}.")
+    if few := [one["class"] for one in summary["classes"] if one["few"]]:
+        said.append(f"Classes with few images: {', '.join(few[:8])}{' …' if len(few) > 8 else ''}.")
+    if summary["approximate"]:
+        said.append("Neighbours were searched approximately (faiss): about one in 2000 is missed.")
+    if not summary["pixels_compared"]:
+        said.append(
+            "Pixels were not compared: the stores do not hold what the images look like. Delete "
+            "them and extract the dataset again to compare them."
+        )
+    return said

@@ -1,0 +1,169 @@
+"""The data behind the numbers: leaks, what an audit found, and accuracies without the suspects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featpipe.audit.record import audits_of, load_findings, sentences
+from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.source import ImageSource
+from featpipe.errors import FeatpipeError, StoreError
+from featpipe.evaluation.screening import note_of_leaks
+from featpipe.report.data import Group, Method, ReportData, Thumbnail
+from featpipe.report.sections import SECTIONS, Content, Section, render
+from featpipe.statistics.intervals import accuracy_interval
+from featpipe.store import FeatureStore
+
+_DUPLICATES = ("identical", "near-duplicate")
+
+
+@SECTIONS.register
+class DataQuality(Section):
+    """What is odd about the data, and whether the comparison depends on it."""
+
+    name = "audit"
+    title = "The data"
+
+    def content(self, data: ReportData) -> Content:
+        """Return what leaks and, where there is an audit, what it found."""
+        parts, tables = [], []
+        for group in data.groups:
+            part: dict[str, Any] = {"group": group, "leaks": leaks_of(group), "audit": None}
+            tested = group.methods[0].result.dataset["test"]
+            for path, audit in audits_of(data.context.workspace, tested["fingerprint"])[:1]:
+                findings = load_findings(path)
+                tables.append(findings.assign(dataset=group.dataset))
+                images = AuditedImages(group, data)
+                part |= {
+                    "audit": audit,
+                    "sentences": sentences(audit["summary"]),
+                    "without": without_suspects(group, findings, tested["split"]),
+                    "gallery": [
+                        (issue, len(found), images.shown(found.head(data.report.gallery)))
+                        for issue, found in sorted(findings.groupby("issue"), key=_importance)
+                    ],
+                }
+            parts.append(part)
+        html = render("audit.html.j2", parts=parts)
+        return Content(html, tables={"audit": pd.concat(tables)} if tables else {})
+
+
+def _importance(issue: tuple[Any, pd.DataFrame]) -> tuple[bool, bool, str]:
+    """Sort duplicates first, then doubted labels, then what is odd."""
+    return issue[0] not in _DUPLICATES, issue[0] != "label", issue[0]
+
+
+def leaks_of(group: Group) -> str:
+    """Say whether test images are training images, too, pixel for pixel."""
+    accounts = [m.result.extra["leaks"] for m in group.methods if "leaks" in m.result.extra]
+    if not accounts:
+        return "Nothing was trained, so no test image can leak."
+    if None in accounts:
+        return (
+            "Whether test images are training images, too, is not known: the feature stores do "
+            "not hold the digests of their pixels."
+        )
+    worst = max(accounts, key=lambda account: account["leaked"])
+    return note_of_leaks(worst) or "No test image is a training image, too, pixel for pixel."
+
+
+def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[dict[str, Any]]:
+    """Return the accuracy of each method on all test images, and without those of an audit.
+
+    Suspects are test images with an identical image or a near-duplicate among the rows that can
+    train, and test images whose label is doubted.
+    """
+    stores = group.methods[0].result.stores
+    trained = stores[0]["manifest"]["dataset"]["split"]
+    pairs = findings[findings.issue.isin(_DUPLICATES)]
+    alike = {
+        *pairs.partner[(pairs.partner_split == tested) & (pairs.split == trained)],
+        *pairs.id[(pairs.split == tested) & (pairs.partner_split == trained)],
+    }
+    doubted = {*findings.id[(findings.issue == "label") & (findings.split == tested)]}
+    kinds = {
+        "all": set(),
+        "without duplicates": alike,
+        "without doubted labels": doubted,
+        "without both": alike | doubted,
+    }
+    return [
+        {
+            "method": method,
+            "accuracies": [_accuracy(method, left_out) for left_out in kinds.values()],
+            "images": [len(method.table.ids) - _count(method, out) for out in kinds.values()],
+            "kinds": list(kinds),
+        }
+        for method in group.methods
+    ]
+
+
+def _count(method: Method, ids: Iterable[str]) -> int:
+    return int(np.isin(method.table.ids, list(ids)).sum())
+
+
+def _accuracy(method: Method, left_out: set[str]) -> Mapping[str, Any] | None:
+    table = method.table
+    kept = ~np.isin(table.ids, list(left_out))[table.row]
+    if not kept.any():
+        return None
+    rows = np.unique(table.row[kept], return_inverse=True)[1]
+    return accuracy_interval(table.correct[kept], rows).as_dict()
+
+
+class AuditedImages:
+    """Images of all splits of a group, from the dataset or, where it is gone, from the stores."""
+
+    def __init__(self, group: Group, data: ReportData) -> None:
+        self._sheet = data.sheet
+        self._sources: dict[str, tuple[ImageSource, dict[str, int]]] = {}
+        self._stores: dict[str, tuple[FeatureStore, dict[str, int]]] = {}
+        for store in group.methods[0].result.stores:
+            split = store["manifest"]["dataset"]["split"]
+            asked = store["run"].get("source")
+            try:
+                if asked is not None:
+                    request = SourceRequest.from_dict(asked).moved(data.report.data)
+                    source = request.open(split, request.options(data.context))
+                    if source.fingerprint == store["manifest"]["dataset"]["fingerprint"]:
+                        rows = {name: row for row, name in enumerate(source.ids)}
+                        self._sources[split] = source, rows
+                        continue
+            except (FeatpipeError, OSError):
+                pass
+            try:
+                opened = FeatureStore(Path(store["path"]))
+            except StoreError:
+                continue
+            if opened.has_looks:
+                self._stores[split] = opened, {name: row for row, name in enumerate(opened.ids)}
+
+    def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
+        """Return findings with their thumbnails, and those of their partners."""
+        return [
+            {
+                **row,
+                "thumbnail": self._thumbnail(row["split"], row["id"]),
+                "other": self._thumbnail(row["partner_split"], row["partner"]),
+            }
+            for row in map(dict, findings.to_dict("records"))
+        ]
+
+    def _thumbnail(self, split: str, name: str) -> Thumbnail | None:
+        source, rows = self._sources.get(split, (None, {}))
+        key = f"audit {split}/{name}"
+        if source is not None and name in rows:
+            try:
+                return self._sheet.add(key, source.read(rows[name]))
+            except (FeatpipeError, OSError):
+                return None
+        store, rows = self._stores.get(split, (None, {}))
+        if store is not None and name in rows:
+            grey = np.array(store.looks("thumbnail")[rows[name]])
+            return self._sheet.add(key, np.repeat(grey[..., None], 3, axis=2))
+        return None

@@ -1,0 +1,158 @@
+"""An audit finds what was planted, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from featpipe.audit.audit import COLUMNS, Audit
+from tests.images import pictures
+from tests.looks import seen
+from tests.stores import sealed
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def vectors(n, seed, classes=3, dims=40, apart=2):
+    """Return features in which classes differ and every image is its own."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(classes, dims)) * apart
+    return (centres[np.arange(n) % classes] + rng.normal(size=(n, dims))).astype(np.float32)
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """Return two splits with one of everything that is odd."""
+    images, features = list(pictures(120, 32)), vectors(120, 0)
+    tests, tested = list(pictures(60, 32, seed=1)), vectors(60, 1)
+    labels = np.arange(120) % 3
+    tests[0], tested[0] = images[0], features[0]  # identical, across
+    images[10], features[10] = images[7], features[7]  # identical, within, of one class
+    images[20], features[20] = images[15], features[15]  # identical, another class
+    labels[20] = 1
+    assert labels[15] == 0
+    tests[3], tested[3] = tests[3][:, ::-1], features[3] * 0.99  # mirrored, across
+    tests[3] = images[3][:, ::-1]
+    images[30][...] = 7  # blank
+    labels[40] = (labels[40] + 1) % 3  # wrong
+    train = seen(tmp_path / "a.h5", images, labels, arrays={"avgpool": features}, dims=40)
+    test = seen(tmp_path / "b.h5", tests, arrays={"avgpool": tested}, dims=40, split="test")
+    return train, test
+
+
+def test_what_was_planted_is_found(planted):
+    audit = Audit(planted, jobs=1)
+    found = audit.findings
+    assert tuple(found.columns) == COLUMNS
+
+    def of(issue):
+        rows = found[found.issue == issue]
+        return {
+            (r.split, r.id, r.partner_split, r.partner, r.suggestion) for r in rows.itertuples()
+        }
+
+    assert of("identical") == {
+        ("train", "train/0.png", "test", "test/0.png", "drop"),
+        ("train", "train/10.png", "train", "train/7.png", "drop"),
+        ("train", "train/20.png", "train", "train/15.png", "check label"),
+    }
+    assert of("near-duplicate") == {("train", "train/3.png", "test", "test/3.png", "drop")}
+    assert [row[1] for row in of("blank")] == ["train/30.png"]
+    wrong = found[(found.issue == "label") & (found.id == "train/40.png")]
+    assert wrong.likely.tolist() == [CLASSES[40 % 3]]
+    assert wrong.score.item() > 0.6
+    duplicates = audit.summary["duplicates"]
+    assert duplicates["across"] == {"identical": 1, "near-duplicate": 1}
+    assert duplicates["within"] == {"identical": 2, "near-duplicate": 0}
+    assert (duplicates["conflicting"], duplicates["clusters"]) == (1, 4)
+
+
+def test_clean_data_has_no_duplicates(tmp_path):
+    images = list(pictures(90, 32))
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": vectors(90, 0)}, dims=40)
+    summary = Audit([store], jobs=1).summary
+    assert summary["duplicates"]["clusters"] == 0
+    assert summary["duplicates"]["straddle_folds"] is None
+    assert not any(count for kind, count in summary["odd"].items())
+
+
+def test_pairs_that_folds_divide_are_counted(tmp_path):
+    images, features = list(pictures(90, 32)), vectors(90, 0)
+    for row, copy in ((0, 30), (1, 31), (2, 5)):
+        images[copy], features[copy] = images[row][:, ::-1], features[row]
+    folds = (np.arange(45), np.arange(20, 60))
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40, folds=folds)
+    assert Audit([store], jobs=1).summary["duplicates"]["straddle_folds"] == 2
+
+
+def test_one_picture_under_several_labels_is_a_placeholder(tmp_path):
+    images, features = list(pictures(60, 32)), vectors(60, 0)
+    for row in (3, 7, 11):
+        images[row], features[row] = images[0], features[0]
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40)
+    audit = Audit([store], jobs=1)
+    rows = audit.findings[audit.findings.issue == "placeholder"]
+    assert set(rows.id) == {f"train/{row}.png" for row in (0, 3, 7, 11)}
+
+
+def test_tiny_images_are_not_called_duplicates(tmp_path):
+    images, features = list(pictures(60, 8)), vectors(60, 0)
+    images[5], features[5] = images[0][:, ::-1], features[0]
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40)
+    summary = Audit([store], jobs=1).summary
+    assert summary["duplicates"]["within"]["near-duplicate"] == 0
+    assert summary["duplicates"]["too_small"] == 60
+
+
+def test_an_image_among_those_of_another_class_is_found(tmp_path):
+    features = vectors(90, 0, apart=16)
+    labels = np.arange(90) % 3
+    labels[4] = 0  # it looks like a bee
+    images = list(pictures(90, 32))
+    store = seen(tmp_path / "a.h5", images, labels, arrays={"avgpool": features}, dims=40)
+    findings = Audit([store], jobs=1).findings
+    rows = findings[(findings.issue == "among another class") & (findings.id == "train/4.png")]
+    assert rows.likely.tolist() == ["bee"]
+
+
+def test_without_pixels_features_alone_are_compared(tmp_path):
+    store = sealed(tmp_path / "a.h5")
+    summary = Audit([store], jobs=1).summary
+    assert summary["pixels_compared"] is False
+    assert "share" in summary["labels"]
+
+
+@pytest.mark.parametrize(
+    ("n", "classes"), [(1, ("ant",)), (2, ("ant",)), (40, ("ant",)), (3, CLASSES)]
+)
+def test_too_little_to_check_labels_is_said(tmp_path, n, classes):
+    features = vectors(n, 0, len(classes))
+    what = {"arrays": {"avgpool": features}, "dims": 40, "classes": classes}
+    summary = Audit([seen(tmp_path / "a.h5", list(pictures(n, 32)), **what)], jobs=1).summary
+    assert "reason" in summary["labels"]
+
+
+def test_all_images_identical(tmp_path):
+    store = seen(tmp_path / "a.h5", list(pictures(1, 32)) * 30)
+    summary = Audit([store], jobs=1).summary
+    assert summary["duplicates"]["within"]["identical"] == 29
+    assert summary["duplicates"]["largest"] == 30
+    assert "reason" in summary["labels"]
+
+
+def test_unlabelled_rows_are_compared_and_not_doubted(tmp_path):
+    labels = np.arange(60) % 3
+    labels[::4] = -1
+    images = list(pictures(60, 32))
+    images[8] = images[0]
+    store = seen(tmp_path / "a.h5", images, labels, arrays={"avgpool": vectors(60, 0)}, dims=40)
+    audit = Audit([store], jobs=1)
+    assert audit.summary["labels"]["checked"] == 45
+    (row,) = audit.findings[audit.findings.issue == "identical"].itertuples()
+    assert (row.id, row.label) == ("train/8.png", "")
+
+
+def test_the_same_stores_give_the_same_audit(planted):
+    one, other = (Audit(planted, jobs=jobs) for jobs in (1, 2))
+    assert one.findings.equals(other.findings)
+    assert one.summary == other.summary

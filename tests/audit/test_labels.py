@@ -1,0 +1,76 @@
+"""Wrong labels are ranked first, and their share is estimated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from featpipe.audit.labels import doubts, out_of_sample, pairs
+from featpipe.errors import FitError
+
+
+def noisy(share, n=600, classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    right = np.arange(n) % classes
+    centres = rng.normal(size=(classes, 10)) * 4
+    X = (centres[right] + rng.normal(size=(n, 10))).astype(np.float32)
+    wrong = rng.random(n) < share
+    return X, np.where(wrong, (right + 1) % classes, right), wrong
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2])
+def test_the_share_of_wrong_labels_is_estimated(share, classes):
+    X, y, wrong = noisy(share, classes=classes)
+    found = doubts(*_arguments(X, y))
+    assert found.share["value"] == pytest.approx(wrong.mean(), abs=0.04)
+    if share:
+        assert roc_auc_score(wrong, 1 - found.confidence) > 0.95
+        (most, *_) = pairs(found, y, [f"c{k}" for k in range(classes)])
+        assert most["likely"] != most["label"]
+        assert sum(p["images"] for p in pairs(found, y, "abcdef")) == (found.better >= 0).sum()
+
+
+def _arguments(X, y):
+    probabilities, c = out_of_sample(X, y)
+    return probabilities, y, c
+
+
+def test_probabilities_are_those_of_rows_that_did_not_train():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(90, 200)).astype(np.float32)  # separable, and only noise
+    y = np.arange(90) % 3
+    probabilities, _ = out_of_sample(X, y)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert (probabilities.argmax(axis=1) == y).mean() < 0.5
+
+
+def test_rows_of_one_group_do_not_train_for_each_other():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 300)).astype(np.float32).repeat(2, axis=0)  # every image twice
+    y = rng.integers(0, 2, 60).repeat(2)
+    alone, _ = out_of_sample(X, y)
+    together, _ = out_of_sample(X, y, np.arange(60).repeat(2))
+    assert (alone.argmax(axis=1) == y).mean() > 0.8  # the copy gives it away
+    assert (together.argmax(axis=1) == y).mean() < 0.7
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    X, y, _ = noisy(0.1, 150)
+    first, again, other = (out_of_sample(X, y, seed=seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_classes_need_not_be_numbered_without_gaps():
+    X, y, wrong = noisy(0.1)
+    found = doubts(*_arguments(X, y * 3 + 2))
+    assert set(found.better[found.better >= 0]) <= {2, 5, 8}
+    assert found.share["value"] == pytest.approx(wrong.mean(), abs=0.03)
+
+
+def test_too_few_groups_of_a_class_are_an_error():
+    X, y, _ = noisy(0.0, 60)
+    with pytest.raises(FitError):
+        out_of_sample(X, y, np.where(y == 0, 0, np.arange(60)))

@@ -1,0 +1,98 @@
+"""The command: files, what they say, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from featpipe.audit.record import load_audit, load_findings
+from featpipe.audit.step import AuditStep
+from featpipe.errors import FeatpipeError, FitError, StoreError, UsageError
+from featpipe.evaluation.run import set_up
+from featpipe.probes.nearest_mean import Centroid
+from tests.audit.test_audit import vectors
+from tests.evaluation.methods import context
+from tests.images import pictures
+from tests.looks import seen
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    """Return a context whose workspace holds two splits with a leak."""
+    where = context(tmp_path)
+    folder = where.workspace.features / "toy" / "toynet"
+    folder.mkdir(parents=True)
+    images, tests = list(pictures(60, 32)), list(pictures(30, 32, seed=1))
+    tests[0] = images[0]
+    more = {"dims": 40}
+    seen(folder / "train-1.h5", images, arrays={"avgpool": vectors(60, 0)}, **more)
+    features = vectors(30, 1)
+    seen(folder / "test-1.h5", tests, arrays={"avgpool": features}, split="test", **more)
+    return where
+
+
+def test_the_findings_are_a_table_and_the_summary_is_json(workspace):
+    outcome = AuditStep().run(workspace)
+    path, listed = outcome.paths
+    assert "1 are identical to one of train and 0 nearly so" in outcome.message
+    assert load_audit(path)["summary"] == json.loads(path.read_text())["summary"]
+    found = load_findings(path)
+    assert found.id[found.issue == "identical"].tolist() == ["train/0.png"]
+    assert listed.suffix == ".csv"
+
+
+def test_an_audit_is_made_once(workspace):
+    first = AuditStep().run(workspace)
+    assert AuditStep().status(workspace).done
+    again = AuditStep().run(workspace)
+    assert (again.status, again.paths) == ("up to date", first.paths)
+    assert AuditStep(force=True).run(workspace).status == "done"
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_changed_file_is_made_again(workspace, part):
+    path = AuditStep().run(workspace).paths[part]
+    path.write_text(path.read_text().replace("0.png", "9.png").replace("dataset", "Dataset"))
+    assert not AuditStep().status(workspace).done
+    assert AuditStep().run(workspace).status == "done"
+
+
+def test_what_it_suggests_can_be_dropped(workspace):
+    listed = AuditStep().run(workspace).paths[1]
+    step = Centroid(drop=listed)
+    from featpipe.evaluation.stores import select_stores
+
+    (split,) = set_up(step, *select_stores(step, workspace)).splits
+    assert 0 not in split.train.rows
+    assert 0 in split.test.rows
+
+
+def test_stores_of_two_datasets_are_refused(tmp_path, workspace):
+    other = seen(tmp_path / "other.h5", list(pictures(9, 32)), dataset="other", dims=40)
+    paths = [*workspace.workspace.features.rglob("train*.h5"), other.path]
+    with pytest.raises(UsageError, match="not the splits of one dataset"):
+        AuditStep(stores=paths).run(workspace)
+
+
+def test_a_dataset_that_is_not_there_is_named(workspace):
+    with pytest.raises(StoreError, match="no feature store"):
+        AuditStep(dataset="digits").run(workspace)
+
+
+def test_nothing_to_audit_is_an_error(tmp_path):
+    where = context(tmp_path)
+    with pytest.raises(FeatpipeError):
+        AuditStep().run(where)
+    image = np.zeros((8, 8, 3), np.uint8)
+    store = seen(tmp_path / "a.h5", [image])
+    store.skipped[0] = "damaged"
+    with pytest.raises(FitError, match="no image to audit"):
+        _audit_of(store, where)
+
+
+def _audit_of(store, where):
+    from featpipe.audit import record
+
+    return record.audit_stores(AuditStep(), [store], where)

@@ -1,0 +1,88 @@
+"""What the page says of leaks and of an audit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from featpipe.audit.record import audit_stores
+from featpipe.audit.step import AuditStep
+from featpipe.evaluation.run import evaluate
+from featpipe.probes.logistic import Logistic
+from featpipe.probes.nearest_mean import Centroid
+from featpipe.report.data import ReportData
+from featpipe.report.data_quality import DataQuality, without_suspects
+from featpipe.report.page import build_report
+from featpipe.report.step import Report
+from tests.audit.test_audit import vectors
+from tests.evaluation.methods import context
+from tests.images import pictures
+from tests.looks import seen
+
+
+@pytest.fixture
+def leaky(tmp_path):
+    """Return a context, two stores with five leaks, and two results."""
+    where = context(tmp_path)
+    images, tests = list(pictures(60, 32)), list(pictures(30, 32, seed=1))
+    features, tested = vectors(60, 0), vectors(30, 1)
+    for row in range(5):
+        tests[row], tested[row] = images[row], features[row]
+    tests[6], tested[6] = images[6][:, ::-1], features[6]
+    stores = [
+        seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40),
+        seen(tmp_path / "b.h5", tests, arrays={"avgpool": tested}, dims=40, split="test"),
+    ]
+    results = [
+        evaluate(step, *stores, where, where.workspace.results / f"{step.name}.json")
+        for step in (Centroid(), Logistic())
+    ]
+    return where, stores, results
+
+
+def test_leaks_are_on_the_page_without_an_audit(leaky):
+    where, _, results = leaky
+    html = DataQuality().content(ReportData.load(results, Report(), where)).html
+    assert "5 of 30 test images (16.7 %) are training images, too" in html
+    assert "featpipe audit --dataset toy" in html
+
+
+def test_an_audit_of_the_same_images_is_shown(leaky, tmp_path):
+    where, stores, results = leaky
+    audit_stores(AuditStep(), stores, where)
+    data = ReportData.load(results, Report(gallery=3), where)
+    content = DataQuality().content(data)
+    assert "5 found, the first 3 shown" in content.html
+    assert set(content.tables["audit"].issue) >= {"identical", "near-duplicate"}
+    page = build_report(results, tmp_path / "page", Report(), where)
+    assert (page.parent / "page-tables" / "audit.csv").is_file()
+
+
+def test_accuracies_without_the_suspects(leaky):
+    where, stores, results = leaky
+    path = audit_stores(AuditStep(), stores, where).paths[0]
+    from featpipe.audit.record import load_findings
+
+    findings = load_findings(path)
+    (group,) = ReportData.load(results, Report(), where).groups
+    for row in without_suspects(group, findings, "test"):
+        table = row["method"].table
+        kept = ~np.isin(table.ids, [f"test/{i}.png" for i in (0, 1, 2, 3, 4, 6)])
+        expected = table.correct[kept[table.row]].mean()
+        assert row["accuracies"][1]["value"] == pytest.approx(expected)
+        assert row["images"][:2] == [30, 24]
+        assert row["images"][3] <= row["images"][2] <= 30
+
+
+def test_everything_is_escaped(tmp_path):
+    where = context(tmp_path)
+    hostile = ("<script>alert(1)</script>", "b", "c")
+    images, features = list(pictures(60, 32)), vectors(60, 0)
+    images[3], features[3] = images[0], features[0]
+    more = {"dims": 40, "classes": hostile}
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, **more)
+    result = evaluate(Centroid(), store, None, where, tmp_path / "data/results/c.json")
+    audit_stores(AuditStep(), [store], where)
+    html = DataQuality().content(ReportData.load([result], Report(), where)).html
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
