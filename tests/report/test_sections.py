@@ -184,7 +184,7 @@ def test_an_axis_of_orders_of_magnitude_is_logarithmic() -> None:
         (duration, 75.3, "75\u00a0s"),
         (duration, 376, "6.3\u00a0min"),
         (duration, 12345.6, "3.4\u00a0h"),
-        (duration, 0, "0.0\u00a0ms"),
+        (duration, 0, "0\u00a0s"),
         (count, 20490, "20\u202f490"),
         (size, 12, "12\u00a0B"),
         (size, 164_123, "164\u00a0KB"),

@@ -141,7 +141,7 @@ function drawIntervals(figure, spec) {
   const height = spec.entries.length * rowHeight + 56;
   const { canvas, width } = frame(plot, height, plot.dataset.title);
   const longest = Math.max(...spec.entries.map((entry) => entry.label.length));
-  const left = narrow ? 12 : Math.min(24 + longest * 6.6, width * 0.42);
+  const left = narrow ? 12 : Math.min(24 + longest * 7.2, width * 0.42);
   const box = { left, right: width - 22, top: 8, bottom: height - 46 };
   const values = spec.entries.flatMap((entry) =>
     [entry.value, entry.low ?? null, entry.high ?? null, ...(entry.dots ?? [])]);
