@@ -1,4 +1,4 @@
-"""Frozen networks, scikit-learn probes and honest comparisons for image datasets.
+"""Trustworthy baselines for image classification: from a folder of photos to a report.
 
 Every name is imported when it is first used, so that ``import featpipe`` and ``featpipe --help``
 are fast. What the commands need beside it is in :mod:`featpipe.api`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -9,9 +11,12 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from featpipe import cli
 
@@ -152,3 +157,59 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def photos(folder: Path) -> None:
+    """Write handwritten digits as a folder of images per class."""
+    digits = load_digits(n_class=3)
+    for number, (image, label) in enumerate(zip(digits.images[:150], digits.target, strict=False)):
+        path = folder / str(label) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15.9).astype("uint8")).save(path)
+
+
+@pytest.mark.timeout(600)
+def test_the_commands_on_your_own_photos_run(tmp_path: Path) -> None:
+    photos(tmp_path / "photos")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[0]
+    lines = [line for language, block in FENCE.findall(text) for line in block.splitlines()]
+    typed = [words(line)[1:] for line in lines if line.startswith("featpipe ")]
+    assert [arguments[0] for arguments in typed[:2]] == ["init", "run"]
+    for arguments in typed:
+        # The default backbone would be downloaded; the embedded one needs no network.
+        offline = ["--model", "glyphnet"] if arguments[0] in ("init", "embed") else []
+        ended = subprocess.run(
+            [sys.executable, "-m", "featpipe", *arguments, *offline],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 0, (arguments, ended.stderr)
+    assert (tmp_path / "reports" / "photos.html").is_file()
+    assert (tmp_path / "vectors.parquet").is_file()
+    assert "Garden birds" in (tmp_path / "reports" / "folder-photos.html").read_text("utf-8")
+
+
+@pytest.mark.timeout(600)
+def test_the_notebook_runs_and_says_what_it_shows(tmp_path: Path) -> None:
+    notebook = json.loads((ROOT / "docs/notebooks/quickstart.ipynb").read_text(encoding="utf-8"))
+    shown = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    tool("notebook").run(notebook, tmp_path)
+    again = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert again == shown
+
+
+def test_the_api_reference_is_what_the_docstrings_say() -> None:
+    written = tool("api_reference")
+    text = written.reference(written.public_module())
+    assert written.TARGET.read_text(encoding="utf-8") == text, "python tools/api_reference.py"
+    for name in written.public_module().__all__:
+        assert f"\n### {name}\n" in text
+
+
+def tool(name: str) -> ModuleType:
+    """Import a script of the folder tools."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -222,10 +222,9 @@ class _Group(click.Group):
         with formatter.section("Examples"):
             formatter.write_dl(
                 [
+                    ("featpipe init photos", "a recipe for your images, photos/CLASS/*.jpg"),
+                    ("featpipe run photos.yaml", "features, three methods, one report"),
                     ("featpipe demo", "everything once, offline"),
-                    ("featpipe extract --model resnet50 --dataset stl10", "features"),
-                    ("featpipe svm", "a classifier on them"),
-                    ("featpipe report --all", "the comparison as a page"),
                 ]
             )
 
@@ -237,7 +236,7 @@ class _Group(click.Group):
 )
 @click.version_option(package_name="featpipe")
 def featpipe() -> None:
-    """Frozen ResNet features, scikit-learn probes and honest comparisons for image datasets."""
+    """Trustworthy baselines for image classification: from a folder of photos to a report."""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -260,7 +259,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         console.error(error)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted: the same command continues where it stopped", file=sys.stderr)
+        print("interrupted: run the same command again to resume", file=sys.stderr)
         code = 130
     except MemoryError:
         print("error: out of memory; try --jobs 1, --limit N or a smaller batch", file=sys.stderr)

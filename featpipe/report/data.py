@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, groupby
@@ -15,16 +15,20 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from featpipe.datasets import split_spec
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, ResultError
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import PredictionTable, Result, unique_titles
+from featpipe.report.names import class_names
 from featpipe.report.step import Report
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import Context
+from featpipe.store import FeatureStore
 
 THUMBNAIL = 96  # pixels of the longer side
+FINE = 1000  # test images from which one of them is at most a tenth of a point
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
 
 
@@ -44,11 +48,12 @@ class Method:
     row: dict[str, Any]  # of the comparison
     anchor: str  # its name in links
     title: str  # unique within the page
+    names: Mapping[str, str] = field(default_factory=dict)  # what the page calls the classes
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the true classes."""
-        return tuple(self.result.dataset["classes"])
+        """Names of the true classes, as the page shows them."""
+        return tuple(self.names.get(name, name) for name in self.result.dataset["classes"])
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -59,6 +64,15 @@ class Method:
     def metrics(self) -> dict[str, Any]:
         """Metrics over all models."""
         return self.result.summary["metrics"]
+
+    @property
+    def answers_once(self) -> bool:
+        """Whether each test row has one answer, so that accuracy is a count of images."""
+        return len(self.table.row) == len(self.table.ids)
+
+    def ties_with(self, other: Method) -> bool:
+        """Whether the accuracies are equal; what differs by rounding only is equal."""
+        return round(self.row["accuracy"] - other.row["accuracy"], 12) == 0
 
     @property
     def has_probabilities(self) -> bool:
@@ -142,11 +156,17 @@ class Group:
     methods: list[Method]
     pairs: list[dict[str, Any]]  # the paired tests between them
     label: str = ""  # distinguishes the group from others of the page, if any
+    name: str = ""  # what the page calls the dataset
 
     @property
     def suffix(self) -> str:
         """Distinguishes titles of this group from those of others."""
         return f", {self.label}" if self.label else ""
+
+    @property
+    def digits(self) -> int:
+        """Decimals of a percentage: two where they can tell one test image from the next."""
+        return 1 if self.methods[0].row["n_test"] < FINE else 2
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -179,14 +199,20 @@ class Group:
         return np.stack([method.share_right[method.by_id] for method in self.methods])
 
 
-def group_labels(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+def group_labels(groups: Sequence[Sequence[dict[str, Any]]], datasets: Sequence[str]) -> list[str]:
     """Return what distinguishes the groups: the dataset, else its images, else a number."""
     if len(groups) == 1:
         return [""]
-    datasets = [str(rows[0]["dataset"]) for rows in groups]
-    sizes = [f"{rows[0]['dataset']}, {rows[0]['n_test']} test images" for rows in groups]
+    datasets, named = list(datasets), zip(datasets, groups, strict=True)
+    sizes = [f"{dataset}, {rows[0]['n_test']} test images" for dataset, rows in named]
     numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
     return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
+
+
+def _plain_name(spec: str) -> str:
+    """Return what people call a dataset: a folder's own name, without the kind of dataset."""
+    _, argument, kind = split_spec(spec)
+    return kind.stem(argument) if kind else spec
 
 
 # -- images --------------------------------------------------------------------------------------
@@ -258,7 +284,7 @@ class GroupImages:
             self.missing = str(error).splitlines()[0]
             return
         self._source = source = data.sources[key]
-        classes = np.array(group.classes, dtype=object)[group.true]
+        classes = np.array(result.dataset["classes"], dtype=object)[group.true]
         tested_as = dict(zip(group.ids.tolist(), classes, strict=True))
         for row, (image_id, label) in enumerate(zip(source.ids, source.labels, strict=True)):
             # One whose class differs is another image.
@@ -287,6 +313,19 @@ class GroupImages:
             return None
 
 
+def find_store(method: Method, known: dict[str, Any], root: Path) -> FeatureStore:
+    """Return the very store that a result names; one that is gone or was made again is an error."""
+    parents = [] if method.result.path is None else method.result.path.parents
+    candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise FeatpipeError("its feature store is not on the disk any more")
+    store = FeatureStore(found)
+    if store.fingerprint != known["fingerprint"]:
+        raise FeatpipeError("its feature store was made again since, from something else")
+    return store
+
+
 # -- everything ----------------------------------------------------------------------------------
 
 
@@ -300,6 +339,7 @@ class ReportData:
     context: Context
     sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
     sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)
+    found: dict[Group, GroupImages] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -318,16 +358,30 @@ class ReportData:
         tested = [pair for pair in comparison.pairs if pair["reason"] is None]
         groups: list[Group] = []
         number = count(1)
-        for rows, label in zip(grouped, group_labels(grouped), strict=True):
+        names = [report.dataset_name or _plain_name(rows[0]["dataset"]) for rows in grouped]
+        if report.dataset_name and len({rows[0]["dataset"] for rows in grouped}) > 1:
+            raise UsageError(
+                "One name cannot be that of several datasets.",
+                expected="results of one dataset, chosen with --dataset",
+                got=", ".join(dict.fromkeys(str(rows[0]["dataset"]) for rows in grouped)),
+            )
+        for rows, name, label in zip(grouped, names, group_labels(grouped, names), strict=True):
             found = {row["name"]: by_name[row["name"]] for row in rows}
             methods = [
-                Method(result, result.predictions(), row, f"method-{next(number)}", title)
+                Method(
+                    result,
+                    result.predictions(),
+                    row,
+                    f"method-{next(number)}",
+                    title,
+                    class_names(result, report.data),
+                )
                 for result, row, title in zip(
                     found.values(), rows, unique_titles([*found.values()], rows), strict=True
                 )
             ]
             pairs = [pair for pair in tested if pair["a"] in found]  # and then b is too
-            groups.append(Group(rows[0]["dataset"], methods, pairs, label))
+            groups.append(Group(rows[0]["dataset"], methods, pairs, label, name))
         return cls(comparison, groups, report, context or Context())
 
     @property
@@ -351,4 +405,6 @@ class ReportData:
 
     def images(self, group: Group) -> GroupImages:
         """Return the test images of a group."""
-        return GroupImages(group, self)
+        if group not in self.found:
+            self.found[group] = GroupImages(group, self)
+        return self.found[group]

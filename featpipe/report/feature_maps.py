@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
-from featpipe.report.data import LOSSLESS, Group, Method, ReportData, data_uri
-from featpipe.report.sections import SECTIONS, Chart, Content, Missing, Section, percent
+from featpipe.report.data import LOSSLESS, Group, ReportData, data_uri, find_store
+from featpipe.report.sections import SECTIONS, Chart, Content, Missing, Section, percent, render
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
 
@@ -30,55 +29,38 @@ _MIN_POINTS = 5  # fewer images span no map
 
 @SECTIONS.register
 class FeatureMaps(Section):
-    """What the methods saw: each kind of features is drawn once, and only a few are."""
+    """What the methods saw: each kind of features is drawn once, and only :data:`MAX_MAPS` are."""
 
     name = "features"
     title = "What the features look like"
 
     def content(self, data: ReportData) -> Content:
-        """Return a map of the features of each group's methods, or why there is none."""
-        figures: list[Chart | Missing] = []
-        drawn: dict[tuple[str, str], str] = {}
+        """Return the first map, and the others behind a switch; nothing without features."""
+        maps = self.maps(data)
+        return Content(render("features.html.j2", maps=maps) if maps else "")
+
+    def maps(self, data: ReportData) -> list[Chart | Missing]:
+        """Return a map of each kind of features, or why there is none."""
+        maps: list[Chart | Missing] = []
+        drawn: set[tuple[str, str]] = set()
         for group in data.groups:
-            kinds: dict[tuple[str, str], Method] = {}
             for method in group.methods:
-                if method.result.stores:
-                    known = method.result.stores[-1]
-                    kinds.setdefault((known["fingerprint"], known["layer"]), method)
-            if not kinds:
-                title = f"Map of the features{group.suffix}"
-                figures.append(Missing(title, "no result names the store of its features"))
-            for key, method in kinds.items():
+                if not method.result.stores:
+                    continue
+                known = method.result.stores[-1]
+                key = known["fingerprint"], known["layer"]
                 title = f"{method.row['features']} {key[1]}{group.suffix}"
+                if key in drawn or key[1] == IMAGE_LAYER or len(drawn) == MAX_MAPS:
+                    continue
+                drawn.add(key)
+                if alike := sum(part.title.startswith(title) for part in maps):
+                    title += f" ({alike + 1})"
                 try:
-                    if key[1] == IMAGE_LAYER:
-                        raise FeatpipeError(
-                            "the network was trained as a whole: no features are stored"
-                        )
-                    if key in drawn:
-                        raise FeatpipeError(f"the same features are drawn for {drawn[key]}")
-                    if len(drawn) == MAX_MAPS:
-                        raise FeatpipeError(f"only {MAX_MAPS} maps are drawn in a report")
-                    drawn[key] = group.label
-                    store = find_store(method, data.context.workspace.root)
-                    figures.append(feature_map(title, group, store, key[1], data))
+                    store = find_store(method, known, data.context.workspace.root)
+                    maps.append(feature_map(title, group, store, key[1], data))
                 except FeatpipeError as error:
-                    figures.append(Missing(title, error.what.splitlines()[0]))
-        return Content(figures=figures)
-
-
-def find_store(method: Method, root: Path) -> FeatureStore:
-    """Return the very store that a result used; one that is gone or was made again is an error."""
-    known = method.result.stores[-1]
-    parents = [] if method.result.path is None else method.result.path.parents
-    candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise FeatpipeError("its feature store is not on the disk any more")
-    store = FeatureStore(found)
-    if store.fingerprint != known["fingerprint"]:
-        raise FeatpipeError("its feature store was made again since, from something else")
-    return store
+                    maps.append(Missing(title, error.what.splitlines()[0]))
+        return maps
 
 
 def feature_map(

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from featpipe.evaluation.curves import pr_curves, roc_curves
 from featpipe.evaluation.metrics import reliability_curve
@@ -32,6 +31,7 @@ from featpipe.report.sections import (
 )
 from featpipe.statistics.comparison import LEADING
 from featpipe.statistics.intervals import wilson
+from featpipe.statistics.verdicts import WORSE
 
 MAX_CLASS_CURVES = 12  # more lines cannot be distinguished
 COSTS = {
@@ -58,15 +58,11 @@ class Variation(Section):
 
     def content(self, data: ReportData) -> Content:
         """Return low-shot curves, the spread over models and sweeps of each group."""
-        why = Markup(
-            "no result has several models or a low-shot curve "
-            "(<code>--protocol folds</code>, <code>--train-per-class 1,5,20</code>), "
-            "and no three differ in one number alone"
-        )
-        figures: list[Chart | Missing] = []
-        for group in data.groups:
-            charts = [*low_shot_chart(group), *fold_chart(group), *sweep_charts(group)]
-            figures += charts or [Missing(group.label or self.title, why)]
+        figures = [
+            chart
+            for group in data.groups
+            for chart in (*low_shot_chart(group), *fold_chart(group), *sweep_charts(group))
+        ]
         frame = data.frame(
             lambda method: [
                 {"train_per_class": point["train_per_class"], "draw": draw, "accuracy": accuracy}
@@ -97,13 +93,47 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
         if row["accuracy"] is not None
     ]
     ways = sorted({row["interval"] for row in ours.values()})
+    x = {**_ACCURACY, "digits": group.digits}
     return Chart(
         f"Accuracy{group.suffix}",
-        {"kind": "intervals", "x": _ACCURACY, "entries": entries},
+        {"kind": "intervals", "x": x, "entries": entries},
         f"Dot: accuracy on {group.methods[0].row['n_test']} test images. Line: 95 % interval over "
-        f"test images ({', '.join(ways)}). Overlapping intervals decide nothing: the paired tests "
-        "below do.",
+        f"test images ({', '.join(ways)}). Overlapping intervals decide nothing: the differences "
+        "do.",
     )
+
+
+def difference_chart(group: Group, margin: float) -> list[Chart]:
+    """Return how far each method is from the best, with the interval of its paired test."""
+    first = group.methods[0]
+    pairs = {pair["b"]: pair for pair in group.pairs if pair["a"] == first.row["name"]}
+    tests = {m: pairs[m.row["name"]] for m in group.methods[1:] if m.row["name"] in pairs}
+    judged = {method: pair["methods"] or pair["models"] for method, pair in tests.items()}
+    if not judged:
+        return []
+    entries = [
+        {
+            "label": method.title,
+            "tag": method.row["verdict"],
+            "value": -test["difference"],
+            "low": -test["high"],
+            "high": -test["low"],
+            "open": method.row["verdict"] != WORSE,
+        }
+        for method, test in judged.items()
+    ]
+    levels = sorted(100 * test["confidence"] for test in judged.values())
+    span = " to ".join(dict.fromkeys(f"{level:.3g}" for level in (levels[0], levels[-1])))
+    about = " and ".join(sorted({method.row["about"] for method in judged}))
+    x = axis("difference in points", format="points", digits=group.digits)
+    chart = Chart(
+        f"Difference from {first.title}{group.suffix}",
+        {"kind": "intervals", "x": x, "entries": entries, "zero": True, "margin": margin / 100},
+        f"Paired tests about {about}. Line: {span} % interval, corrected for all pairs of this "
+        "report. Left of zero throughout: demonstrably worse. Within the shaded "
+        f"{margin:g} point{'s' * (margin != 1)}: equivalent. Otherwise undecided (hollow).",
+    )
+    return [chart]
 
 
 def cost_chart(group: Group) -> Chart | Missing:
@@ -127,7 +157,7 @@ def cost_chart(group: Group) -> Chart | Missing:
     shown = [c for c in choices if len({point["x"] for point in c["points"]}) > 1] or choices[:1]
     return Chart(
         title,
-        {"kind": "scatter", "y": _ACCURACY, "choices": shown},
+        {"kind": "scatter", "y": {**_ACCURACY, "digits": group.digits}, "choices": shown},
         "Up and to the left is better. Vertical lines: 95 % intervals.",
     )
 
@@ -243,10 +273,10 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     if predictions.ranking is None:
         why = "this method gives neither scores nor probabilities"
         return [Missing("ROC curves", why), Missing("Precision-recall curves", why)]
-    x, y = axis("false positive rate", 0, 1), axis("true positive rate", 0, 1)
+    x, y = _share("false positive rate"), _share("true positive rate")
     empty = lines(x, y, [], unit=_UNIT, square=True, diagonal=True)
     roc = _class_curves("ROC curves", empty, roc_curves(predictions), ("fpr", "tpr", "auc"), of)
-    x, y = axis("recall", 0, 1), axis("precision", 0, 1)
+    x, y = _share("recall"), _share("precision")
     empty = lines(x, y, [], unit=_UNIT, square=True, steps=True)
     keys = ("recall", "precision", "average_precision")
     pr = _class_curves("Precision-recall curves", empty, pr_curves(predictions), keys, of)
@@ -262,16 +292,20 @@ def method_curves(method: Method) -> list[Chart | Missing]:
         size=[entry["count"] for entry in bins],
         strong=True,
     )
-    x, y = axis("mean probability of the answer", 0, 1), axis("share right", 0, 1)
+    x, y = _share("mean probability of the answer"), _share("share right")
     pooled = ", those of all models together" if of else ""
     chart = Chart(
         "Reliability curve",
         lines(x, y, [answers], square=True, diagonal=True, dots=True),
         f"On the diagonal, answers are right as often as they say. Expected calibration error "
-        f"{percent(reliability['ece'])} points in 15 equal-width bins; the area of a dot is the "
+        f"{percent(reliability['ece'], 1)} points in 15 equal-width bins; the area of a dot is the "
         f"number of answers in its bin{pooled}.",
     )
     return [roc, pr, chart]
+
+
+def _share(label: str) -> Any:
+    return axis(label, 0, 1, format="percent", digits=1)
 
 
 def _class_curves(
@@ -288,6 +322,14 @@ def _class_curves(
     averages = [curve for curve in data["curves"] if curve["class"] is None]
     classes = [curve for curve in data["curves"] if curve["class"] is not None]
     caption = f"One class against the rest; after each name its {name}.{of}"
+    if (
+        len(classes) == 2
+    ):  # averages of two say nothing more, and their ROC curves mirror each other
+        averages = []
+        if area == "auc":
+            classes = classes[1:]
+            found = percent(classes[0][area])
+            caption = f"{classes[0]['class']} against the other class: {name} {found}\u00a0%.{of}"
     if len(classes) > MAX_CLASS_CURVES:
         caption += (
             f" Of {len(classes)} classes the {MAX_CLASS_CURVES} with the lowest {name} are drawn; "
@@ -303,7 +345,7 @@ def _class_curves(
             curve["class"] or f"{curve['average']} average",
             [round(value * _UNIT) for value in curve[x]],
             [round(value * _UNIT) for value in curve[y]],
-            value=f"{curve[area]:.4f}",
+            value=f"{percent(curve[area])} %",
             strong=curve["class"] is None,
         )
         for curve in [*averages, *classes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from featpipe.report.data import (
 from featpipe.report.sections import SECTIONS, Content, Section, percent, render
 
 _PAIRS = 6  # confused pairs shown of each method
-_PER_PAIR = 4  # thumbnails of each
+_PER_PAIR = 6  # thumbnails of each
 _RIVALS = 5  # methods that the best one is held against
 
 
@@ -52,17 +52,26 @@ class Failures(Section):
             images = data.images(group)
             part: dict[str, Any] = {"group": group, "images": images, "methods": []}
             for method in group.methods:
-                overlays: dict[str, Thumbnail] = {}
                 explained = []
                 row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
                 for title, found in explanations(method, data.sheet):
-                    overlays |= found
-                    ids = list(found)[:limit]
-                    shown = [_item(method, row_of[key], images, found) for key in ids]
+                    shown = [
+                        replace(
+                            _item(method, row_of[key], images),
+                            thumbnail=as_seen(method, key, images, data.sheet),
+                            overlay=found[key],
+                        )
+                        for key in list(found)[:limit]
+                    ]
                     explained += [(title, shown)] if shown else []
-                confused = confused_pairs(method, images)
-                errors = [_item(method, row, images, overlays) for row in method.wrong[:limit]]
+                confused = confused_pairs(method, images, limit)
+                # An image is shown once: what stands elsewhere is not among the other errors.
+                lists = [pair["shown"] for pair in confused] + [shown for _, shown in explained]
+                already = {item.id for items in lists for item in items}
+                others = [r for r in method.wrong if str(method.table.ids[r]) not in already]
+                errors = [_item(method, row, images) for row in others[:limit]]
                 failed = {"confused": confused, "errors": errors, "explanations": explained}
+                failed |= {"n_others": len(others)}
                 part["methods"].append({"method": method, **failed})
             part["always_wrong"] = always_wrong(group, images, limit)
             part["disagreements"] = disagreements(group, images, limit)
@@ -83,7 +92,7 @@ class Failures(Section):
         return Content(render("failures.html.j2", groups=groups), tables={"errors": table})
 
 
-def confused_pairs(method: Method, images: GroupImages) -> list[dict[str, Any]]:
+def confused_pairs(method: Method, images: GroupImages, limit: int) -> list[dict[str, Any]]:
     """Return the pairs of classes taken for each other most often, in one direction each."""
     matrix = np.array(method.metrics["confusion"])
     errors = matrix.copy()
@@ -100,7 +109,9 @@ def confused_pairs(method: Method, images: GroupImages) -> list[dict[str, Any]]:
                     "answer": method.columns[answer],
                     "count": errors[true, answer],
                     "share": errors[true, answer] / matrix[true].sum(),
-                    "shown": [_item(method, row, images, {}) for row in wrong[alike][:_PER_PAIR]],
+                    "shown": [
+                        _item(method, row, images) for row in wrong[alike][: min(_PER_PAIR, limit)]
+                    ],
                 }
             )
     return pairs
@@ -116,7 +127,8 @@ def always_wrong(group: Group, images: GroupImages, limit: int) -> tuple[int, li
     items = []
     for row in sorted(votes, key=lambda row: -votes[row].max())[:limit]:
         answer = group.columns[votes[row].argmax()]
-        agree = f"{votes[row].max()} of {len(group.methods)} say so"
+        n, of = votes[row].max(), len(group.methods)
+        agree = f"all {of} methods agree" if n == of else f"{n} of {of} methods agree"
         items.append(_group_item(group, row, answer, images, agree))
     return len(rows), items
 
@@ -162,9 +174,26 @@ def explanations(method: Method, sheet: ThumbnailSheet) -> list[tuple[str, dict[
     return found
 
 
-def _item(
-    method: Method, row: int, images: GroupImages, overlays: dict[str, Thumbnail]
-) -> GalleryItem:
+def as_seen(
+    method: Method, image_id: str, images: GroupImages, sheet: ThumbnailSheet
+) -> Thumbnail | None:
+    """Return the part of a test image that the network saw, in its proportions."""
+    image = images.read(image_id)
+    if image is None:
+        return None
+    prepared = method.result.extra.get("network", {}).get("preprocessing", {})
+    fit, (height, width) = prepared.get("fit"), image.shape[:2]
+    share = 1 if fit in ("whole", "fill") else prepared.get("crop", 1) / prepared.get("resize", 1)
+    if width == height and share == 1:
+        return images.thumbnail(image_id)
+    size = (width, height) if fit in ("whole", "squash") else (min(width, height),) * 2
+    left, top = (width - share * size[0]) / 2, (height - share * size[1]) / 2
+    side, box = max(1, round(share * max(size))), (left, top, width - left, height - top)
+    seen = Image.fromarray(image).resize((side, side), box=box)
+    return sheet.add(f"{method.anchor}/seen/{image_id}", np.array(seen))
+
+
+def _item(method: Method, row: int, images: GroupImages) -> GalleryItem:
     """Return a test image with what a method answered, and how confident it was."""
     image_id, remark = str(method.table.ids[row]), ""
     if method.confidence is not None:
@@ -176,7 +205,6 @@ def _item(
         method.columns[method.predicted[row]],
         images.thumbnail(image_id),
         remark,
-        overlays.get(image_id),
     )
 
 

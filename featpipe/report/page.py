@@ -10,21 +10,23 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from markupsafe import Markup
 
 from featpipe.datasets import slug
 from featpipe.errors import UsageError
-from featpipe.evaluation.result import Result, find_results, options_behind, settings_of
+from featpipe.evaluation.result import Result, find_results
 from featpipe.files import open_regular
 from featpipe.report import written
-from featpipe.report.data import Group, Method, ReportData
+from featpipe.report.answers import answers
+from featpipe.report.data import Method, ReportData
 from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
 from featpipe.report.step import Report, html_path
-from featpipe.report.tables import Comparison, conclude
+from featpipe.report.tables import Comparison
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 
 GENERATOR = "featpipe report"
-_LOWER = ("precision", "runtime", "calibration")  # what describes another one than float32
+_ABSOLUTE = re.compile(r"(?<![\w.…/<])(?:/[\w.+@~-]+)+/(?=[\w.])")  # the folders of a path
 _HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
 
 
@@ -113,13 +115,17 @@ class Page:
             if not frame.empty
         }
         self.add(Provenance(written.tables_folder(path).name, [*tables, written.SUMS]))
-        datasets = dict.fromkeys(group.dataset for group in data.groups)
+        datasets = dict.fromkeys(group.name for group in data.groups)
         runs = sorted(method.result.created[:10] for method in data.methods)
         text = render_page(
             "report.html.j2",
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
             generator=GENERATOR,
-            description=" ".join(conclude(group, data.comparison.margin) for group in data.groups),
+            description=" ".join(
+                sentence
+                for group in data.groups
+                for sentence in answers(group, data.comparison.margin).values()
+            ),
             recipe=recipe,
             n_methods=len(data.methods),
             runs=runs[0] if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}",
@@ -155,6 +161,8 @@ class Page:
             self._show(name, name, Content(figures=[Missing(name, why)]))
 
     def _show(self, name: str, title: str, content: Content) -> None:
+        if not content.html and not content.figures:  # it has nothing to say of these results
+            return
         html = render("section.html.j2", content=content)
         # Read here, where it is known whose they are, and not by the template of the page.
         entries = [(text, anchor) for text, anchor in content.entries]
@@ -200,10 +208,10 @@ def write_index(folder: Path, *, force: bool = False) -> Path:
 
 
 class Provenance(Section):
-    """The end of the page: how to get the same again, and the folder with its tables."""
+    """The end of the page: what reproduces it, and the folder with its tables."""
 
     name = "provenance"
-    title = "How to get the same again"
+    title = "Reproduce this report"
 
     def __init__(self, folder: str, files: Sequence[str]) -> None:
         self.folder, self.files = folder, files
@@ -229,34 +237,9 @@ class Provenance(Section):
             files=self.files,
             groups=data.groups,
             step=step,
-            in_float32=in_float32,
         )
-        return Content(html)
-
-
-def in_float32(method: Method, group: Group) -> Method | None:
-    """Return the same method on features of a float32 forward pass, where the group has it.
-
-    ``None`` also for a method whose features are of float32 themselves.
-    """
-
-    def described(result: Result) -> list[dict[str, Any]]:
-        return [store["manifest"].get("backbone", {}) for store in result.stores]
-
-    def alike(result: Result) -> Any:
-        inputs = [name for name, spec in options_behind(result).items() if spec.selects_input]
-        settings = {**settings_of(result), **dict.fromkeys(inputs)}
-        layers = [store["layer"] for store in result.stores]
-        exact = [{**backbone, **dict.fromkeys(_LOWER)} for backbone in described(result)]
-        return result.method, settings, layers, exact
-
-    if not any("precision" in backbone for backbone in described(method.result)):
-        return None
-    for other in group.methods:
-        lower = any(key in backbone for backbone in described(other.result) for key in _LOWER)
-        if not lower and alike(other.result) == alike(method.result):
-            return other
-    return None
+        # A page is read elsewhere, where the folders of this machine mean nothing.
+        return Content(Markup(_ABSOLUTE.sub("…/", html)))  # noqa: S704 - nothing is added
 
 
 def recipes_of(data: ReportData) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -118,9 +117,9 @@ def percent(value: float | None, digits: int = 2) -> str:
     return MISSING if value is None else f"{100 * value:.{digits}f}"
 
 
-def points(value: float) -> str:
+def points(value: float, digits: int = 2) -> str:
     """Return a difference of two shares in percentage points, with a real minus sign."""
-    return f"{100 * value:+.2f}".replace("-", "−")
+    return f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:
@@ -130,11 +129,14 @@ def p_value(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def seconds(value: float | None) -> str:
-    """Return a duration in seconds with three significant digits."""
-    if not value or abs(value) >= 100:
-        return count(value)
-    return f"{value:.{min(4, 2 - math.floor(math.log10(abs(value))))}f}"
+def duration(value: float | None) -> str:
+    """Return a duration of so many seconds in the unit that people would say it in."""
+    if not value:
+        return MISSING if value is None else "0\u00a0s"
+    for unit, factor, least in (("h", 3600, 5400), ("min", 60, 90), ("s", 1, 0.1), ("ms", 1e-3, 0)):
+        if value >= least:
+            return f"{value / factor:.{0 if value >= 10 * factor else 1}f}\u00a0{unit}"
+    return MISSING
 
 
 def count(value: float | None) -> str:
@@ -165,7 +167,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (percent, points, p_value, seconds, count, size)
+    formats = (percent, points, p_value, duration, count, size)
     environment.filters.update({function.__name__: function for function in formats})
     # JSON that is safe inside a script element: no "<", ">" or "&" in it.
     environment.filters["data"] = lambda value: htmlsafe_json_dumps(

@@ -32,6 +32,9 @@ class Report(ResultsStep):
         affects_result=False,
     )
     title: str | None = option(None, help="Title of the page.", affects_result=False)
+    dataset_name: str | None = option(
+        None, help="What the page calls the dataset.", affects_result=False
+    )
     gallery: int = option(24, help="Images in each gallery at most.", minimum=0)
     data: Path | None = option(None, help="Folder to look for the images in.", affects_result=False)
     seed: int = option(0, help="Seed of the map of the features.", seed=True)

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from featpipe.report.data import Group, Method, ReportData
+from featpipe.errors import FeatpipeError
+from featpipe.report.answers import answers, warnings
+from featpipe.report.data import Group, GroupImages, Method, ReportData, find_store
 from featpipe.report.figures import (
     accuracy_chart,
     cost_chart,
+    difference_chart,
     method_curves,
     search_charts,
     training_charts,
 )
-from featpipe.report.sections import (
-    SECTIONS,
-    Content,
-    Section,
-    count,
-    percent,
-    points,
-    render,
-)
-from featpipe.statistics.comparison import (
-    LEADING,
-    QUESTIONS,
-    TIED,
-    contamination_notes,
-    equivalent_within,
-    scope_notes,
-)
+from featpipe.report.sections import SECTIONS, Content, Section, render
+from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
-_NAMED = 3  # more names than these would hide the verdict
+_SAMPLES = 12  # images on the card of a dataset
 
 
 class Comparison(Section):
@@ -44,28 +33,75 @@ class Comparison(Section):
 
     def __init__(self, number: int, group: Group) -> None:
         self.name = f"tests-{number}"
-        self.title = group.label or "Comparison"
+        self.title = group.label or "At a glance"
         self.group = group
 
     def content(self, data: ReportData) -> Content:
-        """Return the conclusion, the table, accuracy and cost, and all paired tests."""
-        group, published = self.group, data.published(self.group)
+        """Return the answers, the dataset, the table, accuracy and cost, and all paired tests."""
+        group, images, published = self.group, data.images(self.group), data.published(self.group)
+        tests = [test for pair in group.pairs for q in QUESTIONS if (test := pair[q])]
         html = render(
             "comparison.html.j2",
             group=group,
-            conclusion=conclude(group, data.comparison.margin),
+            answers=answers(group, data.comparison.margin),
+            warnings=warnings(group, images),
+            matrix=matrix(group),
+            card=dataset_card(group, images, data),
             published=published,
-            charts=[accuracy_chart(group, published), cost_chart(group)],
-            notes=[
-                *scope_notes(group.pairs),
-                *contamination_notes(method.result for method in group.methods),
+            charts=[
+                accuracy_chart(group, published),
+                *difference_chart(group, data.comparison.margin),
+                cost_chart(group),
             ],
+            notes=scope_notes(group.pairs),
             questions=QUESTIONS,
+            asked=[q for q in QUESTIONS if any(pair[q] for pair in group.pairs)],
+            ways=list(dict.fromkeys(test["method"] for test in tests)),
             margin=data.comparison.margin,
             titles={method.row["name"]: method.title for method in group.methods},
             looks=dict.fromkeys(LEADING, "best") | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
         )
         return Content(html)
+
+
+def matrix(group: Group) -> dict[str, Any] | None:
+    """Return the methods as backbone × probe, where there are several of both; else None.
+
+    Where several methods share a cell, it shows the best of them.
+    """
+    best: dict[tuple[str, str], Method] = {}
+    for method in group.methods:
+        best.setdefault((method.row["features"] or "–", method.row["method"]), method)
+    backbones, probes = (list(dict.fromkeys(names)) for names in zip(*best, strict=True))
+    if len(backbones) < 2 or len(probes) < 2:
+        return None
+    rows = [[best.get((backbone, probe)) for probe in probes] for backbone in backbones]
+    return {"probes": probes, "rows": list(zip(backbones, rows, strict=True)), "worse": WORSE}
+
+
+def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[str, Any]:
+    """Return what the methods of a group were trained and tested on, with a sample image a class.
+
+    ``left_out`` has what extraction could not read, as far as its stores are still there.
+    """
+    records = {r["fingerprint"]: (m, r) for m in group.methods for r in m.result.stores}
+    left_out: dict[str, str] = {}
+    for method, record in records.values():
+        with suppress(FeatpipeError):  # a store that is gone cannot say what it left out
+            store = find_store(method, record, data.context.workspace.root)
+            left_out |= {store.ids[row]: why for row, why in store.skipped.items()}
+    known = [record["manifest"]["dataset"] for _, record in records.values()]
+    tested = np.bincount(group.true, minlength=len(group.classes))
+    rows = np.unique(group.true, return_index=True)[1][:_SAMPLES]
+    trained = [split["n_train"] for split in group.methods[0].result.splits if split["n_train"]]
+    samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
+    return {
+        "splits": {dataset["split"]: dataset["images"] for dataset in known},
+        "per_class": sorted({tested.min(), tested.max()}),
+        "trained": sorted({min(trained), max(trained)}) if trained else [],
+        "left_out": left_out,
+        "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
+    }
 
 
 @SECTIONS.register
@@ -87,80 +123,6 @@ class Methods(Section):
                 panels[method] = {"confusion": confusion(method), "charts": charts}
         html = render("methods.html.j2", groups=data.groups, panels=panels)
         return Content(html, tables=frames(data), entries=entries)
-
-
-# -- comparison ----------------------------------------------------------------------------------
-
-
-def conclude(group: Group, margin: float) -> str:
-    """Say which method is best on these test rows, by how much, and with what certainty.
-
-    Only what a paired test decided is claimed, corrected by Holm for all pairs of the page: of the
-    methods, where models were trained on several training sets, else of the trained models.
-    """
-    first, others = group.methods[0], group.methods[1:]
-    rows = f"the {count(first.row['n_test'])} test images of {group.dataset}"
-    accuracy = (
-        f"{percent(first.row['accuracy'])}\u00a0% (95\u00a0% interval "
-        f"{percent(first.row['low'])} to {percent(first.row['high'])})"
-    )
-    if not others:
-        return (
-            f"{first.title} classifies {accuracy} of {rows} correctly; "
-            "no other method was tested on them, so nothing is said about better or worse."
-        )
-    tied = [method for method in group.methods if method.row["verdict"] == TIED]
-    start = (
-        f"{_names(tied)} tie for the highest accuracy on {rows}, {accuracy}."
-        if tied
-        else f"{first.title} has the highest accuracy on {rows}, {accuracy}."
-    )
-    sentences = [start]
-    for question, subject in QUESTIONS.items():
-        if claims := _claims(group, question, margin):
-            sentences.append(f"Of {subject}: {'; '.join(claims)}.")
-    return " ".join(sentences)
-
-
-def _claims(group: Group, question: str, margin: float) -> list[str]:
-    """Say how the first method compares with the others, as far as a question has answers."""
-    first = group.methods[0]
-    by_verdict: dict[str, list[Method]] = {}
-    for method in group.methods[1:]:
-        by_verdict.setdefault(method.row[f"verdict_{question}"], []).append(method)
-    tests = {pair["b"]: pair[question] for pair in group.pairs if pair["a"] == first.row["name"]}
-    claims = []
-    if worse := by_verdict.get(WORSE):
-        nearest = min((tests[one.row["name"]] for one in worse), key=lambda t: t["difference"])
-        among = ", the nearest by" if len(worse) > 1 else " by"
-        claims.append(
-            f"{first.title} is better than {_names(worse)}{among} "
-            f"{percent(nearest['difference'])} points "
-            f"({100 * nearest['confidence']:.3g}\u00a0% interval "
-            f"{points(nearest['low'])} to {points(nearest['high'])})"
-        )
-    if like := by_verdict.get(EQUIVALENT):
-        claims.append(f"{_names(like)} {_is(like)} {equivalent_within(margin)}")
-    if open_ := by_verdict.get(UNDECIDED):
-        needed = [tests[one.row["name"]]["rows_needed"] for one in open_]
-        if enough := max(filter(None, needed), default=None):
-            some = "some of them" if None in needed else "that"
-            would = f"about {count(enough)} test images would decide {some}"
-        else:
-            would = "more test images alone would not decide that"
-        claims.append(f"{_names(open_)} {_is(open_)} undecided ({would})")
-    return claims
-
-
-def _is(methods: list[Method]) -> str:
-    return "is" if len(methods) == 1 else "are"
-
-
-def _names(methods: list[Method]) -> str:
-    titles = [method.title for method in methods]
-    if len(titles) > _NAMED:
-        return f"{len(titles)} other methods"
-    return " and ".join(filter(None, [", ".join(titles[:-1]), titles[-1]]))
 
 
 # -- one method ----------------------------------------------------------------------------------
@@ -192,7 +154,12 @@ def frames(data: ReportData) -> dict[str, pd.DataFrame]:
     return {
         "comparison": data.comparison.table(),
         "pairs": data.comparison.pair_table(),
-        "per-class": data.frame(lambda method: method.metrics["per_class"]),
+        "per-class": data.frame(
+            lambda method: [
+                {**row, "class": name}
+                for row, name in zip(method.metrics["per_class"], method.classes, strict=True)
+            ]
+        ),
         "confusion": data.frame(
             lambda method: [
                 {"true": true, "answer": answer, "images": count}

@@ -52,7 +52,7 @@ def test_hover_shows_the_value(made: Made, look: Any) -> None:
     seen.drawn("intervals").locator(".plot circle.value").first.hover()
     tip = seen.tab.locator(".tip")
     best = max(r.summary["accuracy"]["value"] for r in made.results)
-    assert f"{100 * best:.2f} %" in tip.inner_text()
+    assert f"{100 * best:.1f} %" in tip.inner_text()
     seen.tab.mouse.move(2, 2)
     assert not tip.is_visible()
 
@@ -158,6 +158,67 @@ def test_contents_open_the_part_they_lead_to(made: Made, look: Any) -> None:
     part = str(entry.get_attribute("href")).removeprefix("#")
     entry.click()
     seen.until(f"document.getElementById('{part}').open")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_contents_links_land_on_their_headings(made: Made, look: Any, width: int) -> None:
+    seen = look(made.page, width)
+    links = seen.tab.locator("nav.contents a")
+    anchors = [links.nth(i).get_attribute("href")[1:] for i in range(links.count())]
+    assert len(anchors) > 10
+    for anchor in anchors:
+        if width < 1000 and not seen.tab.evaluate("document.querySelector('nav details').open"):
+            seen.tab.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+            seen.tab.locator("nav.contents summary").click()
+        seen.tab.evaluate(f"document.querySelector('nav a[href=\"#{anchor}\"]').click()")
+        seen.tab.wait_for_timeout(60)
+        seen.until("(window.before ?? -1) === scrollY ? true : ((window.before = scrollY), false)")
+        top = seen.tab.evaluate(
+            f"(document.querySelector('#{anchor} > h2') ?? document.getElementById('{anchor}'))"
+            ".getBoundingClientRect().top"
+        )
+        end = seen.tab.evaluate(
+            "scrollY + innerHeight >= document.documentElement.scrollHeight - 2"
+        )
+        assert end or -1 <= top <= 44, (anchor, top)
+
+
+def test_what_is_open_is_drawn_at_once(made: Made, look: Any) -> None:
+    seen = look(made.page)
+    undrawn = (
+        "[...document.querySelectorAll('figure.chart')].filter((f) =>"
+        " f.querySelector('.plot').clientWidth && !f.dataset.drawn).length"
+    )
+    assert seen.tab.evaluate(undrawn) == 0
+    seen.tab.evaluate("document.querySelector('details.method:not([open])').open = true")
+    seen.until(f"{undrawn} === 0")
+
+
+def test_classes_differ_by_more_than_colour(made: Made, look: Any) -> None:
+    seen = look(made.page)
+    figure = seen.drawn("map")
+    assert figure.locator(".class-name").count() == 4
+    kinds = seen.tab.evaluate(
+        "[...document.querySelectorAll('figure.map .legend .key svg')].slice(0, 4)"
+        ".map((s) => s.firstChild.tagName + (s.firstChild.getAttribute('d') ?? '').slice(-8))"
+    )
+    assert len(set(kinds)) == 4
+    dashes = seen.tab.evaluate(
+        "[...document.querySelectorAll('figure[data-kind=lines] .series:not(.ink) .path')]"
+        ".slice(0, 4).map((p) => getComputedStyle(p).strokeDasharray)"
+    )
+    assert len(set(dashes)) == 4
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_point_of_the_cost_plot_is_named(made: Made, look: Any, width: int) -> None:
+    seen = look(made.page, width)
+    figure = seen.drawn("scatter")
+    points = figure.locator("circle.value").count()
+    assert figure.locator(".point-name").count() == points
+    named = figure.locator(".point-name").all_inner_texts()
+    if named[0] == "1":
+        assert figure.locator(".legend .key").count() == points
 
 
 def test_printing_opens_everything(made: Made, look: Any) -> None:

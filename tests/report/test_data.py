@@ -70,8 +70,8 @@ def test_groups_hold_methods_of_equal_rows_best_first(made: Made, tmp_path: Path
     data = made.data([*made.results, other.evaluate(Centroid(), "other")])
     assert [len(group.methods) for group in data.groups] == [len(made.results), 1]
     assert [group.label for group in data.groups] == [
-        "npz:toy.npz, 200 test images",
-        "npz:toy.npz, 60 test images",
+        "toy, 200 test images",
+        "toy, 60 test images",
     ]
     accuracies = [method.row["accuracy"] for method in data.groups[0].methods]
     assert accuracies == sorted(accuracies, reverse=True)

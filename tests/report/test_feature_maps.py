@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from featpipe.errors import FeatpipeError
 from featpipe.evaluation.result import Result
-from featpipe.report.data import Method, ReportData
-from featpipe.report.feature_maps import FeatureMaps, find_store, nearest, project, sprite
+from featpipe.report.data import Method, ReportData, find_store
+from featpipe.report.feature_maps import FeatureMaps, nearest, project, sprite
 from featpipe.report.sections import Chart, Missing
 from featpipe.workspace import IMAGE_LAYER
-from tests.report.conftest import Made
+from tests.report.conftest import Made, Page
 
 
 def clusters(n: int = 60, dims: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +70,7 @@ def test_a_sprite_takes_missing_tiny_and_odd_images() -> None:
 
 
 def figures(data: ReportData) -> list[Chart | Missing]:
-    return list(FeatureMaps().content(data).figures)
+    return FeatureMaps().maps(data)
 
 
 def test_features_that_all_methods_share_are_drawn_once(made: Made) -> None:
@@ -93,12 +93,19 @@ def test_why_there_is_no_map_is_said(made: Made) -> None:
     for result, why in (
         (changed(made, path="gone.h5"), "not on the disk any more"),
         (changed(made, fingerprint="0" * 64), "made again since, from something else"),
-        (changed(made, layer=IMAGE_LAYER), "no features are stored"),
-        (replace(made.results[0], stores=[]), "names the store of its features"),
     ):
         (part,) = figures(made.data([result]))
         assert isinstance(part, Missing)
         assert why in part.reason
+
+
+def test_without_features_there_is_no_section(made: Made, tmp_path: Path) -> None:
+    for result in (
+        changed(made, layer=IMAGE_LAYER),  # the network was trained as a whole
+        replace(made.results[0], stores=[]),
+    ):
+        assert figures(made.data([result])) == []
+    assert "What the features look like" not in Page(made.again(tmp_path / "r", [result])).text
 
 
 def test_a_store_is_found_from_the_workspace_and_from_the_result(made: Made) -> None:
@@ -106,7 +113,10 @@ def test_a_store_is_found_from_the_workspace_and_from_the_result(made: Made) -> 
     relative = str(Path(made.results[0].stores[-1]["path"]).relative_to(root))
     result = changed(made, path=relative)
     method = Method(result, result.predictions(), {}, "a", "b")
-    assert find_store(method, root).path == find_store(method, Path("elsewhere")).path
+    assert (
+        find_store(method, result.stores[-1], root).path
+        == find_store(method, result.stores[-1], Path("elsewhere")).path
+    )
     result.path = None
     with pytest.raises(FeatpipeError):
-        find_store(method, Path("elsewhere"))
+        find_store(method, result.stores[-1], Path("elsewhere"))

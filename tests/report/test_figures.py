@@ -14,11 +14,13 @@ import pytest
 
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import Result
+from featpipe.probes.logistic import Logistic
 from featpipe.report.data import Group, Method, ReportData
 from featpipe.report.figures import (
     MAX_CLASS_CURVES,
     accuracy_chart,
     cost_chart,
+    difference_chart,
     fold_chart,
     gradient_chart,
     low_shot_chart,
@@ -28,7 +30,7 @@ from featpipe.report.figures import (
     training_charts,
 )
 from featpipe.report.sections import Chart, Missing
-from tests.report.conftest import Made
+from tests.report.conftest import Made, Page, Plan, make_world
 
 Trainings = Callable[..., list[Result]]
 
@@ -222,3 +224,30 @@ def test_gradients_of_many_layers_are_drawn_over_the_layers() -> None:
     spec = gradient_chart(range(1, 21), flow).spec
     assert spec["x"]["names"] == layers
     assert [line["name"] for line in spec["series"]][0::5] == ["epoch 1", "epoch 20"]
+
+
+def test_differences_are_those_of_the_paired_tests(made: Made) -> None:
+    (group,) = made.data().groups
+    (chart,) = difference_chart(group, 1.0)
+    assert [entry["label"] for entry in chart.spec["entries"]] == [
+        method.title for method in group.methods[1:]
+    ]
+    for method, entry in zip(group.methods[1:], chart.spec["entries"], strict=True):
+        gap = method.row["accuracy"] - group.methods[0].row["accuracy"]
+        assert entry["value"] == pytest.approx(gap, abs=1e-9)
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        assert entry["open"] == (entry["high"] >= 0), "hollow unless demonstrably worse"
+    assert chart.spec["margin"] == 0.01
+    assert difference_chart(made.data(made.results[:1]).groups[0], 1.0) == []
+
+
+def test_two_classes_have_one_roc_curve(tmp_path: Path) -> None:
+    world = make_world(tmp_path, Plan(classes=("cat", "dog"), n_train=40, n_test=60))
+    page = Page(world.report([world.evaluate(Logistic(), "logistic")], tmp_path / "r"))
+    roc, pr = (
+        next(c for c in page.charts if c.get("x", {}).get("label") == label)
+        for label in ("false positive rate", "recall")
+    )
+    assert [one["name"] for one in roc["series"]] == ["dog"]
+    assert [one["name"] for one in pr["series"]] == ["cat", "dog"]
+    assert "dog against the other class: AUC" in page.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,8 @@ from PIL import Image
 
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import sealed_json
-from featpipe.report.data import Group, GroupImages
-from featpipe.report.gallery import always_wrong, confused_pairs, disagreements
+from featpipe.report.data import Group, GroupImages, ThumbnailSheet
+from featpipe.report.gallery import always_wrong, as_seen, confused_pairs, disagreements
 from tests.report.conftest import Made, Page
 
 
@@ -37,7 +39,7 @@ def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) 
     method = group.methods[-1]
     matrix = np.array(method.metrics["confusion"])
     np.fill_diagonal(matrix, 0)
-    pairs = confused_pairs(method, images)
+    pairs = confused_pairs(method, images, 24)
     assert [pair["count"] for pair in pairs] == sorted(matrix.ravel(), reverse=True)[: len(pairs)]
     for pair in pairs:
         assert {(item.true, item.answer) for item in pair["shown"]} <= {
@@ -51,7 +53,9 @@ def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
     count, items = always_wrong(group, images, 5)
     assert count == int((group.share_right == 0).all(axis=0).sum()) > 0
     assert len(items) == min(count, 5)
-    votes = [int(item.remark.split()[0]) for item in items]
+    n = len(group.methods)
+    assert all(item.remark.endswith("methods agree") for item in items)
+    votes = [n if "all" in item.remark else int(item.remark.split()[0]) for item in items]
     assert votes == sorted(votes, reverse=True)
     assert all(item.true != item.answer for item in items)
 
@@ -100,7 +104,7 @@ def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> No
         content = {"layer": layer, "strength": 0.5, "method": "Grad-CAM", "items": items}
         (folder / "explanation.json").write_text(sealed_json(content))
     page = Page(made.again(tmp_path / "r", [result]))
-    assert page.text.count("What the network looked at") == 1
+    assert page.text.count("What SVM (one-vs-rest) looked at") == 1
     assert page.text.index("Grad-CAM at layer3, opacity 0.5, as stored") < page.text.index(
         "Grad-CAM at layer4"
     )
@@ -127,3 +131,32 @@ def test_a_picture_that_cannot_be_read_is_left_out(made: Made, tmp_path: Path) -
     (folder / "explanation.json").write_text(sealed_json(content))
     page = Page(made.again(tmp_path / "r", [result]))
     assert "What the network looked at" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("prepared", "expected"),
+    [
+        ({"fit": "crop", "resize": 40, "crop": 20}, (20, 20, 20, 40)),
+        ({"fit": "fill", "resize": 40, "crop": 20}, (40, 40, 10, 50)),
+        ({"fit": "whole", "resize": 40, "crop": 20}, (60, 60, 0, 60)),
+        ({"fit": "squash", "resize": 40, "crop": 20}, (30, 30, 15, 45)),
+        ({}, (40, 40, 10, 50)),
+    ],
+)
+def test_the_original_beside_a_heat_map_is_cropped_like_it(
+    prepared: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    # 60 wide and 40 high; each column has its own brightness.
+    image = np.repeat(np.tile(np.arange(60, dtype=np.uint8) * 4, (40, 1))[..., None], 3, axis=2)
+    method = SimpleNamespace(
+        anchor="m", result=SimpleNamespace(extra={"network": {"preprocessing": prepared}})
+    )
+    images = SimpleNamespace(read=lambda _: image)
+    kept: list[np.ndarray] = []
+    sheet = ThumbnailSheet()
+    sheet.add = lambda key, pixels: kept.append(pixels)  # type: ignore[method-assign]
+    as_seen(method, "a", images, sheet)  # type: ignore[arg-type]
+    width, height, left, right = expected
+    assert kept[0].shape[:2] == (height, width)
+    assert kept[0][0, 0, 0] / 4 == pytest.approx(left, abs=1.5)
+    assert kept[0][0, -1, 0] / 4 == pytest.approx(right, abs=2)

@@ -19,13 +19,13 @@ import pytest
 
 from featpipe.report.sections import (
     count,
+    duration,
     environment,
     number_axis,
     p_value,
     percent,
     points,
     render_page,
-    seconds,
     size,
 )
 from tests.report.conftest import Made, Page
@@ -179,10 +179,12 @@ def test_an_axis_of_orders_of_magnitude_is_logarithmic() -> None:
         (points, 0.5, "+50.00"),
         (p_value, 0.0321, "0.032"),
         (p_value, 1e-9, "< 0.001"),
-        (seconds, 0.01234, "0.0123"),
-        (seconds, 75.3, "75.3"),
-        (seconds, 12345.6, "12\u202f346"),
-        (seconds, 0, "0"),
+        (duration, 0.01234, "12\u00a0ms"),
+        (duration, 1.4, "1.4\u00a0s"),
+        (duration, 75.3, "75\u00a0s"),
+        (duration, 376, "6.3\u00a0min"),
+        (duration, 12345.6, "3.4\u00a0h"),
+        (duration, 0, "0\u00a0s"),
         (count, 20490, "20\u202f490"),
         (size, 12, "12\u00a0B"),
         (size, 164_123, "164\u00a0KB"),
@@ -194,7 +196,7 @@ def test_numbers(format_: Callable[[object], str], value: object, text: str) -> 
     assert format_(value) == text
 
 
-@pytest.mark.parametrize("format_", [percent, p_value, seconds, count, size])
+@pytest.mark.parametrize("format_", [percent, p_value, duration, count, size])
 def test_a_number_that_is_not_known_is_a_dash(format_: Callable[[None], str]) -> None:
     assert format_(None) == "–"
 

@@ -66,7 +66,7 @@ def test_the_command_writes_page_tables_and_index(made: Made) -> None:
     assert (outcome.facts["failures"], outcome.exit_code) == ([], 0)
     listed = Page(index)
     assert "toy.html" in [attrs.get("href") for tag, attrs in listed.elements if tag == "a"]
-    assert "highest accuracy" in listed.text
+    assert "tie at 80.5" in listed.text
 
 
 def test_no_recipe_overwrites_the_page_of_another(made: Made, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ function drawLines(figure, spec) {
   const wide = plot.clientWidth;
   const height = spec.square ? Math.min(wide * 0.9, 400) : Math.min(Math.max(wide * 0.6, 220), 320);
   const { canvas, width } = frame(plot, Math.round(height), plot.dataset.title);
-  const box = { left: 54, right: width - 14, top: 26, bottom: height - 44 };
+  const box = { left: 54, right: width - 22, top: 26, bottom: height - 44 };
   const xs = lines.flatMap((one) => one.x);
   const ys = lines.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? [])]);
   const x = scale(spec.x, xs, box.left, box.right);
@@ -37,7 +37,7 @@ function colour(one, index, lines) {
   }
   const coloured = lines.some((other) => !other.strong) ? lines.filter((other) => !other.strong) : lines;
   const place = Math.max(0, coloured.indexOf(one));
-  return `k${place % 10}${place >= 10 ? " dashed" : ""}`;
+  return `k${place % 10} d${place % 4}`; // the dashes tell apart what colours do not
 }
 
 function drawOneLine({ one, index, spec, x, y, targets, hidden }) {
@@ -141,16 +141,24 @@ function drawIntervals(figure, spec) {
   const height = spec.entries.length * rowHeight + 56;
   const { canvas, width } = frame(plot, height, plot.dataset.title);
   const longest = Math.max(...spec.entries.map((entry) => entry.label.length));
-  const left = narrow ? 12 : Math.min(24 + longest * 6.6, width * 0.42);
+  const left = narrow ? 12 : Math.min(24 + longest * 7.2, width * 0.42);
   const box = { left, right: width - 22, top: 8, bottom: height - 46 };
   const values = spec.entries.flatMap((entry) =>
     [entry.value, entry.low ?? null, entry.high ?? null, ...(entry.dots ?? [])]);
-  const x = scale(spec.x, values, box.left, box.right);
+  const around = spec.zero ? [-spec.margin, spec.margin] : [];
+  const x = scale(spec.x, [...values, ...around], box.left, box.right);
+  if (spec.zero) {
+    canvas.append(shape("rect", { x: x(-spec.margin), y: box.top, width: x(spec.margin) - x(-spec.margin),
+      height: box.bottom - box.top, class: "margin" }));
+  }
   drawAxes(canvas, x, null, box);
+  if (spec.zero) {
+    canvas.append(shape("line", { x1: x(0), x2: x(0), y1: box.top, y2: box.bottom, class: "zero-line" }));
+  }
   const targets = [];
   spec.entries.forEach((entry, index) => {
     const at = box.top + (index + (narrow ? 0.68 : 0.5)) * rowHeight;
-    const kind = `interval${entry.published ? " published" : ""}${entry.best ? " best" : ""}`;
+    const kind = `interval${entry.published ? " published" : ""}${entry.best ? " best" : ""}${entry.open ? " open" : ""}`;
     const group = shape("g", { class: kind });
     const room = Math.floor((narrow ? width - 24 : left - 16) / 6.6);
     const name = entry.label.length > room ? `${entry.label.slice(0, room - 1)}…` : entry.label;
@@ -177,9 +185,9 @@ function drawIntervals(figure, spec) {
       line(entry.label, true),
       line(`${entry.dots ? "mean" : spec.x.label}: ${text(entry.value, spec.x)}`),
       ...(entry.low !== undefined && entry.low !== null
-        ? [line(`95 % interval: ${text(entry.low, spec.x)} to ${text(entry.high, spec.x)}`)] : []),
+        ? [line(`${spec.zero ? "" : "95 % "}interval: ${text(entry.low, spec.x)} to ${text(entry.high, spec.x)}`)] : []),
       ...(entry.sd !== undefined && entry.sd !== null ? [line(`standard deviation: ${text(entry.sd, spec.x)}`)] : []),
-      ...(entry.note ? [line(entry.note)] : []),
+      ...(entry.note ?? entry.tag ? [line(entry.note ?? entry.tag)] : []),
     ] });
     canvas.append(group);
   });
@@ -191,11 +199,11 @@ function numbersOfIntervals(spec) {
     entry.label, text(entry.value, spec.x),
     entry.dots ? entry.dots.map((value) => text(value, spec.x)).join(", ")
       : `${text(entry.low, spec.x)} to ${text(entry.high, spec.x)}`,
-    entry.note ?? (entry.sd === undefined ? "" : text(entry.sd, spec.x)),
+    entry.note ?? entry.tag ?? (entry.sd === undefined ? "" : text(entry.sd, spec.x)),
   ]);
   const models = spec.entries.some((entry) => entry.dots);
   return tableOf(models ? ["method", "mean", "models", "standard deviation"]
-    : ["method", spec.x.label, "95 % interval", "verdict"], rows);
+    : ["method", spec.x.label, "interval", "verdict"], rows);
 }
 
 // -- scatter -----------------------------------------------------------------------------------
@@ -219,20 +227,18 @@ function drawScatter(figure, spec) {
   const x = scale(choice.x, choice.points.map((point) => point.x), box.left, box.right);
   const y = scale(spec.y, choice.points.flatMap((point) => [point.low, point.high]), box.bottom, box.top);
   drawAxes(canvas, x, y, box);
-  const taken = choice.points.flatMap((point) => {
-    const cx = x(point.x);
-    const cy = y(point.y);
-    return [{ left: cx - 7, right: cx + 7, top: cy - 7, bottom: cy + 7 },
-      { left: cx - 1, right: cx + 1, top: y(point.high), bottom: y(point.low) }];
-  });
+  const marks = choice.points.map((point) => [x(point.x), y(point.y)]);
+  const named = choice.points.map((point) => point.label);
+  let labels = placed(named, marks, box);
+  const numbered = !labels; // where not every name has room, numbers stand for all of them
+  labels ??= placed(named.map((_, i) => String(i + 1)), marks, box, true);
+  figure.querySelector(".legend").replaceChildren(...(numbered
+    ? named.map((name, i) => make("span", { class: "key" }, make("b", {}, String(i + 1)), name)) : []));
   const targets = choice.points.map((point, index) => {
-    const cx = x(point.x);
-    const cy = y(point.y);
+    const [cx, cy] = marks[index];
     const group = shape("g", { class: `cost${index === 0 ? " best" : ""}` },
       shape("line", { x1: cx, x2: cx, y1: y(point.low), y2: y(point.high), class: "range" }),
-      shape("circle", { cx, cy, r: 5.5, class: "value" }));
-    const label = freeLabel(point.label, cx, cy, box, taken);
-    if (label) group.append(label);
+      shape("circle", { cx, cy, r: 5.5, class: "value" }), ...labels[index]);
     canvas.append(group);
     return { x: cx, y: cy, nodes: [group], show: () => [
       line(point.label, true),
@@ -243,26 +249,34 @@ function drawScatter(figure, spec) {
   watch(canvas, targets, 50);
 }
 
-// A label beside its point, where it covers no other; none where there is no room.
-function freeLabel(name, cx, cy, box, taken) {
-  const wide = name.length * 6.3;
-  const places = [
-    [cx + 10, cy + 4, "start"], [cx - 10, cy + 4, "end"],
-    [cx + 10, cy - 10, "start"], [cx - 10, cy - 10, "end"],
-    [cx + 10, cy + 18, "start"], [cx - 10, cy + 18, "end"],
-  ];
-  for (const [px, py, anchor] of places) {
-    const left = anchor === "start" ? px : px - wide;
-    const area = { left, right: left + wide, top: py - 11, bottom: py + 3 };
-    const inside = area.left >= box.left && area.right <= box.right + 14 && area.top >= 14 && area.bottom <= box.bottom;
-    const free = taken.every((other) => area.right < other.left || area.left > other.right
+// A label for every point, each where it covers no other and no point; null if one has no room,
+// unless `forced`. One that stands apart from its point has a line to it.
+function placed(names, marks, box, forced = false) {
+  const taken = marks.map(([cx, cy]) => ({ left: cx - 7, right: cx + 7, top: cy - 7, bottom: cy + 7 }));
+  const found = [];
+  for (const [index, name] of names.entries()) {
+    const [cx, cy] = marks[index];
+    const wide = name.length * 6.8;
+    const areas = [10, 22, 36, 52].flatMap((away) =>
+      [[away, 0], [-away, 0], [away, -away], [-away, -away], [away, away], [-away, away], [0, -away - 4], [0, away + 4]]
+        .map(([dx, dy]) => {
+          const left = dx > 0 ? cx + dx : dx < 0 ? cx + dx - wide : cx - wide / 2;
+          return { left, right: left + wide, top: cy + dy - 7, bottom: cy + dy + 7, apart: away > 10 };
+        }));
+    const inside = (area) => area.left >= box.left && area.right <= box.right + 14
+      && area.top >= 14 && area.bottom <= box.bottom;
+    const free = (area) => taken.every((other) => area.right < other.left || area.left > other.right
       || area.bottom < other.top || area.top > other.bottom);
-    if (inside && free) {
-      taken.push(area);
-      return shape("text", { x: px, y: py, "text-anchor": anchor, class: "point-name" }, name);
-    }
+    const area = areas.find((one) => inside(one) && free(one)) ?? (forced ? areas[0] : null);
+    if (!area) return null;
+    taken.push(area);
+    const middle = (area.left + area.right) / 2;
+    found.push([
+      ...(area.apart ? [shape("line", { x1: cx, y1: cy, class: "leader",
+        x2: Math.min(Math.max(cx, area.left), area.right), y2: (area.top + area.bottom) / 2 })] : []),
+      shape("text", { x: middle, y: area.bottom - 3, "text-anchor": "middle", class: "point-name" }, name)]);
   }
-  return null;
+  return found;
 }
 
 function numbersOfScatter(spec) {

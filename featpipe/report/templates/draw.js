@@ -30,7 +30,8 @@ function round(value) {
 function text(value, axis = {}) {
   if (value === null || value === undefined) return "–";
   if (axis.names) return axis.names[value - 1];
-  if (axis.format === "percent") return `${(100 * value).toFixed(2)} %`;
+  if (axis.format === "percent") return `${(100 * value).toFixed(axis.digits ?? 2)} %`;
+  if (axis.format === "points") return signed((100 * value).toFixed(axis.digits ?? 2));
   if (value !== 0 && Math.abs(value) < 0.001) return String(Number(value.toPrecision(3))).replace(/-/g, "−");
   const rounded = Number(value.toPrecision(5));
   const grouped = Math.abs(rounded) >= 10000
@@ -39,11 +40,16 @@ function text(value, axis = {}) {
   return grouped.replace("-", "−");
 }
 
+function signed(number) {
+  return Number(number) > 0 ? `+${number}` : number.replace("-", "−");
+}
+
 function tickText(value, axis, step) {
   if (axis.format === "percent") {
     const digits = Math.max(0, -Math.floor(Math.log10(step * 100) + 1e-9));
     return `${(100 * value).toFixed(Math.min(digits, 2))} %`;
   }
+  if (axis.format === "points") return signed(String(Number((100 * value).toPrecision(3))));
   if (axis.log && value > 0 && value < 0.001) return power10(value);
   if (Math.abs(value) >= 1e6) return `${Number((value / 1e6).toPrecision(3))} M`;
   return text(Number(value.toPrecision(10)));

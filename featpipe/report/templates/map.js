@@ -1,6 +1,7 @@
 // The map of the features: every point an image, its neighbours beside it.
 
 const SHAPES = ["circle", "square", "triangle", "diamond"];
+const MOST_NAMED = 20;
 
 function drawMap(figure, spec) {
   const state = figure.state ?? (figure.state = { view: 0, method: 0, only: "", errors: false });
@@ -36,6 +37,7 @@ function drawMap(figure, spec) {
   // Errors are on top of what is right.
   const order = [...targets].sort((a, b) => Number(a.wrong) - Number(b.wrong));
   canvas.append(...order.map((target) => target.node));
+  if (spec.classes.length <= MOST_NAMED) canvas.append(...classNames(spec, targets, side));
   watch(canvas, targets, 24);
   canvas.addEventListener("choose", (event) => {
     if (event.detail) inspect(figure, spec, event.detail.i, canvas, targets);
@@ -44,8 +46,21 @@ function drawMap(figure, spec) {
   inspect(figure, spec, state.shown ?? 0, canvas, targets);
 }
 
+// The name of each class where most of its points are.
+function classNames(spec, targets, side) {
+  const median = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
+  return spec.classes.map((name, label) => {
+    const mine = targets.filter(({ i }) => spec.true[i] === label);
+    if (!mine.length) return null;
+    const half = name.length * 3.6;
+    const x = Math.min(Math.max(median(mine.map((one) => one.x)), half), side - half);
+    return shape("text", { x, y: median(mine.map((one) => one.y)) + 4, "text-anchor": "middle", class: "class-name" }, name);
+  }).filter(Boolean);
+}
+
 function mapPoint(cx, cy, label, wrong, dimmed) {
-  const kind = SHAPES[Math.floor(label / 10) % SHAPES.length];
+  // Neighbours in the list differ in shape as well: ten colours are five to some people.
+  const kind = SHAPES[(label + Math.floor(label / 20)) % SHAPES.length];
   const r = 3.6;
   const attributes = { class: `point k${label % 10}${wrong ? " wrong" : ""}${dimmed ? " dimmed" : ""}` };
   const paths = {

@@ -1,4 +1,4 @@
-// What ties the page together: drawing when seen, switches, theme, printing.
+// What ties the page together: drawing, switches, theme, printing.
 
 const KINDS = {
   lines: [drawLines, numbersOfLines],
@@ -23,12 +23,13 @@ function draw(figure) {
   figure.dataset.drawn = "yes";
 }
 
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
-}, { rootMargin: "600px" });
+// All that is not in a closed part at once: a chart that came later would move what is below it.
+figures.forEach(draw);
+document.addEventListener("toggle", (event) => {
+  if (event.target.open) figures.filter((figure) => event.target.contains(figure)).forEach(draw);
+}, true);
 
 for (const figure of figures) {
-  seen.observe(figure);
   const numbers = figure.querySelector("details.numbers");
   numbers.addEventListener("toggle", () => {
     const room = numbers.querySelector(".scroll");
@@ -60,8 +61,9 @@ function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target instanceof HTMLDetailsElement) {
     target.open = true;
-    target.scrollIntoView();
+    figures.forEach(draw);
   }
+  target?.scrollIntoView({ behavior: "instant" });
 }
 window.addEventListener("hashchange", openTarget);
 openTarget();

@@ -1,0 +1,187 @@
+"""The first screen in plain words: which method, by how much, how sure, what cost, what fails.
+
+Nothing here is stronger than the paired tests: a method is better only where a test said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featpipe.evaluation.screening import note_of_leaks
+from featpipe.report.data import Group, GroupImages, Method
+from featpipe.report.sections import count, duration, percent, points
+from featpipe.statistics.comparison import contamination_notes
+from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
+
+_NAMED = 3  # more names than these would hide the answer
+_FEW_PER_CLASS = 10  # with fewer test images, a tenth of a class and more hangs on one of them
+_MEANING = {
+    WORSE: "which is demonstrably worse",
+    EQUIVALENT: "which is equivalent",
+    UNDECIDED: "which could be chance",
+}
+
+
+def answers(group: Group, margin: float) -> dict[str, str]:
+    """Answer what a reader wants to know: question → one or two sentences.
+
+    The first two, which need no question, are the best method (``headline``) and how the others
+    stand to it (``others``). ``margin`` is what counts as equivalent, in points. A verdict is that
+    on the methods where models were trained on several training sets, else on the trained models.
+    """
+    first = group.methods[0]
+    tests = {
+        p["b"]: p["methods"] or p["models"] for p in group.pairs if p["a"] == first.row["name"]
+    }
+    headline, others = _which(group, margin)
+    said = {
+        "headline": headline,
+        "others": others,
+        "By how much?": _by_how_much(group, tests),
+        "How sure?": _how_sure(group, tests),
+        "At what cost?": _cost(group),
+        "Where does it fail?": _failures(group),
+    }
+    return {question: text for question, text in said.items() if text}
+
+
+def warnings(group: Group, images: GroupImages) -> list[str]:
+    """Return what a reader must know before relying on a group's numbers, the worst first."""
+    best, digits = group.methods[0], group.digits
+    tested = np.bincount(group.true, minlength=len(group.classes))
+    leaks = [account for m in group.methods if (account := m.result.extra.get("leaks"))]
+    worst = max(leaks, key=lambda account: account["leaked"], default={"leaked": 0})
+    found = [note for note in (note_of_leaks(worst),) if note]
+    found += contamination_notes(method.result for method in group.methods)
+    if images.doubt:
+        found.append(images.doubt)
+    if stopped := [method for method in group.methods if not method.row["converged"]]:
+        found.append(f"The solver did not converge for {_names(stopped)}: see its notes.")
+    if best.row["low"] <= (chance := tested.max() / tested.sum()):
+        largest = f"{group.classes[tested.argmax()]} ({percent(chance, digits)}\u00a0%)"
+        found.append(
+            f"Even {best.title} is not demonstrably better than always answering {largest}."
+        )
+    if (least := int(tested.min())) < _FEW_PER_CLASS:
+        rare = [name for name, n in zip(group.classes, tested, strict=True) if n == least]
+        images_each = f"{least or 'no'} test image{'s' * (least != 1)}{' each' * (len(rare) > 1)}"
+        found.append(f"{_listed(rare, '{} classes')}: {images_each}; per-class numbers are rough.")
+    return found
+
+
+def _which(group: Group, margin: float) -> tuple[str, str]:
+    """Name the best method, and say how the others stand to it."""
+    first, others = group.methods[0], group.methods[1:]
+    accuracy, n = f"{percent(first.row['accuracy'], group.digits)}\u00a0%", first.row["n_test"]
+    if first.answers_once:
+        accuracy += f" ({count(round(first.row['accuracy'] * n))} of {count(n)})"
+    if not others:
+        headline = f"{first.title} classifies {accuracy} of the test images correctly."
+        return headline, "No other method was tested on them, so there is nothing to compare."
+    tied = [method for method in group.methods if method.ties_with(first)]
+    headline = f"{first.title} has the highest accuracy: {accuracy}."
+    if len(tied) > 1:
+        headline = f"{_names(tied)} tie at {accuracy}."
+    worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
+    if len(worse) == len(others):
+        return headline, f"It is demonstrably better than {_names(worse, 'all {} others')}."
+    clauses = [] if worse else ["no method is demonstrably better"]
+    if alike:
+        within = f"equivalent within {margin:g} point{'s' * (margin != 1)}"
+        clauses.append(f"{_names(alike)} {_is(alike)} {within}")
+    if open_:
+        clauses.append(f"{_names(open_)} may be as good or better")
+    if worse:
+        rest = f"the {len(worse)} others" if len(worse) > 1 else _names(worse)
+        clauses.append(f"{rest} {_is(worse)} demonstrably worse")
+    text = "; ".join(clauses)
+    return headline, f"{text[0].upper()}{text[1:]}."
+
+
+def _by_how_much(group: Group, tests: dict[str, Any]) -> str:
+    """Say the difference to the next method, and to the nearest one that is worse."""
+    digits = group.digits
+    others = [m for m in group.methods[1:] if m.row["verdict"] in _MEANING]
+    sentences = []
+    for method in dict.fromkeys([*others[:1], *_of(others, WORSE)[:1]]):
+        test = tests[method.row["name"]]
+        ahead = f"{percent(test['difference'], digits)} points ahead of {method.title}"
+        limits = f"{points(test['low'], digits)} and {points(test['high'], digits)}"
+        sentences.append(f"{ahead}, {_MEANING[method.row['verdict']]} (between {limits}).")
+    return " ".join(sentences)
+
+
+def _how_sure(group: Group, tests: dict[str, Any]) -> str:
+    first, digits = group.methods[0], group.digits
+    low, high = percent(first.row["low"], digits), percent(first.row["high"], digits)
+    sentences = [
+        f"With {count(first.row['n_test'])} test images, its accuracy is known to be {low} to "
+        f"{high}\u00a0% (95\u00a0% interval)."
+    ]
+    if undecided := [tests[one.row["name"]] for one in _of(group.methods, UNDECIDED)]:
+        needed = [test["rows_needed"] for test in undecided]
+        settle = "more test images alone would not settle it"
+        if enough := max(filter(None, needed), default=None):
+            what = "some of them" if None in needed else "it"
+            settle = f"about {count(float(f'{enough:.2g}'))} test images would settle {what}"
+        reach = percent(max(test["high"] for test in undecided), 1)
+        sentences.append(f"Differences of up to {reach} points remain possible; {settle}.")
+    if first.row["verdict_methods"]:
+        sentences.append("This also allows for other training images.")
+    elif group.methods[1:]:
+        sentences.append("Other training images could change the order.")
+    return " ".join(sentences)
+
+
+def _cost(group: Group) -> str:
+    """Name the cheapest of the methods that may be the best."""
+    first = group.methods[0]
+    contenders = [method for method in group.methods if method.row["verdict"] != WORSE]
+    seconds = {m: s for m in contenders if (s := m.row.get("total_seconds")) is not None}
+    if not seconds:
+        return "What it cost was not recorded."
+    cheapest = min(seconds, key=seconds.__getitem__)
+    spent = f"{duration(seconds[cheapest])} from images to answers"
+    if len(contenders) == 1:
+        return f"{first.title} took {spent}."
+    among = " of those that may be the best" * (len(contenders) < len(group.methods))
+    own = "" if cheapest is first else f" ({first.title}: {duration(seconds.get(first))})"
+    return f"Cheapest{among}: {cheapest.title}, {spent}{own}."
+
+
+def _failures(group: Group) -> str:
+    """Name the classes that the first method confuses most, and the one it knows least."""
+    method = group.methods[0]
+    matrix = np.array(method.metrics["confusion"])
+    tested, right = matrix.sum(axis=1), matrix.diagonal()
+    errors = matrix.copy()
+    np.fill_diagonal(errors, 0)
+    if not errors.any():
+        return "No test image is misclassified."
+    true, answered = np.unravel_index(errors.argmax(), errors.shape)
+    of = f"{count(errors[true, answered])} of {count(tested[true])}"
+    recall = np.where(tested > 0, right / np.maximum(tested, 1), 1.0)
+    hardest = f"{method.columns[recall.argmin()]}, {percent(recall.min(), 1)}\u00a0% right"
+    confused = f"{method.columns[true]} taken for {method.columns[answered]} ({of})"
+    return f"Most confused: {confused}. Hardest class: {hardest}."
+
+
+def _of(methods: Sequence[Method], verdict: str) -> list[Method]:
+    return [method for method in methods if method.row["verdict"] == verdict]
+
+
+def _is(methods: Sequence[Method]) -> str:
+    return "is" if len(methods) == 1 else "are"
+
+
+def _names(methods: Sequence[Method], many: str = "{} methods") -> str:
+    return _listed([method.title for method in methods], many)
+
+
+def _listed(names: Sequence[str], many: str) -> str:
+    if len(names) > _NAMED:
+        return many.format(len(names))
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
