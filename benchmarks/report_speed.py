@@ -95,7 +95,7 @@ def make_results(root: Path, store: FeatureStore, methods: int) -> None:
 def measure(root: Path) -> dict[str, float]:
     """Build the report of all results and return what it took; runs in a process of its own."""
     from featpipe.evaluation.result import scan_results  # noqa: PLC0415
-    from featpipe.report.page import build_report  # noqa: PLC0415 - not timed
+    from featpipe.reporting.page import build_report  # noqa: PLC0415 - not timed
 
     before = psutil.Process().memory_info().rss
     start, busy = time.perf_counter(), time.process_time()

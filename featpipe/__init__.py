@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from featpipe.api import *  # noqa: F403
 
 __all__ = [
-    "Answer", "Audit", "Comparison", "Embedder", "FeatpipeError", "FeatureStore", "LabelMap", "Result",
-    "compare", "evaluate", "export", "extract", "finetune", "load_backbone", "predict", "report",
-    "zeroshot",
+    "Answer", "Audit", "Comparison", "Embedder", "FeatpipeError", "FeatureStore", "LabelMap",
+    "Result", "compare", "evaluate", "export", "extract", "finetune", "load_backbone", "predict",
+    "report", "zeroshot",
 ]  # fmt: skip
 
 

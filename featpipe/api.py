@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.prediction import Answer, write_answers
-    from featpipe.report.written import changed_files
+    from featpipe.reporting.written import changed_files
     from featpipe.statistics.comparison import Comparison, compare
     from featpipe.steps.plan import Plan
     from featpipe.steps.recipe import find_recipe, parse_recipe, read_recipe
@@ -53,7 +53,7 @@ _HOMES = {
     "labelmap": ("LabelMap", "builtin_maps"),
     "embedder": ("Embedder",),
     "prediction": ("Answer", "write_answers"),
-    "report.written": ("changed_files",),
+    "reporting.written": ("changed_files",),
     "statistics.comparison": ("Comparison", "compare"),
     "steps.plan": ("Plan",),
     "steps.recipe": ("find_recipe", "parse_recipe", "read_recipe"),

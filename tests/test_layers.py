@@ -29,7 +29,7 @@ LAYERS = {
     ),
     1: ("datasets", "store", "labelmap"),
     2: ("backbones", "probes", "evaluation", "statistics", "audit"),
-    3: ("extraction", "finetuning", "report", "prediction", "bench", "embedder", "onnx_export"),
+    3: ("extraction", "finetuning", "reporting", "prediction", "bench", "embedder", "onnx_export"),
     4: ("api", "clean", "template"),
     5: ("cli", "__main__"),
 }

@@ -11,7 +11,7 @@ from featpipe.errors import FeatpipeError
 from featpipe.evaluation.result import Result, scan_results
 from featpipe.finetuning.explain import Explanation
 from featpipe.finetuning.saved import load_head
-from featpipe.report.page import head_of, write_index
+from featpipe.reporting.page import head_of, write_index
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs"),

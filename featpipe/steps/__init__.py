@@ -37,6 +37,6 @@ STEPS: Registry[type[Step]] = Registry(
         "explain": "featpipe.finetuning.explain",
         "audit": "featpipe.audit.step",
         "compare": "featpipe.statistics.step",
-        "report": "featpipe.report.step",
+        "report": "featpipe.reporting.step",
     },
 )

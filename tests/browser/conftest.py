@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.conftest import Made, hostile, made  # noqa: F401 - fixtures
+from tests.reporting.conftest import Made, hostile, made  # noqa: F401 - fixtures
 
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import no_complaints
-from tests.report.conftest import Made
+from tests.reporting.conftest import Made
 
 pytestmark = pytest.mark.browser
 

@@ -31,7 +31,7 @@ import featpipe.evaluation.run
 import featpipe.finetuning.explain
 import featpipe.finetuning.run
 import featpipe.probes.estimators
-import featpipe.report.page
+import featpipe.reporting.page
 import featpipe.statistics.comparison
 import featpipe.steps.runner
 from featpipe.cli.main import main as featpipe_main

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from featpipe.report.sections import Chart, Content, Section, axis, line, lines
+from featpipe.reporting.sections import Chart, Content, Section, axis, line, lines
 
 
 class Calibration(Section):

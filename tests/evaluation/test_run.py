@@ -24,8 +24,8 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
-from featpipe.report.step import Report
-from featpipe.report.written import changed_files
+from featpipe.reporting.step import Report
+from featpipe.reporting.written import changed_files
 from featpipe.steps import options_of
 from tests.evaluation.methods import context, evaluated, numbers, pair
 from tests.stores import content, sealed
@@ -504,7 +504,7 @@ def test_the_estimate_is_what_the_last_result_took(workspace):
 RUN = """
 import sys, resource, signal
 from pathlib import Path
-from featpipe.report.step import Report
+from featpipe.reporting.step import Report
 from featpipe.probes.svm import Svm
 from featpipe.steps import Context
 from featpipe.workspace import Workspace

@@ -14,8 +14,8 @@ from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, StoreError
 from featpipe.evaluation.screening import note_of_leaks
-from featpipe.report.data import Group, Method, ReportData, Thumbnail
-from featpipe.report.sections import SECTIONS, Content, Section, render
+from featpipe.reporting.data import Group, Method, ReportData, Thumbnail
+from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.statistics.intervals import accuracy_interval
 from featpipe.store import FeatureStore
 

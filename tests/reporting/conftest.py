@@ -23,9 +23,9 @@ from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
-from featpipe.report.data import ReportData
-from featpipe.report.page import build_report, write_index
-from featpipe.report.step import Report
+from featpipe.reporting.data import ReportData
+from featpipe.reporting.page import build_report, write_index
+from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace

@@ -10,10 +10,10 @@ from featpipe.audit.step import AuditStep
 from featpipe.evaluation.run import evaluate
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
-from featpipe.report.data import ReportData
-from featpipe.report.data_quality import DataQuality, without_suspects
-from featpipe.report.page import build_report
-from featpipe.report.step import Report
+from featpipe.reporting.data import ReportData
+from featpipe.reporting.data_quality import DataQuality, without_suspects
+from featpipe.reporting.page import build_report
+from featpipe.reporting.step import Report
 from tests.audit.test_audit import vectors
 from tests.evaluation.methods import context
 from tests.images import pictures

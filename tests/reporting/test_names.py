@@ -11,8 +11,8 @@ import pytest
 
 from featpipe.errors import DataError, UsageError
 from featpipe.evaluation.result import Result
-from featpipe.report.names import FILE, class_names
-from tests.report.conftest import Made, Page
+from featpipe.reporting.names import FILE, class_names
+from tests.reporting.conftest import Made, Page
 
 
 def placed(made: Made, folder: Path) -> Result:

@@ -23,7 +23,7 @@ from featpipe.registry import Registry
 if TYPE_CHECKING:
     import pandas as pd
 
-    from featpipe.report.data import ReportData
+    from featpipe.reporting.data import ReportData
 
 MISSING = "–"
 _LOG_SPAN = 20
@@ -77,11 +77,11 @@ class Section:
 SECTIONS: Registry[type[Section]] = Registry(
     "section",
     {
-        "methods": "featpipe.report.tables",
-        "audit": "featpipe.report.data_quality",
-        "failures": "featpipe.report.gallery",
-        "features": "featpipe.report.feature_maps",
-        "labels": "featpipe.report.figures",
+        "methods": "featpipe.reporting.tables",
+        "audit": "featpipe.reporting.data_quality",
+        "failures": "featpipe.reporting.gallery",
+        "features": "featpipe.reporting.feature_maps",
+        "labels": "featpipe.reporting.figures",
     },
 )
 
@@ -161,7 +161,7 @@ def size(value: float | None) -> str:
 def environment() -> Environment:
     """Return the templates, with the functions above as filters; compiled once."""
     environment = Environment(
-        loader=PackageLoader("featpipe.report"),
+        loader=PackageLoader("featpipe.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -187,7 +187,7 @@ def render_page(template: str, **values: Any) -> str:
     The page's policy forbids every request, and every script and style but these two: even markup
     that found a way through the escaping could not run.
     """
-    folder = resources.files("featpipe.report") / "templates"
+    folder = resources.files("featpipe.reporting") / "templates"
     style, *scripts = (
         (folder / name).read_text(encoding="utf-8").strip() for name in ("style.css", *_SCRIPTS)
     )

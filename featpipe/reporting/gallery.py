@@ -10,7 +10,7 @@ from PIL import Image
 
 from featpipe.files import open_regular
 from featpipe.finetuning.explain import read_explanations
-from featpipe.report.data import (
+from featpipe.reporting.data import (
     Group,
     GroupImages,
     Method,
@@ -18,7 +18,7 @@ from featpipe.report.data import (
     Thumbnail,
     ThumbnailSheet,
 )
-from featpipe.report.sections import SECTIONS, Content, Section, percent, render
+from featpipe.reporting.sections import SECTIONS, Content, Section, percent, render
 
 _PAIRS = 6  # confused pairs shown of each method
 _PER_PAIR = 6  # thumbnails of each

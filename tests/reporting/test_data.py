@@ -17,11 +17,11 @@ from featpipe.errors import ResultError
 from featpipe.evaluation.assemble import save_result
 from featpipe.evaluation.result import PredictionTable, Result, settings_of, unique_titles
 from featpipe.probes.nearest_mean import Centroid
-from featpipe.report.data import ReportData, ThumbnailSheet
-from featpipe.report.step import Report
+from featpipe.reporting.data import ReportData, ThumbnailSheet
+from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
-from tests.report.conftest import Made, Page, Plan, make_world
+from tests.reporting.conftest import Made, Page, Plan, make_world
 
 
 def titles(*facts: dict[str, Any]) -> list[str]:

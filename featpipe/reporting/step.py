@@ -70,7 +70,7 @@ class Report(ResultsStep):
 
     def run(self, context: Context) -> Outcome:
         """Write the page, its tables and the list of all pages."""
-        from featpipe.report.page import write_report  # noqa: PLC0415 - pandas, scikit-learn
+        from featpipe.reporting.page import write_report  # noqa: PLC0415 - pandas, scikit-learn
 
         return write_report(self, context)
 

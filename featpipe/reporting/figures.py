@@ -15,8 +15,8 @@ import numpy as np
 from featpipe.evaluation.curves import pr_curves, roc_curves
 from featpipe.evaluation.metrics import reliability_curve
 from featpipe.evaluation.result import options_behind, settings_of
-from featpipe.report.data import Group, Method, ReportData
-from featpipe.report.sections import (
+from featpipe.reporting.data import Group, Method, ReportData
+from featpipe.reporting.sections import (
     SECTIONS,
     Chart,
     Content,

@@ -19,11 +19,11 @@ from featpipe.evaluation.result import Result
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
-from featpipe.report.page import build_report, recipes_of, step, write_index
-from featpipe.report.sections import SECTIONS
-from featpipe.report.tables import dataset_card, matrix
+from featpipe.reporting.page import build_report, recipes_of, step, write_index
+from featpipe.reporting.sections import SECTIONS
+from featpipe.reporting.tables import dataset_card, matrix
 from featpipe.steps import Context
-from tests.report.conftest import HOSTILE, Made, Page, Plan, make_world
+from tests.reporting.conftest import HOSTILE, Made, Page, Plan, make_world
 
 
 def test_the_numbers_on_the_page_are_those_of_the_results(made: Made) -> None:
@@ -167,7 +167,7 @@ def test_what_extraction_left_out_is_on_the_card(
     group = data.groups[0]
     assert dataset_card(group, data.images(group), data)["left_out"] == {}
     store = SimpleNamespace(ids=["0", "broken.jpg"], skipped={1: "truncated"})
-    monkeypatch.setattr("featpipe.report.tables.find_store", lambda *_: store)
+    monkeypatch.setattr("featpipe.reporting.tables.find_store", lambda *_: store)
     card = dataset_card(group, data.images(group), data)
     assert card["left_out"] == {"broken.jpg": "truncated"}
     assert [name for name, _ in card["samples"]] == list(group.classes)

@@ -15,8 +15,8 @@ import pytest
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import Result
 from featpipe.probes.logistic import Logistic
-from featpipe.report.data import Group, Method, ReportData
-from featpipe.report.figures import (
+from featpipe.reporting.data import Group, Method, ReportData
+from featpipe.reporting.figures import (
     MAX_CLASS_CURVES,
     accuracy_chart,
     cost_chart,
@@ -29,8 +29,8 @@ from featpipe.report.figures import (
     sweep_charts,
     training_charts,
 )
-from featpipe.report.sections import Chart, Missing
-from tests.report.conftest import Made, Page, Plan, make_world
+from featpipe.reporting.sections import Chart, Missing
+from tests.reporting.conftest import Made, Page, Plan, make_world
 
 Trainings = Callable[..., list[Result]]
 

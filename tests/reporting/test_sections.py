@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from featpipe.report.sections import (
+from featpipe.reporting.sections import (
     count,
     duration,
     environment,
@@ -28,7 +28,7 @@ from featpipe.report.sections import (
     render_page,
     size,
 )
-from tests.report.conftest import Made, Page
+from tests.reporting.conftest import Made, Page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "reports.md"
 

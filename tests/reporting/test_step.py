@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from featpipe.errors import UsageError
-from featpipe.report.step import Report
+from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
-from tests.report.conftest import Made, Page
+from tests.reporting.conftest import Made, Page
 
 
 def test_the_recipe_names_the_page() -> None:
@@ -90,7 +90,7 @@ def run_python(code: str) -> list[str]:
 
 def test_importing_the_step_brings_nothing_heavy() -> None:
     heavy = ["torch", "sklearn", "pandas", "scipy", "h5py", "numpy", "PIL", "jinja2", "click"]
-    code = f"import sys, featpipe.report.step; print(*[m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, featpipe.reporting.step; print(*[m for m in {heavy} if m in sys.modules])"
     assert run_python(code) == []
 
 
@@ -98,7 +98,7 @@ def test_a_report_loads_no_torch(made: Made, tmp_path: Path) -> None:
     step = Report().replace(results=(str(made.results[0].path),), out=tmp_path / "r")
     code = (
         "import sys; from pathlib import Path, PosixPath, WindowsPath\n"
-        "from featpipe.report.step import Report; from featpipe.steps import Context\n"
+        "from featpipe.reporting.step import Report; from featpipe.steps import Context\n"
         "from featpipe.workspace import Workspace\n"
         f"{step!r}.run(Context(Workspace(Path({str(tmp_path)!r}))))\n"
         "print(*[m for m in ('torch', 'torchvision') if m in sys.modules])"

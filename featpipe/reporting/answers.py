@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from featpipe.evaluation.screening import note_of_leaks
-from featpipe.report.data import Group, GroupImages, Method
-from featpipe.report.sections import count, duration, percent, points
+from featpipe.reporting.data import Group, GroupImages, Method
+from featpipe.reporting.sections import count, duration, percent, points
 from featpipe.statistics.comparison import contamination_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import sealed_json
-from featpipe.report.data import Group, GroupImages, ThumbnailSheet
-from featpipe.report.gallery import always_wrong, as_seen, confused_pairs, disagreements
-from tests.report.conftest import Made, Page
+from featpipe.reporting.data import Group, GroupImages, ThumbnailSheet
+from featpipe.reporting.gallery import always_wrong, as_seen, confused_pairs, disagreements
+from tests.reporting.conftest import Made, Page
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ import pytest
 
 from featpipe.errors import FeatpipeError, UsageError
 from featpipe.probes.nearest_mean import Centroid
-from featpipe.report.page import write_index
-from featpipe.report.written import PAGE_MARK, changed_files, replace_files, tables_folder
+from featpipe.reporting.page import write_index
+from featpipe.reporting.written import PAGE_MARK, changed_files, replace_files, tables_folder
 from featpipe.workspace import neutralise_cell, restore_cell
 from tests.damage import NAMES, VARIANTS, damaged
-from tests.report.conftest import HOSTILE, Made, Plan, make_world
+from tests.reporting.conftest import HOSTILE, Made, Plan, make_world
 
 PAGE = '<meta name="generator" content="featpipe report">\n<title>t</title>accuracy 0.9875'
 TABLES = {"models.csv": "name,accuracy\na,0.9875\nb,0.5125\n", "per-class.csv": "class,n\nx,30\n"}

@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
-from featpipe.report.data import LOSSLESS, Group, ReportData, data_uri, find_store
-from featpipe.report.sections import SECTIONS, Chart, Content, Missing, Section, percent, render
+from featpipe.reporting.data import LOSSLESS, Group, ReportData, data_uri, find_store
+from featpipe.reporting.sections import SECTIONS, Chart, Content, Missing, Section, percent, render
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
 

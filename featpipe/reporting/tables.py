@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from featpipe.errors import FeatpipeError
-from featpipe.report.answers import answers, warnings
-from featpipe.report.data import Group, GroupImages, Method, ReportData, find_store
-from featpipe.report.figures import (
+from featpipe.reporting.answers import answers, warnings
+from featpipe.reporting.data import Group, GroupImages, Method, ReportData, find_store
+from featpipe.reporting.figures import (
     accuracy_chart,
     cost_chart,
     difference_chart,
@@ -19,7 +19,7 @@ from featpipe.report.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.report.sections import SECTIONS, Content, Section, render
+from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 

@@ -16,12 +16,12 @@ from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.files import open_regular
-from featpipe.report import written
-from featpipe.report.answers import answers
-from featpipe.report.data import Method, ReportData
-from featpipe.report.sections import SECTIONS, Content, Missing, Section, render, render_page
-from featpipe.report.step import Report, html_path
-from featpipe.report.tables import Comparison
+from featpipe.reporting import written
+from featpipe.reporting.answers import answers
+from featpipe.reporting.data import Method, ReportData
+from featpipe.reporting.sections import SECTIONS, Content, Missing, Section, render, render_page
+from featpipe.reporting.step import Report, html_path
+from featpipe.reporting.tables import Comparison
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featpipe.report.answers import answers, warnings
-from featpipe.report.data import Group, Method
+from featpipe.reporting.answers import answers, warnings
+from featpipe.reporting.data import Group, Method
 from featpipe.statistics.comparison import QUESTIONS, TIED
 from featpipe.statistics.paired_tests import Answers
 from featpipe.statistics.two_way import TrainingSets

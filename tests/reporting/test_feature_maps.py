@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from featpipe.errors import FeatpipeError
 from featpipe.evaluation.result import Result
-from featpipe.report.data import Method, ReportData, find_store
-from featpipe.report.feature_maps import FeatureMaps, nearest, project, sprite
-from featpipe.report.sections import Chart, Missing
+from featpipe.reporting.data import Method, ReportData, find_store
+from featpipe.reporting.feature_maps import FeatureMaps, nearest, project, sprite
+from featpipe.reporting.sections import Chart, Missing
 from featpipe.workspace import IMAGE_LAYER
-from tests.report.conftest import Made, Page
+from tests.reporting.conftest import Made, Page
 
 
 def clusters(n: int = 60, dims: int = 12) -> tuple[np.ndarray, np.ndarray]:

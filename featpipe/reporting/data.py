@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, groupby
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,11 +19,11 @@ from PIL import Image
 from featpipe.datasets import split_spec
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import FeatpipeError, ResultError
+from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.result import PredictionTable, Result, unique_titles
-from featpipe.report.names import class_names
-from featpipe.report.step import Report
+from featpipe.reporting.names import class_names
+from featpipe.reporting.step import Report
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import Context
 from featpipe.store import FeatureStore

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from featpipe.report.data import Method
-from featpipe.report.tables import confusion
-from tests.report.conftest import Made, Page
+from featpipe.reporting.data import Method
+from featpipe.reporting.tables import confusion
+from tests.reporting.conftest import Made, Page
 
 
 def method_of(made: Made, kind: str) -> Method:
