@@ -52,7 +52,8 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "**options: Any) -> Path",
     "zeroshot": f"({STORES}, **options: Any) -> Result",
 }
-OTHERS = {"Audit", "FeatpipeError", "LabelMap", "Result", "load_backbone"}  # described where they are
+# Described where they are.
+OTHERS = {"Audit", "FeatpipeError", "LabelMap", "Result", "load_backbone"}
 
 
 def test_the_names_are_these():
