@@ -112,6 +112,11 @@ class Audit:
         A row for each, with the columns of ``audit.csv``.
     summary : dict
         What they add up to, JSON-like.
+
+    Raises
+    ------
+    FitError
+        If the layer holds maps, or there is no image.
     """
 
     def __init__(
@@ -122,7 +127,17 @@ class Audit:
         jobs: int = -1,
         progress: Progress = SILENT,
     ) -> None:
+        shape = stores[0].shapes[layer or stores[0].layers[0]]
+        if len(shape) != 1:
+            raise FitError(
+                "An audit needs one vector per image, and this layer holds maps.",
+                where=stores[0].path,
+                got=f"shape {shape} per image",
+                next_step="extract the layer without ':map'",
+            )
         self.pool = pool = Pool(stores, layer)
+        if not sum(map(len, pool.rows_of)):
+            raise FitError("There is no image to audit.", where=stores[0].path)
         self._found: list[dict[str, Any]] = []
         self.summary: dict[str, Any] = {
             "splits": [

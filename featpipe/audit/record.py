@@ -12,7 +12,7 @@ import pandas as pd
 from featpipe.audit.audit import TINY, Audit
 from featpipe.backbones import folder_name
 from featpipe.datasets import slug
-from featpipe.errors import FitError, UsageError
+from featpipe.errors import UsageError
 from featpipe.evaluation.stores import alike, select_splits
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, of_file, sealed_json, unsealed
@@ -101,8 +101,6 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
     """Audit some stores, unless that was done."""
     path, existing = look_up(step, stores, context)
     if existing is None or step.force:
-        if not sum(len(store) - len(store.skipped) for store in stores):
-            raise FitError("There is no image to audit.", where=stores[0].path)
         audit = Audit(stores, step.layer, step.seed, context.jobs, context.progress)
         listed = path.with_suffix(".csv")
         with atomic_write(listed) as temporary:

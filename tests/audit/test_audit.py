@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from featpipe.audit.audit import COLUMNS, Audit
+from featpipe.errors import FitError
 from tests.images import pictures
 from tests.looks import seen
-from tests.stores import sealed
+from tests.stores import content, sealed
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -156,3 +159,10 @@ def test_the_same_stores_give_the_same_audit(planted):
     one, other = (Audit(planted, jobs=jobs) for jobs in (1, 2))
     assert one.findings.equals(other.findings)
     assert one.summary == other.summary
+
+
+def test_maps_are_not_compared(tmp_path):
+    what = content(6)
+    what = replace(what, shapes={"avgpool": (2, 3, 3)})
+    with pytest.raises(FitError, match="one vector per image"):
+        Audit([sealed(tmp_path / "a.h5", what)])
