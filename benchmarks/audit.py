@@ -119,7 +119,7 @@ def wrong_labels(data: Path, weights: str, folder: Path) -> list[dict[str, Any]]
         y = said[name].astype(int)
         wrong = y != right
         probabilities, c = out_of_sample(X, y)
-        found = doubts(probabilities, y, c)
+        found = doubts(probabilities, y)
         row = {"labels": name, "wrong": float(wrong.mean()), "C": c}
         share = found.share
         row["estimated"] = [share["value"], share["low"], share["high"]]

@@ -8,7 +8,7 @@ a row's neighbours: 1 for the same image, 0 for one like the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -32,6 +32,8 @@ _LISTS, _PROBES = 4, 16  # inverted lists for each square root of the rows, and 
 NEIGHBOURS = 10  # the last of them tells what cosine is usual
 CANDIDATES = 3  # the first of them, in each split, may be duplicates
 _USUAL = (4, 7, 9)  # neighbours whose thumbnails tell what correlation is usual
+_BURST = 0.9  # nothing is taken for usual that is more alike than that share of all rows
+_SOME = 500  # rows that this is estimated from
 # The score is a probability: a logistic regression of "people confirmed the pair" on both, over
 # 1500 × 5000 images of CIFAR-10 with 143 confirmed pairs (benchmarks/audit.py).
 _COSINE, _CORRELATION, _INTERCEPT = 7.0, 8.4, -8.8
@@ -132,6 +134,20 @@ def nearest(
     size = max(1, min(_BLOCK, _PRODUCTS // max(n, 1)))
     with thread_pool(jobs) as pool:  # selecting takes as long as multiplying, and one thread
         list((pool.map if pool else map)(search, _blocks(len(queries) if few else 0, size)))
+    return found, cosines
+
+
+def merged(
+    n: int, rows_of: Sequence[Array], near: Mapping[tuple[int, int], tuple[Array, Array]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the nearest of all n rows, given those of each part for the rows of each part."""
+    found, cosines = np.full((n, NEIGHBOURS), -1, np.int64), np.zeros((n, NEIGHBOURS), np.float32)
+    for i, own in enumerate(rows_of):
+        parts = [near[i, j] for j in range(len(rows_of))]
+        every, values = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
+        order = np.argsort(-values, axis=1, kind="stable")[:, :NEIGHBOURS]
+        found[own] = np.take_along_axis(every, order, axis=1)
+        cosines[own] = np.take_along_axis(values, order, axis=1)
     return found, cosines
 
 
@@ -237,7 +253,9 @@ def score_pairs(
     for block in _blocks(len(a)):
         cosine[block] = np.einsum("ij,ij->i", rows[a[block]], rows[b[block]])
     neighbours, cosines = near
-    cosine = _relative(cosine, (cosines[a, -1] + cosines[b, -1]) / 2)
+    last = cosines[:, -1]
+    last = np.minimum(last, np.quantile(last, _BURST))  # in a burst all neighbours are duplicates
+    cosine = _relative(cosine, (last[a] + last[b]) / 2)
     enough = logit(least) - _INTERCEPT
 
     def keep(possible: NDArray[np.bool_], *arrays: Array) -> tuple[Array, ...]:
@@ -250,16 +268,24 @@ def score_pairs(
         # Relative to what is usual it can only be less.
         likely = _COSINE * cosine + _CORRELATION * same >= enough
         a, b, cosine, same = keep(likely, a, b, cosine, same)
-        usual = np.zeros(len(a), np.float32)
-        for rank in _USUAL:
-            for row in (a, b):
-                other = neighbours[row, rank]
-                usual += np.where(other < 0, 0, _compared(thumbnails, row, other))
-        same = _relative(same, usual / (2 * len(_USUAL)))
+        with_images = np.flatnonzero(neighbours[:, 0] >= 0)
+        some = np.random.default_rng(0).permutation(with_images)[:_SOME]
+        most = np.quantile(_usual(thumbnails, some, neighbours), _BURST) if len(a) else 0
+        usual = (_usual(thumbnails, a, neighbours) + _usual(thumbnails, b, neighbours)) / 2
+        same = _relative(same, np.minimum(usual, most))
     logits = cosine.astype(np.float64) * _COSINE + same * _CORRELATION
     a, b, logits = keep(logits >= enough, a, b, logits)
     order = np.argsort(-logits, kind="stable")
     return Pairs(a[order], b[order], np.asarray(expit(logits[order] + _INTERCEPT)))
+
+
+def _usual(thumbnails: Thumbnails, rows: Array, neighbours: Array) -> NDArray[np.float32]:
+    """Return how rows correlate with neighbours that are not their nearest, on average."""
+    total: NDArray[np.float32] = np.zeros(len(rows), np.float32)
+    for rank in _USUAL:
+        other = neighbours[rows, rank]
+        total += np.where(other < 0, 0, _compared(thumbnails, rows, other))
+    return np.asarray(total / len(_USUAL), np.float32)
 
 
 def _relative(value: Array, usual: Array) -> Array:

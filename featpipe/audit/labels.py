@@ -32,23 +32,14 @@ class Doubts:
 
     Attributes
     ----------
-    probabilities : ndarray of shape (n, classes), float32
-        Out-of-sample.
     confidence : ndarray of shape (n,), float32
         Probability of each row's own label: the lower, the more doubtful.
     better : ndarray of shape (n,), int64
         Class that is more likely, by confident learning; -1 where the label is not doubted.
-    c : float
-        Inverse strength of the penalty that was chosen.
-    accuracy : float
-        Share of the rows whose label is the probe's answer.
     """
 
-    probabilities: NDArray[np.float32]
     confidence: NDArray[np.float32]
     better: NDArray[np.int64]
-    c: float
-    accuracy: float
 
     @property
     def share(self) -> dict[str, float]:
@@ -77,7 +68,7 @@ def out_of_sample(
     classes, target = np.unique(y, return_inverse=True)
     fewest = int(units_per_class(target, groups).min()) if len(classes) > 1 else 0
     if fewest < 2:
-        raise FitError("there are no two classes with two images each that are not alike")
+        raise FitError("there are no two classes with two different images each")
     folds = cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)
     values = C_VALUES if len(y) * len(classes) <= _MOST_NUMBERS else (_DEFAULT_C,)
     weight = np.zeros((len(folds), len(y)))
@@ -97,7 +88,7 @@ def out_of_sample(
     return found[best], values[best]
 
 
-def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64], c: float = np.nan) -> Doubts:
+def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
     """Return which labels are doubted, by confident learning.
 
     A row counts for the classes whose probability is at least what rows of that class have on
@@ -108,8 +99,6 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64], c: float = 
     probabilities : ndarray of shape (n, classes), float32
         Out-of-sample; columns are the classes of ``y`` in ascending order.
     y : ndarray of shape (n,), int64
-    c : float, optional
-        What they were made with.
     """
     classes, target = np.unique(y, return_inverse=True)
     own = probabilities[np.arange(len(y)), target]
@@ -117,9 +106,7 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64], c: float = 
     confident = np.where(probabilities >= usual, probabilities, -1)
     best = confident.argmax(axis=1)
     doubted = (confident.max(axis=1) >= 0) & (best != target)
-    better = np.where(doubted, classes[best], -1)
-    accuracy = float(np.mean(probabilities.argmax(axis=1) == target))
-    return Doubts(probabilities, own, better, c, accuracy)
+    return Doubts(own, np.where(doubted, classes[best], -1))
 
 
 def pairs(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:

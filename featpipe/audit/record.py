@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from featpipe.audit.audit import TINY, Audit
+from featpipe.audit.audit import COLUMNS, TINY, Audit
+from featpipe.audit.duplicates import is_approximate
 from featpipe.backbones import folder_name
 from featpipe.datasets import slug
-from featpipe.errors import UsageError
+from featpipe.errors import DataError, UsageError
 from featpipe.evaluation.stores import alike, select_splits
 from featpipe.files import read_json
-from featpipe.fingerprint import FileHashes, of_file, sealed_json, unsealed
+from featpipe.fingerprint import FileHashes, sealed_json, unsealed
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore
@@ -39,7 +41,9 @@ def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
         return select_splits(step, context)
     hashes = FileHashes(context.workspace.hashes)
     stores = [FeatureStore(path, hashes) for path in step.stores]
-    if not alike(stores):
+    splits = {store.manifest["dataset"]["split"] for store in stores}
+    classes = {store.classes for store in stores if store.classes}
+    if not alike(stores) or len(splits) < len(stores) or len(classes) > 1:
         raise UsageError(
             "The stores are not the splits of one dataset, embedded alike.",
             got=", ".join(str(store.path) for store in stores),
@@ -56,6 +60,7 @@ def look_up(
     inputs = {
         "stores": [store.fingerprint for store in stores],
         "looks": all(store.has_looks for store in stores),
+        "approximate": any(is_approximate(len(store)) for store in stores),
     }
     key = step.key(inputs, layer=step.layer or first.layers[0])
     dataset = slug(first.manifest["dataset"]["name"])
@@ -65,22 +70,35 @@ def look_up(
 
 
 def load_audit(path: Path) -> dict[str, Any] | None:
-    """Return the summary of an audit; None if it, or the list beside it, is missing or damaged."""
+    """Return an audit; None if it is missing or damaged, or the list beside it is missing.
+
+    The list may have been edited: that is what it is for.
+    """
     with suppress(OSError, ValueError, RecursionError, KeyError):
         content = unsealed(read_json(path))
-        intact = content["csv"] == of_file(path.with_suffix(".csv"))
-        if content["schema"] == AUDIT_SCHEMA and intact:
+        if content["schema"] == AUDIT_SCHEMA and path.with_suffix(".csv").is_file():
             return content
     return None
 
 
 def load_findings(path: Path) -> pd.DataFrame:
-    """Return the findings of an audit, given the path of its JSON file."""
-    frame = pd.read_csv(
-        path.with_suffix(".csv"), keep_default_na=False, dtype={"id": str, "partner": str}
-    )
-    texts = frame.select_dtypes(exclude="number").columns
-    return frame.assign(**{name: frame[name].map(lambda v: restore_cell(str(v))) for name in texts})
+    """Return the findings of an audit, given the path of its JSON file.
+
+    Raises
+    ------
+    DataError
+        If the list was edited so that it cannot be read.
+    """
+    listed = path.with_suffix(".csv")
+    try:
+        frame = pd.read_csv(listed, keep_default_na=False, dtype=str, usecols=list(COLUMNS))
+        texts = {name: frame[name].map(restore_cell) for name in COLUMNS}
+        return frame.assign(**texts).assign(score=frame["score"].astype(float))
+    except (ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        what = "The list of an audit cannot be read."
+        again = "undo what was changed in it, or: featpipe audit --force"
+        raise DataError(what, where=listed, got=reason, next_step=again) from error
 
 
 def audits_of(workspace: Workspace, images: str) -> list[tuple[Path, dict[str, Any]]]:
@@ -104,7 +122,9 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
         audit = Audit(stores, step.layer, step.seed, context.jobs, context.progress)
         listed = path.with_suffix(".csv")
         with atomic_write(listed) as temporary:
-            neutralised(audit.findings).to_csv(temporary, index=False, lineterminator="\n")
+            neutralised(audit.findings).to_csv(
+                temporary, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+            )
         existing = {
             "schema": AUDIT_SCHEMA,
             "created": now(),
@@ -117,7 +137,6 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
                 for store in stores
             },
             "summary": audit.summary,
-            "csv": of_file(listed),
         }
         with atomic_write(path) as temporary:
             temporary.write_text(sealed_json(existing), encoding="utf-8")
@@ -138,21 +157,21 @@ def sentences(summary: dict[str, Any]) -> list[str]:
     if len(names) > 1:
         said.append(
             f"Leaks: of {sum(list(images.values())[1:])} images of {' and '.join(names[1:])}, "
-            f"{across['identical']} are identical to one of {names[0]} and "
-            f"{across['near-duplicate']} nearly so."
+            f"{across['identical']} are identical to a training image and {across['near']} are "
+            "near-duplicates of one."
         )
     within = found["within"]
     said.append(
-        f"Duplicates within a split: {within['identical']} identical, {within['near-duplicate']} "
-        f"nearly so; {found['conflicting']} identical images with another label."
+        f"Other duplicates: {within['identical']} identical images, {within['near']} pairs of "
+        f"near-duplicates; {found['conflicting']} identical images have another label."
     )
     if found["too_small"]:
         said.append(
             f"{found['too_small']} images are too small (below {TINY} pixels) to look for "
             "near-duplicates of them."
         )
-    if found["straddle_folds"]:
-        said.append(f"{found['straddle_folds']} pairs are divided by the dataset's own folds.")
+    if found["divided_by_folds"]:
+        said.append(f"{found['divided_by_folds']} pairs are divided by the dataset's own folds.")
     doubts = summary["labels"]
     if "reason" in doubts:
         said.append(f"Labels were not checked: {doubts['reason']}.")
@@ -166,7 +185,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         said.append(f"{text}.")
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
-    if few := [one["class"] for one in summary["classes"] if one["few"]]:
+    if few := summary["few"]:
         said.append(f"Classes with few images: {', '.join(few[:8])}{' …' if len(few) > 8 else ''}.")
     if summary["approximate"]:
         said.append("Neighbours were searched approximately (faiss): about one in 2000 is missed.")

@@ -76,7 +76,7 @@ class HuggingFace(PathDataset):
             classes = tuple(sorted(texts, key=natural_key))
             number = {name: label for label, name in enumerate(classes)}
             return classes, [number.get(name, UNLABELLED) for name in values.to_pylist()]
-        labels = values.fill_null(UNLABELLED).to_numpy()
+        labels = values.cast("int64").fill_null(UNLABELLED).to_numpy()
         if names := getattr(table.features[column], "names", None):
             return tuple(names), labels
         every = np.concatenate([each.drop_null().to_numpy() for each in known])

@@ -1,4 +1,4 @@
-"""Options of every step that trains and tests: which rows take part, and what leaks mean."""
+"""Options of every step that trains or tests: which rows take part, and what leaks mean."""
 
 from __future__ import annotations
 
@@ -11,7 +11,31 @@ from featpipe.workspace import explain_os_errors, user_path
 
 
 class RowOptions(Step):
-    """What is done about rows that should not be used as they are."""
+    """Lists of rows that should not be used as they are."""
+
+    drop: Path | None = option(
+        None,
+        help="CSV of images to leave out: those with the suggestion 'drop' (featpipe audit), or "
+        "all of a list without suggestions.",
+    )
+    groups: Path | None = option(
+        None,
+        help="CSV with the cluster (of featpipe audit) or the group of images: no fold, holdout or "
+        "validation divides one.",
+    )
+
+    def row_lists(self) -> dict[str, Any]:
+        """Return the options as they enter the identity: lists by their content."""
+        read = {}
+        for name in ("drop", "groups"):
+            if (path := getattr(self, name)) is not None:
+                with explain_os_errors(path):
+                    read[name] = of_file(user_path(path))
+        return read
+
+
+class TrainingRowOptions(RowOptions):
+    """What is done about test images in the training rows, too."""
 
     leaks: str = option(
         "warn",
@@ -19,24 +43,7 @@ class RowOptions(Step):
         "from the training rows.",
         choices=("warn", "fail", "drop"),
     )
-    drop: Path | None = option(
-        None,
-        help="CSV of images to leave out: those with the suggestion 'drop' (audit.csv), or all of "
-        "a list without suggestions.",
-    )
-    groups: Path | None = option(
-        None,
-        help="CSV with the cluster (audit.csv) or the group of images: no split, fold or "
-        "validation divides one.",
-    )
 
     def row_lists(self) -> dict[str, Any]:
-        """Return the options as they enter the identity: lists by their content."""
-        lists = {"drop": self.drop, "groups": self.groups}
-        read = {name: _digest(path) for name, path in lists.items() if path is not None}
-        return {"leaks": "drop" if self.leaks == "drop" else "warn", **read}
-
-
-def _digest(path: Path) -> str:
-    with explain_os_errors(path):
-        return of_file(user_path(path))
+        """Add whether leaks are dropped: nothing else changes a number."""
+        return {**super().row_lists(), "leaks": "drop" if self.leaks == "drop" else "warn"}

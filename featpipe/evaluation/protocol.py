@@ -28,6 +28,7 @@ from featpipe.store import FeatureStore
 Rows = NDArray[np.int64]
 
 _MOSTLY_ALONE = 0.9  # groups for each row, from which on they are like rows of their own
+_MOST_ALIKE = 0.01  # of the rows in one of them, then
 _FINEST = 10  # a share of groups is a number of folds out of at most so many
 
 
@@ -156,8 +157,8 @@ def _splits_of(
 ) -> list[Split]:
     """Return the splits of a protocol, leaks among them."""
     kind, number = grammar.protocol(protocol)
-    rows = RowSet(train, screening.usable(train), screening.together(train))
-    test_rows = None if test is None else RowSet(test, screening.usable(test))
+    rows = RowSet(train, train.usable, screening.together(train))
+    test_rows = None if test is None else RowSet(test, test.usable)
     _need_other_images(train, test, trained=kind != "all")
     if kind == "all":  # no row trains, so only a method without training can be tested
         nothing = replace(rows, rows=rows.rows[:0])
@@ -247,7 +248,7 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
             next_step="extract with groups that are smaller (--group-by), or with none",
         )
     counts = units_per_class(labels, groups, len(store.classes))
-    units = f"groups (by {by}) with images" if by else "images (identical ones count once)"
+    units = f"groups (by {by}) with images" if by else "images or clusters of images that are alike"
     units = "images" if groups is None else units
     if few := [store.classes[c] for c in np.flatnonzero((counts > 0) & (counts < n_folds))]:
         raise FitError(
@@ -305,7 +306,9 @@ def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Ro
     kind, number = grammar.protocol(how)
     if groups is not None:
         _, first, unit = np.unique(groups, return_index=True, return_inverse=True)
-        if len(first) > _MOSTLY_ALONE * len(groups):
+        kept = np.bincount(labels[first], minlength=labels.max() + 1)
+        fewest = kept[np.unique(labels)].min()  # a class whose images are all copies of others: 0
+        if mostly_alone(groups) and fewest >= max(2, int(number or 0)):
             cuts = cut(how, labels[first], None, seed)
             rows_of = [[np.flatnonzero(np.isin(unit, part)) for part in parts] for parts in cuts]
             return [(train, apart) for train, apart in rows_of]
@@ -329,6 +332,13 @@ def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Ro
         return parts
     apart = np.sort(np.concatenate([held_out for _, held_out in parts[:n_apart]]))
     return [(np.setdiff1d(np.arange(len(labels)), apart), apart)]
+
+
+def mostly_alone(groups: Rows) -> bool:
+    """Return whether nearly every row is a group of its own, and no group is large."""
+    sizes = np.unique(groups, return_counts=True)[1]
+    alone = len(sizes) > _MOSTLY_ALONE * len(groups)
+    return alone and bool(sizes.max() <= max(2, _MOST_ALIKE * len(groups)))
 
 
 def grouped_by(store: FeatureStore) -> str:

@@ -27,9 +27,9 @@ from featpipe.evaluation.assemble import (
 from featpipe.evaluation.calibration import calibrate
 from featpipe.evaluation.fitting import fit_splits
 from featpipe.evaluation.models import UnsafeModelError, n_parameters, save_model
-from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
+from featpipe.evaluation.protocol import RowSet, Split, make_splits, mostly_alone, resolve
 from featpipe.evaluation.result import Result
-from featpipe.evaluation.screening import Screening, same_images
+from featpipe.evaluation.screening import Screening
 from featpipe.evaluation.stores import select_stores
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import IDENTITY, OTHER, LabelMap, SourceClasses, for_pair
@@ -52,6 +52,7 @@ class Setup:
     protocol: str  # never "auto"
     splits: list[Split]
     key: str  # fingerprint of what the numbers follow from
+    notes: Sequence[str] = ()  # which rows were left out
 
     @property
     def name(self) -> str:
@@ -80,11 +81,13 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
     _, splits = make_splits(protocol, train, test, step.seed, screening)
     splits = step.subsets(splits)
     stores = [store.fingerprint for store in (train, test) if store is not None]
-    inputs = {"stores": stores, "scikit-learn": package_version("scikit-learn")}
-    if (same := same_images(train)) is not None and len(np.unique(same)) < len(same):
-        inputs["identical images"] = "kept together"
+    inputs: dict[str, Any] = {"stores": stores, "scikit-learn": package_version("scikit-learn")}
+    if (kept := screening.together(train)) is not None:
+        units = len(np.unique(kept))
+        if mostly_alone(kept) or units != len(set(train.groups)):  # not only the dataset's groups
+            inputs["kept together"] = str(units)
     key = step.key(inputs, protocol=protocol, **step.row_lists(), **step.resolved(splits))
-    return Setup(step, protocol, splits, key)
+    return Setup(step, protocol, splits, key, screening.notes)
 
 
 def run_evaluation(step: Evaluation, context: Context) -> Outcome:
@@ -111,6 +114,10 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
     if existing is None and model is not None:
         existing = complete_result(path)
         existing = existing if existing and "not_saved" in existing.extra else None
+    if existing and isinstance(step, Probe) and existing.extra.get("leaks") is None:
+        parts = [part.store for split in setup.splits for part in (split.train, split.test)]
+        if all(store.has_looks for store in parts):  # made before it was known what leaks
+            existing = None
     if existing and getattr(step, "check_solver", False):
         unchecked = (split for split in existing.splits if "reference" not in split)
         if any(split["solver"]["name"] == "batched" for split in unchecked):
@@ -140,6 +147,7 @@ def evaluate(
 def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
     step = setup.step
     output = step.answer(setup.splits, context)
+    output.notes.extend(setup.notes)
     result, table = build_result(step, setup.key, setup.protocol, output, context)
     if path is not None:
         model = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +37,15 @@ Rows = NDArray[np.int64]
 class Screening:
     """Images to leave out, images to keep together, and what is done about leaks.
 
-    ``left_out`` and ``clusters`` have keys of a split's name (or an empty one: any split) and an
-    image's id.
+    ``left_out`` and ``clusters`` name images by their split (empty: any) and id; ``notes`` are what
+    was done, in words.
     """
 
     leaks: str = "warn"  # or "fail", "drop"
     left_out: frozenset[tuple[str, str]] = frozenset()
-    clusters: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    clusters: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+    drop: Path | None = None  # the list that left_out comes from
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, step: RowOptions, stores: Sequence[FeatureStore | None]) -> Screening:
@@ -52,23 +56,25 @@ class Screening:
         DataError
             If one cannot be read, or names no image of the stores.
         """
-        known = {name for store in stores if store is not None for name in store.ids}
-        left_out, clusters = set(), {}
-        for row in _read(step.drop, known) if step.drop is not None else ():
-            if row.get("suggestion", _DROP) == _DROP:
+        there = [store for store in stores if store is not None]
+        left_out, clusters = set(), defaultdict(list)
+        for row in _read(step.drop, there) if step.drop is not None else ():
+            if row.get("suggestion", _DROP).strip().lower() == _DROP:
                 left_out.add((row.get("split", ""), row["id"]))
-        for row in _read(step.groups, known, _CLUSTER) if step.groups is not None else ():
+        looked = there if left_out else []
+        known = {key for store in looked for n in range(len(store.ids)) for key in _keys(store, n)}
+        notes = []
+        if unknown := sorted(name for split, name in left_out if (split, name) not in known):
+            some = ", ".join(unknown[:3]) + " …" * (len(unknown) > 3)
+            notes.append(f"{len(unknown)} of {len(left_out)} listed images are not here: {some}.")
+        for row in _read(step.groups, there, _CLUSTER) if step.groups is not None else ():
             if name := next((row[column] for column in _CLUSTER if row.get(column)), ""):
-                clusters[row.get("split", ""), row["id"]] = name
-                clusters[row.get("partner_split", ""), row.get("partner", "")] = name
-        return cls(step.leaks, frozenset(left_out), clusters)
-
-    def usable(self, store: FeatureStore) -> Rows:
-        """Return the rows with features and a label that no list leaves out."""
-        if not self.left_out:
-            return store.usable
-        keys = [_keys(store, row) for row in store.usable]
-        return store.usable[[self.left_out.isdisjoint(both) for both in keys]]
+                clusters[row.get("split", ""), row["id"]].append(name)
+                if row.get("partner"):
+                    clusters[row.get("partner_split", ""), row["partner"]].append(name)
+        return cls(
+            getattr(step, "leaks", "warn"), frozenset(left_out), dict(clusters), step.drop, notes
+        )
 
     def together(self, store: FeatureStore) -> Rows | None:
         """Return a number for each row, equal for those that no split may divide.
@@ -76,66 +82,111 @@ class Screening:
         These are rows of one image, of one group of the dataset, or of one cluster of a list.
         ``None``: every row may be on its own.
         """
-        n, kinds = len(store.labels), [same_images(store)]
-        if store.groups:
-            kinds.append(np.unique(store.groups, return_inverse=True)[1])
-        if self.clusters:
-            named = [
-                next((self.clusters[key] for key in _keys(store, row) if key in self.clusters), "")
-                for row in range(n)
-            ]
-            unlike = [name or f"\0{row}" for row, name in enumerate(named)]
-            kinds.append(np.unique(unlike, return_inverse=True)[1])
-        shared = [kind for kind in kinds if kind is not None and len(np.unique(kind)) < n]
-        if len(shared) < 2:
-            return shared[0] if shared else None
-        ends = []  # the first row of what each row belongs to
-        for kind in shared:
-            _, first, place = np.unique(kind, return_index=True, return_inverse=True)
-            ends.append(first[place])
-        edges = np.tile(np.arange(n), len(ends)), np.concatenate(ends)
-        graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(n, n))
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+        n = len(store.labels)
+        edges: list[Any] = [np.empty((2, 0), np.int64)]
+        groups = np.unique(store.groups, return_inverse=True)[1] if store.groups else None
+        for numbers in (groups, first_of_same_image(store)):
+            if numbers is not None:
+                edges.append(np.stack([np.arange(len(numbers)), numbers + n]))
+                n += int(numbers.max(initial=-1)) + 1
+        names: dict[str, int] = {}
+        listed = [
+            (row, names.setdefault(name, len(names)))
+            for row in range(len(store.labels) if self.clusters else 0)
+            for key in _keys(store, row)
+            for name in self.clusters.get(key, ())
+        ]
+        edges.append(np.array(listed, np.int64).reshape(-1, 2).T + np.array([[0], [n]]))
+        n += len(names)
+        ends = np.concatenate(edges, axis=1)
+        graph = coo_array((np.ones(ends.shape[1], bool), tuple(ends)), shape=(n, n))
+        joined = connected_components(graph, directed=False)[1][: len(store.labels)]
+        units = len(np.unique(joined))
+        if units == len(joined):
+            return None
+        if groups is not None and units == len(np.unique(groups)):
+            return groups.astype(np.int64)  # numbered as the groups are named
+        return joined.astype(np.int64)
 
     def screen(self, splits: Sequence[Split]) -> list[Split]:
-        """Return splits without leaks, if they are to be dropped from the training rows.
+        """Return splits without the images left out and, if they are to be dropped, without leaks.
+
+        The splits were cut of all rows: with and without a list, the other rows are the same.
 
         Raises
         ------
         FitError
-            If there are leaks, and they are not allowed; or no training row is left.
+            If there are leaks and they are not allowed, or whether there are is not known.
         """
-        if self.leaks == "warn":
-            return list(splits)
-        screened = []
-        for split in splits:
-            leaked = _shared(split.train, split.test)
-            if leaked is None and len(split.train):
-                raise _no_looks(split, self.leaks)
-            if leaked is not None and leaked.any():
-                if self.leaks == "fail":
-                    names = [split.train.ids[row] for row in np.flatnonzero(leaked)[:5]]
-                    raise FitError(
-                        f"{split.name}: {leaked.sum()} training images are test images, too.",
-                        where=split.train.store.path,
-                        got=", ".join(names),
-                        next_step="remove them, or leave them out of training: --leaks drop",
-                    )
-                kept = replace(split.train, rows=split.train.rows[~leaked])
-                split = replace(split, train=kept)  # noqa: PLW2901 - the one without leaks
-            screened.append(split)
-        return screened
+        found = [replace(s, train=self._kept(s.train), test=self._kept(s.test)) for s in splits]
+        if self.drop is not None:
+            sides = [
+                sum(len(getattr(s, side)) for s in splits)
+                - sum(len(getattr(s, side)) for s in found)
+                for side in ("train", "test")
+            ]
+            of = f" of {len(splits)} splits" * (len(splits) > 1)
+            self.notes.append(
+                f"{self.drop.name} leaves out {sides[0]} training and {sides[1]} test rows{of}."
+            )
+        if self.leaks != "warn":
+            found = [self._without_leaks(split) for split in found]
+        if self.clusters:
+            divided = max(
+                len(self._clusters_of(s.train) & self._clusters_of(s.test)) for s in found
+            )
+            if divided:
+                self.notes.append(
+                    f"{divided} listed clusters are on both sides of the dataset's own split."
+                )
+        return found
+
+    def _kept(self, rows: Any) -> Any:
+        """Return rows without those that are left out."""
+        if not self.left_out:
+            return rows
+        keys = map(partial(_keys, rows.store), rows.rows)
+        return replace(rows, rows=rows.rows[[self.left_out.isdisjoint(both) for both in keys]])
+
+    def _without_leaks(self, split: Split) -> Split:
+        leaked = _shared(split.train, split.test)
+        if leaked is None and len(split.train):
+            raise FitError(
+                "Whether images leak is not known: the stores hold no digests of their pixels.",
+                where=split.train.store.path,
+                got=f"--leaks {self.leaks}",
+                next_step="delete the stores and extract the dataset again, or add --leaks warn",
+            )
+        if leaked is None or not leaked.any():
+            return split
+        if self.leaks == "fail":
+            names = [split.train.ids[row] for row in np.flatnonzero(leaked)[:5]]
+            raise FitError(
+                f"{split.name}: {leaked.sum()} training images are test images, too.",
+                where=split.train.store.path,
+                got=", ".join(names),
+                next_step="remove them, or leave them out of training: --leaks drop",
+            )
+        self.notes.append(
+            f"{split.name}: {leaked.sum()} training images that are test images, too, were dropped."
+        )
+        return replace(split, train=replace(split.train, rows=split.train.rows[~leaked]))
+
+    def _clusters_of(self, rows: Any) -> set[str]:
+        keys = (key for row in rows.rows for key in _keys(rows.store, row))
+        return {name for key in keys for name in self.clusters.get(key, ())}
 
 
-def same_images(store: FeatureStore) -> Rows | None:
-    """Return a number for each row, equal for equal pixels; None if that is not known."""
+def first_of_same_image(store: FeatureStore) -> Rows | None:
+    """Return for each row the first one with the same pixels; None if that is not known."""
     digests = store.digests
     if digests is None:
         return None
-    numbers = np.unique(digests, return_inverse=True)[1].astype(np.int64)
+    _, first, place = np.unique(digests, return_index=True, return_inverse=True)
+    found = first[place].astype(np.int64)
     skipped = list(store.skipped)
-    numbers[skipped] = len(digests) + np.arange(len(skipped))
-    return numbers
+    found[skipped] = skipped
+    return found
 
 
 def account_of_leaks(
@@ -165,8 +216,11 @@ def account_of_leaks(
     rows = np.unique(ids, return_inverse=True)[1]
     labels = np.concatenate([split.test.labels for split in splits])
     correct = np.concatenate(predicted) == labels
-    stores = {id(s): s for split in splits for s in (split.train.store, split.test.store)}
-    repeats = [_repeats(store) for store in stores.values()]
+    used: dict[int, list[Any]] = defaultdict(list)
+    for split in splits:
+        for part in (split.train, split.test):
+            used[id(part.store)].append(part)
+    repeats = [_repeats(parts) for parts in used.values()]
     account: dict[str, Any] = {
         "repeated": sum(n for n, _ in repeats),
         "conflicting": sum(n for _, n in repeats),
@@ -189,7 +243,9 @@ def notes_of_repeats(account: Mapping[str, Any]) -> list[str]:
         return []
     clash = f", {account['conflicting']} of them with another label" * bool(account["conflicting"])
     listed = "featpipe audit lists them"
-    return [f"{account['repeated']} images repeat another of their split{clash}: {listed}."]
+    n = account["repeated"]
+    what = "image repeats" if n == 1 else "images repeat"
+    return [f"{n} {what} another of their split{clash}: {listed}."]
 
 
 def note_of_leaks(account: Mapping[str, Any]) -> str:
@@ -211,14 +267,14 @@ def note_of_leaks(account: Mapping[str, Any]) -> str:
     )
 
 
-def _repeats(store: FeatureStore) -> tuple[int, int]:
+def _repeats(parts: Sequence[Any]) -> tuple[int, int]:
     """Return how many rows show an image of a row before, and how many differ in their label."""
-    if (numbers := same_images(store)) is None:
-        return 0, 0
-    _, first, place = np.unique(numbers, return_index=True, return_inverse=True)
-    again = first[place] != np.arange(len(store.labels))
-    clash = again & (store.labels != store.labels[first[place]])
-    return int(again.sum()), int(clash.sum())
+    store = parts[0].store
+    rows = np.unique(np.concatenate([part.rows for part in parts]))
+    _, first, place = np.unique(store.digests[rows], return_index=True, return_inverse=True)
+    again = first[place] != np.arange(len(rows))
+    labels = store.labels[rows]
+    return int(again.sum()), int((again & (labels != labels[first[place]])).sum())
 
 
 def _shared(rows: Any, others: Any) -> NDArray[np.bool_] | None:
@@ -234,13 +290,15 @@ def _keys(store: FeatureStore, row: int) -> tuple[tuple[str, str], tuple[str, st
     return (store.manifest["dataset"]["split"], store.ids[row]), ("", store.ids[row])
 
 
-def _read(path: Path, known: set[str], needed: Sequence[str] = ()) -> list[dict[str, str]]:
+def _read(
+    path: Path, stores: Sequence[FeatureStore], needed: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """Read a list of images: a CSV file with a column ``id`` and, if any are named, one of them."""
     path = user_path(path)
     try:
         with explain_os_errors(path):
             text = read_regular(path, _MOST_BYTES).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text), strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         columns = reader.fieldnames or []
         rows = [{k: restore_cell(v or "") for k, v in row.items() if k} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
@@ -251,23 +309,19 @@ def _read(path: Path, known: set[str], needed: Sequence[str] = ()) -> list[dict[
             where=path,
             expected="id" + (f" and {' or '.join(needed)}" if needed else ""),
             got=", ".join(columns) or "no columns",
-            next_step="take the audit.csv of featpipe audit, or a table of this form",
+            next_step="take the list of featpipe audit, or a table of this form",
         )
-    if rows and known.isdisjoint(row["id"] for row in rows):
+    datasets = {store.manifest["dataset"]["name"] for store in stores}
+    ours = [row for row in rows if row.get("dataset", "") in ("", *datasets)]
+    known = {key for store in stores for row in range(len(store.ids)) for key in _keys(store, row)}
+    if rows and known.isdisjoint((row.get("split", ""), row["id"]) for row in ours):
+        split, example = min(known, default=("", ""), key=lambda key: (not key[0], key))
+        got = rows[0]
         raise DataError(
             "The list names no image of this dataset.",
             where=path,
-            expected=f"ids such as {min(known, default='')}",
-            got=rows[0]["id"],
+            expected=f"ids such as {example} of {split}, dataset {', '.join(sorted(datasets))}",
+            got=" of ".join(filter(None, [got["id"], got.get("split"), got.get("dataset")])),
             next_step="name the list that was made for this dataset",
         )
-    return rows
-
-
-def _no_looks(split: Split, policy: str) -> FitError:
-    return FitError(
-        "Whether images leak is not known: the stores do not hold the digests of their pixels.",
-        where=split.train.store.path,
-        got=f"--leaks {policy}",
-        next_step="delete the stores and extract the dataset again, or add --leaks warn",
-    )
+    return ours

@@ -17,7 +17,7 @@ from featpipe.steps.grammar import LOGITS
 from featpipe.store import FeatureStore, scan_stores
 from featpipe.store.writer import unfinished_manifest
 
-_TEST_SPLITS = ("test", "val", "valid", "validation")
+TEST_SPLITS = ("test", "val", "valid", "validation")
 _UNLABELLED = "unlabeled"  # STL-10's name of it
 
 
@@ -55,10 +55,11 @@ def select_splits(step: Any, context: Context) -> list[FeatureStore]:
     fitting, unusable, _ = _fitting(step, context)
     for error in unusable.values():
         raise error
-    fitting.sort(key=lambda store: store.manifest["dataset"]["split"] in _TEST_SPLITS)
-    if len({store.manifest["dataset"]["split"] for store in fitting}) < len(fitting):
-        raise _several_fit(fitting)
-    return fitting
+    splits = [store.manifest["dataset"]["split"] for store in fitting]
+    kinds = [(split in TEST_SPLITS, split != "train") for split in splits]
+    if len(set(splits)) < len(splits):
+        raise _several_fit(fitting, files="featpipe audit FILE FILE")
+    return [fitting[i] for i in sorted(range(len(kinds)), key=kinds.__getitem__)]
 
 
 def _fitting(
@@ -191,7 +192,7 @@ def train_and_test(
             raise _several_fit([by_split[split], store])
     missing = unusable or {}
     splits = [split for split in {**by_split, **missing} if split != _UNLABELLED]
-    tests = [split for split in _TEST_SPLITS if split in splits]
+    tests = [split for split in TEST_SPLITS if split in splits]
     trains = ["train"] if "train" in splits else [split for split in splits if split not in tests]
     if not splits:
         raise StoreError(
@@ -273,7 +274,12 @@ def _none_fits(
     )
 
 
-def _several_fit(stores: Sequence[FeatureStore], *, any_layer: bool = False) -> UsageError:
+def _several_fit(
+    stores: Sequence[FeatureStore],
+    *,
+    any_layer: bool = False,
+    files: str = "--train FILE --test FILE",
+) -> UsageError:
     """Say which options tell the stores apart; ``any_layer``: whether none was asked for."""
     datasets, models = {_dataset(store) for store in stores}, {_model(store) for store in stores}
     first, *others = (set(_layers(store)) for store in stores)
@@ -283,7 +289,7 @@ def _several_fit(stores: Sequence[FeatureStore], *, any_layer: bool = False) -> 
         "--layer": first.union(*others) - first.intersection(*others) if any_layer else set(),
     }
     options = [f"{flag} ({' or '.join(sorted(names))})" for flag, names in apart.items() if names]
-    files = "name the files: --train FILE --test FILE"
+    files = f"name the files: {files}"
     return UsageError(
         "Several feature stores fit; say which.",
         got=_listed(stores),

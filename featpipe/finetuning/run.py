@@ -178,7 +178,8 @@ class FinetuneData:
             "device": self.trunk.device.type,
             "torch": package_version("torch"),
         }
-        return self.resolved.key(inputs, image_size=None, fit="auto")
+        lists = self.step.row_lists()
+        return self.resolved.key(inputs, image_size=None, fit="auto", **lists)
 
     @property
     def title(self) -> str:
@@ -311,7 +312,8 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }
-    output = MethodOutput(data.title, [tested for tested, _ in trained], cost, [], extra)
+    notes = list(screening.notes)
+    output = MethodOutput(data.title, [tested for tested, _ in trained], cost, notes, extra)
     result, table = build_result(step, data.key, protocol, output, data.context)
     about = {
         "trunk": data.trunk.description,

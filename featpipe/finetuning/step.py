@@ -13,7 +13,7 @@ from typing import Any, Self
 from featpipe.backbones import backbone_name, effective_runtime, weights_identity
 from featpipe.datasets import short_name
 from featpipe.errors import UnknownNameError, UsageError
-from featpipe.evaluation.options import RowOptions
+from featpipe.evaluation.options import TrainingRowOptions
 from featpipe.extraction.step import ImageStep, in_machine, in_network
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
@@ -110,7 +110,7 @@ def parse(kind: str, text: str) -> tuple[str, list[float]]:
 
 
 @STEPS.register
-class Finetune(RowOptions, ImageStep):
+class Finetune(TrainingRowOptions, ImageStep):
     """Train a new head, some stages under it, or a whole network, and test it once."""
 
     name = "finetune"

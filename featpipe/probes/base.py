@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from featpipe.backbones import MODELS, backbone_name
 from featpipe.errors import UsageError
-from featpipe.evaluation.options import RowOptions
+from featpipe.evaluation.options import RowOptions, TrainingRowOptions
 from featpipe.steps import (
     Context,
     Needs,
@@ -150,7 +150,7 @@ class Evaluation(RowOptions):
         return outcome
 
 
-class Probe(Evaluation):
+class Probe(TrainingRowOptions, Evaluation):
     """A classifier that is trained on stored features.
 
     A subclass has a name, options and an :meth:`estimator`. One option may be ``tunable``: a tuple

@@ -37,7 +37,7 @@ class DataQuality(Section):
             tested = group.methods[0].result.dataset["test"]
             for path, audit in audits_of(data.context.workspace, tested["fingerprint"])[:1]:
                 findings = load_findings(path)
-                tables.append(findings.assign(dataset=group.dataset))
+                tables.append(findings)
                 images = AuditedImages(group, data)
                 part |= {
                     "audit": audit,
@@ -81,10 +81,16 @@ def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[
     stores = group.methods[0].result.stores
     trained = stores[0]["manifest"]["dataset"]["split"]
     pairs = findings[findings.issue.isin(_DUPLICATES)]
-    alike = {
-        *pairs.partner[(pairs.partner_split == tested) & (pairs.split == trained)],
-        *pairs.id[(pairs.split == tested) & (pairs.partner_split == trained)],
-    }
+    members = pd.concat(
+        [
+            pairs[["split", "id", "cluster"]],
+            pairs[["partner_split", "partner", "cluster"]].set_axis(
+                ["split", "id", "cluster"], axis=1
+            ),
+        ]
+    )
+    leaking = members.cluster[members.split == trained]
+    alike = {*members.id[(members.split == tested) & members.cluster.isin(leaking)]}
     doubted = {*findings.id[(findings.issue == "label") & (findings.split == tested)]}
     kinds = {
         "all": set(),

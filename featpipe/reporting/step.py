@@ -22,6 +22,7 @@ class Report(ResultsStep):
         "featpipe report data/results/stl10-*.json --out reports/stl10",
     )
     makes = ("page",)
+    waits_for = ("pictures", "audit")
 
     all: bool = option(
         False, help="All results of the workspace, as without naming any.", selects_input=True

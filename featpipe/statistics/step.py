@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from featpipe.steps import STEPS, Context, Needs, Outcome, Step, option
 
@@ -13,7 +13,7 @@ class ResultsStep(Step):
     """A step that sets results side by side: those of all steps of a recipe, or those it names."""
 
     needs = Needs("result", each=False)
-    waits_for = ("pictures", "audit")
+    waits_for: ClassVar[tuple[str, ...]] = ("pictures",)
 
     results: tuple[str, ...] | None = option(
         None,

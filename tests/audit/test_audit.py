@@ -65,8 +65,8 @@ def test_what_was_planted_is_found(planted):
     assert wrong.likely.tolist() == [CLASSES[40 % 3]]
     assert wrong.score.item() > 0.6
     duplicates = audit.summary["duplicates"]
-    assert duplicates["across"] == {"identical": 1, "near-duplicate": 1}
-    assert duplicates["within"] == {"identical": 2, "near-duplicate": 0}
+    assert duplicates["across"] == {"identical": 1, "near": 1}
+    assert duplicates["within"] == {"identical": 2, "near": 0}
     assert (duplicates["conflicting"], duplicates["clusters"]) == (1, 4)
 
 
@@ -75,7 +75,7 @@ def test_clean_data_has_no_duplicates(tmp_path):
     store = seen(tmp_path / "a.h5", images, arrays={"avgpool": vectors(90, 0)}, dims=40)
     summary = Audit([store], jobs=1).summary
     assert summary["duplicates"]["clusters"] == 0
-    assert summary["duplicates"]["straddle_folds"] is None
+    assert summary["duplicates"]["divided_by_folds"] is None
     assert not any(count for kind, count in summary["odd"].items())
 
 
@@ -85,7 +85,7 @@ def test_pairs_that_folds_divide_are_counted(tmp_path):
         images[copy], features[copy] = images[row][:, ::-1], features[row]
     folds = (np.arange(45), np.arange(20, 60))
     store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40, folds=folds)
-    assert Audit([store], jobs=1).summary["duplicates"]["straddle_folds"] == 2
+    assert Audit([store], jobs=1).summary["duplicates"]["divided_by_folds"] == 2
 
 
 def test_one_picture_under_several_labels_is_a_placeholder(tmp_path):
@@ -103,7 +103,7 @@ def test_tiny_images_are_not_called_duplicates(tmp_path):
     images[5], features[5] = images[0][:, ::-1], features[0]
     store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40)
     summary = Audit([store], jobs=1).summary
-    assert summary["duplicates"]["within"]["near-duplicate"] == 0
+    assert summary["duplicates"]["within"]["near"] == 0
     assert summary["duplicates"]["too_small"] == 60
 
 
@@ -139,7 +139,7 @@ def test_all_images_identical(tmp_path):
     store = seen(tmp_path / "a.h5", list(pictures(1, 32)) * 30)
     summary = Audit([store], jobs=1).summary
     assert summary["duplicates"]["within"]["identical"] == 29
-    assert summary["duplicates"]["largest"] == 30
+    assert summary["duplicates"]["clusters"] == 1
     assert "reason" in summary["labels"]
 
 
@@ -166,3 +166,42 @@ def test_maps_are_not_compared(tmp_path):
     what = replace(what, shapes={"avgpool": (2, 3, 3)})
     with pytest.raises(FitError, match="one vector per image"):
         Audit([sealed(tmp_path / "a.h5", what)])
+
+
+def test_leaks_are_counted_by_test_image_whatever_repeats(tmp_path):
+    images, tests = list(pictures(60, 32)), list(pictures(30, 32, seed=1))
+    features, tested = vectors(60, 0), vectors(30, 1)
+    for row, origin in ((5, 7), (6, 7), (0, 0)):
+        tests[row], tested[row] = images[origin], features[origin]
+    more = {"dims": 40}
+    train = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, **more)
+    test = seen(tmp_path / "b.h5", tests, arrays={"avgpool": tested}, split="test", **more)
+    audit = Audit([train, test], jobs=1)
+    assert audit.summary["duplicates"]["across"]["identical"] == 3
+    dropped = audit.findings[audit.findings.suggestion == "drop"]
+    assert set(dropped.split) == {"train"}
+
+
+def test_a_burst_of_the_same_scene_is_one_cluster(tmp_path):
+    images, features = list(pictures(200, 32)), vectors(200, 0)
+    rng = np.random.default_rng(3)
+    for row in range(1, 15):
+        noise = rng.normal(0, 6, images[0].shape)
+        images[row] = (images[0] + noise).clip(0, 255).astype(np.uint8)
+        features[row] = features[0] + 0.05 * rng.normal(size=40)
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40)
+    audit = Audit([store], jobs=1)
+    found = audit.findings[audit.findings.issue == "near-duplicate"]
+    assert {*found.id, *found.partner} == {f"train/{row}.png" for row in range(15)}
+    assert found.cluster.nunique() == 1
+
+
+def test_a_split_without_images_and_a_class_of_copies_do_no_harm(tmp_path):
+    images, labels = list(pictures(62, 32)), np.arange(62) % 2
+    images[61] = images[60]
+    labels[60:] = 2
+    features = {"avgpool": vectors(62, 0, classes=2)}
+    store = seen(tmp_path / "a.h5", images, labels, arrays=features, dims=40)
+    empty = seen(tmp_path / "b.h5", list(pictures(2, 32)), split="test", dims=40)
+    empty.skipped.update({0: "damaged", 1: "damaged"})
+    assert Audit([store, empty], jobs=1).summary["labels"]["checked"] == 60

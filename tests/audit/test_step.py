@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from featpipe.audit.record import load_audit, load_findings
+from featpipe.audit.record import audit_stores, load_audit, load_findings
 from featpipe.audit.step import AuditStep
-from featpipe.errors import FeatpipeError, FitError, StoreError, UsageError
+from featpipe.errors import DataError, FeatpipeError, FitError, StoreError, UsageError
 from featpipe.evaluation.run import set_up
+from featpipe.evaluation.stores import select_stores
 from featpipe.probes.nearest_mean import Centroid
 from tests.audit.test_audit import vectors
 from tests.evaluation.methods import context
@@ -36,7 +37,7 @@ def workspace(tmp_path):
 def test_the_findings_are_a_table_and_the_summary_is_json(workspace):
     outcome = AuditStep().run(workspace)
     path, listed = outcome.paths
-    assert "1 are identical to one of train and 0 nearly so" in outcome.message
+    assert "1 are identical to a training image and 0 are near-duplicates" in outcome.message
     assert load_audit(path)["summary"] == json.loads(path.read_text())["summary"]
     found = load_findings(path)
     assert found.id[found.issue == "identical"].tolist() == ["train/0.png"]
@@ -51,19 +52,42 @@ def test_an_audit_is_made_once(workspace):
     assert AuditStep(force=True).run(workspace).status == "done"
 
 
-@pytest.mark.parametrize("part", [0, 1])
-def test_a_changed_file_is_made_again(workspace, part):
-    path = AuditStep().run(workspace).paths[part]
-    path.write_text(path.read_text().replace("0.png", "9.png").replace("dataset", "Dataset"))
+def test_a_damaged_summary_is_made_again(workspace):
+    path = AuditStep().run(workspace).paths[0]
+    path.write_text(path.read_text().replace("dataset", "Dataset"))
     assert not AuditStep().status(workspace).done
     assert AuditStep().run(workspace).status == "done"
+
+
+def test_an_edited_list_is_kept(workspace):
+    path, listed = AuditStep().run(workspace).paths
+    edited = listed.read_text().replace('"drop"', '"check"')
+    listed.write_text(edited)
+    assert AuditStep().run(workspace).status == "up to date"
+    assert listed.read_text() == edited
+    assert set(load_findings(path).suggestion) <= {"check", "keep together"}
+    listed.write_text("id\n1\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_findings(path)
+
+
+@pytest.mark.parametrize("name", ["=1+1", "a\rb", "007", "NA", "ä,'\""])
+def test_odd_names_come_back_as_they_were(tmp_path, name):
+    where = context(tmp_path)
+    images = list(pictures(12, 32))
+    images[6] = images[0]
+    store = seen(tmp_path / "a.h5", images, classes=(name, "b", "c"), dims=8)
+    store.ids[6] = name
+    path, listed = audit_stores(AuditStep(), [store], where).paths
+    (row,) = load_findings(path).query("issue == 'identical'").to_dict("records")
+    assert (row["id"], row["label"]) == (name, name)
+    (split,) = set_up(Centroid(drop=listed, protocol="holdout:0.3"), store).splits
+    assert 6 not in {*split.train.rows, *split.test.rows}
 
 
 def test_what_it_suggests_can_be_dropped(workspace):
     listed = AuditStep().run(workspace).paths[1]
     step = Centroid(drop=listed)
-    from featpipe.evaluation.stores import select_stores
-
     (split,) = set_up(step, *select_stores(step, workspace)).splits
     assert 0 not in split.train.rows
     assert 0 in split.test.rows
@@ -89,10 +113,4 @@ def test_nothing_to_audit_is_an_error(tmp_path):
     store = seen(tmp_path / "a.h5", [image])
     store.skipped[0] = "damaged"
     with pytest.raises(FitError, match="no image to audit"):
-        _audit_of(store, where)
-
-
-def _audit_of(store, where):
-    from featpipe.audit import record
-
-    return record.audit_stores(AuditStep(), [store], where)
+        audit_stores(AuditStep(), [store], where)

@@ -10,7 +10,7 @@ import pytest
 from featpipe.errors import DataError, FitError
 from featpipe.evaluation.protocol import make_splits, validation_folds
 from featpipe.evaluation.run import set_up
-from featpipe.evaluation.screening import Screening, same_images
+from featpipe.evaluation.screening import Screening, first_of_same_image
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from tests.evaluation.methods import evaluated, pair
@@ -97,7 +97,7 @@ def test_identical_images_stay_together(tmp_path, protocol, copies):
     images[60 - copies :] = [images[row] for row in range(copies)]  # of the same classes
     store = seen(tmp_path / "store.h5", images)
     _, splits = make_splits(protocol, store, None, seed=0)
-    number = same_images(store)
+    number = first_of_same_image(store)
     for split in splits:
         assert not set(number[split.train.rows]) & set(number[split.test.rows])
         assert len(split.train) + len(split.test) == 60
@@ -116,7 +116,7 @@ def test_few_copies_leave_the_shares_of_classes_alike(tmp_path):
 def test_a_skipped_image_is_like_no_other(tmp_path):
     store = seen(tmp_path / "store.h5", list(pictures(6, 16)))
     store.skipped = {1: "damaged", 4: "damaged"}
-    assert len(set(same_images(store))) == 6
+    assert len(set(first_of_same_image(store))) == 6
 
 
 def test_a_list_leaves_images_out_of_training_and_test(tmp_path, leaky):
