@@ -268,7 +268,11 @@ def predict(
     files = prediction.images_of(images)
     known = Workspace.find(workspace)
     predictor = prediction.open_predictor(known, _name(model), n_images=len(files), **where)
-    return prediction.predict(predictor, files, progress or Progress.find())
+    progress = progress or Progress.find()
+    if predictor.probe is not None:
+        path, trained, _ = predictor.probe
+        progress.note(f"model: {path.stem} ({trained.title})")
+    return prediction.predict(predictor, files, progress)
 
 
 def export(

@@ -85,6 +85,8 @@ def write_recipe(
     """
     if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
         name, data = Path(name).stem, Path(name)
+    elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
+        name, data = Path(name).resolve().name, Path(name)
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     if target.exists():
         raise UsageError(
@@ -97,8 +99,10 @@ def write_recipe(
         weights_file(model, weights)
     folder = data or target.with_suffix("")
     if data is None and not folder.is_dir():
+        near = nearest_path(folder)
         raise UsageError(
-            "Where are the images?", next_step=f"featpipe init {target.stem} --data FOLDER"
+            f"There is no folder or table of images called {str(folder)!r}.",
+            next_step=f"{near or 'correct the name'}, or featpipe init {target.stem} --data FOLDER",
         )
     if test is not None:
         folder = _join(target.with_suffix(".csv"), folder, test, context)

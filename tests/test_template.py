@@ -131,7 +131,7 @@ def test_nothing_is_overwritten_and_nothing_is_guessed_from_nothing(context, tmp
     (tmp_path / "d.yaml").touch()
     with pytest.raises(UsageError, match="exists already"):
         write_recipe("d", tmp_path, "resnet18", None, context)
-    with pytest.raises(UsageError, match="Where are the images"):
+    with pytest.raises(UsageError, match="no folder or table of images"):
         write_recipe("e", None, "resnet18", None, context)
     with pytest.raises(DataError, match="no such images"):
         write_recipe("e", tmp_path / "none", "resnet18", None, context)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,8 +148,9 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
     return Outcome(status, "\n".join(lines), (path, path.with_suffix(".csv")), facts)
 
 
-def sentences(summary: dict[str, Any]) -> list[str]:
-    """Say what an audit found, a sentence for each kind."""
+def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) -> list[str]:
+    """Say what an audit found, a sentence for each kind; ``called``: display names of classes."""
+    known = called or {}
     images = {one["split"]: one["images"] for one in summary["splits"]}
     names = list(images)
     found, across = summary["duplicates"], summary["duplicates"]["across"]
@@ -181,11 +182,12 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         text = f"Labels: about {value:.1f} % [{low:.1f}, {high:.1f}] seem wrong"
         if doubts["pairs"]:
             most = doubts["pairs"][0]
-            text += f", most often {most['label']} for {most['likely']} ({most['images']})"
+            label, likely = (known.get(most[key], most[key]) for key in ("label", "likely"))
+            text += f", most often {label} for {likely} ({most['images']})"
         said.append(f"{text}.")
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
-    if few := summary["few"]:
+    if few := [known.get(name, name) for name in summary["few"]]:
         said.append(f"Classes with few images: {', '.join(few[:8])}{' …' if len(few) > 8 else ''}.")
     if summary["approximate"]:
         said.append("Neighbours were searched approximately (faiss): about one in 2000 is missed.")

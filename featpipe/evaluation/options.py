@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from featpipe.errors import DataError, nearest_path
 from featpipe.fingerprint import of_file
 from featpipe.steps import Step, option
 from featpipe.workspace import explain_os_errors, user_path
@@ -28,9 +29,16 @@ class RowOptions(Step):
         """Return the options as they enter the identity: lists by their content."""
         read = {}
         for name in ("drop", "groups"):
-            if (path := getattr(self, name)) is not None:
+            if (named := getattr(self, name)) is not None:
+                path = user_path(named)
+                if not path.is_file():
+                    raise DataError(
+                        "There is no such list of images.",
+                        where=path,
+                        next_step=nearest_path(path) or "featpipe audit makes one",
+                    )
                 with explain_os_errors(path):
-                    read[name] = of_file(user_path(path))
+                    read[name] = of_file(path)
         return read
 
 

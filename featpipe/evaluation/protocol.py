@@ -29,6 +29,7 @@ Rows = NDArray[np.int64]
 
 _MOSTLY_ALONE = 0.9  # groups for each row, from which on they are like rows of their own
 _MOST_ALIKE = 0.01  # of the rows in one of them, then
+GROUPED = "Grouped by "  # what a note of groups begins with
 _FINEST = 10  # a share of groups is a number of folds out of at most so many
 
 
@@ -358,7 +359,7 @@ def group_notes(splits: Sequence[Split]) -> list[str]:
         for split in splits
     ]
     straddling = max(len(train & test) for train, test in sides)
-    text = f"Grouped by {grouped_by(splits[0].test.store)}: {len(set().union(*sides[0]))} groups, "
+    text = f"{GROUPED}{grouped_by(splits[0].test.store)}: {len(set().union(*sides[0]))} groups, "
     if straddling:
         text += f"{straddling} of which are on both sides of the dataset's own split."
     else:

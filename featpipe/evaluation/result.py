@@ -25,7 +25,7 @@ from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, sealed_json, unsealed
 from featpipe.notebook import html_table
 from featpipe.steps import STEPS, options_of
-from featpipe.steps.options import OptionSpec
+from featpipe.steps.options import OptionSpec, plain
 from featpipe.workspace import atomic_write, user_path
 
 if TYPE_CHECKING:
@@ -452,14 +452,17 @@ def options_behind(result: Result) -> dict[str, OptionSpec]:
 
 
 def settings_of(result: Result) -> dict[str, Any]:
-    """Return the settings of a result that may change its numbers; paths of inputs do not."""
-    options = options_behind(result)
-    return {
-        key: value
-        for key, value in result.settings.items()
-        if key not in options
-        or (options[key].affects_result and options[key].item_type is not Path)
-    }
+    """Return the settings of a result that may change its numbers; of a list, the file's name.
+
+    What only says which input is used is none of them.
+    """
+    options, settings = options_behind(result), {}
+    for key, value in result.settings.items():
+        known = options.get(key)
+        if known is None or (known.affects_result and not known.selects_input):
+            listed = known is not None and known.item_type is Path and value is not None
+            settings[key] = Path(value).name if listed else value
+    return settings
 
 
 def unique_titles(
@@ -471,10 +474,16 @@ def unique_titles(
     differ in what is ``shown`` beside the titles may have the same title.
     """
     settings = [settings_of(result) for result in results]
+    defaults = [
+        {name: plain(known.default) for name, known in options_behind(result).items()}
+        for result in results
+    ]
     facts = {name: [str(row[name] or "") for row in rows] for name in ("features", "protocol")}
     for key in dict.fromkeys(key for each in settings for key in each):
         values = [each.get(key) for each in settings]
-        facts.setdefault(key, ["" if value is None else f"{key} {value}" for value in values])
+        usual = [known.get(key) for known in defaults]
+        texts = ["" if v in (None, u) else f"{key} {v}" for v, u in zip(values, usual, strict=True)]
+        facts.setdefault(key, texts)
     facts["name"] = [row["name"] for row in rows]
     titles = [str(row["method"]) for row in rows]
     beside = [tuple(row[fact] for fact in shown) for row in rows]

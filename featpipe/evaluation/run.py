@@ -77,7 +77,7 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
         If the stores cannot serve the protocol, or hold no logits to map.
     """
     protocol, test = resolve(step.protocol, test)
-    screening = Screening.of(step, (train, test))
+    lists, screening = step.row_lists(), Screening.of(step, (train, test))
     _, splits = make_splits(protocol, train, test, step.seed, screening)
     splits = step.subsets(splits)
     stores = [store.fingerprint for store in (train, test) if store is not None]
@@ -86,7 +86,7 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
         units = len(np.unique(kept))
         if mostly_alone(kept) or units != len(set(train.groups)):  # not only the dataset's groups
             inputs["kept together"] = str(units)
-    key = step.key(inputs, protocol=protocol, **step.row_lists(), **step.resolved(splits))
+    key = step.key(inputs, protocol=protocol, **lists, **step.resolved(splits))
     return Setup(step, protocol, splits, key, screening.notes)
 
 

@@ -265,9 +265,10 @@ class Extract(ImageStep):
         for store in stores:
             dataset = store.manifest["dataset"]
             speed = f", {store.run['images_per_s']} images/s" if extraction.fresh else ""
-            left_out = f", {len(store.skipped)} skipped" if store.skipped else ""
+            n = len(store.skipped)
+            left_out = f", {n} unreadable one{'s' * (n != 1)} left out" if n else ""
             lines.append(
-                f"{dataset['name']} {dataset['split']}: {len(store)} images{left_out}{speed}"
+                f"{dataset['name']} {dataset['split']}: {len(store) - n} images{left_out}{speed}"
                 f" → {store.path}"
             )
             fact = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.evaluation.protocol import GROUPED
 from featpipe.evaluation.screening import note_of_leaks
 from featpipe.reporting.data import Group, GroupImages, Method
 from featpipe.reporting.sections import count, duration, percent, points
@@ -56,6 +57,8 @@ def warnings(group: Group, images: GroupImages) -> list[str]:
     worst = max(leaks, key=lambda account: account["leaked"], default={"leaked": 0})
     found = [note for note in (note_of_leaks(worst),) if note]
     found += contamination_notes(method.result for method in group.methods)
+    notes = [note for method in group.methods for note in method.result.notes]
+    found += dict.fromkeys(note for note in notes if note.startswith(GROUPED))
     if images.doubt:
         found.append(images.doubt)
     if stopped := [method for method in group.methods if not method.row["converged"]]:

@@ -12,7 +12,7 @@ import pandas as pd
 from featpipe.audit.record import audits_of, load_findings, sentences
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import FeatpipeError, StoreError
+from featpipe.errors import DataError, FeatpipeError, StoreError
 from featpipe.evaluation.screening import note_of_leaks
 from featpipe.reporting.data import Group, Method, ReportData, Thumbnail
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
@@ -33,15 +33,27 @@ class DataQuality(Section):
         """Return what leaks and, where there is an audit, what it found."""
         parts, tables = [], []
         for group in data.groups:
-            part: dict[str, Any] = {"group": group, "leaks": leaks_of(group), "audit": None}
+            part: dict[str, Any] = {
+                "group": group,
+                "leaks": leaks_of(group),
+                "audit": None,
+                "unread": "",
+            }
             tested = group.methods[0].result.dataset["test"]
             for path, audit in audits_of(data.context.workspace, tested["fingerprint"])[:1]:
-                findings = load_findings(path)
+                called = group.methods[0].names
+                try:
+                    findings = load_findings(path)
+                except DataError as error:  # it was edited
+                    part["unread"] = str(error)
+                    continue
+                findings["label"] = findings["label"].replace(dict(called))
+                findings["likely"] = findings["likely"].replace(dict(called))
                 tables.append(findings)
                 images = AuditedImages(group, data)
                 part |= {
                     "audit": audit,
-                    "sentences": sentences(audit["summary"]),
+                    "sentences": sentences(audit["summary"], called),
                     "without": without_suspects(group, findings, tested["split"]),
                     "gallery": [
                         (issue, len(found), images.shown(found.head(data.report.gallery)))
@@ -56,6 +68,19 @@ class DataQuality(Section):
 def _importance(issue: tuple[Any, pd.DataFrame]) -> tuple[bool, bool, str]:
     """Sort duplicates first, then doubted labels, then what is odd."""
     return issue[0] not in _DUPLICATES, issue[0] != "label", issue[0]
+
+
+def near_leaks(group: Group, data: ReportData) -> list[str]:
+    """Warn of test images that an audit found nearly the same as training images."""
+    tested = group.methods[0].result.dataset["test"]["fingerprint"]
+    for path, audit in audits_of(data.context.workspace, tested)[:1]:
+        if near := audit["summary"]["duplicates"]["across"]["near"]:
+            return [
+                f"{near} test image{'s are' if near > 1 else ' is'} nearly the same as a training "
+                f"image (see The data): --drop {path.with_suffix('.csv').name} leaves the training "
+                "images out."
+            ]
+    return []
 
 
 def leaks_of(group: Group) -> str:

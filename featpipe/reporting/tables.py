@@ -11,6 +11,7 @@ import pandas as pd
 from featpipe.errors import FeatpipeError
 from featpipe.reporting.answers import answers, warnings
 from featpipe.reporting.data import Group, GroupImages, Method, ReportData, find_store
+from featpipe.reporting.data_quality import near_leaks
 from featpipe.reporting.figures import (
     accuracy_chart,
     cost_chart,
@@ -44,7 +45,7 @@ class Comparison(Section):
             "comparison.html.j2",
             group=group,
             answers=answers(group, data.comparison.margin),
-            warnings=warnings(group, images),
+            warnings=[*near_leaks(group, data), *warnings(group, images)],
             matrix=matrix(group),
             card=dataset_card(group, images, data),
             published=published,

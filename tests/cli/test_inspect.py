@@ -165,7 +165,7 @@ def test_results_of_one_title_are_told_apart_wherever_they_are_listed(
 ) -> None:
     other = Path(run("centroid --protocol holdout:0.5 --seed 1 --json").events[-1]["paths"][0])
     wanted = {
-        evaluated.stem: "Nearest class mean, seed 0",
+        evaluated.stem: "Nearest class mean",
         other.stem: "Nearest class mean, seed 1",
     }
     listed = run("results --json").events[-1]["table"]

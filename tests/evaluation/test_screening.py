@@ -178,8 +178,10 @@ def test_a_list_that_cannot_be_used_says_why(tmp_path, leaky, text, what):
 
 
 def test_a_missing_list_is_named(tmp_path, leaky):
-    with pytest.raises(Exception, match="No such file"):
+    (tmp_path / "nine.csv").touch()
+    with pytest.raises(DataError, match="no such list") as error:
         set_up(Centroid(groups=tmp_path / "none.csv"), *leaky)
+    assert "nine.csv" in str(error.value)
 
 
 def test_groups_of_the_dataset_and_identical_images_are_joined(tmp_path):

@@ -49,6 +49,7 @@ def group(*rights: np.ndarray) -> Group:
                 summary={"metrics": {"confusion": confusion}},
                 dataset={"classes": ["cat", "dog"], "other": False},
                 extra={},
+                notes=[],
             ),
             table,
             row,
