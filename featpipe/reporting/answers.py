@@ -120,8 +120,9 @@ def _by_how_much(group: Group, tests: dict[str, Any]) -> str:
 def _how_sure(group: Group, tests: dict[str, Any]) -> str:
     first, digits = group.methods[0], group.digits
     low, high = percent(first.row["low"], digits), percent(first.row["high"], digits)
+    whose = "their" if sum(method.ties_with(first) for method in group.methods) > 1 else "its"
     sentences = [
-        f"With {count(first.row['n_test'])} test images, its accuracy is known to be {low} to "
+        f"With {count(first.row['n_test'])} test images, {whose} accuracy is known to be {low} to "
         f"{high}\u00a0% (95\u00a0% interval)."
     ]
     if undecided := [tests[one.row["name"]] for one in _of(group.methods, UNDECIDED)]:
