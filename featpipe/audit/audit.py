@@ -249,8 +249,6 @@ class Audit:
             units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
             rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
-        if len(np.unique(y)) < 2:
-            return {"reason": "there are no two classes with two different images each"}
         features = [store.features(pool.layer) for store in pool.stores]
         most = _MOST_VALUES // features[0].shape[1]
         if labelled > most:

@@ -17,7 +17,7 @@ from featpipe.datasets import slug
 from featpipe.errors import DataError, UsageError
 from featpipe.evaluation.stores import alike, select_splits
 from featpipe.files import read_json
-from featpipe.fingerprint import FileHashes, sealed_json, unsealed
+from featpipe.fingerprint import FileHashes, of_file, sealed_json, unsealed
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore
@@ -72,12 +72,12 @@ def look_up(
 def load_audit(path: Path) -> dict[str, Any] | None:
     """Return an audit; None if it is missing or damaged, or the list beside it is missing.
 
-    The list may have been edited: that is what it is for.
+    The list may have been edited, that is what it is for; ``edited`` says whether it was.
     """
     with suppress(OSError, ValueError, RecursionError, KeyError):
         content = unsealed(read_json(path))
-        if content["schema"] == AUDIT_SCHEMA and path.with_suffix(".csv").is_file():
-            return content
+        if content["schema"] == AUDIT_SCHEMA:
+            return {**content, "edited": of_file(path.with_suffix(".csv")) != content["list"]}
     return None
 
 
@@ -110,11 +110,6 @@ def audits_of(workspace: Workspace, images: str) -> list[tuple[Path, dict[str, A
     return sorted(fitting, key=lambda pair: pair[1]["created"], reverse=True)
 
 
-def run_audit(step: AuditStep, context: Context) -> Outcome:
-    """Audit the stores that a step means, and write what was found."""
-    return audit_stores(step, open_stores(step, context), context)
-
-
 def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Context) -> Outcome:
     """Audit some stores, unless that was done."""
     path, existing = look_up(step, stores, context)
@@ -137,13 +132,15 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
                 for store in stores
             },
             "summary": audit.summary,
+            "list": of_file(listed),
         }
         with atomic_write(path) as temporary:
             temporary.write_text(sealed_json(existing), encoding="utf-8")
         status = "done"
     else:
         status = "up to date"
-    lines = [status, *sentences(existing["summary"]), f"→ {path.with_suffix('.csv')}"]
+    edited = " (edited since)" * existing.get("edited", False)
+    lines = [status, *sentences(existing["summary"]), f"→ {path.with_suffix('.csv')}{edited}"]
     facts = {"summary": existing["summary"]}
     return Outcome(status, "\n".join(lines), (path, path.with_suffix(".csv")), facts)
 
@@ -193,7 +190,7 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         said.append("Neighbours were searched approximately (faiss): about one in 2000 is missed.")
     if not summary["pixels_compared"]:
         said.append(
-            "Pixels were not compared: the stores do not hold what the images look like. Delete "
-            "them and extract the dataset again to compare them."
+            "Pixels were not compared: the stores hold no digests and thumbnails of the images. "
+            "Delete them and extract the dataset again to compare them."
         )
     return said

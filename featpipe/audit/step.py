@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from featpipe.probes.base import canonical_model
-from featpipe.steps import STEPS, Context, Needs, Outcome, Status, Step, option
+from featpipe.probes.base import OnFeatures
+from featpipe.steps import STEPS, Context, Outcome, Status, option
 
 
 @STEPS.register
-class AuditStep(Step):
+class AuditStep(OnFeatures):
     """Find duplicates, leaks, doubtful labels and odd images in embedded datasets."""
 
     name = "audit"
     examples = ("featpipe audit", "featpipe audit --dataset stl10 --model resnet50")
-    needs = Needs("features")
     makes = ("audit",)
 
     stores: tuple[Path, ...] | None = option(
@@ -26,31 +25,10 @@ class AuditStep(Step):
         selects_input=True,
         positional=True,
     )
-    dataset: str | None = option(
-        None, help="Dataset to audit; may be left out where there is only one.", selects_input=True
-    )
-    model: str | None = option(
-        None, help="Backbone whose features are compared; likewise.", selects_input=True
-    )
-    layer: str | None = option(None, help="Stored layer to use; default: the first one.")
-    seed: int = option(0, help="Seed of the folds that labels are checked with.", seed=True)
-    force: bool = option(False, help="Audit again what is up to date.", affects_result=False)
 
     def has_inputs(self) -> bool:
         """Whether stores are named."""
         return self.stores is not None
-
-    def accepts(self, producer: Step) -> bool:
-        """Whether this is the dataset and the model asked for."""
-        made = producer.settings()
-        return self.dataset in (None, made.get("dataset")) and (
-            self.model is None
-            or canonical_model(self.model) == canonical_model(str(made.get("model")))
-        )
-
-    def planned(self, producer: Step) -> Self:
-        """Return the step with the dataset and the model of the extraction."""
-        return self.replace(**{name: getattr(producer, name) for name in ("dataset", "model")})
 
     def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
         """Take the stores of one extraction."""
@@ -70,4 +48,4 @@ class AuditStep(Step):
         """Audit the stores, unless that was done."""
         from featpipe.audit import record  # noqa: PLC0415 - brings scikit-learn
 
-        return record.run_audit(self, context)
+        return record.audit_stores(self, record.open_stores(self, context), context)

@@ -34,11 +34,10 @@ MANY_FITS = 20  # of a logistic search, values times folds: from there on batche
 CLASS_WEIGHTS = {"none": None, "balanced": "balanced"}  # as scikit-learn calls them
 
 
-class Evaluation(RowOptions):
-    """What all methods that are evaluated on stored features have in common."""
+class OnFeatures(Step):
+    """What works on the stored features of one dataset × backbone."""
 
     needs = Needs("features")
-    makes = ("result",)
 
     dataset: str | None = option(
         None,
@@ -55,35 +54,8 @@ class Evaluation(RowOptions):
         help="Stored layer to use, or logits: those of the backbone's own classifier; default: "
         "the first layer.",
     )
-    train: Path | None = option(
-        None, help="This store holds the training rows.", selects_input=True
-    )
-    test: Path | None = option(None, help="This store holds the test rows.", selects_input=True)
-    protocol: str = option(
-        "auto",
-        help="split: the dataset's own train and test rows; folds: train on each official fold; "
-        "fold:K: on one of them; kfold:K: cross-validation; holdout:F: a share F of the rows is "
-        "tested; all (zeroshot only): every row is tested. auto: split where there are two "
-        f"stores, else holdout:{SHARE}.",
-        check=grammar.protocol,
-    )
     seed: int = option(0, help="Seed of every random choice.", seed=True)
-    title: str | None = option(
-        None, help="Name of the method in tables and reports.", affects_result=False
-    )
     force: bool = option(False, help="Compute again what is up to date.", affects_result=False)
-
-    def check(self) -> None:
-        """Refuse half a pair of stores."""
-        if self.test is not None and self.train is None:
-            raise UsageError(
-                "--test needs --train: name both stores.",
-                next_step="name both, the training rows and the test rows, or neither",
-            )
-
-    def has_inputs(self) -> bool:
-        """Whether the stores are named."""
-        return self.train is not None
 
     def accepts(self, producer: Step) -> bool:
         """Whether this is the dataset, the model and the layer asked for."""
@@ -98,6 +70,40 @@ class Evaluation(RowOptions):
     def planned(self, producer: Step) -> Self:
         """Return the step with the dataset and the model of the extraction."""
         return self.replace(**{name: getattr(producer, name) for name in ("dataset", "model")})
+
+
+class Evaluation(RowOptions, OnFeatures):
+    """What all methods that are evaluated on stored features have in common."""
+
+    makes = ("result",)
+
+    train: Path | None = option(
+        None, help="This store holds the training rows.", selects_input=True
+    )
+    test: Path | None = option(None, help="This store holds the test rows.", selects_input=True)
+    protocol: str = option(
+        "auto",
+        help="split: the dataset's own train and test rows; folds: train on each official fold; "
+        "fold:K: on one of them; kfold:K: cross-validation; holdout:F: a share F of the rows is "
+        "tested; all (zeroshot only): every row is tested. auto: split where there are two "
+        f"stores, else holdout:{SHARE}.",
+        check=grammar.protocol,
+    )
+    title: str | None = option(
+        None, help="Name of the method in tables and reports.", affects_result=False
+    )
+
+    def check(self) -> None:
+        """Refuse half a pair of stores."""
+        if self.test is not None and self.train is None:
+            raise UsageError(
+                "--test needs --train: name both stores.",
+                next_step="name both, the training rows and the test rows, or neither",
+            )
+
+    def has_inputs(self) -> bool:
+        """Whether the stores are named."""
+        return self.train is not None
 
     def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
         """Take the stores of one extraction; a split without labels is left out."""

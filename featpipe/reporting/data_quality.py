@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,25 +126,19 @@ def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[
     return [
         {
             "method": method,
-            "accuracies": [_accuracy(method, left_out) for left_out in kinds.values()],
-            "images": [len(method.table.ids) - _count(method, out) for out in kinds.values()],
-            "kinds": list(kinds),
+            "kinds": {kind: _without(method, left_out) for kind, left_out in kinds.items()},
         }
         for method in group.methods
     ]
 
 
-def _count(method: Method, ids: Iterable[str]) -> int:
-    return int(np.isin(method.table.ids, list(ids)).sum())
-
-
-def _accuracy(method: Method, left_out: set[str]) -> Mapping[str, Any] | None:
+def _without(method: Method, left_out: set[str]) -> tuple[int, Mapping[str, Any] | None]:
+    """Return how many test images are left and, if there are any, the accuracy on them."""
     table = method.table
     kept = ~np.isin(table.ids, list(left_out))[table.row]
-    if not kept.any():
-        return None
-    rows = np.unique(table.row[kept], return_inverse=True)[1]
-    return accuracy_interval(table.correct[kept], rows).as_dict()
+    images, rows = np.unique(table.row[kept], return_inverse=True)
+    accuracy = accuracy_interval(table.correct[kept], rows).as_dict() if kept.any() else None
+    return len(images), accuracy
 
 
 class AuditedImages:

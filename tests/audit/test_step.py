@@ -63,7 +63,9 @@ def test_an_edited_list_is_kept(workspace):
     path, listed = AuditStep().run(workspace).paths
     edited = listed.read_text().replace('"drop"', '"check"')
     listed.write_text(edited)
-    assert AuditStep().run(workspace).status == "up to date"
+    again = AuditStep().run(workspace)
+    assert again.status == "up to date"
+    assert "(edited since)" in again.message
     assert listed.read_text() == edited
     assert set(load_findings(path).suggestion) <= {"check", "keep together"}
     listed.write_text("id\n1\n")
