@@ -135,12 +135,14 @@ class StepCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, each under the heading of its group."""
-        groups = {name: spec.group for name, spec in options_of(self.step).items()}
+        known = options_of(self.step)
         records: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            if record := param.get_help_record(ctx):
-                group = groups.get(param.name or "", "Every command")
-                records.setdefault(group, []).append(record)
+            spec, record = known.get(param.name or ""), param.get_help_record(ctx)
+            if spec is not None and isinstance(param, click.Argument):
+                record = param.human_readable_name, spec.help
+            if record:
+                records.setdefault(spec.group if spec else "Every command", []).append(record)
         for group in sorted(records, key=_LAST.find):
             with formatter.section(group):
                 formatter.write_dl(records[group])
