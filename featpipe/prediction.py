@@ -21,8 +21,7 @@ from featpipe.backbones.runtime import Calibration
 from featpipe.datasets.folder import images_below
 from featpipe.datasets.images import read_image
 from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
-from featpipe.evaluation.calibration import to_probabilities
-from featpipe.evaluation.models import TrainedModel, load_model, predict_with_scores
+from featpipe.evaluation.models import ENDINGS, TrainedModel, load_model
 from featpipe.evaluation.result import Result, latest_named
 from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.progress import SILENT, Progress
@@ -35,7 +34,7 @@ from featpipe.workspace import (
     user_path,
 )
 
-_KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
+_KINDS = (*ENDINGS, ".safetensors")  # of a probe; of a fine-tuned network
 _WRITTEN = "featpipe predict"
 # Below, PyTorch answers before OpenVINO has been opened and compared with it.
 _FEW_IMAGES = 32
@@ -86,8 +85,8 @@ def open_predictor(
     workspace : Workspace
         Where models and results are looked for.
     name : str
-        A ``.skops`` (probe) or ``.safetensors`` (fine-tuned) file, or the name of a result; a part
-        of it, such as ``"svm"`` or ``"resnet50-svm"``, means the latest model of such a name.
+        The file of a model, or the name of a result; a part of it, such as ``"svm"`` or
+        ``"resnet50-svm"``, means the latest model of such a name.
     weights : str, optional
         Where the weights of the frozen network are now; default: where they were at training.
     device : str
@@ -142,7 +141,7 @@ def _no_model(workspace: Workspace, name: str) -> ResultError:
             if trained
             else f"The method {result.method!r} trains no model that could answer for new images.",
             where=path,
-            expected=f"{folder / name} with the ending {' or '.join(_KINDS)}" if trained else None,
+            expected=f"{folder / name} with the ending {', '.join(_KINDS)}" if trained else None,
             next_step="run its command again, without --no-save-model and with --force"
             if trained
             else "name a result of a method that is trained, such as featpipe svm",
@@ -198,15 +197,8 @@ def _open_probe(
         layers = tuple(dict.fromkeys([*stored, *logits]))
     backbone.prepare(layers)
 
-    known = np.asarray(model.estimator.classes_)
-
     def classify(images: Tensor) -> Answers:
-        features = backbone.embed(images, layers)[model.layer]
-        labels, scores, graded = predict_with_scores(model.estimator, features, len(model.classes))
-        if scores is None or model.temperature is None:
-            return labels, scores, None
-        calibrated = to_probabilities(scores, known, model.temperature, graded=graded)
-        return labels, scores, calibrated
+        return model.answer(backbone.embed(images, layers)[model.layer])
 
     suits = backbone.batch_size, backbone.parallel
     made = path, model, backbone

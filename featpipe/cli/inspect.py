@@ -244,8 +244,8 @@ def predict(
 ) -> None:
     """Classify new images, or all in a folder, with a trained model.
 
-    MODEL is the name of a result, or a part of it: svm is the latest of that name; or a .skops or a
-    .safetensors file. Probabilities of probes are calibrated on training rows.
+    MODEL is the name of a result or a part of it (svm: the latest of that name), or the file of a
+    model. Probabilities of probes are calibrated on training rows.
     """
     place, progress = session.workspace.root, session.console.progress
     answers = api.predict(model, images, workspace=place, progress=progress, **where)
