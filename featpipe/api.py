@@ -237,7 +237,7 @@ def finetune(
 
 def predict(
     model: str | os.PathLike[str] | Result,
-    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    images: Any,
     *,
     workspace: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -250,8 +250,9 @@ def predict(
     model : Result, str or path
         A result; its name, or a part of it: ``"svm"`` is the latest of that name; or the file of a
         model.
-    images : path or iterable of paths
-        Files, and folders with all that is in them.
+    images : path, image, or iterable of them
+        Files, and folders with all that is in them; or PIL images, or arrays of uint8 and shape
+        (height, width, 3) or (height, width).
     workspace : path, optional
     progress : Progress, optional
     **where

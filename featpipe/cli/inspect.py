@@ -229,7 +229,7 @@ def clean(session: Session, *, yes: bool) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--runtime", help="What runs the backbone [default: what ran it for the features].")
 @click.option("--strict", is_flag=True, help="End with 3 where an image could not be read.")
-@click.option("-o", "--out", type=_PATH, help="Write the answers to this .csv or .json instead.")
+@click.option("-o", "--out", type=_PATH, help="Write the answers to this .csv, .parquet or .json.")
 @click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
 @with_session
 def predict(

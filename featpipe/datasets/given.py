@@ -59,7 +59,7 @@ class _InMemory(ImageSource):
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image; DataError if it is no longer the one that was given."""
-        pixels = _pixels(self._images[row], row)
+        pixels = pixels_of(self._images[row], row)
         if _digest(pixels) != self._digests[row]:
             what = "An image was changed after it was given."
             raise DataError(what, where=self.ids[row], next_step="extract again")
@@ -96,7 +96,7 @@ def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) 
         raise UsageError("These images are no dataset.", expected=f"a list of {_EXPECTED}", got=got)
     digests, sizes = [], set()
     for row, image in enumerate([] if paths else listed):
-        pixels = _pixels(image, row)
+        pixels = pixels_of(image, row)
         digests.append(_digest(pixels))
         sizes.add(pixels.shape[:2])
     ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
@@ -114,7 +114,7 @@ def _is_path(image: object) -> bool:
     return isinstance(image, str | os.PathLike)
 
 
-def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
+def pixels_of(image: Any, row: int) -> NDArray[np.uint8]:
     """Return an image as upright RGB."""
     if isinstance(image, Image.Image):
         return to_rgb(image, f"image {row} of the list")
