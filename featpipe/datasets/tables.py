@@ -8,7 +8,6 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,32 +19,24 @@ from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
 from featpipe.datasets.dataset import PathDataset, refuse_missing
-from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource
+from featpipe.datasets.source import (
+    ArraySource,
+    Identity,
+    ImageSource,
+    classes_by_name,
+    classes_by_number,
+    ordered_splits,
+)
 from featpipe.errors import DataError, did_you_mean, nearest_path
 from featpipe.files import open_regular
 from featpipe.workspace import restore_cell
 
 _SHAPES = "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
 
-_MOST_CLASSES = 100_000  # the largest dataset in use, ImageNet-21k, has 21 841
 _MOST_ROWS = 20_000_000  # each takes some 100 bytes of memory besides its pixels
 _SINGLE_ARRAY = b"\x93NUMPY"
 _BLOCK_BYTES = 1 << 20
-
-
-def ordered_splits(names: Iterable[str]) -> tuple[str, ...]:
-    """Return split names, the usual ones first.
-
-    Examples
-    --------
-    >>> ordered_splits(["val", "extra", "train", "val", "test"])
-    ('train', 'test', 'val', 'extra')
-    """
-    usual = ["train", "test", "val"]
-    rest = sorted(set(names), key=natural_key)
-    return tuple(sorted(rest, key=(usual + rest).index))
 
 
 class _Row(NamedTuple):
@@ -56,6 +47,9 @@ class _Row(NamedTuple):
     label: str
     split: str
     group: str
+
+
+_COLUMNS = _Row._fields[1:]
 
 
 @DATASETS.register
@@ -79,27 +73,7 @@ class CsvList(PathDataset):
             with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
                 header = list(reader.fieldnames or [])
-                if twice := [name for name in _Row._fields[1:] if header.count(name) > 1]:
-                    raise DataError(
-                        f"The CSV has {header.count(twice[0])} columns called {twice[0]!r}.",
-                        where=table,
-                        expected="one of each name",
-                        got=",".join(header),
-                    )
-                missing = [name for name in _Row._fields[1:] if name not in header]
-                others = set(header) - set(_Row._fields)
-                # What is nearly called so was meant: it is not to be taken for a column of notes.
-                meant = [name for name in missing if get_close_matches(name, others, cutoff=0.75)]
-                for name in meant or [name for name in missing if name == "path"]:
-                    fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
-                    hint = "separate the columns by commas" if fused else did_you_mean(name, header)
-                    raise DataError(
-                        f"The CSV has no column {name!r}.",
-                        where=table,
-                        expected="a first line such as path,label or path,label,split,group",
-                        got=",".join(header) or "an empty file",
-                        next_step=hint,
-                    )
+                self._check_header(header)
                 self._grouped = "group" in header
                 for values in reader:
                     path, label = values["path"], values.get("label", "")
@@ -108,7 +82,7 @@ class CsvList(PathDataset):
                         raise DataError(
                             "A line of the CSV is not complete.",
                             where=f"{table}, line {reader.line_num}",
-                            expected=", ".join(name for name in _Row._fields[1:] if name in header),
+                            expected=", ".join(name for name in _COLUMNS if name in header),
                             got=", ".join(str(value) for value in values.values() if value),
                         )
                     cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
@@ -123,6 +97,23 @@ class CsvList(PathDataset):
         if not rows:
             raise DataError("The CSV lists no images.", where=table, got="a header only")
         return rows
+
+    def _check_header(self, header: list[str]) -> None:
+        refused = partial(DataError, where=self.path, got=",".join(header) or "an empty file")
+        if twice := [name for name in _COLUMNS if header.count(name) > 1]:
+            what = f"The CSV has {header.count(twice[0])} columns called {twice[0]!r}."
+            raise refused(what, expected="one of each name")
+        missing = [name for name in _COLUMNS if name not in header]
+        others = set(header) - set(_COLUMNS)
+        # A column that is nearly called so was meant: it is not to be taken for one of notes.
+        meant = [name for name in missing if get_close_matches(name, others, cutoff=0.75)]
+        for name in meant or [name for name in missing if name == "path"]:
+            fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
+            raise refused(
+                f"The CSV has no column {name!r}.",
+                expected="a first line such as path,label or path,label,split,group",
+                next_step="separate columns by commas" if fused else did_you_mean(name, header),
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -146,9 +137,8 @@ class CsvList(PathDataset):
             table,
             f"paths relative to {table.parent}",
         )
-        classes = tuple(sorted({row.label for row in self._rows if row.label}, key=natural_key))
-        label_of = {"": UNLABELLED, **{name: label for label, name in enumerate(classes)}}
-        labels = [label_of[row.label] for row in rows]
+        every = (row.label or None for row in self._rows)
+        classes, labels = classes_by_name([row.label or None for row in rows], every)
         identity = Identity(self.spec, split, classes, [row.path for row in rows], labels)
         source = FileSource(identity, table.parent, self.options, table)
         if self._grouped:
@@ -211,35 +201,13 @@ class Npz(PathDataset):
         rows = np.arange(len(images))
         given = {name: array for name, array in arrays.items() if name not in ("images", "labels")}
         texts = {name: _texts(array, self.path) for name, array in given.items()}
-        names = texts["classes"] if "classes" in texts else numbered(labels, self.path)
+        names = texts["classes"] if "classes" in texts else classes_by_number(labels, self.path)
         ids = texts["ids"] if "ids" in texts else [f"{row:05d}" for row in rows]
         if "split" in texts:
             rows = np.flatnonzero(np.array(texts["split"]) == split)
         chosen = [ids[row] for row in rows]
         identity = Identity(self.spec, split, tuple(names), chosen, labels[rows])
         return ArraySource(identity, images, content, self.path, rows)
-
-
-def numbered(labels: NDArray[Any], where: object) -> tuple[str, ...]:
-    """Return the names of classes that are known by their numbers only.
-
-    ``where`` is the file that the labels came from, for messages.
-
-    Raises
-    ------
-    DataError
-        If a label is no number of a class but something else, such as a time or an identifier.
-    """
-    last = int(labels.max(initial=0))
-    if last >= _MOST_CLASSES:
-        raise DataError(
-            "The labels are no small numbers, and the classes have no names.",
-            where=where,
-            expected=f"labels from 0 to {_MOST_CLASSES - 1}",
-            got=last,
-            next_step="number the classes from 0, and give their names in an array 'classes'",
-        )
-    return tuple(str(label) for label in range(last + 1))
 
 
 def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:

@@ -19,10 +19,17 @@ import numpy as np
 
 from featpipe.datasets import DATASETS, IMAGENET
 from featpipe.datasets.dataset import Dataset, DatasetOptions
-from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
-from featpipe.datasets.tables import numbered, ordered_splits
+from featpipe.datasets.source import (
+    UNLABELLED,
+    ArraySource,
+    Identity,
+    ImageSource,
+    classes_by_number,
+    natural_key,
+    ordered_splits,
+    row_ids,
+)
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
 from featpipe.provenance import package_version
 
@@ -136,7 +143,9 @@ class TorchVision(Dataset):
         names = getattr(found, "classes", None) or getattr(found, "categories", None)
         classes = tuple(name if isinstance(name, str) else ", ".join(name) for name in names or ())
         labels = np.array(targets, dtype=np.int64)
-        identity = Identity(self.spec, split, classes or numbered(labels, root), ids, labels)
+        identity = Identity(
+            self.spec, split, classes or classes_by_number(labels, root), ids, labels
+        )
         if self.argument not in ARRAYS:
             return FileSource(identity, root, self.options)
         if files:
