@@ -51,6 +51,12 @@ class RemoteArchive:
     folder: str
     megabytes: int
 
+    @property
+    def how_to_get(self) -> str:
+        """What to do where the archive is needed and may not be fetched."""
+        by_hand = f"unpack {self.url} yourself and name its folder with --data DIR"
+        return f"allow the download ({self.megabytes} MB), or {by_hand}"
+
     def find(self, dataset: Dataset, needed: Sequence[str], others: Callable[[str], bool]) -> Path:
         """Return the folder with the needed files; fetch the archive if that is allowed.
 
@@ -64,9 +70,7 @@ class RemoteArchive:
         if found and (found != own or not options.download or _holds(own, needed) == len(needed)):
             return found
         if not options.download:
-            by_hand = f"unpack {self.url} yourself and name its folder with --data DIR"
-            next_step = f"allow the download ({self.megabytes} MB), or {by_hand}"
-            raise dataset.not_found(folders, ", ".join(needed), next_step=next_step)
+            raise dataset.not_found(folders, ", ".join(needed), next_step=self.how_to_get)
         options.progress.note(f"{dataset.name} is not here: fetching {self.url}")
         archive = options.raw / self.url.rpartition("/")[2]
         fetch(self.url, archive, digest=f"md5:{self.md5}", progress=options.progress)
@@ -97,12 +101,13 @@ def check_digests(
     sums = options.digests([folder / name for name in published], "md5")
     for (name, digest), got in zip(published.items(), sums, strict=True):
         if got != digest:
+            file = folder / name
             raise DataError(
                 f"The file {name} is damaged or another version.",
-                where=folder / name,
+                where=file,
                 expected=f"md5 {digest}",
-                got=f"md5 {got}, {(folder / name).stat().st_size} bytes",
-                next_step=f"remove {folder / name} and fetch it again",
+                got=f"md5 {got}, {file.stat().st_size} bytes",
+                next_step=f"remove {file} and fetch it again",
             )
     return published
 

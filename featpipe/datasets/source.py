@@ -37,13 +37,8 @@ class Identity:
 class ImageSource(ABC):
     """Images of one split of a dataset, with what identifies them.
 
-    Parameters
-    ----------
-    identity : Identity
-    content : object
-        JSON-like value that changes whenever the pixels do.
-    where : object
-        File or folder that the images came from, for messages.
+    ``content`` is a JSON-like value that changes whenever the pixels do, ``where`` the file or
+    folder that the images came from, for messages.
 
     Attributes
     ----------
@@ -64,8 +59,7 @@ class ImageSource(ABC):
     Raises
     ------
     DataError
-        If classes, ids, labels and folds do not fit together, or a name is no text: no later step
-        has to ask.
+        If classes, ids, labels and folds do not fit together, or a name is no text.
     """
 
     name: str
@@ -111,16 +105,9 @@ class ImageSource(ABC):
             if len(np.unique(fold)) != len(fold) or np.any((fold < 0) | (fold >= n)):
                 what = f"Fold {number} does not name rows of this dataset, each once."
                 raise refused(what, expected=f"distinct rows from 0 to {n - 1}")
-        self.fingerprint = of_mapping(
-            {
-                "split": self.split,
-                "classes": self.classes,
-                "ids": list(self.ids),
-                "labels": self.labels.tolist(),
-                "folds": [fold.tolist() for fold in self.folds],
-                "content": content,
-            }
-        )
+        parts = {"split": self.split, "classes": self.classes, "ids": list(self.ids)}
+        parts |= {"labels": self.labels.tolist(), "folds": [fold.tolist() for fold in self.folds]}
+        self.fingerprint = of_mapping({**parts, "content": content})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -139,15 +126,8 @@ class ImageSource(ABC):
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image as upright RGB; safe to call from several threads at once.
 
-        Returns
-        -------
-        image : ndarray of shape (height, width, 3), uint8
-            The caller may change it.
-
-        Raises
-        ------
-        ImageError
-            If the image cannot be decoded; the message names its file.
+        The array, (height, width, 3), uint8, may be changed by the caller. ImageError, which names
+        the file, if the image cannot be decoded.
         """
 
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
@@ -167,10 +147,8 @@ class ArraySource(ImageSource):
     identity : Identity
     pixels : ndarray of shape (n, height, width, 3) or (n, height, width), uint8
         One for each id; any strides; grey images have no channel axis.
-    content : object, optional
-        JSON-like value that changes whenever the pixels do; default: their hash.
-    where : object, optional
-        File or folder that the array came from, for messages.
+    content, where : object, optional
+        As in :class:`ImageSource`; default: the hash of the pixels, the dataset's name.
     rows : ndarray of int64, optional
         Rows of the array that are the images, so that a mapped one is not copied; default: all.
     """

@@ -130,13 +130,10 @@ class CsvList(PathDataset):
                 where = f"{table}, lines {first[row.path]} and {row.line}"
                 what = "An image is listed twice in one split."
                 raise DataError(what, where=where, got=row.path)
-        missing = [row for row in rows if not os.path.lexists(table.parent / row.path)]
-        refuse_missing(
-            [f"line {row.line}: {row.path}" for row in missing],
-            f"{len(missing)} file(s) that the CSV names are missing.",
-            table,
-            f"paths relative to {table.parent}",
-        )
+        absent = [row for row in rows if not os.path.lexists(table.parent / row.path)]
+        missing = [f"line {row.line}: {row.path}" for row in absent]
+        what = f"{len(missing)} file(s) that the CSV names are missing."
+        refuse_missing(missing, what, table, f"paths relative to {table.parent}")
         every = (row.label or None for row in self._rows)
         classes, labels = classes_by_name([row.label or None for row in rows], every)
         identity = Identity(self.spec, split, classes, [row.path for row in rows], labels)
@@ -172,21 +169,15 @@ class Npz(PathDataset):
         if (images := arrays.get("images")) is None:
             raise refused("There is no array 'images'.", expected=f"shape {_SHAPES}")
         if images.dtype != np.uint8:
-            raise refused(
-                "The images do not have 8 bits per channel.",
-                expected="uint8, 0 to 255",
-                got=images.dtype,
-                next_step="for values from 0 to 1: np.rint(images * 255).astype(np.uint8)",
-            )
+            hint = "for values from 0 to 1: np.rint(images * 255).astype(np.uint8)"
+            what, expected = "The images do not have 8 bits per channel.", "uint8, 0 to 255"
+            raise refused(what, expected=expected, got=images.dtype, next_step=hint)
         planes_last = images.ndim == 4 and images.shape[-1] in (1, 3)
         if not (images.ndim == 3 or planes_last) or 0 in images.shape:
             planes_first = images.ndim == 4 and images.shape[1] in (1, 3)
-            raise refused(
-                "The array 'images' has another shape than images.",
-                expected=_SHAPES,
-                got=images.shape,
-                next_step="images.transpose(0, 2, 3, 1)" if planes_first else None,
-            )
+            hint = "images.transpose(0, 2, 3, 1)" if planes_first else None
+            what = "The array 'images' does not have the shape of images."
+            raise refused(what, expected=_SHAPES, got=images.shape, next_step=hint)
         if planes_last and images.shape[-1] == 1:
             images = images[..., 0]
         expected = "integers of shape (n,); -1 for unlabelled images"
@@ -199,8 +190,8 @@ class Npz(PathDataset):
                 what = f"The array {name!r} does not have one value for each image."
                 raise refused(what, expected=f"shape {one_each}", got=arrays[name].shape)
         rows = np.arange(len(images))
-        given = {name: array for name, array in arrays.items() if name not in ("images", "labels")}
-        texts = {name: _texts(array, self.path) for name, array in given.items()}
+        given = arrays.keys() - {"images", "labels"}
+        texts = {name: _texts(arrays[name], self.path) for name in given}
         names = texts["classes"] if "classes" in texts else classes_by_number(labels, self.path)
         ids = texts["ids"] if "ids" in texts else [f"{row:05d}" for row in rows]
         if "split" in texts:
@@ -223,12 +214,11 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
                 for name in names:
                     if (member := members.get(f"{name}.npy")) is not None:
                         arrays[name] = _array(stream, archive, member)
-    except FileNotFoundError:
-        raise DataError(
-            "The file does not exist.", where=file, next_step=nearest_path(file)
-        ) from None
     except OSError as error:
-        raise DataError("The archive cannot be read.", where=file, got=error.strerror) from error
+        hint = None if file.exists() else nearest_path(file)
+        what = "The archive cannot be read." if file.exists() else "The file does not exist."
+        got = error.strerror if file.exists() else None
+        raise DataError(what, where=file, got=got, next_step=hint) from error
     except DataError as error:
         error.details = {"where": str(file), **error.details}
         raise
@@ -243,18 +233,15 @@ def _array(stream: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
     """Read one array, or map it; its size is known before there is memory for it."""
     name = member.filename.removesuffix(".npy")
     with archive.open(member) as entry:
-        version = np.lib.format.read_magic(entry)
-        first = version == (1, 0)  # a longer header is the only other one without field names
         formats = np.lib.format
+        first = formats.read_magic(entry) == (1, 0)  # the only other one has a longer header
         read_header = formats.read_array_header_1_0 if first else formats.read_array_header_2_0
         shape, fortran, dtype = read_header(entry)
         start = entry.tell()
         if dtype.hasobject:
-            raise DataError(
-                f"The array {name!r} holds Python objects, which could run code when they are "
-                "read; refused.",
-                next_step="write texts as fixed-width strings: np.array(names, dtype=str)",
-            )
+            what = f"The array {name!r} holds Python objects, which could run code when read."
+            hint = "write texts as fixed-width strings: np.array(names, dtype=str)"
+            raise DataError(what, next_step=hint)
         n_bytes = (count := math.prod(shape)) * dtype.itemsize
         promised = start + n_bytes
         if min(shape, default=0) < 0 or count > n_bytes or promised != member.file_size:
@@ -284,12 +271,9 @@ def _array(stream: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
 
 
 def _too_large(name: str, n_bytes: int, expected: str) -> DataError:
-    return DataError(
-        f"The array {name!r} is too large to be unpacked.",
-        expected=expected,
-        got=f"{n_bytes / 1e6:,.0f} MB",
-        next_step="save it with np.savez, uncompressed: it is then read from the disk as needed",
-    )
+    what, got = f"The array {name!r} is too large to be unpacked.", f"{n_bytes / 1e6:,.0f} MB"
+    hint = "save it with np.savez, uncompressed: it is then read from the disk as needed"
+    return DataError(what, expected=expected, got=got, next_step=hint)
 
 
 def _texts(values: NDArray[Any], where: Path) -> list[str]:

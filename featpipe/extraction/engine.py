@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from featpipe import fingerprint
 from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
-from featpipe.datasets.looks import look_at
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
 from featpipe.extraction.batches import Batch, ExtractOptions, read_batches, work_on_batches
@@ -246,6 +247,23 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
         source_classes=None if named is None else (named.ids, named.names),
         looks=True,
     )
+
+
+def look_at(image: NDArray[np.uint8]) -> dict[str, Any]:
+    """Return what identifies an upright RGB image: a value for each of ``store.layout.LOOKS``.
+
+    Images whose pixels agree have one digest, whatever format their files are of. The thumbnail is
+    squeezed to a square. A photo of 500 × 375 pixels takes 0.7 ms.
+    """
+    pixels = np.ascontiguousarray(image)
+    digest = hashlib.sha256(f"{pixels.shape}".encode())
+    digest.update(pixels.data)
+    small = Image.fromarray(pixels).resize(LOOKS["looks/thumbnail"][1], Image.Resampling.BOX)
+    return {
+        "looks/digest": np.frombuffer(digest.digest()[:16], np.uint8),
+        "looks/size": pixels.shape[:2],
+        "looks/thumbnail": np.asarray(small.convert("L")),
+    }
 
 
 def _stacked(looks: dict[int, dict[str, Any]], batch: Batch) -> dict[str, NDArray[Any]]:

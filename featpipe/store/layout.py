@@ -20,8 +20,8 @@ from featpipe.steps.grammar import LOGITS
 SCHEMA_VERSION = 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_RECORD_BYTES = 1 << 29  # of JSON text, about ten million ids; more is not read into memory
-# What images look like (:func:`featpipe.datasets.looks.look_at`), type and shape of one row; stores
-# written by an older version may have none.
+# What images look like (:func:`featpipe.extraction.engine.look_at`): type and shape of one row; the
+# stores of an older version may have none.
 LOOKS: dict[str, tuple[str, tuple[int, ...]]] = {
     "looks/digest": ("uint8", (16,)),
     "looks/size": ("int32", (2,)),
