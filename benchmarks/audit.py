@@ -94,7 +94,7 @@ def near_duplicates(data: Path, weights: str, folder: Path) -> dict[str, Any]:
         least=1e-9,
     )
     score = np.zeros(n - n_train)
-    np.maximum.at(score, found.b - n_train, found.score)
+    np.maximum.at(score, found["b"].to_numpy() - n_train, found["score"].to_numpy())
     true = np.isin(np.arange(n - n_train), pairs[:, 0])
     order = np.argsort(-score, kind="stable")
     flagged = score >= duplicates.THRESHOLD

@@ -146,6 +146,12 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
             "What embeds the images?",
             expected="the name of a model; or backbone= and transform=, a module and its transform",
         )
+    if backbone is None and (name or fingerprint):
+        raise UsageError(
+            "Only a module is given a name or a fingerprint.",
+            expected="name= and fingerprint= together with backbone= and transform=",
+            got=f"model={model!r}, {'name' if name else 'fingerprint'}={name or fingerprint!r}",
+        )
     if not isinstance(dataset, str):
         from featpipe.datasets.given import register_images  # noqa: PLC0415 - brings NumPy
 
