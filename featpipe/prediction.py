@@ -156,11 +156,12 @@ def _no_model(workspace: Workspace, name: str) -> ResultError:
             else "name a result of a method that is trained, such as featpipe svm",
         )
     known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
+    parts = dict.fromkeys(part for stem in known for part in stem.split("-"))
     return ResultError(
         f"There is no model {name!r}.",
         where=folder,
         got=", ".join(known) or "no models",
-        next_step=did_you_mean(name, known) or "train one: featpipe svm",
+        next_step=did_you_mean(name, [*known, *parts]) or "train one: featpipe svm",
     )
 
 

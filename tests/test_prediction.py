@@ -173,6 +173,9 @@ def test_an_unknown_model_is_named_with_the_nearest(result, context):
     with pytest.raises(ResultError, match="no model") as caught:
         open_predictor(context.workspace, f"{result.name}x")
     assert result.name in str(caught.value)
+    part = "svm" if result.method == "svm" else "finetune"
+    with pytest.raises(ResultError, match=f"did you mean '{part}'"):
+        open_predictor(context.workspace, f"{part}n")
 
 
 def test_a_result_without_a_model_says_why(context):
