@@ -42,11 +42,8 @@ class DatasetOptions:
     def folders(self, *names: str) -> list[Path]:
         """Return the folders where a dataset with these folder names may be, best first."""
         if self.data is not None and not self.data.exists():
-            raise DataError(
-                "The data folder does not exist.",
-                where=self.data,
-                next_step="correct --data, or leave it out to use the workspace's own folder",
-            )
+            hint = "correct --data, or leave it out to use the workspace's own folder"
+            raise DataError("The data folder does not exist.", where=self.data, next_step=hint)
         first = [] if self.data is None else [self.data, *(self.data / name for name in names)]
         return [*first, *(self.raw / name for name in names)]
 
@@ -116,13 +113,8 @@ class Dataset(ABC):
 
     To add one, derive a class, give it a ``name``, write :meth:`open` and register it: with
     ``@DATASETS.register``, or as an entry point of the group ``featpipe.datasets``. The first
-    line of its docstring is what ``featpipe datasets`` shows.
-
-    Parameters
-    ----------
-    argument : str
-        What follows the colon of ``"name:ARGUMENT"``; text, except for a :class:`PathDataset`.
-    options : DatasetOptions
+    line of its docstring is what ``featpipe datasets`` shows. ``argument`` is what follows the
+    colon of ``"name:ARGUMENT"``.
     """
 
     name: ClassVar[str]
@@ -278,12 +270,9 @@ class SourceRequest:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-like values from which the request can be made again, anywhere."""
         name, argument, kind = split_spec(self.dataset)
-        values = asdict(self)
-        if kind is not None:
-            values["dataset"] = f"{name}:{kind.absolute(argument, self.data)}"
-        if self.data is not None:
-            values["data"] = str(self.data.resolve())
-        return values
+        dataset = f"{name}:{kind.absolute(argument, self.data)}" if kind else self.dataset
+        data = None if self.data is None else str(self.data.resolve())
+        return {**asdict(self), "dataset": dataset, "data": data}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SourceRequest:

@@ -101,14 +101,9 @@ def check_digests(
     sums = options.digests([folder / name for name in published], "md5")
     for (name, digest), got in zip(published.items(), sums, strict=True):
         if got != digest:
-            file = folder / name
-            raise DataError(
-                f"The file {name} is damaged or another version.",
-                where=file,
-                expected=f"md5 {digest}",
-                got=f"md5 {got}, {file.stat().st_size} bytes",
-                next_step=f"remove {file} and fetch it again",
-            )
+            file, what = folder / name, f"The file {name} is damaged or another version."
+            found, hint = f"{got}, {file.stat().st_size} bytes", f"remove {file} and fetch it again"
+            raise DataError(what, where=file, expected=digest, got=found, next_step=hint)
     return published
 
 
@@ -147,12 +142,9 @@ def unpack(
             unfinished.rename(target)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         # RuntimeError and its child NotImplementedError: encrypted or strangely packed zip entries.
-        raise DataError(
-            "The archive is damaged.",
-            where=archive,
-            got=f"{type(error).__name__}: {error}",
-            next_step=f"remove {archive} and run again",
-        ) from error
+        got, next_step = f"{type(error).__name__}: {error}", f"remove {archive} and run again"
+        what = "The archive is damaged."
+        raise DataError(what, where=archive, got=got, next_step=next_step) from error
     except OSError as error:
         raise DataError("The archive cannot be unpacked.", where=archive, got=error) from error
     finally:
@@ -211,13 +203,10 @@ def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], A
 def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
     """Raise an error of this kind unless so many bytes fit on the disk."""
     if n_bytes > (free := shutil.disk_usage(folder).free):
-        raise kind(
-            "There is not enough space for the dataset.",
-            where=folder,
-            expected=f"{n_bytes / 1e6:,.0f} MB free",
-            got=f"{free / 1e6:,.0f} MB free",
-            next_step="free some space and run again, or choose another --workspace",
-        )
+        needed, there = (f"{number / 1e6:,.0f} MB free" for number in (n_bytes, free))
+        what = "There is not enough space for the dataset."
+        hint = "free some space and run again, or choose another --workspace"
+        raise kind(what, where=folder, expected=needed, got=there, next_step=hint)
 
 
 def fetch(
@@ -294,12 +283,9 @@ def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
         offline = isinstance(reason, socket.gaierror) and not arrived
         if offline or failures >= _ATTEMPTS:
             kept = f": {_size(part)} bytes are kept in {part.name}" if _size(part) else ""
-            raise DownloadError(
-                "The download did not succeed.",
-                where=url,
-                got=f"{reason} ({failures} attempt(s) without a byte)",
-                next_step=f"check the network and run again{kept}; or {_BY_HAND}",
-            )
+            hint = f"check the network and run again{kept}; or {_BY_HAND}"
+            what, got = "The download failed.", f"{reason} ({failures} attempt(s) without a byte)"
+            raise DownloadError(what, where=url, got=got, next_step=hint)
         time.sleep(_FIRST_WAIT_S * 2 ** (failures - 1))
 
 
@@ -371,10 +357,6 @@ def _check_digest(path: Path, digest: str | None, url: str, next_step: str) -> N
     algorithm, _, expected = digest.partition(":")
     got = of_file(path, algorithm)
     if not got.startswith(expected):
-        raise DownloadError(
-            f"The file from {url} is not the one that was expected.",
-            where=path,
-            expected=digest,
-            got=f"{algorithm}:{got}, {path.stat().st_size} bytes",
-            next_step=next_step,
-        )
+        what = f"The file from {url} is not the one that was expected."
+        found = f"{algorithm}:{got}, {path.stat().st_size} bytes"
+        raise DownloadError(what, where=path, expected=digest, got=found, next_step=next_step)

@@ -71,20 +71,8 @@ class _InMemory(ImageSource):
 def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) -> str:
     """Make a list of images known as a dataset, in this process; return the dataset's name.
 
-    Parameters
-    ----------
-    images : iterable
-        Paths, which are the images' ids; or PIL images and arrays (height, width, 3) or (height,
-        width), uint8, whose ids are their places in the list and digests of their pixels.
-    labels : iterable of str or int, optional
-        Class of each image; ``None`` or -1 for an unlabelled one. Default: none is labelled.
-
-    Raises
-    ------
-    UsageError
-        If there are no images, or something else is among them.
-    DataError
-        If not every image has one label.
+    ``images`` and ``labels`` are as of :func:`featpipe.extract`. Paths are ids; the ids of
+    PIL images and arrays are their places in the list and digests of their pixels.
     """
     try:
         listed = list(images)
@@ -95,9 +83,8 @@ def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) 
     paths = [os.fspath(image) for image in listed if _is_path(image)]
     if not listed or (paths and len(paths) < len(listed)):
         got = f"{len(paths)} paths among {len(listed)} images" if listed else "an empty list"
-        raise UsageError(
-            "These images are not a dataset.", expected=f"a list of {_EXPECTED}", got=got
-        )
+        what = "These images are not a dataset."
+        raise UsageError(what, expected=f"a list of {_EXPECTED}", got=got)
     digests, sizes = [], set()
     for row, image in enumerate([] if paths else listed):
         pixels = _pixels(image, row)

@@ -203,20 +203,16 @@ def decode_image(content: bytes, path: Path | str, side: int | None = None) -> N
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(
-            "The file is not an image that can be read." if content else "The file is empty.",
-            where=path,
-            expected=f"one of {', '.join(_READABLE)}",
-            got=f"{len(content)} bytes of something else, or an image cut off in its header",
-        ) from None
+        what = "The file is not an image that can be read." if content else "The file is empty."
+        got = f"{len(content)} bytes of something else, or an image cut off in its header"
+        expected = f"one of {', '.join(_READABLE)}"
+        raise ImageError(what, where=path, expected=expected, got=got) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            "The image is too large: decoding it could exhaust the memory.",
-            where=path,
-            expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
-            got=" ".join(re.findall(r"\d+ pixels", str(error))[:1]),
-            next_step="make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
-        ) from None
+        what = "The image is too large: decoding it could exhaust the memory."
+        hint = "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        most = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
+        got = " ".join(re.findall(r"\d+ pixels", str(error))[:1])
+        raise ImageError(what, where=path, expected=most, got=got, next_step=hint) from None
     except Exception as error:
         # Pillow's parsers raise whatever they trip over in damaged bytes: OSError, SyntaxError,
         # struct.error, zlib.error, ValueError, EOFError, IndexError …
@@ -252,13 +248,9 @@ def to_rgb(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0.0 and high <= white):  # written so that not-a-number is refused too
-        raise ImageError(
-            "Pixel values are outside the range that has a meaning.",
-            where=path,
-            expected=f"0 (black) to {white:g} (white)",
-            got=f"{low:g} to {high:g}",
-            next_step=convert,
-        )
+        what, got = "Pixel values are outside the range that has a meaning.", f"{low:g} to {high:g}"
+        expected = f"0 (black) to {white:g} (white)"
+        raise ImageError(what, where=path, expected=expected, got=got, next_step=convert)
     grey = np.rint(values * (255.0 / white)).astype(np.uint8)
     if isinstance(see_through, int):  # a 16-bit grey PNG may name one value as transparent
         grey[values == see_through] = 255

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featpipe.datasets.source import UNLABELLED, ImageSource
+from featpipe.datasets.source import UNLABELLED, ImageSource, are_rows
 from featpipe.errors import DataError, UnknownNameError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
@@ -23,8 +23,7 @@ class Subset(ImageSource):
 
     def __init__(self, source: ImageSource, rows: ArrayLike) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
-        outside = np.any((chosen < 0) | (chosen >= len(source)))
-        if outside or len(np.unique(chosen)) != len(chosen):
+        if not are_rows(chosen, len(source)):
             what = f"These are not rows of {source.name} {source.split}, each once."
             raise UsageError(what, expected=f"distinct rows from 0 to {len(source) - 1}")
         self.source, self.rows = source, chosen

@@ -179,12 +179,9 @@ def read_batches(
                 except (FeatpipeError, MemoryError):
                     raise
                 except Exception as error:  # whatever another package's source may raise
-                    raise DataError(
-                        "Reading an image failed.",
-                        where=f"row {row}",
-                        got=f"{type(error).__name__}: {error}",
-                        next_step="run the same command again: it continues before this row",
-                    ) from error
+                    what, got = "Reading an image failed.", f"{type(error).__name__}: {error}"
+                    hint = "run the same command again: it continues before this row"
+                    raise DataError(what, where=f"row {row}", got=got, next_step=hint) from error
             rest = [row for row in part if row not in skipped]
             if skipped:
                 images = images[[row - part.start for row in rest]]

@@ -55,11 +55,6 @@ class Extraction:
     fresh: int = field(default=0, init=False)  # stores that had to be made
 
     @cached_property
-    def hashes(self) -> FileHashes:
-        """Which arrays of stores were compared with their digests."""
-        return FileHashes(self.context.workspace.hashes)
-
-    @cached_property
     def embedder(self) -> Embedder:
         """What embeds them."""
         return self.open_embedder()
@@ -79,7 +74,7 @@ class Extraction:
                 content = content_of(source, self.embedder, self.options)
                 path = self.folder / f"{slug(source.split)}-{content.fingerprint[:12]}.h5"
                 if path.exists():
-                    store = FeatureStore(path, self.hashes)
+                    store = FeatureStore(path, FileHashes(self.context.workspace.hashes))
                 else:
                     record: dict[str, Any] = {"request": self.request} if self.request else {}
                     record |= {"command": self.context.command, "source": self.images.as_dict()}
@@ -107,7 +102,7 @@ class Extraction:
         stores, damaged = [], []
         for path in sorted(self.folder.glob(f"{slug(source.split)}-*.h5")):
             try:
-                stores.append(FeatureStore(path, self.hashes))
+                stores.append(FeatureStore(path, FileHashes(self.context.workspace.hashes)))
             except StoreError as error:  # perhaps of other options; if it is ours, its name tells
                 damaged.append(f"{path.name}: {error.what}")
         return stores, damaged
@@ -291,10 +286,6 @@ def _dataset_identity(source: ImageSource) -> dict[str, Any]:
 def _refuse_skipped(ids: Sequence[str], skipped: Mapping[int, str]) -> None:
     """Raise ImageError if rows were skipped by an earlier run that was allowed to."""
     if skipped:
-        row = min(skipped)
-        raise ImageError(
-            f"{len(skipped)} of {len(ids)} images could not be read.",
-            where=ids[row],
-            got=skipped[row],
-            next_step="repair or remove them, or add --on-error skip",
-        )
+        row, hint = min(skipped), "repair or remove them, or add --on-error skip"
+        what = f"{len(skipped)} of {len(ids)} images could not be read."
+        raise ImageError(what, where=ids[row], got=skipped[row], next_step=hint)

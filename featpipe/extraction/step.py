@@ -179,11 +179,10 @@ class Extract(ImageStep):
         choose a runtime for another precision than float32. Weights in a family's cache are known
         by their content: ``fetch`` says whether they may be put there.
         """
+        how = {"download": self.download, "fetch": fetch}
         inputs = {
             "model": backbones.backbone_name(self.model),
-            "weights": backbones.weights_identity(
-                *(self.model, self.weights, hashes), download=self.download, fetch=fetch
-            ),
+            "weights": backbones.weights_identity(self.model, self.weights, hashes, **how),
             "preprocessing": backbones.PREPROCESSING_VERSION,
         }
         if calibration is not None:
