@@ -154,14 +154,10 @@ class HuggingFace(PathDataset):
         folders = (each for folder in self._caches() for each in folder.glob("*/"))
         known = [each.name.replace("___", "/") for each in folders]
         near = None if named in known else did_you_mean(named, known)
-        return self.not_found(
-            [path, *self._caches()],
-            "a folder or a .parquet file, or a dataset of the hub",
-            got=got,
-            next_step=near
-            or nearest_path(path)
-            or "correct the name or --data DIR; or let featpipe extract fetch it from the hub",
-        )
+        hint = "correct the name or --data DIR; or let featpipe extract fetch it from the hub"
+        hint, places = near or nearest_path(path) or hint, [path, *self._caches()]
+        expected = "a folder or a .parquet file, or a dataset of the hub"
+        return self.not_found(places, expected, got=got, next_step=hint)
 
     @classmethod
     def short(cls, argument: str) -> str:
@@ -248,10 +244,9 @@ def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     if len(images) == 1 and (labels or len(features) == 1):
         return images[0], labels[0] if labels else None
     kinds = {n: f.dtype if isinstance(f, Value) else type(f).__name__ for n, f in features.items()}
-    raise DataError(
-        f"It is not clear which column of {spec} holds the "
-        f"{'labels' if len(images) == 1 else 'images'}.",
-        expected="one of type Image, and one of type ClassLabel or called label",
-        got=", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
-        next_step="rename_column(…, 'label') and save_to_disk(FOLDER) in Python, then hf:FOLDER",
-    )
+    wanted = "labels" if len(images) == 1 else "images"
+    what = f"It is not clear which column of {spec} holds the {wanted}."
+    expected = "one of type Image, and one of type ClassLabel or called label"
+    hint = "rename_column(…, 'label') and save_to_disk(FOLDER) in Python, then hf:FOLDER"
+    got = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    raise DataError(what, expected=expected, got=got, next_step=hint)

@@ -57,12 +57,11 @@ class CsvList(PathDataset):
     """csv:PATH, a table with the columns path[, label][, split][, group].
 
     Paths are relative to the CSV file; an empty label means unlabelled, and so does no such column.
-    Classes are the labels of the whole table in natural order, so that a label means the same in
-    every split. No split divides the images of a group. Other columns have no effect.
+    Classes are the labels of the whole table, so that a label means the same in every split. No
+    split divides the images of a group. Other columns have no effect.
     """
 
     name = "csv"
-
     _grouped = False  # whether the table has a column group
 
     @cached_property
@@ -79,12 +78,11 @@ class CsvList(PathDataset):
                     path, label = values["path"], values.get("label", "")
                     split, group = values.get("split", "all"), values.get("group", "none")
                     if not path or label is None or not split or not group:
-                        raise DataError(
-                            "A line of the CSV is not complete.",
-                            where=f"{table}, line {reader.line_num}",
-                            expected=", ".join(name for name in _COLUMNS if name in header),
-                            got=", ".join(str(value) for value in values.values() if value),
-                        )
+                        where = f"{table}, line {reader.line_num}"
+                        expected = ", ".join(name for name in _COLUMNS if name in header)
+                        got = ", ".join(str(value) for value in values.values() if value)
+                        what = "A line of the CSV is not complete."
+                        raise DataError(what, where=where, expected=expected, got=got)
                     cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
                     rows.append(_Row(reader.line_num, *cells))
         except OSError as error:
@@ -147,9 +145,8 @@ class CsvList(PathDataset):
 class Npz(PathDataset):
     """npz:PATH, a NumPy archive with images and labels.
 
-    Arrays ``images`` (uint8), ``labels``, and perhaps ``classes``, ``ids`` and ``split``. Without
-    ``classes`` the classes are called ``"0"``, ``"1"`` …; without ``ids`` an image is called by
-    its row in the file; without ``split`` there is one split, ``all``.
+    Arrays ``images`` (uint8), ``labels``, and perhaps ``classes`` (default: ``"0"``, ``"1"`` …),
+    ``ids`` (default: rows in the file) and ``split`` (default: ``all``).
     """
 
     name = "npz"

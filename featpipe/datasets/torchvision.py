@@ -160,13 +160,11 @@ class TorchVision(Dataset):
         if "kwargs" in names:
             names |= set(inspect.signature(self._class.__base__).parameters)
         if self.argument in FILES and "loader" not in names:
-            raise UsageError(
-                f"This version of torchvision does not list the files of {self.argument}.",
-                expected="torchvision 0.22 or newer",
-                got=f"torchvision {package_version('torchvision')}",
-                next_step="pip install --upgrade torch torchvision, or unpack its images into a"
-                " folder for each class: folder:PATH",
-            )
+            what = f"This version of torchvision does not list the files of {self.argument}."
+            upgrade = "pip install --upgrade torch torchvision"
+            hint = f"{upgrade}, or unpack its images into a folder for each class: folder:PATH"
+            got, expected = package_version("torchvision"), "torchvision 0.22 or newer"
+            raise UsageError(what, expected=expected, got=got, next_step=hint)
         return names
 
     def _find(self, split: str) -> tuple[Path, Any, list[Any]]:
@@ -189,25 +187,20 @@ class TorchVision(Dataset):
                     got = f"{type(error).__name__}: {error}"
                     raise DataError(what, where=folder, got=got) from error
         if not self.options.download or "download" not in self._parameters:
-            raise self.not_found(
-                folders,
-                f"the files of {split!r} where torchvision.datasets.{self.argument} keeps them",
-                next_step="allow the download if torchvision has one, or name its root with "
-                "--data DIR",
-                got="; ".join(reasons) or None,
-            )
+            expected = f"the files of {split!r}, as torchvision.datasets.{self.argument} keeps them"
+            hint = "allow the download if torchvision has one, or name its root with --data DIR"
+            got = "; ".join(reasons) or None
+            raise self.not_found(folders, expected, got=got, next_step=hint)
         root = self.options.raw / "torchvision"
         root.mkdir(parents=True, exist_ok=True)
         self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")
         try:
             return root, *self._make(root, split, download=True)
         except Exception as error:  # torchvision names no kinds of errors
-            raise DownloadError(
-                f"torchvision could not fetch its dataset {self.argument}.",
-                where=root,
-                got=f"{type(error).__name__}: {error}",
-                next_step="fetch it by another way and name its root folder with --data DIR",
-            ) from error
+            what = f"torchvision could not fetch its dataset {self.argument}."
+            got = f"{type(error).__name__}: {error}"
+            hint = "fetch it by another way and name its root folder with --data DIR"
+            raise DownloadError(what, where=root, got=got, next_step=hint) from error
 
     def _make(self, root: Path, split: str, *, download: bool = False) -> tuple[Any, list[Any]]:
         """Return torchvision's dataset and its samples: image, or path of a file, and label."""
