@@ -13,17 +13,6 @@ from featpipe.registry import Registry
 if TYPE_CHECKING:
     from featpipe.datasets.dataset import Dataset
 
-__all__ = [
-    "CIFAR10_TRAIN",
-    "DATASETS",
-    "IMAGENET",
-    "check_installed",
-    "short_name",
-    "slug",
-    "spec_of_path",
-    "split_spec",
-]
-
 # Labelled images that weights are trained on and that datasets were drawn from, by one name.
 IMAGENET = "ImageNet-1k"
 CIFAR10_TRAIN = "CIFAR-10's training images"

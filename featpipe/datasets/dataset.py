@@ -155,9 +155,15 @@ class Dataset(ABC):
         return cls.drawn_from
 
     @classmethod
+    def path_in(cls, argument: str, data: Path | None = None) -> str:
+        """Return the path that an argument begins with; ``""``: it names no file or folder."""
+        return ""
+
+    @classmethod
     def short(cls, argument: str) -> str:
-        """Return the argument for manifests, without what does not change the images."""
-        return argument
+        """Return the argument for manifests: where a folder is does not change its images."""
+        path = cls.path_in(argument)
+        return user_path(path).resolve().name + argument[len(path) :] if path else argument
 
     @classmethod
     def stem(cls, argument: str) -> str:
@@ -167,12 +173,17 @@ class Dataset(ABC):
     @classmethod
     def absolute(cls, argument: str, data: Path | None) -> str:
         """Return the argument so that it means the same in every folder."""
-        return argument
+        path = cls.path_in(argument, data)
+        found = str(DatasetOptions(data=data).resolve(path).resolve()) if path else ""
+        return found + argument[len(path) :]
 
     @classmethod
     def moved(cls, argument: str, data: Path) -> str:
-        """Return the argument for a dataset that is in another data folder now."""
-        return argument
+        """Return the argument for a dataset that is in another folder now, or is that folder."""
+        path = cls.path_in(argument)
+        inside = data / Path(path).name
+        found = str((inside if inside.exists() else data).resolve()) if path else ""
+        return found + argument[len(path) :]
 
 
 class PathDataset(Dataset):
@@ -186,25 +197,14 @@ class PathDataset(Dataset):
         return self.options.resolve(self.argument)
 
     @classmethod
-    def short(cls, argument: str) -> str:
-        """Return the last part of the path: where a folder is does not change its images."""
-        return user_path(argument).resolve().name
+    def path_in(cls, argument: str, data: Path | None = None) -> str:
+        """Return the argument."""
+        return argument
 
     @classmethod
     def stem(cls, argument: str) -> str:
         """Return the last part of the path without its suffix."""
         return Path(argument).stem
-
-    @classmethod
-    def absolute(cls, argument: str, data: Path | None) -> str:
-        """Return the absolute path."""
-        return str(DatasetOptions(data=data).resolve(argument).resolve())
-
-    @classmethod
-    def moved(cls, argument: str, data: Path) -> str:
-        """Return the path below another folder, or that folder itself."""
-        inside = data / Path(argument).name
-        return str((inside if inside.exists() else data).resolve())
 
 
 def splits_of(spec: str, options: DatasetOptions) -> tuple[str, ...]:

@@ -217,13 +217,8 @@ def fetch(
     Until it is complete and its digest is right the file is called ``<target>.part``; that file
     stays when the download is interrupted and is continued by the next call. A target that exists
     already is checked and kept. The digest of the whole file is ``"md5:<hex>"`` or
-    ``"sha256:<hex>"``, or begins with these digits.
-
-    Raises
-    ------
-    DownloadError
-        If the server cannot be reached or refuses, the file cannot be stored, or the digest is
-        wrong.
+    ``"sha256:<hex>"``, or begins with these digits. DownloadError, if the server cannot be reached
+    or refuses, the file cannot be stored, or the digest is wrong.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UsageError("Only http and https addresses are downloaded.", got=url)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
-from featpipe.datasets.dataset import DatasetOptions, PathDataset
+from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import EncodedSource, FileSource, decode_image
 from featpipe.datasets.source import (
     UNLABELLED,
@@ -32,14 +32,13 @@ from featpipe.datasets.source import (
     row_ids,
 )
 from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean, nearest_path
-from featpipe.workspace import user_path
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 @DATASETS.register
-class HuggingFace(PathDataset):
+class HuggingFace(Dataset):
     """hf:DATASET[:CONFIG], of the Hugging Face hub; or a local folder or file (downloads)."""
 
     name = "hf"
@@ -160,30 +159,11 @@ class HuggingFace(PathDataset):
         return self.not_found(places, expected, got=got, next_step=hint)
 
     @classmethod
-    def short(cls, argument: str) -> str:
-        """Return the name on the hub, or the last part of a local path."""
-        path, config = _parts(argument)
-        local = user_path(path).exists()
-        return ":".join(filter(None, [super().short(path) if local else path, config]))
-
-    @classmethod
-    def stem(cls, argument: str) -> str:
-        """Return the same as part of a file name."""
-        return cls.short(argument)
-
-    @classmethod
-    def absolute(cls, argument: str, data: Path | None) -> str:
-        """Return the absolute path of a local dataset."""
-        path, config = _parts(argument, data)
+    def path_in(cls, argument: str, data: Path | None = None) -> str:
+        """Return the path of a local dataset; ``""``: it is the name of one of the hub."""
+        path, _ = _parts(argument, data)
         found = DatasetOptions(data=data).resolve(path)
-        return ":".join(filter(None, [str(found.resolve()) if found.exists() else path, config]))
-
-    @classmethod
-    def moved(cls, argument: str, data: Path) -> str:
-        """Return the path below another folder, or that folder; the hub's names do not change."""
-        path, config = _parts(argument)
-        moved = super().moved(path, data) if Path(path).is_absolute() else path
-        return ":".join(filter(None, [moved, config]))
+        return path if found.is_absolute() or found.exists() else ""
 
 
 class _Mapped(EncodedSource):

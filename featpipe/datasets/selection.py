@@ -125,20 +125,14 @@ def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int6
 
     Unlabelled rows are left out, unless there are only such rows. No class has two rows more than
     another that still had some to give.
-
-    Examples
-    --------
-    >>> class_balanced_rows([0, 0, 0, 0, 1, 1, -1], 4, seed=0).size
-    4
     """
     labels = np.asarray(labels, dtype=np.int64)
     candidates = np.flatnonzero(labels != UNLABELLED)
     if not candidates.size:
         candidates = np.arange(len(labels))
     if not 1 <= n <= len(candidates):
-        raise UsageError(
-            "That many images cannot be chosen.", expected=f"1 to {len(candidates)}", got=n
-        )
+        what = "That many images cannot be chosen."
+        raise UsageError(what, expected=f"1 to {len(candidates)}", got=n)
     order = candidates[seeded_order([str(row) for row in candidates], seed)]
     # Deal the rows like cards: every class's first row, then every class's second one, and so on.
     round_of = np.empty(len(order), dtype=np.int64)

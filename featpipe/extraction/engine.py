@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featpipe import fingerprint
 from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
 from featpipe.datasets.source import ImageSource
@@ -23,7 +22,7 @@ from featpipe.errors import ImageError, StoreError
 from featpipe.extraction.batches import Batch, ExtractOptions, read_batches, work_on_batches
 from featpipe.extraction.precision import cost_of_precision
 from featpipe.extraction.step import EXTRACTION_VERSION
-from featpipe.fingerprint import FileHashes
+from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Status
@@ -109,11 +108,9 @@ class Extraction:
 
     def status(self) -> Status:
         """Return which stores exist and, if a similar one was made, what the others will take."""
+        datasets = [_dataset_identity(source) for source in self.sources]
+        key = of_mapping([{"request": self.request, "dataset": one} for one in datasets])[:8]
         found = [(source, self.find(source)) for source in self.sources]
-        identities = [
-            {"request": self.request, "dataset": _dataset_identity(source)} for source, _ in found
-        ]
-        key = fingerprint.of_mapping(identities)[:8]
         missing = [source for source, store in found if store is None]
         if not missing:
             paths = tuple(store.path for _, store in found if store is not None)
@@ -134,8 +131,7 @@ class Extraction:
         last = max(alike, key=lambda store: store.run["created"], default=None)
         if last is None or not (per_s := last.run["images_per_s"]):
             return Status(False, why, key)
-        images = sum(map(len, missing))
-        basis = f"(at {per_s:g} images/s, as before)"
+        images, basis = sum(map(len, missing)), f"(at {per_s:g} images/s, as before)"
         n_bytes = images * (last.n_bytes / len(last))
         return Status(False, why, key, (), images / per_s, n_bytes, basis)
 

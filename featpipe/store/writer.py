@@ -227,8 +227,9 @@ class StoreWriter:
                 rows = write_store(self._sealing, self.content, blocks, self.skipped, run)
             if rows != n:
                 what = "The store cannot be sealed: rows are missing or damaged."
-                hint, where = "run the same command again: it continues there", self._partial
-                raise StoreError(what, where=where, expected=f"{n} rows", got=rows, next_step=hint)
+                hint, got = "run the same command again: it continues there", f"{rows} rows"
+                where = self._partial
+                raise StoreError(what, where=where, expected=f"{n} rows", got=got, next_step=hint)
             if not self._is_sealed:
                 sealed = stack.enter_context(self._sealing.open("rb+"))
                 lock(sealed)  # a writer that finds it under the unfinished name has to wait
