@@ -116,20 +116,18 @@ class Audit:
         if not whole:
             raise FitError("There is no image to audit.", where=stores[0].path)
         self._pool = pool = _Pool(whole)
-        self._found: list[pd.DataFrame] = []
+        self._layer, self._found = layer, list[pd.DataFrame]()
         with progress.task("audit", 3) as task:
             vectors = duplicates.whitened(whole, layer)
-            near = [  # of all rows in each split
+            self._near = [  # of all rows in each split
                 duplicates.nearest(vectors, pool.rows, among, jobs=jobs) for among in pool.rows_of
             ]
             task.advance()
-            alike = self._find_duplicates(vectors, near)
-            odd = self._find_odd_images(near)
+            alike = self._find_duplicates(vectors)
+            odd = self._find_odd_images()
             task.advance()
-            doubted = self._find_wrong_labels(
-                [store.features(layer) for store in whole], seed, jobs
-            )
-            self._find_strays(near)
+            doubted = self._find_wrong_labels(seed, jobs)
+            self._find_strays()
             task.advance()
         totals = np.bincount(pool.labels[pool.labels >= 0], minlength=len(pool.classes))
         self.summary: dict[str, Any] = {
@@ -160,21 +158,17 @@ class Audit:
         if len(rows):
             self._found.append(pd.DataFrame(found | columns))
 
-    def _find_duplicates(
-        self, vectors: NDArray[np.float32], near: Sequence[duplicates.Near]
-    ) -> dict[str, Any]:
+    def _find_duplicates(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
         """Find images with the same pixels, and images that people would call the same."""
-        pool, k = self._pool, duplicates.CANDIDATES
+        pool, near, k = self._pool, self._near, duplicates.CANDIDATES
         n, tests = len(pool.ids), pool.tests
         one = np.tile(np.repeat(pool.rows, k), len(near))
         other = np.concatenate([found[:, :k].ravel() for found, _ in near])
         # The nearest in all splits together.
         every, values = (np.concatenate(parts, axis=1) for parts in zip(*near, strict=True))
         order = np.argsort(-values, axis=1, kind="stable")[:, : duplicates.NEIGHBOURS]
-        neighbours, cosines = (
-            np.full((n, order.shape[1]), -1),
-            np.zeros((n, order.shape[1]), np.float32),
-        )
+        shape = (n, duplicates.NEIGHBOURS)
+        neighbours, cosines = np.full(shape, -1), np.zeros(shape, np.float32)
         neighbours[pool.rows] = np.take_along_axis(every, order, axis=1)
         cosines[pool.rows] = np.take_along_axis(values, order, axis=1)
         large = np.ones(n, bool)
@@ -187,12 +181,9 @@ class Audit:
             leading = np.unique(number[order], return_index=True)[1]
             first[pool.rows] = pool.rows[order][leading][number]
         compared = (other >= 0) & large[one] & large[other]  # of tiny images too much is alike
+        thumbnails = (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None
         pairs = duplicates.score_pairs(
-            vectors,
-            one[compared],
-            other[compared],
-            (neighbours, cosines),
-            (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None,
+            vectors, one[compared], other[compared], (neighbours, cosines), thumbnails
         )
         pairs = pairs[first[pairs["a"]] != first[pairs["b"]]]
         a, b, scores = pairs["a"].to_numpy(), pairs["b"].to_numpy(), pairs["score"].tolist()
@@ -232,7 +223,7 @@ class Audit:
             "too_small": int((~large).sum()),
         }
 
-    def _find_odd_images(self, near: Sequence[duplicates.Near]) -> dict[str, int]:
+    def _find_odd_images(self) -> dict[str, int]:
         """Find images that show nothing, hardly anything, or the same for several classes."""
         pool, counts = self._pool, Counter[str]()
 
@@ -252,7 +243,7 @@ class Audit:
             if pool.has_looks:
                 sides = pool.looks("size", rows).min(axis=1)
                 add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
-            closest = near[i][1][pool.split[pool.rows] == i].max(axis=1)
+            closest = self._near[i][1][pool.split[pool.rows] == i].max(axis=1)
             middle = np.median(closest)
             spread = 1.4826 * np.median(np.abs(closest - middle))
             add("far from all others", rows[(closest < middle - _FAR * spread) & (spread > 0)])
@@ -263,9 +254,7 @@ class Audit:
         add("placeholder", np.flatnonzero(shared))
         return dict(counts)
 
-    def _find_wrong_labels(
-        self, features: Sequence[NDArray[Any]], seed: int, jobs: int
-    ) -> dict[str, Any]:
+    def _find_wrong_labels(self, seed: int, jobs: int) -> dict[str, Any]:
         """Find labels that are doubted by a probe trained on other rows."""
         pool = self._pool
         alone = len(pool.ids) + np.arange(len(pool.ids))
@@ -275,6 +264,7 @@ class Audit:
             units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
             rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
+        features = [store.features(self._layer) for store in pool.stores]
         most = _MOST_VALUES // features[0].shape[1]
         if labelled > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
@@ -289,22 +279,17 @@ class Audit:
         scores = [round(1 - confidence, 4) for confidence in found.confidence[doubted].tolist()]
         likely = pool.label_names[found.better[doubted]]
         self._add("label", rows[doubted], likely=likely, score=scores)
-        return {
-            "share": found.share,
-            "checked": len(rows),
-            "labelled": labelled,
-            "c": c,
-            "pairs": labels.pairs(found, y, pool.classes),
-        }
+        checked = {"share": found.share, "checked": len(rows), "labelled": labelled, "c": c}
+        return {**checked, "pairs": labels.pairs(found, y, pool.classes)}
 
-    def _find_strays(self, near: Sequence[duplicates.Near]) -> None:
+    def _find_strays(self) -> None:
         """Find images whose nearest ones are all of one other class."""
         pool = self._pool
         for i, rows in enumerate(pool.rows_of):
             if len(rows) <= duplicates.CANDIDATES:
                 continue
             own = pool.split[pool.rows] == i
-            others = pool.labels[near[i][0][own, : duplicates.CANDIDATES]]
+            others = pool.labels[self._near[i][0][own, : duplicates.CANDIDATES]]
             stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
             stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
             likely = pool.label_names[others[stray, 0]]

@@ -76,13 +76,7 @@ def check_installed(spec: str) -> None:
 
 
 def short_name(spec: str) -> str:
-    """Return the name of a dataset as manifests and results hold it.
-
-    Examples
-    --------
-    >>> short_name("folder:/home/me/My photos"), short_name("stl10")
-    ('folder:My photos', 'stl10')
-    """
+    """Return the name of a dataset as manifests and results hold it: ``folder:My photos``."""
     name, argument, kind = split_spec(spec)
     return f"{name}:{kind.short(argument)}" if kind else spec
 

@@ -17,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
@@ -91,20 +91,28 @@ def _holds(folder: Path, files: Sequence[str]) -> int:
     return sum((folder / name).is_file() for name in files)
 
 
-def check_digests(
+@contextmanager
+def checked(
     folder: Path, expected: Mapping[str, str | None], options: DatasetOptions
-) -> dict[str, str]:
-    """Check files against the MD5 sums their publisher lists, if any; return the sums."""
+) -> Iterator[dict[str, str]]:
+    """Compare files with the MD5 sums their publisher lists, if any; give the sums.
+
+    DataError, if a file is missing, has another sum, or is changed in the block.
+    """
     missing = [name for name in expected if not (folder / name).is_file()]
     refuse_missing(missing, "A file of the dataset is missing.", folder, ", ".join(expected))
-    published = {name: digest for name, digest in expected.items() if digest}
-    sums = options.digests([folder / name for name in published], "md5")
-    for (name, digest), got in zip(published.items(), sums, strict=True):
-        if got != digest:
-            file, what = folder / name, f"The file {name} is damaged or another version."
-            found, hint = f"{got}, {file.stat().st_size} bytes", f"remove {file} and fetch it again"
-            raise DataError(what, where=file, expected=digest, got=found, next_step=hint)
-    return published
+    with options.unchanged([folder / name for name in expected]):
+        published = {name: digest for name, digest in expected.items() if digest}
+        sums = options.digests([folder / name for name in published], "md5")
+        for (name, digest), got in zip(published.items(), sums, strict=True):
+            if got != digest:
+                file, what = folder / name, f"The file {name} is damaged or another version."
+                found, hint = (
+                    f"{got}, {file.stat().st_size} bytes",
+                    f"remove {file} and fetch it again",
+                )
+                raise DataError(what, where=file, expected=digest, got=found, next_step=hint)
+        yield published
 
 
 def unpack(

@@ -62,13 +62,10 @@ class Folder(PathDataset):
         found = tuple(name for name in _SPLITS if name in inside and subfolders(root / name))
         flat = [name for name in inside if name in _SPLITS and name not in found]
         if "train" in found and flat and set(inside) <= set(_SPLITS):
-            raise DataError(
-                f"The split {flat[0]!r} has no class folders.",
-                where=root / flat[0],
-                expected="a subfolder of images for each class, as in 'train'",
-                next_step="sort its images into folders, or move it away: featpipe predict "
-                "classifies images without labels",
-            )
+            what, where = f"The split {flat[0]!r} has no class folders.", root / flat[0]
+            expected = "a subfolder of images for each class, as in 'train'"
+            hint = "sort its images into folders, or move it away: featpipe predict takes it"
+            raise DataError(what, where=where, expected=expected, next_step=hint)
         return found if len(found) > 1 or len(found) == len(inside) > 0 else ("all",)
 
     @property
@@ -222,13 +219,7 @@ def _images_of_classes(root: Path, inside: str, classes: Sequence[str]) -> list[
 
 
 def is_image_name(name: str) -> bool:
-    """Tell from its name whether a file is taken for an image.
-
-    Examples
-    --------
-    >>> is_image_name("photo.JPG"), is_image_name("notes.txt"), is_image_name(".hidden.png")
-    (True, False, False)
-    """
+    """Tell from its name whether a file is taken for an image; hidden ones are not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 

@@ -67,12 +67,9 @@ def groups_of(ids: Sequence[str], rule: str) -> list[str]:
     pattern = r"(?:^|.*/)([^/]+)/[^/]*$" if rule == "folder" else rule.removeprefix("regex:")
     found = [re.search(pattern, name) for name in ids]
     if None in found:
-        raise DataError(
-            f"{found.count(None)} images have no group.",
-            where=f"--group-by {rule}",
-            expected="a folder around every image" if rule == "folder" else "a match in every id",
-            got=ids[found.index(None)],
-        )
+        what, got = f"{found.count(None)} images have no group.", ids[found.index(None)]
+        wanted = "a folder around every image" if rule == "folder" else "a match in every id"
+        raise DataError(what, where=f"--group-by {rule}", expected=wanted, got=got)
     return [match[match.re.groups and 1] or "" for match in found if match]
 
 
@@ -92,15 +89,7 @@ def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
 
 
 def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
-    """Return the indices of chosen classes, ascending.
-
-    Examples
-    --------
-    >>> choose_classes("first:2", ["cat", "dog", "owl"])
-    [0, 1]
-    >>> choose_classes("owl, cat", ["cat", "dog", "owl"])
-    [0, 2]
-    """
+    """Return the indices of chosen classes, ascending: ``"first:N"``, or names with commas."""
     if chosen.startswith("first:"):
         number = chosen.removeprefix("first:").strip()
         if not number.isdecimal() or not 1 <= int(number) <= len(classes):

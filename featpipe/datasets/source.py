@@ -162,13 +162,7 @@ def row_ids(split: str, n: int) -> tuple[str, ...]:
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sorting key that puts ``cat.9.jpg`` before ``cat.10.jpg``, on every machine alike.
-
-    Examples
-    --------
-    >>> sorted(["img10", "Img9", "img1"], key=natural_key)
-    ['img1', 'Img9', 'img10']
-    """
+    """Sorting key that puts ``cat.9.jpg`` before ``cat.10.jpg``, on every machine alike."""
     # Text and digits alternate, text first.
     parts: list[str | int] = list(re.split(r"([0-9]+)", text.casefold()))
     parts[1::2] = map(int, parts[1::2])

@@ -27,6 +27,7 @@ in_images = partial(option, group="Images")
 selecting = partial(option, group="Images", selects_input=True)
 in_network = partial(option, group="Network")
 in_machine = partial(option, group="Numbers and machine")
+running = partial(in_machine, affects_result=False)
 
 
 class ImageStep(Step):
@@ -92,18 +93,13 @@ class ImageStep(Step):
         choices=("fail", "skip"),
         affects_result=False,
     )
-    workers: int | None = in_machine(
-        None,
-        help="Threads that read images; default: one per core.",
-        minimum=1,
-        affects_result=False,
+    workers: int | None = running(
+        None, help="Threads that read images; default: one per core.", minimum=1
     )
     strict: bool = in_images(
         False, help="End with 3 where images were left out, not with 0.", affects_result=False
     )
-    device: str = in_machine(
-        "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, affects_result=False
-    )
+    device: str = running("auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name)
     runtime: str | None = in_machine(
         None,
         help="What runs the frozen network; auto or left out: OpenVINO on a CPU, where it is"
@@ -150,11 +146,8 @@ class Extract(ImageStep):
         "images.",
         choices=backbones.PRECISIONS,
     )
-    batch_size: int | None = in_machine(
-        None,
-        help="Images per forward pass; auto or left out: chosen for the device.",
-        minimum=1,
-        affects_result=False,
+    batch_size: int | None = running(
+        None, help="Images per forward pass; auto or left out: chosen for the device.", minimum=1
     )
 
     def requirements(self) -> Iterator[tuple[str, str]]:
