@@ -160,11 +160,7 @@ def unpack(
 
 
 def _copy_members(
-    archive: Path,
-    folder: str,
-    target: Path,
-    wanted: Callable[[str], bool],
-    progress: Progress,
+    archive: Path, folder: str, target: Path, wanted: Callable[[str], bool], progress: Progress
 ) -> None:
     label, n_read, max_bytes = f"unpacking {archive.name}", 0, MAX_BYTES
     with archive.open("rb") as raw, progress.task(label, archive.stat().st_size) as task:

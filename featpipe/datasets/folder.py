@@ -22,8 +22,9 @@ from featpipe.datasets.dataset import (
 )
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
+from featpipe.datasets.naming import natural_key
 from featpipe.datasets.selection import choose_classes, stratified_split
-from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, natural_key
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, nearest_path
 from featpipe.files import read_regular
 

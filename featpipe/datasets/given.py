@@ -11,16 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import FileSource, to_rgb
-from featpipe.datasets.source import (
-    UNLABELLED,
-    Identity,
-    ImageSource,
-    classes_by_name,
-    classes_by_number,
-)
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
@@ -127,9 +121,9 @@ def _classes_of(labels: list[Any]) -> tuple[tuple[str, ...], list[int]]:
     """Return the classes in natural order, or as their numbers, and the label of each image."""
     known = [label for label in labels if label is not None]
     if all(isinstance(label, str) for label in known):
-        return classes_by_name(labels, labels)
+        return naming.classes_by_name(labels, labels)
     if wrong := [label for label in known if not isinstance(label, int | np.integer)]:
         expected = "names of classes, or their numbers; None for unlabelled images"
         raise UsageError("The labels are not classes.", expected=expected, got=repr(wrong[0]))
     numbers = [UNLABELLED if label is None else int(label) for label in labels]
-    return classes_by_number(np.array(numbers), "the labels given"), numbers
+    return naming.classes_by_number(np.array(numbers), "the labels given"), numbers

@@ -19,18 +19,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import EncodedSource, FileSource, decode_image
-from featpipe.datasets.source import (
-    UNLABELLED,
-    Identity,
-    ImageSource,
-    classes_by_name,
-    classes_by_number,
-    ordered_splits,
-    row_ids,
-)
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
 from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean, nearest_path
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
@@ -48,7 +40,7 @@ class HuggingFace(Dataset):
     @property
     def splits(self) -> tuple[str, ...]:
         """Those that the dataset has, the usual ones first."""
-        return ordered_splits(self._tables)
+        return naming.ordered_splits(self._tables)
 
     def open(self, split: str) -> ImageSource:
         """Map the images of one split."""
@@ -76,12 +68,12 @@ class HuggingFace(Dataset):
         known = [each.data.column(column).unique() for each in self._tables.values()]
         if "string" in str(values.type):
             every = [name or None for each in known for name in each.to_pylist()]
-            return classes_by_name([name or None for name in values.to_pylist()], every)
+            return naming.classes_by_name([name or None for name in values.to_pylist()], every)
         labels = values.cast("int64").fill_null(UNLABELLED).to_numpy()
         if names := getattr(table.features[column], "names", None):
             return tuple(names), labels
         every = np.concatenate([each.drop_null().to_numpy() for each in known])
-        return classes_by_number(every, self.spec), labels
+        return naming.classes_by_number(every, self.spec), labels
 
     @cached_property
     def _tables(self) -> Mapping[str, Any]:

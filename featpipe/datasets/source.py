@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +17,6 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
-_MOST_CLASSES = 100_000  # the largest dataset in use, ImageNet-21k, has 21 841
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
 
 
@@ -159,54 +157,6 @@ def are_rows(rows: NDArray[np.int64], n: int) -> bool:
 def row_ids(split: str, n: int) -> tuple[str, ...]:
     """Ids of images that have no name of their own: split and row number (``"test/00001"``)."""
     return tuple(f"{split}/{row:05d}" for row in range(n))
-
-
-def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sorting key that puts ``cat.9.jpg`` before ``cat.10.jpg``, on every machine alike."""
-    # Text and digits alternate, text first.
-    parts: list[str | int] = list(re.split(r"([0-9]+)", text.casefold()))
-    parts[1::2] = map(int, parts[1::2])
-    return parts, text
-
-
-def ordered_splits(names: Iterable[str]) -> tuple[str, ...]:
-    """Return split names, the usual ones first.
-
-    Examples
-    --------
-    >>> ordered_splits(["val", "extra", "train", "val", "test"])
-    ('train', 'test', 'val', 'extra')
-    """
-    usual = ["train", "test", "val"]
-    rest = sorted(set(names), key=natural_key)
-    return tuple(sorted(rest, key=(usual + rest).index))
-
-
-def classes_by_name(
-    names: Sequence[str | None], every: Iterable[str | None]
-) -> tuple[tuple[str, ...], list[int]]:
-    """Return all classes in natural order, and labels; ``None`` stands for no class.
-
-    ``names`` are those of the images of one split, ``every`` holds those of all splits.
-    """
-    classes = tuple(sorted({name for name in every if name is not None}, key=natural_key))
-    number = {None: UNLABELLED, **{name: label for label, name in enumerate(classes)}}
-    return classes, [number[name] for name in names]
-
-
-def classes_by_number(labels: NDArray[Any], where: object) -> tuple[str, ...]:
-    """Return the names of classes that are known by their numbers only.
-
-    DataError, which says ``where`` the labels came from, if one is too large for the number of a
-    class: a time or an identifier, for example.
-    """
-    last = int(labels.max(initial=0))
-    if last >= _MOST_CLASSES:
-        what = "The labels are not small numbers, and the classes have no names."
-        hint = "number the classes from 0, and give their names in an array 'classes'"
-        expected = f"labels from 0 to {_MOST_CLASSES - 1}"
-        raise DataError(what, where=where, expected=expected, got=last, next_step=hint)
-    return tuple(str(label) for label in range(last + 1))
 
 
 def _repeated(names: Sequence[str]) -> str:

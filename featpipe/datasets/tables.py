@@ -17,17 +17,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import PathDataset, refuse_missing
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import (
-    ArraySource,
-    Identity,
-    ImageSource,
-    classes_by_name,
-    classes_by_number,
-    ordered_splits,
-)
+from featpipe.datasets.source import ArraySource, Identity, ImageSource
 from featpipe.errors import DataError, did_you_mean, nearest_path
 from featpipe.files import open_regular
 from featpipe.workspace import restore_cell
@@ -116,7 +109,7 @@ class CsvList(PathDataset):
     @property
     def splits(self) -> tuple[str, ...]:
         """Values of the column ``split``, or ``all`` where there is no such column."""
-        return ordered_splits(row.split for row in self._rows)
+        return naming.ordered_splits(row.split for row in self._rows)
 
     def open(self, split: str) -> ImageSource:
         """List the images of one split."""
@@ -133,7 +126,7 @@ class CsvList(PathDataset):
         what = f"{len(missing)} file(s) that the CSV names are missing."
         refuse_missing(missing, what, table, f"paths relative to {table.parent}")
         every = (row.label or None for row in self._rows)
-        classes, labels = classes_by_name([row.label or None for row in rows], every)
+        classes, labels = naming.classes_by_name([row.label or None for row in rows], every)
         identity = Identity(self.spec, split, classes, [row.path for row in rows], labels)
         source = FileSource(identity, table.parent, self.options, table)
         if self._grouped:
@@ -154,8 +147,8 @@ class Npz(PathDataset):
     @property
     def splits(self) -> tuple[str, ...]:
         """Values of the array ``split``, or ``all`` where there is none."""
-        arrays = _load(self.path, ["split"])
-        return ordered_splits(_texts(arrays["split"], self.path)) if "split" in arrays else ("all",)
+        names = _load(self.path, ["split"]).get("split")
+        return ("all",) if names is None else naming.ordered_splits(_texts(names, self.path))
 
     def open(self, split: str) -> ImageSource:
         """Read the images of one split into memory."""
@@ -187,9 +180,10 @@ class Npz(PathDataset):
                 what = f"The array {name!r} does not have one value for each image."
                 raise refused(what, expected=f"shape {one_each}", got=arrays[name].shape)
         rows = np.arange(len(images))
-        given = arrays.keys() - {"images", "labels"}
-        texts = {name: _texts(arrays[name], self.path) for name in given}
-        names = texts["classes"] if "classes" in texts else classes_by_number(labels, self.path)
+        others = arrays.keys() - {"images", "labels"}
+        texts = {name: _texts(arrays[name], self.path) for name in others}
+        named = "classes" in texts
+        names = texts["classes"] if named else naming.classes_by_number(labels, self.path)
         ids = texts["ids"] if "ids" in texts else [f"{row:05d}" for row in rows]
         if "split" in texts:
             rows = np.flatnonzero(np.array(texts["split"]) == split)

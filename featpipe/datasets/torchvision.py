@@ -17,19 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.datasets import DATASETS, IMAGENET
+from featpipe.datasets import DATASETS, IMAGENET, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import (
-    UNLABELLED,
-    ArraySource,
-    Identity,
-    ImageSource,
-    classes_by_number,
-    natural_key,
-    ordered_splits,
-    row_ids,
-)
+from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
 from featpipe.provenance import package_version
 
@@ -111,7 +102,7 @@ class TorchVision(Dataset):
             self._class(root=os.devnull, split="?")
         except ValueError as error:
             known = re.findall(r"'([\w-]+)'", str(error).partition("Valid values are")[2])
-        splits = [name for name in ordered_splits(known) if name not in self.more_splits]
+        splits = [name for name in naming.ordered_splits(known) if name not in self.more_splits]
         return tuple(sorted(splits, key=lambda name: not name.startswith("train")))
 
     @classmethod
@@ -126,7 +117,7 @@ class TorchVision(Dataset):
         ids: Sequence[str] = row_ids(split, len(found))
         if not is_array:  # some are listed in no order
             samples = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
-            samples.sort(key=lambda sample: natural_key(sample[0]))
+            samples.sort(key=lambda sample: naming.natural_key(sample[0]))
             ids = [path for path, _ in samples]
         targets = [UNLABELLED if y is None else int(y) for _, y in samples]
         if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
@@ -137,7 +128,7 @@ class TorchVision(Dataset):
         names = getattr(found, "classes", None) or getattr(found, "categories", None)
         classes = tuple(name if isinstance(name, str) else ", ".join(name) for name in names or ())
         labels = np.array(targets, dtype=np.int64)
-        classes = classes or classes_by_number(labels, root)
+        classes = classes or naming.classes_by_number(labels, root)
         identity = Identity(self.spec, split, classes, ids, labels)
         if not is_array:
             return FileSource(identity, root, self.options)

@@ -168,9 +168,8 @@ class Extract(ImageStep):
         """Return what the numbers depend on other than the images, automatic choices resolved.
 
         torch is imported only where a model, its weights or the runtime are another package's or
-        of a family, or the model has no published weights: then these have to be asked; and to
-        choose a runtime for another precision than float32. Weights in a family's cache are known
-        by their content: ``fetch`` says whether they may be put there.
+        of a family, the model has no published weights, or the precision is not float32. Weights in
+        a family's cache are known by their content: ``fetch`` says whether they may be put there.
         """
         how = {"download": self.download, "fetch": fetch}
         inputs = {
@@ -253,10 +252,9 @@ class Extract(ImageStep):
                 "images": len(store),
                 "skipped": [store.ids[row] for row in sorted(store.skipped)],
                 "layers": {name: list(store.shapes[name]) for name in store.layers},
+                **{key: store.run[key] for key in ("seconds", "images_per_s", "shares")},
             }
-            facts.append(
-                fact | {key: store.run[key] for key in ("seconds", "images_per_s", "shares")}
-            )
+            facts.append(fact)
         n_left_out = sum(len(store.skipped) for store in stores)
         if n_left_out:
             context.progress.note(f"warning: {n_left_out} unreadable images are left out")

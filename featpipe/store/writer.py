@@ -22,14 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError
-from featpipe.store.layout import (
-    HDF5_SIGNATURE,
-    MAX_RECORD_BYTES,
-    StoreContent,
-    partial_path,
-    reserve,
-    write_store,
-)
+from featpipe.store import layout
 from featpipe.store.reader import SCHEMA, FeatureStore, conform
 from featpipe.workspace import lock
 
@@ -48,13 +41,13 @@ class StoreWriter:
     little space for it.
     """
 
-    def __init__(self, path: Path, content: StoreContent) -> None:
+    def __init__(self, path: Path, content: layout.StoreContent) -> None:
         self.path = path  # where the sealed store will be
         self.content = content
         self.rows = 0  # written so far, those of interrupted runs included
         self.skipped: dict[int, str] = {}  # rows among them that have no image, with the reason
         self.note = ""  # what of an unfinished store could not be used, and why
-        self._partial = partial_path(path)
+        self._partial = layout.partial_path(path)
         self._sealing = path.with_name(path.name + _SEALING)
         self._is_sealed = False  # the unfinished file only lacks its name
         self._synced_at = self._opened_at = time.monotonic()
@@ -82,7 +75,7 @@ class StoreWriter:
     def _resume(self) -> None:
         """Take over what an interrupted run left behind, or write the first block."""
         with self._partial.open("rb") as file:
-            if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+            if file.read(len(layout.HDF5_SIGNATURE)) == layout.HDF5_SIGNATURE:
                 with contextlib.suppress(StoreError):
                     store = FeatureStore(self._partial)
                     store.verify()
@@ -113,12 +106,12 @@ class StoreWriter:
         size = self._partial.stat().st_size
         blocks = (len(self.content.labels) - self.rows) * self.content.row_dtype.itemsize
         sealed = self.content.sealed_bytes
-        if (n_bytes := len(json.dumps(self.content.record()))) > MAX_RECORD_BYTES:
+        if (n_bytes := len(json.dumps(self.content.record()))) > layout.MAX_RECORD_BYTES:
             what, got = (
                 "These are too many images for one feature store.",
                 f"{n_bytes / 1e6:.0f} MB",
             )
-            expected = f"ids and other records of at most {MAX_RECORD_BYTES / 1e6:.0f} MB"
+            expected = f"ids and other records of at most {layout.MAX_RECORD_BYTES / 1e6:.0f} MB"
             hint = "embed them in parts: --classes, --limit, or several datasets"
             raise StoreError(what, where=self.path, expected=expected, got=got, next_step=hint)
         folder = self.path.parent
@@ -131,8 +124,8 @@ class StoreWriter:
             hint = "free some space, add --dtype float16, or name another --workspace"
             raise StoreError(what, where=folder, expected=expected, got=got, next_step=hint)
         try:  # a quota, or a limit on the size of files, shows now as well, not after hours
-            reserve(self._partial, size + blocks)
-            reserve(self._sealing, sealed)
+            layout.reserve(self._partial, size + blocks)
+            layout.reserve(self._sealing, sealed)
         finally:
             self._stream.truncate(size)
             self._sealing.unlink(missing_ok=True)
@@ -224,7 +217,7 @@ class StoreWriter:
                 stack.callback(self._sealing.unlink, missing_ok=True)
                 dtype = self.content.row_dtype
                 blocks = (np.frombuffer(content, dtype) for _, content, _ in self._blocks())
-                rows = write_store(self._sealing, self.content, blocks, self.skipped, run)
+                rows = layout.write_store(self._sealing, self.content, blocks, self.skipped, run)
             if rows != n:
                 what = "The store cannot be sealed: rows are missing or damaged."
                 hint, got = "run the same command again: it continues there", f"{rows} rows"
@@ -299,7 +292,7 @@ def unfinished_manifest(partial: Path) -> dict[str, Any] | None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a writer that was killed left beside a sealed store, unless one is at work."""
-    partial, sealing = partial_path(path), path.with_name(path.name + _SEALING)
+    partial, sealing = layout.partial_path(path), path.with_name(path.name + _SEALING)
     with contextlib.suppress(OSError):  # of a folder that may only be read nothing is removed
         if partial.exists():
             with partial.open("rb") as file:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name
-from featpipe.datasets.source import natural_key
+from featpipe.datasets.naming import natural_key
 from featpipe.errors import DataError, ImageError
 
 
