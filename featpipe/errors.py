@@ -46,7 +46,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 def nearest_path(path: Path, *, folder: bool = False) -> str | None:
     """Return ``"did you mean 'x'?"`` for the existing path (``folder``: folder) nearest to one."""
     near = _nearest(path, folder)
-    return near and f"did you mean {str(near)!r}?"
+    return f"did you mean {str(near)!r}?" if near else None
 
 
 def _nearest(path: Path, folder: bool) -> Path | None:

@@ -62,10 +62,7 @@ def look_up(
 
 
 def load_audit(path: Path) -> dict[str, Any] | None:
-    """Return an audit; None if it is missing or damaged, or the list beside it is missing.
-
-    The list may have been edited, that is what it is for; ``edited`` says whether it was.
-    """
+    """Return an audit, with whether its list was ``edited``; None without it or the list."""
     with suppress(OSError, ValueError, RecursionError, KeyError):
         content = unsealed(read_json(path))
         if content["schema"] == AUDIT_SCHEMA:

@@ -56,10 +56,7 @@ DATASETS = _Datasets(
 
 
 def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
-    """Return name, argument and class of a dataset as the user names it.
-
-    The class is ``None`` without an argument, and where the package that brings it is missing.
-    """
+    """Return name, argument and, where there is an argument, class of a dataset, if known."""
     name, _, argument = spec.partition(":")
     try:
         return name, argument, DATASETS.get(name) if argument else None

@@ -118,10 +118,7 @@ _FOLDS = "fold_indices.txt"
 
 @DATASETS.register
 class Stl10(Dataset):
-    """STL-10, 96 × 96, ten classes, ten official folds (downloads).
-
-    Only the files of the split asked for must exist.
-    """
+    """STL-10, 96 × 96, ten classes, ten official folds (downloads)."""
 
     name = "stl10"
     splits = ("train", "test")
@@ -148,12 +145,7 @@ class Stl10(Dataset):
     }
 
     def open(self, split: str) -> ImageSource:
-        """Map one split; its files are checked against the published sums once.
-
-        A download keeps both labelled splits, whichever was asked for: they are a seventh of the
-        archive, and whoever asks for the one wants the other next. The unlabelled images are
-        kept only when they were asked for.
-        """
+        """Map one split; a download keeps both labelled ones: the other is wanted next."""
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
         labelled = {*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"}
         folder = self.archive.find(self, files, labelled.__contains__)

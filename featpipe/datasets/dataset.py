@@ -63,10 +63,7 @@ class DatasetOptions:
 
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
-        """Refuse files that change, or give their names to others, while the block reads them.
-
-        So what was hashed in the block is what was read, or mapped, in it.
-        """
+        """Refuse files that change in the block: what it hashed is what it read or mapped."""
 
         def stamps() -> list[tuple[int, ...]]:
             found = [os.stat(path) for path in paths]

@@ -95,10 +95,7 @@ def _holds(folder: Path, files: Sequence[str]) -> int:
 def checked(
     folder: Path, expected: Mapping[str, str | None], options: DatasetOptions
 ) -> Iterator[dict[str, str]]:
-    """Compare files with the MD5 sums their publisher lists, if any; give the sums.
-
-    DataError, if a file is missing, has another sum, or is changed in the block.
-    """
+    """Compare files with the MD5 sums their publisher lists; refuse changes in the block."""
     missing = [name for name in expected if not (folder / name).is_file()]
     refuse_missing(missing, "A file of the dataset is missing.", folder, ", ".join(expected))
     with options.unchanged([folder / name for name in expected]):
@@ -266,10 +263,7 @@ def _size(file: Any) -> int:
 
 
 def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
-    """Append to the unfinished file until it is complete.
-
-    ``note`` says which version of the published file it is the beginning of.
-    """
+    """Append to the unfinished file until it is complete; ``note`` says of what it is a part."""
     failures, arrived = 0, False
     while True:
         before = _size(part)

@@ -45,10 +45,7 @@ class Folder(PathDataset):
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """``train``, ``test``, ``val`` … where PATH has such folders of class folders, or ``all``.
-
-        A single folder called ``train`` among others is a class (of railway pictures).
-        """
+        """``train``, ``test``, ``val`` …, if PATH has such folders of class folders; or ``all``."""
         root = self.path
         if not root.is_dir():
             what = "The folder of images does not exist."
@@ -67,6 +64,7 @@ class Folder(PathDataset):
             expected = "a subfolder of images for each class, as in 'train'"
             hint = "sort its images into folders, or move it away: featpipe predict takes it"
             raise DataError(what, where=where, expected=expected, next_step=hint)
+        # A single folder called ``train`` among others is a class (of railway pictures).
         return found if len(found) > 1 or len(found) == len(inside) > 0 else ("all",)
 
     @property
@@ -77,12 +75,12 @@ class Folder(PathDataset):
             return tuple(subfolders(root))
         per_split = {split: subfolders(root / split) for split in splits}
         known = {name for names in per_split.values() for name in names}
-        for split, names in per_split.items() if splits[0] == "train" else ():
-            if unknown := [name for name in names if name not in per_split["train"]]:
+        train = per_split.get("train", known)
+        for split, names in per_split.items():
+            if unknown := ", ".join(name for name in names if name not in train):
                 what = f"The split {split!r} has classes that the training split does not have."
-                expected = f"some of {', '.join(per_split['train'])}"
-                got = ", ".join(unknown)
-                raise DataError(what, where=root / split, expected=expected, got=got)
+                expected = f"some of {', '.join(train)}"
+                raise DataError(what, where=root / split, expected=expected, got=unknown)
         return tuple(sorted(known, key=natural_key))
 
     def open(self, split: str) -> ImageSource:
@@ -164,13 +162,10 @@ class TinyImageNet(Dataset):
 
 @DATASETS.register
 class DogsVsCats(Dataset):
-    """Kaggle's cats and dogs, split 70:30 by seed.
-
-    The competition's own test images have no labels, so the labelled ones are split, by class.
-    """
+    """Kaggle's cats and dogs, split 70:30 by seed."""
 
     name = "dogs-vs-cats"
-    splits = ("train", "test")
+    splits = ("train", "test")  # of the labelled images: the competition's test images have none
 
     def open(self, split: str) -> ImageSource:
         """List the images and take the rows of one split."""

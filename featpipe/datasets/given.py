@@ -85,7 +85,16 @@ def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) 
         digests.append(_digest(pixels))
         sizes.add(pixels.shape[:2])
     ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
-    classes, numbers = _classes_of([None] * len(listed) if labels is None else list(labels))
+    given = [None] * len(listed) if labels is None else list(labels)
+    known = [label for label in given if label is not None]
+    if all(isinstance(label, str) for label in known):
+        classes, numbers = naming.classes_by_name(given, given)
+    elif wrong := [label for label in known if not isinstance(label, int | np.integer)]:
+        expected = "names of classes, or their numbers; None for unlabelled images"
+        raise UsageError("The labels are not classes.", expected=expected, got=repr(wrong[0]))
+    else:
+        numbers = [UNLABELLED if label is None else int(label) for label in given]
+        classes = naming.classes_by_number(np.array(numbers), "the labels given")
     key = of_mapping({"ids": ids, "classes": classes, "labels": numbers})[:8]
     identity = Identity(f"{Images.name}:{key}", "all", classes, ids, numbers)
     if paths:
@@ -115,15 +124,3 @@ def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
 
 def _digest(pixels: NDArray[np.uint8]) -> str:
     return of_bytes(str(pixels.shape).encode(), pixels.tobytes())
-
-
-def _classes_of(labels: list[Any]) -> tuple[tuple[str, ...], list[int]]:
-    """Return the classes in natural order, or as their numbers, and the label of each image."""
-    known = [label for label in labels if label is not None]
-    if all(isinstance(label, str) for label in known):
-        return naming.classes_by_name(labels, labels)
-    if wrong := [label for label in known if not isinstance(label, int | np.integer)]:
-        expected = "names of classes, or their numbers; None for unlabelled images"
-        raise UsageError("The labels are not classes.", expected=expected, got=repr(wrong[0]))
-    numbers = [UNLABELLED if label is None else int(label) for label in labels]
-    return naming.classes_by_number(np.array(numbers), "the labels given"), numbers

@@ -67,11 +67,11 @@ class HuggingFace(Dataset):
         values = table.data.column(column)
         known = [each.data.column(column).unique() for each in self._tables.values()]
         if "string" in str(values.type):
-            every = [name or None for each in known for name in each.to_pylist()]
-            return naming.classes_by_name([name or None for name in values.to_pylist()], every)
+            names = [name or None for each in known for name in each.to_pylist()]
+            return naming.classes_by_name([name or None for name in values.to_pylist()], names)
         labels = values.cast("int64").fill_null(UNLABELLED).to_numpy()
-        if names := getattr(table.features[column], "names", None):
-            return tuple(names), labels
+        if named := getattr(table.features[column], "names", None):
+            return tuple(named), labels
         every = np.concatenate([each.drop_null().to_numpy() for each in known])
         return naming.classes_by_number(every, self.spec), labels
 

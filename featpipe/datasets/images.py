@@ -32,7 +32,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError, ImageError
-from featpipe.files import check_regular, open_regular, read_regular
+from featpipe.files import open_regular, read_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 
 # Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
@@ -83,8 +83,8 @@ class EncodedSource(ImageSource):
                 with suppress(Exception), self._opened(row) as stream:
                     found.add(Image.open(stream, formats=_READABLE).size)
                 if len(found) > 1:
-                    break
-            return "x".join(map(str, *found)) if len(found) == 1 else "none"
+                    return "none"
+            return "x".join(map(str, *found)) if found else "none"
 
         name = f"size of {self.fingerprint}"
         (size,) = self._hashes.many([self._anchor], name, digest_of=headers)
@@ -130,10 +130,7 @@ class FileSource(EncodedSource):
         return open_regular(self.root / self.ids[row])
 
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Decode one image file to upright RGB, a JPEG at a reduced scale if a side is given.
-
-        DataError, if the file is no longer the one that the fingerprint is of.
-        """
+        """Decode one image file, a JPEG at a reduced scale if a side is given."""
         path = self.root / self.ids[row]
         if row in self.unreadable:
             raise ImageError(self.unreadable[row], where=path)
@@ -155,12 +152,10 @@ def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
 
 
 def _obstacle(path: str) -> OSError | None:
-    """Return what keeps a file from being opened, if anything does; the file is not opened."""
+    """Return what keeps a file from being opened, if anything does."""
     try:
         path.encode()
-        check_regular(path, os.stat(path))
-        if not os.access(path, os.R_OK):
-            return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        open_regular(path).close()
     except UnicodeEncodeError:
         return OSError(errno.EILSEQ, "its name is not valid text (UTF-8)", path)
     except OSError as error:

@@ -23,13 +23,7 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
 
 
 def ordered_splits(names: Iterable[str]) -> tuple[str, ...]:
-    """Return split names, the usual ones first.
-
-    Examples
-    --------
-    >>> ordered_splits(["val", "extra", "train", "val", "test"])
-    ('train', 'test', 'val', 'extra')
-    """
+    """Return split names: train, test, val, and the others in natural order."""
     usual = ["train", "test", "val"]
     rest = sorted(set(names), key=natural_key)
     return tuple(sorted(rest, key=(usual + rest).index))
@@ -43,8 +37,8 @@ def classes_by_name(
     ``names`` are those of the images of one split, ``every`` holds those of all splits.
     """
     classes = tuple(sorted({name for name in every if name is not None}, key=natural_key))
-    number = {None: UNLABELLED, **{name: label for label, name in enumerate(classes)}}
-    return classes, [number[name] for name in names]
+    number: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
+    return classes, [number.get(name, UNLABELLED) for name in names]
 
 
 def classes_by_number(labels: NDArray[Any], where: object) -> tuple[str, ...]:

@@ -79,9 +79,9 @@ class CsvList(PathDataset):
                     cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
                     rows.append(_Row(reader.line_num, *cells))
         except OSError as error:
-            hint = None if table.exists() else nearest_path(table)
-            what, got = "The CSV cannot be read.", error.strerror
-            raise DataError(what, where=table, got=got, next_step=hint) from error
+            near = None if table.exists() else nearest_path(table)
+            what = "The CSV cannot be read."
+            raise DataError(what, where=table, got=error.strerror, next_step=near) from error
         except (UnicodeDecodeError, csv.Error) as error:
             what = "The file is not a CSV in UTF-8."
             raise DataError(what, where=table, got=error, next_step="export it again") from error
@@ -165,9 +165,9 @@ class Npz(PathDataset):
         planes_last = images.ndim == 4 and images.shape[-1] in (1, 3)
         if not (images.ndim == 3 or planes_last) or 0 in images.shape:
             planes_first = images.ndim == 4 and images.shape[1] in (1, 3)
-            hint = "images.transpose(0, 2, 3, 1)" if planes_first else None
+            turn = "images.transpose(0, 2, 3, 1)" if planes_first else None
             what = "The array 'images' does not have the shape of images."
-            raise refused(what, expected=_SHAPES, got=images.shape, next_step=hint)
+            raise refused(what, expected=_SHAPES, got=images.shape, next_step=turn)
         if planes_last and images.shape[-1] == 1:
             images = images[..., 0]
         expected = "integers of shape (n,); -1 for unlabelled images"

@@ -71,7 +71,6 @@ REFUSED = {
     "LFWPeople": "its training and test images show different people",
     "CelebA": "its labels are forty attributes at once",
 }
-DRAWN_FROM = {"Imagenette": {IMAGENET: "Imagenette is a part of ImageNet"}}
 
 
 @DATASETS.register
@@ -108,7 +107,8 @@ class TorchVision(Dataset):
     @classmethod
     def origins(cls, argument: str, split: str) -> Mapping[str, str]:
         """Return what is known of the class."""
-        return DRAWN_FROM.get(argument, {})
+        drawn = argument == "Imagenette"
+        return {IMAGENET: "Imagenette is a part of ImageNet"} if drawn else {}
 
     def open(self, split: str) -> ImageSource:
         """Open one split: image files where there are such, else all images in memory."""
@@ -180,8 +180,8 @@ class TorchVision(Dataset):
         if not self.options.download or "download" not in self._parameters:
             expected = f"the files of {split!r}, as torchvision.datasets.{self.argument} keeps them"
             hint = "allow the download if torchvision has one, or name its root with --data DIR"
-            got = "; ".join(reasons) or None
-            raise self.not_found(folders, expected, got=got, next_step=hint)
+            tried = "; ".join(reasons) or None
+            raise self.not_found(folders, expected, got=tried, next_step=hint)
         root = self.options.raw / "torchvision"
         root.mkdir(parents=True, exist_ok=True)
         self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")

@@ -147,7 +147,6 @@ def read_batches(
     """
     import torch  # noqa: PLC0415 - "up to date" must be said without waiting for torch
 
-    side = preprocessing.crop
     pool = ThreadPoolExecutor(options.workers or torch.get_num_threads())
     parts = batch_rows(rows, batch_size, parallel)
 
@@ -155,7 +154,8 @@ def read_batches(
         place[...] = preprocessing.prepare(read(row, preprocessing.decoded_side)).numpy()
 
     def submit(part: range) -> tuple[NDArray[Any], list[Future[None]]]:
-        images = torch.empty((len(part), 3, side, side), dtype=preprocessing.dtype).numpy()
+        shape = (len(part), 3, preprocessing.crop, preprocessing.crop)
+        images = torch.empty(shape, dtype=preprocessing.dtype).numpy()
         return images, [pool.submit(prepare, *pair) for pair in zip(part, images, strict=True)]
 
     submitted = map(submit, parts)

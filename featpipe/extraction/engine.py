@@ -77,11 +77,9 @@ class Extraction:
                 else:
                     record: dict[str, Any] = {"request": self.request} if self.request else {}
                     record |= {"command": self.context.command, "source": self.images.as_dict()}
-                    store = extract_source(
-                        *(source, self.embedder, path, self.options),
-                        record={**record, **self.record},
-                        progress=self.context.progress,
-                    )
+                    record |= self.record
+                    how = (self.embedder, path, self.options, record, self.context.progress)
+                    store = extract_source(source, *how)
                     self.fresh += 1
             if self.options.on_error == "fail":
                 _refuse_skipped(store.ids, store.skipped)
@@ -220,10 +218,9 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
     named = embedder.source_classes
     if named is not None:
         shapes[LOGITS] = (len(named.ids),)
+    shared = ("ids", "labels", "classes", "folds", "groups")
     return StoreContent(
-        ids=source.ids,
-        labels=source.labels,
-        classes=source.classes,
+        **{name: getattr(source, name) for name in shared},
         shapes=shapes,
         dtype=options.dtype,
         manifest={
@@ -233,8 +230,6 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
             "layers": layers,
             "dtype": options.dtype,
         },
-        folds=source.folds,
-        groups=source.groups,
         source_classes=None if named is None else (named.ids, named.names),
         looks=True,
     )
@@ -249,7 +244,8 @@ def look_at(image: NDArray[np.uint8]) -> dict[str, Any]:
     pixels = np.ascontiguousarray(image)
     digest = hashlib.sha256(f"{pixels.shape}".encode())
     digest.update(pixels.data)
-    small = Image.fromarray(pixels).resize(LOOKS["looks/thumbnail"][1], Image.Resampling.BOX)
+    height, width = LOOKS["looks/thumbnail"][1]
+    small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
     return {
         "looks/digest": np.frombuffer(digest.digest()[:16], np.uint8),
         "looks/size": pixels.shape[:2],

@@ -30,10 +30,7 @@ _COMPARED_IMAGES = 64
 def calibration(
     request: SourceRequest, sources: Sequence[ImageSource], context: Context, *, download: bool
 ) -> Calibration:
-    """Return the images that int8 is fitted to: some of the training split, of every class.
-
-    ``sources`` are opened already. Only images are looked at, no labels but to spread the choice.
-    """
+    """Return the images that int8 is fitted to: some of the training split, of every class."""
     from featpipe.backbones.runtime import Calibration  # noqa: PLC0415 - brings torch
 
     options = request.options(context, download=download)

@@ -243,10 +243,7 @@ class FeatureStore:
 def scan_stores(
     folder: Path, hashes: FileHashes | None = None
 ) -> tuple[list[FeatureStore], list[StoreError]]:
-    """Return the sealed stores below a folder, and what is wrong with those that are damaged.
-
-    What featpipe 0.1 left of a store that it did not finish is named among the latter.
-    """
+    """Return the sealed stores below a folder, and what is wrong with damaged and old ones."""
     stores: list[FeatureStore] = []
     errors: list[StoreError] = []
     for path in sorted(folder.rglob("*.h5")):

@@ -182,9 +182,9 @@ class StoreWriter:
 
     def _write_block(self, n: int, skipped: Mapping[int, str], rows: bytes, **more: Any) -> None:
         """Append a block to the unfinished file, or nothing."""
-        facts = {"first": self.rows, "rows": n, "n_bytes": len(rows), "seconds": self.seconds}
-        facts |= {"sha256": hashlib.sha256(rows).hexdigest(), "skipped": skipped}
-        line = json.dumps({**facts, **more}).encode() + b"\n"
+        more |= {"first": self.rows, "rows": n, "n_bytes": len(rows), "seconds": self.seconds}
+        more |= {"sha256": hashlib.sha256(rows).hexdigest(), "skipped": skipped}
+        line = json.dumps(more).encode() + b"\n"
         left = memoryview(hashlib.sha256(line).hexdigest().encode() + b" " + line + rows)
         end = os.fstat(self._stream.fileno()).st_size
         try:
@@ -281,13 +281,11 @@ def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
 
 def unfinished_manifest(partial: Path) -> dict[str, Any] | None:
     """Return the manifest that an unfinished store will have, if that can be read."""
-    try:
-        facts, *_ = next(read_blocks(partial))
-        conform("manifest", facts.get("manifest"), SCHEMA["manifest"])
-    except (OSError, ValueError, StopIteration):
-        return None
-    manifest: dict[str, Any] = facts["manifest"]
-    return manifest
+    with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
+        manifest: dict[str, Any] = next(read_blocks(partial))[0]["manifest"]
+        conform("manifest", manifest, SCHEMA["manifest"])
+        return manifest
+    return None
 
 
 def remove_leftovers(path: Path) -> None:
