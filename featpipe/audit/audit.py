@@ -127,7 +127,6 @@ class Audit:
             odd = self._find_odd_images()
             task.advance()
             doubted = self._find_wrong_labels(seed, jobs)
-            self._find_strays()
             task.advance()
         totals = np.bincount(pool.labels[pool.labels >= 0], minlength=len(pool.classes))
         self.summary: dict[str, Any] = {
@@ -224,7 +223,7 @@ class Audit:
         }
 
     def _find_odd_images(self) -> dict[str, int]:
-        """Find images that show nothing, hardly anything, or the same for several classes."""
+        """Find images that show nothing, the same for several classes, or another class."""
         pool, counts = self._pool, Counter[str]()
 
         def add(kind: str, rows: Rows) -> None:
@@ -243,10 +242,17 @@ class Audit:
             if pool.has_looks:
                 sides = pool.looks("size", rows).min(axis=1)
                 add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
-            closest = self._near[i][1][pool.split[pool.rows] == i].max(axis=1)
+            found, cosines = (each[pool.split[pool.rows] == i] for each in self._near[i])
+            closest = cosines.max(axis=1)
             middle = np.median(closest)
             spread = 1.4826 * np.median(np.abs(closest - middle))
             add("far from all others", rows[(closest < middle - _FAR * spread) & (spread > 0)])
+            if len(rows) > duplicates.CANDIDATES:  # else all are the nearest ones
+                others = pool.labels[found[:, : duplicates.CANDIDATES]]
+                stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
+                stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
+                likely = pool.label_names[others[stray, 0]]
+                self._add("among another class", rows[stray], likely=likely)
         known = np.flatnonzero((self._cluster >= 0) & (pool.labels >= 0))
         pairs = np.unique(np.stack([self._cluster[known], pool.labels[known]]), axis=1)
         numbers, classes = np.unique(pairs[0], return_counts=True)
@@ -281,16 +287,3 @@ class Audit:
         self._add("label", rows[doubted], likely=likely, score=scores)
         checked = {"share": found.share, "checked": len(rows), "labelled": labelled, "c": c}
         return {**checked, "pairs": labels.pairs(found, y, pool.classes)}
-
-    def _find_strays(self) -> None:
-        """Find images whose nearest ones are all of one other class."""
-        pool = self._pool
-        for i, rows in enumerate(pool.rows_of):
-            if len(rows) <= duplicates.CANDIDATES:
-                continue
-            own = pool.split[pool.rows] == i
-            others = pool.labels[self._near[i][0][own, : duplicates.CANDIDATES]]
-            stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
-            stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
-            likely = pool.label_names[others[stray, 0]]
-            self._add("among another class", rows[stray], likely=likely)

@@ -79,13 +79,7 @@ def short_name(spec: str) -> str:
 
 
 def slug(name: str) -> str:
-    """Return the name of a dataset, or another name, as part of a path.
-
-    Examples
-    --------
-    >>> slug("folder:/home/me/My photos"), slug("stl10"), slug("npz:data/toy.npz")
-    ('folder-My-photos', 'stl10', 'npz-toy')
-    """
+    """Return the name of a dataset, or another name, as part of a path: ``folder-My-photos``."""
     name, argument, kind = split_spec(name)
     parts = [name, kind.stem(argument) if kind else argument]
     return "-".join(re.sub(r"[^\w]+", "-", part).strip("-") for part in parts if part).strip("-")

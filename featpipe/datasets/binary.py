@@ -173,13 +173,13 @@ def _read_folds(file: Path) -> tuple[NDArray[np.int64], ...]:
     lines = read_list(file).decode("ascii", "replace").splitlines()
     try:
         folds = tuple(np.array(ln.split(), dtype=np.int64) for ln in lines if ln.strip())
-        what = "" if folds else "The file of the official folds is empty."
+        if not folds:
+            raise ValueError("the file is empty")
+        return folds
     except (ValueError, OverflowError) as error:
         what = f"The official folds of STL-10 cannot be read: {error}."
-    if what:
-        next_step = f"copy {_FOLDS} from the official archive next to train_X.bin"
-        raise DataError(what, where=file, next_step=next_step)
-    return folds
+        hint = f"copy {_FOLDS} from the official archive next to train_X.bin"
+        raise DataError(what, where=file, next_step=hint) from error
 
 
 def _records(path: Path, record: np.dtype[Any]) -> NDArray[Any]:

@@ -59,8 +59,6 @@ def groups_of(ids: Sequence[str], rule: str) -> list[str]:
 
     Examples
     --------
-    >>> groups_of(["cat/ann/1.png", "dog/ann/2.png"], "folder")
-    ['ann', 'ann']
     >>> groups_of(["video7_001.png", "video7_002.png"], "regex:^(.+)_")
     ['video7', 'video7']
     """

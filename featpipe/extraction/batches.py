@@ -118,13 +118,7 @@ def work_on_images(
 
 
 def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:
-    """Return the rows of each batch; what is left at the end is shared by all that run at once.
-
-    Examples
-    --------
-    >>> [len(part) for part in batch_rows(range(41), 8, 2)]
-    [8, 8, 8, 8, 5, 4]
-    """
+    """Return the rows of each batch; what is left at the end is shared by all that run at once."""
     whole = len(rows) - len(rows) % (batch_size * parallel)
     last = max(1, -(-(len(rows) - whole) // parallel))
     starts = [*range(0, whole, batch_size), *range(whole, len(rows), last), len(rows)]

@@ -218,9 +218,12 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
     named = embedder.source_classes
     if named is not None:
         shapes[LOGITS] = (len(named.ids),)
-    shared = ("ids", "labels", "classes", "folds", "groups")
     return StoreContent(
-        **{name: getattr(source, name) for name in shared},
+        ids=source.ids,
+        labels=source.labels,
+        classes=source.classes,
+        folds=source.folds,
+        groups=source.groups,
         shapes=shapes,
         dtype=options.dtype,
         manifest={

@@ -32,6 +32,8 @@ _LONGEST_LINE = 1 << 24
 _BLOCK: dict[str, Any] = {"first": int, "rows": int, "n_bytes": int, "sha256": str}
 _BLOCK |= {"skipped": dict, "seconds": float}
 
+Arrays = Mapping[str, NDArray[Any]]
+
 
 class StoreWriter:
     """Writes one store, row after row, and seals it when it is complete.
@@ -131,10 +133,7 @@ class StoreWriter:
             self._sealing.unlink(missing_ok=True)
 
     def append(
-        self,
-        arrays: Mapping[str, NDArray[Any]],
-        skipped: Mapping[int, str] | None = None,
-        looks: Mapping[str, NDArray[Any]] | None = None,
+        self, arrays: Arrays, skipped: Mapping[int, str] | None = None, looks: Arrays | None = None
     ) -> None:
         """Write the next rows: an array for each name in ``content.shapes``, all of one length.
 

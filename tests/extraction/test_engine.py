@@ -25,7 +25,7 @@ from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, ImageError, StoreError, UnknownNameError, UsageError
 from featpipe.extraction import Extract
-from featpipe.extraction.batches import Batch, ExtractOptions, work_on_batches
+from featpipe.extraction.batches import Batch, ExtractOptions, batch_rows, work_on_batches
 from featpipe.extraction.engine import content_of, extract_source
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
@@ -260,6 +260,10 @@ def test_batches_are_embedded_at_the_same_time_and_come_out_in_order() -> None:
     slow = Slow()
     assert [made for _, made in work_on_batches(numbered(), slow, 3)] == [0, 1, 2, 3, 4, 5]
     assert slow.most == 3
+
+
+def test_the_last_rows_are_shared_by_the_batches_that_run_at_once() -> None:
+    assert [len(part) for part in batch_rows(range(41), 8, 2)] == [8, 8, 8, 8, 5, 4]
 
 
 def test_what_was_read_before_an_error_comes_out_before_it() -> None:
