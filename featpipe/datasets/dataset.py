@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from featpipe.datasets import DATASETS, check_installed, split_spec
 from featpipe.datasets.selection import Subset, class_balanced_rows, groups_of, keep_classes
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import DataError, UnknownNameError, UsageError
+from featpipe.errors import DataError, UnknownNameError, UsageError, nearest_path
 from featpipe.files import read_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
@@ -43,6 +43,7 @@ class DatasetOptions:
         """Return the folders where a dataset with these folder names may be, best first."""
         if self.data is not None and not self.data.exists():
             hint = "correct --data, or leave it out to use the workspace's own folder"
+            hint = nearest_path(self.data, folder=True) or hint
             raise DataError("The data folder does not exist.", where=self.data, next_step=hint)
         first = [] if self.data is None else [self.data, *(self.data / name for name in names)]
         return [*first, *(self.raw / name for name in names)]

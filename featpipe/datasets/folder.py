@@ -52,8 +52,8 @@ class Folder(PathDataset):
             nearest = next(above for above in root.absolute().parents if above.is_dir())
             hint = nearest_path(root, folder=True) or f"the nearest folder that exists: {nearest}"
             if root.is_file():
-                spec = spec_of_path(root)
-                what, hint = "This is a file.", f"name {spec or f'its folder, {root.parent}'}"
+                spec, what = spec_of_path(root), "This is a file."
+                hint = f"did you mean {spec!r}?" if spec else f"name its folder: {root.parent}"
             expected = "a folder of images, or one with a subfolder of images for each class"
             raise DataError(what, where=root, expected=expected, next_step=hint)
         inside = subfolders(root)
