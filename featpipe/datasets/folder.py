@@ -62,7 +62,7 @@ class Folder(PathDataset):
         if "train" in found and flat and set(inside) <= set(_SPLITS):
             what, where = f"The split {flat[0]!r} has no class folders.", root / flat[0]
             expected = "a subfolder of images for each class, as in 'train'"
-            hint = "sort its images into folders, or move it away: featpipe predict takes it"
+            hint = "sort them into folders; featpipe predict classifies images without labels"
             raise DataError(what, where=where, expected=expected, next_step=hint)
         # A single folder called ``train`` among others is a class (of railway pictures).
         return found if len(found) > 1 or len(found) == len(inside) > 0 else ("all",)

@@ -96,7 +96,7 @@ def test_what_is_no_list_of_images_is_explained(images, labels, says, tmp_path):
 @pytest.mark.parametrize("named", [{"name": "mine"}, {"fingerprint": "1"}])
 @pytest.mark.parametrize("images", [pictures(2), "digits"])
 def test_what_only_a_module_has_is_not_ignored(images, named, tmp_path):
-    with pytest.raises(UsageError, match="Only a module"):
+    with pytest.raises(UsageError, match="describe a module"):
         extract(images, workspace=tmp_path, **HOW, **named)
 
 
