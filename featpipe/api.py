@@ -148,8 +148,8 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
         )
     if backbone is None and (name or fingerprint):
         raise UsageError(
-            "Only a module is given a name or a fingerprint.",
-            expected="name= and fingerprint= together with backbone= and transform=",
+            "name= and fingerprint= describe a module, and there is none.",
+            expected="backbone= and transform= with them, or neither of the two",
             got=f"model={model!r}, {'name' if name else 'fingerprint'}={name or fingerprint!r}",
         )
     if not isinstance(dataset, str):

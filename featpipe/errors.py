@@ -46,17 +46,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 def nearest_path(path: Path, *, folder: bool = False) -> str | None:
     """Return ``"did you mean 'x'?"`` for the existing path (``folder``: folder) nearest to one."""
     near = _nearest(path, folder)
-    return near and f"did you mean {str(near)!r}?"
+    return f"did you mean {str(near)!r}?" if near else None
 
 
 def _nearest(path: Path, folder: bool) -> Path | None:
     """Return a path with each name that does not exist replaced by the nearest one beside it."""
     parent = path.parent if path.parent.exists() else _nearest(path.parent, folder=True)
+    if parent is None:
+        return None
     names = []
     with suppress(OSError):
-        names = [e.name for e in os.scandir(parent or "") if not folder or e.is_dir()]
+        names = [entry.name for entry in os.scandir(parent) if not folder or entry.is_dir()]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return parent / near[0] if parent and near else None
+    return parent / near[0] if near else None
 
 
 class FeatpipeError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,19 @@ def test_the_known_names_and_the_nearest_one_are_given() -> None:
         "next": "did you mean 'resnet50'?",
     }
     assert UnknownNameError("No.", "x", ["yyy"], expected="other").details == {"expected": "other"}
+
+
+def test_the_nearest_path_is_of_the_kind_that_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    (tmp_path / "photo.csv").touch()
+    for path, folder, near in [
+        ("photo", True, "photos"),
+        ("photo.cs", False, "photo.csv"),
+        ("phots/cat", True, "photos/cats"),  # a folder on the way is corrected, too
+        ("zzzz", True, None),
+    ]:
+        expected = f"did you mean {str(tmp_path / near)!r}?" if near else None
+        assert errors.nearest_path(tmp_path / path, folder=folder) == expected
 
 
 def test_a_missing_extra_says_how_to_install_it() -> None:

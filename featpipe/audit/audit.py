@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,27 +26,17 @@ _FAR = 5.0  # robust standard deviations
 _MOST_VALUES = 1 << 30  # numbers in the features that labels are checked with: 4 GB
 _BLOCK = 1 << 16
 
+_DEFAULTS = {
+    "partner": "",
+    "partner_split": "",
+    "likely": "",  # class that is more likely than the label
+    "suggestion": "check",
+    "score": 1.0,
+    "cluster": "",
+}
+COLUMNS = ("dataset", "split", "id", "label", "issue", *_DEFAULTS)
+
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A line of the list; the names are those of its columns."""
-
-    dataset: str
-    split: str
-    id: str
-    label: str
-    issue: str
-    partner: str = ""
-    partner_split: str = ""
-    likely: str = ""  # class that is more likely than the label
-    suggestion: str = "check"
-    score: float = 1.0
-    cluster: str = ""
-
-
-COLUMNS = tuple(Finding.__dataclass_fields__)
 
 
 class _Pool:
@@ -58,17 +47,19 @@ class _Pool:
         self.starts = np.cumsum([0, *map(len, stores)])  # the first row of each store; their number
         self.split = np.repeat(np.arange(len(stores)), list(map(len, stores)))  # of each row
         self.splits = [str(store.manifest["dataset"]["split"]) for store in stores]
+        self.name = stores[0].manifest["dataset"]["name"]
         self.rows_of: list[Rows] = [  # of each store, those with an image
             start + np.setdiff1d(np.arange(len(store)), list(store.skipped))
             for start, store in zip(self.starts, stores, strict=False)
         ]
         self.rows: Rows = np.concatenate(self.rows_of)
-        self.ids = [name for store in stores for name in store.ids]
+        self.ids = np.array([name for store in stores for name in store.ids], object)
         kinds = [number > 0 and name in TEST_SPLITS for number, name in enumerate(self.splits)]
         self.tests = np.array(kinds)[self.split]  # whether a row is there to test
         self.labels = np.full(len(self.ids), -1, np.int64)  # unlabelled, or without an image
         self.labels[self.rows] = np.concatenate([store.labels for store in stores])[self.rows]
         self.classes = next((store.classes for store in stores if store.classes), ())
+        self.label_names = np.array([*self.classes, ""], object)  # the last one: label -1
         self.has_looks = all(store.has_looks for store in stores)
 
     def take(self, rows: Rows, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -118,30 +109,24 @@ class Audit:
     ) -> None:
         shape = stores[0].shapes[layer or stores[0].layers[0]]
         if len(shape) != 1:
-            raise FitError(
-                "An audit needs one vector per image, and this layer holds maps.",
-                where=stores[0].path,
-                got=f"shape {shape} per image",
-                next_step="extract the layer without ':map'",
-            )
+            what = "An audit needs one vector per image, and this layer holds maps."
+            hint, got = "extract the layer without ':map'", f"shape {shape} per image"
+            raise FitError(what, where=stores[0].path, got=got, next_step=hint)
         whole = [store for store in stores if len(store.skipped) < len(store)]
         if not whole:
             raise FitError("There is no image to audit.", where=stores[0].path)
         self._pool = pool = _Pool(whole)
-        self._found: list[Finding] = []
+        self._layer, self._found = layer, list[pd.DataFrame]()
         with progress.task("audit", 3) as task:
             vectors = duplicates.whitened(whole, layer)
-            near = [  # of all rows in each split
+            self._near = [  # of all rows in each split
                 duplicates.nearest(vectors, pool.rows, among, jobs=jobs) for among in pool.rows_of
             ]
             task.advance()
-            alike = self._find_duplicates(vectors, near)
-            odd = self._find_odd_images(near)
+            alike = self._find_duplicates(vectors)
+            odd = self._find_odd_images()
             task.advance()
-            doubted = self._find_wrong_labels(
-                [store.features(layer) for store in whole], seed, jobs
-            )
-            self._find_strays(near)
+            doubted = self._find_wrong_labels(seed, jobs)
             task.advance()
         totals = np.bincount(pool.labels[pool.labels >= 0], minlength=len(pool.classes))
         self.summary: dict[str, Any] = {
@@ -156,43 +141,33 @@ class Audit:
             "labels": doubted,
             "few": [c for c, n in zip(pool.classes, totals, strict=True) if n < FEW_IMAGES],
         }
-        self.findings = pd.DataFrame(map(asdict, self._found), columns=list(COLUMNS)).sort_values(
+        found = pd.concat(self._found) if self._found else pd.DataFrame(columns=list(COLUMNS))
+        self.findings = found.sort_values(
             ["issue", "score"], ascending=[True, False], kind="stable", ignore_index=True
         )
 
-    def _add(self, row: int, issue: str, partner: int | None = None, **more: Any) -> None:
+    def _add(self, issue: str, rows: Rows, partners: Rows | None = None, **columns: Any) -> None:
         pool = self._pool
-        split = pool.split[row]
-        if partner is not None:
-            beside = pool.splits[pool.split[partner]]
-            more |= {"partner": pool.ids[partner], "partner_split": beside}
-            more["cluster"] = str(self._cluster[row])
-        self._found.append(
-            Finding(
-                dataset=pool.stores[split].manifest["dataset"]["name"],
-                split=pool.splits[split],
-                id=pool.ids[row],
-                label=pool.classes[pool.labels[row]] if pool.labels[row] >= 0 else "",
-                issue=issue,
-                **more,
-            )
-        )
+        splits = np.array(pool.splits, object)
+        found = {"dataset": pool.name, "split": splits[pool.split[rows]], "id": pool.ids[rows]}
+        found |= {"label": pool.label_names[pool.labels[rows]], "issue": issue, **_DEFAULTS}
+        if partners is not None:
+            found |= {"partner": pool.ids[partners], "partner_split": splits[pool.split[partners]]}
+            found["cluster"] = self._cluster[rows].astype(str).astype(object)
+        if len(rows):
+            self._found.append(pd.DataFrame(found | columns))
 
-    def _find_duplicates(
-        self, vectors: NDArray[np.float32], near: Sequence[duplicates.Near]
-    ) -> dict[str, Any]:
+    def _find_duplicates(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
         """Find images with the same pixels, and images that people would call the same."""
-        pool, k = self._pool, duplicates.CANDIDATES
+        pool, near, k = self._pool, self._near, duplicates.CANDIDATES
         n, tests = len(pool.ids), pool.tests
         one = np.tile(np.repeat(pool.rows, k), len(near))
         other = np.concatenate([found[:, :k].ravel() for found, _ in near])
         # The nearest in all splits together.
         every, values = (np.concatenate(parts, axis=1) for parts in zip(*near, strict=True))
         order = np.argsort(-values, axis=1, kind="stable")[:, : duplicates.NEIGHBOURS]
-        neighbours, cosines = (
-            np.full((n, order.shape[1]), -1),
-            np.zeros((n, order.shape[1]), np.float32),
-        )
+        shape = (n, duplicates.NEIGHBOURS)
+        neighbours, cosines = np.full(shape, -1), np.zeros(shape, np.float32)
         neighbours[pool.rows] = np.take_along_axis(every, order, axis=1)
         cosines[pool.rows] = np.take_along_axis(values, order, axis=1)
         large = np.ones(n, bool)
@@ -205,12 +180,9 @@ class Audit:
             leading = np.unique(number[order], return_index=True)[1]
             first[pool.rows] = pool.rows[order][leading][number]
         compared = (other >= 0) & large[one] & large[other]  # of tiny images too much is alike
+        thumbnails = (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None
         pairs = duplicates.score_pairs(
-            vectors,
-            one[compared],
-            other[compared],
-            (neighbours, cosines),
-            (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None,
+            vectors, one[compared], other[compared], (neighbours, cosines), thumbnails
         )
         pairs = pairs[first[pairs["a"]] != first[pairs["b"]]]
         a, b, scores = pairs["a"].to_numpy(), pairs["b"].to_numpy(), pairs["score"].tolist()
@@ -220,16 +192,14 @@ class Audit:
 
         clash = pool.labels != pool.labels[first]
         clash &= (pool.labels >= 0) & (pool.labels[first] >= 0)
-        for row in same.tolist():
-            advice = "check" if tests[row] else "drop"
-            if clash[row] and not (tests[first[row]] and not tests[row]):  # it is no leak
-                advice = "check label"
-            self._add(row, "identical", int(first[row]), suggestion=advice)
+        advice = np.where(tests[same], "check", "drop")
+        no_leak = tests[same] | ~tests[first[same]]
+        advice = np.where(clash[same] & no_leak, "check label", advice)
+        self._add("identical", same, first[same], suggestion=advice)
         across = tests[a] != tests[b]
         a, b = np.where(across & tests[a], b, a), np.where(across & tests[a], a, b)
-        for row, partner, score in zip(a.tolist(), b.tolist(), scores, strict=True):
-            advice = "drop" if tests[row] != tests[partner] else "keep together"
-            self._add(row, "near-duplicate", partner, score=round(score, 4), suggestion=advice)
+        advice, scores = np.where(across, "drop", "keep together"), [round(x, 4) for x in scores]
+        self._add("near-duplicate", a, b, score=scores, suggestion=advice)
 
         trained = np.zeros(n, bool)  # by the first row of an image: whether it is trained on
         trained[first[pool.rows[~tests[pool.rows]]]] = True
@@ -252,14 +222,14 @@ class Audit:
             "too_small": int((~large).sum()),
         }
 
-    def _find_odd_images(self, near: Sequence[duplicates.Near]) -> dict[str, int]:
-        """Find images that show nothing, hardly anything, or the same for several classes."""
+    def _find_odd_images(self) -> dict[str, int]:
+        """Find images that show nothing, the same for several classes, or another class."""
         pool, counts = self._pool, Counter[str]()
 
-        def add(kind: str, rows: Iterable[Any]) -> None:
-            for row in rows:
-                self._add(int(row), kind)
-                counts[kind] += 1
+        def add(kind: str, rows: Rows) -> None:
+            self._add(kind, rows)
+            if len(rows):
+                counts[kind] += len(rows)
 
         for i, rows in enumerate(pool.rows_of):
             for start in range(0, len(rows) if pool.has_looks else 0, _BLOCK):
@@ -272,10 +242,17 @@ class Audit:
             if pool.has_looks:
                 sides = pool.looks("size", rows).min(axis=1)
                 add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
-            closest = near[i][1][pool.split[pool.rows] == i].max(axis=1)
+            found, cosines = (each[pool.split[pool.rows] == i] for each in self._near[i])
+            closest = cosines.max(axis=1)
             middle = np.median(closest)
             spread = 1.4826 * np.median(np.abs(closest - middle))
-            add("far from all others", rows[closest < middle - _FAR * spread] if spread else ())
+            add("far from all others", rows[(closest < middle - _FAR * spread) & (spread > 0)])
+            if len(rows) > duplicates.CANDIDATES:  # else all are the nearest ones
+                others = pool.labels[found[:, : duplicates.CANDIDATES]]
+                stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
+                stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
+                likely = pool.label_names[others[stray, 0]]
+                self._add("among another class", rows[stray], likely=likely)
         known = np.flatnonzero((self._cluster >= 0) & (pool.labels >= 0))
         pairs = np.unique(np.stack([self._cluster[known], pool.labels[known]]), axis=1)
         numbers, classes = np.unique(pairs[0], return_counts=True)
@@ -283,9 +260,7 @@ class Audit:
         add("placeholder", np.flatnonzero(shared))
         return dict(counts)
 
-    def _find_wrong_labels(
-        self, features: Sequence[NDArray[Any]], seed: int, jobs: int
-    ) -> dict[str, Any]:
+    def _find_wrong_labels(self, seed: int, jobs: int) -> dict[str, Any]:
         """Find labels that are doubted by a probe trained on other rows."""
         pool = self._pool
         alone = len(pool.ids) + np.arange(len(pool.ids))
@@ -295,6 +270,7 @@ class Audit:
             units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
             rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
+        features = [store.features(self._layer) for store in pool.stores]
         most = _MOST_VALUES // features[0].shape[1]
         if labelled > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
@@ -305,26 +281,9 @@ class Audit:
         except FitError as error:
             return {"reason": error.what}
         found = labels.doubts(probabilities, y)
-        for place in np.flatnonzero(found.better >= 0):
-            likely, score = pool.classes[found.better[place]], 1 - float(found.confidence[place])
-            self._add(int(rows[place]), "label", likely=likely, score=round(score, 4))
-        return {
-            "share": found.share,
-            "checked": len(rows),
-            "labelled": labelled,
-            "c": c,
-            "pairs": labels.pairs(found, y, pool.classes),
-        }
-
-    def _find_strays(self, near: Sequence[duplicates.Near]) -> None:
-        """Find images whose nearest ones are all of one other class."""
-        pool = self._pool
-        for i, rows in enumerate(pool.rows_of):
-            if len(rows) <= duplicates.CANDIDATES:
-                continue
-            own = pool.split[pool.rows] == i
-            others = pool.labels[near[i][0][own, : duplicates.CANDIDATES]]
-            stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
-            stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
-            for row, likely in zip(rows[stray].tolist(), others[stray, 0].tolist(), strict=True):
-                self._add(row, "among another class", likely=pool.classes[likely])
+        doubted = found.better >= 0
+        scores = [round(1 - confidence, 4) for confidence in found.confidence[doubted].tolist()]
+        likely = pool.label_names[found.better[doubted]]
+        self._add("label", rows[doubted], likely=likely, score=scores)
+        checked = {"share": found.share, "checked": len(rows), "labelled": labelled, "c": c}
+        return {**checked, "pairs": labels.pairs(found, y, pool.classes)}

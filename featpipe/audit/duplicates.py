@@ -82,10 +82,11 @@ def nearest(
     ``rows`` are unit vectors, (n, d); ``queries`` and ``among`` numbers of rows. Both arrays that
     are returned have the shape (len(queries), k), nearest first, with -1 where there are no more.
     """
-    if is_approximate(len(among)):
-        return _approximate(rows, queries, among, k)
     found = np.full((len(queries), k), -1, np.int64)
     cosines = np.full((len(queries), k), -1, np.float32)
+    if is_approximate(len(among)):
+        _approximate(rows, queries, among, (found, cosines))
+        return found, cosines
     keys, n = rows[among], len(among)
     place = np.full(len(rows), -1)
     place[among] = np.arange(n)
@@ -115,7 +116,7 @@ def is_approximate(n: int) -> bool:
     return n > EXACT_ROWS and find_spec("faiss") is not None
 
 
-def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, k: int) -> Near:
+def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, out: Near) -> None:
     """Search inverted lists (Jégou, Douze and Schmid 2011, IEEE TPAMI 33: 117–128)."""
     import faiss  # noqa: PLC0415 - an extra
 
@@ -128,8 +129,8 @@ def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, k: int
     for block in _blocks(len(among)):
         index.add(rows[among[block]])
     index.nprobe = _PROBES
-    found = np.full((len(queries), k), -1, np.int64)
-    cosines = np.full((len(queries), k), -1, np.float32)
+    found, cosines = out
+    k = found.shape[1]
     for block in _blocks(len(queries)):
         asked = queries[block]
         values, places = index.search(rows[asked], k + 1)  # one more: the row itself
@@ -139,7 +140,6 @@ def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, k: int
         kept = np.take_along_axis(others, order, axis=1)
         found[block] = np.where(kept, np.take_along_axis(numbers, order, axis=1), -1)
         cosines[block] = np.where(kept, np.take_along_axis(values, order, axis=1), -1)
-    return found, cosines
 
 
 def correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -59,12 +59,8 @@ def out_of_sample(
 
     Five folds, of which at most 100,000 rows in all train. Of the values of C whose accuracy is
     within a standard error of the best, the one with the strongest penalty: the less confident, the
-    better confident learning counts.
-
-    Raises
-    ------
-    FitError
-        If there is a single class, or one with too few rows or groups for two folds.
+    better confident learning counts. FitError, if there is a single class, or one with too few rows
+    or groups for two folds.
     """
     classes, target = np.unique(y, return_inverse=True)
     fewest = int(units_per_class(target, groups).min()) if len(classes) > 1 else 0

@@ -30,13 +30,7 @@ AUDIT_SCHEMA = 1
 
 
 def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
-    """Return the stores that a step names, or the only ones that fit.
-
-    Raises
-    ------
-    UsageError
-        If they are not splits of one dataset, embedded alike.
-    """
+    """Return the stores that a step names, or the only ones that fit."""
     if step.stores is None:
         return select_splits(step, context)
     hashes = FileHashes(context.workspace.hashes)
@@ -44,11 +38,9 @@ def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
     splits = {store.manifest["dataset"]["split"] for store in stores}
     classes = {store.classes for store in stores if store.classes}
     if not alike(stores) or len(splits) < len(stores) or len(classes) > 1:
-        raise UsageError(
-            "The stores are not the splits of one dataset, embedded alike.",
-            got=", ".join(str(store.path) for store in stores),
-            next_step="name stores of one dataset and model: featpipe store list",
-        )
+        what = "The stores are not the splits of one dataset, embedded alike."
+        hint = "name stores of one dataset and model: featpipe store list"
+        raise UsageError(what, got=", ".join(str(s.path) for s in stores), next_step=hint)
     return stores
 
 
@@ -70,10 +62,7 @@ def look_up(
 
 
 def load_audit(path: Path) -> dict[str, Any] | None:
-    """Return an audit; None if it is missing or damaged, or the list beside it is missing.
-
-    The list may have been edited, that is what it is for; ``edited`` says whether it was.
-    """
+    """Return an audit, with whether its list was ``edited``; None without it or the list."""
     with suppress(OSError, ValueError, RecursionError, KeyError):
         content = unsealed(read_json(path))
         if content["schema"] == AUDIT_SCHEMA:
@@ -82,13 +71,7 @@ def load_audit(path: Path) -> dict[str, Any] | None:
 
 
 def load_findings(path: Path) -> pd.DataFrame:
-    """Return the findings of an audit, given the path of its JSON file.
-
-    Raises
-    ------
-    DataError
-        If the list was edited so that it cannot be read.
-    """
+    """Return the findings of an audit, given the path of its JSON file."""
     listed = path.with_suffix(".csv")
     try:
         frame = pd.read_csv(listed, keep_default_na=False, dtype=str, usecols=list(COLUMNS))
@@ -104,18 +87,18 @@ def load_findings(path: Path) -> pd.DataFrame:
 def audits_of(workspace: Workspace, images: str) -> list[tuple[Path, dict[str, Any]]]:
     """Return the audits that looked at the images with a fingerprint, the newest first."""
     found = [(path, load_audit(path)) for path in sorted(workspace.audits.glob("*.json"))]
-    fitting = [
-        (path, audit) for path, audit in found if audit and images in audit["images"].values()
-    ]
+    fitting = [(path, one) for path, one in found if one and images in one["images"].values()]
     return sorted(fitting, key=lambda pair: pair[1]["created"], reverse=True)
 
 
 def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Context) -> Outcome:
     """Audit some stores, unless that was done."""
     path, existing = look_up(step, stores, context)
+    listed, status = path.with_suffix(".csv"), "up to date"
     if existing is None or step.force:
+        status = "done"
         audit = Audit(stores, step.layer, step.seed, context.jobs, context.progress)
-        listed = path.with_suffix(".csv")
+        datasets = [store.manifest["dataset"] for store in stores]
         with atomic_write(listed) as temporary:
             neutralised(audit.findings).to_csv(
                 temporary, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
@@ -125,36 +108,28 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
             "created": now(),
             "command": context.command,
             "environment": environment(),
-            "dataset": stores[0].manifest["dataset"]["name"],
+            "dataset": datasets[0]["name"],
             "model": stores[0].manifest["backbone"]["model"],
-            "images": {
-                store.manifest["dataset"]["split"]: store.manifest["dataset"]["fingerprint"]
-                for store in stores
-            },
+            "images": {one["split"]: one["fingerprint"] for one in datasets},
             "summary": audit.summary,
             "list": of_file(listed),
         }
         with atomic_write(path) as temporary:
             temporary.write_text(sealed_json(existing), encoding="utf-8")
-        status = "done"
-    else:
-        status = "up to date"
-    edited = " (edited since)" * existing.get("edited", False)
-    lines = [status, *sentences(existing["summary"]), f"→ {path.with_suffix('.csv')}{edited}"]
-    facts = {"summary": existing["summary"]}
-    return Outcome(status, "\n".join(lines), (path, path.with_suffix(".csv")), facts)
+    summary, edited = existing["summary"], " (edited since)" * existing.get("edited", False)
+    message = "\n".join([status, *sentences(summary), f"→ {listed}{edited}"])
+    return Outcome(status, message, (path, listed), {"summary": summary})
 
 
 def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) -> list[str]:
     """Say what an audit found, a sentence for each kind; ``called``: display names of classes."""
-    known = called or {}
-    images = {one["split"]: one["images"] for one in summary["splits"]}
-    names = list(images)
+    known, sizes = called or {}, {one["split"]: one["images"] for one in summary["splits"]}
+    first, *others = sizes
     found, across = summary["duplicates"], summary["duplicates"]["across"]
     said = []
-    if len(names) > 1:
+    if others:
         said.append(
-            f"Leaks: of {sum(list(images.values())[1:])} images of {' and '.join(names[1:])}, "
+            f"Leaks: of {sum(sizes.values()) - sizes[first]} images of {' and '.join(others)}, "
             f"{across['identical']} are identical to a training image and {across['near']} are "
             "near-duplicates of one."
         )
@@ -164,24 +139,21 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         f"near-duplicates; {found['conflicting']} identical images have another label."
     )
     if found["too_small"]:
-        said.append(
-            f"{found['too_small']} images are too small (below {TINY} pixels) to look for "
-            "near-duplicates of them."
-        )
+        too_small = f"{found['too_small']} images are too small (below {TINY} pixels)"
+        said.append(f"{too_small} to look for near-duplicates of them.")
     if found["divided_by_folds"]:
         said.append(f"{found['divided_by_folds']} pairs are divided by the dataset's own folds.")
     doubts = summary["labels"]
     if "reason" in doubts:
         said.append(f"Labels were not checked: {doubts['reason']}.")
     else:
-        share = doubts["share"]
-        value, low, high = (100 * share[part] for part in ("value", "low", "high"))
-        text = f"Labels: about {value:.1f} % [{low:.1f}, {high:.1f}] seem wrong"
+        value, low, high = (100 * doubts["share"][part] for part in ("value", "low", "high"))
+        most = ""
         if doubts["pairs"]:
-            most = doubts["pairs"][0]
-            label, likely = (known.get(most[key], most[key]) for key in ("label", "likely"))
-            text += f", most often {label} for {likely} ({most['images']})"
-        said.append(f"{text}.")
+            pair = doubts["pairs"][0]
+            label, likely = (known.get(pair[key], pair[key]) for key in ("label", "likely"))
+            most = f", most often {label} for {likely} ({pair['images']})"
+        said.append(f"Labels: about {value:.1f} % [{low:.1f}, {high:.1f}] seem wrong{most}.")
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
     if few := [known.get(name, name) for name in summary["few"]]:

@@ -13,17 +13,6 @@ from featpipe.registry import Registry
 if TYPE_CHECKING:
     from featpipe.datasets.dataset import Dataset
 
-__all__ = [
-    "CIFAR10_TRAIN",
-    "DATASETS",
-    "IMAGENET",
-    "check_installed",
-    "short_name",
-    "slug",
-    "spec_of_path",
-    "split_spec",
-]
-
 # Labelled images that weights are trained on and that datasets were drawn from, by one name.
 IMAGENET = "ImageNet-1k"
 CIFAR10_TRAIN = "CIFAR-10's training images"
@@ -67,10 +56,7 @@ DATASETS = _Datasets(
 
 
 def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
-    """Return name, argument and class of a dataset as the user names it.
-
-    The class is ``None`` without an argument, and where the package that brings it is missing.
-    """
+    """Return name, argument and, where there is an argument, class of a dataset, if known."""
     name, _, argument = spec.partition(":")
     try:
         return name, argument, DATASETS.get(name) if argument else None
@@ -87,25 +73,13 @@ def check_installed(spec: str) -> None:
 
 
 def short_name(spec: str) -> str:
-    """Return the name of a dataset as manifests and results hold it.
-
-    Examples
-    --------
-    >>> short_name("folder:/home/me/My photos"), short_name("stl10")
-    ('folder:My photos', 'stl10')
-    """
+    """Return the name of a dataset as manifests and results hold it: ``folder:My photos``."""
     name, argument, kind = split_spec(spec)
     return f"{name}:{kind.short(argument)}" if kind else spec
 
 
 def slug(name: str) -> str:
-    """Return the name of a dataset, or another name, as part of a path.
-
-    Examples
-    --------
-    >>> slug("folder:/home/me/My photos"), slug("stl10"), slug("npz:data/toy.npz")
-    ('folder-My-photos', 'stl10', 'npz-toy')
-    """
+    """Return the name of a dataset, or another name, as part of a path: ``folder-My-photos``."""
     name, argument, kind = split_spec(name)
     parts = [name, kind.stem(argument) if kind else argument]
     return "-".join(re.sub(r"[^\w]+", "-", part).strip("-") for part in parts if part).strip("-")

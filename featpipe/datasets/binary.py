@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featpipe.datasets import CIFAR10_TRAIN, DATASETS, IMAGENET
 from featpipe.datasets.dataset import Dataset, read_list
-from featpipe.datasets.download import RemoteArchive, check_digests, locate
+from featpipe.datasets.download import RemoteArchive, checked, locate
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError
 from featpipe.files import open_regular
@@ -62,19 +62,14 @@ class Cifar10(Dataset):
         binary = locate(self.options.folders(self.archive.folder), list(files))
         if pickled and not binary and not self.options.download:
             # A pickle is a program: whoever unpickles a foreign file runs it.
-            raise DataError(
-                f"Only the version of {self.name} for Python is here; it is pickled, and featpipe"
-                " opens no pickles.",
-                where=pickled,
-                expected=f"the binary version: {', '.join(files)}",
-                next_step=self.archive.how_to_get,
-            )
+            what = f"Only the pickled {self.name} is here, and featpipe opens no pickles."
+            expected, hint = f"the binary version: {', '.join(files)}", self.archive.how_to_get
+            raise DataError(what, where=pickled, expected=expected, next_step=hint)
         every = {name for names in self.md5.values() for name in names}
         folder = self.archive.find(self, [*files, self.class_names], every.__contains__)
         # Each image is three planes, row by row.
         fields = [("labels", np.uint8, self.label_bytes), ("planes", np.uint8, (3, 32, 32))]
-        with self.options.unchanged([folder / name for name in files]):
-            digests = check_digests(folder, files, self.options)
+        with checked(folder, files, self.options) as digests:
             records = np.concatenate([_records(folder / name, np.dtype(fields)) for name in files])
         labels = records["labels"].reshape(len(records), -1)[:, -1]
         names = folder / self.class_names
@@ -123,10 +118,7 @@ _FOLDS = "fold_indices.txt"
 
 @DATASETS.register
 class Stl10(Dataset):
-    """STL-10, 96 × 96, ten classes, ten official folds (downloads).
-
-    Only the files of the split asked for must exist.
-    """
+    """STL-10, 96 × 96, ten classes, ten official folds (downloads)."""
 
     name = "stl10"
     splits = ("train", "test")
@@ -153,19 +145,13 @@ class Stl10(Dataset):
     }
 
     def open(self, split: str) -> ImageSource:
-        """Map one split; its files are checked against the published sums once.
-
-        A download keeps both labelled splits, whichever was asked for: they are a seventh of the
-        archive, and whoever asks for the one wants the other next. The unlabelled images are
-        kept only when they were asked for.
-        """
+        """Map one split; a download keeps both labelled ones: the other is wanted next."""
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
         labelled = {*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"}
         folder = self.archive.find(self, files, labelled.__contains__)
         published = {name: self.md5[split].get(name) for name in files}
         images = folder / f"{split}_X.bin"
-        with self.options.unchanged([folder / name for name in files if (folder / name).exists()]):
-            digests = check_digests(folder, published, self.options)
+        with checked(folder, published, self.options) as digests:
             planes = _records(images, np.dtype((np.uint8, (3, 96, 96))))
             labels = np.full(len(planes), UNLABELLED)
             if split != "unlabeled":
@@ -187,13 +173,13 @@ def _read_folds(file: Path) -> tuple[NDArray[np.int64], ...]:
     lines = read_list(file).decode("ascii", "replace").splitlines()
     try:
         folds = tuple(np.array(ln.split(), dtype=np.int64) for ln in lines if ln.strip())
-        what = "" if folds else "The file of the official folds is empty."
+        if not folds:
+            raise ValueError("the file is empty")
+        return folds
     except (ValueError, OverflowError) as error:
         what = f"The official folds of STL-10 cannot be read: {error}."
-    if what:
-        next_step = f"copy {_FOLDS} from the official archive next to train_X.bin"
-        raise DataError(what, where=file, next_step=next_step)
-    return folds
+        hint = f"copy {_FOLDS} from the official archive next to train_X.bin"
+        raise DataError(what, where=file, next_step=hint) from error
 
 
 def _records(path: Path, record: np.dtype[Any]) -> NDArray[Any]:

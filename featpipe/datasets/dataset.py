@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from featpipe.datasets import DATASETS, check_installed, split_spec
 from featpipe.datasets.selection import Subset, class_balanced_rows, groups_of, keep_classes
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import DataError, UnknownNameError, UsageError
+from featpipe.errors import DataError, UnknownNameError, UsageError, nearest_path
 from featpipe.files import read_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
@@ -42,11 +42,9 @@ class DatasetOptions:
     def folders(self, *names: str) -> list[Path]:
         """Return the folders where a dataset with these folder names may be, best first."""
         if self.data is not None and not self.data.exists():
-            raise DataError(
-                "The data folder does not exist.",
-                where=self.data,
-                next_step="correct --data, or leave it out to use the workspace's own folder",
-            )
+            hint = "correct --data, or leave it out to use the workspace's own folder"
+            hint = nearest_path(self.data, folder=True) or hint
+            raise DataError("The data folder does not exist.", where=self.data, next_step=hint)
         first = [] if self.data is None else [self.data, *(self.data / name for name in names)]
         return [*first, *(self.raw / name for name in names)]
 
@@ -66,10 +64,7 @@ class DatasetOptions:
 
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
-        """Refuse files that change, or give their names to others, while the block reads them.
-
-        So what was hashed in the block is what was read, or mapped, in it.
-        """
+        """Refuse files that change in the block: what it hashed is what it read or mapped."""
 
         def stamps() -> list[tuple[int, ...]]:
             found = [os.stat(path) for path in paths]
@@ -116,13 +111,8 @@ class Dataset(ABC):
 
     To add one, derive a class, give it a ``name``, write :meth:`open` and register it: with
     ``@DATASETS.register``, or as an entry point of the group ``featpipe.datasets``. The first
-    line of its docstring is what ``featpipe datasets`` shows.
-
-    Parameters
-    ----------
-    argument : str
-        What follows the colon of ``"name:ARGUMENT"``; text, except for a :class:`PathDataset`.
-    options : DatasetOptions
+    line of its docstring is what ``featpipe datasets`` shows. ``argument`` is what follows the
+    colon of ``"name:ARGUMENT"``.
     """
 
     name: ClassVar[str]
@@ -163,9 +153,15 @@ class Dataset(ABC):
         return cls.drawn_from
 
     @classmethod
+    def path_in(cls, argument: str, data: Path | None = None) -> str:
+        """Return the path that an argument begins with; ``""``: it names no file or folder."""
+        return ""
+
+    @classmethod
     def short(cls, argument: str) -> str:
-        """Return the argument for manifests, without what does not change the images."""
-        return argument
+        """Return the argument for manifests: where a folder is does not change its images."""
+        path = cls.path_in(argument)
+        return user_path(path).resolve().name + argument[len(path) :] if path else argument
 
     @classmethod
     def stem(cls, argument: str) -> str:
@@ -175,12 +171,17 @@ class Dataset(ABC):
     @classmethod
     def absolute(cls, argument: str, data: Path | None) -> str:
         """Return the argument so that it means the same in every folder."""
-        return argument
+        path = cls.path_in(argument, data)
+        found = str(DatasetOptions(data=data).resolve(path).resolve()) if path else ""
+        return found + argument[len(path) :]
 
     @classmethod
     def moved(cls, argument: str, data: Path) -> str:
-        """Return the argument for a dataset that is in another data folder now."""
-        return argument
+        """Return the argument for a dataset that is in another folder now, or is that folder."""
+        path = cls.path_in(argument)
+        inside = data / Path(path).name
+        found = str((inside if inside.exists() else data).resolve()) if path else ""
+        return found + argument[len(path) :]
 
 
 class PathDataset(Dataset):
@@ -194,25 +195,14 @@ class PathDataset(Dataset):
         return self.options.resolve(self.argument)
 
     @classmethod
-    def short(cls, argument: str) -> str:
-        """Return the last part of the path: where a folder is does not change its images."""
-        return user_path(argument).resolve().name
+    def path_in(cls, argument: str, data: Path | None = None) -> str:
+        """Return the argument."""
+        return argument
 
     @classmethod
     def stem(cls, argument: str) -> str:
         """Return the last part of the path without its suffix."""
         return Path(argument).stem
-
-    @classmethod
-    def absolute(cls, argument: str, data: Path | None) -> str:
-        """Return the absolute path."""
-        return str(DatasetOptions(data=data).resolve(argument).resolve())
-
-    @classmethod
-    def moved(cls, argument: str, data: Path) -> str:
-        """Return the path below another folder, or that folder itself."""
-        inside = data / Path(argument).name
-        return str((inside if inside.exists() else data).resolve())
 
 
 def splits_of(spec: str, options: DatasetOptions) -> tuple[str, ...]:
@@ -278,12 +268,9 @@ class SourceRequest:
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-like values from which the request can be made again, anywhere."""
         name, argument, kind = split_spec(self.dataset)
-        values = asdict(self)
-        if kind is not None:
-            values["dataset"] = f"{name}:{kind.absolute(argument, self.data)}"
-        if self.data is not None:
-            values["data"] = str(self.data.resolve())
-        return values
+        dataset = f"{name}:{kind.absolute(argument, self.data)}" if kind else self.dataset
+        data = None if self.data is None else str(self.data.resolve())
+        return {**asdict(self), "dataset": dataset, "data": data}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SourceRequest:

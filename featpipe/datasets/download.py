@@ -17,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
@@ -91,25 +91,25 @@ def _holds(folder: Path, files: Sequence[str]) -> int:
     return sum((folder / name).is_file() for name in files)
 
 
-def check_digests(
+@contextmanager
+def checked(
     folder: Path, expected: Mapping[str, str | None], options: DatasetOptions
-) -> dict[str, str]:
-    """Check files against the MD5 sums their publisher lists, if any; return the sums."""
+) -> Iterator[dict[str, str]]:
+    """Compare files with the MD5 sums their publisher lists; refuse changes in the block."""
     missing = [name for name in expected if not (folder / name).is_file()]
     refuse_missing(missing, "A file of the dataset is missing.", folder, ", ".join(expected))
-    published = {name: digest for name, digest in expected.items() if digest}
-    sums = options.digests([folder / name for name in published], "md5")
-    for (name, digest), got in zip(published.items(), sums, strict=True):
-        if got != digest:
-            file = folder / name
-            raise DataError(
-                f"The file {name} is damaged or another version.",
-                where=file,
-                expected=f"md5 {digest}",
-                got=f"md5 {got}, {file.stat().st_size} bytes",
-                next_step=f"remove {file} and fetch it again",
-            )
-    return published
+    with options.unchanged([folder / name for name in expected]):
+        published = {name: digest for name, digest in expected.items() if digest}
+        sums = options.digests([folder / name for name in published], "md5")
+        for (name, digest), got in zip(published.items(), sums, strict=True):
+            if got != digest:
+                file, what = folder / name, f"The file {name} is damaged or another version."
+                found, hint = (
+                    f"{got}, {file.stat().st_size} bytes",
+                    f"remove {file} and fetch it again",
+                )
+                raise DataError(what, where=file, expected=digest, got=found, next_step=hint)
+        yield published
 
 
 def unpack(
@@ -147,12 +147,9 @@ def unpack(
             unfinished.rename(target)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         # RuntimeError and its child NotImplementedError: encrypted or strangely packed zip entries.
-        raise DataError(
-            "The archive is damaged.",
-            where=archive,
-            got=f"{type(error).__name__}: {error}",
-            next_step=f"remove {archive} and run again",
-        ) from error
+        got, next_step = f"{type(error).__name__}: {error}", f"remove {archive} and run again"
+        what = "The archive is damaged."
+        raise DataError(what, where=archive, got=got, next_step=next_step) from error
     except OSError as error:
         raise DataError("The archive cannot be unpacked.", where=archive, got=error) from error
     finally:
@@ -160,11 +157,7 @@ def unpack(
 
 
 def _copy_members(
-    archive: Path,
-    folder: str,
-    target: Path,
-    wanted: Callable[[str], bool],
-    progress: Progress,
+    archive: Path, folder: str, target: Path, wanted: Callable[[str], bool], progress: Progress
 ) -> None:
     label, n_read, max_bytes = f"unpacking {archive.name}", 0, MAX_BYTES
     with archive.open("rb") as raw, progress.task(label, archive.stat().st_size) as task:
@@ -211,13 +204,10 @@ def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], A
 def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
     """Raise an error of this kind unless so many bytes fit on the disk."""
     if n_bytes > (free := shutil.disk_usage(folder).free):
-        raise kind(
-            "There is not enough space for the dataset.",
-            where=folder,
-            expected=f"{n_bytes / 1e6:,.0f} MB free",
-            got=f"{free / 1e6:,.0f} MB free",
-            next_step="free some space and run again, or choose another --workspace",
-        )
+        needed, there = (f"{number / 1e6:,.0f} MB free" for number in (n_bytes, free))
+        what = "There is not enough space for the dataset."
+        hint = "free some space and run again, or choose another --workspace"
+        raise kind(what, where=folder, expected=needed, got=there, next_step=hint)
 
 
 def fetch(
@@ -228,13 +218,8 @@ def fetch(
     Until it is complete and its digest is right the file is called ``<target>.part``; that file
     stays when the download is interrupted and is continued by the next call. A target that exists
     already is checked and kept. The digest of the whole file is ``"md5:<hex>"`` or
-    ``"sha256:<hex>"``, or begins with these digits.
-
-    Raises
-    ------
-    DownloadError
-        If the server cannot be reached or refuses, the file cannot be stored, or the digest is
-        wrong.
+    ``"sha256:<hex>"``, or begins with these digits. DownloadError, if the server cannot be reached
+    or refuses, the file cannot be stored, or the digest is wrong.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UsageError("Only http and https addresses are downloaded.", got=url)
@@ -278,10 +263,7 @@ def _size(file: Any) -> int:
 
 
 def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
-    """Append to the unfinished file until it is complete.
-
-    ``note`` says which version of the published file it is the beginning of.
-    """
+    """Append to the unfinished file until it is complete; ``note`` says of what it is a part."""
     failures, arrived = 0, False
     while True:
         before = _size(part)
@@ -294,12 +276,9 @@ def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
         offline = isinstance(reason, socket.gaierror) and not arrived
         if offline or failures >= _ATTEMPTS:
             kept = f": {_size(part)} bytes are kept in {part.name}" if _size(part) else ""
-            raise DownloadError(
-                "The download did not succeed.",
-                where=url,
-                got=f"{reason} ({failures} attempt(s) without a byte)",
-                next_step=f"check the network and run again{kept}; or {_BY_HAND}",
-            )
+            hint = f"check the network and run again{kept}; or {_BY_HAND}"
+            what, got = "The download failed.", f"{reason} ({failures} attempt(s) without a byte)"
+            raise DownloadError(what, where=url, got=got, next_step=hint)
         time.sleep(_FIRST_WAIT_S * 2 ** (failures - 1))
 
 
@@ -371,10 +350,6 @@ def _check_digest(path: Path, digest: str | None, url: str, next_step: str) -> N
     algorithm, _, expected = digest.partition(":")
     got = of_file(path, algorithm)
     if not got.startswith(expected):
-        raise DownloadError(
-            f"The file from {url} is not the one that was expected.",
-            where=path,
-            expected=digest,
-            got=f"{algorithm}:{got}, {path.stat().st_size} bytes",
-            next_step=next_step,
-        )
+        what = f"The file from {url} is not the one that was expected."
+        found = f"{algorithm}:{got}, {path.stat().st_size} bytes"
+        raise DownloadError(what, where=path, expected=digest, got=found, next_step=next_step)

@@ -22,16 +22,17 @@ from featpipe.datasets.dataset import (
 )
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
+from featpipe.datasets.naming import natural_key
 from featpipe.datasets.selection import choose_classes, stratified_split
-from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, natural_key
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, nearest_path
 from featpipe.files import read_regular
 
+# File name endings (lower case) that make a file an image in a folder.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
-"""File name endings (lower case) that make a file an image in a folder."""
 
 _SPLITS = ("train", "test", "val", "valid", "validation")
 
@@ -44,35 +45,26 @@ class Folder(PathDataset):
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """``train``, ``test``, ``val`` … where PATH has such folders of class folders, or ``all``.
-
-        A single folder called ``train`` among others is a class (of railway pictures).
-        """
+        """``train``, ``test``, ``val`` …, if PATH has such folders of class folders; or ``all``."""
         root = self.path
         if not root.is_dir():
-            near = nearest_path(root, folder=True)
+            what = "The folder of images does not exist."
             nearest = next(above for above in root.absolute().parents if above.is_dir())
-            next_step = near or f"the nearest folder that exists is {nearest}"
+            hint = nearest_path(root, folder=True) or f"the nearest folder that exists: {nearest}"
             if root.is_file():
-                spec = spec_of_path(root)
-                next_step = f"name {spec}" if spec else f"name its folder, {root.parent}"
-            raise DataError(
-                "This is a file." if root.exists() else "The folder of images does not exist.",
-                where=root,
-                expected="a folder of images, or one with a subfolder of images for each class",
-                next_step=next_step,
-            )
+                spec, what = spec_of_path(root), "This is a file."
+                hint = f"did you mean {spec!r}?" if spec else f"name its folder: {root.parent}"
+            expected = "a folder of images, or one with a subfolder of images for each class"
+            raise DataError(what, where=root, expected=expected, next_step=hint)
         inside = subfolders(root)
         found = tuple(name for name in _SPLITS if name in inside and subfolders(root / name))
         flat = [name for name in inside if name in _SPLITS and name not in found]
         if "train" in found and flat and set(inside) <= set(_SPLITS):
-            raise DataError(
-                f"The split {flat[0]!r} has no class folders.",
-                where=root / flat[0],
-                expected="a subfolder of images for each class, as in 'train'",
-                next_step="sort its images into folders, or move it away: featpipe predict "
-                "classifies images without labels",
-            )
+            what, where = f"The split {flat[0]!r} has no class folders.", root / flat[0]
+            expected = "a subfolder of images for each class, as in 'train'"
+            hint = "sort them into folders; featpipe predict classifies images without labels"
+            raise DataError(what, where=where, expected=expected, next_step=hint)
+        # A single folder called ``train`` among others is a class (of railway pictures).
         return found if len(found) > 1 or len(found) == len(inside) > 0 else ("all",)
 
     @property
@@ -83,14 +75,12 @@ class Folder(PathDataset):
             return tuple(subfolders(root))
         per_split = {split: subfolders(root / split) for split in splits}
         known = {name for names in per_split.values() for name in names}
-        for split, names in per_split.items() if splits[0] == "train" else ():
-            if unknown := [name for name in names if name not in per_split["train"]]:
-                raise DataError(
-                    f"The split {split!r} has classes that the training split does not have.",
-                    where=root / split,
-                    expected=f"some of {', '.join(per_split['train'])}",
-                    got=", ".join(unknown),
-                )
+        train = per_split.get("train", known)
+        for split, names in per_split.items():
+            if unknown := ", ".join(name for name in names if name not in train):
+                what = f"The split {split!r} has classes that the training split does not have."
+                expected = f"some of {', '.join(train)}"
+                raise DataError(what, where=root / split, expected=expected, got=unknown)
         return tuple(sorted(known, key=natural_key))
 
     def open(self, split: str) -> ImageSource:
@@ -116,11 +106,9 @@ class Folder(PathDataset):
 class TinyImageNet(Dataset):
     """Tiny-ImageNet, 64 × 64, 200 classes (downloads).
 
-    Le and Yang, "Tiny ImageNet visual recognition challenge", 2015. In the official layout the
-    training images are in a folder per class, the validation images in one folder with a list of
-    their classes; the labels of the test split were never published. The WordNet ids of
-    ``wnids.txt`` are sorted, so ``first:50`` means the same fifty classes as in readers that list
-    the class folders.
+    Le and Yang, "Tiny ImageNet visual recognition challenge", 2015. The labels of the test split
+    were never published. The WordNet ids of ``wnids.txt`` are sorted, so ``first:50`` means the
+    same fifty classes as in readers that list the class folders.
     """
 
     name = "tiny-imagenet"
@@ -157,12 +145,10 @@ class TinyImageNet(Dataset):
                     name, wnid, *_ = line.split("\t")
                     found.append((f"val/images/{name}", wnid))
             except (OSError, ValueError) as error:
-                raise DataError(
-                    "The annotations cannot be read.",
-                    where=f"{annotations}, line {len(found) + 1}" if line else annotations,
-                    expected="lines of file name, WordNet id and box, separated by tabs",
-                    got=line[:80] or error,
-                ) from error
+                where = f"{annotations}, line {len(found) + 1}" if line else annotations
+                what, got = "The annotations cannot be read.", line[:80] or error
+                expected = "lines of file name, WordNet id and box, separated by tabs"
+                raise DataError(what, where=where, expected=expected, got=got) from error
             found = [pair for pair in found if pair[1] in classes]
             found.sort(key=lambda pair: natural_key(pair[0]))
             missing = [image for image, _ in found if not os.path.lexists(root / image)]
@@ -176,14 +162,10 @@ class TinyImageNet(Dataset):
 
 @DATASETS.register
 class DogsVsCats(Dataset):
-    """Kaggle's cats and dogs, split 70:30 by seed.
-
-    ``train/cat.N.jpg`` and ``train/dog.N.jpg``, split within each class. The competition's own
-    test images have no labels, so the labelled ones are split.
-    """
+    """Kaggle's cats and dogs, split 70:30 by seed."""
 
     name = "dogs-vs-cats"
-    splits = ("train", "test")
+    splits = ("train", "test")  # of the labelled images: the competition's test images have none
 
     def open(self, split: str) -> ImageSource:
         """List the images and take the rows of one split."""
@@ -193,13 +175,12 @@ class DogsVsCats(Dataset):
             if names := sorted(filter(pattern.fullmatch, os.listdir(folder)), key=natural_key):
                 break
         else:
-            raise self.not_found(
-                folders,
-                "cat.N.jpg and dog.N.jpg",
-                next_step="Kaggle gives it to registered users only: accept the rules at "
+            hint = (
+                "Kaggle gives it to registered users only: accept the rules at "
                 "https://www.kaggle.com/c/dogs-vs-cats, download train.zip, unpack it and name "
-                "the folder that holds train/ with --data DIR",
+                "the folder that holds train/ with --data DIR"
             )
+            raise self.not_found(folders, "cat.N.jpg and dog.N.jpg", next_step=hint)
         kinds = [name[:3].lower() for name in names]
         if missing := [name for name in classes if name not in kinds]:
             what, got = "One of the two classes has no images.", f"no {missing[0]}.N.jpg"
@@ -234,13 +215,7 @@ def _images_of_classes(root: Path, inside: str, classes: Sequence[str]) -> list[
 
 
 def is_image_name(name: str) -> bool:
-    """Tell from its name whether a file is taken for an image.
-
-    Examples
-    --------
-    >>> is_image_name("photo.JPG"), is_image_name("notes.txt"), is_image_name(".hidden.png")
-    (True, False, False)
-    """
+    """Tell from its name whether a file is taken for an image; hidden ones are not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -256,8 +231,7 @@ def images_below(
 
     Hidden files and folders and files of other types are left out. Links are followed, except
     back into a folder that is being listed (``above``: devices and inodes). The paths are relative
-    to the folder, after ``prefix``, with slashes; text and not ``Path``, which saves a second with
-    100 000 images.
+    to the folder, after ``prefix``; text and not ``Path`` saves a second with 100 000 images.
     """
     entries, status = _entries(folder), os.stat(folder)
     here = (status.st_dev, status.st_ino)

@@ -11,16 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import FileSource, to_rgb
-from featpipe.datasets.source import (
-    UNLABELLED,
-    Identity,
-    ImageSource,
-    classes_by_name,
-    classes_by_number,
-)
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
@@ -71,20 +65,8 @@ class _InMemory(ImageSource):
 def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) -> str:
     """Make a list of images known as a dataset, in this process; return the dataset's name.
 
-    Parameters
-    ----------
-    images : iterable
-        Paths, which are the images' ids; or PIL images and arrays (height, width, 3) or (height,
-        width), uint8, whose ids are their places in the list and digests of their pixels.
-    labels : iterable of str or int, optional
-        Class of each image; ``None`` or -1 for an unlabelled one. Default: none is labelled.
-
-    Raises
-    ------
-    UsageError
-        If there are no images, or something else is among them.
-    DataError
-        If not every image has one label.
+    ``images`` and ``labels`` are as of :func:`featpipe.extract`. Paths are ids; the ids of
+    PIL images and arrays are their places in the list and digests of their pixels.
     """
     try:
         listed = list(images)
@@ -95,16 +77,24 @@ def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) 
     paths = [os.fspath(image) for image in listed if _is_path(image)]
     if not listed or (paths and len(paths) < len(listed)):
         got = f"{len(paths)} paths among {len(listed)} images" if listed else "an empty list"
-        raise UsageError(
-            "These images are not a dataset.", expected=f"a list of {_EXPECTED}", got=got
-        )
+        what = "These images are not a dataset."
+        raise UsageError(what, expected=f"a list of {_EXPECTED}", got=got)
     digests, sizes = [], set()
     for row, image in enumerate([] if paths else listed):
         pixels = pixels_of(image, row)
         digests.append(_digest(pixels))
         sizes.add(pixels.shape[:2])
     ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
-    classes, numbers = _classes_of([None] * len(listed) if labels is None else list(labels))
+    given = [None] * len(listed) if labels is None else list(labels)
+    known = [label for label in given if label is not None]
+    if all(isinstance(label, str) for label in known):
+        classes, numbers = naming.classes_by_name(given, given)
+    elif wrong := [label for label in known if not isinstance(label, int | np.integer)]:
+        expected = "names of classes, or their numbers; None for unlabelled images"
+        raise UsageError("The labels are not classes.", expected=expected, got=repr(wrong[0]))
+    else:
+        numbers = [UNLABELLED if label is None else int(label) for label in given]
+        classes = naming.classes_by_number(np.array(numbers), "the labels given")
     key = of_mapping({"ids": ids, "classes": classes, "labels": numbers})[:8]
     identity = Identity(f"{Images.name}:{key}", "all", classes, ids, numbers)
     if paths:
@@ -134,15 +124,3 @@ def pixels_of(image: Any, row: int) -> NDArray[np.uint8]:
 
 def _digest(pixels: NDArray[np.uint8]) -> str:
     return of_bytes(str(pixels.shape).encode(), pixels.tobytes())
-
-
-def _classes_of(labels: list[Any]) -> tuple[tuple[str, ...], list[int]]:
-    """Return the classes in natural order, or as their numbers, and the label of each image."""
-    known = [label for label in labels if label is not None]
-    if all(isinstance(label, str) for label in known):
-        return classes_by_name(labels, labels)
-    if wrong := [label for label in known if not isinstance(label, int | np.integer)]:
-        expected = "names of classes, or their numbers; None for unlabelled images"
-        raise UsageError("The labels are not classes.", expected=expected, got=repr(wrong[0]))
-    numbers = [UNLABELLED if label is None else int(label) for label in labels]
-    return classes_by_number(np.array(numbers), "the labels given"), numbers

@@ -19,27 +19,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets import DATASETS
-from featpipe.datasets.dataset import DatasetOptions, PathDataset
+from featpipe.datasets import DATASETS, naming
+from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import EncodedSource, FileSource, decode_image
-from featpipe.datasets.source import (
-    UNLABELLED,
-    Identity,
-    ImageSource,
-    classes_by_name,
-    classes_by_number,
-    ordered_splits,
-    row_ids,
-)
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
 from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean, nearest_path
-from featpipe.workspace import user_path
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 @DATASETS.register
-class HuggingFace(PathDataset):
+class HuggingFace(Dataset):
     """hf:DATASET[:CONFIG], of the Hugging Face hub; or a local folder or file (downloads)."""
 
     name = "hf"
@@ -49,7 +40,7 @@ class HuggingFace(PathDataset):
     @property
     def splits(self) -> tuple[str, ...]:
         """Those that the dataset has, the usual ones first."""
-        return ordered_splits(self._tables)
+        return naming.ordered_splits(self._tables)
 
     def open(self, split: str) -> ImageSource:
         """Map the images of one split."""
@@ -76,13 +67,13 @@ class HuggingFace(PathDataset):
         values = table.data.column(column)
         known = [each.data.column(column).unique() for each in self._tables.values()]
         if "string" in str(values.type):
-            every = [name or None for each in known for name in each.to_pylist()]
-            return classes_by_name([name or None for name in values.to_pylist()], every)
+            names = [name or None for each in known for name in each.to_pylist()]
+            return naming.classes_by_name([name or None for name in values.to_pylist()], names)
         labels = values.cast("int64").fill_null(UNLABELLED).to_numpy()
-        if names := getattr(table.features[column], "names", None):
-            return tuple(names), labels
+        if named := getattr(table.features[column], "names", None):
+            return tuple(named), labels
         every = np.concatenate([each.drop_null().to_numpy() for each in known])
-        return classes_by_number(every, self.spec), labels
+        return naming.classes_by_number(every, self.spec), labels
 
     @cached_property
     def _tables(self) -> Mapping[str, Any]:
@@ -154,40 +145,17 @@ class HuggingFace(PathDataset):
         folders = (each for folder in self._caches() for each in folder.glob("*/"))
         known = [each.name.replace("___", "/") for each in folders]
         near = None if named in known else did_you_mean(named, known)
-        return self.not_found(
-            [path, *self._caches()],
-            "a folder or a .parquet file, or a dataset of the hub",
-            got=got,
-            next_step=near
-            or nearest_path(path)
-            or "correct the name or --data DIR; or let featpipe extract fetch it from the hub",
-        )
+        hint = "correct the name or --data DIR; or let featpipe extract fetch it from the hub"
+        hint, places = near or nearest_path(path) or hint, [path, *self._caches()]
+        expected = "a folder or a .parquet file, or a dataset of the hub"
+        return self.not_found(places, expected, got=got, next_step=hint)
 
     @classmethod
-    def short(cls, argument: str) -> str:
-        """Return the name on the hub, or the last part of a local path."""
-        path, config = _parts(argument)
-        local = user_path(path).exists()
-        return ":".join(filter(None, [super().short(path) if local else path, config]))
-
-    @classmethod
-    def stem(cls, argument: str) -> str:
-        """Return the same as part of a file name."""
-        return cls.short(argument)
-
-    @classmethod
-    def absolute(cls, argument: str, data: Path | None) -> str:
-        """Return the absolute path of a local dataset."""
-        path, config = _parts(argument, data)
+    def path_in(cls, argument: str, data: Path | None = None) -> str:
+        """Return the path of a local dataset; ``""``: it is the name of one of the hub."""
+        path, _ = _parts(argument, data)
         found = DatasetOptions(data=data).resolve(path)
-        return ":".join(filter(None, [str(found.resolve()) if found.exists() else path, config]))
-
-    @classmethod
-    def moved(cls, argument: str, data: Path) -> str:
-        """Return the path below another folder, or that folder; the hub's names do not change."""
-        path, config = _parts(argument)
-        moved = super().moved(path, data) if Path(path).is_absolute() else path
-        return ":".join(filter(None, [moved, config]))
+        return path if found.is_absolute() or found.exists() else ""
 
 
 class _Mapped(EncodedSource):
@@ -248,10 +216,9 @@ def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     if len(images) == 1 and (labels or len(features) == 1):
         return images[0], labels[0] if labels else None
     kinds = {n: f.dtype if isinstance(f, Value) else type(f).__name__ for n, f in features.items()}
-    raise DataError(
-        f"It is not clear which column of {spec} holds the "
-        f"{'labels' if len(images) == 1 else 'images'}.",
-        expected="one of type Image, and one of type ClassLabel or called label",
-        got=", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
-        next_step="rename_column(…, 'label') and save_to_disk(FOLDER) in Python, then hf:FOLDER",
-    )
+    wanted = "labels" if len(images) == 1 else "images"
+    what = f"It is not clear which column of {spec} holds the {wanted}."
+    expected = "one of type Image, and one of type ClassLabel or called label"
+    hint = "rename_column(…, 'label') and save_to_disk(FOLDER) in Python, then hf:FOLDER"
+    got = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+    raise DataError(what, expected=expected, got=got, next_step=hint)

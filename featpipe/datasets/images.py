@@ -32,7 +32,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.source import Identity, ImageSource
 from featpipe.errors import DataError, ImageError
-from featpipe.files import check_regular, open_regular, read_regular
+from featpipe.files import open_regular, read_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 
 # Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
@@ -83,8 +83,8 @@ class EncodedSource(ImageSource):
                 with suppress(Exception), self._opened(row) as stream:
                     found.add(Image.open(stream, formats=_READABLE).size)
                 if len(found) > 1:
-                    break
-            return "x".join(map(str, *found)) if len(found) == 1 else "none"
+                    return "none"
+            return "x".join(map(str, *found)) if found else "none"
 
         name = f"size of {self.fingerprint}"
         (size,) = self._hashes.many([self._anchor], name, digest_of=headers)
@@ -130,10 +130,7 @@ class FileSource(EncodedSource):
         return open_regular(self.root / self.ids[row])
 
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Decode one image file to upright RGB, a JPEG at a reduced scale if a side is given.
-
-        DataError, if the file is no longer the one that the fingerprint is of.
-        """
+        """Decode one image file, a JPEG at a reduced scale if a side is given."""
         path = self.root / self.ids[row]
         if row in self.unreadable:
             raise ImageError(self.unreadable[row], where=path)
@@ -155,12 +152,10 @@ def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
 
 
 def _obstacle(path: str) -> OSError | None:
-    """Return what keeps a file from being opened, if anything does; the file is not opened."""
+    """Return what keeps a file from being opened, if anything does."""
     try:
         path.encode()
-        check_regular(path, os.stat(path))
-        if not os.access(path, os.R_OK):
-            return PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        open_regular(path).close()
     except UnicodeEncodeError:
         return OSError(errno.EILSEQ, "its name is not valid text (UTF-8)", path)
     except OSError as error:
@@ -203,20 +198,16 @@ def decode_image(content: bytes, path: Path | str, side: int | None = None) -> N
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(
-            "The file is not an image that can be read." if content else "The file is empty.",
-            where=path,
-            expected=f"one of {', '.join(_READABLE)}",
-            got=f"{len(content)} bytes of something else, or an image cut off in its header",
-        ) from None
+        what = "The file is not an image that can be read." if content else "The file is empty."
+        got = f"{len(content)} bytes of something else, or an image cut off in its header"
+        expected = f"one of {', '.join(_READABLE)}"
+        raise ImageError(what, where=path, expected=expected, got=got) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            "The image is too large: decoding it could exhaust the memory.",
-            where=path,
-            expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
-            got=" ".join(re.findall(r"\d+ pixels", str(error))[:1]),
-            next_step="make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file",
-        ) from None
+        what = "The image is too large: decoding it could exhaust the memory."
+        hint = "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+        most = f"at most {Image.MAX_IMAGE_PIXELS} pixels"
+        got = " ".join(re.findall(r"\d+ pixels", str(error))[:1])
+        raise ImageError(what, where=path, expected=most, got=got, next_step=hint) from None
     except Exception as error:
         # Pillow's parsers raise whatever they trip over in damaged bytes: OSError, SyntaxError,
         # struct.error, zlib.error, ValueError, EOFError, IndexError …
@@ -252,13 +243,9 @@ def to_rgb(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not (low >= 0.0 and high <= white):  # written so that not-a-number is refused too
-        raise ImageError(
-            "Pixel values are outside the range that has a meaning.",
-            where=path,
-            expected=f"0 (black) to {white:g} (white)",
-            got=f"{low:g} to {high:g}",
-            next_step=convert,
-        )
+        what, got = "Pixel values are outside the range that has a meaning.", f"{low:g} to {high:g}"
+        expected = f"0 (black) to {white:g} (white)"
+        raise ImageError(what, where=path, expected=expected, got=got, next_step=convert)
     grey = np.rint(values * (255.0 / white)).astype(np.uint8)
     if isinstance(see_through, int):  # a 16-bit grey PNG may name one value as transparent
         grey[values == see_through] = 255

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featpipe.datasets.source import UNLABELLED, ImageSource
+from featpipe.datasets.source import UNLABELLED, ImageSource, are_rows
 from featpipe.errors import DataError, UnknownNameError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
@@ -23,8 +23,7 @@ class Subset(ImageSource):
 
     def __init__(self, source: ImageSource, rows: ArrayLike) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
-        outside = np.any((chosen < 0) | (chosen >= len(source)))
-        if outside or len(np.unique(chosen)) != len(chosen):
+        if not are_rows(chosen, len(source)):
             what = f"These are not rows of {source.name} {source.split}, each once."
             raise UsageError(what, expected=f"distinct rows from 0 to {len(source) - 1}")
         self.source, self.rows = source, chosen
@@ -60,20 +59,15 @@ def groups_of(ids: Sequence[str], rule: str) -> list[str]:
 
     Examples
     --------
-    >>> groups_of(["cat/ann/1.png", "dog/ann/2.png"], "folder")
-    ['ann', 'ann']
     >>> groups_of(["video7_001.png", "video7_002.png"], "regex:^(.+)_")
     ['video7', 'video7']
     """
     pattern = r"(?:^|.*/)([^/]+)/[^/]*$" if rule == "folder" else rule.removeprefix("regex:")
     found = [re.search(pattern, name) for name in ids]
     if None in found:
-        raise DataError(
-            f"{found.count(None)} images have no group.",
-            where=f"--group-by {rule}",
-            expected="a folder around every image" if rule == "folder" else "a match in every id",
-            got=ids[found.index(None)],
-        )
+        what, got = f"{found.count(None)} images have no group.", ids[found.index(None)]
+        wanted = "a folder around every image" if rule == "folder" else "a match in every id"
+        raise DataError(what, where=f"--group-by {rule}", expected=wanted, got=got)
     return [match[match.re.groups and 1] or "" for match in found if match]
 
 
@@ -93,15 +87,7 @@ def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
 
 
 def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
-    """Return the indices of chosen classes, ascending.
-
-    Examples
-    --------
-    >>> choose_classes("first:2", ["cat", "dog", "owl"])
-    [0, 1]
-    >>> choose_classes("owl, cat", ["cat", "dog", "owl"])
-    [0, 2]
-    """
+    """Return the indices of chosen classes, ascending: ``"first:N"``, or names with commas."""
     if chosen.startswith("first:"):
         number = chosen.removeprefix("first:").strip()
         if not number.isdecimal() or not 1 <= int(number) <= len(classes):
@@ -126,20 +112,14 @@ def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int6
 
     Unlabelled rows are left out, unless there are only such rows. No class has two rows more than
     another that still had some to give.
-
-    Examples
-    --------
-    >>> class_balanced_rows([0, 0, 0, 0, 1, 1, -1], 4, seed=0).size
-    4
     """
     labels = np.asarray(labels, dtype=np.int64)
     candidates = np.flatnonzero(labels != UNLABELLED)
     if not candidates.size:
         candidates = np.arange(len(labels))
     if not 1 <= n <= len(candidates):
-        raise UsageError(
-            "That many images cannot be chosen.", expected=f"1 to {len(candidates)}", got=n
-        )
+        what = "That many images cannot be chosen."
+        raise UsageError(what, expected=f"1 to {len(candidates)}", got=n)
     order = candidates[seeded_order([str(row) for row in candidates], seed)]
     # Deal the rows like cards: every class's first row, then every class's second one, and so on.
     round_of = np.empty(len(order), dtype=np.int64)

@@ -17,17 +17,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from featpipe.datasets import DATASETS
+from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import PathDataset, refuse_missing
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import (
-    ArraySource,
-    Identity,
-    ImageSource,
-    classes_by_name,
-    classes_by_number,
-    ordered_splits,
-)
+from featpipe.datasets.source import ArraySource, Identity, ImageSource
 from featpipe.errors import DataError, did_you_mean, nearest_path
 from featpipe.files import open_regular
 from featpipe.workspace import restore_cell
@@ -57,12 +50,11 @@ class CsvList(PathDataset):
     """csv:PATH, a table with the columns path[, label][, split][, group].
 
     Paths are relative to the CSV file; an empty label means unlabelled, and so does no such column.
-    Classes are the labels of the whole table in natural order, so that a label means the same in
-    every split. No split divides the images of a group. Other columns have no effect.
+    Classes are the labels of the whole table, so that a label means the same in every split. No
+    split divides the images of a group. Other columns have no effect.
     """
 
     name = "csv"
-
     _grouped = False  # whether the table has a column group
 
     @cached_property
@@ -79,18 +71,17 @@ class CsvList(PathDataset):
                     path, label = values["path"], values.get("label", "")
                     split, group = values.get("split", "all"), values.get("group", "none")
                     if not path or label is None or not split or not group:
-                        raise DataError(
-                            "A line of the CSV is not complete.",
-                            where=f"{table}, line {reader.line_num}",
-                            expected=", ".join(name for name in _COLUMNS if name in header),
-                            got=", ".join(str(value) for value in values.values() if value),
-                        )
+                        where = f"{table}, line {reader.line_num}"
+                        expected = ", ".join(name for name in _COLUMNS if name in header)
+                        got = ", ".join(str(value) for value in values.values() if value)
+                        what = "A line of the CSV is not complete."
+                        raise DataError(what, where=where, expected=expected, got=got)
                     cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
                     rows.append(_Row(reader.line_num, *cells))
         except OSError as error:
-            hint = None if table.exists() else nearest_path(table)
-            what, got = "The CSV cannot be read.", error.strerror
-            raise DataError(what, where=table, got=got, next_step=hint) from error
+            near = None if table.exists() else nearest_path(table)
+            what = "The CSV cannot be read."
+            raise DataError(what, where=table, got=error.strerror, next_step=near) from error
         except (UnicodeDecodeError, csv.Error) as error:
             what = "The file is not a CSV in UTF-8."
             raise DataError(what, where=table, got=error, next_step="export it again") from error
@@ -118,7 +109,7 @@ class CsvList(PathDataset):
     @property
     def splits(self) -> tuple[str, ...]:
         """Values of the column ``split``, or ``all`` where there is no such column."""
-        return ordered_splits(row.split for row in self._rows)
+        return naming.ordered_splits(row.split for row in self._rows)
 
     def open(self, split: str) -> ImageSource:
         """List the images of one split."""
@@ -135,7 +126,7 @@ class CsvList(PathDataset):
         what = f"{len(missing)} file(s) that the CSV names are missing."
         refuse_missing(missing, what, table, f"paths relative to {table.parent}")
         every = (row.label or None for row in self._rows)
-        classes, labels = classes_by_name([row.label or None for row in rows], every)
+        classes, labels = naming.classes_by_name([row.label or None for row in rows], every)
         identity = Identity(self.spec, split, classes, [row.path for row in rows], labels)
         source = FileSource(identity, table.parent, self.options, table)
         if self._grouped:
@@ -147,9 +138,8 @@ class CsvList(PathDataset):
 class Npz(PathDataset):
     """npz:PATH, a NumPy archive with images and labels.
 
-    Arrays ``images`` (uint8), ``labels``, and perhaps ``classes``, ``ids`` and ``split``. Without
-    ``classes`` the classes are called ``"0"``, ``"1"`` …; without ``ids`` an image is called by
-    its row in the file; without ``split`` there is one split, ``all``.
+    Arrays ``images`` (uint8), ``labels``, and perhaps ``classes`` (default: ``"0"``, ``"1"`` …),
+    ``ids`` (default: rows in the file) and ``split`` (default: ``all``).
     """
 
     name = "npz"
@@ -157,8 +147,8 @@ class Npz(PathDataset):
     @property
     def splits(self) -> tuple[str, ...]:
         """Values of the array ``split``, or ``all`` where there is none."""
-        arrays = _load(self.path, ["split"])
-        return ordered_splits(_texts(arrays["split"], self.path)) if "split" in arrays else ("all",)
+        names = _load(self.path, ["split"]).get("split")
+        return ("all",) if names is None else naming.ordered_splits(_texts(names, self.path))
 
     def open(self, split: str) -> ImageSource:
         """Read the images of one split into memory."""
@@ -175,9 +165,9 @@ class Npz(PathDataset):
         planes_last = images.ndim == 4 and images.shape[-1] in (1, 3)
         if not (images.ndim == 3 or planes_last) or 0 in images.shape:
             planes_first = images.ndim == 4 and images.shape[1] in (1, 3)
-            hint = "images.transpose(0, 2, 3, 1)" if planes_first else None
+            turn = "images.transpose(0, 2, 3, 1)" if planes_first else None
             what = "The array 'images' does not have the shape of images."
-            raise refused(what, expected=_SHAPES, got=images.shape, next_step=hint)
+            raise refused(what, expected=_SHAPES, got=images.shape, next_step=turn)
         if planes_last and images.shape[-1] == 1:
             images = images[..., 0]
         expected = "integers of shape (n,); -1 for unlabelled images"
@@ -190,9 +180,10 @@ class Npz(PathDataset):
                 what = f"The array {name!r} does not have one value for each image."
                 raise refused(what, expected=f"shape {one_each}", got=arrays[name].shape)
         rows = np.arange(len(images))
-        given = arrays.keys() - {"images", "labels"}
-        texts = {name: _texts(arrays[name], self.path) for name in given}
-        names = texts["classes"] if "classes" in texts else classes_by_number(labels, self.path)
+        others = arrays.keys() - {"images", "labels"}
+        texts = {name: _texts(arrays[name], self.path) for name in others}
+        named = "classes" in texts
+        names = texts["classes"] if named else naming.classes_by_number(labels, self.path)
         ids = texts["ids"] if "ids" in texts else [f"{row:05d}" for row in rows]
         if "split" in texts:
             rows = np.flatnonzero(np.array(texts["split"]) == split)

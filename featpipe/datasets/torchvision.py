@@ -17,19 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.datasets import DATASETS, IMAGENET
+from featpipe.datasets import DATASETS, IMAGENET, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import (
-    UNLABELLED,
-    ArraySource,
-    Identity,
-    ImageSource,
-    classes_by_number,
-    natural_key,
-    ordered_splits,
-    row_ids,
-)
+from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
 from featpipe.provenance import package_version
 
@@ -68,19 +59,16 @@ REFUSED = {
     "CIFAR10": "it unpickles its files; cifar10 reads them without",
     "CIFAR100": "it unpickles its files; cifar100 reads them without",
     "ImageNet": "it reads its class names with torch.load; name its images folder:PATH",
-    "LSUN": "it unpickles a list of keys from the current folder",
-    "LSUNClass": "it unpickles a list of keys from the current folder",
+    **dict.fromkeys(("LSUN", "LSUNClass"), "it unpickles a list of keys from the current folder"),
     "PhotoTour": "it reads its patches with torch.load",
     "STL10": "stl10 reads it, with its official folds",
-    "ImageFolder": "folder:PATH reads such folders",
-    "DatasetFolder": "folder:PATH reads such folders",
+    **dict.fromkeys(("ImageFolder", "DatasetFolder"), "folder:PATH reads such folders"),
     "EMNIST": "a name cannot say which of its six sets of classes is meant",
     "INaturalist": "a name cannot say which of its versions is meant; name its images folder:PATH",
     "Omniglot": "its two sets have different classes",
     "LFWPeople": "its training and test images show different people",
     "CelebA": "its labels are forty attributes at once",
 }
-DRAWN_FROM = {"Imagenette": {IMAGENET: "Imagenette is a part of ImageNet"}}
 
 
 @DATASETS.register
@@ -111,13 +99,14 @@ class TorchVision(Dataset):
             self._class(root=os.devnull, split="?")
         except ValueError as error:
             known = re.findall(r"'([\w-]+)'", str(error).partition("Valid values are")[2])
-        splits = [name for name in ordered_splits(known) if name not in self.more_splits]
+        splits = [name for name in naming.ordered_splits(known) if name not in self.more_splits]
         return tuple(sorted(splits, key=lambda name: not name.startswith("train")))
 
     @classmethod
     def origins(cls, argument: str, split: str) -> Mapping[str, str]:
         """Return what is known of the class."""
-        return DRAWN_FROM.get(argument, {})
+        drawn = argument == "Imagenette"
+        return {IMAGENET: "Imagenette is a part of ImageNet"} if drawn else {}
 
     def open(self, split: str) -> ImageSource:
         """Open one split: image files where there are such, else all images in memory."""
@@ -126,7 +115,7 @@ class TorchVision(Dataset):
         ids: Sequence[str] = row_ids(split, len(found))
         if not is_array:  # some are listed in no order
             samples = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
-            samples.sort(key=lambda sample: natural_key(sample[0]))
+            samples.sort(key=lambda sample: naming.natural_key(sample[0]))
             ids = [path for path, _ in samples]
         targets = [UNLABELLED if y is None else int(y) for _, y in samples]
         if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
@@ -137,7 +126,7 @@ class TorchVision(Dataset):
         names = getattr(found, "classes", None) or getattr(found, "categories", None)
         classes = tuple(name if isinstance(name, str) else ", ".join(name) for name in names or ())
         labels = np.array(targets, dtype=np.int64)
-        classes = classes or classes_by_number(labels, root)
+        classes = classes or naming.classes_by_number(labels, root)
         identity = Identity(self.spec, split, classes, ids, labels)
         if not is_array:
             return FileSource(identity, root, self.options)
@@ -160,13 +149,11 @@ class TorchVision(Dataset):
         if "kwargs" in names:
             names |= set(inspect.signature(self._class.__base__).parameters)
         if self.argument in FILES and "loader" not in names:
-            raise UsageError(
-                f"This version of torchvision does not list the files of {self.argument}.",
-                expected="torchvision 0.22 or newer",
-                got=f"torchvision {package_version('torchvision')}",
-                next_step="pip install --upgrade torch torchvision, or unpack its images into a"
-                " folder for each class: folder:PATH",
-            )
+            what = f"This version of torchvision does not list the files of {self.argument}."
+            upgrade = "pip install --upgrade torch torchvision"
+            hint = f"{upgrade}, or unpack its images into a folder for each class: folder:PATH"
+            got, expected = package_version("torchvision"), "torchvision 0.22 or newer"
+            raise UsageError(what, expected=expected, got=got, next_step=hint)
         return names
 
     def _find(self, split: str) -> tuple[Path, Any, list[Any]]:
@@ -189,25 +176,20 @@ class TorchVision(Dataset):
                     got = f"{type(error).__name__}: {error}"
                     raise DataError(what, where=folder, got=got) from error
         if not self.options.download or "download" not in self._parameters:
-            raise self.not_found(
-                folders,
-                f"the files of {split!r} where torchvision.datasets.{self.argument} keeps them",
-                next_step="allow the download if torchvision has one, or name its root with "
-                "--data DIR",
-                got="; ".join(reasons) or None,
-            )
+            expected = f"the files of {split!r}, as torchvision.datasets.{self.argument} keeps them"
+            hint = "allow the download if torchvision has one, or name its root with --data DIR"
+            tried = "; ".join(reasons) or None
+            raise self.not_found(folders, expected, got=tried, next_step=hint)
         root = self.options.raw / "torchvision"
         root.mkdir(parents=True, exist_ok=True)
         self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")
         try:
             return root, *self._make(root, split, download=True)
         except Exception as error:  # torchvision names no kinds of errors
-            raise DownloadError(
-                f"torchvision could not fetch its dataset {self.argument}.",
-                where=root,
-                got=f"{type(error).__name__}: {error}",
-                next_step="fetch it by another way and name its root folder with --data DIR",
-            ) from error
+            what = f"torchvision could not fetch its dataset {self.argument}."
+            got = f"{type(error).__name__}: {error}"
+            hint = "fetch it by another way and name its root folder with --data DIR"
+            raise DownloadError(what, where=root, got=got, next_step=hint) from error
 
     def _make(self, root: Path, split: str, *, download: bool = False) -> tuple[Any, list[Any]]:
         """Return torchvision's dataset and its samples: image, or path of a file, and label."""

@@ -118,13 +118,7 @@ def work_on_images(
 
 
 def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:
-    """Return the rows of each batch; what is left at the end is shared by all that run at once.
-
-    Examples
-    --------
-    >>> [len(part) for part in batch_rows(range(41), 8, 2)]
-    [8, 8, 8, 8, 5, 4]
-    """
+    """Return the rows of each batch; what is left at the end is shared by all that run at once."""
     whole = len(rows) - len(rows) % (batch_size * parallel)
     last = max(1, -(-(len(rows) - whole) // parallel))
     starts = [*range(0, whole, batch_size), *range(whole, len(rows), last), len(rows)]
@@ -147,7 +141,6 @@ def read_batches(
     """
     import torch  # noqa: PLC0415 - "up to date" must be said without waiting for torch
 
-    side = preprocessing.crop
     pool = ThreadPoolExecutor(options.workers or torch.get_num_threads())
     parts = batch_rows(rows, batch_size, parallel)
 
@@ -155,7 +148,8 @@ def read_batches(
         place[...] = preprocessing.prepare(read(row, preprocessing.decoded_side)).numpy()
 
     def submit(part: range) -> tuple[NDArray[Any], list[Future[None]]]:
-        images = torch.empty((len(part), 3, side, side), dtype=preprocessing.dtype).numpy()
+        shape = (len(part), 3, preprocessing.crop, preprocessing.crop)
+        images = torch.empty(shape, dtype=preprocessing.dtype).numpy()
         return images, [pool.submit(prepare, *pair) for pair in zip(part, images, strict=True)]
 
     submitted = map(submit, parts)
@@ -179,12 +173,9 @@ def read_batches(
                 except (FeatpipeError, MemoryError):
                     raise
                 except Exception as error:  # whatever another package's source may raise
-                    raise DataError(
-                        "Reading an image failed.",
-                        where=f"row {row}",
-                        got=f"{type(error).__name__}: {error}",
-                        next_step="run the same command again: it continues before this row",
-                    ) from error
+                    what, got = "Reading an image failed.", f"{type(error).__name__}: {error}"
+                    hint = "run the same command again: it continues before this row"
+                    raise DataError(what, where=f"row {row}", got=got, next_step=hint) from error
             rest = [row for row in part if row not in skipped]
             if skipped:
                 images = images[[row - part.start for row in rest]]

@@ -70,13 +70,11 @@ class Embed(Extract):
         if self.dataset.partition(":")[0] not in DATASETS:
             values["dataset"] = f"folder:{self.dataset}"
         made, hashes = Extract(**values).run(context), FileHashes(context.workspace.hashes)
-        targets, lines = [], [made.message]
+        targets, message = [], made.message
         for path in made.paths:
-            store = FeatureStore(path, hashes)
-            split = store.manifest["dataset"]["split"]
-            several = len(made.paths) > 1
-            target = self.out.with_stem(f"{self.out.stem}-{split}") if several else self.out
-            rows = export_store(store, target, force=self.force)
+            store, target = FeatureStore(path, hashes), self.out
+            if len(made.paths) > 1:
+                target = target.with_stem(f"{target.stem}-{store.manifest['dataset']['split']}")
             targets.append(target)
-            lines.append(f"{rows} vectors → {target}")
-        return Outcome("done", "\n".join(lines), tuple(targets), made.facts, made.exit_code)
+            message += f"\n{export_store(store, target, force=self.force)} vectors → {target}"
+        return Outcome("done", message, tuple(targets), made.facts, made.exit_code)

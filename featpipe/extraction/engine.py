@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featpipe import fingerprint
 from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
 from featpipe.datasets.source import ImageSource
@@ -23,7 +22,7 @@ from featpipe.errors import ImageError, StoreError
 from featpipe.extraction.batches import Batch, ExtractOptions, read_batches, work_on_batches
 from featpipe.extraction.precision import cost_of_precision
 from featpipe.extraction.step import EXTRACTION_VERSION
-from featpipe.fingerprint import FileHashes
+from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Status
@@ -55,11 +54,6 @@ class Extraction:
     fresh: int = field(default=0, init=False)  # stores that had to be made
 
     @cached_property
-    def hashes(self) -> FileHashes:
-        """Which arrays of stores were compared with their digests."""
-        return FileHashes(self.context.workspace.hashes)
-
-    @cached_property
     def embedder(self) -> Embedder:
         """What embeds them."""
         return self.open_embedder()
@@ -79,15 +73,13 @@ class Extraction:
                 content = content_of(source, self.embedder, self.options)
                 path = self.folder / f"{slug(source.split)}-{content.fingerprint[:12]}.h5"
                 if path.exists():
-                    store = FeatureStore(path, self.hashes)
+                    store = FeatureStore(path, FileHashes(self.context.workspace.hashes))
                 else:
                     record: dict[str, Any] = {"request": self.request} if self.request else {}
                     record |= {"command": self.context.command, "source": self.images.as_dict()}
-                    store = extract_source(
-                        *(source, self.embedder, path, self.options),
-                        record={**record, **self.record},
-                        progress=self.context.progress,
-                    )
+                    record |= self.record
+                    how = (self.embedder, path, self.options, record, self.context.progress)
+                    store = extract_source(source, *how)
                     self.fresh += 1
             if self.options.on_error == "fail":
                 _refuse_skipped(store.ids, store.skipped)
@@ -107,18 +99,16 @@ class Extraction:
         stores, damaged = [], []
         for path in sorted(self.folder.glob(f"{slug(source.split)}-*.h5")):
             try:
-                stores.append(FeatureStore(path, self.hashes))
+                stores.append(FeatureStore(path, FileHashes(self.context.workspace.hashes)))
             except StoreError as error:  # perhaps of other options; if it is ours, its name tells
                 damaged.append(f"{path.name}: {error.what}")
         return stores, damaged
 
     def status(self) -> Status:
         """Return which stores exist and, if a similar one was made, what the others will take."""
+        datasets = [_dataset_identity(source) for source in self.sources]
+        key = of_mapping([{"request": self.request, "dataset": one} for one in datasets])[:8]
         found = [(source, self.find(source)) for source in self.sources]
-        identities = [
-            {"request": self.request, "dataset": _dataset_identity(source)} for source, _ in found
-        ]
-        key = fingerprint.of_mapping(identities)[:8]
         missing = [source for source, store in found if store is None]
         if not missing:
             paths = tuple(store.path for _, store in found if store is not None)
@@ -139,8 +129,7 @@ class Extraction:
         last = max(alike, key=lambda store: store.run["created"], default=None)
         if last is None or not (per_s := last.run["images_per_s"]):
             return Status(False, why, key)
-        images = sum(map(len, missing))
-        basis = f"(at {per_s:g} images/s, as before)"
+        images, basis = sum(map(len, missing)), f"(at {per_s:g} images/s, as before)"
         n_bytes = images * (last.n_bytes / len(last))
         return Status(False, why, key, (), images / per_s, n_bytes, basis)
 
@@ -233,6 +222,8 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
         ids=source.ids,
         labels=source.labels,
         classes=source.classes,
+        folds=source.folds,
+        groups=source.groups,
         shapes=shapes,
         dtype=options.dtype,
         manifest={
@@ -242,8 +233,6 @@ def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions)
             "layers": layers,
             "dtype": options.dtype,
         },
-        folds=source.folds,
-        groups=source.groups,
         source_classes=None if named is None else (named.ids, named.names),
         looks=True,
     )
@@ -258,7 +247,8 @@ def look_at(image: NDArray[np.uint8]) -> dict[str, Any]:
     pixels = np.ascontiguousarray(image)
     digest = hashlib.sha256(f"{pixels.shape}".encode())
     digest.update(pixels.data)
-    small = Image.fromarray(pixels).resize(LOOKS["looks/thumbnail"][1], Image.Resampling.BOX)
+    height, width = LOOKS["looks/thumbnail"][1]
+    small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
     return {
         "looks/digest": np.frombuffer(digest.digest()[:16], np.uint8),
         "looks/size": pixels.shape[:2],
@@ -291,10 +281,6 @@ def _dataset_identity(source: ImageSource) -> dict[str, Any]:
 def _refuse_skipped(ids: Sequence[str], skipped: Mapping[int, str]) -> None:
     """Raise ImageError if rows were skipped by an earlier run that was allowed to."""
     if skipped:
-        row = min(skipped)
-        raise ImageError(
-            f"{len(skipped)} of {len(ids)} images could not be read.",
-            where=ids[row],
-            got=skipped[row],
-            next_step="repair or remove them, or add --on-error skip",
-        )
+        row, hint = min(skipped), "repair or remove them, or add --on-error skip"
+        what = f"{len(skipped)} of {len(ids)} images could not be read."
+        raise ImageError(what, where=ids[row], got=skipped[row], next_step=hint)

@@ -10,7 +10,7 @@ import numpy as np
 
 from featpipe import fingerprint
 from featpipe.datasets.dataset import SourceRequest, splits_of
-from featpipe.datasets.selection import class_balanced_rows
+from featpipe.datasets.selection import Subset, class_balanced_rows
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError
 from featpipe.extraction.batches import ExtractOptions, read_batches
@@ -30,10 +30,7 @@ _COMPARED_IMAGES = 64
 def calibration(
     request: SourceRequest, sources: Sequence[ImageSource], context: Context, *, download: bool
 ) -> Calibration:
-    """Return the images that int8 is fitted to: some of the training split, of every class.
-
-    ``sources`` are opened already. Only images are looked at, no labels but to spread the choice.
-    """
+    """Return the images that int8 is fitted to: some of the training split, of every class."""
     from featpipe.backbones.runtime import Calibration  # noqa: PLC0415 - brings torch
 
     options = request.options(context, download=download)
@@ -50,13 +47,9 @@ def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor
     """Return some prepared images of every class; those that cannot be read are left out."""
     labelled = np.count_nonzero(source.labels >= 0) or len(source)
     rows = class_balanced_rows(source.labels, min(n, int(labelled)), 0)
-    parts = read_batches(
-        lambda row, side: source.read_scaled(int(rows[row]), side),
-        range(len(rows)),
-        preprocessing,
-        len(rows),
-        ExtractOptions(on_error="skip"),
-    )
+    how = (preprocessing, len(rows), ExtractOptions(on_error="skip"))
+    chosen = Subset(source, rows)
+    parts = read_batches(chosen.read_scaled, range(len(rows)), *how)
     images = next(parts).images
     parts.close()
     if images is None:

@@ -27,6 +27,7 @@ in_images = partial(option, group="Images")
 selecting = partial(option, group="Images", selects_input=True)
 in_network = partial(option, group="Network")
 in_machine = partial(option, group="Numbers and machine")
+running = partial(in_machine, affects_result=False)
 
 
 class ImageStep(Step):
@@ -92,18 +93,13 @@ class ImageStep(Step):
         choices=("fail", "skip"),
         affects_result=False,
     )
-    workers: int | None = in_machine(
-        None,
-        help="Threads that read images; default: one per core.",
-        minimum=1,
-        affects_result=False,
+    workers: int | None = running(
+        None, help="Threads that read images; default: one per core.", minimum=1
     )
     strict: bool = in_images(
         False, help="End with 3 where images were left out, not with 0.", affects_result=False
     )
-    device: str = in_machine(
-        "auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name, affects_result=False
-    )
+    device: str = running("auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name)
     runtime: str | None = in_machine(
         None,
         help="What runs the frozen network; auto or left out: OpenVINO on a CPU, where it is"
@@ -150,11 +146,8 @@ class Extract(ImageStep):
         "images.",
         choices=backbones.PRECISIONS,
     )
-    batch_size: int | None = in_machine(
-        None,
-        help="Images per forward pass; auto or left out: chosen for the device.",
-        minimum=1,
-        affects_result=False,
+    batch_size: int | None = running(
+        None, help="Images per forward pass; auto or left out: chosen for the device.", minimum=1
     )
 
     def requirements(self) -> Iterator[tuple[str, str]]:
@@ -175,15 +168,13 @@ class Extract(ImageStep):
         """Return what the numbers depend on other than the images, automatic choices resolved.
 
         torch is imported only where a model, its weights or the runtime are another package's or
-        of a family, or the model has no published weights: then these have to be asked; and to
-        choose a runtime for another precision than float32. Weights in a family's cache are known
-        by their content: ``fetch`` says whether they may be put there.
+        of a family, the model has no published weights, or the precision is not float32. Weights in
+        a family's cache are known by their content: ``fetch`` says whether they may be put there.
         """
+        how = {"download": self.download, "fetch": fetch}
         inputs = {
             "model": backbones.backbone_name(self.model),
-            "weights": backbones.weights_identity(
-                *(self.model, self.weights, hashes), download=self.download, fetch=fetch
-            ),
+            "weights": backbones.weights_identity(self.model, self.weights, hashes, **how),
             "preprocessing": backbones.PREPROCESSING_VERSION,
         }
         if calibration is not None:
@@ -261,10 +252,9 @@ class Extract(ImageStep):
                 "images": len(store),
                 "skipped": [store.ids[row] for row in sorted(store.skipped)],
                 "layers": {name: list(store.shapes[name]) for name in store.layers},
+                **{key: store.run[key] for key in ("seconds", "images_per_s", "shares")},
             }
-            facts.append(
-                fact | {key: store.run[key] for key in ("seconds", "images_per_s", "shares")}
-            )
+            facts.append(fact)
         n_left_out = sum(len(store.skipped) for store in stores)
         if n_left_out:
             context.progress.note(f"warning: {n_left_out} unreadable images are left out")

@@ -59,11 +59,11 @@ def export_store(
                 with temporary.open("wb") as stream:
                     np.savez_compressed(stream, **arrays)
                 seal_archive(temporary)
-                return len(rows)
-            with h5py.File(temporary, "w", locking=False) as file:
-                file.attrs["written by"] = np.bytes_(_WRITTEN)  # at the file's beginning
-                for name, array in arrays.items():
-                    file[name] = array
+            else:
+                with h5py.File(temporary, "w", locking=False) as file:
+                    file.attrs["written by"] = np.bytes_(_WRITTEN)  # at the file's beginning
+                    for name, array in arrays.items():
+                        file[name] = array
             return len(rows)
         import pandas as pd  # noqa: PLC0415 - half a second that the other formats do not need
 

@@ -104,10 +104,7 @@ def write_store(
     skipped: Mapping[int, str],
     run: Mapping[str, Any],
 ) -> int:
-    """Write a store from blocks of ``content.row_dtype`` and return how many rows they had.
-
-    Equal content gives equal bytes.
-    """
+    """Write a store from blocks of ``content.row_dtype``; return how many rows they had."""
     reasons = dict(sorted(skipped.items()))
     skips = {"rows": list(reasons), "reasons": list(reasons.values())}
     record = {**content.record(), "skipped": skips, "run": dict(run)}

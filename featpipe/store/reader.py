@@ -19,15 +19,7 @@ from featpipe.errors import StoreError, UnknownNameError, did_you_mean
 from featpipe.fingerprint import FileHashes, of_mapping, of_part
 from featpipe.notebook import html_table
 from featpipe.steps.grammar import LOGITS
-from featpipe.store.layout import (
-    HDF5_SIGNATURE,
-    JOURNAL,
-    LOOKS,
-    MAX_RECORD_BYTES,
-    SCHEMA_VERSION,
-    hdf5_size,
-    partial_path,
-)
+from featpipe.store import layout
 
 _LOGITS = f"features/{LOGITS}"
 # What a record holds: values of a type, lists of one kind, mappings with at least these keys.
@@ -251,10 +243,7 @@ class FeatureStore:
 def scan_stores(
     folder: Path, hashes: FileHashes | None = None
 ) -> tuple[list[FeatureStore], list[StoreError]]:
-    """Return the sealed stores below a folder, and what is wrong with those that are damaged.
-
-    What featpipe 0.1 left of a store that it did not finish is named among the latter.
-    """
+    """Return the sealed stores below a folder, and what is wrong with damaged and old ones."""
     stores: list[FeatureStore] = []
     errors: list[StoreError] = []
     for path in sorted(folder.rglob("*.h5")):
@@ -262,9 +251,9 @@ def scan_stores(
             stores.append(FeatureStore(path, hashes))
         except StoreError as error:
             errors.append(error)
-    for journal in sorted(folder.rglob(f"*.h5{JOURNAL}")):
+    for journal in sorted(folder.rglob(f"*.h5{layout.JOURNAL}")):
         path = journal.with_suffix("")
-        parts = [journal, partial_path(path), path.with_name(path.name + ".undo")]
+        parts = [journal, layout.partial_path(path), path.with_name(path.name + ".undo")]
         left = " ".join(repr(str(part)) for part in parts if part.exists())
         what = "An unfinished feature store of featpipe 0.1 was left behind."
         next_step = f"it cannot be continued: rm {left}"
@@ -279,9 +268,9 @@ def _check_beginning(path: Path) -> None:
         head = file.read(48)
     if head.startswith(b"featpipe feature store\n"):
         raise _another_schema(path, 1)
-    if not head.startswith(HDF5_SIGNATURE + b"\x02"):  # older HDF5 formats have no checksums
+    if not head.startswith(layout.HDF5_SIGNATURE + b"\x02"):  # older HDF5 formats have no checksums
         raise _not_sealed(path)
-    sealed_bytes, n_bytes = hdf5_size(head), path.stat().st_size
+    sealed_bytes, n_bytes = layout.hdf5_size(head), path.stat().st_size
     _require(n_bytes == sealed_bytes, f"it has {n_bytes} bytes instead of {sealed_bytes}")
 
 
@@ -291,12 +280,12 @@ def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
         attribute = file.attrs.get_id(name) if name in file.attrs else None
         if attribute is None or (attribute.dtype, attribute.shape) != (dtype, ()):
             raise _not_sealed(path)
-    if file.attrs["schema"] != SCHEMA_VERSION:
+    if file.attrs["schema"] != layout.SCHEMA_VERSION:
         raise _another_schema(path, file.attrs["schema"])
     dataset = _dataset(file, "record")
     _require(dataset.dtype.kind == "S" and dataset.shape == (), "its record is not text")
     n_bytes = dataset.dtype.itemsize
-    _require(n_bytes <= MAX_RECORD_BYTES, f"its record has {n_bytes} bytes")
+    _require(n_bytes <= layout.MAX_RECORD_BYTES, f"its record has {n_bytes} bytes")
     _place("its record", dataset)
     text = dataset[()]
     sealed = hashlib.sha256(text).hexdigest().encode() == file.attrs["seal"]
@@ -329,8 +318,8 @@ def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
     if source is not None or LOGITS in layers:
         layers[LOGITS] = "float32"
     types = {"labels": "int64"} | {f"features/{name}": dtype for name, dtype in layers.items()}
-    if LOOKS.keys() <= digests.keys():
-        types |= {name: dtype for name, (dtype, _) in LOOKS.items()}
+    if layout.LOOKS.keys() <= digests.keys():
+        types |= {name: dtype for name, (dtype, _) in layout.LOOKS.items()}
     _require(digests.keys() == types.keys(), f"it holds {', '.join(digests)}")
     arrays = {}
     for name, dtype in types.items():
@@ -338,7 +327,8 @@ def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
         shape, given = tuple(dataset.shape), dataset.dtype
         dims = range(1, 2) if name == "labels" else range(2, 9)
         fit = len(shape) in dims and shape[0] == n and all(shape[1:])
-        fit = fit and given == np.dtype(dtype) and shape[1:] == LOOKS.get(name, (0, shape[1:]))[1]
+        _, row = layout.LOOKS.get(name, ("", shape[1:]))
+        fit = fit and given == np.dtype(dtype) and shape[1:] == row
         _require(fit, f"{name} has shape {shape} and type {given} for {n} images")
         offset, n_bytes = _place(name, dataset)
         arrays[name] = ArrayExtent(dtype, shape, offset, n_bytes, digests[name])
@@ -398,7 +388,7 @@ def _another_schema(path: Path, schema: int) -> StoreError:
     return StoreError(
         f"The feature store {'was written by featpipe 0.1' if old else 'has another schema'}.",
         where=path,
-        expected=f"schema {SCHEMA_VERSION}",
+        expected=f"schema {layout.SCHEMA_VERSION}",
         got=f"schema {schema}",
         next_step=f"delete it and extract it again: rm {str(path)!r}",
     )
@@ -418,7 +408,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         what, next_step = "There is no such feature store.", "featpipe store list"
-        if partial_path(path).exists():
+        if layout.partial_path(path).exists():
             what = "The feature store is unfinished."
             next_step = "run the extract command again: it continues where it stopped"
         raise StoreError(what, where=path, next_step=next_step) from None

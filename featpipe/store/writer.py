@@ -22,14 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError
-from featpipe.store.layout import (
-    HDF5_SIGNATURE,
-    MAX_RECORD_BYTES,
-    StoreContent,
-    partial_path,
-    reserve,
-    write_store,
-)
+from featpipe.store import layout
 from featpipe.store.reader import SCHEMA, FeatureStore, conform
 from featpipe.workspace import lock
 
@@ -39,41 +32,24 @@ _LONGEST_LINE = 1 << 24
 _BLOCK: dict[str, Any] = {"first": int, "rows": int, "n_bytes": int, "sha256": str}
 _BLOCK |= {"skipped": dict, "seconds": float}
 
+Arrays = Mapping[str, NDArray[Any]]
+
 
 class StoreWriter:
     """Writes one store, row after row, and seals it when it is complete.
 
     Opening a path whose unfinished store is of the same content continues after the last
-    undamaged block.
-
-    Parameters
-    ----------
-    path : Path
-        Where the sealed store will be.
-    content : StoreContent
-
-    Attributes
-    ----------
-    rows : int
-        Rows written so far, those of interrupted runs included.
-    skipped : dict of int to str
-        Rows among them that have no image, with the reason.
-    note : str
-        What of an unfinished store could not be used and why; empty where all could.
-
-    Raises
-    ------
-    StoreError
-        If another process is writing this store, or the disk has too little space for it.
+    undamaged block. StoreError, if another process is writing this store, or the disk has too
+    little space for it.
     """
 
-    def __init__(self, path: Path, content: StoreContent) -> None:
-        self.path = path
+    def __init__(self, path: Path, content: layout.StoreContent) -> None:
+        self.path = path  # where the sealed store will be
         self.content = content
-        self.rows = 0
-        self.skipped: dict[int, str] = {}
-        self.note = ""
-        self._partial = partial_path(path)
+        self.rows = 0  # written so far, those of interrupted runs included
+        self.skipped: dict[int, str] = {}  # rows among them that have no image, with the reason
+        self.note = ""  # what of an unfinished store could not be used, and why
+        self._partial = layout.partial_path(path)
         self._sealing = path.with_name(path.name + _SEALING)
         self._is_sealed = False  # the unfinished file only lacks its name
         self._synced_at = self._opened_at = time.monotonic()
@@ -101,7 +77,7 @@ class StoreWriter:
     def _resume(self) -> None:
         """Take over what an interrupted run left behind, or write the first block."""
         with self._partial.open("rb") as file:
-            if file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE:
+            if file.read(len(layout.HDF5_SIGNATURE)) == layout.HDF5_SIGNATURE:
                 with contextlib.suppress(StoreError):
                     store = FeatureStore(self._partial)
                     store.verify()
@@ -132,56 +108,45 @@ class StoreWriter:
         size = self._partial.stat().st_size
         blocks = (len(self.content.labels) - self.rows) * self.content.row_dtype.itemsize
         sealed = self.content.sealed_bytes
-        if (n_bytes := len(json.dumps(self.content.record()))) > MAX_RECORD_BYTES:
-            raise StoreError(
+        if (n_bytes := len(json.dumps(self.content.record()))) > layout.MAX_RECORD_BYTES:
+            what, got = (
                 "These are too many images for one feature store.",
-                where=self.path,
-                expected=f"ids and other records of at most {MAX_RECORD_BYTES / 1e6:.0f} MB",
-                got=f"{n_bytes / 1e6:.0f} MB",
-                next_step="embed them in parts: --classes, --limit, or several datasets",
+                f"{n_bytes / 1e6:.0f} MB",
             )
-        free = shutil.disk_usage(self.path.parent).free
-        if free < blocks + sealed:
-            raise StoreError(
-                "Too little disk space for this feature store.",
-                where=self.path.parent,
-                expected=f"{(blocks + sealed) / 1e6:.1f} MB free: {blocks / 1e6:.1f} MB for rows "
-                f"while they are collected and {sealed / 1e6:.1f} MB for the finished file",
-                got=f"{free / 1e6:.1f} MB free",
-                next_step="free some space, add --dtype float16, or name another --workspace",
+            expected = f"ids and other records of at most {layout.MAX_RECORD_BYTES / 1e6:.0f} MB"
+            hint = "embed them in parts: --classes, --limit, or several datasets"
+            raise StoreError(what, where=self.path, expected=expected, got=got, next_step=hint)
+        folder = self.path.parent
+        if (free := shutil.disk_usage(folder).free) < blocks + sealed:
+            what, got = "Too little disk space for this feature store.", f"{free / 1e6:.1f} MB free"
+            expected = (
+                f"{(blocks + sealed) / 1e6:.1f} MB free: {blocks / 1e6:.1f} MB for rows while they "
+                f"are collected and {sealed / 1e6:.1f} MB for the finished file"
             )
+            hint = "free some space, add --dtype float16, or name another --workspace"
+            raise StoreError(what, where=folder, expected=expected, got=got, next_step=hint)
         try:  # a quota, or a limit on the size of files, shows now as well, not after hours
-            reserve(self._partial, size + blocks)
-            reserve(self._sealing, sealed)
+            layout.reserve(self._partial, size + blocks)
+            layout.reserve(self._sealing, sealed)
         finally:
             self._stream.truncate(size)
             self._sealing.unlink(missing_ok=True)
 
     def append(
-        self,
-        arrays: Mapping[str, NDArray[Any]],
-        skipped: Mapping[int, str] | None = None,
-        looks: Mapping[str, NDArray[Any]] | None = None,
+        self, arrays: Arrays, skipped: Mapping[int, str] | None = None, looks: Arrays | None = None
     ) -> None:
         """Write the next rows: an array for each name in ``content.shapes``, all of one length.
 
         ``skipped`` are rows among these that have no image, with the reason; they are stored as
-        zeros. ``looks`` is what the images look like, where ``content.looks``.
-
-        Raises
-        ------
-        StoreError
-            If a shape is wrong, a value is not finite, or the disk is full.
+        zeros. ``looks`` is what the images look like, where ``content.looks``. StoreError, if a
+        shape is wrong, a value is not finite, or the disk is full.
         """
         skipped = dict(skipped or {})
         block = np.zeros(len(next(iter(arrays.values()))), self.content.row_dtype)
         for name, shape in self.content.shapes.items():
-            if arrays[name].shape != (len(block), *shape):
-                raise StoreError(
-                    f"The backbone gave another shape for {name!r} than it announced.",
-                    expected=(len(block), *shape),
-                    got=arrays[name].shape,
-                )
+            if (got := arrays[name].shape) != (expected := (len(block), *shape)):
+                what = f"The backbone gave another shape for {name!r} than it announced."
+                raise StoreError(what, expected=expected, got=got)
             stored = block[f"features/{name}"]
             with np.errstate(over="ignore"):  # said below, with the image's name
                 stored[...] = arrays[name]
@@ -216,15 +181,9 @@ class StoreWriter:
 
     def _write_block(self, n: int, skipped: Mapping[int, str], rows: bytes, **more: Any) -> None:
         """Append a block to the unfinished file, or nothing."""
-        facts = {
-            "first": self.rows,
-            "rows": n,
-            "n_bytes": len(rows),
-            "sha256": hashlib.sha256(rows).hexdigest(),
-            "skipped": skipped,
-            "seconds": self.seconds,
-        }
-        line = json.dumps({**facts, **more}).encode() + b"\n"
+        more |= {"first": self.rows, "rows": n, "n_bytes": len(rows), "seconds": self.seconds}
+        more |= {"sha256": hashlib.sha256(rows).hexdigest(), "skipped": skipped}
+        line = json.dumps(more).encode() + b"\n"
         left = memoryview(hashlib.sha256(line).hexdigest().encode() + b" " + line + rows)
         end = os.fstat(self._stream.fileno()).st_size
         try:
@@ -248,12 +207,8 @@ class StoreWriter:
     def seal(self, run: Mapping[str, Any]) -> FeatureStore:
         """Write the HDF5 file from the blocks, then give it the store's name.
 
-        ``run``: when, where and how fast it was made; not part of the fingerprint.
-
-        Raises
-        ------
-        StoreError
-            If rows are missing or were damaged on the disk, or the disk is full.
+        ``run``: when, where and how fast it was made; not part of the fingerprint. StoreError, if
+        rows are missing or were damaged on the disk, or the disk is full.
         """
         rows, n = self.rows, len(self.content.labels)
         with translate_os_errors(self.path), contextlib.ExitStack() as stack:
@@ -261,15 +216,12 @@ class StoreWriter:
                 stack.callback(self._sealing.unlink, missing_ok=True)
                 dtype = self.content.row_dtype
                 blocks = (np.frombuffer(content, dtype) for _, content, _ in self._blocks())
-                rows = write_store(self._sealing, self.content, blocks, self.skipped, run)
+                rows = layout.write_store(self._sealing, self.content, blocks, self.skipped, run)
             if rows != n:
-                raise StoreError(
-                    "The store cannot be sealed: rows are missing or damaged.",
-                    where=self._partial,
-                    expected=f"{n} rows",
-                    got=f"{rows} rows",
-                    next_step="run the same command again: it continues there",
-                )
+                what = "The store cannot be sealed: rows are missing or damaged."
+                hint, got = "run the same command again: it continues there", f"{rows} rows"
+                where = self._partial
+                raise StoreError(what, where=where, expected=f"{n} rows", got=got, next_step=hint)
             if not self._is_sealed:
                 sealed = stack.enter_context(self._sealing.open("rb+"))
                 lock(sealed)  # a writer that finds it under the unfinished name has to wait
@@ -328,18 +280,16 @@ def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
 
 def unfinished_manifest(partial: Path) -> dict[str, Any] | None:
     """Return the manifest that an unfinished store will have, if that can be read."""
-    try:
-        facts, *_ = next(read_blocks(partial))
-        conform("manifest", facts.get("manifest"), SCHEMA["manifest"])
-    except (OSError, ValueError, StopIteration):
-        return None
-    manifest: dict[str, Any] = facts["manifest"]
-    return manifest
+    with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
+        manifest: dict[str, Any] = next(read_blocks(partial))[0]["manifest"]
+        conform("manifest", manifest, SCHEMA["manifest"])
+        return manifest
+    return None
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove what a writer that was killed left beside a sealed store, unless one is at work."""
-    partial, sealing = partial_path(path), path.with_name(path.name + _SEALING)
+    partial, sealing = layout.partial_path(path), path.with_name(path.name + _SEALING)
     with contextlib.suppress(OSError):  # of a folder that may only be read nothing is removed
         if partial.exists():
             with partial.open("rb") as file:

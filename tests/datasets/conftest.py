@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from featpipe.datasets.binary import Cifar10, Cifar100, Stl10
 from featpipe.datasets.dataset import DatasetOptions
-from featpipe.datasets.digits import load_values
 from featpipe.datasets.given import register_images
 from featpipe.datasets.selection import stratified_split
 from featpipe.fingerprint import FileHashes
@@ -268,8 +268,9 @@ def _make_npz(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 def _make_digits(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     tmp.mkdir()
-    values, target = load_values()
-    grey = np.rint(values * 255 / 16).astype(np.uint8)
+    digits = load_digits()
+    target = digits.target
+    grey = np.rint(digits.images * 255 / 16).astype(np.uint8)
     every = np.repeat(grey[..., None], 3, axis=3)
     ids = [f"digits/{row:04d}" for row in range(len(every))]
     train, test = stratified_split(ids, target, 0.3, seed=0)

@@ -215,7 +215,7 @@ def test_files_are_read_once_and_then_remembered(made, listener, let_files_settl
         ("train_y.bin", lambda content: b"", "something else than labels"),
         ("train_y.bin", lambda content: b"\0" + content[1:], "something else than labels"),
         ("train_y.bin", lambda content: b"\x0b" + content[1:], "something else than labels"),
-        ("fold_indices.txt", lambda content: b"", "folds is empty"),
+        ("fold_indices.txt", lambda content: b"", "the file is empty"),
         ("fold_indices.txt", lambda content: b"one two", "cannot be read"),
         ("fold_indices.txt", lambda content: b"0 1 20", "Fold 0"),
         ("fold_indices.txt", lambda content: b"0 1\n2 2", "Fold 1"),

@@ -15,6 +15,7 @@ import pytest
 from featpipe.datasets import DATASETS
 from featpipe.datasets.dataset import DatasetOptions, open_source, splits_of
 from featpipe.errors import DataError, UnknownNameError, UsageError
+from featpipe.extraction import Extract
 
 KINDS = DATASETS.names()
 PATHS = ["folder", "csv", "npz", "hf"]
@@ -187,6 +188,19 @@ def test_an_unknown_dataset_is_named_with_the_nearest(options):
 def test_a_data_folder_that_does_not_exist(options, tmp_path):
     with pytest.raises(DataError, match="data folder does not exist"):
         open_source("stl10", "train", replace(options, data=tmp_path / "typo"))
+
+
+def test_a_path_in_the_place_of_a_name_is_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "list.csv").touch()
+    for path, meant in (("photos", "folder:photos"), ("list.csv", "csv:list.csv")):
+        with pytest.raises(UnknownNameError) as caught:
+            Extract(model="glyphnet", dataset=path)
+        assert caught.value.details["next"] == f"did you mean {meant!r}?"
+    with pytest.raises(UnknownNameError) as caught:
+        Extract(model="glyphnet", dataset="nothing")
+    assert "next" not in caught.value.details
 
 
 def test_nothing_heavy_is_imported():

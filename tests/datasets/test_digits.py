@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from featpipe.datasets import digits as module
 from featpipe.datasets.dataset import open_source
 
 
@@ -16,10 +15,13 @@ def theirs():
     return pytest.importorskip("sklearn.datasets").load_digits()
 
 
-def test_values_are_those_of_scikit_learn(theirs):
-    values, labels = module.load_values()
-    np.testing.assert_array_equal(values, theirs.images)
-    np.testing.assert_array_equal(labels, theirs.target)
+def test_values_are_those_of_scikit_learn(theirs, options):
+    for split in ("train", "test"):
+        source = open_source("digits", split, options)
+        rows = [int(name.removeprefix("digits/")) for name in source.ids]
+        read = np.stack([source.read(row)[..., 0] for row in range(len(source))])
+        np.testing.assert_array_equal(read, np.rint(theirs.images[rows] * (255 / 16)))
+        np.testing.assert_array_equal(source.labels, theirs.target[rows])
 
 
 def test_splits_are_disjoint_complete_and_stratified(options):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name
-from featpipe.datasets.source import natural_key
+from featpipe.datasets.naming import natural_key
 from featpipe.errors import DataError, ImageError
 
 
@@ -153,10 +153,20 @@ def test_a_folder_without_images(tree, options, names):
     assert "for each class" in str(caught.value)
 
 
-def test_a_file_in_the_place_of_the_folder(tmp_path, options):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match="This is a file"):
-        splits_of(f"folder:{tmp_path / 'file'}", options)
+def test_a_path_that_is_no_folder_says_which_is_nearest(tmp_path, options):
+    (tmp_path / "photos").mkdir()
+    for name in ("photo.png", "list.csv"):
+        (tmp_path / name).touch()
+    for path, what, hint in [
+        ("photo.png", "This is a file", f"name its folder: {tmp_path}"),
+        ("list.csv", "This is a file", f"did you mean 'csv:{tmp_path / 'list.csv'}'?"),
+        ("photo.pn", "does not exist", f"did you mean {str(tmp_path / 'photos')!r}?"),
+        ("zzzz/qqqq", "does not exist", f"the nearest folder that exists: {tmp_path}"),
+    ]:
+        with pytest.raises(DataError, match=what) as caught:
+            splits_of(f"folder:{tmp_path / path}", options)
+        assert caught.value.details["next"] == hint
+        assert "folder of images" in caught.value.details["expected"]
 
 
 class TestLinks:

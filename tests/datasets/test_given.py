@@ -93,6 +93,13 @@ def test_what_is_no_list_of_images_is_explained(images, labels, says, tmp_path):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("named", [{"name": "mine"}, {"fingerprint": "1"}])
+@pytest.mark.parametrize("images", [pictures(2), "digits"])
+def test_what_only_a_module_has_is_not_ignored(images, named, tmp_path):
+    with pytest.raises(UsageError, match="describe a module"):
+        extract(images, workspace=tmp_path, **HOW, **named)
+
+
 def test_an_image_that_was_changed_meanwhile_is_refused():
     images = pictures(2)
     source = open_source(register_images(images), "all", DatasetOptions())

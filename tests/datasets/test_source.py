@@ -23,8 +23,8 @@ def source(pixels: np.ndarray = PIXELS, **changes: Any) -> ArraySource:
     [
         ({"classes": ()}, "no class names"),
         ({"classes": ("ant", " ")}, "blank name"),
-        ({"classes": ("ant", "b\0")}, "is no text"),
-        ({"classes": ("ant", "b\udc80")}, "is no text"),
+        ({"classes": ("ant", "b\0")}, "is not text"),
+        ({"classes": ("ant", "b\udc80")}, "is not text"),
         ({"classes": ("ant", "ant")}, "not unique"),
         ({"labels": [0, 2, -1]}, "name no class"),
         ({"labels": [0, -2, 1]}, "name no class"),

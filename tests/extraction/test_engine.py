@@ -25,7 +25,7 @@ from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, ImageError, StoreError, UnknownNameError, UsageError
 from featpipe.extraction import Extract
-from featpipe.extraction.batches import Batch, ExtractOptions, work_on_batches
+from featpipe.extraction.batches import Batch, ExtractOptions, batch_rows, work_on_batches
 from featpipe.extraction.engine import content_of, extract_source
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
@@ -260,6 +260,10 @@ def test_batches_are_embedded_at_the_same_time_and_come_out_in_order() -> None:
     slow = Slow()
     assert [made for _, made in work_on_batches(numbered(), slow, 3)] == [0, 1, 2, 3, 4, 5]
     assert slow.most == 3
+
+
+def test_the_last_rows_are_shared_by_the_batches_that_run_at_once() -> None:
+    assert [len(part) for part in batch_rows(range(41), 8, 2)] == [8, 8, 8, 8, 5, 4]
 
 
 def test_what_was_read_before_an_error_comes_out_before_it() -> None:
@@ -555,7 +559,7 @@ def test_ctrl_c_and_again_gives_the_same_features(weights: Path, tmp_path: Path,
 def test_a_killed_run_continues(
     weights: Path, tmp_path: Path, extract: Any, by: signal.Signals
 ) -> None:
-    archive = images.photo_archive(tmp_path / "toy.npz", 1500)
+    archive = images.photo_archive(tmp_path / "toy.npz", 700)
     arguments = ["extract", "--model", images.MODEL, "--weights", weights, "--device", "cpu"]
     arguments += ["--dataset", f"npz:{archive}", "--batch-size", "2", "-q"]
     arguments += ["--workspace", tmp_path / "work"]
@@ -569,11 +573,11 @@ def test_a_killed_run_continues(
     finally:
         process.send_signal(by)
     assert process.wait() == -by
-    assert 0 < rows < 1500
+    assert 0 < rows < 700
     store = only_store(extract(dataset=f"npz:{archive}", batch_size=2))
     backbone = load_backbone(images.MODEL, str(weights), device="cpu")
     source = open_source(f"npz:{archive}", "all", DatasetOptions())
-    for part in (range(0, 40), range(max(0, rows - 20), min(1500, rows + 60)), range(1460, 1500)):
+    for part in (range(0, 40), range(max(0, rows - 20), min(700, rows + 60)), range(660, 700)):
         batch = torch.stack([backbone.preprocessing.prepare(source.read(row)) for row in part])
         wanted = backbone.embed(batch)["avgpool"]
         np.testing.assert_allclose(store.features()[part], wanted, rtol=1e-4, atol=1e-5)
