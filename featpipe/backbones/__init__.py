@@ -1,4 +1,4 @@
-"""Frozen networks that embed images. Names are known without torch; loading one brings it."""
+"""Frozen networks that embed images. Names are known without torch; loading one imports it."""
 
 from __future__ import annotations
 
@@ -46,29 +46,22 @@ class Automatic(NamedTuple):
     fit: str = "crop"  # how the weights were tested
 
 
-TORCHVISION = {
-    name: Automatic(f"IMAGENET1K_{version}", 224, margin=True, trained_on=IMAGENET)
-    for name, version in {
-        "resnet18": "V1",
-        "resnet34": "V1",
-        "resnet50": "V2",
-        "resnet101": "V2",
-        "resnet152": "V2",
-        "wide_resnet50_2": "V2",
-        "wide_resnet101_2": "V2",
-        "resnext50_32x4d": "V2",
-        "resnext101_32x8d": "V2",
-        "resnext101_64x4d": "V1",
-    }.items()
+# The version of the default weights, blocks in the third stage, and convolutions in each.
+_RESNETS = {
+    "resnet18": (1, 2, 2),
+    "resnet34": (1, 6, 2),
+    "resnet50": (2, 6, 3),
+    "resnet101": (2, 23, 3),
+    "resnet152": (2, 36, 3),
+    "wide_resnet50_2": (2, 6, 3),
+    "wide_resnet101_2": (2, 23, 3),
+    "resnext50_32x4d": (2, 6, 3),
+    "resnext101_32x8d": (2, 23, 3),
+    "resnext101_64x4d": (1, 23, 3),
 }
-# Blocks in the third stage, and convolutions in each.
-_BLOCKS = {
-    "resnet18": (2, 2),
-    "resnet34": (6, 2),
-    **dict.fromkeys(("resnet50", "wide_resnet50_2", "resnext50_32x4d"), (6, 3)),
-    **dict.fromkeys(("resnet101", "wide_resnet101_2"), (23, 3)),
-    **dict.fromkeys(("resnext101_32x8d", "resnext101_64x4d"), (23, 3)),
-    "resnet152": (36, 3),
+TORCHVISION = {
+    name: Automatic(f"IMAGENET1K_V{version}", 224, margin=True, trained_on=IMAGENET)
+    for name, (version, *_) in _RESNETS.items()
 }
 _LONGEST_HEADER = 1 << 24  # bytes; that of a ResNet-152 has 60 000
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
@@ -91,24 +84,24 @@ UNTRAINED_NETWORKS = {
 class _Library(NamedTuple):
     """What is known of a family without its library."""
 
-    package: str  # to be installed, by the extra with the name of the family
+    package: str  # which the extra with the name of the family installs
     example: str  # one of its networks
     summary: str
-    folders: bool = False  # whether a network may be named by the folder that holds it
 
 
 FAMILIES = {
     "torchvision": _Library(
-        *("torchvision", "vit_b_16"),
+        "torchvision",
+        "vit_b_16",
         "torchvision:NAME, any classification network of torchvision.models",
     ),
     "timm": _Library(
-        *("timm", "vit_base_patch16_224"), "timm:NAME[.TAG], any network of timm (extra: timm)"
+        "timm", "vit_base_patch16_224", "timm:NAME[.TAG], any network of timm (extra: timm)"
     ),
     "hf": _Library(
-        *("transformers", "facebook/dinov2-base"),
+        "transformers",
+        "facebook/dinov2-base",
         "hf:REPOSITORY or hf:FOLDER, a vision model of transformers (extra: hf)",
-        folders=True,
     ),
 }
 
@@ -162,19 +155,16 @@ def backbone_name(model: str) -> str:
     name = MODELS.canonical(first)
     if name == "torchvision" and argument in TORCHVISION:
         return argument
-    if not colon and name not in FAMILIES:
-        return name
-    if not argument and name in FAMILIES:
-        raise UsageError(
-            f"{model!r} does not say which network of {name}.",
-            expected=f"--model {name}:NAME, such as {name}:{FAMILIES[name].example}",
-        )
-    if name not in FAMILIES and MODELS.package_of(name) is None:
-        raise UnknownNameError(
-            f"There is no model named {model!r}.", model, MODELS.names(), expected=name
-        )
-    folder = _folder(model)
-    return f"{name}:{folder.name if folder else argument}"
+    if name in FAMILIES:
+        if not argument:
+            example = f"--model {name}:NAME, such as {name}:{FAMILIES[name].example}"
+            raise UsageError(f"{model!r} does not say which network of {name}.", expected=example)
+        folder = _folder(model)
+        return f"{name}:{folder.name if folder else argument}"
+    if colon and MODELS.package_of(name) is None:
+        what = f"There is no model named {model!r}."
+        raise UnknownNameError(what, model, MODELS.names(), expected=name)
+    return f"{name}{colon}{argument}"
 
 
 def located(model: str) -> str:
@@ -184,12 +174,10 @@ def located(model: str) -> str:
 
 
 def _folder(model: str) -> Path | None:
-    """Return the folder that a model is named by, where its family takes one and it is there."""
+    """Return the folder that a model of transformers is named by, if it is one that exists."""
     family, _, argument = model.partition(":")
-    if family not in FAMILIES or not FAMILIES[family].folders:
-        return None
     folder = user_path(argument).resolve()
-    return folder if argument and folder.is_dir() else None
+    return folder if family == "hf" and argument and folder.is_dir() else None
 
 
 def folder_name(name: str) -> str:
@@ -218,9 +206,8 @@ def architecture_of(model: str, *, download: bool = True) -> Architecture:
     name = backbone_name(model).partition(":")[0]
     check_installed(name)
     entry: Any = MODELS.get(name)
-    if not hasattr(entry, "architecture"):
-        return entry
-    return entry.architecture(model.partition(":")[2], download)
+    family = hasattr(entry, "architecture")
+    return entry.architecture(model.partition(":")[2], download) if family else entry
 
 
 def check_installed(model: str) -> None:
@@ -254,8 +241,8 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
 def check_tensors(model: str, weights: str) -> None:
     """Refuse weights of another ResNet: by the names of a file's tensors, or by their own name.
 
-    torch is not imported: a plan tells so before its first task. Names tell the depth only; the
-    shapes are compared when the weights are loaded. A file that has no such names passes.
+    torch is not imported: a plan refuses them before its first task. Names tell the depth only;
+    the shapes are compared when the weights are loaded. A file that has no such names passes.
 
     Raises
     ------
@@ -265,27 +252,28 @@ def check_tensors(model: str, weights: str) -> None:
         If the model has no published weights of that name.
     """
     path, name = user_path(weights), MODELS.canonical(model.partition(":")[0])
-    if name in TORCHVISION and weights.upper().startswith("IMAGENET1K_V"):
-        newest = TORCHVISION[name].weights
-        known = [one for one in ("IMAGENET1K_V1", "IMAGENET1K_V2") if one <= newest]
+    if name not in _RESNETS:
+        return
+    version, *expected = _RESNETS[name]
+    if weights.upper().startswith("IMAGENET1K_V"):
+        known = [f"IMAGENET1K_V{one}" for one in range(1, version + 1)]
         if weights.upper() not in known:
             what = f"There are no weights named {weights!r} for {name}."
             raise UnknownNameError(what, weights.upper(), known)
-    expected = _BLOCKS.get(name)
-    if expected is None or not path.is_file():
+    if not path.is_file():
         return
     try:
         names = " ".join(_tensor_names(path))
     except Exception:  # whatever a damaged header leads to; loading the file explains it
         return
-    found = [tuple(map(int, pair)) for pair in re.findall(r"layer3\.(\d+)\.conv(\d)\.", names)]
-    got = (max(block for block, _ in found) + 1, max(conv for _, conv in found)) if found else None
-    if got not in (None, expected):
+    found = re.findall(r"layer3\.(\d+)\.conv(\d)\.", names)
+    got = [max(map(int, numbers)) for numbers in zip(*found, strict=True)]  # blocks count from 0
+    if found and got != [expected[0] - 1, expected[1]]:
         raise WeightsError(
             f"These are no weights of {model}.",
             where=path,
             expected="layer3 with {} blocks of {} convolutions".format(*expected),
-            got="{} blocks of {}".format(*got),
+            got=f"{got[0] + 1} blocks of {got[1]}",
             next_step="name model and weights together; in a recipe, under each: [{model: …,"
             " weights: …}, …]",
         )
@@ -338,15 +326,15 @@ def weights_identity(
         from featpipe.backbones.architecture import find_weights  # noqa: PLC0415 - brings torch
 
         try:
-            found = find_weights(architecture, weights, hashes, download=fetch)
-            return found.sha256 + configuration
+            return (
+                find_weights(architecture, weights, hashes, download=fetch).sha256 + configuration
+            )
         except WeightsError:
             if fetch:
                 raise
             return "not here yet"
     package = MODELS.package_of(name) or "torchvision"
-    given = weights.upper()
-    meant = automatic(model).weights if given == "DEFAULT" else given
+    meant = automatic(model).weights if weights.upper() == "DEFAULT" else weights.upper()
     return f"{meant} of {package} {package_version(package)}"
 
 
@@ -374,9 +362,8 @@ def resolve_fit(
     """
     if fit != "auto" or tested == "squash":
         return tested if fit == "auto" else fit
-    one = set(sizes)
-    size = one.pop() if len(one) == 1 else None
-    return "crop" if size is None or min(size) > side else "fill"
+    (size, *others) = set(sizes) or {None}
+    return "crop" if others or size is None or min(size) > side else "fill"
 
 
 def fit_identity(fit: str, *, margin: bool) -> str:

@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from featpipe.backbones import WEIGHTS_SUFFIXES, Automatic, weights_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.download import fetch
-from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
+from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.labelmap import SourceClasses
@@ -69,21 +69,16 @@ class Architecture:
     stages: Callable[[nn.Module], nn.Sequential | None] = lambda network: None
 
     def __post_init__(self) -> None:
-        if self.classifier and LOGITS not in self.layers:
-            object.__setattr__(self, "layers", {LOGITS: (self.classifier,), **self.layers})
+        layers = {LOGITS: (self.classifier,), **self.layers} if self.classifier else self.layers
+        object.__setattr__(self, "layers", layers)
 
     def automatic(self, weights: str) -> Automatic:
         """Return what is chosen for this model and these weights where the user says nothing."""
         default, chosen = (self.published.get(key) for key in ("DEFAULT", weights.upper()))
         prepared = chosen.preprocessing if chosen else self.file_preprocessing
-        return Automatic(
-            weights=default.name if default else "DEFAULT",
-            image_size=prepared.crop,
-            margin=prepared.resize > prepared.crop,
-            layer=self.default_layer,
-            trained_on=default.trained_on if default else "",
-            fit=prepared.fit,
-        )
+        side, margin = prepared.crop, prepared.resize > prepared.crop
+        name, trained_on = (default.name, default.trained_on) if default else ("DEFAULT", "")
+        return Automatic(name, side, margin, self.default_layer, trained_on, prepared.fit)
 
     def load(self, weights: WeightsInfo) -> nn.Module:
         """Return the network with the weights that were found."""
@@ -141,22 +136,19 @@ def find_weights(
 
     Published ones that are missing are downloaded, unless ``download`` forbids it.
     """
-    known = architecture.published
-    path = None if weights.upper() in known else weights_file(architecture.name, weights)
-    if path is not None and weights.upper() not in known:
-        return WeightsInfo(path.name, hashes.one(path), path, None)
-    if not known:
-        raise UsageError(
-            f"There are no published weights for {architecture.name}.",
-            next_step=f"--weights FILE, or train it: featpipe finetune --model {architecture.name}",
-        )
-    if weights.upper() not in known:
-        raise UnknownNameError(
-            f"There are no weights named {weights!r} for {architecture.name}.",
-            expected=", ".join(known) + ", or a weights file",
-            next_step=did_you_mean(weights.upper(), known),
-        )
-    published = known[weights.upper()]
+    known, name = architecture.published, architecture.name
+    published = known.get(weights.upper())
+    if published is None:
+        if path := weights_file(name, weights):
+            return WeightsInfo(path.name, hashes.one(path), path, None)
+        if not known:
+            raise UsageError(
+                f"There are no published weights for {name}.",
+                next_step=f"--weights FILE, or train it: featpipe finetune --model {name}",
+            )
+        expected = ", ".join(known) + ", or a weights file"
+        what = f"There are no weights named {weights!r} for {name}."
+        raise UnknownNameError(what, weights.upper(), known, expected=expected)
     url = published.location
     if isinstance(url, WeightsInfo):
         return url
@@ -203,16 +195,15 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     The prefix ``module.`` that torch's DataParallel puts before every name is taken off.
     """
     content = _read(path)
+    strangers = [type(content).__name__]
     if isinstance(content, Mapping):
-        wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        content = wrapped[0] if wrapped else content
+        wrapped = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+        content = next(wrapped, content)
         strangers = [
             f"{key!r} ({type(value).__name__})"
             for key, value in content.items()
             if not (isinstance(key, str) and isinstance(value, Tensor))
         ]
-    else:
-        strangers = [type(content).__name__]
     if strangers or not content:
         raise WeightsError(
             "The weights file holds no state dict.",
@@ -220,23 +211,21 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             expected=f"names and tensors, or those within one of {', '.join(_WRAPPERS)}",
             got=_first(strangers) or "nothing",
         )
-    parallel = all(name.startswith("module.") for name in content)
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
     state = {}
     for name, value in content.items():
-        # In a tenth of the time that a look at each number takes.
+        # The sum takes a tenth of the time that a look at each number does.
         if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
-            raise WeightsError(
-                "The weights file holds values that are not finite.", where=path, got=name
-            )
-        float32 = value.float() if value.is_floating_point() else value
-        state[name.removeprefix("module.") if parallel else name] = float32
+            what = "The weights file holds values that are not finite."
+            raise WeightsError(what, where=path, got=name)
+        state[name.removeprefix(prefix)] = value.float() if value.is_floating_point() else value
     return state
 
 
 def _read(path: Path) -> Any:
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(
-            "The weights file has a name of unknown kind.",
+            "Weights are not read from files with this suffix.",
             where=path,
             expected=", ".join(WEIGHTS_SUFFIXES),
             got=path.suffix or "no suffix",
@@ -273,20 +262,15 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def load_network(
-    architecture: Architecture, path: Path, build: Callable[[int], nn.Module] | None = None
-) -> nn.Module:
+def load_network(architecture: Architecture, path: Path) -> nn.Module:
     """Return the network with the weights of a file, whose names and shapes must match exactly.
 
     A network trained on another task may have any number of outputs: as many as the file has.
-    ``build`` takes the place of the architecture's own.
     """
-    if build is not None:
-        architecture = replace(architecture, build=build)
     state = load_state_dict(path)
     last = state.get(f"{architecture.classifier}.weight")
     num_classes = len(last) if last is not None and last.ndim > 1 else 0
-    # Built without memory, then given the file's tensors: no random start to throw away.
+    # Built without memory, then given the file's tensors: no random initialisation is computed.
     network = architecture.on_meta(num_classes or 1)
     own = network.state_dict()
     expected, got = (
@@ -318,16 +302,11 @@ def load_network(
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 (hex) of tensors with their names, types and shapes."""
-    return of_bytes(
-        *(
-            part
-            for name, value in sorted(state.items())
-            for part in (
-                f"{name} {value.dtype} {tuple(value.shape)}".encode(),
-                value.cpu().contiguous().flatten().view(torch.uint8).numpy().data,
-            )
-        )
-    )
+    blocks: list[Any] = []
+    for name, value in sorted(state.items()):
+        blocks.append(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        blocks.append(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return of_bytes(*blocks)
 
 
 def _first(names: Sequence[str]) -> str:

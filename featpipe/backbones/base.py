@@ -1,4 +1,4 @@
-"""What embeds images: one protocol for extraction, fine-tuning and prediction; the backbone."""
+"""What embeds images in extraction, fine-tuning and prediction: frozen networks, the backbone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featpipe.backbones import UNTRAINED, architecture_of
-from featpipe.backbones.architecture import (
-    Architecture,
-    WeightsInfo,
-    digest_of,
-    find_weights,
-)
+from featpipe.backbones.architecture import Architecture, WeightsInfo, digest_of, find_weights
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import (
     Calibration,
@@ -38,46 +33,15 @@ from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 from featpipe.workspace import user_path
 
-
-class Embedder(Protocol):
-    """What turns prepared images into features."""
-
-    name: str  # part of the path of stores
-    default_layer: str  # stored unless others are asked for
-    preprocessing: Preprocessing
-    device: torch.device
-    source_classes: SourceClasses | None  # of the layer "logits", which is stored where it has some
-
-    @property
-    def batch_size(self) -> int:
-        """Images per call of embed that suit it."""
-
-    @property
-    def parallel(self) -> int:
-        """Calls of embed at the same time that suit it."""
-
-    def dim(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of one image's features at a layer; nothing is computed for it."""
-
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> Mapping[str, NDArray[Any]]:
-        """Return features (b, *dim(layer)) of prepared images (b, 3, S, S), uint8, by layer."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the numbers, as JSON-like values."""
-
-    def prepare(self, layers: tuple[str, ...]) -> Mapping[str, Any]:
-        """Get ready to embed; return facts for the run record, JSON-like."""
-
-    def reference(self, images: Tensor, layers: tuple[str, ...]) -> Mapping[str, NDArray[Any]]:
-        """Return what PyTorch gives in float32; asked where the facts name another precision."""
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 
 
 class FrozenNetwork:
     """A network whose named modules give features, run by a runtime.
 
-    Evaluation mode, no gradients and inference mode are set here and nowhere else. ``how`` it runs
-    may be left to choose; ``aliases`` are further names of layers, each with the layers that it may
-    mean: the first that the network has.
+    Evaluation mode, no gradients and inference mode are set here and nowhere else. ``name`` is part
+    of the path of stores; ``how`` the network runs is chosen where it is left out; ``aliases`` are
+    further names of layers, each with the layers it may mean: the first that the network has.
 
     A layer is the name of any module of the network (``"avgpool"``, ``"layer3"``,
     ``"layer4.1.conv2"``): its output. ``"fc:input"`` is what the module is given, and
@@ -87,9 +51,12 @@ class FrozenNetwork:
     An activation with height and width is averaged over both, one of tokens over all but those
     that stand for no part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
     ``"layer3:map"`` leaves the activation as it is. The network says how many such tokens it has
-    (``num_prefix_tokens``), and whether channels come last in its maps (``output_fmt``), as
-    timm's networks do; without a word there are none, and they do not.
+    (``num_prefix_tokens``, default 0), and whether channels come last in its maps
+    (``output_fmt="NHWC"``), as timm's networks do.
     """
+
+    default_layer: str  # stored unless others are asked for
+    source_classes: SourceClasses | None = None  # of the layer "logits", stored where there are any
 
     def __init__(
         self,
@@ -124,9 +91,9 @@ class FrozenNetwork:
         return self.runtime.parallel
 
     def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
-        """Get ready to embed these layers; return what runs them, and why that was chosen.
+        """Get ready to embed these layers; return what runs them, and why, for the run record.
 
-        Where the runtime was chosen and cannot run this network, PyTorch takes its place.
+        A runtime that was not asked for by name and cannot run this network is replaced by PyTorch.
         """
         captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
         first = not self._prepared
@@ -142,14 +109,25 @@ class FrozenNetwork:
             self._why, first = reason, True
         if self.how.runtime is None and first:
             self.how.progress.note(f"{self.name} runs in {self.runtime.name}: {self._why}")
-        facts = {"runtime": self.runtime.name, "runtime_because": self._why}
-        return facts | {"precision": self.how.precision}
+        return {
+            "runtime": self.runtime.name,
+            "runtime_because": self._why,
+            "precision": self.how.precision,
+        }
 
-    def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Return what PyTorch gives for images in float32, whatever the runtime and precision."""
         captures = [self.capture(layer) for layer in layers]
         with torch.inference_mode():
             return TorchRuntime(self.network, self.preprocessing, self.device).run(images, captures)
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that changes the numbers, as JSON-like values."""
+        return {
+            "model": self.name,
+            "preprocessing": self.preprocessing.as_dict(),
+            **self.inexact(),
+        }
 
     def inexact(self) -> dict[str, Any]:
         """Return what of the runtime changes the numbers, for the description."""
@@ -166,8 +144,14 @@ class FrozenNetwork:
         shape = self._shapes[place][-1]
         return tuple(size for i, size in enumerate(shape, start=1) if i not in capture.over)
 
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
-        """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8."""
+    def embed(
+        self, images: Tensor, layers: tuple[str, ...] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8.
+
+        By default they are those of ``default_layer``.
+        """
+        layers = layers or (self.default_layer,)
         if layers not in self._prepared:
             self.prepare(layers)
         captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
@@ -208,27 +192,32 @@ class FrozenNetwork:
                 next_step=did_you_mean(name, [*self._aliases, *known]),
             )
         module, _, part = place.partition(":")
-        capture = Capture(layer, module, len(shapes), part)
+        capture, shape = Capture(layer, module, len(shapes), part), shapes[-1]
+        if reading == "map":
+            return capture
         prefix = int(getattr(self.network, "num_prefix_tokens", 0))
-        wanted = {"cls": "class token", "mean": "tokens"}.get(reading)
-        if wanted and (len(shapes[-1]) != 2 or (reading == "cls" and not prefix)):
+        if (reading and len(shape) != 2) or (reading == "cls" and not prefix):
+            wanted = "class token" if reading == "cls" else "tokens"
             raise UsageError(
                 f"{self.name} has no {wanted} at {place or 'its end'}.",
                 expected="a layer of shape (tokens, channels)",
-                got=f"{shapes[-1]}, {prefix} tokens of no part of the image",
+                got=f"{shape}, {prefix} tokens of no part of the image",
                 next_step=f"--layer {place}, or another of {self._names()[1]}",
             )
-        if reading == "cls":
-            return replace(capture, over=(1,), tokens=(0, 1))
-        if reading != "map" and len(shapes[-1]) == 2:
-            return replace(capture, over=(1,), tokens=(prefix, None))
-        if reading != "map" and len(shapes[-1]) == 3:
-            return replace(capture, over=(1, 2) if self._channels_last(module, part) else (2, 3))
-        if reading != "map" and len(shapes[-1]) > 3:
+        if len(shape) == 2:
+            tokens = (0, 1) if reading == "cls" else (prefix, None)
+            return replace(capture, over=(1,), tokens=tokens)
+        if len(shape) == 3:
+            owner = self.network.get_submodule(module)
+            nhwc = getattr(self.network, "output_fmt", "") == "NHWC"
+            # Linear and LayerNorm work on the last dimension; their subclasses may permute.
+            last = (nhwc and not isinstance(owner, nn.Conv2d)) or type(owner) in _CHANNELS_LAST
+            return replace(capture, over=(1, 2) if last else (2, 3))
+        if len(shape) > 3:
             raise UsageError(
                 f"It is not clear how {layer!r} of {self.name} is to be pooled.",
                 expected="(channels,), (tokens, channels) or a map of two dimensions",
-                got=shapes[-1],
+                got=shape,
                 next_step=f"--layer {name}:map keeps it as it is",
             )
         return capture
@@ -239,18 +228,9 @@ class FrozenNetwork:
         tops = [one for one in known if "." not in one] or known[-9:]
         return known, ", ".join([*self._aliases, *tops])
 
-    def _channels_last(self, name: str, part: str) -> bool:
-        """Whether a module's maps are (b, H, W, C): it says so, or works on the last dimension."""
-        module = self.network.get_submodule(name)
-        if type(module) in (nn.Linear, nn.LayerNorm):  # subclasses permute
-            return True
-        return getattr(self.network, "output_fmt", "") == "NHWC" and not isinstance(
-            module, nn.Conv2d
-        )
-
 
 class Backbone(FrozenNetwork):
-    """A registered architecture with its weights: an :class:`Embedder`.
+    """A registered architecture with its weights.
 
     The layer ``"logits"`` is the classifier's output, of length ``num_classes``.
     """
@@ -273,14 +253,8 @@ class Backbone(FrozenNetwork):
         # A file with as many outputs as the published weights is taken to know the same classes.
         known = weights.published or architecture.published.get("DEFAULT")
         classes = known.source_classes() if known and weights.name != UNTRAINED else None
-        named = classes is not None and len(classes.ids) == self.num_classes
-        self.source_classes: SourceClasses | None = classes if named else None
-
-    def embed(
-        self, images: Tensor, layers: tuple[str, ...] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the features of some images, by default those of ``default_layer``."""
-        return super().embed(images, layers or (self.default_layer,))
+        if classes is not None and len(classes.ids) == self.num_classes:
+            self.source_classes = classes
 
     def describe(self) -> dict[str, Any]:
         """Return everything about the backbone that changes the numbers, as JSON-like values."""
@@ -288,12 +262,10 @@ class Backbone(FrozenNetwork):
         if ":" in self.name and self.weights.published:  # of a family's, nothing else tells
             weights["trained_on"] = self.weights.published.trained_on
         return {
-            "model": self.name,
+            **super().describe(),
             "weights": weights,
             **({"configuration": self._configuration} if self._configuration else {}),
-            "preprocessing": self.preprocessing.as_dict(),
             "num_classes": self.num_classes,
-            **self.inexact(),
         }
 
 
@@ -378,8 +350,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         found = find_weights(architecture, weights, hashes, progress, download=download)
         network = architecture.load(found)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
-    sized = trained.with_image_size(image_size).with_fit(fit, sizes)
-    preprocessing = replace(sized, decode=decode)
+    preprocessing = trained.adapted(image_size, fit, sizes, decode)
     if fit == "auto" and preprocessing.resize > preprocessing.crop:
         small = "no margin is cut, all images have one size that is not larger than the input"
         said = small if preprocessing.fit == "fill" else "the crop of the weights"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from featpipe.errors import WeightsError
 
@@ -26,13 +27,12 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
     )
 
     name, _, revision = repository.partition("@")
-    tries = [(file, True) for file in names] + [(file, False) for file in names if download]
+    tries = [(file, local) for local in ((True, False) if download else (True,)) for file in names]
     reason = "--no-download"
     for file, local in tries:
+        how: dict[str, Any] = {"revision": revision or None, "local_files_only": local}
         try:
-            return Path(
-                hf_hub_download(name, file, revision=revision or None, local_files_only=local)
-            )
+            return Path(hf_hub_download(name, file, **how))
         except Exception as error:  # of the hub's client, or of what that is made with
             reason = reason if local else str(error).strip().partition("\n")[0][:200]
             absent = isinstance(error, EntryNotFoundError)

@@ -62,7 +62,7 @@ class Preprocessing:
 
     Examples
     --------
-    >>> Preprocessing(resize=256, crop=224).with_image_size(112).resize
+    >>> Preprocessing(resize=256, crop=224).adapted(112).resize
     128
     """
 
@@ -123,22 +123,24 @@ class Preprocessing:
         )
         return (images.float() - mean) / std
 
-    def with_image_size(self, size: int | None) -> Preprocessing:
-        """Return the same for another input side; the margin around the crop keeps its ratio."""
-        if size is None:
-            return self
-        return replace(self, resize=max(size, round(size * self.resize / self.crop)), crop=size)
-
-    def with_fit(
-        self, fit: str, sizes: Iterable[tuple[int, int] | None] = (None,)
+    def adapted(
+        self,
+        image_size: int | None = None,
+        fit: str = "auto",
+        sizes: Iterable[tuple[int, int] | None] = (None,),
+        decode: str = "full",
     ) -> Preprocessing:
-        """Return the same with another way to make images square: auto, crop, fill or whole.
+        """Return the same for another input side, fit or way of decoding.
 
-        ``auto`` means what :func:`featpipe.backbones.resolve_fit` says of images of these sizes.
+        The margin around the crop keeps its ratio. ``fit="auto"`` means what
+        :func:`featpipe.backbones.resolve_fit` says of images of these ``sizes``.
         """
         if fit not in (*FITS, "fill", "squash"):
             raise UsageError("The fit is not known.", expected=", ".join(FITS), got=repr(fit))
-        return replace(self, fit=resolve_fit(fit, self.crop, sizes, self.fit))
+        crop = self.crop if image_size is None else image_size
+        resize = max(crop, round(crop * self.resize / self.crop))
+        fit = resolve_fit(fit, crop, sizes, self.fit)
+        return replace(self, resize=resize, crop=crop, fit=fit, decode=decode)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -48,9 +49,16 @@ def _architecture(name: str, download: bool) -> Architecture:
     # Several classifiers share an embedding: what the network gives without any.
     names = {EMBEDDING: (f"{last}:input",), LOGITS: ("",)} if last else {EMBEDDING: ("",)}
     prepared = _preprocessing(config)
+
+    def weights_file(download: bool) -> Path:
+        """Return timm's file of weights in the cache that timm uses itself."""
+        given = config.hf_hub_filename
+        files = (given,) if given else ("model.safetensors", "pytorch_model.bin")
+        return cached_file(f"timm:{name}", config.hf_hub_id, files, download)
+
     published = PublishedWeights(
         tag or config.tag,
-        partial(_weights_file, name, config) if config.hf_hub_id else config.url,
+        weights_file if config.hf_hub_id else config.url,
         prepared,
         partial(_classes, config.num_classes),
         IMAGENET if config.num_classes == _IMAGENET_CLASSES else "",
@@ -101,15 +109,8 @@ def _preprocessing(config: Any) -> Preprocessing:
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         interpolation=data["interpolation"],
-        fit="squash" if data["crop_mode"] == "squash" else "crop",
+        fit={"center": "crop"}.get(data["crop_mode"], "squash"),
     )
-
-
-def _weights_file(name: str, config: Any, download: bool) -> Any:
-    """Return timm's file of weights in the cache that timm uses itself."""
-    given = config.hf_hub_filename
-    files = (given,) if given else ("model.safetensors", "pytorch_model.bin")
-    return cached_file(f"timm:{name}", config.hf_hub_id, files, download)
 
 
 def _classes(number: int) -> SourceClasses | None:
@@ -130,8 +131,8 @@ def _stages(network: nn.Module) -> nn.Sequential | None:
         return None
     network.reset_classifier(0)
     layers = {f"layer{i}": stage for i, stage in enumerate(network.stages, start=1)}
-    parts = {"stem": network.stem, **layers, "norm": network.norm}
-    return nn.Sequential(OrderedDict(**parts, pool=network.head))
+    parts = {"stem": network.stem, **layers, "norm": network.norm, "pool": network.head}
+    return nn.Sequential(OrderedDict(parts))
 
 
 MODELS.register(Family("timm", MODELS.summary("timm"), _architecture))

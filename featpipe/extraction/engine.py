@@ -32,7 +32,7 @@ from featpipe.store.layout import JOURNAL, LOOKS
 from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
-    from featpipe.backbones.base import Embedder
+    from featpipe.backbones.base import FrozenNetwork
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Extraction:
     images: SourceRequest
     sources: Sequence[ImageSource]  # of each split, as the request opened them
     folder: Path  # of the stores of this dataset and embedder
-    open_embedder: Callable[[], Embedder]
+    open_embedder: Callable[[], FrozenNetwork]
     options: ExtractOptions
     context: Context
     request: Mapping[str, Any] | None = None
@@ -60,7 +60,7 @@ class Extraction:
         return FileHashes(self.context.workspace.hashes)
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> FrozenNetwork:
         """What embeds them."""
         return self.open_embedder()
 
@@ -147,7 +147,7 @@ class Extraction:
 
 def extract_source(
     source: ImageSource,
-    embedder: Embedder,
+    embedder: FrozenNetwork,
     path: Path,
     options: ExtractOptions | None = None,
     record: Mapping[str, Any] | None = None,
@@ -222,7 +222,9 @@ def extract_source(
         return writer.seal({**run, **(record or {})})
 
 
-def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions) -> StoreContent:
+def content_of(
+    source: ImageSource, embedder: FrozenNetwork, options: ExtractOptions
+) -> StoreContent:
     """Return what the store of these images and this embedder will hold."""
     layers = list(dict.fromkeys(options.layers or (embedder.default_layer,)))
     shapes = {layer: tuple(embedder.dim(layer)) for layer in layers}

@@ -21,18 +21,14 @@ from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.finetuning.nets import Trunk
 from featpipe.finetuning.network import Cut, part
 from featpipe.finetuning.step import parse
-from featpipe.labelmap import SourceClasses
 from featpipe.workspace import IMAGE_LAYER
 
 
 class Prefix(FrozenNetwork):
-    """The stages in front of a frozen boundary, as an :class:`~featpipe.backbones.base.Embedder`.
+    """The stages in front of a frozen boundary, of which there is at least one.
 
-    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``. The cut has
-    at least one frozen stage.
+    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``.
     """
-
-    source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
 
     def __init__(self, trunk: Trunk, cut: Cut, how: Execution | None = None) -> None:
         stages = part(trunk.stages, cut.frozen)
@@ -50,39 +46,31 @@ class Prefix(FrozenNetwork):
         return {**self._description, **self.inexact()}
 
 
-class PreparedImages:
-    """Images as they are before the network, for training all of it; also an ``Embedder``.
+class PreparedImages(FrozenNetwork):
+    """Images as they are before the network, for training all of it.
 
     Every network of the same preprocessing shares them.
     """
 
-    name = "prepared"
     default_layer = IMAGE_LAYER
-    source_classes: SourceClasses | None = None
-    batch_size = 32
-    parallel = 1
 
     def __init__(self, trunk: Trunk) -> None:
-        self.preprocessing = trunk.preprocessing
-        self.device = torch.device("cpu")
+        cpu = torch.device("cpu")
+        super().__init__("prepared", nn.Identity(), trunk.preprocessing, cpu, Execution("torch"))
 
     def dim(self, layer: str) -> tuple[int, ...]:
         """Return the shape of one image."""
         return (3, self.preprocessing.crop, self.preprocessing.crop)
 
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
+    def embed(
+        self, images: Tensor, layers: tuple[str, ...] | None = None
+    ) -> dict[str, NDArray[np.uint8]]:
         """Return prepared images (b, 3, S, S), uint8, as they are."""
-        return dict.fromkeys(layers, images.numpy())
-
-    reference = embed
+        return dict.fromkeys(layers or (IMAGE_LAYER,), images.numpy())
 
     def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
         """Return nothing: no network runs."""
         return {}
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the images, as JSON-like values."""
-        return {"model": self.name, "preprocessing": self.preprocessing.as_dict()}
 
 
 class Augmentation:

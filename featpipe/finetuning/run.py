@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from featpipe.backbones import UNTRAINED, architecture_of, automatic, located
-from featpipe.backbones.base import Embedder
+from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.runtime import Execution, choose_device
 from featpipe.datasets import slug
 from featpipe.datasets.dataset import SourceRequest, splits_of
@@ -131,7 +131,7 @@ class FinetuneData:
         return Augmentation(specs, self.trunk.preprocessing) if specs else None
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> FrozenNetwork:
         """What fills the stores: frozen stages, or nothing where images change or all learns."""
         if self.augment is not None or not self.cut.frozen:
             return PreparedImages(self.trunk)
