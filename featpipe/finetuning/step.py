@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from featpipe.backbones import backbone_name, effective_runtime, weights_identity
 from featpipe.datasets import short_name
@@ -21,6 +21,9 @@ from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, Outcome, Status, altered, option, options_of
 from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
+
+if TYPE_CHECKING:
+    from featpipe.datasets.dataset import DatasetOptions
 
 # Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -266,13 +269,14 @@ class Finetune(TrainingRowOptions, ImageStep):
         if any(parse("loss", text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
 
-    def chosen_splits(self, known: Sequence[str]) -> list[str]:
+    def chosen_splits(self, images: DatasetOptions) -> list[str]:
         """Return the training split and, unless the protocol cuts its own rows, the test split.
 
-        The dataset's ``known`` splits begin with that of the training rows; ``UsageError`` if there
-        are more than two and none are chosen.
+        ``UsageError`` if there are more than two and none are chosen.
         """
-        splits = list(self.split or known)
+        from featpipe.datasets.dataset import splits_of  # noqa: PLC0415 - NumPy
+
+        splits = list(self.split or splits_of(self.dataset, images))
         if len(splits) > 2:
             raise UsageError(
                 "Fine-tuning takes one training split and one test split.",
@@ -324,12 +328,11 @@ class Finetune(TrainingRowOptions, ImageStep):
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""
-        from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - NumPy
+        from featpipe.datasets.dataset import SourceRequest  # noqa: PLC0415 - NumPy
 
         images = SourceRequest.of(self)
         options = images.options(context)
-        known = self.split or splits_of(self.dataset, options)
-        sources = [images.open(split, options) for split in self.chosen_splits(known)]
+        sources = [images.open(split, options) for split in self.chosen_splits(options)]
         for path, content in () if self.force else self._results(context):
             # Once, auto was decided for each image: a result that does not say so is of then.
             automatic = {"fit": "per image", **content["extra"].get("automatic", {})}

@@ -1,8 +1,8 @@
-"""The estimator: scikit-learn's contract, skorch's steps, an honest best epoch, exact resuming.
+"""The estimator: scikit-learn's contract, skorch's steps, the best epoch, exact resuming.
 
 skorch's own callbacks cannot do the latter two: ``LRScheduler`` makes a new scheduler when training
 begins and saves none; ``EarlyStopping`` ends a training by ``KeyboardInterrupt``, which is the
-user's, its best epoch follows from one number only, and its state is not saved either.
+user's, and its state is not saved either.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ RECORDED = (
     *("epoch", "train_loss", "valid_loss", "train_accuracy", "valid_accuracy"),
     *("lr", "seconds", "images_per_s"),
 )
-
-
 # Where skorch's own defaults differ.
 _DEFAULTS: dict[str, Any] = {
     "criterion": HeadLoss,
@@ -49,18 +47,17 @@ _DEFAULTS: dict[str, Any] = {
 def derived_seed(*numbers: int) -> int:
     """Return a seed for torch that is the same for the same numbers, and unlike all others.
 
-    Everything random in an epoch (order of rows, augmentation, dropout) follows from the seed
-    derived from the run's seed and the epoch's number. A continued run therefore needs no
-    saved generator state to go on exactly as it would have.
+    Everything random in an epoch (order of rows, augmentation, dropout) follows from the run's seed
+    and the epoch's number, so a continued run needs no saved generator state.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) -> Any:
-    """Return torch's scheduler for ``"none"``, ``"multistep:80,120"``, ``"cosine"`` and so on.
+    """Return torch's scheduler for ``"multistep:80,120"``, ``"cosine"`` and so on.
 
-    ``epochs`` of so many ``batches`` are what it is made for. A one-cycle schedule is stepped after
-    every batch, any other one after every epoch.
+    One that is made for ``epochs`` of so many ``batches``, and stepped after every epoch; a
+    one-cycle schedule after every batch.
     """
     name, numbers = parse("schedule", spec)
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
@@ -68,13 +65,10 @@ def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) ->
     if name == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=int(numbers[0]))
     if name == "onecycle":
-        rate = optimizer.param_groups[0]["lr"]
+        rate, steps = optimizer.param_groups[0]["lr"], epochs * batches
         # Momentum and betas stay as they were given.
-        return lr_scheduler.OneCycleLR(
-            optimizer, rate, total_steps=epochs * batches, cycle_momentum=False
-        )
-    epochs_at = [int(epoch) for epoch in numbers]  # none, where there is no schedule
-    return lr_scheduler.MultiStepLR(optimizer, epochs_at, gamma=0.1)
+        return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
+    return lr_scheduler.MultiStepLR(optimizer, [int(n) for n in numbers], gamma=0.1)
 
 
 class HeadClassifier(NeuralNetClassifier):
@@ -85,10 +79,8 @@ class HeadClassifier(NeuralNetClassifier):
 
     Parameters
     ----------
-    losses : tuple of str
-        See :class:`featpipe.finetuning.network.HeadLoss`.
-    schedule : str
-        See :func:`make_schedule`.
+    losses, schedule : tuple of str, str
+        See :class:`featpipe.finetuning.network.HeadLoss` and :func:`make_schedule`.
     validation : float
         Share of the training rows that chooses the epoch; 0: the last epoch is taken.
     patience : int or None
@@ -108,12 +100,10 @@ class HeadClassifier(NeuralNetClassifier):
         Whether the history holds the gradients of every layer.
     seed : int
     checkpoint : Path or None
-        Written after every epoch; an existing one is continued.
-    run : str
-        Fingerprint of the training, so that no other one is continued.
-    progress : Progress
-    label : str
-        Name of the training in the progress bar.
+        Written after every epoch; an existing one is continued if it is of the same ``run``, a
+        fingerprint of the training.
+    progress, label : Progress, str
+        Where epochs are reported, and the name of the training there.
     **settings
         Those of :class:`skorch.NeuralNetClassifier`: ``lr``, ``max_epochs``, ``batch_size``,
         ``optimizer``, ``optimizer__momentum``, ``device`` …; ``module__trunk``, ``module__cut``
@@ -149,22 +139,10 @@ class HeadClassifier(NeuralNetClassifier):
         label: str = "training",
         **settings: Any,
     ) -> None:
-        self.losses = losses
-        self.schedule = schedule
-        self.validation = validation
-        self.patience = patience
-        self.stop_after = stop_after
-        self.augment = augment
-        self.shuffle = shuffle
-        self.precision = precision
-        self.head_init = head_init
-        self.probe_c = probe_c
-        self.gradient_flow = gradient_flow
-        self.seed = seed
-        self.checkpoint = checkpoint
-        self.run = run
-        self.progress = progress
-        self.label = label
+        own = {**locals()}
+        for name in ("self", "module", "settings", "__class__"):
+            del own[name]
+        self.__dict__.update(own)
         super().__init__(module, **{**_DEFAULTS, **settings})
 
     @property
@@ -227,7 +205,7 @@ class HeadClassifier(NeuralNetClassifier):
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
     ) -> HeadClassifier:
-        """Train up to the last epoch, from where the training has arrived; take the best weights.
+        """Train up to the last epoch, from the checkpoint if there is one; take the best weights.
 
         Unlike skorch's, an interruption by the user is not taken for the end of the training. The
         errors are those of :meth:`split_rows`, and ``FitError`` if the training diverges.
@@ -247,9 +225,8 @@ class HeadClassifier(NeuralNetClassifier):
         """Train epoch by epoch."""
         train, valid = self.split_rows(self.get_dataset(X, y))
         batches = self.get_iterator(train, training=True)
-        self.schedule_ = make_schedule(
-            self.schedule, self.optimizer_, self.max_epochs, len(batches)
-        )
+        steps = self.max_epochs, len(batches)
+        self.schedule_ = make_schedule(self.schedule, self.optimizer_, *steps)
         self.best_: dict[str, Any] = {"epoch": None, "score": [-math.inf, -math.inf], "state": {}}
         self.probe_c_: float | None = None
         if not self._resume() and self.head_init == "probe":
@@ -346,13 +323,9 @@ class HeadClassifier(NeuralNetClassifier):
     def split_rows(self, rows: RowBatches) -> tuple[RowBatches, RowBatches | None]:
         """Return the rows that train and those that choose the epoch; nothing is computed.
 
-        Raises
-        ------
-        FitError
-            If the rows have a single class, or one that the head does not have, or are too few to
-            hold some out.
-        UsageError
-            If the learning rate is not above zero, or a batch is larger than the training rows.
+        ``FitError`` if the rows have a single class, or one that the head does not have, or are too
+        few to hold some out; ``UsageError`` if the learning rate is not above zero, or a batch is
+        larger than the training rows.
         """
         train, valid = rows, None
         if self.validation:
@@ -365,10 +338,8 @@ class HeadClassifier(NeuralNetClassifier):
                 got=f"{labels.min()} to {labels.max()}",
             )
         if len(np.unique(labels)) < 2:
-            raise FitError(
-                "A head needs training rows of at least two classes.",
-                got=f"class {labels[0]} only",
-            )
+            what = "A head needs training rows of at least two classes."
+            raise FitError(what, got=f"class {labels[0]} only")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError("The learning rate must be above zero.", got=self.lr)
         if not 1 <= self.batch_size <= len(labels):
@@ -386,11 +357,8 @@ class HeadClassifier(NeuralNetClassifier):
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        return {
-            "criterion": self.criterion_,
-            "optimizer": self.optimizer_,
-            "schedule": self.schedule_,
-        }
+        names = ("criterion", "optimizer", "schedule")
+        return {name: getattr(self, f"{name}_") for name in names}
 
     def _resume(self) -> bool:
         """Load the state of an interrupted training; return whether there is one."""
