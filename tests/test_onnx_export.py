@@ -95,15 +95,6 @@ def test_few_classes_and_those_without_training_rows(classes, tmp_path):
         assert_same(here, result, path, images.random_images(5, 32))
 
 
-def test_a_module_whose_graph_is_written_by_the_older_exporter(here, stores, tmp_path, monkeypatch):
-    exporter = torch.onnx.export
-    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: exporter(*a, **k, dynamo=False))
-    result = api.evaluate("svm", *stores, **here)
-    with pytest.warns(DeprecationWarning, match="legacy"):
-        path, *_ = api.export(result, tmp_path / "model.onnx", **here)
-    assert_same(here, result, path, images.random_images(3, 32))
-
-
 def test_the_card_says_what_how_good_and_what_not(here, stores, tmp_path):
     result = api.evaluate("svm", *stores, title="SVM | ours", **here)
     _, card, _ = api.export(result, tmp_path / "model.onnx", **here)
@@ -182,10 +173,32 @@ def test_a_graph_that_answers_otherwise_is_not_written(here, stores, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-def run_script(script, files):
+def run_script(script, files, code=0):
+    """Return what a script prints for files: lines without their paths, and its errors."""
     line = [sys.executable, str(script), *map(str, files)]
-    made = subprocess.run(line, capture_output=True, text=True, check=True)
-    return [one.split("\t")[1:] for one in made.stdout.splitlines()]
+    made = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert made.returncode == code, made.stderr
+    assert "Traceback" not in made.stderr
+    return [one.split("\t")[1:] for one in made.stdout.splitlines()], made.stderr
+
+
+def test_the_script_says_what_is_missing(here, stores, tmp_path):
+    result = api.evaluate("centroid", *stores, **here)
+    path, _, script = api.export(result, tmp_path / "model.onnx", **here)
+    Image.fromarray(images.pictures(1, 32)[0]).save(tmp_path / "one.png")
+    (tmp_path / "notes.png").write_text("no image")
+    files = [tmp_path / name for name in ("missing.png", "notes.png", "one.png")]
+    answers, said = run_script(script, files, code=1)
+    assert len(answers) == 1  # the others do not end the run
+    assert [line.split(" ")[0] for line in said.splitlines()] == [str(one) for one in files[:2]]
+    assert "usage" in run_script(script, [], code=1)[1]
+    path.rename(tmp_path / "elsewhere.onnx")
+    assert "beside this script" in run_script(script, files[2:], code=1)[1]
+    for package in ("onnxruntime", "PIL"):
+        (tmp_path / f"{package}.py").write_text(f"raise ImportError('No module named {package}')")
+        said = run_script(script, files[2:], code=1)[1]
+        assert f"No module named {package}\n  next: pip install onnxruntime pillow" in said
+        (tmp_path / f"{package}.py").unlink()
 
 
 @pytest.mark.parametrize("fit", ["auto", "crop", "whole"])
@@ -223,7 +236,7 @@ def test_the_script_answers_for_files_of_every_shape(fit, tmp_path):
     files += [turned, clear, grey]
     expected = api.predict(result, files, **here)
     assert {answer.label for answer in expected} == {"ant", "bee"}
-    found = run_script(script, files)
+    found, _ = run_script(script, files)
     assert [label for label, _ in found] == [answer.label for answer in expected]
     ours = [answer.probability or answer.score for answer in expected]
     np.testing.assert_allclose([float(p) for _, p in found], ours, atol=2e-3)
@@ -260,4 +273,4 @@ def test_200_images_of_stl10_through_resnet18(stl10_resnet18_store, tmp_path, sh
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(one).save(files[-1])
     answers = api.predict(result, files, **here)
-    assert [label for label, _ in run_script(script, files)] == [one.label for one in answers]
+    assert [label for label, _ in run_script(script, files)[0]] == [one.label for one in answers]

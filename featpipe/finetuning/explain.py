@@ -1,7 +1,7 @@
 """The step `explain`: pictures of what a trained network looked at, beside its result.
 
-Each choice of options has a folder of its own, ``RESULT.explained/KEY8``; the result itself is
-never written to. This module is read by reports and imports nothing heavy.
+Each choice of options has a folder of its own, ``RESULT.explained/KEY8``. Reports read this module,
+which imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ class Explanation:
         try:
             content = unsealed(read_json(folder / _FILE))
             items = tuple(ExplainedImage(**item) for item in content.pop("items"))
-            explanation = cls(folder=folder, items=items, **content)
+            names = [item.file for item in items]
+            inside = all(Path(name).name == name and (folder / name).is_file() for name in names)
+            return cls(folder=folder, items=items, **content) if inside else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        names = [item.file for item in items]
-        inside = all(Path(name).name == name and (folder / name).is_file() for name in names)
-        return explanation if inside else None
 
     def write(self) -> None:
         """Write the explanation, after its pictures."""
@@ -67,9 +66,8 @@ class Explanation:
 
 def read_explanations(result_path: Path) -> list[Explanation]:
     """Return all complete explanations beside a result's JSON file, by layer."""
-    folders = sorted(_folder(result_path).glob("*"))
-    found = [one for folder in folders if (one := Explanation.read(folder)) is not None]
-    return sorted(found, key=lambda one: one.layer)
+    found = map(Explanation.read, sorted(_folder(result_path).glob("*")))
+    return sorted((one for one in found if one is not None), key=lambda one: one.layer)
 
 
 def _folder(result_path: Path) -> Path:

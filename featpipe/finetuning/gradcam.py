@@ -40,9 +40,8 @@ def check_layer(head: TrainedHead, name: str) -> None:
         expected = f"{able}, or a module within one of them"
         raise UnknownNameError(what, name, shapes, expected=expected)
     if len(shapes[name][-1]) != 3:
-        raise UsageError(
-            f"The layer {name!r} gives no maps that could be laid over an image.", expected=able
-        )
+        what = f"The layer {name!r} gives no maps that could be laid over an image."
+        raise UsageError(what, expected=able)
 
 
 def grad_cam(
@@ -65,11 +64,9 @@ def grad_cam(
     x = head.trunk.preprocessing.normalise(images.to(head.trunk.device)).requires_grad_(True)
     target = torch.tensor(classes, device=x.device)
     heat = LayerGradCam(logits, named[layer]).attribute(x, target=target, relu_attributions=True)
-    heat = functional.interpolate(
-        heat.detach().float(), size=images.shape[-2:], mode="bilinear", align_corners=False
-    )[:, 0]
-    highest = heat.amax(dim=(1, 2), keepdim=True)
-    scaled: NDArray[np.float32] = (heat / highest.clamp_min(1e-12)).cpu().numpy()
+    size = images.shape[-2:]
+    heat = functional.interpolate(heat.detach().float(), size, mode="bilinear")[:, 0]
+    scaled: NDArray[np.float32] = (heat / heat.amax((1, 2), True).clamp_min(1e-12)).cpu().numpy()
     return scaled
 
 
@@ -95,10 +92,9 @@ def confident_mistakes(
     """Return the mistakes of the first model, the most confident ones first."""
     first = table.only_splits([0])
     assert first.scores is not None
+    confidence, ids = first.scores.max(axis=1), first.ids[first.row]
     wrong = np.flatnonzero(~first.correct)
-    confidence = first.scores.max(axis=1)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
-    ids = first.ids[first.row]
     return tuple(
         ExplainedImage(
             id=str(ids[i]),

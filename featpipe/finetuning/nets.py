@@ -122,9 +122,9 @@ class _Embedding(nn.Module):
 def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Sequential, int, bool]:
     """Return stages in the order of a forward pass, their width, and whether a bias follows.
 
-    The modules are the network's own, under its own names, so weights fit without translation.
-    The order is known for torchvision's ResNets, CIFAR ResNets, an ``nn.Sequential`` and what an
-    architecture orders itself; any other network is a single stage, ``features``.
+    They are the network's own modules, under its own names. The order is known for torchvision's
+    ResNets, CIFAR ResNets, an ``nn.Sequential`` and what an architecture orders itself; any other
+    network is a single stage, ``features``.
     """
     network = frozen.network
     last = network.get_submodule(architecture.classifier) if architecture.classifier else None
@@ -141,8 +141,7 @@ def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Seq
         return nn.Sequential(parts), last.in_features, bias
     layer = architecture.default_layer
     (width,) = frozen.dim(layer)
-    stages = architecture.stages(network)
-    if stages is None:
+    if (stages := architecture.stages(network)) is None:
         if last is not None:  # a head takes its place
             owner, _, name = architecture.classifier.rpartition(".")
             setattr(network.get_submodule(owner), name, nn.Identity())
@@ -198,9 +197,8 @@ class _Scale(nn.Module):
 def resnet9(num_classes: int = 10, dropout: float = 0.1) -> nn.Sequential:
     """Build ResNet-9 for 32 × 32 pixels, the small fast network of CIFAR-10 training contests.
 
-    prep 64 → 128 + residual → 256 → 512 + residual → 4 × 4 maximum pooling → linear without bias,
-    logits times ⅛, as in D. Page, *How to train your ResNet* (2018), with a batch norm of its own
-    in prep. ``dropout`` is the share of activations dropped in the residual blocks.
+    As in D. Page, *How to train your ResNet* (2018), with a batch norm of its own in prep.
+    ``dropout`` is the share of activations dropped in the residual blocks.
 
     Examples
     --------
