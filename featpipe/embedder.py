@@ -137,11 +137,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         source, rows = self._source(X, reset=False)
         backbone, layer = self._open()
         if _fingerprint(backbone, layer) != self.fingerprint_:
-            raise WeightsError(
-                "The backbone is not the one that the embedder was fitted with.",
-                where=self.weights,
-                next_step="call fit again",
-            )
+            what = "The backbone is not the one that the embedder was fitted with."
+            raise WeightsError(what, where=self.weights, next_step="call fit again")
         digests = [digest or "" for digest in source.digests]  # of a file that cannot be opened: ""
         known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache == "memory" else {}
         kept = self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite"
@@ -332,9 +329,6 @@ def _open_kept(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute(f"create table if not exists vectors ({columns})")
             yield connection
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(
-            "The cache of features cannot be used.",
-            where=path,
-            got=error,
-            next_step="name another folder, or remove this file if it is damaged",
-        ) from error
+        what = "The cache of features cannot be used."
+        advice = "name another folder, or remove this file if it is damaged"
+        raise StoreError(what, where=path, got=error, next_step=advice) from error

@@ -228,12 +228,10 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
     if weights == UNTRAINED:
         return None
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
-        raise WeightsError(
-            "There is no such weights file.",
-            where=path,
-            expected=f"a file ({', '.join(WEIGHTS_SUFFIXES)})",
-            got="a folder" if path.is_dir() else "no file" if path.exists() else "nothing there",
-        )
+        what = "There is no such weights file."
+        got = "a folder" if path.is_dir() else "no file" if path.exists() else "nothing there"
+        expected = f"a file ({', '.join(WEIGHTS_SUFFIXES)})"
+        raise WeightsError(what, where=path, expected=expected, got=got)
     shipped = ("DEFAULT", CIFAR_RESNETS["glyphnet"].weights)
     return GLYPHNET if model == "glyphnet" and weights.upper() in shipped else None
 

@@ -179,13 +179,11 @@ def find_weights(
             ) from None
     digest = hashes.one(path)
     if not digest.startswith(prefix):
-        raise WeightsError(
-            "The downloaded weights are damaged.",
-            where=path,
-            expected=f"SHA-256 {prefix}…",
-            got=f"{digest[: len(prefix)]}…",
-            next_step=f"delete the file; it is then downloaded again from {url}",
-        )
+        what = "The downloaded weights are damaged."
+        advice = f"delete the file; it is then downloaded again from {url}"
+        got = f"{digest[: len(prefix)]}…"
+        expected = f"SHA-256 {prefix}…"
+        raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
     return WeightsInfo(published.name, digest, path, published)
 
 
@@ -205,12 +203,9 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
             if not (isinstance(key, str) and isinstance(value, Tensor))
         ]
     if strangers or not content:
-        raise WeightsError(
-            "The weights file holds no state dict.",
-            where=path,
-            expected=f"names and tensors, or those within one of {', '.join(_WRAPPERS)}",
-            got=_first(strangers) or "nothing",
-        )
+        what = "The weights file holds no state dict."
+        expected = f"names and tensors, or those within one of {', '.join(_WRAPPERS)}"
+        raise WeightsError(what, where=path, expected=expected, got=_first(strangers) or "nothing")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     state = {}
     for name, value in content.items():
@@ -224,12 +219,9 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> Any:
     if path.suffix not in WEIGHTS_SUFFIXES:
-        raise WeightsError(
-            "Weights are not read from files with this suffix.",
-            where=path,
-            expected=", ".join(WEIGHTS_SUFFIXES),
-            got=path.suffix or "no suffix",
-        )
+        what = "Weights are not read from files with this suffix."
+        expected = ", ".join(WEIGHTS_SUFFIXES)
+        raise WeightsError(what, where=path, expected=expected, got=path.suffix or "no suffix")
     safe = path.suffix == ".safetensors"
     try:
         # Never a full unpickle: that would run any code the file's author put there.
@@ -287,12 +279,9 @@ def load_network(architecture: Architecture, path: Path) -> nn.Module:
         ],
     }
     if any(problems.values()):
-        raise WeightsError(
-            f"These are no weights of {architecture.name}.",
-            where=path,
-            expected=f"{len(expected)} tensors",
-            got="; ".join(f"{len(n)} {what}: {_first(n)}" for what, n in problems.items() if n),
-        )
+        what = f"These are no weights of {architecture.name}."
+        said = "; ".join(f"{len(n)} {kind}: {_first(n)}" for kind, n in problems.items() if n)
+        raise WeightsError(what, where=path, expected=f"{len(expected)} tensors", got=said)
     if any(name not in own for name, _ in network.named_buffers()):
         network = architecture.build(num_classes or 1).eval()  # computes what no file holds
     counters = {name: torch.tensor(0) for name in own if name.endswith(_COUNTER)}

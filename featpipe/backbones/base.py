@@ -214,12 +214,10 @@ class FrozenNetwork:
             last = (nhwc and not isinstance(owner, nn.Conv2d)) or type(owner) in _CHANNELS_LAST
             return replace(capture, over=(1, 2) if last else (2, 3))
         if len(shape) > 3:
-            raise UsageError(
-                f"It is not clear how {layer!r} of {self.name} is to be pooled.",
-                expected="(channels,), (tokens, channels) or a map of two dimensions",
-                got=shape,
-                next_step=f"--layer {name}:map keeps it as it is",
-            )
+            what = f"It is not clear how {layer!r} of {self.name} is to be pooled."
+            expected = "(channels,), (tokens, channels) or a map of two dimensions"
+            advice = f"--layer {name}:map keeps it as it is"
+            raise UsageError(what, expected=expected, got=shape, next_step=advice)
         return capture
 
     def _names(self) -> tuple[list[str], str]:

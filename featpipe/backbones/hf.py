@@ -48,12 +48,9 @@ def _architecture(name: str, download: bool) -> Architecture:
         for one in names:
             if (folder / one).is_file():
                 return folder / one
-        raise WeightsError(
-            f"The folder of {spec} is not complete.",
-            where=folder,
-            expected=" or ".join(names),
-            next_step="save model and image processor into it with save_pretrained",
-        )
+        what = f"The folder of {spec} is not complete."
+        advice = "save model and image processor into it with save_pretrained"
+        raise WeightsError(what, where=folder, expected=" or ".join(names), next_step=advice)
 
     described = file("config.json")
     config = _read(AutoConfig, described.parent, spec)

@@ -50,12 +50,10 @@ class Transform(Preprocessing):
         """Return one image (height, width, 3), uint8, as the transform makes it."""
         made = self.apply(Image.fromarray(image))
         if tuple(made.shape) != (3, self.crop, self.crop):
-            raise UsageError(
-                "The transform makes tensors of several sizes.",
-                expected=f"(3, {self.crop}, {self.crop}) of every image",
-                got=tuple(made.shape),
-                next_step="let it crop",
-            )
+            what = "The transform makes tensors of several sizes."
+            expected = f"(3, {self.crop}, {self.crop}) of every image"
+            got = tuple(made.shape)
+            raise UsageError(what, expected=expected, got=got, next_step="let it crop")
         return made.float()
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -102,11 +100,9 @@ def register_module(
         If the name is taken, or the transform does not describe itself.
     """
     if ":" in name or (name in MODELS and MODELS.summary(name) != _SUMMARY):
-        raise UsageError(
-            f"A module cannot have the name {name!r}.",
-            expected="one without a colon that no other model has",
-            next_step="name='…'",
-        )
+        what = f"A module cannot have the name {name!r}."
+        expected = "one without a colon that no other model has"
+        raise UsageError(what, expected=expected, next_step="name='…'")
     text = repr(transform)
     if fingerprint is None and " at 0x" in text:
         raise UsageError(

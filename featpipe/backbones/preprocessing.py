@@ -78,17 +78,12 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not _SMALLEST <= self.crop <= _LARGEST:
-            raise UsageError(
-                "The image size is not possible.",
-                expected=f"{_SMALLEST} to {_LARGEST} pixels",
-                got=self.crop,
-            )
+            what = "The image size is not possible."
+            raise UsageError(what, expected=f"{_SMALLEST} to {_LARGEST} pixels", got=self.crop)
         if self.resize < self.crop:
-            raise UsageError(
-                "An image cannot be resized to less than is cropped from it.",
-                expected=f"resize of at least {self.crop} pixels",
-                got=self.resize,
-            )
+            what = "An image cannot be resized to less than is cropped from it."
+            expected = f"resize of at least {self.crop} pixels"
+            raise UsageError(what, expected=expected, got=self.resize)
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
         """Return one image (height, width, 3), uint8, as (3, S, S); threads may call it at once."""

@@ -187,11 +187,9 @@ class TorchRuntime(Runtime):
         cuda, precision = device.type == "cuda", self._how.precision
         ampere = cuda and torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
         if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
-            raise CannotRunError(
-                f"PyTorch does not compute in {precision} on this device.",
-                expected="--precision float32 or bfloat16",
-                got=f"--precision {precision} on {device}",
-            )
+            what = f"PyTorch does not compute in {precision} on this device."
+            got = f"--precision {precision} on {device}"
+            raise CannotRunError(what, expected="--precision float32 or bfloat16", got=got)
         self.parallel = 2 if cuda else 1
         self._hooked = threading.Lock()  # what is captured would be that of another call
         self._streams: SimpleQueue[AbstractContextManager[Any]] = SimpleQueue()
@@ -296,11 +294,8 @@ def open_runtime(
         name, why = choose(how.precision, device, preprocessing.crop)
     kind = RUNTIMES.get(name)
     if how.precision not in kind.precisions:
-        raise CannotRunError(
-            f"The runtime {name!r} does not have this precision.",
-            expected=", ".join(kind.precisions),
-            got=how.precision,
-        )
+        what = f"The runtime {name!r} does not have this precision."
+        raise CannotRunError(what, expected=", ".join(kind.precisions), got=how.precision)
     arguments: tuple[Any, ...] = (network, preprocessing, device)
     if len(kind.precisions) > 1:
         arguments += (how,)
@@ -355,9 +350,7 @@ def choose_device(name: str = "auto") -> torch.device:
     asked = torch.device(name)
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
     if device not in there:
-        raise UsageError(
-            f"The device {name!r} is not there.",
-            expected=", ".join(map(str, there)),
-            next_step="choose one of these, or --device auto",
-        )
+        what = f"The device {name!r} is not there."
+        advice = "choose one of these, or --device auto"
+        raise UsageError(what, expected=", ".join(map(str, there)), next_step=advice)
     return device

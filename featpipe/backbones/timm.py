@@ -98,11 +98,9 @@ def _preprocessing(config: Any) -> Preprocessing:
     data: Any = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
     channels, height, width = data["input_size"]
     if channels != 3 or height != width or data["crop_mode"] not in ("center", "squash"):
-        raise UsageError(
-            f"The images of {config.architecture} cannot be prepared.",
-            expected="square RGB images, cropped or squashed",
-            got=f"{data['input_size']}, {data['crop_mode']}",
-        )
+        what = f"The images of {config.architecture} cannot be prepared."
+        got = f"{data['input_size']}, {data['crop_mode']}"
+        raise UsageError(what, expected="square RGB images, cropped or squashed", got=got)
     return Preprocessing(
         resize=max(height, math.floor(height / data["crop_pct"])),
         crop=height,

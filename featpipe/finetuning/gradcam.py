@@ -113,12 +113,9 @@ def run_explain(step: Explain, context: Context) -> Outcome:
     assert result.path is not None
     trained_by = STEPS.get(result.method).makes if result.method in STEPS else ()
     if "network" not in trained_by:
-        raise ResultError(
-            "Heat maps need a network that was trained by featpipe finetune.",
-            where=result.path,
-            got=f"a result of {result.method!r}",
-            next_step="featpipe results",
-        )
+        what = "Heat maps need a network that was trained by featpipe finetune."
+        got = f"a result of {result.method!r}"
+        raise ResultError(what, where=result.path, got=got, next_step="featpipe results")
     layer, folder = step.place(result.path, result.key, result.extra)
     explanation, status = Explanation.read(folder), "up to date"
     if explanation is None:
@@ -144,11 +141,8 @@ def _explain(
     request = SourceRequest.from_dict(store["run"]["source"]).moved(step.data)
     source = request.open(images["split"], request.options(context))
     if source.fingerprint != images["fingerprint"]:
-        raise ResultError(
-            "The images are not those that the result was made from.",
-            where=result.path,
-            next_step="featpipe finetune … --force",
-        )
+        what = "The images are not those that the result was made from."
+        raise ResultError(what, where=result.path, next_step="featpipe finetune … --force")
     row_of = {name: row for row, name in enumerate(source.ids)}
     prepared = head.trunk.preprocessing
     read = partial(source.read_scaled, side=prepared.decoded_side)

@@ -75,20 +75,15 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     architecture = architecture_of(model, download=download)
     pretrained = weights != UNTRAINED and bool(architecture.published)
     if norm == "layer" and pretrained:
-        raise UsageError(
-            "Pretrained weights mean nothing without the batch norm they were trained with.",
-            next_step="train from scratch: --weights none --norm layer",
-        )
+        what = "Pretrained weights mean nothing without the batch norm they were trained with."
+        raise UsageError(what, next_step="train from scratch: --weights none --norm layer")
     if pretrained:
         prepared |= {"runtime": "torch", "hashes": hashes, "download": download}
         backbone = load_backbone(model, weights, device, **prepared)
         description = backbone.describe()
     elif weights not in (UNTRAINED, "DEFAULT"):
-        raise UsageError(
-            f"There are no weights for {model}: it is trained from scratch.",
-            expected="--weights none",
-            got=weights,
-        )
+        what = f"There are no weights for {model}: it is trained from scratch."
+        raise UsageError(what, expected="--weights none", got=weights)
     else:
         backbone = Backbone(
             architecture,

@@ -88,10 +88,8 @@ class Augmentation:
             name, numbers = parse("augmentation", spec)
             amount = sum(numbers)
             if amount > largest[name]:
-                raise UsageError(
-                    f"{spec!r} is too much for images of {side} × {side} pixels.",
-                    expected=f"up to {name}:{largest[name]}",
-                )
+                what = f"{spec!r} is too much for images of {side} × {side} pixels."
+                raise UsageError(what, expected=f"up to {name}:{largest[name]}")
             transform: v2.Transform = v2.RandomHorizontalFlip()
             if name == "crop":  # pad, then cut at a random place
                 transform = v2.RandomCrop(side, padding=int(amount), fill=colour)
@@ -147,11 +145,9 @@ def hold_out(rows: RowBatches, share: float, seed: int) -> tuple[RowBatches, Row
     n_valid = max(round(share * len(labels)), len(counts))
     if counts.min() < 2 or len(labels) - n_valid < len(counts):
         units = "rows" if groups is None else "groups"
-        raise FitError(
-            f"There are too few training {units} to hold some out for validation.",
-            got=f"{len(labels)} rows, {counts.min()} {units} of the rarest class",
-            next_step="train a fixed number of epochs: --validation 0",
-        )
+        what = f"There are too few training {units} to hold some out for validation."
+        got = f"{len(labels)} rows, {counts.min()} {units} of the rarest class"
+        raise FitError(what, got=got, next_step="train a fixed number of epochs: --validation 0")
     (parts,) = cut(f"holdout:{share}", labels, groups, seed)
     train, valid = (
         replace(rows, rows=rows.rows[part], groups=None if groups is None else groups[part])

@@ -104,13 +104,11 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
         asked |= {} if weights is None else {"weights": weights}
         trunk = load_trunk(**asked)
         if trunk.description != content["trunk"]:
-            raise WeightsError(
-                "These are not the weights that the head was trained on.",
-                where=path,
-                expected=content["trunk"]["weights"],
-                got=trunk.description["weights"],
-                next_step="name the right ones: --weights FILE",
-            )
+            what = "These are not the weights that the head was trained on."
+            advice = "name the right ones: --weights FILE"
+            got = trunk.description["weights"]
+            expected = content["trunk"]["weights"]
+            raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
         cut = cut_of(trunk.stages, content["unfreeze"])
         network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
         network.load_trained_state(state)

@@ -104,11 +104,8 @@ def parse(kind: str, text: str) -> tuple[str, list[float]]:
         return name, []
     values = [number(part.strip(), whole=numbers.whole) for part in argument.split(",")]
     if any(map(math.isnan, values)) or not numbers.right(values):
-        raise UsageError(
-            f"The {kind} {name!r} needs {numbers.needed}.",
-            expected=f"{name}:{numbers.example}",
-            got=text,
-        )
+        what = f"The {kind} {name!r} needs {numbers.needed}."
+        raise UsageError(what, expected=f"{name}:{numbers.example}", got=text)
     return name, [int(value) for value in values] if numbers.whole else values
 
 
@@ -232,11 +229,9 @@ class Finetune(TrainingRowOptions, ImageStep):
         if len(set(terms)) < len(terms):
             raise UsageError("--loss names a term twice.", got=", ".join(self.loss))
         if "triplet" in terms and self.batch_size < 2:
-            raise UsageError(
-                "A triplet loss needs batches of several classes.",
-                expected="--batch-size of at least 2, better 32",
-                got=self.batch_size,
-            )
+            what = "A triplet loss needs batches of several classes."
+            expected = "--batch-size of at least 2, better 32"
+            raise UsageError(what, expected=expected, got=self.batch_size)
         for name in ("validation", "momentum", "betas"):
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value or 0.0,)
@@ -251,10 +246,8 @@ class Finetune(TrainingRowOptions, ImageStep):
         own = OPTIMIZERS[self.optimizer][1]
         for name in sorted({name for _, options in OPTIMIZERS.values() for name in options}):
             if getattr(self, name) not in (None, False) and name not in own:
-                raise UsageError(
-                    f"The optimizer {self.optimizer} has no --{name}.",
-                    expected=", ".join(f"--{key}" for key in sorted(own)),
-                )
+                what = f"The optimizer {self.optimizer} has no --{name}."
+                raise UsageError(what, expected=", ".join(f"--{key}" for key in sorted(own)))
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov is a kind of momentum.", next_step="add --momentum 0.9")
         if not self.validation and (self.patience or self.refit):
@@ -278,11 +271,9 @@ class Finetune(TrainingRowOptions, ImageStep):
 
         splits = list(self.split or splits_of(self.dataset, images))
         if len(splits) > 2:
-            raise UsageError(
-                "Fine-tuning takes one training split and one test split.",
-                got=", ".join(splits),
-                next_step=f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}",
-            )
+            what = "Fine-tuning takes one training split and one test split."
+            advice = f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}"
+            raise UsageError(what, got=", ".join(splits), next_step=advice)
         alone = self.protocol.partition(":")[0] in ("kfold", "holdout")
         return splits[: 1 if alone else 2]
 

@@ -332,22 +332,18 @@ class HeadClassifier(NeuralNetClassifier):
             train, valid = hold_out(rows, self.validation, self.seed)
         labels, n_classes = train.labels, self.module__n_classes
         if labels.min() < 0 or labels.max() >= n_classes:
-            raise FitError(
-                "The head has another number of classes than the rows.",
-                expected=f"labels from 0 to {n_classes - 1}",
-                got=f"{labels.min()} to {labels.max()}",
-            )
+            what = "The head has another number of classes than the rows."
+            expected = f"labels from 0 to {n_classes - 1}"
+            raise FitError(what, expected=expected, got=f"{labels.min()} to {labels.max()}")
         if len(np.unique(labels)) < 2:
             what = "A head needs training rows of at least two classes."
             raise FitError(what, got=f"class {labels[0]} only")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError("The learning rate must be above zero.", got=self.lr)
         if not 1 <= self.batch_size <= len(labels):
-            raise UsageError(
-                "The batch is larger than the training rows.",
-                expected=f"--batch-size up to {len(labels)}",
-                got=self.batch_size,
-            )
+            what = "The batch is larger than the training rows."
+            expected = f"--batch-size up to {len(labels)}"
+            raise UsageError(what, expected=expected, got=self.batch_size)
         return train, valid
 
     def _features(self, rows: RowBatches) -> Rows:
