@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from featpipe.backbones.base import Backbone
-from featpipe.backbones.runtime import activations
 from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
 from featpipe.evaluation.linear import SoftmaxClassifier, linear_form
 from featpipe.evaluation.models import LEAST, TrainedModel
@@ -27,12 +26,7 @@ _TOLERANCE = 1e-4  # of a probability
 
 
 def export_onnx(
-    workspace: Workspace,
-    name: str,
-    out: Path,
-    weights: str | None = None,
-    *,
-    force: bool = False,
+    workspace: Workspace, name: str, out: Path, weights: str | None = None, *, force: bool = False
 ) -> list[Path]:
     """Write a probe as ``out`` (.onnx), with a model card (.md) and a script (.py) beside it.
 
@@ -114,8 +108,12 @@ class _Graph(nn.Module):
         self.register_buffer("known", torch.as_tensor(linear.classes_))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        batch = self._prepared.normalise(images.permute(0, 3, 1, 2))
-        x = activations(self.network, batch, [self._capture])[self._capture.layer].flatten(1)
+        kept: list[Tensor] = []  # torch.export follows no exception, which ends `activations`
+        module, read = self.network.get_submodule(self._capture.module), self._capture.read
+        hook = module.register_forward_hook(lambda _, given, made: kept.append(read(given, made)))
+        self.network(self._prepared.normalise(images.permute(0, 3, 1, 2)))
+        hook.remove()
+        x = kept[-1].flatten(1)
         if self._unit:
             length = x.norm(dim=1, keepdim=True)
             x = x / torch.where(length == 0, torch.ones_like(length), length)

@@ -116,7 +116,7 @@ def test_the_card_says_what_how_good_and_what_not(here, stores, tmp_path):
     ("method", "why"),
     [
         (RandomForestClassifier(5), "without linear scores"),
-        (SVC(), "not linear"),
+        (SVC(), "without linear scores"),
         ("knn", "without linear scores"),
     ],
     ids=str,

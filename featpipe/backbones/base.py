@@ -82,12 +82,12 @@ class FrozenNetwork:
 
     @property
     def batch_size(self) -> int:
-        """Images per call of embed that suit the runtime."""
+        """Images per call of :meth:`embed` that suit the runtime."""
         return self.runtime.batch_size
 
     @property
     def parallel(self) -> int:
-        """Calls of embed at the same time that suit the runtime."""
+        """Calls of :meth:`embed` at the same time that suit the runtime."""
         return self.runtime.parallel
 
     def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
@@ -123,11 +123,7 @@ class FrozenNetwork:
 
     def describe(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""
-        return {
-            "model": self.name,
-            "preprocessing": self.preprocessing.as_dict(),
-            **self.inexact(),
-        }
+        return {"model": self.name, "preprocessing": self.preprocessing.as_dict(), **self.inexact()}
 
     def inexact(self) -> dict[str, Any]:
         """Return what of the runtime changes the numbers, for the description."""
@@ -360,29 +356,17 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
 def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[int, ...]]]:
     """Return what named modules give for one image: a shape for each call; nothing is computed.
 
-    The network itself has the name ``""``; what a module is given is ``"NAME:input"``, and of
-    several outputs each is ``"NAME:PART"``, the first one ``"NAME"``. A forward pass that depends
-    on values is run with an image of zeros.
-
-    Parameters
-    ----------
-    network : nn.Module
-        In evaluation mode.
-    image_size : int
-        Side of its input in pixels.
-
-    Raises
-    ------
-    UsageError
-        If the network cannot take such images.
+    The network, which is in evaluation mode, has the name ``""``; what a module is given is
+    ``"NAME:input"``, and of several outputs each is ``"NAME:PART"``, the first one ``"NAME"``. A
+    forward pass that depends on values is run with an image of zeros. ``UsageError`` if the network
+    cannot take images of this size.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def record(name: str, _module: nn.Module, inputs: object, output: object) -> None:
-        parts = {**tensors_of(inputs, "input"), **tensors_of(output)}
-        for part, value in parts.items():
-            place = f"{name}:{part}" if part else name
+        for part, value in {**tensors_of(inputs, "input"), **tensors_of(output)}.items():
             if value.shape[:1] == (1,):  # not windows of an image, nor what images share
+                place = f"{name}:{part}" if part else name
                 shapes.setdefault(place, []).append(tuple(value.shape[1:]))
 
     named = [*network.named_parameters(), *network.named_buffers()]

@@ -26,7 +26,6 @@ from featpipe.errors import UsageError
 from featpipe.progress import SILENT, Progress
 from featpipe.steps import grammar
 
-_TF32_CAPABILITY = (8, 0)  # Ampere; older GPUs compute in float32 without a word
 _SMALL_SIDE = 64  # pixels; a network for CIFAR or glyphs embeds thousands of images a second
 
 
@@ -102,10 +101,8 @@ class Runtime(ABC):
         runtime's name is part of every description and thus of every store's fingerprint.
     precisions : tuple of str
         Those it offers. Others than float32 are part of every description, too.
-    batch_size : int
-        Images per call that suit it.
-    parallel : int
-        Calls of :meth:`run` at the same time that suit it.
+    batch_size, parallel : int
+        Images per call, and calls at the same time, that suit :meth:`run`.
     """
 
     name: ClassVar[str]
@@ -143,11 +140,10 @@ def activations(
 
     def keep(capture: Capture, _module: nn.Module, inputs: object, output: object) -> None:
         waiting[capture.layer] -= 1
-        if waiting[capture.layer]:
-            return
-        kept[capture.layer] = capture.read(inputs, output)
-        if len(kept) == len(waiting):
-            raise _Enough
+        if not waiting[capture.layer]:
+            kept[capture.layer] = capture.read(inputs, output)
+            if len(kept) == len(waiting):
+                raise _Enough
 
     with ExitStack() as hooks:
         for capture in captures:
@@ -185,7 +181,8 @@ class TorchRuntime(Runtime):
         self._how = how or Execution()
         self._largest: int | None = None  # batch that fits into the memory; None: any so far
         cuda, precision = device.type == "cuda", self._how.precision
-        ampere = cuda and torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
+        # TF32 came with Ampere; older GPUs compute in float32 without a word.
+        ampere = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
         if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
             what = f"PyTorch does not compute in {precision} on this device."
             got = f"--precision {precision} on {device}"
@@ -207,21 +204,19 @@ class TorchRuntime(Runtime):
     def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
         """Return the activations of one batch."""
         parts: list[dict[str, NDArray[np.float32]]] = []
-        rest = images
-        while len(rest):
-            batch = rest[: self._largest]
+        while len(images):
+            batch = images[: self._largest]
             try:
                 parts.append(self._run(batch, captures))
+                images = images[len(batch) :]
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
                 self._largest = len(batch) // 2
                 what = f"{self.device} is out of memory with {len(batch)} images at once"
-                self._how.progress.note(f"{what}: going on with {self._largest}")
+                self._how.progress.note(f"{what}: continuing with {self._largest}")
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-            else:
-                rest = rest[len(batch) :]
         return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
     def _run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
@@ -248,10 +243,7 @@ class TorchRuntime(Runtime):
 
 @contextmanager
 def rounding_to_tf32(allowed: bool) -> Iterator[None]:
-    """Let GPUs round the factors of products to TF32, or keep them from it.
-
-    Its mantissa of 10 bits moves features by about 1e-3.
-    """
+    """Let GPUs round factors to TF32, whose 10 bits move features by about 1e-3, or forbid it."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     try:
@@ -265,10 +257,9 @@ def rounding_to_tf32(allowed: bool) -> Iterator[None]:
 def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple[str, str]:
     """Return the runtime that suits a precision, a device and images of some pixels, and why."""
     where = choose_device(device) if isinstance(device, str) else device
-    if precision == "int8":
-        return "openvino", "the one that has int8"
-    if precision == "tf32":
-        return "torch", "the one that has TF32"
+    if precision in ("int8", "tf32"):
+        name = "openvino" if precision == "int8" else "torch"
+        return name, f"the one that has {precision}"
     if where.type != "cpu":
         return "torch", f"the one for {where.type}"
     if find_spec("openvino") is None:
@@ -284,10 +275,7 @@ def open_runtime(
 ) -> tuple[Runtime, str]:
     """Return what runs a network as it is asked to, and why it was taken.
 
-    Raises
-    ------
-    UsageError
-        If the runtime does not have the precision, or the device does not.
+    ``CannotRunError`` if the runtime does not have the precision, or the device does not.
     """
     name, why = how.runtime, "asked for"
     if name is None:
@@ -296,20 +284,17 @@ def open_runtime(
     if how.precision not in kind.precisions:
         what = f"The runtime {name!r} does not have this precision."
         raise CannotRunError(what, expected=", ".join(kind.precisions), got=how.precision)
-    arguments: tuple[Any, ...] = (network, preprocessing, device)
-    if len(kind.precisions) > 1:
-        arguments += (how,)
-    return kind(*arguments), why
+    more: Any = (how,) if len(kind.precisions) > 1 else ()
+    return kind(network, preprocessing, device, *more), why
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return a copy in which each batch norm that directly follows a convolution is part of it.
 
     In evaluation mode batch norm multiplies and adds constants, and so does a convolution
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names; the output
-    of a folded batch norm is what it was, the output of the convolution before it no longer is.
-    A network whose graph cannot be traced, because its forward pass depends on values, is
-    returned as it is.
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names, and their
+    output but for those convolutions. A network whose forward pass depends on values cannot be
+    traced and is returned as it is.
 
     Examples
     --------
@@ -327,11 +312,10 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     called = {node: modules[str(node.target)] for node in nodes if node.op == "call_module"}
     for node, norm in called.items():
         before = node.args[0]
-        convolution = called.get(before) if isinstance(before, fx.Node) else None
+        convolution: Any = called.get(before) if isinstance(before, fx.Node) else None
         # Not of a subclass, which may do more: timm's batch norms are activations as well.
-        if type(norm) is not nn.BatchNorm2d or type(convolution) is not nn.Conv2d:
-            continue
-        if len(before.users) == 1:
+        plain = type(norm) is nn.BatchNorm2d and type(convolution) is nn.Conv2d
+        if plain and len(before.users) == 1:
             fused = fuse_conv_bn_eval(convolution, norm)
             for name, module in ((str(before.target), fused), (str(node.target), nn.Identity())):
                 parent, _, child = name.rpartition(".")
