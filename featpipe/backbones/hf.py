@@ -18,9 +18,9 @@ from featpipe.backbones.architecture import (
     Family,
     PublishedWeights,
     WeightsInfo,
+    cached_file,
     load_state_dict,
 )
-from featpipe.backbones.hub import cached_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UsageError, WeightsError
 from featpipe.fingerprint import of_file

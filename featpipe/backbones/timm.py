@@ -21,10 +21,10 @@ from featpipe.backbones.architecture import (
     Family,
     PublishedWeights,
     WeightsInfo,
+    cached_file,
     load_network,
     load_state_dict,
 )
-from featpipe.backbones.hub import cached_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets import IMAGENET
 from featpipe.errors import UnknownNameError, UsageError

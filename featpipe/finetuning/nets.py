@@ -15,7 +15,6 @@ from torchvision.models import ResNet, resnet18
 from featpipe.backbones import MODELS, UNTRAINED, architecture_of, folder_name
 from featpipe.backbones.architecture import Architecture, WeightsInfo
 from featpipe.backbones.base import Backbone, FrozenNetwork, layer_shapes, load_backbone
-from featpipe.backbones.cifar_resnet import CifarResNet
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Capture, Execution, activations, choose_device
 from featpipe.errors import UsageError
@@ -118,20 +117,16 @@ def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Seq
     """Return stages in the order of a forward pass, their width, and whether a bias follows.
 
     They are the network's own modules, under its own names. The order is known for torchvision's
-    ResNets, CIFAR ResNets, an ``nn.Sequential`` and what an architecture orders itself; any other
-    network is a single stage, ``features``.
+    ResNets, an ``nn.Sequential`` and what an architecture orders itself; any other network is a
+    single stage, ``features``.
     """
     network = frozen.network
     last = network.get_submodule(architecture.classifier) if architecture.classifier else None
     bias = getattr(last, "bias", None) is not None or last is None
-    if isinstance(network, CifarResNet | ResNet | nn.Sequential):
+    if isinstance(network, ResNet | nn.Sequential):
         assert isinstance(last, nn.Linear)
         parts = OrderedDict(network.named_children())
         del parts[architecture.classifier]
-        if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
-            parts["relu"] = nn.ReLU()
-            for name in [name for name in parts if name not in ("conv1", "bn1", "relu")]:
-                parts.move_to_end(name)
         parts.setdefault("flatten", nn.Flatten())
         return nn.Sequential(parts), last.in_features, bias
     layer = architecture.default_layer
