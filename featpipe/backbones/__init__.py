@@ -141,14 +141,8 @@ def __getattr__(name: str) -> Any:
 def backbone_name(model: str) -> str:
     """Return the name of a model as manifests hold it; nothing is imported.
 
-    A folder has its own name, wherever it is: ``"hf:models/tiny"`` is ``"hf:tiny"``.
-
-    Raises
-    ------
-    UnknownNameError
-        If no model or family has this name.
-    UsageError
-        If a family is not told which of its networks, or another model is.
+    A folder has its own name, wherever it is: ``"hf:models/tiny"`` is ``"hf:tiny"``. ``UsageError``
+    if there is no such model, or a family's name comes without that of a network.
     """
     first, colon, argument = model.partition(":")
     name = MODELS.canonical(first)
@@ -193,14 +187,7 @@ def folder_name(name: str) -> str:
 def architecture_of(model: str, *, download: bool = True) -> Architecture:
     """Return the network that a name means; torch is imported, and the library of a family.
 
-    ``download`` says whether a description that is missing may be fetched, as those of ``hf:`` are.
-
-    Raises
-    ------
-    MissingExtraError
-        If the library is not installed.
-    UnknownNameError
-        If it has no such network.
+    ``download`` says whether a missing description, such as those of ``hf:``, may be fetched.
     """
     name = backbone_name(model).partition(":")[0]
     check_installed(name)
@@ -240,13 +227,6 @@ def check_tensors(model: str, weights: str) -> None:
 
     torch is not imported: a plan refuses them before its first task. Names tell the depth only;
     the shapes are compared when the weights are loaded. A file that has no such names passes.
-
-    Raises
-    ------
-    WeightsError
-        If the file has more or fewer blocks in its third stage, or blocks of another kind.
-    UnknownNameError
-        If the model has no published weights of that name.
     """
     path, name = user_path(weights), MODELS.canonical(model.partition(":")[0])
     if name not in _RESNETS:
@@ -305,8 +285,8 @@ def weights_identity(
 ) -> str:
     """Return what identifies weights without loading them.
 
-    The SHA-256 of a file, of one in the cache of a family's library, too, which ``fetch`` may put
-    there; name and package of other published weights; of random ones, what draws them.
+    The SHA-256 of a file, which ``fetch`` may put into the cache of a family's library; name and
+    package of other published weights; of random ones, what draws them.
     """
     name = backbone_name(model)
     configuration = ""
@@ -338,17 +318,15 @@ def weights_identity(
 def resolve_fit(
     fit: str, side: int, sizes: Iterable[tuple[int, int] | None], tested: str = "crop"
 ) -> str:
-    """Return ``"crop"``, ``"fill"`` or ``"whole"``: what a fit means for a dataset.
+    """Return what a fit means for a dataset: ``"auto"`` becomes another, any other is itself.
 
     Parameters
     ----------
-    fit : {"auto", "crop", "whole"}
-        Another name is returned as it is.
+    fit : str
     side : int
         Of the network's input, in pixels.
     sizes : iterable
-        Height and width that all images of a split have; ``None`` where they differ or nobody
-        knows.
+        Height and width that all images of a split have; ``None`` where they differ or are unknown.
     tested : {"crop", "squash"}
         How the weights were tested.
 

@@ -37,18 +37,10 @@ def cifar_resnet(
 ) -> nn.Sequential:
     """Build a CIFAR ResNet of depth ``6 * blocks + 2`` (He et al., arXiv:1512.03385).
 
-    The names of its layers are those of the published checkpoints
+    It has ``blocks`` residual blocks in each of three stages, and ``width`` channels in the first,
+    which each further stage doubles; a ``stem_stride`` of 2 makes it four times cheaper. The names
+    of its layers are those of the published checkpoints
     (github.com/akamaster/pytorch_resnet_cifar10), so these load without translation.
-
-    Parameters
-    ----------
-    blocks : int
-        Residual blocks in each of the three stages: 3, 5, 7, 9, 18 for ResNet-20, 32, 44, 56, 110.
-    num_classes : int
-    width : int
-        Channels of the first stage; each further stage doubles them.
-    stem_stride : int
-        Stride of the first convolution; 2 makes the network four times cheaper.
 
     Examples
     --------

@@ -92,12 +92,7 @@ def register_module(
         Names the stores. Another module may have it later.
     fingerprint : str, optional
         Changes when the features do. Default: of the module's state dict and text (``repr``), and
-        of the transform's text. A change of code alone shows in none of them.
-
-    Raises
-    ------
-    UsageError
-        If the name is taken, or the transform does not describe itself.
+        of the transform's text, none of which shows a change of code alone.
     """
     if ":" in name or (name in MODELS and MODELS.summary(name) != _SUMMARY):
         what = f"A module cannot have the name {name!r}."

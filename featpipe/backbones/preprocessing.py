@@ -56,9 +56,9 @@ class Preprocessing:
     -----
     ``--fit auto`` is decided once for a dataset, by :func:`featpipe.backbones.resolve_fit`: the
     weights' own ``crop``, but ``fill`` where all images have one size that is not larger than the
-    network's input. The margin was made for photographs with pixels to spare: from a 96 x 96 image
-    it takes the rim, and one of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear
-    SVM, official fold 0) leaving it out is worth 0.9525 instead of 0.9470 accuracy.
+    network's input. The margin is for photographs: from a 96 x 96 image it takes the rim, and one
+    of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear SVM, official fold 0)
+    leaving it out is worth 0.9525 instead of 0.9470 accuracy.
 
     Examples
     --------

@@ -33,14 +33,11 @@ class ExplainedImage:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``featpipe explain`` wrote once: pictures of mistakes, the most confident ones first.
-
-    The heat maps are those of ``layer``, with an opacity of ``strength``.
-    """
+    """What ``featpipe explain`` wrote once: pictures of mistakes, the most confident ones first."""
 
     folder: Path
-    layer: str
-    strength: float
+    layer: str  # whose heat maps they are
+    strength: float  # opacity of the heat maps
     method: str
     items: tuple[ExplainedImage, ...]
 
@@ -115,10 +112,7 @@ class Explain(Step):
         return [("captum", "explain")]
 
     def place(self, path: Path, key: str, extra: Mapping[str, Any]) -> tuple[str, Path]:
-        """Return the layer, and the folder of these options beside the result at ``path``.
-
-        The result, with its ``key`` and ``extra``, says which layer is meant where none is given.
-        """
+        """Return the layer, by default the one in ``extra``, and the folder of these options."""
         layer = self.layer or extra.get("map_layer")
         if layer is None:
             raise ResultError("No layer of this network gives maps.", where=path)

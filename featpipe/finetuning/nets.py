@@ -23,18 +23,14 @@ from featpipe.fingerprint import FileHashes
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A network without its classifier, in evaluation mode.
-
-    The stages lead from the normalised image to a vector of ``n_features``; ``bias`` says whether
-    the network's own last layer has one, ``description`` everything that changes what they give.
-    """
+    """A network without its classifier, in evaluation mode."""
 
     name: str
-    stages: nn.Sequential
+    stages: nn.Sequential  # from the normalised image to a vector
     n_features: int
-    bias: bool
+    bias: bool  # whether the network's own last layer has one
     preprocessing: Preprocessing
-    description: dict[str, Any]
+    description: dict[str, Any]  # everything that changes what the stages give
     pretrained: bool
     device: torch.device
 
@@ -55,21 +51,9 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
 ) -> Trunk:
     """Load the network below a head.
 
-    Parameters
-    ----------
-    model, weights, device, hashes, download
-        As for :func:`featpipe.backbones.load_backbone`; weights ``"none"``: untrained.
-    norm : {"batch", "layer"}
-    seed : int
-        Of untrained weights.
-    **prepared
-        ``image_size``, ``fit``, ``sizes`` and ``decode``, as for the same function.
-
-    Raises
-    ------
-    UsageError
-        If layer normalisation is asked for in a pretrained network, or weights for one that has
-        none; otherwise as the same function.
+    Arguments and errors are those of :func:`featpipe.backbones.load_backbone` (``prepared`` are
+    ``image_size``, ``fit``, ``sizes`` and ``decode``), but for ``norm``, ``"batch"`` or
+    ``"layer"``, and the ``seed`` of untrained weights (``weights="none"``).
     """
     architecture = architecture_of(model, download=download)
     pretrained = weights != UNTRAINED and bool(architecture.published)
@@ -292,9 +276,8 @@ for _name, _build in _NETWORKS.items():
 def with_layer_norm(network: nn.Module) -> nn.Module:
     """Replace every batch norm of an untrained network by layer normalisation, in place.
 
-    A group norm with a single group normalises each image over channels, height and width and
-    scales each channel (Ba et al. 2016, arXiv:1607.06450, for images as in Wu and He 2018,
-    arXiv:1803.08494); unlike :class:`torch.nn.LayerNorm` it does not fix the image size.
+    As a group norm with a single group (Ba et al. 2016, arXiv:1607.06450, for images as in Wu and
+    He 2018, arXiv:1803.08494), which unlike :class:`torch.nn.LayerNorm` takes any image size.
     """
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):

@@ -117,9 +117,9 @@ class Head(nn.Module):
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of :class:`Head`;
-    with ``from_store`` the frozen stages were run beforehand and the input is their activations;
-    with ``freeze_statistics`` batch norms keep their running statistics.
+    Stages that learn are copied from the trunk. With ``from_store`` the frozen stages were run
+    beforehand and the input is their activations; with ``freeze_statistics`` batch norms keep their
+    running statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name
@@ -172,10 +172,9 @@ class HeadedNetwork(nn.Module):
             raise ValueError(f"not the state of this network: {', '.join(wrong[:3])}")
 
     def count_parameters(self) -> dict[str, int]:
-        """Return how many numbers the whole network learns, keeps frozen, and counts.
+        """Return how many numbers the whole network learns and keeps frozen, also before a store.
 
-        Parameters that are frozen include those in front of a store; ``running_statistics`` of the
-        batch norms are what Keras counts as non-trainable.
+        ``running_statistics`` of batch norms are what Keras counts as non-trainable.
         """
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         all_here = sum(p.numel() for p in self.parameters())

@@ -70,14 +70,8 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
     """Read a trained head and put it on its network.
 
     ``weights`` is where the weights of the frozen stages are now, by default where they were at
-    training.
-
-    Raises
-    ------
-    ResultError
-        If a file is missing, damaged or of featpipe 0.1.
-    WeightsError
-        If the weights are not those the head was trained on.
+    training. ``ResultError`` if a file is missing, damaged or of featpipe 0.1, ``WeightsError`` if
+    the weights are not those the head was trained on.
     """
     read = beside = path.with_suffix(".json")
     try:

@@ -215,14 +215,11 @@ class HeadClassifier(NeuralNetClassifier):
         gpus = range(torch.cuda.device_count()) if str(self.device).startswith("cuda") else ()
         with torch.random.fork_rng(devices=gpus):
             self.notify("on_train_begin", X=X, y=y)
-            self.fit_loop(X, y)
+            self._train(X, y)
             self.notify("on_train_end", X=X, y=y)
         return self
 
-    def fit_loop(
-        self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
-    ) -> HeadClassifier:
-        """Train epoch by epoch."""
+    def _train(self, X: Any, y: Any) -> None:
         train, valid = self.split_rows(self.get_dataset(X, y))
         batches = self.get_iterator(train, training=True)
         steps = self.max_epochs, len(batches)
@@ -257,7 +254,6 @@ class HeadClassifier(NeuralNetClassifier):
                     write_checkpoint(self.checkpoint, self.run, state, lines)
         if self.best_["epoch"] is not None:
             self.module_.load_trained_state(self.best_["state"])
-        return self
 
     def _train_epoch(self, batches: DataLoader[Any], valid: RowBatches | None) -> None:
         """Train once on all batches, write the epoch's line, and step the schedule.
@@ -383,10 +379,7 @@ class HeadClassifier(NeuralNetClassifier):
         )
 
     def on_grad_computed(self, net: Any, named_parameters: Any, *args: Any, **_: Any) -> None:
-        """Add mean and maximum of the gradients of one batch.
-
-        Layers whose mean gradient vanishes do not learn; maxima that grow announce divergence.
-        """
+        """Add mean and maximum of the gradients of one batch."""
         for name, parameter in named_parameters if self.gradient_flow else ():
             if parameter.grad is not None and name.endswith("weight"):
                 size = parameter.grad.detach().abs()
