@@ -53,10 +53,10 @@ class Architecture:
     """A network that can be built, and its published weights."""
 
     name: str
-    summary: str  # one line for ``featpipe models``
     build: Callable[[int], nn.Module]  # build(num_classes) returns the untrained network
     classifier: str  # name of the last linear layer; empty where there is none
     file_preprocessing: Preprocessing  # for weights from a file, which does not say theirs
+    summary: str = ""  # one line for ``featpipe models``, where the registry has none
     # By upper-case name, "DEFAULT" among them; empty if there are none.
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     default_layer: str = "avgpool"  # its activations are the features unless others are named
@@ -95,12 +95,11 @@ class Architecture:
 
     def on_meta(self, num_classes: int) -> nn.Module:
         """Return the network in evaluation mode without memory or values: shapes only."""
-        with torch.device("meta"):
-            try:
+        try:
+            with torch.device("meta"):
                 return self.build(num_classes).eval()
-            except NotImplementedError:  # computes with values while it is built
-                pass
-        return self.build(num_classes).eval()
+        except NotImplementedError:  # computes with values while it is built
+            return self.build(num_classes).eval()
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,9 @@ class Family:
     """A library of networks: ``--model NAME:ARGUMENT`` means what ``architecture`` returns."""
 
     name: str
-    summary: str
-    # Returns the network that the library calls so; what describes it may be fetched if the second
-    # argument says so.
+    # Called with a name, and whether what describes that network may be fetched.
     architecture: Callable[[str, bool], Architecture]
+    summary: str = ""  # as of an architecture
 
 
 @dataclass(frozen=True)
@@ -160,14 +158,9 @@ def find_weights(
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = named[1] if named else ""
     if not path.exists():
-        if not download:
-            raise WeightsError(
-                f"The weights {path.name} are not here.",
-                where=path,
-                next_step=f"allow the download, or fetch {url} yourself and name the file with"
-                " --weights FILE",
-            )
         try:
+            if not download:
+                raise DownloadError("The download is not allowed.", got="--no-download")
             fetch(url, path, digest=f"sha256:{prefix}" if prefix else None, progress=progress)
         except DownloadError as error:
             raise WeightsError(

@@ -26,7 +26,7 @@ from featpipe.backbones.runtime import (
     open_runtime,
     tensors_of,
 )
-from featpipe.errors import UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import UnknownNameError, UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
 from featpipe.progress import SILENT, Progress
@@ -103,10 +103,9 @@ class FrozenNetwork:
         except CannotRunError as error:
             if self.how.runtime is not None or self.how.precision != "float32":
                 raise
-            reason = f"{error.what} {error.details.get('got', '')}".strip()
+            self._why, first = f"{error.what} {error.details.get('got', '')}".strip(), True
             how = replace(self.how, runtime="torch")
             self.runtime, _ = open_runtime(self.network, self.preprocessing, self.device, how)
-            self._why, first = reason, True
         if self.how.runtime is None and first:
             self.how.progress.note(f"{self.name} runs in {self.runtime.name}: {self._why}")
         return {
@@ -175,18 +174,10 @@ class FrozenNetwork:
         reading = asked or reading
         shapes = self._shapes.get(place)
         if shapes is None:
-            known, main = self._names()
-            if name in self._aliases:
-                raise UsageError(
-                    f"{self.name} has no pooled output.",
-                    expected="a tensor with one row for each image",
-                    next_step=f"choose a layer of it: --layer, one of {main}",
-                )
-            raise UnknownNameError(
-                f"{self.name} has no layer named {layer!r}.",
-                expected=f"{main}, or a module within one of them",
-                next_step=did_you_mean(name, [*self._aliases, *known]),
-            )
+            what = "pooled output" if name in self._aliases else f"layer named {layer!r}"
+            known = {*self._aliases, *self._shapes} - {name}
+            expected = f"--layer {self._main_layers()}, or a module within one of them"
+            raise UnknownNameError(f"{self.name} has no {what}.", name, known, expected=expected)
         module, _, part = place.partition(":")
         capture, shape = Capture(layer, module, len(shapes), part), shapes[-1]
         if reading == "map":
@@ -198,7 +189,7 @@ class FrozenNetwork:
                 f"{self.name} has no {wanted} at {place or 'its end'}.",
                 expected="a layer of shape (tokens, channels)",
                 got=f"{shape}, {prefix} tokens of no part of the image",
-                next_step=f"--layer {place}, or another of {self._names()[1]}",
+                next_step=f"--layer {place}, or another of {self._main_layers()}",
             )
         if len(shape) == 2:
             tokens = (0, 1) if reading == "cls" else (prefix, None)
@@ -216,11 +207,10 @@ class FrozenNetwork:
             raise UsageError(what, expected=expected, got=shape, next_step=advice)
         return capture
 
-    def _names(self) -> tuple[list[str], str]:
-        """Return all layers, and the main ones as text."""
+    def _main_layers(self) -> str:
         known = [one for one in self._shapes if one and ":" not in one]
         tops = [one for one in known if "." not in one] or known[-9:]
-        return known, ", ".join([*self._aliases, *tops])
+        return ", ".join([*self._aliases, *tops])
 
 
 class Backbone(FrozenNetwork):
@@ -255,12 +245,8 @@ class Backbone(FrozenNetwork):
         weights = {"name": self.weights.name, "sha256": self.weights.sha256}
         if ":" in self.name and self.weights.published:  # of a family's, nothing else tells
             weights["trained_on"] = self.weights.published.trained_on
-        return {
-            **super().describe(),
-            "weights": weights,
-            **({"configuration": self._configuration} if self._configuration else {}),
-            "num_classes": self.num_classes,
-        }
+        more = {"configuration": self._configuration} if self._configuration else {}
+        return super().describe() | {"weights": weights, "num_classes": self.num_classes} | more
 
 
 def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
@@ -382,11 +368,9 @@ def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[in
             try:
                 network(image.to(next((value.device for _, value in named), image.device)))
             except Exception as error:
-                raise UsageError(
-                    f"The network cannot take images of {image_size} × {image_size} pixels.",
-                    got=str(error).partition("\n")[0],
-                    next_step="another --image-size, or none: the network's own",
-                ) from None
+                what = f"The network cannot take images of {image_size} × {image_size} pixels."
+                got, advice = str(error).partition("\n")[0], "another --image-size, or its own"
+                raise UsageError(what, got=got, next_step=advice) from None
     return shapes
 
 

@@ -86,7 +86,6 @@ def _register(
     MODELS.register(
         Architecture(
             name=name,
-            summary=MODELS.summary(name),
             build=build,
             classifier="linear",
             published={"DEFAULT": weights, weights.name: weights},

@@ -94,7 +94,6 @@ def _architecture(name: str, download: bool) -> Architecture:
     )
     return Architecture(
         name=spec,
-        summary="transformers",
         build=build,
         classifier="",
         file_preprocessing=prepared,
@@ -179,4 +178,4 @@ def _classes(config: Any | None) -> SourceClasses | None:
     return SourceClasses(names, names) if len(set(names)) == len(names) else None
 
 
-MODELS.register(Family("hf", MODELS.summary("hf"), _architecture))
+MODELS.register(Family("hf", _architecture))

@@ -159,14 +159,10 @@ class OpenVinoRuntime(Runtime):
             wanted = expected[layer].numpy().reshape(2, -1)
             apart = np.linalg.norm(got.reshape(2, -1) - wanted, axis=1)
             relative = float((apart / np.maximum(np.linalg.norm(wanted, axis=1), 1e-30)).max())
-            if not relative <= _TOLERANCE:  # written so that not-a-number is refused too
-                raise CannotRunError(
-                    "OpenVINO gives other numbers than PyTorch.",
-                    where=f"layer {layer}",
-                    expected=f"‖a − b‖ / ‖b‖ of at most {_TOLERANCE:g}",
-                    got=f"{relative:.1g}",
-                    next_step="--runtime torch",
-                )
+            if not relative <= _TOLERANCE:  # not-a-number is refused, too
+                what = f"OpenVINO gives other numbers than PyTorch at the layer {layer}."
+                bound, advice = f"‖a − b‖ / ‖b‖ of at most {_TOLERANCE:g}", "--runtime torch"
+                raise CannotRunError(what, expected=bound, got=f"{relative:.1g}", next_step=advice)
 
     def _converted(self, captures: Sequence[Capture]) -> Any:
         """Return the converted network."""
@@ -267,12 +263,9 @@ def _noise(n: int, side: int) -> Tensor:
 def _cannot(error: Exception) -> CannotRunError:
     if isinstance(error, CannotRunError):
         return error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return CannotRunError(
-        "OpenVINO cannot run this network.",
-        got=f"{type(error).__name__}: {lines[-1][:200] if lines else ''}",
-        next_step="--runtime torch",
-    )
+    last = str(error).strip().rpartition("\n")[2].strip()[:200]
+    got = f"{type(error).__name__}: {last}"
+    return CannotRunError("OpenVINO cannot run this network.", got=got, next_step="--runtime torch")
 
 
 def _is_whole(folder: Path) -> bool:

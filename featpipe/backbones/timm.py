@@ -81,7 +81,6 @@ def _architecture(name: str, download: bool) -> Architecture:
 
     found = Architecture(
         name=f"timm:{name}",
-        summary="timm",
         build=build,
         classifier=last,
         file_preprocessing=prepared,
@@ -133,4 +132,4 @@ def _stages(network: nn.Module) -> nn.Sequential | None:
     return nn.Sequential(OrderedDict(parts))
 
 
-MODELS.register(Family("timm", MODELS.summary("timm"), _architecture))
+MODELS.register(Family("timm", _architecture))

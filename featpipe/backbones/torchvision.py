@@ -73,7 +73,6 @@ def _architecture(name: str, download: bool = True) -> Architecture:
     classifier = next(last for start, last in _CLASSIFIERS.items() if name.startswith(start))
     found = Architecture(
         name=f"torchvision:{name}",
-        summary="torchvision, ImageNet",
         build=partial(_build, name),
         classifier=classifier,
         published=published,
@@ -92,13 +91,6 @@ def _architecture(name: str, download: bool = True) -> Architecture:
     return replace(found, read=read) if name.startswith("vit") else found
 
 
-MODELS.register(Family("torchvision", MODELS.summary("torchvision"), _architecture))
+MODELS.register(Family("torchvision", _architecture))
 for _name, _known in TORCHVISION.items():
-    MODELS.register(
-        replace(
-            _architecture(_name),
-            name=_name,
-            summary=MODELS.summary(_name),
-            default_layer=_known.layer,
-        )
-    )
+    MODELS.register(replace(_architecture(_name), name=_name, default_layer=_known.layer))

@@ -264,7 +264,6 @@ for _name, _build in _NETWORKS.items():
     MODELS.register(
         Architecture(
             name=_name,
-            summary=MODELS.summary(_name),
             build=_build,
             classifier="fc",
             file_preprocessing=Preprocessing(resize=_side, crop=_side),

@@ -146,16 +146,13 @@ class FinetuneData:
     def extraction(self) -> Extraction:
         """The stores of all splits, found or made."""
         step, embedder = self.step, self.embedder
+        dtype = "uint8" if embedder.default_layer == IMAGE_LAYER else step.dtype
         return Extraction(
             SourceRequest.of(step),
             self.sources,
             self.context.workspace.activations / slug(step.dataset) / embedder.name,
             lambda: embedder,
-            ExtractOptions(
-                dtype="uint8" if embedder.default_layer == IMAGE_LAYER else step.dtype,
-                on_error=step.on_error,
-                workers=step.workers,
-            ),
+            ExtractOptions(dtype=dtype, on_error=step.on_error, workers=step.workers),
             self.context,
             record={"weights": self.trunk_options["weights"]},
         )
@@ -342,16 +339,9 @@ def train_split(
     predict_seconds = time.perf_counter() - began
     by = "validation accuracy" if data.step.validation else "the last one"
     start = {} if probe_c is None else {"probe c": probe_c}
-    facts = {
-        "chosen": {"epoch": best, "by": by, **start},
-        # Of all epochs, those before an interruption included.
-        "seconds": {
-            "search": search_seconds,
-            "fit": sum(line["seconds"] for line in trained),
-            "predict": predict_seconds,
-        },
-        "history": lines,
-        "gradient_flow": flow,
-    }
+    fit_seconds = sum(line["seconds"] for line in trained)  # those before an interruption included
+    seconds = {"search": search_seconds, "fit": fit_seconds, "predict": predict_seconds}
+    chosen = {"epoch": best, "by": by, **start}
+    facts = {"chosen": chosen, "seconds": seconds, "history": lines, "gradient_flow": flow}
     tested = SplitPredictions(split, scores.argmax(axis=1), scores, probabilities=True, facts=facts)
     return tested, estimator.module_
