@@ -231,18 +231,16 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if asked == "fit":
             if not hasattr(self, "_range_"):
                 raise UsageError("pixel_range='fit' is for images in one array.")
-            low, high = self._range_
-            values = np.clip(values, low, high)
-        elif asked is not None:
+            asked = self._range_
+            values = np.clip(values, *asked)
+        if asked is not None:
             low, high = asked
         least, greatest = float(values.min()), float(values.max())
         if not low <= least <= greatest <= high:  # not-a-number, too
-            raise UsageError(
-                "Pixel values are outside of their range.",
-                expected=f"{low:g} (black) to {high:g} (white)",
-                got=f"{least:g} to {greatest:g}",
-                next_step="give pixel_range=(black, white)",
-            )
+            what, got = "Pixel values are outside of their range.", f"{least:g} to {greatest:g}"
+            expected = f"{low:g} (black) to {high:g} (white)"
+            advice = "give pixel_range=(black, white)"
+            raise UsageError(what, expected=expected, got=got, next_step=advice)
         scaled = (values.astype(np.float64) - low) * (255 / ((high - low) or 1))
         return np.rint(scaled).astype(np.uint8)
 
@@ -271,10 +269,10 @@ class _Pixels:
         if isinstance(image, Image.Image):
             return to_rgb(image, f"image {row}")
         if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
+            return np.repeat(image[..., None], 3, axis=2)
         if image.ndim != 3 or image.shape[2] != 3:
             expected = "(height, width, 3), or (height, width) for grey"
-            raise UsageError("This is no image.", expected=expected, got=image.shape)
+            raise UsageError("This is not an image.", expected=expected, got=image.shape)
         return image
 
 
@@ -283,9 +281,8 @@ def _square(n: int) -> tuple[int, ...]:
         side = math.isqrt(n // channels)
         if channels * side * side == n:
             return (side, side, *shape)
-    raise UsageError(
-        f"Rows of {n} numbers are no square images.", next_step="give image_shape=(height, width)"
-    )
+    what = f"Rows of {n} numbers are not square images."
+    raise UsageError(what, next_step="give image_shape=(height, width)")
 
 
 @lru_cache(maxsize=4)
@@ -304,12 +301,12 @@ def _fingerprint(backbone: Backbone, layer: str) -> str:
 
 def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
     """Return the features of those images that have some; damaged ones are left out."""
-    found = {}
+    found, query = {}, "select * from vectors where image = ?"
     with _open_kept(path) as connection:
         for digest in set(digests):
-            row = connection.execute("select * from vectors where image = ?", (digest,)).fetchone()
-            if row is not None and zlib.crc32(row[1]) == row[2]:
-                found[digest] = np.frombuffer(row[1], "<f4")
+            for _, blob, crc32 in connection.execute(query, (digest,)):
+                if zlib.crc32(blob) == crc32:
+                    found[digest] = np.frombuffer(blob, "<f4")
     return found
 
 

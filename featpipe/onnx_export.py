@@ -46,7 +46,7 @@ def export_onnx(
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "onnx")
-    paths = [out, out.with_suffix(".md"), out.with_suffix(".py")]
+    paths = [out.with_suffix(suffix) for suffix in (".onnx", ".md", ".py")]
     if out.suffix != ".onnx":
         raise UsageError(f"Cannot write to {out.name!r}.", expected="a name in .onnx")
     for path in paths:
@@ -79,12 +79,12 @@ def export_onnx(
 
 
 def _refused(got: object) -> UsageError:
-    return UsageError(
+    what, advice = (
         "This model cannot be exported.",
-        expected="a linear classifier with calibrated probabilities, on features in float32",
-        got=got,
-        next_step="export the model of featpipe svm, logistic or centroid",
+        "export one of featpipe svm, logistic, centroid",
     )
+    expected = "a linear classifier with calibrated probabilities, on features in float32"
+    return UsageError(what, expected=expected, got=got, next_step=advice)
 
 
 class _Graph(nn.Module):
@@ -102,8 +102,8 @@ class _Graph(nn.Module):
         self._unit = linear.unit
         self._temperature = model.temperature or 1.0
         places = np.eye(len(model.classes))[linear.classes_]  # classes without training rows: 0
-        numbers = (("weight", linear.weight), ("bias", linear.bias), ("places", places))
-        for name, values in numbers:
+        numbers = {"weight": linear.weight, "bias": linear.bias, "places": places}
+        for name, values in numbers.items():
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
         self.register_buffer("known", torch.as_tensor(linear.classes_))
 

@@ -32,7 +32,14 @@ from torch import Tensor, nn
 from featpipe import fingerprint
 from featpipe.backbones import RUNTIMES
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import CannotRunError, Capture, Execution, Runtime, activations
+from featpipe.backbones.runtime import (
+    CannotRunError,
+    Capture,
+    CapturedNetwork,
+    Execution,
+    Runtime,
+    activations,
+)
 from featpipe.errors import MissingExtraError
 from featpipe.files import read_json
 from featpipe.provenance import package_version
@@ -56,22 +63,6 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
 def cache_folder() -> Path:
     """Return where converted networks are kept, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "featpipe" / "openvino"
-
-
-class _Graph(nn.Module):
-    """What is converted: uint8 images in, normalisation included, the captured activations out."""
-
-    def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, captures: Sequence[Capture]
-    ) -> None:
-        super().__init__()
-        self.network, self._preprocessing, self._captures = network, preprocessing, captures
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the activations in the order of the captures."""
-        batch = self._preprocessing.normalise(images)
-        kept = activations(self.network, batch, self._captures)
-        return tuple(kept[capture.layer] for capture in self._captures)
 
 
 @RUNTIMES.register
@@ -169,7 +160,8 @@ class OpenVinoRuntime(Runtime):
 
         def convert() -> Any:
             self._how.progress.note("converting the network for OpenVINO, once")
-            graph = _Graph(self.network, self.preprocessing, captures).eval()
+            normalise = self.preprocessing.normalise
+            graph = CapturedNetwork(self.network, captures, normalise).eval()
             images = _noise(2, self.preprocessing.crop)
             attention = torch.backends.mha.get_fastpath_enabled()
             # Fused attention is an operator that OpenVINO does not know.

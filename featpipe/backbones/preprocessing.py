@@ -112,10 +112,8 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (n, 3, S, S) as normalised float32, on the device they are on."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(1, -1, 1, 1) * 255
-            for values in (self.mean, self.std)
-        )
+        about = torch.tensor([self.mean, self.std], device=images.device)
+        mean, std = about.view(2, 1, -1, 1, 1) * 255
         return (images.float() - mean) / std
 
     def adapted(

@@ -154,15 +154,33 @@ def activations(
     return kept
 
 
+class CapturedNetwork(nn.Module):
+    """A network that gives what is captured: a tensor, or a tuple in the order of the captures."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        captures: Sequence[Capture],
+        normalise: Callable[[Tensor], Tensor] = lambda images: images,
+    ) -> None:
+        super().__init__()
+        self.network, self._captures, self._normalise = network, captures, normalise
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the activations of images (n, 3, S, S)."""
+        kept = activations(self.network, self._normalise(images), self._captures)
+        first, *others = (kept[capture.layer] for capture in self._captures)
+        return (first, *others) if others else first
+
+
 @RUNTIMES.register
 class TorchRuntime(Runtime):
     """PyTorch, channels last, batch norm folded into the convolutions.
 
     Both together take 0.61 (ResNet-18) and 0.52 (ResNet-50) of plain PyTorch's CPU time and agree
-    with it to 7e-7 of the largest logit; docs/performance.md has all that was measured. bfloat16
-    and float16 are autocast's. On CUDA two batches are under way, each in a stream of its own, so
-    that one is copied while the other is computed. Where the memory of a device is not enough,
-    batches are halved.
+    with it to 7e-7 of the largest logit. On CUDA two batches are under way, each in a stream of its
+    own, so that one is copied while the other is computed. Batches that do not fit into the memory
+    of a device are halved.
     """
 
     name = "torch"

@@ -16,7 +16,7 @@ from featpipe.backbones import MODELS, UNTRAINED, architecture_of, folder_name
 from featpipe.backbones.architecture import Architecture, WeightsInfo
 from featpipe.backbones.base import Backbone, FrozenNetwork, layer_shapes, load_backbone
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import Capture, Execution, activations, choose_device
+from featpipe.backbones.runtime import CapturedNetwork, Execution, choose_device
 from featpipe.errors import UsageError
 from featpipe.fingerprint import FileHashes
 
@@ -86,17 +86,6 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     return Trunk(folder_name(architecture.name), stages.eval(), width, bias, *about)
 
 
-class _Embedding(nn.Module):
-    """A whole network as one stage: images (n, 3, S, S) to embeddings (n, n_features)."""
-
-    def __init__(self, network: nn.Module, capture: Capture) -> None:
-        super().__init__()
-        self.network, self._capture = network, capture
-
-    def forward(self, x: Tensor) -> Tensor:
-        return activations(self.network, x, [self._capture])[self._capture.layer]
-
-
 def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Sequential, int, bool]:
     """Return stages in the order of a forward pass, their width, and whether a bias follows.
 
@@ -119,7 +108,7 @@ def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Seq
         if last is not None:  # a head takes its place
             owner, _, name = architecture.classifier.rpartition(".")
             setattr(network.get_submodule(owner), name, nn.Identity())
-        whole = _Embedding(network, frozen.capture(layer))
+        whole = CapturedNetwork(network, [frozen.capture(layer)])
         stages = nn.Sequential(OrderedDict(features=whole))
     return stages, width, bias
 

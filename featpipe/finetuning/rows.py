@@ -76,8 +76,8 @@ class PreparedImages(FrozenNetwork):
 class Augmentation:
     """Random transforms such as ``"crop:4"`` and ``"flip"``, drawn for every image.
 
-    Places without image get the mean colour of the training data of the weights, which normalising
-    turns to zero. An amount that is too large for the images is a ``UsageError``.
+    Pixels outside of the image get the mean colour of the weights' training data, which normalising
+    turns to zero.
     """
 
     def __init__(self, specs: Sequence[str], preprocessing: Preprocessing) -> None:
@@ -94,8 +94,7 @@ class Augmentation:
             if name == "crop":  # pad, then cut at a random place
                 transform = v2.RandomCrop(side, padding=int(amount), fill=colour)
             elif name == "rotation":
-                bilinear = v2.InterpolationMode.BILINEAR
-                transform = v2.RandomRotation(amount, interpolation=bilinear, fill=colour)
+                transform = v2.RandomRotation(amount, v2.InterpolationMode.BILINEAR, fill=colour)
             elif name == "cutout":  # blanks a square (DeVries and Taylor 2017, arXiv:1708.04552)
                 share = (amount / side) ** 2
                 transform = v2.RandomErasing(1.0, (share, share), ratio=(1.0, 1.0), value=colour)

@@ -256,10 +256,7 @@ class HeadClassifier(NeuralNetClassifier):
             self.module_.load_trained_state(self.best_["state"])
 
     def _train_epoch(self, batches: DataLoader[Any], valid: RowBatches | None) -> None:
-        """Train once on all batches, write the epoch's line, and step the schedule.
-
-        A loss that is not finite is an error: training cannot recover from it.
-        """
+        """Train once on all batches, write the epoch's line, and step the schedule."""
         rows = {"dataset_train": batches.dataset, "dataset_valid": valid}
         self.notify("on_epoch_begin", **rows)
         record, started = self.history.record, time.perf_counter()
@@ -370,13 +367,12 @@ class HeadClassifier(NeuralNetClassifier):
 
     def _divergence(self, sign: str) -> FitError:
         done = len(self.history) - 1
+        what = f"The training diverged in epoch {done + 1}: {sign}."
         kept = f"the state after epoch {done} is kept: {self.checkpoint}"
-        return FitError(
-            f"The training diverged in epoch {done + 1}: {sign}.",
-            where=kept if done and self.checkpoint else None,
-            got=f"learning rate {self.history[-1, 'lr']:g}",
-            next_step="lower --lr" + (", or --precision float32" * (self.precision == "mixed")),
-        )
+        where = kept if done and self.checkpoint else None
+        advice = "lower --lr" + ", or --precision float32" * (self.precision == "mixed")
+        got = f"learning rate {self.history[-1, 'lr']:g}"
+        return FitError(what, where=where, got=got, next_step=advice)
 
     def on_grad_computed(self, net: Any, named_parameters: Any, *args: Any, **_: Any) -> None:
         """Add mean and maximum of the gradients of one batch."""
