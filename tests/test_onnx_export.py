@@ -148,8 +148,8 @@ def test_places_and_files_that_are_not_ours_are_refused(here, stores, tmp_path):
 
 def test_a_model_without_its_result_is_refused(here, stores, tmp_path):
     result = api.evaluate("centroid", *stores, **here)
-    alone = tmp_path / "alone.skops"
-    alone.write_bytes((here["workspace"] / "data/models" / f"{result.name}.skops").read_bytes())
+    alone = tmp_path / "alone.npz"
+    alone.write_bytes((here["workspace"] / "data/models" / f"{result.name}.npz").read_bytes())
     with pytest.raises(ResultError, match="how good"):
         api.export(alone, tmp_path / "model.onnx", **here)
 

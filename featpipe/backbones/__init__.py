@@ -70,7 +70,6 @@ CIFAR_RESNETS = {
     "glyphnet": Automatic("GLYPHS_V1", 32, margin=False, trained_on="rendered glyphs"),
     **{f"cifar_resnet{depth}": _CIFAR10_V1 for depth in _CIFAR_DEPTHS},
 }
-# Networks to train, each with what it is.
 UNTRAINED_NETWORKS = {
     "resnet9": "untrained: ResNet-9 for 32 × 32 pixels, 6.6 million parameters",
     "resnet18_32": "untrained: ResNet-18 for 32 × 32, 4 × 4 average pooling",
@@ -81,30 +80,12 @@ UNTRAINED_NETWORKS = {
 }
 
 
-class _Library(NamedTuple):
-    """What is known of a family without its library."""
-
-    package: str  # which the extra with the name of the family installs
-    example: str  # one of its networks
-    summary: str
-
-
+# Libraries of networks: the package of each, which the extra of its name installs, and an example.
 FAMILIES = {
-    "torchvision": _Library(
-        "torchvision",
-        "vit_b_16",
-        "torchvision:NAME, any classification network of torchvision.models",
-    ),
-    "timm": _Library(
-        "timm", "vit_base_patch16_224", "timm:NAME[.TAG], any network of timm (extra: timm)"
-    ),
-    "hf": _Library(
-        "transformers",
-        "facebook/dinov2-base",
-        "hf:REPOSITORY or hf:FOLDER, a vision model of transformers (extra: hf)",
-    ),
+    "torchvision": ("torchvision", "vit_b_16"),
+    "timm": ("timm", "vit_base_patch16_224"),
+    "hf": ("transformers", "facebook/dinov2-base"),
 }
-
 MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
     "model",
     {
@@ -123,7 +104,9 @@ MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
         ),
         "glyphnet": "the embedded one: letters and digits, 128 features, always there",
         **UNTRAINED_NETWORKS,
-        **{family: library.summary for family, library in FAMILIES.items()},
+        "torchvision": "torchvision:NAME, any classification network of torchvision.models",
+        "timm": "timm:NAME[.TAG], any network of timm (extra: timm)",
+        "hf": "hf:REPOSITORY or hf:FOLDER, a vision model of transformers (extra: hf)",
     },
 )
 
@@ -150,7 +133,7 @@ def backbone_name(model: str) -> str:
         return argument
     if name in FAMILIES:
         if not argument:
-            example = f"--model {name}:NAME, such as {name}:{FAMILIES[name].example}"
+            example = f"--model {name}:NAME, such as {name}:{FAMILIES[name][1]}"
             raise UsageError(f"{model!r} does not say which network of {name}.", expected=example)
         folder = _folder(model)
         return f"{name}:{folder.name if folder else argument}"
@@ -199,8 +182,8 @@ def architecture_of(model: str, *, download: bool = True) -> Architecture:
 def check_installed(model: str) -> None:
     """Raise ``MissingExtraError`` unless the library of a model's family is installed."""
     family = model.partition(":")[0]
-    if family in FAMILIES and find_spec(FAMILIES[family].package) is None:
-        raise MissingExtraError(FAMILIES[family].package, family)
+    if family in FAMILIES and find_spec(FAMILIES[family][0]) is None:
+        raise MissingExtraError(FAMILIES[family][0], family)
 
 
 def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
@@ -251,8 +234,7 @@ def check_tensors(model: str, weights: str) -> None:
             where=path,
             expected="layer3 with {} blocks of {} convolutions".format(*expected),
             got=f"{got[0] + 1} blocks of {got[1]}",
-            next_step="name model and weights together; in a recipe, under each: [{model: …,"
-            " weights: …}, …]",
+            next_step="in a recipe, name both together: each: [{model: …, weights: …}, …]",
         )
 
 
@@ -294,8 +276,8 @@ def weights_identity(
         architecture = architecture_of(model, download=download)
         configuration = architecture.configuration and f" {architecture.configuration}"
     if weights == UNTRAINED:
-        family = FAMILIES.get(name.partition(":")[0], FAMILIES["torchvision"])
-        drawn_by = [f"{one} {package_version(one)}" for one in ("torch", family.package)]
+        library, _ = FAMILIES.get(name.partition(":")[0], FAMILIES["torchvision"])
+        drawn_by = [f"{one} {package_version(one)}" for one in ("torch", library)]
         return ", ".join([UNTRAINED, "seed 0", *drawn_by]) + configuration
     if path := weights_file(name, weights):
         return hashes.one(path) + configuration

@@ -22,7 +22,7 @@ _FILE = "explanation.json"
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """One picture: an image the network got wrong, and where it saw the wrong class."""
+    """One picture: where in an image the network saw the wrong class."""
 
     id: str  # of the test image
     file: str  # in the folder of the explanation
@@ -120,9 +120,9 @@ class Explain(Step):
 
     def status(self, context: Context) -> Status:
         """Say whether there are pictures of these options; the result is not read whole."""
-        given = user_path(self.result)
-        path = context.workspace.results / f"{self.result}.json"
-        path = given if given.suffix == ".json" and given.exists() else path
+        path = user_path(self.result)
+        if path.suffix != ".json" or not path.exists():
+            path = context.workspace.results / f"{self.result}.json"
         try:
             content = unsealed(read_json(path))
             _, folder = self.place(path, content["key"], content["extra"])
