@@ -174,10 +174,13 @@ class FrozenNetwork:
         reading = asked or reading
         shapes = self._shapes.get(place)
         if shapes is None:
-            what = "pooled output" if name in self._aliases else f"layer named {layer!r}"
-            known = {*self._aliases, *self._shapes} - {name}
-            expected = f"--layer {self._main_layers()}, or a module within one of them"
-            raise UnknownNameError(f"{self.name} has no {what}.", name, known, expected=expected)
+            if name in self._aliases:
+                what, advice = f"{self.name} has no pooled output.", "choose another layer: --layer"
+                raise UsageError(what, expected=self._main_layers(), next_step=advice)
+            known = [*self._aliases, *(one for one in self._shapes if one and ":" not in one)]
+            what = f"{self.name} has no layer named {layer!r}."
+            expected = f"{self._main_layers()}, or a module within one of them"
+            raise UnknownNameError(what, name, known, expected=expected)
         module, _, part = place.partition(":")
         capture, shape = Capture(layer, module, len(shapes), part), shapes[-1]
         if reading == "map":

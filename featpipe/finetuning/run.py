@@ -25,15 +25,7 @@ from featpipe.datasets import slug
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import UsageError
-from featpipe.evaluation.assemble import (
-    MethodOutput,
-    SplitPredictions,
-    build_result,
-    complete_result,
-    outcome_of,
-    renamed,
-    save_result,
-)
+from featpipe.evaluation import assemble
 from featpipe.evaluation.fitting import check_rows
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
@@ -248,21 +240,18 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     for folder in (path.parent, model.parent):
         remove_leftovers(folder)
     hashes = FileHashes(context.workspace.hashes)
-    existing = None if step.force else complete_result(path, model.parent, hashes)
+    existing = None if step.force else assemble.complete_result(path, model.parent, hashes)
     if existing is None:
-        outcome = outcome_of(result := _train_and_test(data, path, model), "done")
+        result, status = _train_and_test(data, path, model), "done"
     else:
-        _remove_checkpoints(model)
-        outcome = outcome_of(result := renamed(existing, step.title, data.title), "up to date")
+        result, status = assemble.renamed(existing, step.title, data.title), "up to date"
+    for checkpoint in model.parent.glob(f"{model.stem}.*.checkpoint"):
+        checkpoint.unlink(missing_ok=True)
     left_out = result.extra.get("left_out", 0)
     if left_out:
         context.progress.note(f"warning: {left_out} unreadable images are left out")
+    outcome = assemble.outcome_of(result, status)
     return replace(outcome, exit_code=LEFT_OUT if step.strict and left_out else 0)
-
-
-def _remove_checkpoints(model: Path) -> None:
-    for checkpoint in model.parent.glob(f"{model.stem}.*.checkpoint"):
-        checkpoint.unlink(missing_ok=True)
 
 
 def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
@@ -294,8 +283,8 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }
     tested = [one for one, _ in trained]
-    output = MethodOutput(data.title, tested, cost, list(screening.notes), extra)
-    result, table = build_result(step, data.key, protocol, output, data.context)
+    output = assemble.MethodOutput(data.title, tested, cost, list(screening.notes), extra)
+    result, table = assemble.build_result(step, data.key, protocol, output, data.context)
     about = {
         "trunk": data.trunk.description,
         "request": {**data.trunk_options, "fit": data.trunk.preprocessing.fit},
@@ -305,14 +294,13 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     }
     with one_at_a_time(path.parent):
         result.cost["model_bytes"] = save_head(model, network, about)
-        save_result(result, path, table, model)
-    _remove_checkpoints(model)
+        assemble.save_result(result, path, table, model)
     return result
 
 
 def train_split(
     data: FinetuneData, split: Split, checkpoint: Path, run: str
-) -> tuple[SplitPredictions, HeadedNetwork]:
+) -> tuple[assemble.SplitPredictions, HeadedNetwork]:
     """Train on one split's training rows and predict its test rows once.
 
     An existing checkpoint of the same ``run``, which identifies this training, is continued.
@@ -343,5 +331,7 @@ def train_split(
     seconds = {"search": search_seconds, "fit": fit_seconds, "predict": predict_seconds}
     chosen = {"epoch": best, "by": by, **start}
     facts = {"chosen": chosen, "seconds": seconds, "history": lines, "gradient_flow": flow}
-    tested = SplitPredictions(split, scores.argmax(axis=1), scores, probabilities=True, facts=facts)
+    tested = assemble.SplitPredictions(
+        split, scores.argmax(axis=1), scores, probabilities=True, facts=facts
+    )
     return tested, estimator.module_

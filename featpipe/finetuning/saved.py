@@ -13,20 +13,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from featpipe import fingerprint
 from featpipe.backbones import fit_of_identity
 from featpipe.backbones.architecture import digest_of
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.files import read_json
 from featpipe.finetuning.nets import Trunk, load_trunk
 from featpipe.finetuning.network import HeadedNetwork, cut_of
-from featpipe.fingerprint import (
-    check_archive,
-    of_bytes,
-    of_file,
-    seal_archive,
-    sealed_json,
-    unsealed,
-)
 from featpipe.workspace import atomic_write
 
 _FORMAT = 2  # of heads and of checkpoints; 1 is that of featpipe 0.1
@@ -60,7 +53,9 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
     beside = path.with_suffix(".json")
-    text = sealed_json({"featpipe_head": _FORMAT, **about, "sha256": of_bytes(content)})
+    text = fingerprint.sealed_json(
+        {"featpipe_head": _FORMAT, **about, "sha256": fingerprint.of_bytes(content)}
+    )
     with atomic_write(beside) as temporary:
         temporary.write_text(text, "utf-8")
     return path.stat().st_size + beside.stat().st_size
@@ -83,8 +78,8 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
             raise ResultError(what, where=path, next_step=advice)
         if form != _FORMAT:
             raise ValueError("it is not a head of this version of featpipe")
-        content, read = unsealed(content), path
-        if of_file(path) != content.get("sha256"):
+        content, read = fingerprint.unsealed(content), path
+        if fingerprint.of_file(path) != content.get("sha256"):
             raise ValueError("it is not the file that the .json beside it names")
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -124,7 +119,7 @@ def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[
     with atomic_write(path) as temporary:
         with temporary.open("wb") as stream:  # whose errors say why a disk takes no more
             torch.save(content, stream)
-        seal_archive(temporary)
+        fingerprint.seal_archive(temporary)
 
 
 def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
@@ -136,7 +131,7 @@ def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str
         return None
     advice = f"to start again: rm {str(path)!r}"
     try:
-        check_archive(path)
+        fingerprint.check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError("no checkpoint of a training")
