@@ -187,11 +187,7 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
     ``repository`` may end in ``@REVISION``. ``WeightsError`` if none is here and none could, or
     should, be fetched.
     """
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - of the extras
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - of the extras
 
     name, _, revision = repository.partition("@")
     tries = [(file, local) for local in ((True, False) if download else (True,)) for file in names]
@@ -202,8 +198,8 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
             return Path(hf_hub_download(name, file, **how))
         except Exception as error:  # of the hub's client, or of what that is made with
             reason = reason if local else str(error).strip().partition("\n")[0][:200]
-            absent = isinstance(error, EntryNotFoundError)
-            if not (local or (absent and not isinstance(error, LocalEntryNotFoundError))):
+            absent = isinstance(error, errors.EntryNotFoundError)
+            if not (local or (absent and not isinstance(error, errors.LocalEntryNotFoundError))):
                 break  # no network, or no access
     raise WeightsError(
         f"The files of {model} are not here and could not be fetched.",

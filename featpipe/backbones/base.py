@@ -33,8 +33,6 @@ from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 from featpipe.workspace import user_path
 
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
-
 
 class FrozenNetwork:
     """A network whose named modules give features, run by a runtime.
@@ -200,8 +198,9 @@ class FrozenNetwork:
         if len(shape) == 3:
             owner = self.network.get_submodule(module)
             nhwc = getattr(self.network, "output_fmt", "") == "NHWC"
-            # Linear and LayerNorm work on the last dimension; their subclasses may permute.
-            last = (nhwc and not isinstance(owner, nn.Conv2d)) or type(owner) in _CHANNELS_LAST
+            nhwc = nhwc and not isinstance(owner, nn.Conv2d)
+            # These two work on the last dimension; their subclasses may permute.
+            last = nhwc or type(owner) in (nn.Linear, nn.LayerNorm)
             return replace(capture, over=(1, 2) if last else (2, 3))
         if len(shape) > 3:
             what = f"It is not clear how {layer!r} of {self.name} is to be pooled."

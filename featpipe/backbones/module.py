@@ -48,12 +48,10 @@ class Transform(Preprocessing):
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
         """Return one image (height, width, 3), uint8, as the transform makes it."""
-        made = self.apply(Image.fromarray(image))
-        if tuple(made.shape) != (3, self.crop, self.crop):
-            what = "The transform makes tensors of several sizes."
-            expected = f"(3, {self.crop}, {self.crop}) of every image"
-            got = tuple(made.shape)
-            raise UsageError(what, expected=expected, got=got, next_step="let it crop")
+        made, square = self.apply(Image.fromarray(image)), (3, self.crop, self.crop)
+        if tuple(made.shape) != square:
+            what, got = "The transform makes tensors of several sizes.", tuple(made.shape)
+            raise UsageError(what, expected=square, got=got, next_step="let it crop")
         return made.float()
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,7 @@ from featpipe.steps import STEPS, Context, Outcome
 from featpipe.workspace import atomic_write
 
 _BATCH = 8
-# Colours of the heat map: cold places are blue, hot ones red.
-_STOPS = np.array([0.0, 0.35, 0.65, 1.0])
+_STOPS = (0.0, 0.35, 0.65, 1.0)  # of the heat map's colours: blue, cyan, yellow, red
 _COLOURS = np.array([[0, 0, 255], [0, 220, 220], [255, 220, 0], [255, 0, 0]], dtype=float)
 
 
@@ -111,8 +109,7 @@ def run_explain(step: Explain, context: Context) -> Outcome:
     """Write a picture of each mistake and what they show, unless they exist."""
     result = find_results(context.workspace.results, [step.result])[0]
     assert result.path is not None
-    trained_by = STEPS.get(result.method).makes if result.method in STEPS else ()
-    if "network" not in trained_by:
+    if result.method not in STEPS or "network" not in STEPS.get(result.method).makes:
         what = "Heat maps need a network that was trained by featpipe finetune."
         got = f"a result of {result.method!r}"
         raise ResultError(what, where=result.path, got=got, next_step="featpipe results")
@@ -144,12 +141,12 @@ def _explain(
         what = "The images are not those that the result was made from."
         raise ResultError(what, where=result.path, next_step="featpipe finetune … --force")
     row_of = {name: row for row, name in enumerate(source.ids)}
-    prepared = head.trunk.preprocessing
-    read = partial(source.read_scaled, side=prepared.decoded_side)
+    prepared, side = head.trunk.preprocessing, head.trunk.preprocessing.decoded_side
     with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
         for start in range(0, len(mistakes), _BATCH):
             some = mistakes[start : start + _BATCH]
-            batch = torch.stack([prepared.prepare(read(row_of[one.id])) for one in some])
+            pixels = [source.read_scaled(row_of[one.id], side) for one in some]
+            batch = torch.stack([prepared.prepare(image) for image in pixels])
             maps = grad_cam(head, layer, batch, [classes.index(one.predicted) for one in some])
             for one, image, heat in zip(some, batch, maps, strict=True):
                 picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)

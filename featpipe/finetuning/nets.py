@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -222,22 +223,14 @@ def convnet(num_classes: int = 2) -> nn.Sequential:
     >>> sum(p.numel() for p in convnet().parameters())
     355778
     """
-
-    def block(before: int, after: int) -> nn.Sequential:
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, (before, after) in enumerate(pairwise((3, 32, 64, 128)), start=1):
         convolution = nn.Conv2d(before, after, 3, padding=1)
-        return nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2))
-
-    return nn.Sequential(
-        OrderedDict(
-            conv1=block(3, 32),
-            conv2=block(32, 64),
-            conv3=block(64, 128),
-            pool=nn.AdaptiveAvgPool2d(4),
-            flatten=nn.Flatten(),
-            hidden=nn.Sequential(nn.Linear(128 * 16, 128), nn.ReLU()),
-            fc=nn.Linear(128, num_classes),
-        )
-    )
+        stages[f"conv{number}"] = nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2))
+    stages |= {"pool": nn.AdaptiveAvgPool2d(4), "flatten": nn.Flatten()}
+    stages["hidden"] = nn.Sequential(nn.Linear(128 * 16, 128), nn.ReLU())
+    stages["fc"] = nn.Linear(128, num_classes)
+    return nn.Sequential(stages)
 
 
 _NETWORKS: dict[str, Callable[[int], nn.Module]] = {

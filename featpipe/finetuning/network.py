@@ -86,8 +86,6 @@ def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
 class Head(nn.Module):
     """New last layers with random weights: ``"linear"``, or ``"mlp:50"`` with hidden neurons.
 
-    A network may be made for a last layer without ``bias``.
-
     Examples
     --------
     >>> Head("mlp:50", 2048, 10).classifier
@@ -295,7 +293,6 @@ class TripletLoss(nn.Module):
         """Return the loss of a batch; ``FitError`` if it holds a single class."""
         if len(torch.unique(labels)) < 2:
             what = "A batch holds a single class, so there is no triplet to learn from."
-            got = f"{len(labels)} rows of class {int(labels[0])}"
             advice = "shuffle the rows, or use a larger --batch-size"
-            raise FitError(what, got=got, next_step=advice)
+            raise FitError(what, got=f"class {int(labels[0])} only", next_step=advice)
         return self.loss(features, labels, self.miner(features, labels))

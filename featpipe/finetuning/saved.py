@@ -94,9 +94,8 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
         trunk = load_trunk(**asked)
         if trunk.description != content["trunk"]:
             what = "These are not the weights that the head was trained on."
+            expected, got = content["trunk"]["weights"], trunk.description["weights"]
             advice = "name the right ones: --weights FILE"
-            got = trunk.description["weights"]
-            expected = content["trunk"]["weights"]
             raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
         cut = cut_of(trunk.stages, content["unfreeze"])
         network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
