@@ -15,6 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.svm import SVC
 
 from featpipe import api
+from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
@@ -88,7 +89,11 @@ def test_few_classes_and_those_without_training_rows(classes, tmp_path):
     pictures[labels == 1] //= 2
     names = np.array(["ant", "bee", "cat"][:classes])
     np.savez(archive, images=pictures, labels=labels, classes=names)
-    (store,) = api.extract(f"npz:{archive}", "glyphnet", device="cpu", **here)
+    torch.manual_seed(0)
+    tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, 4), torch.nn.ReLU(), torch.nn.Flatten())
+    size = Preprocessing(resize=32, crop=32)
+    how = {"backbone": tiny, "transform": size, "name": "tiny", "device": "cpu"}
+    (store,) = api.extract(f"npz:{archive}", **how, **here)
     for method in ("svm", "logistic", "centroid"):
         result = api.evaluate(method, store, protocol="holdout:0.3", **here)
         path, *_ = api.export(result, tmp_path / f"{method}.onnx", **here)

@@ -36,9 +36,9 @@ PREPROCESSING_VERSION = 2
 
 
 class Automatic(NamedTuple):
-    """What is known of a model without torch, and chosen where its user says nothing."""
+    """What is known of a model without torch: the defaults of its options."""
 
-    weights: str  # the published weights that DEFAULT stands for
+    weights: str  # the published weights that DEFAULT means
     image_size: int  # side of the network's input in pixels
     margin: bool  # whether images are resized to more than is cropped from them
     layer: str = "avgpool"  # its activations are the features
@@ -252,7 +252,7 @@ def _tensor_names(path: Path) -> list[str]:
 
 
 def automatic(model: str, weights: str = "DEFAULT", *, download: bool = True) -> Automatic:
-    """Return what is chosen where the user says nothing.
+    """Return the defaults of a model's options.
 
     torch is imported only for a model without published weights, of a family or of another
     package, whose :class:`~featpipe.backbones.architecture.Architecture` has to be asked.
@@ -285,9 +285,8 @@ def weights_identity(
         from featpipe.backbones.architecture import find_weights  # noqa: PLC0415 - brings torch
 
         try:
-            return (
-                find_weights(architecture, weights, hashes, download=fetch).sha256 + configuration
-            )
+            found = find_weights(architecture, weights, hashes, download=fetch)
+            return found.sha256 + configuration
         except WeightsError:
             if fetch:
                 raise

@@ -73,7 +73,7 @@ class Architecture:
         object.__setattr__(self, "layers", layers)
 
     def automatic(self, weights: str) -> Automatic:
-        """Return what is chosen for this model and these weights where the user says nothing."""
+        """Return the defaults of options for these weights."""
         default, chosen = (self.published.get(key) for key in ("DEFAULT", weights.upper()))
         prepared = chosen.preprocessing if chosen else self.file_preprocessing
         side, margin = prepared.crop, prepared.resize > prepared.crop

@@ -47,7 +47,7 @@ class FrozenNetwork:
     network calls several times (torchvision's ``"layer1.0.relu"``) the last output counts.
 
     An activation with height and width is averaged over both, one of tokens over all but those
-    that stand for no part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
+    that belong to no part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
     ``"layer3:map"`` leaves the activation as it is. The network says how many such tokens it has
     (``num_prefix_tokens``, default 0), and whether channels come last in its maps
     (``output_fmt="NHWC"``), as timm's networks do.
@@ -166,7 +166,7 @@ class FrozenNetwork:
         return {layer: features[layer] for layer in layers}
 
     def capture(self, layer: str) -> Capture:
-        """Return where a layer is and how it is read; UsageError where there is none such."""
+        """Return where a layer is and how it is read; UsageError if there is no such layer."""
         name, asked = _split(layer)
         place, reading = _split(self._aliases.get(name, name))
         reading = asked or reading

@@ -70,7 +70,7 @@ class Calibration:
 class Execution:
     """How a network is asked to run."""
 
-    runtime: str | None = None  # a name out of RUNTIMES; None: chosen, and said
+    runtime: str | None = None  # a name out of RUNTIMES; None: chosen, with a note
     precision: str = "float32"
     calibration: Calibration | None = None  # for int8
     progress: Progress = SILENT
@@ -199,7 +199,7 @@ class TorchRuntime(Runtime):
         self._how = how or Execution()
         self._largest: int | None = None  # batch that fits into the memory; None: any so far
         cuda, precision = device.type == "cuda", self._how.precision
-        # TF32 came with Ampere; older GPUs compute in float32 without a word.
+        # TF32 came with Ampere; older GPUs silently compute in float32.
         ampere = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
         if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
             what = f"PyTorch does not compute in {precision} on this device."

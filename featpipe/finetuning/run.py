@@ -204,6 +204,7 @@ class FinetuneData:
         step = self.resolved
         class_name, own = OPTIMIZERS[step.optimizer]
         optimizer = {name: getattr(step, name) for name in own if getattr(step, name) is not None}
+        optimizer["weight_decay"] = step.weight_decay
         network = {
             "trunk": self.trunk,
             "cut": self.cut,
@@ -221,7 +222,6 @@ class FinetuneData:
             **{f"module__{name}": value for name, value in network.items()},
             "losses": step.loss,
             "optimizer": getattr(torch.optim, class_name),
-            "optimizer__weight_decay": step.weight_decay,
             **{f"optimizer__{name}": value for name, value in optimizer.items()},
             "max_epochs": step.epochs,
             "augment": self.augment,
