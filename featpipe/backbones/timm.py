@@ -106,7 +106,7 @@ def _preprocessing(config: Any) -> Preprocessing:
         mean=tuple(data["mean"]),
         std=tuple(data["std"]),
         interpolation=data["interpolation"],
-        fit={"center": "crop"}.get(data["crop_mode"], "squash"),
+        fit="squash" if data["crop_mode"] == "squash" else "crop",
     )
 
 
