@@ -65,13 +65,11 @@ def export_onnx(
     with atomic_write(out) as temporary:
         _write(graph, temporary, prepared.crop, model.classes)
         _compare(temporary, predictor)
-    script = _SCRIPT.format(
-        mark=_MARK,
-        fit=prepared.fit,
-        resize=prepared.crop if prepared.fit in ("fill", "whole") else prepared.resize,
-        crop=prepared.crop,
-        filter=prepared.interpolation.upper(),
-    )
+    sides = {"resize": prepared.resize, "crop": prepared.crop}
+    if prepared.fit in ("fill", "whole"):
+        sides["resize"] = prepared.crop
+    how = {"fit": prepared.fit, "filter": prepared.interpolation.upper(), **sides}
+    script = _SCRIPT.format(mark=_MARK, **how)
     for path, text in zip(paths[1:], (_card(result, model, out.name), script), strict=True):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -278,17 +278,13 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         cache), a file (``.safetensors``, ``.pt``, ``.pth``, ``.th``, ``.bin``), the folder where
         ``hf:FOLDER`` is now, or ``"none"``: random ones of seed 0.
     device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``. A device that is absent is
-        an error.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; it has to be there.
     image_size : int, optional
         Side of the network's input in pixels; by default that of the weights.
-    fit : {"auto", "crop", "fill", "whole"}
-        See :class:`~featpipe.backbones.preprocessing.Preprocessing`; ``auto`` is decided by
-        ``sizes``.
+    fit, decode : {"auto", "crop", "fill", "whole"}, {"full", "scaled"}
+        See :class:`~featpipe.backbones.preprocessing.Preprocessing`; ``sizes`` decide ``auto``.
     sizes : iterable of tuple of int, optional
         Height and width that all images have, for each split, or ``None`` where they differ.
-    decode : {"full", "scaled"}
-        See the same class.
     runtime : str, optional
         A name out of :data:`featpipe.backbones.RUNTIMES`; default: chosen for device and network.
     precision : {"float32", "bfloat16", "float16", "int8"}
@@ -307,8 +303,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     UnknownNameError
         If there is no such model, published weights, runtime or kind of device.
     UsageError
-        If the device is not there, the image size is not possible, or the model has no published
-        weights and none are given.
+        If the device is absent, the image size not possible, or the model without any weights.
     WeightsError
         If the weights cannot be downloaded or read, or belong to another architecture.
 

@@ -141,21 +141,17 @@ def _preprocessing(folder: Path, spec: str) -> Preprocessing:
     scaled = found.get("do_rescale", True) and abs(found.get("rescale_factor", 0) * 255 - 1) < 1e-6
     how: Any = _INTERPOLATIONS.get(int(found.get("resample", 2)))
     if not (side and resize >= side and plain and scaled and how):
-        raise UsageError(
-            f"The images of {spec} cannot be prepared as its image processor asks.",
-            where=folder / "preprocessor_config.json",
-            expected="square images, resized (bilinear or bicubic), cropped, scaled and normalised",
-            got=", ".join(f"{key}: {value}" for key, value in found.items())[:300],
+        what = f"The images of {spec} cannot be prepared as its image processor asks."
+        where, got = (
+            folder / "preprocessor_config.json",
+            ", ".join(f"{k}: {v}" for k, v in found.items()),
         )
-    normal = found.get("do_normalize", True)
-    return Preprocessing(
-        resize=resize,
-        crop=side,
-        mean=tuple(found["image_mean"]) if normal else (0.0,) * 3,
-        std=tuple(found["image_std"]) if normal else (1.0,) * 3,
-        interpolation=how,
-        fit=fit,
-    )
+        expected = "square images, resized (bilinear or bicubic), cropped, scaled and normalised"
+        raise UsageError(what, where=where, expected=expected, got=got[:300])
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if found.get("do_normalize", True):
+        mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
+    return Preprocessing(resize, side, mean, std, how, fit)
 
 
 def _with_prefix(network: nn.Module, config: Any) -> nn.Module:

@@ -56,14 +56,10 @@ def _architecture(name: str, download: bool) -> Architecture:
         files = (given,) if given else ("model.safetensors", "pytorch_model.bin")
         return cached_file(f"timm:{name}", config.hf_hub_id, files, download)
 
-    published = PublishedWeights(
-        tag or config.tag,
-        weights_file if config.hf_hub_id else config.url,
-        prepared,
-        partial(_classes, config.num_classes),
-        IMAGENET if config.num_classes == _IMAGENET_CLASSES else "",
-    )
-    there = config.hf_hub_id or config.url
+    where = weights_file if config.hf_hub_id else config.url
+    classes = partial(_classes, config.num_classes)
+    trained_on = IMAGENET if config.num_classes == _IMAGENET_CLASSES else ""
+    published = PublishedWeights(tag or config.tag, where, prepared, classes, trained_on)
 
     def build(num_classes: int, **options: Any) -> nn.Module:
         with torch.device("cpu"):  # some compute with values while they are built
@@ -84,7 +80,7 @@ def _architecture(name: str, download: bool) -> Architecture:
         build=build,
         classifier=last,
         file_preprocessing=prepared,
-        published={"DEFAULT": published, published.name.upper(): published} if there else {},
+        published={"DEFAULT": published, published.name.upper(): published} if where else {},
         default_layer=EMBEDDING,
         layers=names,
         read=read,
@@ -100,14 +96,10 @@ def _preprocessing(config: Any) -> Preprocessing:
         what = f"The images of {config.architecture} cannot be prepared."
         got = f"{data['input_size']}, {data['crop_mode']}"
         raise UsageError(what, expected="square RGB images, cropped or squashed", got=got)
-    return Preprocessing(
-        resize=max(height, math.floor(height / data["crop_pct"])),
-        crop=height,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=data["interpolation"],
-        fit="squash" if data["crop_mode"] == "squash" else "crop",
-    )
+    resize = max(height, math.floor(height / data["crop_pct"]))
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    fit = "squash" if data["crop_mode"] == "squash" else "crop"
+    return Preprocessing(resize, height, mean, std, data["interpolation"], fit)
 
 
 def _classes(number: int) -> SourceClasses | None:

@@ -40,15 +40,10 @@ _CLASSIFIERS = {
 
 def _published(weights: Any) -> PublishedWeights:
     how = weights.transforms()
-    preprocessing = Preprocessing(
-        resize=how.resize_size[0],
-        crop=how.crop_size[0],
-        mean=tuple(how.mean),
-        std=tuple(how.std),
-        interpolation=how.interpolation.value,
-    )
+    sides, scaling = (how.resize_size[0], how.crop_size[0]), (tuple(how.mean), tuple(how.std))
+    prepared = Preprocessing(*sides, *scaling, how.interpolation.value)
     classes = partial(SourceClasses.load, "imagenet")
-    return PublishedWeights(weights.name, weights.url, preprocessing, classes, IMAGENET)
+    return PublishedWeights(weights.name, weights.url, prepared, classes, IMAGENET)
 
 
 def _build(name: str, num_classes: int, **options: Any) -> nn.Module:

@@ -177,12 +177,11 @@ class HeadedNetwork(nn.Module):
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         all_here = sum(p.numel() for p in self.parameters())
         running = ("running_mean", "running_var")
+        statistics = [b.numel() for name, b in self.named_buffers() if name.endswith(running)]
         return {
             "parameters_trained": trained,
             "parameters_frozen": all_here - trained + self._parameters_before,
-            "running_statistics": sum(
-                b.numel() for name, b in self.named_buffers() if name.endswith(running)
-            ),
+            "running_statistics": sum(statistics),
         }
 
 

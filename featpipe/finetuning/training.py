@@ -139,7 +139,7 @@ class HeadClassifier(NeuralNetClassifier):
         label: str = "training",
         **settings: Any,
     ) -> None:
-        own = {**locals()}
+        own = {**locals()}  # skorch keeps settings as attributes of the same names
         for name in ("self", "module", "settings", "__class__"):
             del own[name]
         self.__dict__.update(own)
