@@ -234,7 +234,7 @@ def check_tensors(model: str, weights: str) -> None:
             where=path,
             expected="layer3 with {} blocks of {} convolutions".format(*expected),
             got=f"{got[0] + 1} blocks of {got[1]}",
-            next_step="in a recipe, name both together: each: [{model: …, weights: …}, …]",
+            next_step="in a recipe, name both under each: [{model: …, weights: …}, …]",
         )
 
 
