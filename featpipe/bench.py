@@ -34,47 +34,37 @@ def measure(
     The weights are random, and so are the images, but for one JPEG of 500 x 375 pixels. Each
     measurement takes some ``seconds``, after a call that is not counted.
 
-    Returns
-    -------
-    rows : list of dict
-        What was measured, its ``rate`` and ``unit``; or why it could not be.
-    taken : str
-        What ``--runtime auto`` takes here, and why.
+    Returned are rows, of what was measured with its ``rate`` and ``unit`` or why it could not be,
+    and what ``--runtime auto`` takes here, and why.
     """
-    where = choose_device(device)
-    architecture = architecture_of(model)
-    prepared, layers = architecture.file_preprocessing, (architecture.default_layer,)
-    side = prepared.crop
+    where, architecture = choose_device(device), architecture_of(model)
+    prepared, side = architecture.file_preprocessing, architecture.file_preprocessing.crop
     rows: list[dict[str, Any]] = []
 
-    def row(what: str, batch: int | None, rate: float | None, unit: str) -> None:
-        rows.append({"what": what, "batch": batch, "rate": rate, "unit": unit})
+    def row(what: str, batch: int | None, rate: float | None, unit: str = "images/s") -> None:
+        rows.append({"what": what, "batch": batch, "rate": rate and round(rate, 1), "unit": unit})
 
-    def measured(
-        what: str, images: int, call: Callable[[int], Any], threads: int, batch: int | None
-    ) -> None:
-        """Add a row: how many images a second are done where some threads call at once."""
-        call(0)
+    def calls_per_s(call: Callable[[], Any], threads: int) -> float:
+        """Return how often a second something is done where some threads call at once."""
+        call()
         with ThreadPoolExecutor(threads) as pool:
             began, calls = time.perf_counter(), 0
             while time.perf_counter() - began < seconds:
-                calls += len(list(pool.map(call, range(2 * threads))))
-            rate = calls * images / (time.perf_counter() - began)
-        row(what, batch, round(rate, 1), "images/s")
+                calls += len(list(pool.map(lambda _: call(), range(2 * threads))))
+            return calls / (time.perf_counter() - began)
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         photo, scratch = Path(temporary) / "photo.jpg", Path(temporary) / "scratch"
         coarse = np.random.default_rng(0).integers(0, 256, (25, 33, 3), dtype=np.uint8)
         Image.fromarray(coarse).resize((500, 375)).save(photo, quality=90)
-        cores = torch.get_num_threads()
-        measured("decode and resize", 1, lambda _: prepared.prepare(read_image(photo)), cores, None)
+        decode = calls_per_s(lambda: prepared.prepare(read_image(photo)), torch.get_num_threads())
+        row("decode and resize", None, decode)
         began = time.perf_counter()
         with scratch.open("wb") as stream:
             stream.write(os.urandom(_WRITTEN_BYTES))
             stream.flush()
             os.fsync(stream.fileno())
-        rate = _WRITTEN_BYTES / 1e6 / (time.perf_counter() - began)
-        row("write and sync", None, round(rate, 1), "MB/s")
+        row("write and sync", None, _WRITTEN_BYTES / 1e6 / (time.perf_counter() - began), "MB/s")
         kinds = [(p, kind) for p in PRECISIONS for kind in RUNTIMES if p in kind.precisions]
         images = torch.randint(0, 256, (max(_BATCHES), 3, side, side), dtype=torch.uint8)
         seen = Calibration(lambda _: images, "noise")
@@ -82,20 +72,15 @@ def measure(
             for precision, kind in kinds:
                 name = f"{kind.name} {precision}"
                 how = Execution(kind.name, precision, seen, cache=Path(temporary))
+                about = architecture.name, architecture.untrained(), prepared, where, how
                 try:
-                    frozen = FrozenNetwork(
-                        *(architecture.name, architecture.untrained(), prepared, where, how),
-                        architecture.layers,
-                    )
+                    frozen = FrozenNetwork(*about, architecture.layers)
+                    frozen.default_layer = architecture.default_layer
                     for n in _BATCHES:
-                        embed = partial(_embed, frozen, images[:n], layers)
-                        measured(name, n, embed, frozen.parallel, n)
+                        embed = partial(frozen.embed, images[:n])
+                        row(name, n, n * calls_per_s(embed, frozen.parallel))
                 except FeatpipeError as error:
                     row(name, None, None, error.what)
                 task.advance()
     runtime, why = choose("float32", where, side)
     return rows, f"--runtime auto takes {runtime} for {model} on {where}: {why}"
-
-
-def _embed(frozen: FrozenNetwork, images: torch.Tensor, layers: tuple[str, ...], _: int) -> None:
-    frozen.embed(images, layers)

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featpipe import backbones
 from featpipe.backbones.base import Backbone
+from featpipe.backbones.module import register_module
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.images import FileSource, to_rgb
 from featpipe.datasets.source import UNLABELLED, Identity
@@ -136,14 +137,11 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         source, rows = self._source(X, reset=False)
         backbone, layer = self._open()
         if _fingerprint(backbone, layer) != self.fingerprint_:
-            raise WeightsError(
-                "The backbone is not the one that the embedder was fitted with.",
-                where=self.weights,
-                next_step="call fit again",
-            )
-        kept = self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite"
-        known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache == "memory" else {}
+            what = "The backbone is not the one that the embedder was fitted with."
+            raise WeightsError(what, where=self.weights, next_step="call fit again")
         digests = [digest or "" for digest in source.digests]  # of a file that cannot be opened: ""
+        known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache == "memory" else {}
+        kept = self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite"
         if kept is not None:
             known = _read_kept(kept, digests)
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
@@ -183,8 +181,6 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             expected = "preprocess=, its transform: PIL image → float tensor (3, S, S)"
             raise UsageError("How are images prepared for the module?", expected=expected)
         else:
-            from featpipe.backbones.module import register_module  # noqa: PLC0415
-
             name = type(model).__name__
             model = register_module(model, self.preprocess, name, self.fingerprint)
             known = backbones.MODELS.get(model).published["DEFAULT"].location.sha256
@@ -195,20 +191,25 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _source(self, X: Any, *, reset: bool) -> tuple[FileSource | _Pixels, Sequence[int]]:
         """Return the images, files that are named twice once, and the row of each."""
+        if isinstance(X, str | os.PathLike | Image.Image):
+            what = "One image by itself is not a sequence of images."
+            example = f"[{os.fspath(X)!r}]" if isinstance(X, str | os.PathLike) else "[image]"
+            advice = f"put it into a list: {example}"
+            raise UsageError(what, expected="a sequence of images or paths", next_step=advice)
         ndim = getattr(X, "ndim", 1)
         if ndim == 2 and X.shape[1] == 1 and hasattr(X, "__array__"):  # a column of a table
             column = np.asarray(X)[:, 0]
             X, ndim = (column, 1) if column.dtype.kind in "OUT" else (X, 2)
         items = list(X) if ndim == 1 and hasattr(X, "__iter__") else []
         paths = [os.fspath(item) for item in items if isinstance(item, str | os.PathLike)]
-        if paths and len(paths) == len(items):
+        if len(paths) < len(items) and paths:
+            raise UsageError("Some of the images are paths.", expected="paths only, or none")
+        if paths:
             row_of = {path: row for row, path in enumerate(dict.fromkeys(paths))}
             files = Identity("images", "all", (), tuple(row_of), [UNLABELLED] * len(row_of))
             hashes = FileHashes(self._folder and self._folder / "hashes.sqlite")
             source = FileSource(files, Path(), DatasetOptions(hashes=hashes))
             return source, [row_of[path] for path in paths]
-        if paths:
-            raise UsageError("Some of the images are paths.", expected="paths only, or none")
         if items and (isinstance(items[0], Image.Image) or getattr(items[0], "ndim", 0) > 1):
             pixels = [one if isinstance(one, Image.Image) else self._pixels(one) for one in items]
             return _Pixels(pixels), range(len(items))
@@ -222,27 +223,24 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _pixels(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Return the numbers of images as 0 (black) to 255 (white)."""
         asked: Any = self.pixel_range
-        kind = values.dtype.kind
         if values.dtype == np.uint8 and asked is None:
             return values
-        if kind not in "buif":
-            raise UsageError("The images are no numbers.", got=values.dtype)
-        low, high = (0.0, 255.0) if kind in "ui" else (0.0, 1.0)
+        if values.dtype.kind not in "buif":
+            raise UsageError("The images are not numbers.", got=values.dtype)
+        low, high = 0.0, 255.0 if values.dtype.kind in "ui" else 1.0
         if asked == "fit":
             if not hasattr(self, "_range_"):
                 raise UsageError("pixel_range='fit' is for images in one array.")
-            low, high = self._range_
-            values = np.clip(values, low, high)
-        elif asked is not None:
+            asked = self._range_
+            values = np.clip(values, *asked)
+        if asked is not None:
             low, high = asked
         least, greatest = float(values.min()), float(values.max())
         if not low <= least <= greatest <= high:  # not-a-number, too
-            raise UsageError(
-                "Pixel values are outside of their range.",
-                expected=f"{low:g} (black) to {high:g} (white)",
-                got=f"{least:g} to {greatest:g}",
-                next_step="give pixel_range=(black, white)",
-            )
+            what, got = "Pixel values are outside of their range.", f"{least:g} to {greatest:g}"
+            expected = f"{low:g} (black) to {high:g} (white)"
+            advice = "give pixel_range=(black, white)"
+            raise UsageError(what, expected=expected, got=got, next_step=advice)
         scaled = (values.astype(np.float64) - low) * (255 / ((high - low) or 1))
         return np.rint(scaled).astype(np.uint8)
 
@@ -256,7 +254,7 @@ class _Pixels:
     @cached_property
     def digests(self) -> list[str]:
         """A digest of the pixels of each image."""
-        images = (self.read_scaled(row) for row in range(len(self._images)))
+        images = map(self.read_scaled, range(len(self._images)))
         return [of_bytes(repr(image.shape).encode(), image.tobytes()) for image in images]
 
     @property
@@ -271,10 +269,10 @@ class _Pixels:
         if isinstance(image, Image.Image):
             return to_rgb(image, f"image {row}")
         if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
+            return np.repeat(image[..., None], 3, axis=2)
         if image.ndim != 3 or image.shape[2] != 3:
             expected = "(height, width, 3), or (height, width) for grey"
-            raise UsageError("This is no image.", expected=expected, got=image.shape)
+            raise UsageError("This is not an image.", expected=expected, got=image.shape)
         return image
 
 
@@ -283,9 +281,8 @@ def _square(n: int) -> tuple[int, ...]:
         side = math.isqrt(n // channels)
         if channels * side * side == n:
             return (side, side, *shape)
-    raise UsageError(
-        f"Rows of {n} numbers are no square images.", next_step="give image_shape=(height, width)"
-    )
+    what = f"Rows of {n} numbers are not square images."
+    raise UsageError(what, next_step="give image_shape=(height, width)")
 
 
 @lru_cache(maxsize=4)
@@ -304,12 +301,12 @@ def _fingerprint(backbone: Backbone, layer: str) -> str:
 
 def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
     """Return the features of those images that have some; damaged ones are left out."""
-    found = {}
+    found, query = {}, "select * from vectors where image = ?"
     with _open_kept(path) as connection:
         for digest in set(digests):
-            row = connection.execute("select * from vectors where image = ?", (digest,)).fetchone()
-            if row is not None and zlib.crc32(row[1]) == row[2]:
-                found[digest] = np.frombuffer(row[1], "<f4")
+            for _, blob, crc32 in connection.execute(query, (digest,)):
+                if zlib.crc32(blob) == crc32:
+                    found[digest] = np.frombuffer(blob, "<f4")
     return found
 
 
@@ -329,9 +326,6 @@ def _open_kept(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute(f"create table if not exists vectors ({columns})")
             yield connection
     except (sqlite3.Error, OSError) as error:
-        raise StoreError(
-            "The cache of features cannot be used.",
-            where=path,
-            got=error,
-            next_step="name another folder, or remove this file if it is damaged",
-        ) from error
+        what = "The cache of features cannot be used."
+        advice = "name another folder, or remove this file if it is damaged"
+        raise StoreError(what, where=path, got=error, next_step=advice) from error

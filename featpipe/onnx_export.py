@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,26 +26,14 @@ _TOLERANCE = 1e-4  # of a probability
 
 
 def export_onnx(
-    workspace: Workspace,
-    name: str,
-    out: Path,
-    weights: str | None = None,
-    *,
-    force: bool = False,
+    workspace: Workspace, name: str, out: Path, weights: str | None = None, *, force: bool = False
 ) -> list[Path]:
     """Write a probe as ``out`` (.onnx), with a model card (.md) and a script (.py) beside it.
 
     The graph takes ``images``, uint8 (n, S, S, 3) in RGB, and gives what ``featpipe predict`` does:
     ``probabilities``, float32 (n, classes), and ``labels``, int64 (n,), numbers of classes, whose
-    names are in its metadata.
-
-    Parameters
-    ----------
-    workspace, name, weights
-        As of :func:`featpipe.prediction.open_predictor`.
-    out : Path
-    force : bool
-        Replace files that featpipe did not write, too.
+    names are in its metadata. ``force`` replaces files that featpipe did not write, too; the other
+    arguments are those of :func:`featpipe.prediction.open_predictor`.
 
     Raises
     ------
@@ -59,7 +46,7 @@ def export_onnx(
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "onnx")
-    paths = [out, out.with_suffix(".md"), out.with_suffix(".py")]
+    paths = [out.with_suffix(suffix) for suffix in (".onnx", ".md", ".py")]
     if out.suffix != ".onnx":
         raise UsageError(f"Cannot write to {out.name!r}.", expected="a name in .onnx")
     for path in paths:
@@ -68,35 +55,34 @@ def export_onnx(
     if predictor.probe is None:
         raise _refused("a fine-tuned network")
     path, model, backbone = predictor.probe
-    if (file := workspace.results / f"{path.stem}.json").is_file():
-        result = Result.load(file)
-    else:
+    if not (file := workspace.results / f"{path.stem}.json").is_file():
         what = "There is no result that says how good the model is."
         raise ResultError(what, where=file, next_step="name one of featpipe results")
-    prepared = backbone.preprocessing
+    result, prepared = Result.load(file), backbone.preprocessing
     if prepared.dtype != torch.uint8 or backbone.how.precision != "float32":
         raise _refused(f"a network in {backbone.how.precision} on images of {prepared.dtype}")
     graph = _Graph(backbone, model).eval()
     with atomic_write(out) as temporary:
         _write(graph, temporary, prepared.crop, model.classes)
         _compare(temporary, predictor)
-    fit = prepared.fit
-    side = prepared.crop if fit in ("fill", "whole") else prepared.resize
-    how = prepared.interpolation.upper()
-    script = _SCRIPT.format(mark=_MARK, fit=fit, resize=side, crop=prepared.crop, filter=how)
-    for path, text in ((paths[1], _card(result, model, out.name)), (paths[2], script)):
+    sides = {"resize": prepared.resize, "crop": prepared.crop}
+    if prepared.fit in ("fill", "whole"):
+        sides["resize"] = prepared.crop
+    how = {"fit": prepared.fit, "filter": prepared.interpolation.upper(), **sides}
+    script = _SCRIPT.format(mark=_MARK, **how)
+    for path, text in zip(paths[1:], (_card(result, model, out.name), script), strict=True):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return paths
 
 
 def _refused(got: object) -> UsageError:
-    return UsageError(
+    what, advice = (
         "This model cannot be exported.",
-        expected="a linear classifier with calibrated probabilities, on features in float32",
-        got=got,
-        next_step="export the model of featpipe svm, logistic or centroid",
+        "export one of featpipe svm, logistic, centroid",
     )
+    expected = "a linear classifier with calibrated probabilities, on features in float32"
+    return UsageError(what, expected=expected, got=got, next_step=advice)
 
 
 class _Graph(nn.Module):
@@ -114,19 +100,15 @@ class _Graph(nn.Module):
         self._unit = linear.unit
         self._temperature = model.temperature or 1.0
         places = np.eye(len(model.classes))[linear.classes_]  # classes without training rows: 0
-        numbers = (("weight", linear.weight), ("bias", linear.bias), ("places", places))
-        for name, values in numbers:
+        numbers = {"weight": linear.weight, "bias": linear.bias, "places": places}
+        for name, values in numbers.items():
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
         self.register_buffer("known", torch.as_tensor(linear.classes_))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        kept: list[Tensor] = []
-        module = self.network.get_submodule(self._capture.module)
-
-        def keep(_module: nn.Module, inputs: object, output: object) -> None:
-            kept.append(self._capture.read(inputs, output))
-
-        hook = module.register_forward_hook(keep)
+        kept: list[Tensor] = []  # torch.export follows no exception, which ends `activations`
+        module, read = self.network.get_submodule(self._capture.module), self._capture.read
+        hook = module.register_forward_hook(lambda _, given, made: kept.append(read(given, made)))
         self.network(self._prepared.normalise(images.permute(0, 3, 1, 2)))
         hook.remove()
         x = kept[-1].flatten(1)
@@ -144,12 +126,10 @@ def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) ->
     import onnx  # noqa: PLC0415 - an extra
 
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    how: dict[str, Any] = {"input_names": ["images"], "output_names": list(_OUTPUTS)}
-    if "external_data" in inspect.signature(torch.onnx.export).parameters:
-        how |= {"dynamo": True, "external_data": False, "verbose": False}
-        how["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
-    else:  # PyTorch before 2.5
-        how["dynamic_axes"] = {name: {0: "n"} for name in ("images", *_OUTPUTS)}
+    # The older exporter of PyTorch has no operator for the attention of torchvision's ViTs.
+    how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
+    how |= {"input_names": ["images"], "output_names": list(_OUTPUTS)}
+    how["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
     try:
         with torch.no_grad():
             torch.onnx.export(graph, (example,), str(path), **how)
@@ -187,13 +167,14 @@ Needs onnxruntime and Pillow. This file was {mark}.
 import json
 import sys
 
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
+try:
+    import numpy as np
+    import onnxruntime
+    from PIL import Image, ImageOps
+except ImportError as error:
+    sys.exit(f"{{error}}\\n  next: pip install onnxruntime pillow")
 
 FIT, RESIZE, CROP = {fit!r}, {resize}, {crop}
-session = onnxruntime.InferenceSession(__file__.removesuffix(".py") + ".onnx")
-classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 
 
 def centre(image, width, height):
@@ -216,9 +197,24 @@ def prepare(path):
     return np.asarray(centre(image.resize(size, Image.Resampling.{filter}), CROP, CROP))
 
 
+if len(sys.argv) < 2:
+    sys.exit(f"usage: python {{sys.argv[0]}} photo.jpg …")
+model, unread = __file__.removesuffix(".py") + ".onnx", 0
+try:
+    session = onnxruntime.InferenceSession(model)
+    classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+except Exception as error:  # a missing or damaged file
+    sys.exit(f"The model cannot be opened; it has to be beside this script.\\n  got: {{error}}")
 for path in sys.argv[1:]:
-    (shares,), (label,) = session.run(None, {{"images": prepare(path)[None]}})
+    try:
+        image = prepare(path)
+    except Exception as error:  # whatever Pillow raises for a missing or damaged file
+        print(f"{{path}} cannot be read: {{error}}", file=sys.stderr)
+        unread += 1
+        continue
+    (shares,), (label,) = session.run(None, {{"images": image[None]}})
     print(path, classes[label], f"{{shares[label]:.4f}}", sep="\\t")
+sys.exit(1 if unread else 0)
 '''
 
 
@@ -244,7 +240,7 @@ def _card(result: Result, model: TrainedModel, name: str) -> str:
     rows = result.extra.get("calibration", {}).get("rows")
     limits = [
         f"Every image gets one of these {len(model.classes)} classes, whatever it shows.",
-        "The accuracy is that on images like the tested ones; of others it says nothing.",
+        "The accuracy is an estimate for images like those tested, not for others.",
         f"Probabilities are calibrated on {rows} training images." if rows else "",
         f"The accuracy is that of {n} models, of which this is the first." if n > 1 else "",
         result.extra.get("contamination", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -208,9 +209,12 @@ def test_weights_that_change_after_fit_are_refused(paths, tmp_path):
         (["missing.jpg", np.zeros((4, 4), np.uint8)], "Some of the images are paths"),
         (np.zeros((2, 4, 4)) - 1, "outside of their range"),
         (np.full((2, 4, 4), np.nan), "outside of their range"),
-        (np.zeros((2, 4, 4, 4), np.uint8), "no image"),
-        (np.zeros((2, 7)), "no square images"),
-        (np.array([[["a", "b"]]]), "no numbers"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "not an image"),
+        (np.zeros((2, 7)), "not square images"),
+        (np.array([[["a", "b"]]]), "not numbers"),
+        ("one/path.jpg", r"sequence of images(.|\n)*\['one/path.jpg'\]"),
+        (Path("one/path.jpg"), r"sequence of images(.|\n)*\['one/path.jpg'\]"),
+        (Image.new("L", (8, 8)), r"sequence of images(.|\n)*\[image\]"),
     ],
 )
 def test_what_is_no_image_is_named(given, message):

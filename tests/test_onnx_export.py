@@ -15,6 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.svm import SVC
 
 from featpipe import api
+from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
@@ -88,20 +89,15 @@ def test_few_classes_and_those_without_training_rows(classes, tmp_path):
     pictures[labels == 1] //= 2
     names = np.array(["ant", "bee", "cat"][:classes])
     np.savez(archive, images=pictures, labels=labels, classes=names)
-    (store,) = api.extract(f"npz:{archive}", "glyphnet", device="cpu", **here)
+    torch.manual_seed(0)
+    tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, 4), torch.nn.ReLU(), torch.nn.Flatten())
+    size = Preprocessing(resize=32, crop=32)
+    how = {"backbone": tiny, "transform": size, "name": "tiny", "device": "cpu"}
+    (store,) = api.extract(f"npz:{archive}", **how, **here)
     for method in ("svm", "logistic", "centroid"):
         result = api.evaluate(method, store, protocol="holdout:0.3", **here)
         path, *_ = api.export(result, tmp_path / f"{method}.onnx", **here)
         assert_same(here, result, path, images.random_images(5, 32))
-
-
-def test_a_module_whose_graph_is_written_by_the_older_exporter(here, stores, tmp_path, monkeypatch):
-    exporter = torch.onnx.export
-    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: exporter(*a, **k, dynamo=False))
-    result = api.evaluate("svm", *stores, **here)
-    with pytest.warns(DeprecationWarning, match="legacy"):
-        path, *_ = api.export(result, tmp_path / "model.onnx", **here)
-    assert_same(here, result, path, images.random_images(3, 32))
 
 
 def test_the_card_says_what_how_good_and_what_not(here, stores, tmp_path):
@@ -125,7 +121,7 @@ def test_the_card_says_what_how_good_and_what_not(here, stores, tmp_path):
     ("method", "why"),
     [
         (RandomForestClassifier(5), "without linear scores"),
-        (SVC(), "not linear"),
+        (SVC(), "without linear scores"),
         ("knn", "without linear scores"),
     ],
     ids=str,
@@ -157,8 +153,8 @@ def test_places_and_files_that_are_not_ours_are_refused(here, stores, tmp_path):
 
 def test_a_model_without_its_result_is_refused(here, stores, tmp_path):
     result = api.evaluate("centroid", *stores, **here)
-    alone = tmp_path / "alone.skops"
-    alone.write_bytes((here["workspace"] / "data/models" / f"{result.name}.skops").read_bytes())
+    alone = tmp_path / "alone.npz"
+    alone.write_bytes((here["workspace"] / "data/models" / f"{result.name}.npz").read_bytes())
     with pytest.raises(ResultError, match="how good"):
         api.export(alone, tmp_path / "model.onnx", **here)
 
@@ -182,10 +178,32 @@ def test_a_graph_that_answers_otherwise_is_not_written(here, stores, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-def run_script(script, files):
+def run_script(script, files, code=0):
+    """Return what a script prints for files: lines without their paths, and its errors."""
     line = [sys.executable, str(script), *map(str, files)]
-    made = subprocess.run(line, capture_output=True, text=True, check=True)
-    return [one.split("\t")[1:] for one in made.stdout.splitlines()]
+    made = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert made.returncode == code, made.stderr
+    assert "Traceback" not in made.stderr
+    return [one.split("\t")[1:] for one in made.stdout.splitlines()], made.stderr
+
+
+def test_the_script_says_what_is_missing(here, stores, tmp_path):
+    result = api.evaluate("centroid", *stores, **here)
+    path, _, script = api.export(result, tmp_path / "model.onnx", **here)
+    Image.fromarray(images.pictures(1, 32)[0]).save(tmp_path / "one.png")
+    (tmp_path / "notes.png").write_text("no image")
+    files = [tmp_path / name for name in ("missing.png", "notes.png", "one.png")]
+    answers, said = run_script(script, files, code=1)
+    assert len(answers) == 1  # the others do not end the run
+    assert [line.split(" ")[0] for line in said.splitlines()] == [str(one) for one in files[:2]]
+    assert "usage" in run_script(script, [], code=1)[1]
+    path.rename(tmp_path / "elsewhere.onnx")
+    assert "beside this script" in run_script(script, files[2:], code=1)[1]
+    for package in ("onnxruntime", "PIL"):
+        (tmp_path / f"{package}.py").write_text(f"raise ImportError('No module named {package}')")
+        said = run_script(script, files[2:], code=1)[1]
+        assert f"No module named {package}\n  next: pip install onnxruntime pillow" in said
+        (tmp_path / f"{package}.py").unlink()
 
 
 @pytest.mark.parametrize("fit", ["auto", "crop", "whole"])
@@ -223,7 +241,7 @@ def test_the_script_answers_for_files_of_every_shape(fit, tmp_path):
     files += [turned, clear, grey]
     expected = api.predict(result, files, **here)
     assert {answer.label for answer in expected} == {"ant", "bee"}
-    found = run_script(script, files)
+    found, _ = run_script(script, files)
     assert [label for label, _ in found] == [answer.label for answer in expected]
     ours = [answer.probability or answer.score for answer in expected]
     np.testing.assert_allclose([float(p) for _, p in found], ours, atol=2e-3)
@@ -260,4 +278,4 @@ def test_200_images_of_stl10_through_resnet18(stl10_resnet18_store, tmp_path, sh
         files.append(tmp_path / f"{number}.png")
         Image.fromarray(one).save(files[-1])
     answers = api.predict(result, files, **here)
-    assert [label for label, _ in run_script(script, files)] == [one.label for one in answers]
+    assert [label for label, _ in run_script(script, files)[0]] == [one.label for one in answers]

@@ -1,4 +1,4 @@
-"""Frozen networks that embed images. Names are known without torch; loading one brings it."""
+"""Frozen networks that embed images. Names are known without torch; loading one imports it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ PREPROCESSING_VERSION = 2
 
 
 class Automatic(NamedTuple):
-    """What is known of a model without torch, and chosen where its user says nothing."""
+    """What is known of a model without torch: the defaults of its options."""
 
-    weights: str  # the published weights that DEFAULT stands for
+    weights: str  # the published weights that DEFAULT means
     image_size: int  # side of the network's input in pixels
     margin: bool  # whether images are resized to more than is cropped from them
     layer: str = "avgpool"  # its activations are the features
@@ -46,29 +46,22 @@ class Automatic(NamedTuple):
     fit: str = "crop"  # how the weights were tested
 
 
-TORCHVISION = {
-    name: Automatic(f"IMAGENET1K_{version}", 224, margin=True, trained_on=IMAGENET)
-    for name, version in {
-        "resnet18": "V1",
-        "resnet34": "V1",
-        "resnet50": "V2",
-        "resnet101": "V2",
-        "resnet152": "V2",
-        "wide_resnet50_2": "V2",
-        "wide_resnet101_2": "V2",
-        "resnext50_32x4d": "V2",
-        "resnext101_32x8d": "V2",
-        "resnext101_64x4d": "V1",
-    }.items()
+# The version of the default weights, blocks in the third stage, and convolutions in each.
+_RESNETS = {
+    "resnet18": (1, 2, 2),
+    "resnet34": (1, 6, 2),
+    "resnet50": (2, 6, 3),
+    "resnet101": (2, 23, 3),
+    "resnet152": (2, 36, 3),
+    "wide_resnet50_2": (2, 6, 3),
+    "wide_resnet101_2": (2, 23, 3),
+    "resnext50_32x4d": (2, 6, 3),
+    "resnext101_32x8d": (2, 23, 3),
+    "resnext101_64x4d": (1, 23, 3),
 }
-# Blocks in the third stage, and convolutions in each.
-_BLOCKS = {
-    "resnet18": (2, 2),
-    "resnet34": (6, 2),
-    **dict.fromkeys(("resnet50", "wide_resnet50_2", "resnext50_32x4d"), (6, 3)),
-    **dict.fromkeys(("resnet101", "wide_resnet101_2"), (23, 3)),
-    **dict.fromkeys(("resnext101_32x8d", "resnext101_64x4d"), (23, 3)),
-    "resnet152": (36, 3),
+TORCHVISION = {
+    name: Automatic(f"IMAGENET1K_V{version}", 224, margin=True, trained_on=IMAGENET)
+    for name, (version, *_) in _RESNETS.items()
 }
 _LONGEST_HEADER = 1 << 24  # bytes; that of a ResNet-152 has 60 000
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
@@ -77,7 +70,6 @@ CIFAR_RESNETS = {
     "glyphnet": Automatic("GLYPHS_V1", 32, margin=False, trained_on="rendered glyphs"),
     **{f"cifar_resnet{depth}": _CIFAR10_V1 for depth in _CIFAR_DEPTHS},
 }
-# Networks to train, each with what it is.
 UNTRAINED_NETWORKS = {
     "resnet9": "untrained: ResNet-9 for 32 × 32 pixels, 6.6 million parameters",
     "resnet18_32": "untrained: ResNet-18 for 32 × 32, 4 × 4 average pooling",
@@ -88,30 +80,12 @@ UNTRAINED_NETWORKS = {
 }
 
 
-class _Library(NamedTuple):
-    """What is known of a family without its library."""
-
-    package: str  # to be installed, by the extra with the name of the family
-    example: str  # one of its networks
-    summary: str
-    folders: bool = False  # whether a network may be named by the folder that holds it
-
-
+# Libraries of networks: the package of each, which the extra of its name installs, and an example.
 FAMILIES = {
-    "torchvision": _Library(
-        *("torchvision", "vit_b_16"),
-        "torchvision:NAME, any classification network of torchvision.models",
-    ),
-    "timm": _Library(
-        *("timm", "vit_base_patch16_224"), "timm:NAME[.TAG], any network of timm (extra: timm)"
-    ),
-    "hf": _Library(
-        *("transformers", "facebook/dinov2-base"),
-        "hf:REPOSITORY or hf:FOLDER, a vision model of transformers (extra: hf)",
-        folders=True,
-    ),
+    "torchvision": ("torchvision", "vit_b_16"),
+    "timm": ("timm", "vit_base_patch16_224"),
+    "hf": ("transformers", "facebook/dinov2-base"),
 }
-
 MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
     "model",
     {
@@ -130,13 +104,14 @@ MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
         ),
         "glyphnet": "the embedded one: letters and digits, 128 features, always there",
         **UNTRAINED_NETWORKS,
-        **{family: library.summary for family, library in FAMILIES.items()},
+        "torchvision": "torchvision:NAME, any classification network of torchvision.models",
+        "timm": "timm:NAME[.TAG], any network of timm (extra: timm)",
+        "hf": "hf:REPOSITORY or hf:FOLDER, a vision model of transformers (extra: hf)",
     },
 )
 
 RUNTIMES: Registry[type[Runtime]] = Registry(
-    "runtime",
-    {"torch": "featpipe.backbones.runtime", "openvino": "featpipe.backbones.openvino"},
+    "runtime", {"torch": "featpipe.backbones.runtime", "openvino": "featpipe.backbones.openvino"}
 )
 
 
@@ -149,32 +124,23 @@ def __getattr__(name: str) -> Any:
 def backbone_name(model: str) -> str:
     """Return the name of a model as manifests hold it; nothing is imported.
 
-    A folder has its own name, wherever it is: ``"hf:models/tiny"`` is ``"hf:tiny"``.
-
-    Raises
-    ------
-    UnknownNameError
-        If no model or family has this name.
-    UsageError
-        If a family is not told which of its networks, or another model is.
+    A folder has its own name, wherever it is: ``"hf:models/tiny"`` is ``"hf:tiny"``. ``UsageError``
+    if there is no such model, or a family's name comes without that of a network.
     """
     first, colon, argument = model.partition(":")
     name = MODELS.canonical(first)
     if name == "torchvision" and argument in TORCHVISION:
         return argument
-    if not colon and name not in FAMILIES:
-        return name
-    if not argument and name in FAMILIES:
-        raise UsageError(
-            f"{model!r} does not say which network of {name}.",
-            expected=f"--model {name}:NAME, such as {name}:{FAMILIES[name].example}",
-        )
-    if name not in FAMILIES and MODELS.package_of(name) is None:
-        raise UnknownNameError(
-            f"There is no model named {model!r}.", model, MODELS.names(), expected=name
-        )
-    folder = _folder(model)
-    return f"{name}:{folder.name if folder else argument}"
+    if name in FAMILIES:
+        if not argument:
+            example = f"--model {name}:NAME, such as {name}:{FAMILIES[name][1]}"
+            raise UsageError(f"{model!r} does not say which network of {name}.", expected=example)
+        folder = _folder(model)
+        return f"{name}:{folder.name if folder else argument}"
+    if colon and MODELS.package_of(name) is None:
+        what = f"There is no model named {model!r}."
+        raise UnknownNameError(what, model, MODELS.names(), expected=name)
+    return f"{name}{colon}{argument}"
 
 
 def located(model: str) -> str:
@@ -184,12 +150,10 @@ def located(model: str) -> str:
 
 
 def _folder(model: str) -> Path | None:
-    """Return the folder that a model is named by, where its family takes one and it is there."""
+    """Return the folder that a model of transformers is named by, if it is one that exists."""
     family, _, argument = model.partition(":")
-    if family not in FAMILIES or not FAMILIES[family].folders:
-        return None
     folder = user_path(argument).resolve()
-    return folder if argument and folder.is_dir() else None
+    return folder if family == "hf" and argument and folder.is_dir() else None
 
 
 def folder_name(name: str) -> str:
@@ -206,28 +170,20 @@ def folder_name(name: str) -> str:
 def architecture_of(model: str, *, download: bool = True) -> Architecture:
     """Return the network that a name means; torch is imported, and the library of a family.
 
-    ``download`` says whether a description that is missing may be fetched, as those of ``hf:`` are.
-
-    Raises
-    ------
-    MissingExtraError
-        If the library is not installed.
-    UnknownNameError
-        If it has no such network.
+    ``download`` says whether a missing description, such as those of ``hf:``, may be fetched.
     """
     name = backbone_name(model).partition(":")[0]
     check_installed(name)
     entry: Any = MODELS.get(name)
-    if not hasattr(entry, "architecture"):
-        return entry
-    return entry.architecture(model.partition(":")[2], download)
+    family = hasattr(entry, "architecture")
+    return entry.architecture(model.partition(":")[2], download) if family else entry
 
 
 def check_installed(model: str) -> None:
     """Raise ``MissingExtraError`` unless the library of a model's family is installed."""
     family = model.partition(":")[0]
-    if family in FAMILIES and find_spec(FAMILIES[family].package) is None:
-        raise MissingExtraError(FAMILIES[family].package, family)
+    if family in FAMILIES and find_spec(FAMILIES[family][0]) is None:
+        raise MissingExtraError(FAMILIES[family][0], family)
 
 
 def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
@@ -241,12 +197,10 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
     if weights == UNTRAINED:
         return None
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
-        raise WeightsError(
-            "There is no such weights file.",
-            where=path,
-            expected=f"a file ({', '.join(WEIGHTS_SUFFIXES)})",
-            got="a folder" if path.is_dir() else "no file" if path.exists() else "nothing there",
-        )
+        what = "There is no such weights file."
+        got = "a folder" if path.is_dir() else "no file" if path.exists() else "nothing there"
+        expected = f"a file ({', '.join(WEIGHTS_SUFFIXES)})"
+        raise WeightsError(what, where=path, expected=expected, got=got)
     shipped = ("DEFAULT", CIFAR_RESNETS["glyphnet"].weights)
     return GLYPHNET if model == "glyphnet" and weights.upper() in shipped else None
 
@@ -254,40 +208,33 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
 def check_tensors(model: str, weights: str) -> None:
     """Refuse weights of another ResNet: by the names of a file's tensors, or by their own name.
 
-    torch is not imported: a plan tells so before its first task. Names tell the depth only; the
-    shapes are compared when the weights are loaded. A file that has no such names passes.
-
-    Raises
-    ------
-    WeightsError
-        If the file has more or fewer blocks in its third stage, or blocks of another kind.
-    UnknownNameError
-        If the model has no published weights of that name.
+    torch is not imported: a plan refuses them before its first task. Names tell the depth only;
+    the shapes are compared when the weights are loaded. A file that has no such names passes.
     """
     path, name = user_path(weights), MODELS.canonical(model.partition(":")[0])
-    if name in TORCHVISION and weights.upper().startswith("IMAGENET1K_V"):
-        newest = TORCHVISION[name].weights
-        known = [one for one in ("IMAGENET1K_V1", "IMAGENET1K_V2") if one <= newest]
+    if name not in _RESNETS:
+        return
+    version, *expected = _RESNETS[name]
+    if weights.upper().startswith("IMAGENET1K_V"):
+        known = [f"IMAGENET1K_V{one}" for one in range(1, version + 1)]
         if weights.upper() not in known:
             what = f"There are no weights named {weights!r} for {name}."
             raise UnknownNameError(what, weights.upper(), known)
-    expected = _BLOCKS.get(name)
-    if expected is None or not path.is_file():
+    if not path.is_file():
         return
     try:
         names = " ".join(_tensor_names(path))
     except Exception:  # whatever a damaged header leads to; loading the file explains it
         return
-    found = [tuple(map(int, pair)) for pair in re.findall(r"layer3\.(\d+)\.conv(\d)\.", names)]
-    got = (max(block for block, _ in found) + 1, max(conv for _, conv in found)) if found else None
-    if got not in (None, expected):
+    found = re.findall(r"layer3\.(\d+)\.conv(\d)\.", names)
+    got = [max(map(int, numbers)) for numbers in zip(*found, strict=True)]  # blocks count from 0
+    if found and got != [expected[0] - 1, expected[1]]:
         raise WeightsError(
             f"These are no weights of {model}.",
             where=path,
             expected="layer3 with {} blocks of {} convolutions".format(*expected),
-            got="{} blocks of {}".format(*got),
-            next_step="name model and weights together; in a recipe, under each: [{model: …,"
-            " weights: …}, …]",
+            got=f"{got[0] + 1} blocks of {got[1]}",
+            next_step="in a recipe, name both under each: [{model: …, weights: …}, …]",
         )
 
 
@@ -305,7 +252,7 @@ def _tensor_names(path: Path) -> list[str]:
 
 
 def automatic(model: str, weights: str = "DEFAULT", *, download: bool = True) -> Automatic:
-    """Return what is chosen where the user says nothing.
+    """Return the defaults of a model's options.
 
     torch is imported only for a model without published weights, of a family or of another
     package, whose :class:`~featpipe.backbones.architecture.Architecture` has to be asked.
@@ -320,8 +267,8 @@ def weights_identity(
 ) -> str:
     """Return what identifies weights without loading them.
 
-    The SHA-256 of a file, of one in the cache of a family's library, too, which ``fetch`` may put
-    there; name and package of other published weights; of random ones, what draws them.
+    The SHA-256 of a file, which ``fetch`` may put into the cache of a family's library; name and
+    package of other published weights; of random ones, what draws them.
     """
     name = backbone_name(model)
     configuration = ""
@@ -329,8 +276,8 @@ def weights_identity(
         architecture = architecture_of(model, download=download)
         configuration = architecture.configuration and f" {architecture.configuration}"
     if weights == UNTRAINED:
-        family = FAMILIES.get(name.partition(":")[0], FAMILIES["torchvision"])
-        drawn_by = [f"{one} {package_version(one)}" for one in ("torch", family.package)]
+        library, _ = FAMILIES.get(name.partition(":")[0], FAMILIES["torchvision"])
+        drawn_by = [f"{one} {package_version(one)}" for one in ("torch", library)]
         return ", ".join([UNTRAINED, "seed 0", *drawn_by]) + configuration
     if path := weights_file(name, weights):
         return hashes.one(path) + configuration
@@ -345,25 +292,22 @@ def weights_identity(
                 raise
             return "not here yet"
     package = MODELS.package_of(name) or "torchvision"
-    given = weights.upper()
-    meant = automatic(model).weights if given == "DEFAULT" else given
+    meant = automatic(model).weights if weights.upper() == "DEFAULT" else weights.upper()
     return f"{meant} of {package} {package_version(package)}"
 
 
 def resolve_fit(
     fit: str, side: int, sizes: Iterable[tuple[int, int] | None], tested: str = "crop"
 ) -> str:
-    """Return ``"crop"``, ``"fill"`` or ``"whole"``: what a fit means for a dataset.
+    """Return what a fit means for a dataset: ``"auto"`` becomes another, any other is itself.
 
     Parameters
     ----------
-    fit : {"auto", "crop", "whole"}
-        Another name is returned as it is.
+    fit : str
     side : int
         Of the network's input, in pixels.
     sizes : iterable
-        Height and width that all images of a split have; ``None`` where they differ or nobody
-        knows.
+        Height and width that all images of a split have; ``None`` where they differ or are unknown.
     tested : {"crop", "squash"}
         How the weights were tested.
 
@@ -374,9 +318,8 @@ def resolve_fit(
     """
     if fit != "auto" or tested == "squash":
         return tested if fit == "auto" else fit
-    one = set(sizes)
-    size = one.pop() if len(one) == 1 else None
-    return "crop" if size is None or min(size) > side else "fill"
+    (size, *others) = set(sizes) or {None}
+    return "crop" if others or size is None or min(size) > side else "fill"
 
 
 def fit_identity(fit: str, *, margin: bool) -> str:

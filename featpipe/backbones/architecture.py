@@ -9,7 +9,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from featpipe.backbones import WEIGHTS_SUFFIXES, Automatic, weights_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.download import fetch
-from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
+from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.labelmap import SourceClasses
@@ -53,10 +53,10 @@ class Architecture:
     """A network that can be built, and its published weights."""
 
     name: str
-    summary: str  # one line for ``featpipe models``
     build: Callable[[int], nn.Module]  # build(num_classes) returns the untrained network
     classifier: str  # name of the last linear layer; empty where there is none
     file_preprocessing: Preprocessing  # for weights from a file, which does not say theirs
+    summary: str = ""  # one line for ``featpipe models``, where the registry has none
     # By upper-case name, "DEFAULT" among them; empty if there are none.
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     default_layer: str = "avgpool"  # its activations are the features unless others are named
@@ -69,21 +69,16 @@ class Architecture:
     stages: Callable[[nn.Module], nn.Sequential | None] = lambda network: None
 
     def __post_init__(self) -> None:
-        if self.classifier and LOGITS not in self.layers:
-            object.__setattr__(self, "layers", {LOGITS: (self.classifier,), **self.layers})
+        layers = {LOGITS: (self.classifier,), **self.layers} if self.classifier else self.layers
+        object.__setattr__(self, "layers", layers)
 
     def automatic(self, weights: str) -> Automatic:
-        """Return what is chosen for this model and these weights where the user says nothing."""
+        """Return the defaults of options for these weights."""
         default, chosen = (self.published.get(key) for key in ("DEFAULT", weights.upper()))
         prepared = chosen.preprocessing if chosen else self.file_preprocessing
-        return Automatic(
-            weights=default.name if default else "DEFAULT",
-            image_size=prepared.crop,
-            margin=prepared.resize > prepared.crop,
-            layer=self.default_layer,
-            trained_on=default.trained_on if default else "",
-            fit=prepared.fit,
-        )
+        side, margin = prepared.crop, prepared.resize > prepared.crop
+        name, trained_on = (default.name, default.trained_on) if default else ("DEFAULT", "")
+        return Automatic(name, side, margin, self.default_layer, trained_on, prepared.fit)
 
     def load(self, weights: WeightsInfo) -> nn.Module:
         """Return the network with the weights that were found."""
@@ -100,12 +95,11 @@ class Architecture:
 
     def on_meta(self, num_classes: int) -> nn.Module:
         """Return the network in evaluation mode without memory or values: shapes only."""
-        with torch.device("meta"):
-            try:
+        try:
+            with torch.device("meta"):
                 return self.build(num_classes).eval()
-            except NotImplementedError:  # computes with values while it is built
-                pass
-        return self.build(num_classes).eval()
+        except NotImplementedError:  # computes with values while it is built
+            return self.build(num_classes).eval()
 
 
 @dataclass(frozen=True)
@@ -113,10 +107,9 @@ class Family:
     """A library of networks: ``--model NAME:ARGUMENT`` means what ``architecture`` returns."""
 
     name: str
-    summary: str
-    # Returns the network that the library calls so; what describes it may be fetched if the second
-    # argument says so.
+    # Called with a name, and whether what describes that network may be fetched.
     architecture: Callable[[str, bool], Architecture]
+    summary: str = ""  # as of an architecture
 
 
 @dataclass(frozen=True)
@@ -141,22 +134,19 @@ def find_weights(
 
     Published ones that are missing are downloaded, unless ``download`` forbids it.
     """
-    known = architecture.published
-    path = None if weights.upper() in known else weights_file(architecture.name, weights)
-    if path is not None and weights.upper() not in known:
-        return WeightsInfo(path.name, hashes.one(path), path, None)
-    if not known:
-        raise UsageError(
-            f"There are no published weights for {architecture.name}.",
-            next_step=f"--weights FILE, or train it: featpipe finetune --model {architecture.name}",
-        )
-    if weights.upper() not in known:
-        raise UnknownNameError(
-            f"There are no weights named {weights!r} for {architecture.name}.",
-            expected=", ".join(known) + ", or a weights file",
-            next_step=did_you_mean(weights.upper(), known),
-        )
-    published = known[weights.upper()]
+    known, name = architecture.published, architecture.name
+    published = known.get(weights.upper())
+    if published is None:
+        if path := weights_file(name, weights):
+            return WeightsInfo(path.name, hashes.one(path), path, None)
+        if not known:
+            raise UsageError(
+                f"There are no published weights for {name}.",
+                next_step=f"--weights FILE, or train it: featpipe finetune --model {name}",
+            )
+        expected = ", ".join(known) + ", or a weights file"
+        what = f"There are no weights named {weights!r} for {name}."
+        raise UnknownNameError(what, weights.upper(), known, expected=expected)
     url = published.location
     if isinstance(url, WeightsInfo):
         return url
@@ -168,14 +158,9 @@ def find_weights(
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = named[1] if named else ""
     if not path.exists():
-        if not download:
-            raise WeightsError(
-                f"The weights {path.name} are not here.",
-                where=path,
-                next_step=f"allow the download, or fetch {url} yourself and name the file with"
-                " --weights FILE",
-            )
         try:
+            if not download:
+                raise DownloadError("The download is not allowed.", got="--no-download")
             fetch(url, path, digest=f"sha256:{prefix}" if prefix else None, progress=progress)
         except DownloadError as error:
             raise WeightsError(
@@ -187,14 +172,42 @@ def find_weights(
             ) from None
     digest = hashes.one(path)
     if not digest.startswith(prefix):
-        raise WeightsError(
-            "The downloaded weights are damaged.",
-            where=path,
-            expected=f"SHA-256 {prefix}…",
-            got=f"{digest[: len(prefix)]}…",
-            next_step=f"delete the file; it is then downloaded again from {url}",
-        )
+        what = "The downloaded weights are damaged."
+        advice = f"delete the file; it is then downloaded again from {url}"
+        got = f"{digest[: len(prefix)]}…"
+        expected = f"SHA-256 {prefix}…"
+        raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
     return WeightsInfo(published.name, digest, path, published)
+
+
+def cached_file(model: str, repository: str, names: Sequence[str], download: bool) -> Path:
+    """Return the first of some files that a repository of the Hugging Face hub has.
+
+    One that is in the cache of the hub's libraries is taken as it is, also without a network;
+    ``repository`` may end in ``@REVISION``. ``WeightsError`` if none is here and none could, or
+    should, be fetched.
+    """
+    from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - of the extras
+
+    name, _, revision = repository.partition("@")
+    tries = [(file, local) for local in ((True, False) if download else (True,)) for file in names]
+    reason = "--no-download"
+    for file, local in tries:
+        how: dict[str, Any] = {"revision": revision or None, "local_files_only": local}
+        try:
+            return Path(hf_hub_download(name, file, **how))
+        except Exception as error:  # of the hub's client, or of what that is made with
+            reason = reason if local else str(error).strip().partition("\n")[0][:200]
+            absent = isinstance(error, errors.EntryNotFoundError)
+            if not (local or (absent and not isinstance(error, errors.LocalEntryNotFoundError))):
+                break  # no network, or no access
+    raise WeightsError(
+        f"The files of {model} are not here and could not be fetched.",
+        where=f"{repository}: {' or '.join(names)}",
+        got=reason,
+        next_step="connect to a network and try again, or "
+        + ("name a folder: --model hf:FOLDER" if model[:3] == "hf:" else "--weights FILE or none"),
+    )
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -203,44 +216,35 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     The prefix ``module.`` that torch's DataParallel puts before every name is taken off.
     """
     content = _read(path)
+    strangers = [type(content).__name__]
     if isinstance(content, Mapping):
-        wrapped = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
-        content = wrapped[0] if wrapped else content
+        wrapped = (content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping))
+        content = next(wrapped, content)
         strangers = [
             f"{key!r} ({type(value).__name__})"
             for key, value in content.items()
             if not (isinstance(key, str) and isinstance(value, Tensor))
         ]
-    else:
-        strangers = [type(content).__name__]
     if strangers or not content:
-        raise WeightsError(
-            "The weights file holds no state dict.",
-            where=path,
-            expected=f"names and tensors, or those within one of {', '.join(_WRAPPERS)}",
-            got=_first(strangers) or "nothing",
-        )
-    parallel = all(name.startswith("module.") for name in content)
+        what = "The weights file holds no state dict."
+        expected = f"names and tensors, or those within one of {', '.join(_WRAPPERS)}"
+        raise WeightsError(what, where=path, expected=expected, got=_first(strangers) or "nothing")
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
     state = {}
     for name, value in content.items():
-        # In a tenth of the time that a look at each number takes.
+        # The sum takes a tenth of the time that a look at each number does.
         if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
-            raise WeightsError(
-                "The weights file holds values that are not finite.", where=path, got=name
-            )
-        float32 = value.float() if value.is_floating_point() else value
-        state[name.removeprefix("module.") if parallel else name] = float32
+            what = "The weights file holds values that are not finite."
+            raise WeightsError(what, where=path, got=name)
+        state[name.removeprefix(prefix)] = value.float() if value.is_floating_point() else value
     return state
 
 
 def _read(path: Path) -> Any:
     if path.suffix not in WEIGHTS_SUFFIXES:
-        raise WeightsError(
-            "The weights file has a name of unknown kind.",
-            where=path,
-            expected=", ".join(WEIGHTS_SUFFIXES),
-            got=path.suffix or "no suffix",
-        )
+        what = "Weights are not read from files with this suffix."
+        expected = ", ".join(WEIGHTS_SUFFIXES)
+        raise WeightsError(what, where=path, expected=expected, got=path.suffix or "no suffix")
     safe = path.suffix == ".safetensors"
     try:
         # Never a full unpickle: that would run any code the file's author put there.
@@ -273,20 +277,15 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def load_network(
-    architecture: Architecture, path: Path, build: Callable[[int], nn.Module] | None = None
-) -> nn.Module:
+def load_network(architecture: Architecture, path: Path) -> nn.Module:
     """Return the network with the weights of a file, whose names and shapes must match exactly.
 
     A network trained on another task may have any number of outputs: as many as the file has.
-    ``build`` takes the place of the architecture's own.
     """
-    if build is not None:
-        architecture = replace(architecture, build=build)
     state = load_state_dict(path)
     last = state.get(f"{architecture.classifier}.weight")
     num_classes = len(last) if last is not None and last.ndim > 1 else 0
-    # Built without memory, then given the file's tensors: no random start to throw away.
+    # Built without memory, then given the file's tensors: no random initialisation is computed.
     network = architecture.on_meta(num_classes or 1)
     own = network.state_dict()
     expected, got = (
@@ -303,12 +302,9 @@ def load_network(
         ],
     }
     if any(problems.values()):
-        raise WeightsError(
-            f"These are no weights of {architecture.name}.",
-            where=path,
-            expected=f"{len(expected)} tensors",
-            got="; ".join(f"{len(n)} {what}: {_first(n)}" for what, n in problems.items() if n),
-        )
+        what = f"These are no weights of {architecture.name}."
+        said = "; ".join(f"{len(n)} {kind}: {_first(n)}" for kind, n in problems.items() if n)
+        raise WeightsError(what, where=path, expected=f"{len(expected)} tensors", got=said)
     if any(name not in own for name, _ in network.named_buffers()):
         network = architecture.build(num_classes or 1).eval()  # computes what no file holds
     counters = {name: torch.tensor(0) for name in own if name.endswith(_COUNTER)}
@@ -318,16 +314,11 @@ def load_network(
 
 def digest_of(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 (hex) of tensors with their names, types and shapes."""
-    return of_bytes(
-        *(
-            part
-            for name, value in sorted(state.items())
-            for part in (
-                f"{name} {value.dtype} {tuple(value.shape)}".encode(),
-                value.cpu().contiguous().flatten().view(torch.uint8).numpy().data,
-            )
-        )
-    )
+    blocks: list[Any] = []
+    for name, value in sorted(state.items()):
+        blocks.append(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        blocks.append(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return of_bytes(*blocks)
 
 
 def _first(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What embeds images: one protocol for extraction, fine-tuning and prediction; the backbone."""
+"""What embeds images in extraction, fine-tuning and prediction: frozen networks, the backbone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featpipe.backbones import UNTRAINED, architecture_of
-from featpipe.backbones.architecture import (
-    Architecture,
-    WeightsInfo,
-    digest_of,
-    find_weights,
-)
+from featpipe.backbones.architecture import Architecture, WeightsInfo, digest_of, find_weights
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import (
     Calibration,
@@ -31,7 +26,7 @@ from featpipe.backbones.runtime import (
     open_runtime,
     tensors_of,
 )
-from featpipe.errors import UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import UnknownNameError, UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.labelmap import SourceClasses
 from featpipe.progress import SILENT, Progress
@@ -39,45 +34,12 @@ from featpipe.store import LOGITS
 from featpipe.workspace import user_path
 
 
-class Embedder(Protocol):
-    """What turns prepared images into features."""
-
-    name: str  # part of the path of stores
-    default_layer: str  # stored unless others are asked for
-    preprocessing: Preprocessing
-    device: torch.device
-    source_classes: SourceClasses | None  # of the layer "logits", which is stored where it has some
-
-    @property
-    def batch_size(self) -> int:
-        """Images per call of embed that suit it."""
-
-    @property
-    def parallel(self) -> int:
-        """Calls of embed at the same time that suit it."""
-
-    def dim(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of one image's features at a layer; nothing is computed for it."""
-
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> Mapping[str, NDArray[Any]]:
-        """Return features (b, *dim(layer)) of prepared images (b, 3, S, S), uint8, by layer."""
-
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the numbers, as JSON-like values."""
-
-    def prepare(self, layers: tuple[str, ...]) -> Mapping[str, Any]:
-        """Get ready to embed; return facts for the run record, JSON-like."""
-
-    def reference(self, images: Tensor, layers: tuple[str, ...]) -> Mapping[str, NDArray[Any]]:
-        """Return what PyTorch gives in float32; asked where the facts name another precision."""
-
-
 class FrozenNetwork:
     """A network whose named modules give features, run by a runtime.
 
-    Evaluation mode, no gradients and inference mode are set here and nowhere else. ``how`` it runs
-    may be left to choose; ``aliases`` are further names of layers, each with the layers that it may
-    mean: the first that the network has.
+    Evaluation mode, no gradients and inference mode are set here and nowhere else. ``name`` is part
+    of the path of stores; ``how`` the network runs is chosen where it is left out; ``aliases`` are
+    further names of layers, each with the layers it may mean: the first that the network has.
 
     A layer is the name of any module of the network (``"avgpool"``, ``"layer3"``,
     ``"layer4.1.conv2"``): its output. ``"fc:input"`` is what the module is given, and
@@ -85,11 +47,14 @@ class FrozenNetwork:
     network calls several times (torchvision's ``"layer1.0.relu"``) the last output counts.
 
     An activation with height and width is averaged over both, one of tokens over all but those
-    that stand for no part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
+    that belong to no part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
     ``"layer3:map"`` leaves the activation as it is. The network says how many such tokens it has
-    (``num_prefix_tokens``), and whether channels come last in its maps (``output_fmt``), as
-    timm's networks do; without a word there are none, and they do not.
+    (``num_prefix_tokens``, default 0), and whether channels come last in its maps
+    (``output_fmt="NHWC"``), as timm's networks do.
     """
+
+    default_layer: str  # stored unless others are asked for
+    source_classes: SourceClasses | None = None  # of the layer "logits", stored where there are any
 
     def __init__(
         self,
@@ -115,18 +80,18 @@ class FrozenNetwork:
 
     @property
     def batch_size(self) -> int:
-        """Images per call of embed that suit the runtime."""
+        """Images per call of :meth:`embed` that suit the runtime."""
         return self.runtime.batch_size
 
     @property
     def parallel(self) -> int:
-        """Calls of embed at the same time that suit the runtime."""
+        """Calls of :meth:`embed` at the same time that suit the runtime."""
         return self.runtime.parallel
 
     def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
-        """Get ready to embed these layers; return what runs them, and why that was chosen.
+        """Get ready to embed these layers; return what runs them, and why, for the run record.
 
-        Where the runtime was chosen and cannot run this network, PyTorch takes its place.
+        A runtime that was not asked for by name and cannot run this network is replaced by PyTorch.
         """
         captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
         first = not self._prepared
@@ -136,20 +101,26 @@ class FrozenNetwork:
         except CannotRunError as error:
             if self.how.runtime is not None or self.how.precision != "float32":
                 raise
-            reason = f"{error.what} {error.details.get('got', '')}".strip()
+            self._why, first = f"{error.what} {error.details.get('got', '')}".strip(), True
             how = replace(self.how, runtime="torch")
             self.runtime, _ = open_runtime(self.network, self.preprocessing, self.device, how)
-            self._why, first = reason, True
         if self.how.runtime is None and first:
             self.how.progress.note(f"{self.name} runs in {self.runtime.name}: {self._why}")
-        facts = {"runtime": self.runtime.name, "runtime_because": self._why}
-        return facts | {"precision": self.how.precision}
+        return {
+            "runtime": self.runtime.name,
+            "runtime_because": self._why,
+            "precision": self.how.precision,
+        }
 
-    def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Return what PyTorch gives for images in float32, whatever the runtime and precision."""
         captures = [self.capture(layer) for layer in layers]
         with torch.inference_mode():
             return TorchRuntime(self.network, self.preprocessing, self.device).run(images, captures)
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that changes the numbers, as JSON-like values."""
+        return {"model": self.name, "preprocessing": self.preprocessing.as_dict(), **self.inexact()}
 
     def inexact(self) -> dict[str, Any]:
         """Return what of the runtime changes the numbers, for the description."""
@@ -166,8 +137,14 @@ class FrozenNetwork:
         shape = self._shapes[place][-1]
         return tuple(size for i, size in enumerate(shape, start=1) if i not in capture.over)
 
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
-        """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8."""
+    def embed(
+        self, images: Tensor, layers: tuple[str, ...] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8.
+
+        By default they are those of ``default_layer``.
+        """
+        layers = layers or (self.default_layer,)
         if layers not in self._prepared:
             self.prepare(layers)
         captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
@@ -189,68 +166,57 @@ class FrozenNetwork:
         return {layer: features[layer] for layer in layers}
 
     def capture(self, layer: str) -> Capture:
-        """Return where a layer is and how it is read; UsageError where there is none such."""
+        """Return where a layer is and how it is read; UsageError if there is no such layer."""
         name, asked = _split(layer)
         place, reading = _split(self._aliases.get(name, name))
         reading = asked or reading
         shapes = self._shapes.get(place)
         if shapes is None:
-            known, main = self._names()
             if name in self._aliases:
-                raise UsageError(
-                    f"{self.name} has no pooled output.",
-                    expected="a tensor with one row for each image",
-                    next_step=f"choose a layer of it: --layer, one of {main}",
-                )
-            raise UnknownNameError(
-                f"{self.name} has no layer named {layer!r}.",
-                expected=f"{main}, or a module within one of them",
-                next_step=did_you_mean(name, [*self._aliases, *known]),
-            )
+                what, advice = f"{self.name} has no pooled output.", "choose another layer: --layer"
+                raise UsageError(what, expected=self._main_layers(), next_step=advice)
+            known = [*self._aliases, *(one for one in self._shapes if one and ":" not in one)]
+            what = f"{self.name} has no layer named {layer!r}."
+            expected = f"{self._main_layers()}, or a module within one of them"
+            raise UnknownNameError(what, name, known, expected=expected)
         module, _, part = place.partition(":")
-        capture = Capture(layer, module, len(shapes), part)
+        capture, shape = Capture(layer, module, len(shapes), part), shapes[-1]
+        if reading == "map":
+            return capture
         prefix = int(getattr(self.network, "num_prefix_tokens", 0))
-        wanted = {"cls": "class token", "mean": "tokens"}.get(reading)
-        if wanted and (len(shapes[-1]) != 2 or (reading == "cls" and not prefix)):
+        if (reading and len(shape) != 2) or (reading == "cls" and not prefix):
+            wanted = "class token" if reading == "cls" else "tokens"
             raise UsageError(
                 f"{self.name} has no {wanted} at {place or 'its end'}.",
                 expected="a layer of shape (tokens, channels)",
-                got=f"{shapes[-1]}, {prefix} tokens of no part of the image",
-                next_step=f"--layer {place}, or another of {self._names()[1]}",
+                got=f"{shape}, {prefix} tokens of no part of the image",
+                next_step=f"--layer {place}, or another of {self._main_layers()}",
             )
-        if reading == "cls":
-            return replace(capture, over=(1,), tokens=(0, 1))
-        if reading != "map" and len(shapes[-1]) == 2:
-            return replace(capture, over=(1,), tokens=(prefix, None))
-        if reading != "map" and len(shapes[-1]) == 3:
-            return replace(capture, over=(1, 2) if self._channels_last(module, part) else (2, 3))
-        if reading != "map" and len(shapes[-1]) > 3:
-            raise UsageError(
-                f"It is not clear how {layer!r} of {self.name} is to be pooled.",
-                expected="(channels,), (tokens, channels) or a map of two dimensions",
-                got=shapes[-1],
-                next_step=f"--layer {name}:map keeps it as it is",
-            )
+        if len(shape) == 2:
+            tokens = (0, 1) if reading == "cls" else (prefix, None)
+            return replace(capture, over=(1,), tokens=tokens)
+        if len(shape) == 3:
+            owner = self.network.get_submodule(module)
+            nhwc = getattr(self.network, "output_fmt", "") == "NHWC"
+            nhwc = nhwc and not isinstance(owner, nn.Conv2d)
+            # These two work on the last dimension; their subclasses may permute.
+            last = nhwc or type(owner) in (nn.Linear, nn.LayerNorm)
+            return replace(capture, over=(1, 2) if last else (2, 3))
+        if len(shape) > 3:
+            what = f"It is not clear how {layer!r} of {self.name} is to be pooled."
+            expected = "(channels,), (tokens, channels) or a map of two dimensions"
+            advice = f"--layer {name}:map keeps it as it is"
+            raise UsageError(what, expected=expected, got=shape, next_step=advice)
         return capture
 
-    def _names(self) -> tuple[list[str], str]:
-        """Return all layers, and the main ones as text."""
+    def _main_layers(self) -> str:
         known = [one for one in self._shapes if one and ":" not in one]
         tops = [one for one in known if "." not in one] or known[-9:]
-        return known, ", ".join([*self._aliases, *tops])
-
-    def _channels_last(self, name: str, part: str) -> bool:
-        """Whether a module's maps are (b, H, W, C): it says so, or works on the last dimension."""
-        module = self.network.get_submodule(name)
-        if type(module) in (nn.Linear, nn.LayerNorm):  # subclasses permute
-            return True
-        return getattr(self.network, "output_fmt", "") == "NHWC" and not isinstance(
-            module, nn.Conv2d
-        )
+        return ", ".join([*self._aliases, *tops])
 
 
 class Backbone(FrozenNetwork):
-    """A registered architecture with its weights: an :class:`Embedder`.
+    """A registered architecture with its weights.
 
     The layer ``"logits"`` is the classifier's output, of length ``num_classes``.
     """
@@ -273,28 +239,16 @@ class Backbone(FrozenNetwork):
         # A file with as many outputs as the published weights is taken to know the same classes.
         known = weights.published or architecture.published.get("DEFAULT")
         classes = known.source_classes() if known and weights.name != UNTRAINED else None
-        named = classes is not None and len(classes.ids) == self.num_classes
-        self.source_classes: SourceClasses | None = classes if named else None
-
-    def embed(
-        self, images: Tensor, layers: tuple[str, ...] | None = None
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the features of some images, by default those of ``default_layer``."""
-        return super().embed(images, layers or (self.default_layer,))
+        if classes is not None and len(classes.ids) == self.num_classes:
+            self.source_classes = classes
 
     def describe(self) -> dict[str, Any]:
         """Return everything about the backbone that changes the numbers, as JSON-like values."""
         weights = {"name": self.weights.name, "sha256": self.weights.sha256}
         if ":" in self.name and self.weights.published:  # of a family's, nothing else tells
             weights["trained_on"] = self.weights.published.trained_on
-        return {
-            "model": self.name,
-            "weights": weights,
-            **({"configuration": self._configuration} if self._configuration else {}),
-            "preprocessing": self.preprocessing.as_dict(),
-            "num_classes": self.num_classes,
-            **self.inexact(),
-        }
+        more = {"configuration": self._configuration} if self._configuration else {}
+        return super().describe() | {"weights": weights, "num_classes": self.num_classes} | more
 
 
 def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
@@ -324,17 +278,13 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         cache), a file (``.safetensors``, ``.pt``, ``.pth``, ``.th``, ``.bin``), the folder where
         ``hf:FOLDER`` is now, or ``"none"``: random ones of seed 0.
     device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``. A device that is absent is
-        an error.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; it has to be there.
     image_size : int, optional
         Side of the network's input in pixels; by default that of the weights.
-    fit : {"auto", "crop", "fill", "whole"}
-        See :class:`~featpipe.backbones.preprocessing.Preprocessing`; ``auto`` is decided by
-        ``sizes``.
+    fit, decode : {"auto", "crop", "fill", "whole"}, {"full", "scaled"}
+        See :class:`~featpipe.backbones.preprocessing.Preprocessing`; ``sizes`` decide ``auto``.
     sizes : iterable of tuple of int, optional
         Height and width that all images have, for each split, or ``None`` where they differ.
-    decode : {"full", "scaled"}
-        See the same class.
     runtime : str, optional
         A name out of :data:`featpipe.backbones.RUNTIMES`; default: chosen for device and network.
     precision : {"float32", "bfloat16", "float16", "int8"}
@@ -353,8 +303,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     UnknownNameError
         If there is no such model, published weights, runtime or kind of device.
     UsageError
-        If the device is not there, the image size is not possible, or the model has no published
-        weights and none are given.
+        If the device is absent, the image size not possible, or the model without any weights.
     WeightsError
         If the weights cannot be downloaded or read, or belong to another architecture.
 
@@ -378,8 +327,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         found = find_weights(architecture, weights, hashes, progress, download=download)
         network = architecture.load(found)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
-    sized = trained.with_image_size(image_size).with_fit(fit, sizes)
-    preprocessing = replace(sized, decode=decode)
+    preprocessing = trained.adapted(image_size, fit, sizes, decode)
     if fit == "auto" and preprocessing.resize > preprocessing.crop:
         small = "no margin is cut, all images have one size that is not larger than the input"
         said = small if preprocessing.fit == "fill" else "the crop of the weights"
@@ -391,29 +339,17 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
 def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[int, ...]]]:
     """Return what named modules give for one image: a shape for each call; nothing is computed.
 
-    The network itself has the name ``""``; what a module is given is ``"NAME:input"``, and of
-    several outputs each is ``"NAME:PART"``, the first one ``"NAME"``. A forward pass that depends
-    on values is run with an image of zeros.
-
-    Parameters
-    ----------
-    network : nn.Module
-        In evaluation mode.
-    image_size : int
-        Side of its input in pixels.
-
-    Raises
-    ------
-    UsageError
-        If the network cannot take such images.
+    The network, which is in evaluation mode, has the name ``""``; what a module is given is
+    ``"NAME:input"``, and of several outputs each is ``"NAME:PART"``, the first one ``"NAME"``. A
+    forward pass that depends on values is run with an image of zeros. ``UsageError`` if the network
+    cannot take images of this size.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def record(name: str, _module: nn.Module, inputs: object, output: object) -> None:
-        parts = {**tensors_of(inputs, "input"), **tensors_of(output)}
-        for part, value in parts.items():
-            place = f"{name}:{part}" if part else name
+        for part, value in {**tensors_of(inputs, "input"), **tensors_of(output)}.items():
             if value.shape[:1] == (1,):  # not windows of an image, nor what images share
+                place = f"{name}:{part}" if part else name
                 shapes.setdefault(place, []).append(tuple(value.shape[1:]))
 
     named = [*network.named_parameters(), *network.named_buffers()]
@@ -429,11 +365,9 @@ def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[in
             try:
                 network(image.to(next((value.device for _, value in named), image.device)))
             except Exception as error:
-                raise UsageError(
-                    f"The network cannot take images of {image_size} × {image_size} pixels.",
-                    got=str(error).partition("\n")[0],
-                    next_step="another --image-size, or none: the network's own",
-                ) from None
+                what = f"The network cannot take images of {image_size} × {image_size} pixels."
+                got, advice = str(error).partition("\n")[0], "another --image-size, or its own"
+                raise UsageError(what, got=got, next_step=advice) from None
     return shapes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,12 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.labelmap import SourceClasses
 
 
-class PadShortcut(nn.Module):
+class _PadShortcut(nn.Module):
     """Shortcut "option A": every second pixel, new channels filled with zeros, no parameters."""
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
-        self.new_channels = new_channels
-        self.stride = stride
+        self.new_channels, self.stride = new_channels, stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` subsampled and padded, half of the zeros before and half after."""
@@ -32,78 +32,66 @@ class PadShortcut(nn.Module):
         return functional.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
 
 
-class CifarResNet(nn.Module):
-    """A CIFAR ResNet of depth ``6 * blocks + 2`` (He et al., arXiv:1512.03385).
+def cifar_resnet(
+    blocks: int, num_classes: int = 10, width: int = 16, stem_stride: int = 1
+) -> nn.Sequential:
+    """Build a CIFAR ResNet of depth ``6 * blocks + 2`` (He et al., arXiv:1512.03385).
 
-    The names of its layers are those of the published checkpoints
+    It has ``blocks`` residual blocks in each of three stages, and ``width`` channels in the first,
+    which each further stage doubles; a ``stem_stride`` of 2 makes it four times cheaper. The names
+    of its layers are those of the published checkpoints
     (github.com/akamaster/pytorch_resnet_cifar10), so these load without translation.
-
-    Parameters
-    ----------
-    blocks : int
-        Residual blocks in each of the three stages: 3, 5, 7, 9, 18 for ResNet-20, 32, 44, 56, 110.
-    num_classes : int
-    width : int
-        Channels of the first stage; each further stage doubles them.
-    stem_stride : int
-        Stride of the first convolution; 2 makes the network four times cheaper.
 
     Examples
     --------
-    >>> sum(p.numel() for p in CifarResNet(3).parameters())  # "0.27M" in the paper's table 6
+    >>> sum(p.numel() for p in cifar_resnet(3).parameters())  # "0.27M" in the paper's table 6
     269722
     """
 
-    def __init__(
-        self, blocks: int, num_classes: int = 10, width: int = 16, stem_stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv1 = conv3x3(3, width, stem_stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, blocks)
-        self.layer2 = _stage(width, 2 * width, blocks)
-        self.layer3 = _stage(2 * width, 4 * width, blocks)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(4 * width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+    def stage(before: int, channels: int) -> nn.Sequential:
+        stride = channels // before
+        shortcut = None if stride == 1 else _PadShortcut(channels - before, stride)
+        rest = [BasicBlock(channels, channels) for _ in range(blocks - 1)]
+        return nn.Sequential(BasicBlock(before, channels, stride, shortcut), *rest)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits of shape (n, num_classes) for images of shape (n, 3, height, width)."""
-        x = functional.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(self.avgpool(x).flatten(1))
-
-
-def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:
-    stride = out_channels // in_channels
-    shortcut = None if stride == 1 else PadShortcut(out_channels - in_channels, stride)
-    rest = [BasicBlock(out_channels, out_channels) for _ in range(blocks - 1)]
-    return nn.Sequential(BasicBlock(in_channels, out_channels, stride, shortcut), *rest)
+    network = nn.Sequential(
+        OrderedDict(
+            conv1=conv3x3(3, width, stem_stride),
+            bn1=nn.BatchNorm2d(width),
+            relu=nn.ReLU(),
+            layer1=stage(width, width),
+            layer2=stage(width, 2 * width),
+            layer3=stage(2 * width, 4 * width),
+            avgpool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            linear=nn.Linear(4 * width, num_classes),
+        )
+    )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return network
 
 
 def _register(
     name: str,
-    build: Callable[[int], CifarResNet],
+    build: Callable[[int], nn.Module],
     location: str | Path,
     source_classes: Callable[[], SourceClasses],
     **scaling: Any,  # mean and std where they are not those of ImageNet
 ) -> None:
-    chosen = CIFAR_RESNETS[name]
-    preprocessing = Preprocessing(resize=chosen.image_size, crop=chosen.image_size, **scaling)
-    weights = PublishedWeights(
-        chosen.weights, location, preprocessing, source_classes, chosen.trained_on
+    known = CIFAR_RESNETS[name]
+    prepared = Preprocessing(resize=known.image_size, crop=known.image_size, **scaling)
+    weights = PublishedWeights(known.weights, location, prepared, source_classes, known.trained_on)
+    MODELS.register(
+        Architecture(
+            name=name,
+            build=build,
+            classifier="linear",
+            published={"DEFAULT": weights, weights.name: weights},
+            file_preprocessing=prepared,
+        )
     )
-    architecture = Architecture(
-        name=name,
-        summary=MODELS.summary(name),
-        build=build,
-        classifier="linear",
-        published={"DEFAULT": weights, weights.name: weights},
-        file_preprocessing=preprocessing,
-    )
-    MODELS.register(architecture)
 
 
 _ADDRESS = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
@@ -118,7 +106,7 @@ _CLASSES = (
 for _depth, _digits in _SHA256.items():
     _register(
         f"cifar_resnet{_depth}",
-        partial(CifarResNet, (_depth - 2) // 6),
+        partial(cifar_resnet, (_depth - 2) // 6),
         f"{_ADDRESS}resnet{_depth}-{_digits}.th",
         lambda: SourceClasses(ids=_CLASSES, names=_CLASSES),
     )
@@ -128,7 +116,7 @@ for _depth, _digits in _SHA256.items():
 # of the parameters.
 _register(
     "glyphnet",
-    partial(CifarResNet, 2, width=32, stem_stride=2),
+    partial(cifar_resnet, 2, width=32, stem_stride=2),
     GLYPHNET,
     lambda: SourceClasses.load("glyphs"),
     mean=(0.5,) * 3,

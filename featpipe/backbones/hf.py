@@ -18,9 +18,9 @@ from featpipe.backbones.architecture import (
     Family,
     PublishedWeights,
     WeightsInfo,
+    cached_file,
     load_state_dict,
 )
-from featpipe.backbones.hub import cached_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UsageError, WeightsError
 from featpipe.fingerprint import of_file
@@ -45,15 +45,12 @@ def _architecture(name: str, download: bool) -> Architecture:
     def file(*names: str, fetch: bool = download) -> Path:
         if not here:
             return cached_file(spec, name, names, fetch)
-        found = next((folder / one for one in names if (folder / one).is_file()), None)
-        if found is None:
-            raise WeightsError(
-                f"The folder of {spec} is not complete.",
-                where=folder,
-                expected=" or ".join(names),
-                next_step="save model and image processor into it with save_pretrained",
-            )
-        return found
+        for one in names:
+            if (folder / one).is_file():
+                return folder / one
+        what = f"The folder of {spec} is not complete."
+        advice = "save model and image processor into it with save_pretrained"
+        raise WeightsError(what, where=folder, expected=" or ".join(names), next_step=advice)
 
     described = file("config.json")
     config = _read(AutoConfig, described.parent, spec)
@@ -64,25 +61,27 @@ def _architecture(name: str, download: bool) -> Architecture:
     auto = AutoModelForImageClassification if labelled else AutoModel
 
     def build(num_classes: int) -> nn.Module:
-        return _told(auto.from_config(config), config)
+        return _with_prefix(auto.from_config(config), config)
 
     def read(info: WeightsInfo) -> nn.Module:
         assert info.path is not None
         with torch.device("meta"):
             kind: Any = type(auto.from_config(config))
-        state = load_state_dict(info.path)
+        state, what = load_state_dict(info.path), f"These are no weights of {spec}."
         try:
             network, report = kind.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True
             )
         except RuntimeError as error:
-            raise _not_its_weights(spec, info.path, str(error).partition("\n")[0]) from None
+            got = str(error).partition("\n")[0]
+            raise WeightsError(what, where=info.path, got=got) from None
         missing = sorted(report["missing_keys"])
-        if missing and all(key.startswith("pooler.") for key in missing):
-            network.pooler = None  # random, for nobody trained it
-        elif missing:
-            raise _not_its_weights(spec, info.path, f"{len(missing)} missing: {missing[0]} …")
-        return _told(network, config)
+        if any(not key.startswith("pooler.") for key in missing):
+            got = f"{len(missing)} missing: {missing[0]} …"
+            raise WeightsError(what, where=info.path, got=got)
+        if missing:
+            network.pooler = None  # it would be random
+        return _with_prefix(network, config)
 
     # A classifier's embedding is that of the model under it.
     base = getattr(auto._model_mapping[type(config)], "base_model_prefix", "") if labelled else ""
@@ -95,7 +94,6 @@ def _architecture(name: str, download: bool) -> Architecture:
     )
     return Architecture(
         name=spec,
-        summary="transformers",
         build=build,
         classifier="",
         file_preprocessing=prepared,
@@ -124,10 +122,14 @@ def _read(auto: Any, folder: Path, spec: str) -> Any:
 def _preprocessing(folder: Path, spec: str) -> Preprocessing:
     """Return what the image processor does, as far as it is resizing, cropping and normalising."""
     found = _read(AutoImageProcessor, folder, spec).to_dict()
-    square, cropped = (_square(found.get(key) or {}) for key in ("size", "crop_size"))
-    shortest = (found.get("size") or {}).get("shortest_edge")
+    size, crop = found.get("size") or {}, found.get("crop_size") or {}
+    square, cropped = (  # 0 where they are not square
+        one.get("height") or 0 if one.get("height") == one.get("width") else 0
+        for one in (size, crop)
+    )
+    shortest = size.get("shortest_edge")
     resize, fit = (shortest, "crop") if shortest else (square, "squash")
-    side = resize if fit == "squash" else 0  # without a crop, images of any width
+    side = 0 if shortest else square  # without a crop, images of any width
     if found.get("do_center_crop"):
         side = cropped
     elif shortest and "crop_pct" in found:  # ConvNeXt's, which leaves a margin only below 384
@@ -139,31 +141,21 @@ def _preprocessing(folder: Path, spec: str) -> Preprocessing:
     scaled = found.get("do_rescale", True) and abs(found.get("rescale_factor", 0) * 255 - 1) < 1e-6
     how: Any = _INTERPOLATIONS.get(int(found.get("resample", 2)))
     if not (side and resize >= side and plain and scaled and how):
-        raise UsageError(
-            f"The images of {spec} cannot be prepared as its image processor asks.",
-            where=folder / "preprocessor_config.json",
-            expected="square images, resized (bilinear or bicubic), cropped, scaled and normalised",
-            got=", ".join(f"{key}: {value}" for key, value in found.items())[:300],
+        what = f"The images of {spec} cannot be prepared as its image processor asks."
+        where, got = (
+            folder / "preprocessor_config.json",
+            ", ".join(f"{k}: {v}" for k, v in found.items()),
         )
-    normal = found.get("do_normalize", True)
-    return Preprocessing(
-        resize=resize,
-        crop=side,
-        mean=tuple(found["image_mean"]) if normal else (0.0,) * 3,
-        std=tuple(found["image_std"]) if normal else (1.0,) * 3,
-        interpolation=how,
-        fit=fit,
-    )
+        expected = "square images, resized (bilinear or bicubic), cropped, scaled and normalised"
+        raise UsageError(what, where=where, expected=expected, got=got[:300])
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if found.get("do_normalize", True):
+        mean, std = tuple(found["image_mean"]), tuple(found["image_std"])
+    return Preprocessing(resize, side, mean, std, how, fit)
 
 
-def _square(size: dict[str, int | None]) -> int:
-    """Return the side of a square; 0 where it is none."""
-    height = size.get("height") or 0
-    return height if height == size.get("width") else 0
-
-
-def _told(network: nn.Module, config: Any) -> nn.Module:
-    """Return the network, which now says how many tokens stand for no part of the image."""
+def _with_prefix(network: nn.Module, config: Any) -> nn.Module:
+    """Return the network with its number of tokens that are of no part of the image."""
     ends = [name.rpartition(".")[2] for name, _ in network.named_parameters()]
     prefix = sum(end in _PREFIX for end in ends)
     registers = getattr(config, "num_register_tokens", 0) if prefix else 0
@@ -182,8 +174,4 @@ def _classes(config: Any | None) -> SourceClasses | None:
     return SourceClasses(names, names) if len(set(names)) == len(names) else None
 
 
-def _not_its_weights(spec: str, path: Path, got: str) -> WeightsError:
-    return WeightsError(f"These are no weights of {spec}.", where=path, got=got)
-
-
-MODELS.register(Family("hf", MODELS.summary("hf"), _architecture))
+MODELS.register(Family("hf", _architecture))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,6 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.errors import UsageError
 from featpipe.fingerprint import of_bytes
 
-_OUTPUT = "output"
 _SUMMARY = "a module of yours"
 
 
@@ -49,32 +48,24 @@ class Transform(Preprocessing):
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
         """Return one image (height, width, 3), uint8, as the transform makes it."""
-        made = self.apply(Image.fromarray(image))
-        if tuple(made.shape) != (3, self.crop, self.crop):
-            raise UsageError(
-                "The transform makes tensors of several sizes.",
-                expected=f"(3, {self.crop}, {self.crop}) of every image",
-                got=tuple(made.shape),
-                next_step="let it crop",
-            )
+        made, square = self.apply(Image.fromarray(image)), (3, self.crop, self.crop)
+        if tuple(made.shape) != square:
+            what, got = "The transform makes tensors of several sizes.", tuple(made.shape)
+            raise UsageError(what, expected=square, got=got, next_step="let it crop")
         return made.float()
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return the images: the transform has normalised them."""
         return images
 
-    def with_image_size(self, size: int | None) -> Preprocessing:
-        """Return the same; UsageError for another size."""
-        return self._only(size in (None, self.crop), f"image size {size}")
-
-    def with_fit(self, fit: str, sizes: Any = ()) -> Preprocessing:
-        """Return the same; UsageError for another fit."""
-        return self._only(fit in ("auto", self.fit), f"fit {fit}")
-
-    def _only(self, same: bool, asked: str) -> Preprocessing:
-        if not same:
-            raise UsageError("The images are prepared by a transform of yours.", got=asked)
-        return self
+    def adapted(
+        self, image_size: Any = None, fit: str = "auto", sizes: Any = (), decode: str = "full"
+    ) -> Preprocessing:
+        """Return the same; UsageError for another image size or fit."""
+        if image_size not in (None, self.crop) or fit not in ("auto", self.fit):
+            asked = f"image size {image_size or self.crop}, fit {fit}"
+            raise UsageError("The images are prepared by your own transform.", got=asked)
+        return replace(self, decode=decode)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""
@@ -99,19 +90,12 @@ def register_module(
         Names the stores. Another module may have it later.
     fingerprint : str, optional
         Changes when the features do. Default: of the module's state dict and text (``repr``), and
-        of the transform's text. A change of code alone shows in none of them.
-
-    Raises
-    ------
-    UsageError
-        If the name is taken, or the transform does not describe itself.
+        of the transform's text, none of which shows a change of code alone.
     """
     if ":" in name or (name in MODELS and MODELS.summary(name) != _SUMMARY):
-        raise UsageError(
-            f"A module cannot have the name {name!r}.",
-            expected="one without a colon that no other model has",
-            next_step="name='…'",
-        )
+        what = f"A module cannot have the name {name!r}."
+        expected = "one without a colon that no other model has"
+        raise UsageError(what, expected=expected, next_step="name='…'")
     text = repr(transform)
     if fingerprint is None and " at 0x" in text:
         raise UsageError(
@@ -120,23 +104,23 @@ def register_module(
             next_step="give fingerprint='…', a text of yours that changes when the features do; or"
             " compose it of torchvision's transforms",
         )
-    described = text if fingerprint is None else fingerprint
-    prepared = (
-        transform if isinstance(transform, Preprocessing) else Transform.of(transform, described)
-    )
+    prepared = transform
+    if not isinstance(prepared, Preprocessing):
+        prepared = Transform.of(prepared, text if fingerprint is None else fingerprint)
     digest = fingerprint or of_bytes(repr(module).encode(), digest_of(module.state_dict()).encode())
     info = WeightsInfo(f"module {digest[:12]}", digest, None, None)
     published = PublishedWeights(info.name, info, prepared, lambda: None)
-    architecture = Architecture(
-        name=name,
-        summary=_SUMMARY,
-        build=lambda num_classes: copy.deepcopy(module),
-        classifier="",
-        file_preprocessing=prepared,
-        published={"DEFAULT": published},
-        default_layer=_OUTPUT,
-        layers={_OUTPUT: ("",)},
-        read=lambda found: copy.deepcopy(module),  # which is frozen and moved
+    MODELS.register(
+        Architecture(
+            name=name,
+            summary=_SUMMARY,
+            build=lambda num_classes: copy.deepcopy(module),
+            classifier="",
+            file_preprocessing=prepared,
+            published={"DEFAULT": published},
+            default_layer="output",
+            layers={"output": ("",)},
+            read=lambda found: copy.deepcopy(module),  # which is frozen and moved
+        )
     )
-    MODELS.register(architecture)
     return name

@@ -32,7 +32,14 @@ from torch import Tensor, nn
 from featpipe import fingerprint
 from featpipe.backbones import RUNTIMES
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import CannotRunError, Capture, Execution, Runtime, activations
+from featpipe.backbones.runtime import (
+    CannotRunError,
+    Capture,
+    CapturedNetwork,
+    Execution,
+    Runtime,
+    activations,
+)
 from featpipe.errors import MissingExtraError
 from featpipe.files import read_json
 from featpipe.provenance import package_version
@@ -51,28 +58,11 @@ _TOLERANCE = 1e-4  # of ‖a − b‖ / ‖b‖ for each image; ResNet-50 has 4e
 _ABANDONED_SECONDS = 86_400
 _MOST_STREAMS = 16  # each has a batch of activations; with more cores a stream has several
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int8": "f32"}
-_CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
 
 
 def cache_folder() -> Path:
     """Return where converted networks are kept, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "featpipe" / "openvino"
-
-
-class _Graph(nn.Module):
-    """What is converted: uint8 images in, normalisation included, the captured activations out."""
-
-    def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, captures: Sequence[Capture]
-    ) -> None:
-        super().__init__()
-        self.network, self._preprocessing, self._captures = network, preprocessing, captures
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the activations in the order of the captures."""
-        batch = self._preprocessing.normalise(images)
-        kept = activations(self.network, batch, self._captures)
-        return tuple(kept[capture.layer] for capture in self._captures)
 
 
 @RUNTIMES.register
@@ -85,7 +75,7 @@ class OpenVinoRuntime(Runtime):
     name = "openvino"
     summary = "OpenVINO, on the CPU; also int8"
     exact = True
-    precisions = ("float32", "bfloat16", "float16", "int8")
+    precisions = tuple(_HINTS)
 
     def __init__(
         self,
@@ -104,14 +94,10 @@ class OpenVinoRuntime(Runtime):
         if precision == "int8" and find_spec("nncf") is None:
             raise MissingExtraError("nncf", "int8")
         self._core = openvino.Core()
-        there = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        needed = _CAPABILITIES.get(precision)
-        if needed is not None and needed not in there:
-            raise CannotRunError(
-                f"This processor does not compute in {precision}.",
-                expected=", ".join(one for one in precisions_of(there)),
-                got=f"--precision {precision}",
-            )
+        there = precisions_of(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        if precision not in there:
+            what = f"This processor does not compute in {precision}."
+            raise CannotRunError(what, expected=", ".join(there), got=f"--precision {precision}")
         self.batch_size = 8  # as fast as 32, and the last ones wait less for each other
         self.parallel = min(torch.get_num_threads(), _MOST_STREAMS)
         self._requests: dict[tuple[Capture, ...], SimpleQueue[Any]] = {}
@@ -121,16 +107,14 @@ class OpenVinoRuntime(Runtime):
         """Convert the network unless that was done before, and load it into OpenVINO."""
         if self.preprocessing.dtype != torch.uint8:
             raise CannotRunError("OpenVINO is given uint8 images here.", got="those of a transform")
-        key = tuple(captures)
+        key, precision = tuple(captures), self._how.precision
         with self._lock:
             if key in self._requests:
                 return
-            precision = self._how.precision
             try:
-                model = self._core.read_model(self._converted(captures) / "model.xml")
+                model = self._converted(captures)
                 if precision == "int8":
-                    path = self._quantised(model, captures)
-                    model = self._core.read_model(path / "model.xml")
+                    model = self._quantised(model, captures)
                 hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
                 hints["NUM_STREAMS"] = str(self.parallel)
                 compiled = self._core.compile_model(model, "CPU", hints)
@@ -150,10 +134,12 @@ class OpenVinoRuntime(Runtime):
         request = requests.get()
         try:
             request.infer({0: images.numpy()}, share_inputs=True)
-            outputs = [request.get_output_tensor(i).data.copy() for i in range(len(captures))]
+            return {
+                capture.layer: request.get_output_tensor(i).data.copy()
+                for i, capture in enumerate(captures)
+            }
         finally:
             requests.put(request)
-        return {capture.layer: out for capture, out in zip(captures, outputs, strict=True)}
 
     def _compare(self, captures: Sequence[Capture]) -> None:
         """Refuse a graph whose numbers are not PyTorch's."""
@@ -164,21 +150,18 @@ class OpenVinoRuntime(Runtime):
             wanted = expected[layer].numpy().reshape(2, -1)
             apart = np.linalg.norm(got.reshape(2, -1) - wanted, axis=1)
             relative = float((apart / np.maximum(np.linalg.norm(wanted, axis=1), 1e-30)).max())
-            if not relative <= _TOLERANCE:  # written so that not-a-number is refused too
-                raise CannotRunError(
-                    "OpenVINO gives other numbers than PyTorch.",
-                    where=f"layer {layer}",
-                    expected=f"‖a − b‖ / ‖b‖ of at most {_TOLERANCE:g}",
-                    got=f"{relative:.1g}",
-                    next_step="--runtime torch",
-                )
+            if not relative <= _TOLERANCE:  # not-a-number is refused, too
+                what = f"OpenVINO gives other numbers than PyTorch at the layer {layer}."
+                bound, advice = f"‖a − b‖ / ‖b‖ of at most {_TOLERANCE:g}", "--runtime torch"
+                raise CannotRunError(what, expected=bound, got=f"{relative:.1g}", next_step=advice)
 
-    def _converted(self, captures: Sequence[Capture]) -> Path:
-        """Return the folder of the converted network."""
+    def _converted(self, captures: Sequence[Capture]) -> Any:
+        """Return the converted network."""
 
         def convert() -> Any:
             self._how.progress.note("converting the network for OpenVINO, once")
-            graph = _Graph(self.network, self.preprocessing, captures).eval()
+            normalise = self.preprocessing.normalise
+            graph = CapturedNetwork(self.network, captures, normalise).eval()
             images = _noise(2, self.preprocessing.crop)
             attention = torch.backends.mha.get_fastpath_enabled()
             # Fused attention is an operator that OpenVINO does not know.
@@ -188,11 +171,11 @@ class OpenVinoRuntime(Runtime):
                     warnings.simplefilter("ignore")  # of tracing, about constants
                     model = openvino.convert_model(graph, example_input=images)
                     model.reshape({0: [-1, *images.shape[1:]]})
+                    return model
             except Exception as error:  # whatever a foreign forward pass raises when traced
                 raise _cannot(error) from error
             finally:
                 torch.backends.mha.set_fastpath_enabled(attention)
-            return model
 
         return self._kept(self._identity(captures), convert)
 
@@ -208,8 +191,8 @@ class OpenVinoRuntime(Runtime):
             "versions": [package_version(name) for name in ("openvino", "torch")],
         }
 
-    def _quantised(self, model: Any, captures: Sequence[Capture]) -> Path:
-        """Return the folder of the network in int8: post-training quantisation by NNCF."""
+    def _quantised(self, model: Any, captures: Sequence[Capture]) -> Any:
+        """Return the network in int8: post-training quantisation by NNCF."""
         seen = self._how.calibration
         assert seen is not None
         what = {"calibration": seen.fingerprint, "nncf": package_version("nncf")}
@@ -220,23 +203,22 @@ class OpenVinoRuntime(Runtime):
             nncf.set_log_level(logging.ERROR)
             images = seen.images(self.preprocessing)
             self._how.progress.note(f"fitting int8 to {len(images)} training images, once")
-            batches = [images[i : i + 1].numpy() for i in range(len(images))]
+            data = nncf.Dataset([image[None].numpy() for image in images])
             attends = any(isinstance(m, nn.MultiheadAttention) for m in self.network.modules())
             kind = nncf.ModelType.TRANSFORMER if attends else None
-            data = nncf.Dataset(batches)
             with redirect_stdout(io.StringIO()):  # for its progress bars
-                return nncf.quantize(model, data, model_type=kind, subset_size=len(batches))
+                return nncf.quantize(model, data, model_type=kind, subset_size=len(images))
 
         return self._kept({**self._identity(captures), **what}, quantise)
 
-    def _kept(self, identity: dict[str, Any], make: Callable[[], Any]) -> Path:
-        """Return the folder of a converted network, made now unless it is there and whole.
+    def _kept(self, identity: dict[str, Any], make: Callable[[], Any]) -> Any:
+        """Return a converted network from the cache, made now unless it is there and whole.
 
-        It gets its name when its files and their digests are on the disk.
+        Its folder gets its name when its files and their digests are on the disk.
         """
         folder = (self._how.cache or cache_folder()) / fingerprint.of_mapping(identity)[:32]
         if _is_whole(folder):
-            return folder
+            return self._core.read_model(folder / "model.xml")
         model = make()
         with explain_os_errors(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -256,13 +238,13 @@ class OpenVinoRuntime(Runtime):
                     temporary.rename(folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        return folder
+        return self._core.read_model(folder / "model.xml")
 
 
 def precisions_of(capabilities: Sequence[str]) -> list[str]:
     """Return the precisions that a processor has, by OpenVINO's list of what it is good at."""
-    known = [one for one, needed in _CAPABILITIES.items() if needed in capabilities]
-    return ["float32", *known, "int8"]
+    needed = {"bfloat16": "BF16", "float16": "FP16"}
+    return [one for one in _HINTS if one not in needed or needed[one] in capabilities]
 
 
 def _noise(n: int, side: int) -> Tensor:
@@ -273,12 +255,9 @@ def _noise(n: int, side: int) -> Tensor:
 def _cannot(error: Exception) -> CannotRunError:
     if isinstance(error, CannotRunError):
         return error
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return CannotRunError(
-        "OpenVINO cannot run this network.",
-        got=f"{type(error).__name__}: {lines[-1][:200] if lines else ''}",
-        next_step="--runtime torch",
-    )
+    last = str(error).strip().rpartition("\n")[2].strip()[:200]
+    got = f"{type(error).__name__}: {last}"
+    return CannotRunError("OpenVINO cannot run this network.", got=got, next_step="--runtime torch")
 
 
 def _is_whole(folder: Path) -> bool:

@@ -56,13 +56,13 @@ class Preprocessing:
     -----
     ``--fit auto`` is decided once for a dataset, by :func:`featpipe.backbones.resolve_fit`: the
     weights' own ``crop``, but ``fill`` where all images have one size that is not larger than the
-    network's input. The margin was made for photographs with pixels to spare: from a 96 x 96 image
-    it takes the rim, and one of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear
-    SVM, official fold 0) leaving it out is worth 0.9525 instead of 0.9470 accuracy.
+    network's input. The margin is for photographs: from a 96 x 96 image it takes the rim, and one
+    of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear SVM, official fold 0)
+    leaving it out is worth 0.9525 instead of 0.9470 accuracy.
 
     Examples
     --------
-    >>> Preprocessing(resize=256, crop=224).with_image_size(112).resize
+    >>> Preprocessing(resize=256, crop=224).adapted(112).resize
     128
     """
 
@@ -78,17 +78,12 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not _SMALLEST <= self.crop <= _LARGEST:
-            raise UsageError(
-                "The image size is not possible.",
-                expected=f"{_SMALLEST} to {_LARGEST} pixels",
-                got=self.crop,
-            )
+            what = "The image size is not possible."
+            raise UsageError(what, expected=f"{_SMALLEST} to {_LARGEST} pixels", got=self.crop)
         if self.resize < self.crop:
-            raise UsageError(
-                "An image cannot be resized to less than is cropped from it.",
-                expected=f"resize of at least {self.crop} pixels",
-                got=self.resize,
-            )
+            what = "An image cannot be resized to less than is cropped from it."
+            expected = f"resize of at least {self.crop} pixels"
+            raise UsageError(what, expected=expected, got=self.resize)
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
         """Return one image (height, width, 3), uint8, as (3, S, S); threads may call it at once."""
@@ -117,28 +112,28 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images (n, 3, S, S) as normalised float32, on the device they are on."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(1, -1, 1, 1) * 255
-            for values in (self.mean, self.std)
-        )
+        about = torch.tensor([self.mean, self.std], device=images.device)
+        mean, std = about.view(2, 1, -1, 1, 1) * 255
         return (images.float() - mean) / std
 
-    def with_image_size(self, size: int | None) -> Preprocessing:
-        """Return the same for another input side; the margin around the crop keeps its ratio."""
-        if size is None:
-            return self
-        return replace(self, resize=max(size, round(size * self.resize / self.crop)), crop=size)
-
-    def with_fit(
-        self, fit: str, sizes: Iterable[tuple[int, int] | None] = (None,)
+    def adapted(
+        self,
+        image_size: int | None = None,
+        fit: str = "auto",
+        sizes: Iterable[tuple[int, int] | None] = (None,),
+        decode: str = "full",
     ) -> Preprocessing:
-        """Return the same with another way to make images square: auto, crop, fill or whole.
+        """Return the same for another input side, fit or way of decoding.
 
-        ``auto`` means what :func:`featpipe.backbones.resolve_fit` says of images of these sizes.
+        The margin around the crop keeps its ratio. ``fit="auto"`` means what
+        :func:`featpipe.backbones.resolve_fit` says of images of these ``sizes``.
         """
         if fit not in (*FITS, "fill", "squash"):
             raise UsageError("The fit is not known.", expected=", ".join(FITS), got=repr(fit))
-        return replace(self, fit=resolve_fit(fit, self.crop, sizes, self.fit))
+        crop = self.crop if image_size is None else image_size
+        resize = max(crop, round(crop * self.resize / self.crop))
+        fit = resolve_fit(fit, crop, sizes, self.fit)
+        return replace(self, resize=resize, crop=crop, fit=fit, decode=decode)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""

@@ -26,7 +26,6 @@ from featpipe.errors import UsageError
 from featpipe.progress import SILENT, Progress
 from featpipe.steps import grammar
 
-_TF32_CAPABILITY = (8, 0)  # Ampere; older GPUs compute in float32 without a word
 _SMALL_SIDE = 64  # pixels; a network for CIFAR or glyphs embeds thousands of images a second
 
 
@@ -71,7 +70,7 @@ class Calibration:
 class Execution:
     """How a network is asked to run."""
 
-    runtime: str | None = None  # a name out of RUNTIMES; None: chosen, and said
+    runtime: str | None = None  # a name out of RUNTIMES; None: chosen, with a note
     precision: str = "float32"
     calibration: Calibration | None = None  # for int8
     progress: Progress = SILENT
@@ -102,10 +101,8 @@ class Runtime(ABC):
         runtime's name is part of every description and thus of every store's fingerprint.
     precisions : tuple of str
         Those it offers. Others than float32 are part of every description, too.
-    batch_size : int
-        Images per call that suit it.
-    parallel : int
-        Calls of :meth:`run` at the same time that suit it.
+    batch_size, parallel : int
+        Images per call, and calls at the same time, that suit :meth:`run`.
     """
 
     name: ClassVar[str]
@@ -143,11 +140,10 @@ def activations(
 
     def keep(capture: Capture, _module: nn.Module, inputs: object, output: object) -> None:
         waiting[capture.layer] -= 1
-        if waiting[capture.layer]:
-            return
-        kept[capture.layer] = capture.read(inputs, output)
-        if len(kept) == len(waiting):
-            raise _Enough
+        if not waiting[capture.layer]:
+            kept[capture.layer] = capture.read(inputs, output)
+            if len(kept) == len(waiting):
+                raise _Enough
 
     with ExitStack() as hooks:
         for capture in captures:
@@ -158,15 +154,33 @@ def activations(
     return kept
 
 
+class CapturedNetwork(nn.Module):
+    """A network that gives what is captured: a tensor, or a tuple in the order of the captures."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        captures: Sequence[Capture],
+        normalise: Callable[[Tensor], Tensor] = lambda images: images,
+    ) -> None:
+        super().__init__()
+        self.network, self._captures, self._normalise = network, captures, normalise
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the activations of images (n, 3, S, S)."""
+        kept = activations(self.network, self._normalise(images), self._captures)
+        first, *others = (kept[capture.layer] for capture in self._captures)
+        return (first, *others) if others else first
+
+
 @RUNTIMES.register
 class TorchRuntime(Runtime):
     """PyTorch, channels last, batch norm folded into the convolutions.
 
     Both together take 0.61 (ResNet-18) and 0.52 (ResNet-50) of plain PyTorch's CPU time and agree
-    with it to 7e-7 of the largest logit; docs/performance.md has all that was measured. bfloat16
-    and float16 are autocast's. On CUDA two batches are under way, each in a stream of its own, so
-    that one is copied while the other is computed. Where the memory of a device is not enough,
-    batches are halved.
+    with it to 7e-7 of the largest logit. On CUDA two batches are under way, each in a stream of its
+    own, so that one is copied while the other is computed. Batches that do not fit into the memory
+    of a device are halved.
     """
 
     name = "torch"
@@ -185,13 +199,12 @@ class TorchRuntime(Runtime):
         self._how = how or Execution()
         self._largest: int | None = None  # batch that fits into the memory; None: any so far
         cuda, precision = device.type == "cuda", self._how.precision
-        ampere = cuda and torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
+        # TF32 came with Ampere; older GPUs silently compute in float32.
+        ampere = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
         if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
-            raise CannotRunError(
-                f"PyTorch does not compute in {precision} on this device.",
-                expected="--precision float32 or bfloat16",
-                got=f"--precision {precision} on {device}",
-            )
+            what = f"PyTorch does not compute in {precision} on this device."
+            got = f"--precision {precision} on {device}"
+            raise CannotRunError(what, expected="--precision float32 or bfloat16", got=got)
         self.parallel = 2 if cuda else 1
         self._hooked = threading.Lock()  # what is captured would be that of another call
         self._streams: SimpleQueue[AbstractContextManager[Any]] = SimpleQueue()
@@ -209,21 +222,19 @@ class TorchRuntime(Runtime):
     def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
         """Return the activations of one batch."""
         parts: list[dict[str, NDArray[np.float32]]] = []
-        rest = images
-        while len(rest):
-            batch = rest[: self._largest]
+        while len(images):
+            batch = images[: self._largest]
             try:
                 parts.append(self._run(batch, captures))
+                images = images[len(batch) :]
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
                 self._largest = len(batch) // 2
                 what = f"{self.device} is out of memory with {len(batch)} images at once"
-                self._how.progress.note(f"{what}: going on with {self._largest}")
+                self._how.progress.note(f"{what}: continuing with {self._largest}")
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-            else:
-                rest = rest[len(batch) :]
         return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
     def _run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
@@ -250,10 +261,7 @@ class TorchRuntime(Runtime):
 
 @contextmanager
 def rounding_to_tf32(allowed: bool) -> Iterator[None]:
-    """Let GPUs round the factors of products to TF32, or keep them from it.
-
-    Its mantissa of 10 bits moves features by about 1e-3.
-    """
+    """Let GPUs round factors to TF32, whose 10 bits move features by about 1e-3, or forbid it."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     try:
@@ -267,10 +275,9 @@ def rounding_to_tf32(allowed: bool) -> Iterator[None]:
 def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple[str, str]:
     """Return the runtime that suits a precision, a device and images of some pixels, and why."""
     where = choose_device(device) if isinstance(device, str) else device
-    if precision == "int8":
-        return "openvino", "the one that has int8"
-    if precision == "tf32":
-        return "torch", "the one that has TF32"
+    if precision in ("int8", "tf32"):
+        name = "openvino" if precision == "int8" else "torch"
+        return name, f"the one that has {precision}"
     if where.type != "cpu":
         return "torch", f"the one for {where.type}"
     if find_spec("openvino") is None:
@@ -286,35 +293,26 @@ def open_runtime(
 ) -> tuple[Runtime, str]:
     """Return what runs a network as it is asked to, and why it was taken.
 
-    Raises
-    ------
-    UsageError
-        If the runtime does not have the precision, or the device does not.
+    ``CannotRunError`` if the runtime does not have the precision, or the device does not.
     """
     name, why = how.runtime, "asked for"
     if name is None:
         name, why = choose(how.precision, device, preprocessing.crop)
     kind = RUNTIMES.get(name)
     if how.precision not in kind.precisions:
-        raise CannotRunError(
-            f"The runtime {name!r} does not have this precision.",
-            expected=", ".join(kind.precisions),
-            got=how.precision,
-        )
-    arguments: tuple[Any, ...] = (network, preprocessing, device)
-    if len(kind.precisions) > 1:
-        arguments += (how,)
-    return kind(*arguments), why
+        what = f"The runtime {name!r} does not have this precision."
+        raise CannotRunError(what, expected=", ".join(kind.precisions), got=how.precision)
+    more: Any = (how,) if len(kind.precisions) > 1 else ()
+    return kind(network, preprocessing, device, *more), why
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return a copy in which each batch norm that directly follows a convolution is part of it.
 
     In evaluation mode batch norm multiplies and adds constants, and so does a convolution
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names; the output
-    of a folded batch norm is what it was, the output of the convolution before it no longer is.
-    A network whose graph cannot be traced, because its forward pass depends on values, is
-    returned as it is.
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names, and their
+    output but for those convolutions. A network whose forward pass depends on values cannot be
+    traced and is returned as it is.
 
     Examples
     --------
@@ -332,11 +330,10 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     called = {node: modules[str(node.target)] for node in nodes if node.op == "call_module"}
     for node, norm in called.items():
         before = node.args[0]
-        convolution = called.get(before) if isinstance(before, fx.Node) else None
+        convolution: Any = called.get(before) if isinstance(before, fx.Node) else None
         # Not of a subclass, which may do more: timm's batch norms are activations as well.
-        if type(norm) is not nn.BatchNorm2d or type(convolution) is not nn.Conv2d:
-            continue
-        if len(before.users) == 1:
+        plain = type(norm) is nn.BatchNorm2d and type(convolution) is nn.Conv2d
+        if plain and len(before.users) == 1:
             fused = fuse_conv_bn_eval(convolution, norm)
             for name, module in ((str(before.target), fused), (str(node.target), nn.Identity())):
                 parent, _, child = name.rpartition(".")
@@ -355,9 +352,7 @@ def choose_device(name: str = "auto") -> torch.device:
     asked = torch.device(name)
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
     if device not in there:
-        raise UsageError(
-            f"The device {name!r} is not there.",
-            expected=", ".join(map(str, there)),
-            next_step="choose one of these, or --device auto",
-        )
+        what = f"The device {name!r} is not there."
+        advice = "choose one of these, or --device auto"
+        raise UsageError(what, expected=", ".join(map(str, there)), next_step=advice)
     return device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -20,10 +21,10 @@ from featpipe.backbones.architecture import (
     Family,
     PublishedWeights,
     WeightsInfo,
+    cached_file,
     load_network,
     load_state_dict,
 )
-from featpipe.backbones.hub import cached_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets import IMAGENET
 from featpipe.errors import UnknownNameError, UsageError
@@ -48,14 +49,17 @@ def _architecture(name: str, download: bool) -> Architecture:
     # Several classifiers share an embedding: what the network gives without any.
     names = {EMBEDDING: (f"{last}:input",), LOGITS: ("",)} if last else {EMBEDDING: ("",)}
     prepared = _preprocessing(config)
-    published = PublishedWeights(
-        tag or config.tag,
-        partial(_weights_file, name, config) if config.hf_hub_id else config.url,
-        prepared,
-        partial(_classes, config.num_classes),
-        IMAGENET if config.num_classes == _IMAGENET_CLASSES else "",
-    )
-    there = config.hf_hub_id or config.url
+
+    def weights_file(download: bool) -> Path:
+        """Return timm's file of weights in the cache that timm uses itself."""
+        given = config.hf_hub_filename
+        files = (given,) if given else ("model.safetensors", "pytorch_model.bin")
+        return cached_file(f"timm:{name}", config.hf_hub_id, files, download)
+
+    where = weights_file if config.hf_hub_id else config.url
+    classes = partial(_classes, config.num_classes)
+    trained_on = IMAGENET if config.num_classes == _IMAGENET_CLASSES else ""
+    published = PublishedWeights(tag or config.tag, where, prepared, classes, trained_on)
 
     def build(num_classes: int, **options: Any) -> nn.Module:
         with torch.device("cpu"):  # some compute with values while they are built
@@ -73,11 +77,10 @@ def _architecture(name: str, download: bool) -> Architecture:
 
     found = Architecture(
         name=f"timm:{name}",
-        summary="timm",
         build=build,
         classifier=last,
         file_preprocessing=prepared,
-        published={"DEFAULT": published, published.name.upper(): published} if there else {},
+        published={"DEFAULT": published, published.name.upper(): published} if where else {},
         default_layer=EMBEDDING,
         layers=names,
         read=read,
@@ -90,26 +93,13 @@ def _preprocessing(config: Any) -> Preprocessing:
     data: Any = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
     channels, height, width = data["input_size"]
     if channels != 3 or height != width or data["crop_mode"] not in ("center", "squash"):
-        raise UsageError(
-            f"The images of {config.architecture} cannot be prepared.",
-            expected="square RGB images, cropped or squashed",
-            got=f"{data['input_size']}, {data['crop_mode']}",
-        )
-    return Preprocessing(
-        resize=max(height, math.floor(height / data["crop_pct"])),
-        crop=height,
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=data["interpolation"],
-        fit="squash" if data["crop_mode"] == "squash" else "crop",
-    )
-
-
-def _weights_file(name: str, config: Any, download: bool) -> Any:
-    """Return timm's file of weights in the cache that timm uses itself."""
-    given = config.hf_hub_filename
-    files = (given,) if given else ("model.safetensors", "pytorch_model.bin")
-    return cached_file(f"timm:{name}", config.hf_hub_id, files, download)
+        what = f"The images of {config.architecture} cannot be prepared."
+        got = f"{data['input_size']}, {data['crop_mode']}"
+        raise UsageError(what, expected="square RGB images, cropped or squashed", got=got)
+    resize = max(height, math.floor(height / data["crop_pct"]))
+    mean, std = tuple(data["mean"]), tuple(data["std"])
+    fit = "squash" if data["crop_mode"] == "squash" else "crop"
+    return Preprocessing(resize, height, mean, std, data["interpolation"], fit)
 
 
 def _classes(number: int) -> SourceClasses | None:
@@ -130,8 +120,8 @@ def _stages(network: nn.Module) -> nn.Sequential | None:
         return None
     network.reset_classifier(0)
     layers = {f"layer{i}": stage for i, stage in enumerate(network.stages, start=1)}
-    parts = {"stem": network.stem, **layers, "norm": network.norm}
-    return nn.Sequential(OrderedDict(**parts, pool=network.head))
+    parts = {"stem": network.stem, **layers, "norm": network.norm, "pool": network.head}
+    return nn.Sequential(OrderedDict(parts))
 
 
-MODELS.register(Family("timm", MODELS.summary("timm"), _architecture))
+MODELS.register(Family("timm", _architecture))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,15 +40,10 @@ _CLASSIFIERS = {
 
 def _published(weights: Any) -> PublishedWeights:
     how = weights.transforms()
-    preprocessing = Preprocessing(
-        resize=how.resize_size[0],
-        crop=how.crop_size[0],
-        mean=tuple(how.mean),
-        std=tuple(how.std),
-        interpolation=how.interpolation.value,
-    )
+    sides, scaling = (how.resize_size[0], how.crop_size[0]), (tuple(how.mean), tuple(how.std))
+    prepared = Preprocessing(*sides, *scaling, how.interpolation.value)
     classes = partial(SourceClasses.load, "imagenet")
-    return PublishedWeights(weights.name, weights.url, preprocessing, classes, IMAGENET)
+    return PublishedWeights(weights.name, weights.url, prepared, classes, IMAGENET)
 
 
 def _build(name: str, num_classes: int, **options: Any) -> nn.Module:
@@ -61,46 +57,35 @@ def _build(name: str, num_classes: int, **options: Any) -> nn.Module:
     return network
 
 
-def architecture(name: str, /, **known: Any) -> Architecture:
-    """Return a network of torchvision; ``known`` are attributes other than those of all."""
+def _architecture(name: str, download: bool = True) -> Architecture:
+    known = models.list_models(module=models)
+    if name not in known or not name.startswith(tuple(_CLASSIFIERS)):
+        what = f"torchvision has no classification network named {name!r}."
+        raise UnknownNameError(what, name, known, expected="one that torchvision.models lists")
     weights = models.get_model_weights(name)
     published = {one.name: _published(one) for one in weights}
     published["DEFAULT"] = published[weights.DEFAULT.name]
     classifier = next(last for start, last in _CLASSIFIERS.items() if name.startswith(start))
-    about: dict[str, Any] = {
-        "name": f"torchvision:{name}",
-        "summary": "torchvision, ImageNet",
-        "build": partial(_build, name),
-        "classifier": classifier,
-        "published": published,
+    found = Architecture(
+        name=f"torchvision:{name}",
+        build=partial(_build, name),
+        classifier=classifier,
+        published=published,
         # The recipe that nearly all ImageNet checkpoints follow: 256 pixels, centre 224.
-        "file_preprocessing": published.get("IMAGENET1K_V1", published["DEFAULT"]).preprocessing,
-        "default_layer": EMBEDDING,
-        "layers": {EMBEDDING: (f"{classifier}:input",), LOGITS: ("",)},
-    }
-    found = Architecture(**{**about, **known})
+        file_preprocessing=published.get("IMAGENET1K_V1", published["DEFAULT"]).preprocessing,
+        default_layer=EMBEDDING,
+        layers={EMBEDDING: (f"{classifier}:input",), LOGITS: ("",)},
+    )
 
     def read(info: WeightsInfo) -> nn.Module:
         """Return the network for the size that its weights have positions for."""
         side = (info.published or published["DEFAULT"]).preprocessing.crop
         assert info.path is not None
-        return load_network(found, info.path, partial(_build, name, image_size=side))
+        return load_network(replace(found, build=partial(_build, name, image_size=side)), info.path)
 
-    return Architecture(**{**vars(found), "read": read}) if name.startswith("vit") else found
-
-
-def _named(name: str, download: bool) -> Architecture:
-    known = models.list_models(module=models)
-    if name not in known or not name.startswith(tuple(_CLASSIFIERS)):
-        what = f"torchvision has no classification network named {name!r}."
-        raise UnknownNameError(what, name, known, expected="one that torchvision.models lists")
-    return architecture(name)
+    return replace(found, read=read) if name.startswith("vit") else found
 
 
-MODELS.register(Family("torchvision", MODELS.summary("torchvision"), _named))
-for _name in TORCHVISION:
-    MODELS.register(
-        architecture(
-            _name, name=_name, summary=MODELS.summary(_name), default_layer=TORCHVISION[_name].layer
-        )
-    )
+MODELS.register(Family("torchvision", _architecture))
+for _name, _known in TORCHVISION.items():
+    MODELS.register(replace(_architecture(_name), name=_name, default_layer=_known.layer))

@@ -18,7 +18,7 @@ from featpipe.errors import DataError, FeatpipeError, ImageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featpipe.backbones.base import Embedder
+    from featpipe.backbones.base import FrozenNetwork
     from featpipe.backbones.preprocessing import Preprocessing
     from featpipe.progress import Task
 
@@ -47,7 +47,7 @@ class Batch:
     skipped: dict[int, str]
 
     def embed(
-        self, embedder: Embedder, shapes: Mapping[str, tuple[int, ...]]
+        self, embedder: FrozenNetwork, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, NDArray[np.float32]]:
         """Return the features of all rows; those that could not be read stay zero."""
         rows = len(self.rows)

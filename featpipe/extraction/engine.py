@@ -31,7 +31,7 @@ from featpipe.store.layout import JOURNAL, LOOKS
 from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
-    from featpipe.backbones.base import Embedder
+    from featpipe.backbones.base import FrozenNetwork
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Extraction:
     images: SourceRequest
     sources: Sequence[ImageSource]  # of each split, as the request opened them
     folder: Path  # of the stores of this dataset and embedder
-    open_embedder: Callable[[], Embedder]
+    open_embedder: Callable[[], FrozenNetwork]
     options: ExtractOptions
     context: Context
     request: Mapping[str, Any] | None = None
@@ -54,7 +54,7 @@ class Extraction:
     fresh: int = field(default=0, init=False)  # stores that had to be made
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> FrozenNetwork:
         """What embeds them."""
         return self.open_embedder()
 
@@ -136,7 +136,7 @@ class Extraction:
 
 def extract_source(
     source: ImageSource,
-    embedder: Embedder,
+    embedder: FrozenNetwork,
     path: Path,
     options: ExtractOptions | None = None,
     record: Mapping[str, Any] | None = None,
@@ -211,7 +211,9 @@ def extract_source(
         return writer.seal({**run, **(record or {})})
 
 
-def content_of(source: ImageSource, embedder: Embedder, options: ExtractOptions) -> StoreContent:
+def content_of(
+    source: ImageSource, embedder: FrozenNetwork, options: ExtractOptions
+) -> StoreContent:
     """Return what the store of these images and this embedder will hold."""
     layers = list(dict.fromkeys(options.layers or (embedder.default_layer,)))
     shapes = {layer: tuple(embedder.dim(layer)) for layer in layers}

@@ -19,7 +19,7 @@ from featpipe.steps import Context
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featpipe.backbones.base import Embedder
+    from featpipe.backbones.base import FrozenNetwork
     from featpipe.backbones.preprocessing import Preprocessing
     from featpipe.backbones.runtime import Calibration
 
@@ -58,7 +58,7 @@ def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor
 
 
 def cost_of_precision(
-    source: ImageSource, embedder: Embedder, layers: tuple[str, ...]
+    source: ImageSource, embedder: FrozenNetwork, layers: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return how close features are to float32 ones of PyTorch: cosines on some images."""
     began = time.perf_counter()

@@ -1,7 +1,7 @@
 """The step `explain`: pictures of what a trained network looked at, beside its result.
 
-Each choice of options has a folder of its own, ``RESULT.explained/KEY8``; the result itself is
-never written to. This module is read by reports and imports nothing heavy.
+Each choice of options has a folder of its own, ``RESULT.explained/KEY8``. Reports read this module,
+which imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FILE = "explanation.json"
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """One picture: an image the network got wrong, and where it saw the wrong class."""
+    """One picture: where in an image the network saw the wrong class."""
 
     id: str  # of the test image
     file: str  # in the folder of the explanation
@@ -33,14 +33,11 @@ class ExplainedImage:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``featpipe explain`` wrote once: pictures of mistakes, the most confident ones first.
-
-    The heat maps are those of ``layer``, with an opacity of ``strength``.
-    """
+    """What ``featpipe explain`` wrote once: pictures of mistakes, the most confident ones first."""
 
     folder: Path
-    layer: str
-    strength: float
+    layer: str  # whose heat maps they are
+    strength: float  # opacity of the heat maps
     method: str
     items: tuple[ExplainedImage, ...]
 
@@ -50,12 +47,11 @@ class Explanation:
         try:
             content = unsealed(read_json(folder / _FILE))
             items = tuple(ExplainedImage(**item) for item in content.pop("items"))
-            explanation = cls(folder=folder, items=items, **content)
+            names = [item.file for item in items]
+            inside = all(Path(name).name == name and (folder / name).is_file() for name in names)
+            return cls(folder=folder, items=items, **content) if inside else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        names = [item.file for item in items]
-        inside = all(Path(name).name == name and (folder / name).is_file() for name in names)
-        return explanation if inside else None
 
     def write(self) -> None:
         """Write the explanation, after its pictures."""
@@ -67,9 +63,8 @@ class Explanation:
 
 def read_explanations(result_path: Path) -> list[Explanation]:
     """Return all complete explanations beside a result's JSON file, by layer."""
-    folders = sorted(_folder(result_path).glob("*"))
-    found = [one for folder in folders if (one := Explanation.read(folder)) is not None]
-    return sorted(found, key=lambda one: one.layer)
+    found = map(Explanation.read, sorted(_folder(result_path).glob("*")))
+    return sorted((one for one in found if one is not None), key=lambda one: one.layer)
 
 
 def _folder(result_path: Path) -> Path:
@@ -117,10 +112,7 @@ class Explain(Step):
         return [("captum", "explain")]
 
     def place(self, path: Path, key: str, extra: Mapping[str, Any]) -> tuple[str, Path]:
-        """Return the layer, and the folder of these options beside the result at ``path``.
-
-        The result, with its ``key`` and ``extra``, says which layer is meant where none is given.
-        """
+        """Return the layer, by default the one in ``extra``, and the folder of these options."""
         layer = self.layer or extra.get("map_layer")
         if layer is None:
             raise ResultError("No layer of this network gives maps.", where=path)
@@ -128,9 +120,9 @@ class Explain(Step):
 
     def status(self, context: Context) -> Status:
         """Say whether there are pictures of these options; the result is not read whole."""
-        given = user_path(self.result)
-        path = context.workspace.results / f"{self.result}.json"
-        path = given if given.suffix == ".json" and given.exists() else path
+        path = user_path(self.result)
+        if path.suffix != ".json" or not path.exists():
+            path = context.workspace.results / f"{self.result}.json"
         try:
             content = unsealed(read_json(path))
             _, folder = self.place(path, content["key"], content["extra"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,7 @@ from featpipe.steps import STEPS, Context, Outcome
 from featpipe.workspace import atomic_write
 
 _BATCH = 8
-# Colours of the heat map: cold places are blue, hot ones red.
-_STOPS = np.array([0.0, 0.35, 0.65, 1.0])
+_STOPS = (0.0, 0.35, 0.65, 1.0)  # of the heat map's colours: blue, cyan, yellow, red
 _COLOURS = np.array([[0, 0, 255], [0, 220, 220], [255, 220, 0], [255, 0, 0]], dtype=float)
 
 
@@ -40,9 +38,8 @@ def check_layer(head: TrainedHead, name: str) -> None:
         expected = f"{able}, or a module within one of them"
         raise UnknownNameError(what, name, shapes, expected=expected)
     if len(shapes[name][-1]) != 3:
-        raise UsageError(
-            f"The layer {name!r} gives no maps that could be laid over an image.", expected=able
-        )
+        what = f"The layer {name!r} gives no maps that could be laid over an image."
+        raise UsageError(what, expected=able)
 
 
 def grad_cam(
@@ -65,11 +62,9 @@ def grad_cam(
     x = head.trunk.preprocessing.normalise(images.to(head.trunk.device)).requires_grad_(True)
     target = torch.tensor(classes, device=x.device)
     heat = LayerGradCam(logits, named[layer]).attribute(x, target=target, relu_attributions=True)
-    heat = functional.interpolate(
-        heat.detach().float(), size=images.shape[-2:], mode="bilinear", align_corners=False
-    )[:, 0]
-    highest = heat.amax(dim=(1, 2), keepdim=True)
-    scaled: NDArray[np.float32] = (heat / highest.clamp_min(1e-12)).cpu().numpy()
+    size = images.shape[-2:]
+    heat = functional.interpolate(heat.detach().float(), size, mode="bilinear")[:, 0]
+    scaled: NDArray[np.float32] = (heat / heat.amax((1, 2), True).clamp_min(1e-12)).cpu().numpy()
     return scaled
 
 
@@ -95,10 +90,9 @@ def confident_mistakes(
     """Return the mistakes of the first model, the most confident ones first."""
     first = table.only_splits([0])
     assert first.scores is not None
+    confidence, ids = first.scores.max(axis=1), first.ids[first.row]
     wrong = np.flatnonzero(~first.correct)
-    confidence = first.scores.max(axis=1)
     order = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
-    ids = first.ids[first.row]
     return tuple(
         ExplainedImage(
             id=str(ids[i]),
@@ -115,14 +109,10 @@ def run_explain(step: Explain, context: Context) -> Outcome:
     """Write a picture of each mistake and what they show, unless they exist."""
     result = find_results(context.workspace.results, [step.result])[0]
     assert result.path is not None
-    trained_by = STEPS.get(result.method).makes if result.method in STEPS else ()
-    if "network" not in trained_by:
-        raise ResultError(
-            "Heat maps need a network that was trained by featpipe finetune.",
-            where=result.path,
-            got=f"a result of {result.method!r}",
-            next_step="featpipe results",
-        )
+    if result.method not in STEPS or "network" not in STEPS.get(result.method).makes:
+        what = "Heat maps need a network that was trained by featpipe finetune."
+        got = f"a result of {result.method!r}"
+        raise ResultError(what, where=result.path, got=got, next_step="featpipe results")
     layer, folder = step.place(result.path, result.key, result.extra)
     explanation, status = Explanation.read(folder), "up to date"
     if explanation is None:
@@ -148,18 +138,15 @@ def _explain(
     request = SourceRequest.from_dict(store["run"]["source"]).moved(step.data)
     source = request.open(images["split"], request.options(context))
     if source.fingerprint != images["fingerprint"]:
-        raise ResultError(
-            "The images are not those that the result was made from.",
-            where=result.path,
-            next_step="featpipe finetune … --force",
-        )
+        what = "The images are not those that the result was made from."
+        raise ResultError(what, where=result.path, next_step="featpipe finetune … --force")
     row_of = {name: row for row, name in enumerate(source.ids)}
-    prepared = head.trunk.preprocessing
-    read = partial(source.read_scaled, side=prepared.decoded_side)
+    prepared, side = head.trunk.preprocessing, head.trunk.preprocessing.decoded_side
     with context.progress.task(f"Grad-CAM at {layer}", len(mistakes)) as task:
         for start in range(0, len(mistakes), _BATCH):
             some = mistakes[start : start + _BATCH]
-            batch = torch.stack([prepared.prepare(read(row_of[one.id])) for one in some])
+            pixels = [source.read_scaled(row_of[one.id], side) for one in some]
+            batch = torch.stack([prepared.prepare(image) for image in pixels])
             maps = grad_cam(head, layer, batch, [classes.index(one.predicted) for one in some])
             for one, image, heat in zip(some, batch, maps, strict=True):
                 picture = overlay(image.permute(1, 2, 0).numpy(), heat, step.strength)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -13,36 +13,25 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18
 
-from featpipe.backbones import (
-    MODELS,
-    UNTRAINED,
-    architecture_of,
-    folder_name,
-    load_backbone,
-)
-from featpipe.backbones.architecture import Architecture
-from featpipe.backbones.base import FrozenNetwork, layer_shapes
-from featpipe.backbones.cifar_resnet import CifarResNet
+from featpipe.backbones import MODELS, UNTRAINED, architecture_of, folder_name
+from featpipe.backbones.architecture import Architecture, WeightsInfo
+from featpipe.backbones.base import Backbone, FrozenNetwork, layer_shapes, load_backbone
 from featpipe.backbones.preprocessing import Preprocessing
-from featpipe.backbones.runtime import Capture, Execution, activations, choose_device
+from featpipe.backbones.runtime import CapturedNetwork, Execution, choose_device
 from featpipe.errors import UsageError
 from featpipe.fingerprint import FileHashes
 
 
 @dataclass(frozen=True, eq=False)
 class Trunk:
-    """A network without its classifier, in evaluation mode.
-
-    The stages lead from the normalised image to a vector of ``n_features``; ``bias`` says whether
-    the network's own last layer has one, ``description`` everything that changes what they give.
-    """
+    """A network without its classifier, in evaluation mode."""
 
     name: str
-    stages: nn.Sequential
+    stages: nn.Sequential  # from the normalised image to a vector
     n_features: int
-    bias: bool
+    bias: bool  # whether the network's own last layer has one
     preprocessing: Preprocessing
-    description: dict[str, Any]
+    description: dict[str, Any]  # everything that changes what the stages give
     pretrained: bool
     device: torch.device
 
@@ -55,124 +44,72 @@ def load_trunk(  # noqa: PLR0913 - one keyword per property of a network
     weights: str = "DEFAULT",
     norm: str = "batch",
     *,
-    image_size: int | None = None,
-    fit: str = "auto",
-    sizes: Iterable[tuple[int, int] | None] = (None,),
-    decode: str = "full",
     device: str = "cpu",
     seed: int = 0,
     hashes: FileHashes | None = None,
     download: bool = True,
+    **prepared: Any,
 ) -> Trunk:
     """Load the network below a head.
 
-    Parameters
-    ----------
-    model : str
-        As for :func:`featpipe.backbones.load_backbone`.
-    weights : str
-        ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: untrained.
-    norm : {"batch", "layer"}
-    image_size, fit, sizes, decode, device, hashes, download
-        As for :func:`featpipe.backbones.load_backbone`.
-    seed : int
-        Of untrained weights.
-
-    Raises
-    ------
-    UsageError
-        If there is no such network, weights or device; if layer normalisation is asked for in a
-        pretrained network, weights for one that has none, or an image size that is not possible.
-    WeightsError
-        If the weights cannot be found, read or used.
+    Arguments and errors are those of :func:`featpipe.backbones.load_backbone` (``prepared`` are
+    ``image_size``, ``fit``, ``sizes`` and ``decode``), but for ``norm``, ``"batch"`` or
+    ``"layer"``, and the ``seed`` of untrained weights (``weights="none"``).
     """
     architecture = architecture_of(model, download=download)
     pretrained = weights != UNTRAINED and bool(architecture.published)
     if norm == "layer" and pretrained:
-        raise UsageError(
-            "Pretrained weights mean nothing without the batch norm they were trained with.",
-            next_step="train from scratch: --weights none --norm layer",
-        )
+        what = "Pretrained weights mean nothing without the batch norm they were trained with."
+        raise UsageError(what, next_step="train from scratch: --weights none --norm layer")
     if pretrained:
-        backbone = load_backbone(
-            *(model, weights, device, image_size, fit),
-            sizes=sizes,
-            decode=decode,
-            runtime="torch",
-            hashes=hashes,
-            download=download,
-        )
-        frozen: FrozenNetwork = backbone
+        prepared |= {"runtime": "torch", "hashes": hashes, "download": download}
+        backbone = load_backbone(model, weights, device, **prepared)
         description = backbone.describe()
+    elif weights not in (UNTRAINED, "DEFAULT"):
+        what = f"There are no weights for {model}: it is trained from scratch."
+        raise UsageError(what, expected="--weights none", got=weights)
     else:
-        if weights not in (UNTRAINED, "DEFAULT"):
-            raise UsageError(
-                f"There are no weights for {model}: it is trained from scratch.",
-                expected="--weights none",
-                got=weights,
-            )
-        sized = architecture.file_preprocessing.with_image_size(image_size).with_fit(fit, sizes)
-        preprocessing = replace(sized, decode=decode)
-        network = architecture.untrained(seed, num_classes=2)  # a head replaces the classifier
-        frozen = FrozenNetwork(
-            *(architecture.name, network, preprocessing, choose_device(device)),
-            *(Execution("torch"), architecture.layers),
+        backbone = Backbone(
+            architecture,
+            architecture.untrained(seed, num_classes=2),  # a head replaces the classifier
+            WeightsInfo(UNTRAINED, "", None, None),
+            architecture.file_preprocessing.adapted(**prepared),
+            choose_device(device),
+            Execution("torch"),
         )
-        description = {
-            "model": architecture.name,
-            "weights": {"name": UNTRAINED},
-            "preprocessing": preprocessing.as_dict(),
-            "norm": norm,
-            "seed": seed,
-            **({"configuration": architecture.configuration} if architecture.configuration else {}),
-        }
-    stages, width, bias = stages_of(frozen, architecture)
+        description = backbone.describe() | {"norm": norm, "seed": seed}
+        description["weights"] = {"name": UNTRAINED}
+        del description["num_classes"]
+    stages, width, bias = stages_of(backbone, architecture)
     if norm == "layer":
         with_layer_norm(stages)
-    about = frozen.preprocessing, description, pretrained, frozen.device
+    about = backbone.preprocessing, description, pretrained, backbone.device
     return Trunk(folder_name(architecture.name), stages.eval(), width, bias, *about)
-
-
-class Embedding(nn.Module):
-    """A whole network as one stage: images to the embedding, whatever else it gives."""
-
-    def __init__(self, network: nn.Module, capture: Capture) -> None:
-        super().__init__()
-        self.network, self._capture = network, capture
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return embeddings (n, n_features) of images (n, 3, S, S)."""
-        return activations(self.network, x, [self._capture])[self._capture.layer]
 
 
 def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Sequential, int, bool]:
     """Return stages in the order of a forward pass, their width, and whether a bias follows.
 
-    The modules are the network's own, under its own names, so weights fit without translation.
-    The order is known for torchvision's ResNets, CIFAR ResNets, an ``nn.Sequential`` and what an
-    architecture orders itself; any other network is a single stage, ``features``.
+    They are the network's own modules, under its own names. The order is known for torchvision's
+    ResNets, an ``nn.Sequential`` and what an architecture orders itself; any other network is a
+    single stage, ``features``.
     """
     network = frozen.network
     last = network.get_submodule(architecture.classifier) if architecture.classifier else None
     bias = getattr(last, "bias", None) is not None or last is None
-    if isinstance(network, CifarResNet | ResNet | nn.Sequential):
+    if isinstance(network, ResNet | nn.Sequential):
         assert isinstance(last, nn.Linear)
         parts = OrderedDict(network.named_children())
         del parts[architecture.classifier]
-        if isinstance(network, CifarResNet):  # its ReLU is a function and thus no child
-            parts["relu"] = nn.ReLU()
-            for name in [name for name in parts if name not in ("conv1", "bn1", "relu")]:
-                parts.move_to_end(name)
         parts.setdefault("flatten", nn.Flatten())
         return nn.Sequential(parts), last.in_features, bias
     layer = architecture.default_layer
     (width,) = frozen.dim(layer)
-    stages = architecture.stages(network)
-    if stages is None:
+    if (stages := architecture.stages(network)) is None:
         if last is not None:  # a head takes its place
             owner, _, name = architecture.classifier.rpartition(".")
             setattr(network.get_submodule(owner), name, nn.Identity())
-        whole = Embedding(network, frozen.capture(layer))
+        whole = CapturedNetwork(network, [frozen.capture(layer)])
         stages = nn.Sequential(OrderedDict(features=whole))
     return stages, width, bias
 
@@ -193,8 +130,8 @@ def _convolution(in_channels: int, out_channels: int, *after: nn.Module) -> nn.S
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(), *after)
 
 
-class Residual(nn.Module):
-    """Two convolutions and the shortcut around them, followed by dropout."""
+class _Residual(nn.Module):
+    """Two convolutions, dropout, and the shortcut around them."""
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
@@ -203,11 +140,10 @@ class Residual(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` plus what the convolutions make of it."""
         return x + self.dropout(self.second(self.first(x)))
 
 
-class Scale(nn.Module):
+class _Scale(nn.Module):
     """Multiplies by a constant.
 
     Maxima of 512 channels make logits of ±10 and more, on which no usual learning rate is stable;
@@ -219,16 +155,14 @@ class Scale(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the smaller features."""
         return self.factor * x
 
 
 def resnet9(num_classes: int = 10, dropout: float = 0.1) -> nn.Sequential:
     """Build ResNet-9 for 32 × 32 pixels, the small fast network of CIFAR-10 training contests.
 
-    prep 64 → 128 + residual → 256 → 512 + residual → 4 × 4 maximum pooling → linear without bias,
-    logits times ⅛, as in D. Page, *How to train your ResNet* (2018), with a batch norm of its own
-    in prep. ``dropout`` is the share of activations dropped in the residual blocks.
+    As in D. Page, *How to train your ResNet* (2018), with a batch norm of its own in prep.
+    ``dropout`` is the share of activations dropped in the residual blocks.
 
     Examples
     --------
@@ -238,12 +172,12 @@ def resnet9(num_classes: int = 10, dropout: float = 0.1) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             prep=_convolution(3, 64),
-            layer1=nn.Sequential(_convolution(64, 128, nn.MaxPool2d(2)), Residual(128, dropout)),
+            layer1=nn.Sequential(_convolution(64, 128, nn.MaxPool2d(2)), _Residual(128, dropout)),
             layer2=_convolution(128, 256, nn.MaxPool2d(2)),
-            layer3=nn.Sequential(_convolution(256, 512, nn.MaxPool2d(2)), Residual(512, dropout)),
+            layer3=nn.Sequential(_convolution(256, 512, nn.MaxPool2d(2)), _Residual(512, dropout)),
             pool=nn.AdaptiveMaxPool2d(1),  # 4 × 4 for images of 32 × 32
             flatten=nn.Flatten(),
-            scale=Scale(0.125),
+            scale=_Scale(0.125),
             fc=nn.Linear(512, num_classes, bias=False),
         )
     )
@@ -270,10 +204,7 @@ def resnet18_32(
         OrderedDict(
             stem=nn.Sequential(first, nn.BatchNorm2d(64), nn.ReLU()),
             stem_pool=pool(2) if stem_pool else nn.Identity(),
-            layer1=stages.layer1,
-            layer2=stages.layer2,
-            layer3=stages.layer3,
-            layer4=stages.layer4,
+            **{f"layer{i}": stages.get_submodule(f"layer{i}") for i in range(1, 5)},
             pool=pool(2 if stem_pool else 4),
             flatten=nn.Flatten(),
             fc=nn.Linear(512, num_classes),
@@ -296,45 +227,38 @@ def convnet(num_classes: int = 2) -> nn.Sequential:
     for number, (before, after) in enumerate(pairwise((3, 32, 64, 128)), start=1):
         convolution = nn.Conv2d(before, after, 3, padding=1)
         stages[f"conv{number}"] = nn.Sequential(convolution, nn.ReLU(), nn.MaxPool2d(2))
-    stages["pool"] = nn.AdaptiveAvgPool2d(4)
-    stages["flatten"] = nn.Flatten()
+    stages |= {"pool": nn.AdaptiveAvgPool2d(4), "flatten": nn.Flatten()}
     stages["hidden"] = nn.Sequential(nn.Linear(128 * 16, 128), nn.ReLU())
     stages["fc"] = nn.Linear(128, num_classes)
     return nn.Sequential(stages)
 
 
-def _register(
-    name: str, build: Callable[[int], nn.Module], side: int = 32, layer: str = "pool"
-) -> None:
-    size = Preprocessing(resize=side, crop=side)
+_NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet9": resnet9,
+    "resnet18_32": resnet18_32,
+    "resnet18_32_max": partial(resnet18_32, maximum=True),
+    "resnet18_32_stem": partial(resnet18_32, stem_pool=True),
+    "resnet18_32_stem_max": partial(resnet18_32, stem_pool=True, maximum=True),
+    "convnet": convnet,
+}
+for _name, _build in _NETWORKS.items():
+    _side, _layer = (64, "hidden") if _name == "convnet" else (32, "pool")
     MODELS.register(
         Architecture(
-            name=name,
-            summary=MODELS.summary(name),
-            build=build,
+            name=_name,
+            build=_build,
             classifier="fc",
-            file_preprocessing=size,
-            default_layer=layer,
+            file_preprocessing=Preprocessing(resize=_side, crop=_side),
+            default_layer=_layer,
         )
     )
-
-
-_max, _stem = partial(resnet18_32, maximum=True), partial(resnet18_32, stem_pool=True)
-_stem_max = partial(resnet18_32, stem_pool=True, maximum=True)
-_register("resnet9", resnet9)
-_register("resnet18_32", resnet18_32)
-_register("resnet18_32_max", _max)
-_register("resnet18_32_stem", _stem)
-_register("resnet18_32_stem_max", _stem_max)
-_register("convnet", convnet, 64, "hidden")
 
 
 def with_layer_norm(network: nn.Module) -> nn.Module:
     """Replace every batch norm of an untrained network by layer normalisation, in place.
 
-    A group norm with a single group normalises each image over channels, height and width and
-    scales each channel (Ba et al. 2016, arXiv:1607.06450, for images as in Wu and He 2018,
-    arXiv:1803.08494); unlike :class:`torch.nn.LayerNorm` it does not fix the image size.
+    As a group norm with a single group (Ba et al. 2016, arXiv:1607.06450, for images as in Wu and
+    He 2018, arXiv:1803.08494), which unlike :class:`torch.nn.LayerNorm` takes any image size.
     """
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm2d):

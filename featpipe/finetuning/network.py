@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError
 from featpipe.finetuning.nets import Trunk, with_parameters
-from featpipe.finetuning.step import CROSS_ENTROPY, parse
+from featpipe.finetuning.step import parse
 
 try:
     from pytorch_metric_learning.losses import TripletMarginLoss
@@ -34,8 +34,7 @@ _PROBE_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, the inverse regularisation st
 _USUAL_PROBE_C = 1e-2  # where there are no validation rows to choose by
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """Which stages learn: those ``frozen`` in front of the boundary do not.
 
     Behind it are those that are ``trained``, and those ``passed``: they pass the gradient on only.
@@ -47,15 +46,10 @@ class Cut:
 
 
 def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
-    """Parse what is to be unfrozen in addition to the head, which always learns.
+    """Parse which of the stages learn in addition to the head, which always does.
 
-    ``stages`` are all but the classifier; ``unfreeze`` is ``"none"`` (only the head), ``"all"``, a
-    stage (``"layer4"``), or a stage and all after it (``"layer3+"``).
-
-    Raises
-    ------
-    UsageError
-        If the network has no such stage, or it has nothing to learn.
+    ``unfreeze`` is ``"none"``, ``"all"``, a stage (``"layer4"``), or a stage and all after it
+    (``"layer3+"``). ``UsageError`` if there is no such stage, or it has nothing to learn.
 
     Examples
     --------
@@ -77,9 +71,8 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
         expected = f"none, all, {', '.join(able)}, or one of these and all behind it: {able[-1]}+"
         raise UnknownNameError(what, wanted, able, expected=expected)
     if wanted not in able:
-        raise UsageError(
-            f"The stage {wanted!r} has nothing to learn.", expected=", ".join(able), got=unfreeze
-        )
+        what = f"The stage {wanted!r} has nothing to learn."
+        raise UsageError(what, expected=", ".join(able), got=unfreeze)
     place = names.index(wanted)
     split = len(names) if unfreeze.endswith("+") else place + 1
     return Cut(names[:place], names[place:split], names[split:])
@@ -93,8 +86,6 @@ def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
 class Head(nn.Module):
     """New last layers with random weights: ``"linear"``, or ``"mlp:50"`` with hidden neurons.
 
-    A network may be made for a last layer without ``bias``.
-
     Examples
     --------
     >>> Head("mlp:50", 2048, 10).classifier
@@ -107,14 +98,13 @@ class Head(nn.Module):
         self, spec: str, n_features: int, n_classes: int, *, bias: bool = True, seed: int = 0
     ) -> None:
         super().__init__()
-        _, hidden = parse("head", spec)
-        neurons = int(sum(hidden))
+        self.hidden, (_, neurons) = nn.Identity(), parse("head", spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.hidden = nn.Identity()
-            if neurons:
-                self.hidden = nn.Sequential(nn.Linear(n_features, neurons), nn.ReLU())
-            self.classifier = nn.Linear(neurons or n_features, n_classes, bias=bias)
+            for width in map(int, neurons):  # one, or none
+                self.hidden = nn.Sequential(nn.Linear(n_features, width), nn.ReLU())
+                n_features = width
+            self.classifier = nn.Linear(n_features, n_classes, bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (n, classes) and the features in front of the last layer (n, d)."""
@@ -125,9 +115,9 @@ class Head(nn.Module):
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Stages that learn are copied from the trunk. ``head`` and ``seed`` are those of :class:`Head`;
-    with ``from_store`` the frozen stages were run beforehand and the input is their activations;
-    with ``freeze_statistics`` batch norms keep their running statistics.
+    Stages that learn are copied from the trunk. With ``from_store`` the frozen stages were run
+    beforehand and the input is their activations; with ``freeze_statistics`` batch norms keep their
+    running statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name
@@ -176,23 +166,21 @@ class HeadedNetwork(nn.Module):
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Load body and head; ``ValueError`` where they are those of another network."""
         missing, unexpected = self.load_state_dict(state, strict=False)
-        wrong = [name for name in missing if not name.startswith("frozen.")] + unexpected
-        if wrong:
+        if wrong := [name for name in missing if not name.startswith("frozen.")] + unexpected:
             raise ValueError(f"not the state of this network: {', '.join(wrong[:3])}")
 
     def count_parameters(self) -> dict[str, int]:
-        """Return how many numbers the whole network learns, keeps frozen, and counts.
+        """Return how many numbers the whole network learns and keeps frozen, also before a store.
 
-        Parameters that are frozen include those in front of a store; ``running_statistics`` of the
-        batch norms are what Keras counts as non-trainable.
+        ``running_statistics`` of batch norms are what Keras counts as non-trainable.
         """
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        frozen = sum(p.numel() for p in self.parameters() if not p.requires_grad)
+        all_here = sum(p.numel() for p in self.parameters())
         running = ("running_mean", "running_var")
         statistics = [b.numel() for name, b in self.named_buffers() if name.endswith(running)]
         return {
             "parameters_trained": trained,
-            "parameters_frozen": frozen + self._parameters_before,
+            "parameters_frozen": all_here - trained + self._parameters_before,
             "running_statistics": sum(statistics),
         }
 
@@ -200,12 +188,12 @@ class HeadedNetwork(nn.Module):
 def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float | None) -> float:
     """Write logistic regression on standardised features into a last layer; return its C.
 
-    The first gradients of a random head are large and mean nothing; sent through pretrained stages
-    they distort what those have learned. A head that fits its features from the first step on does
-    not (Kumar, Raghunathan, Jones, Ma, Liang: Fine-Tuning can Distort Pretrained Features and
-    Underperform Out-of-Distribution, ICLR 2022, arXiv:2202.10054: "LP-FT").
+    The large first gradients of a random head distort pretrained stages; those of a head that fits
+    its features do not ("LP-FT": Kumar et al., Fine-Tuning can Distort Pretrained Features and
+    Underperform Out-of-Distribution, ICLR 2022, arXiv:2202.10054).
 
-    Validation rows choose C; without any it is ``c``, by default 0.01.
+    Validation rows choose C, by the loss that training goes on with: accuracy would not mind logits
+    of any size. Without any it is ``c``, by default 0.01.
     """
     bias = last.bias is not None
 
@@ -213,17 +201,15 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
         logistic = LogisticRegression(C=value, fit_intercept=bias, max_iter=2000)
         return make_pipeline(StandardScaler(with_mean=bias), logistic).fit(*train)
 
+    def loss(probe: Pipeline) -> float:
+        return float(log_loss(y[kept], probe.predict_proba(X[kept]), labels=known))
+
     if valid is None:
         scaler, logistic = fit(c or _USUAL_PROBE_C)
     else:
-        known = np.unique(train[1])
-        kept = np.isin(valid[1], known)
-        X, y = valid[0][kept], valid[1][kept]
-        # By the loss that training goes on with: accuracy would not mind logits of any size.
-        scaler, logistic = min(
-            (fit(value) for value in _PROBE_CS),
-            key=lambda probe: log_loss(y, probe.predict_proba(X), labels=known),
-        )
+        (X, y), known = valid, np.unique(train[1])
+        kept = np.isin(y, known)
+        scaler, logistic = min((fit(value) for value in _PROBE_CS), key=loss)
     weight = logistic.coef_ / scaler.scale_
     offset = logistic.intercept_ - (weight @ scaler.mean_ if bias else 0.0)
     if len(logistic.classes_) == 2:  # scikit-learn keeps the difference of the two classes
@@ -245,21 +231,14 @@ class HeadLoss(nn.Module):
     losses of different runs measure the same thing: cross-entropy.
     """
 
-    def __init__(
-        self,
-        losses: Sequence[str] = (CROSS_ENTROPY,),
-        n_classes: int = 0,
-        n_features: int = 0,
-    ) -> None:
+    def __init__(self, losses: Sequence[str], n_classes: int = 0, n_features: int = 0) -> None:
         super().__init__()
         parsed = [parse("loss", spec) for spec in losses]
         self.weights = {name: numbers[0] for name, numbers in parsed if numbers}
-        self.terms = nn.ModuleDict(
-            {
-                name: TripletLoss() if name == "triplet" else CenterLoss(n_classes, n_features)
-                for name in self.weights
-            }
-        )
+        self.terms = nn.ModuleDict()
+        for name in self.weights:
+            center = name == "center"
+            self.terms[name] = CenterLoss(n_classes, n_features) if center else TripletLoss()
 
     def forward(self, output: tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
         """Return the loss of what the head gave, a scalar."""
@@ -312,9 +291,7 @@ class TripletLoss(nn.Module):
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch; ``FitError`` if it holds a single class."""
         if len(torch.unique(labels)) < 2:
-            raise FitError(
-                "A batch holds a single class, so there is no triplet to learn from.",
-                got=f"{len(labels)} rows of class {int(labels[0])}",
-                next_step="shuffle the rows, or use a larger --batch-size",
-            )
+            what = "A batch holds a single class, so there is no triplet to learn from."
+            advice = "shuffle the rows, or use a larger --batch-size"
+            raise FitError(what, got=f"class {int(labels[0])} only", next_step=advice)
         return self.loss(features, labels, self.miner(features, labels))

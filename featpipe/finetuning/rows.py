@@ -21,18 +21,14 @@ from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.finetuning.nets import Trunk
 from featpipe.finetuning.network import Cut, part
 from featpipe.finetuning.step import parse
-from featpipe.labelmap import SourceClasses
 from featpipe.workspace import IMAGE_LAYER
 
 
 class Prefix(FrozenNetwork):
-    """The stages in front of a frozen boundary, as an :class:`~featpipe.backbones.base.Embedder`.
+    """The stages in front of a frozen boundary, of which there is at least one.
 
-    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``. The cut has
-    at least one frozen stage.
+    Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``.
     """
-
-    source_classes: SourceClasses | None = None  # no logits come out in front of a boundary
 
     def __init__(self, trunk: Trunk, cut: Cut, how: Execution | None = None) -> None:
         stages = part(trunk.stages, cut.frozen)
@@ -50,46 +46,38 @@ class Prefix(FrozenNetwork):
         return {**self._description, **self.inexact()}
 
 
-class PreparedImages:
-    """Images as they are before the network, for training all of it; also an ``Embedder``.
+class PreparedImages(FrozenNetwork):
+    """Images as they are before the network, for training all of it.
 
     Every network of the same preprocessing shares them.
     """
 
-    name = "prepared"
     default_layer = IMAGE_LAYER
-    source_classes: SourceClasses | None = None
-    batch_size = 32
-    parallel = 1
 
     def __init__(self, trunk: Trunk) -> None:
-        self.preprocessing = trunk.preprocessing
-        self.device = torch.device("cpu")
+        cpu = torch.device("cpu")
+        super().__init__("prepared", nn.Identity(), trunk.preprocessing, cpu, Execution("torch"))
 
     def dim(self, layer: str) -> tuple[int, ...]:
         """Return the shape of one image."""
         return (3, self.preprocessing.crop, self.preprocessing.crop)
 
-    def embed(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]:
+    def embed(
+        self, images: Tensor, layers: tuple[str, ...] | None = None
+    ) -> dict[str, NDArray[np.uint8]]:
         """Return prepared images (b, 3, S, S), uint8, as they are."""
-        return dict.fromkeys(layers, images.numpy())
-
-    reference = embed
+        return dict.fromkeys(layers or (IMAGE_LAYER,), images.numpy())
 
     def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
         """Return nothing: no network runs."""
         return {}
 
-    def describe(self) -> dict[str, Any]:
-        """Return everything that changes the images, as JSON-like values."""
-        return {"model": self.name, "preprocessing": self.preprocessing.as_dict()}
-
 
 class Augmentation:
     """Random transforms such as ``"crop:4"`` and ``"flip"``, drawn for every image.
 
-    Places without image get the mean colour of the training data of the weights, which normalising
-    turns to zero. An amount that is too large for the images is a ``UsageError``.
+    Pixels outside of the image get the mean colour of the weights' training data, which normalising
+    turns to zero.
     """
 
     def __init__(self, specs: Sequence[str], preprocessing: Preprocessing) -> None:
@@ -100,16 +88,13 @@ class Augmentation:
             name, numbers = parse("augmentation", spec)
             amount = sum(numbers)
             if amount > largest[name]:
-                raise UsageError(
-                    f"{spec!r} is too much for images of {side} × {side} pixels.",
-                    expected=f"up to {name}:{largest[name]}",
-                )
+                what = f"{spec!r} is too much for images of {side} × {side} pixels."
+                raise UsageError(what, expected=f"up to {name}:{largest[name]}")
             transform: v2.Transform = v2.RandomHorizontalFlip()
             if name == "crop":  # pad, then cut at a random place
                 transform = v2.RandomCrop(side, padding=int(amount), fill=colour)
             elif name == "rotation":
-                bilinear = v2.InterpolationMode.BILINEAR
-                transform = v2.RandomRotation(amount, interpolation=bilinear, fill=colour)
+                transform = v2.RandomRotation(amount, v2.InterpolationMode.BILINEAR, fill=colour)
             elif name == "cutout":  # blanks a square (DeVries and Taylor 2017, arXiv:1708.04552)
                 share = (amount / side) ** 2
                 transform = v2.RandomErasing(1.0, (share, share), ratio=(1.0, 1.0), value=colour)
@@ -159,11 +144,9 @@ def hold_out(rows: RowBatches, share: float, seed: int) -> tuple[RowBatches, Row
     n_valid = max(round(share * len(labels)), len(counts))
     if counts.min() < 2 or len(labels) - n_valid < len(counts):
         units = "rows" if groups is None else "groups"
-        raise FitError(
-            f"There are too few training {units} to hold some out for validation.",
-            got=f"{len(labels)} rows, {counts.min()} {units} of the rarest class",
-            next_step="train a fixed number of epochs: --validation 0",
-        )
+        what = f"There are too few training {units} to hold some out for validation."
+        got = f"{len(labels)} rows, {counts.min()} {units} of the rarest class"
+        raise FitError(what, got=got, next_step="train a fixed number of epochs: --validation 0")
     (parts,) = cut(f"holdout:{share}", labels, groups, seed)
     train, valid = (
         replace(rows, rows=rows.rows[part], groups=None if groups is None else groups[part])

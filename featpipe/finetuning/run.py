@@ -7,6 +7,7 @@ store, and the epochs run on the rest of the network only.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from featpipe.backbones import UNTRAINED, architecture_of, automatic, located
-from featpipe.backbones.base import Embedder
+from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.runtime import Execution, choose_device
 from featpipe.datasets import slug
-from featpipe.datasets.dataset import SourceRequest, splits_of
+from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import UsageError
-from featpipe.evaluation.assemble import (
-    MethodOutput,
-    SplitPredictions,
-    build_result,
-    complete_result,
-    outcome_of,
-    renamed,
-    save_result,
-)
+from featpipe.evaluation import assemble
 from featpipe.evaluation.fitting import check_rows
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, resolve
 from featpipe.evaluation.result import Result
@@ -67,44 +60,38 @@ class FinetuneData:
     def trunk_options(self) -> dict[str, Any]:
         """What :func:`load_trunk` is asked for, with which the network can be loaded again."""
         step, file = self.step, user_path(self.step.weights)
-        return {
-            "model": located(step.model),
-            "weights": str(file.resolve()) if file.is_file() else step.weights,
-            "norm": step.norm,
-            "image_size": step.image_size,
-            "fit": step.fit,
-            "decode": step.decode,
-            "device": step.device,
-            "seed": step.seed,
-        }
+        same = ("norm", "image_size", "fit", "decode", "device", "seed")
+        weights = str(file.resolve()) if file.is_file() else step.weights
+        options = {name: getattr(step, name) for name in same}
+        return {"model": located(step.model), "weights": weights, **options}
 
     @cached_property
     def trunk(self) -> Trunk:
         """The network below the head."""
-        hashes = FileHashes(self.context.workspace.hashes)
-        sizes = [source.size for source in self.sources]
-        download = self.step.download
-        return load_trunk(**self.trunk_options, sizes=sizes, hashes=hashes, download=download)
+        return load_trunk(
+            **self.trunk_options,
+            sizes=[source.size for source in self.sources],
+            hashes=FileHashes(self.context.workspace.hashes),
+            download=self.step.download,
+        )
 
     @cached_property
     def automatic(self) -> dict[str, Any]:
         """What each option means that can be left to choose, given all the others."""
-        trunk = self.trunk
+        step, trunk = self.step, self.trunk
         test_splits: list[Any] = self.splits[1:] or [None]
-        meant: dict[str, Any] = {
+        chosen = automatic(step.model, step.weights, download=step.download)
+        published = architecture_of(step.model, download=step.download).published
+        return {
             "device": choose_device().type,
             "unfreeze": "none" if trunk.pretrained else "all",
             "batch_norm": "keep" if trunk.pretrained else "update",
             "precision": "mixed" if trunk.device.type == "cuda" else "float32",
             "protocol": resolve("auto", test_splits[0])[0],
             "fit": trunk.preprocessing.as_dict()["fit"],
+            "weights": chosen.weights if published else UNTRAINED,
+            "image_size": chosen.image_size,
         }
-        step = self.step
-        chosen = automatic(step.model, step.weights, download=step.download)
-        published = architecture_of(step.model, download=step.download).published
-        meant["weights"] = chosen.weights if published else UNTRAINED
-        meant["image_size"] = chosen.image_size
-        return meant
 
     @cached_property
     def resolved(self) -> Finetune:
@@ -117,11 +104,8 @@ class FinetuneData:
         unfreeze = str(self.resolved.unfreeze)
         cut = cut_of(self.trunk.stages, unfreeze)
         if not self.trunk.pretrained and (cut.frozen or cut.passed):
-            raise UsageError(
-                f"{self.trunk.name} is untrained: what stays frozen would stay random.",
-                expected="--unfreeze all",
-                got=f"--unfreeze {unfreeze}",
-            )
+            what = f"{self.trunk.name} is untrained: what stays frozen would stay random."
+            raise UsageError(what, expected="--unfreeze all", got=f"--unfreeze {unfreeze}")
         return cut
 
     @cached_property
@@ -131,7 +115,7 @@ class FinetuneData:
         return Augmentation(specs, self.trunk.preprocessing) if specs else None
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> FrozenNetwork:
         """What fills the stores: frozen stages, or nothing where images change or all learns."""
         if self.augment is not None or not self.cut.frozen:
             return PreparedImages(self.trunk)
@@ -141,9 +125,8 @@ class FinetuneData:
     @cached_property
     def splits(self) -> list[str]:
         """The split of the training rows and, where there is one, that of the test rows."""
-        step = self.step
-        options = SourceRequest.of(step).options(self.context, download=step.download)
-        return step.chosen_splits(step.split or splits_of(step.dataset, options))
+        options = SourceRequest.of(self.step).options(self.context, download=self.step.download)
+        return self.step.chosen_splits(options)
 
     @cached_property
     def sources(self) -> list[ImageSource]:
@@ -155,16 +138,13 @@ class FinetuneData:
     def extraction(self) -> Extraction:
         """The stores of all splits, found or made."""
         step, embedder = self.step, self.embedder
+        dtype = "uint8" if embedder.default_layer == IMAGE_LAYER else step.dtype
         return Extraction(
             SourceRequest.of(step),
             self.sources,
             self.context.workspace.activations / slug(step.dataset) / embedder.name,
             lambda: embedder,
-            ExtractOptions(
-                dtype="uint8" if embedder.default_layer == IMAGE_LAYER else step.dtype,
-                on_error=step.on_error,
-                workers=step.workers,
-            ),
+            ExtractOptions(dtype=dtype, on_error=step.on_error, workers=step.workers),
             self.context,
             record={"weights": self.trunk_options["weights"]},
         )
@@ -200,17 +180,19 @@ class FinetuneData:
                 digests=None,
                 skipped={},
             )
-            for source, content in zip(
-                self.extraction.sources, self.extraction.contents(), strict=True
-            )
+            for source, content in zip(self.sources, self.extraction.contents(), strict=True)
         ]
-        train, test = stores[0], stores[1] if len(stores) > 1 else None
-        # Whether images leak is known when they were read.
-        step, screening = self.step, replace(Screening.of(self.step, (train, test)), leaks="warn")
-        for split in make_splits(step.protocol, train, test, step.seed, screening)[1]:
+        # Whether images leak is known when they are read.
+        screening = replace(Screening.of(self.step, stores), leaks="warn")
+        for split in self.make_splits(stores, screening)[1]:
             check_rows(split)
-            rows = RowBatches(None, train.labels, split.train.rows, groups=split.train.groups)
-            self.estimator(len(train.classes)).split_rows(rows)
+            rows = RowBatches(None, stores[0].labels, split.train.rows, groups=split.train.groups)
+            self.estimator(len(stores[0].classes)).split_rows(rows)
+
+    def make_splits(self, stores: Sequence[Any], screening: Screening) -> tuple[Any, list[Split]]:
+        """Return the protocol, and the rows that train and test."""
+        train, test = stores[0], stores[1] if len(stores) > 1 else None
+        return make_splits(self.step.protocol, train, test, self.step.seed, screening)
 
     def batches(self, rows: RowSet) -> RowBatches:
         """Return rows of a store as batches."""
@@ -222,40 +204,35 @@ class FinetuneData:
         step = self.resolved
         class_name, own = OPTIMIZERS[step.optimizer]
         optimizer = {name: getattr(step, name) for name in own if getattr(step, name) is not None}
+        optimizer["weight_decay"] = step.weight_decay
+        network = {
+            "trunk": self.trunk,
+            "cut": self.cut,
+            "head": step.head,
+            "n_classes": n_classes,
+            "seed": step.seed,
+            "from_store": isinstance(self.embedder, Prefix),
+            "freeze_statistics": step.batch_norm == "keep",
+        }
+        same = (
+            *("head_init", "lr", "schedule", "batch_size", "shuffle", "validation", "patience"),
+            *("precision", "gradient_flow", "seed"),
+        )
         given = {
-            "module__trunk": self.trunk,
-            "module__cut": self.cut,
-            "module__head": step.head,
-            "module__n_classes": n_classes,
-            "module__seed": step.seed,
-            "module__from_store": isinstance(self.embedder, Prefix),
-            "module__freeze_statistics": step.batch_norm == "keep",
-            "head_init": step.head_init,
+            **{f"module__{name}": value for name, value in network.items()},
             "losses": step.loss,
             "optimizer": getattr(torch.optim, class_name),
-            "optimizer__weight_decay": step.weight_decay,
             **{f"optimizer__{name}": value for name, value in optimizer.items()},
-            "lr": step.lr,
-            "schedule": step.schedule,
             "max_epochs": step.epochs,
-            "batch_size": step.batch_size,
-            "shuffle": step.shuffle,
             "augment": self.augment,
-            "validation": step.validation,
-            "patience": step.patience,
-            "precision": step.precision,
-            "gradient_flow": step.gradient_flow,
-            "seed": step.seed,
             "device": str(self.trunk.device),
+            **{name: getattr(step, name) for name in same},
         }
         return HeadClassifier(**{**given, **more})
 
 
 def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = None) -> Outcome:
-    """Train and test what a step says, unless the same result exists already.
-
-    ``data`` is that of the step, where some of its parts are replaced.
-    """
+    """Train and test what a step says, unless the same result exists already."""
     data = data or FinetuneData(step, context)
     name = f"{slug(step.dataset)}-{data.trunk.name}-{step.name}-{data.key[:8]}"
     path = context.workspace.results / f"{name}.json"
@@ -263,80 +240,70 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     for folder in (path.parent, model.parent):
         remove_leftovers(folder)
     hashes = FileHashes(context.workspace.hashes)
-    existing = None if step.force else complete_result(path, model.parent, hashes)
+    existing = None if step.force else assemble.complete_result(path, model.parent, hashes)
     if existing is None:
-        outcome = outcome_of(result := _train_and_test(data, path, model), "done")
+        result, status = _train_and_test(data, path, model), "done"
     else:
-        _remove_checkpoints(model)
-        outcome = outcome_of(result := renamed(existing, step.title, data.title), "up to date")
+        result, status = assemble.renamed(existing, step.title, data.title), "up to date"
+    for checkpoint in model.parent.glob(f"{model.stem}.*.checkpoint"):
+        checkpoint.unlink(missing_ok=True)
     left_out = result.extra.get("left_out", 0)
     if left_out:
         context.progress.note(f"warning: {left_out} unreadable images are left out")
+    outcome = assemble.outcome_of(result, status)
     return replace(outcome, exit_code=LEFT_OUT if step.strict and left_out else 0)
-
-
-def _remove_checkpoints(model: Path) -> None:
-    for checkpoint in model.parent.glob(f"{model.stem}.*.checkpoint"):
-        checkpoint.unlink(missing_ok=True)
 
 
 def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     """Train on every split of the protocol; save the result, and the network of the first."""
     step = data.step
     data.check_rows()
-    train, *tests = data.extraction.stores()
-    screening = Screening.of(step, (train, *tests))
-    test = tests[0] if tests else None
-    protocol, splits = make_splits(step.protocol, train, test, step.seed, screening)
+    stores = data.extraction.stores()
+    screening = Screening.of(step, stores)
+    protocol, splits = data.make_splits(stores, screening)
     for split in splits:
         check_rows(split)  # again, because images that cannot be read were left out
-    checkpoints = [model.with_suffix(f".{number}.checkpoint") for number in range(len(splits))]
     trained = [
-        train_split(data, split, checkpoint, f"{data.key} {number}")
-        for number, (split, checkpoint) in enumerate(zip(splits, checkpoints, strict=True))
+        train_split(data, split, model.with_suffix(f".{number}.checkpoint"), f"{data.key} {number}")
+        for number, split in enumerate(splits)
     ]
     network, facts = trained[0][1], [tested.facts for tested, _ in trained]
-    cost = {
-        **{
-            f"{part}_seconds": sum(one["seconds"][part] for one in facts)
-            for part in ("search", "fit", "predict")
-        },
-        **network.count_parameters(),
+    cost: dict[str, Any] = {
+        f"{part}_seconds": sum(one["seconds"][part] for one in facts)
+        for part in ("search", "fit", "predict")
     }
+    cost |= network.count_parameters()
     extra = {
         "history": facts[0]["history"],
         "network": data.trunk.description,
         "automatic": data.automatic,
         "request": step.request(data.context, data.extraction.sources, data.automatic),
-        "left_out": sum(len(store.skipped) for store in (train, *tests)),
+        "left_out": sum(len(store.skipped) for store in stores),
         "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
         **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
     }
-    notes = list(screening.notes)
-    output = MethodOutput(data.title, [tested for tested, _ in trained], cost, notes, extra)
-    result, table = build_result(step, data.key, protocol, output, data.context)
+    tested = [one for one, _ in trained]
+    output = assemble.MethodOutput(data.title, tested, cost, list(screening.notes), extra)
+    result, table = assemble.build_result(step, data.key, protocol, output, data.context)
     about = {
         "trunk": data.trunk.description,
         "request": {**data.trunk_options, "fit": data.trunk.preprocessing.fit},
         "unfreeze": data.resolved.unfreeze,
         "head": step.head,
-        "classes": list(train.classes),
-        "title": result.title,
+        "classes": list(stores[0].classes),
     }
     with one_at_a_time(path.parent):
         result.cost["model_bytes"] = save_head(model, network, about)
-        save_result(result, path, table, model)
-    _remove_checkpoints(model)
+        assemble.save_result(result, path, table, model)
     return result
 
 
 def train_split(
     data: FinetuneData, split: Split, checkpoint: Path, run: str
-) -> tuple[SplitPredictions, HeadedNetwork]:
+) -> tuple[assemble.SplitPredictions, HeadedNetwork]:
     """Train on one split's training rows and predict its test rows once.
 
-    The checkpoint is written after every epoch, and an existing one is continued; ``run``
-    identifies this training.
+    An existing checkpoint of the same ``run``, which identifies this training, is continued.
     """
     more: dict[str, Any] = {
         "progress": data.context.progress,
@@ -360,16 +327,11 @@ def train_split(
     predict_seconds = time.perf_counter() - began
     by = "validation accuracy" if data.step.validation else "the last one"
     start = {} if probe_c is None else {"probe c": probe_c}
-    facts = {
-        "chosen": {"epoch": best, "by": by, **start},
-        # Of all epochs, those before an interruption included.
-        "seconds": {
-            "search": search_seconds,
-            "fit": sum(line["seconds"] for line in trained),
-            "predict": predict_seconds,
-        },
-        "history": lines,
-        "gradient_flow": flow,
-    }
-    tested = SplitPredictions(split, scores.argmax(axis=1), scores, probabilities=True, facts=facts)
+    fit_seconds = sum(line["seconds"] for line in trained)  # those before an interruption included
+    seconds = {"search": search_seconds, "fit": fit_seconds, "predict": predict_seconds}
+    chosen = {"epoch": best, "by": by, **start}
+    facts = {"chosen": chosen, "seconds": seconds, "history": lines, "gradient_flow": flow}
+    tested = assemble.SplitPredictions(
+        split, scores.argmax(axis=1), scores, probabilities=True, facts=facts
+    )
     return tested, estimator.module_

@@ -13,20 +13,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from featpipe import fingerprint
 from featpipe.backbones import fit_of_identity
 from featpipe.backbones.architecture import digest_of
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.files import read_json
 from featpipe.finetuning.nets import Trunk, load_trunk
 from featpipe.finetuning.network import HeadedNetwork, cut_of
-from featpipe.fingerprint import (
-    check_archive,
-    of_bytes,
-    of_file,
-    seal_archive,
-    sealed_json,
-    unsealed,
-)
 from featpipe.workspace import atomic_write
 
 _FORMAT = 2  # of heads and of checkpoints; 1 is that of featpipe 0.1
@@ -51,16 +44,18 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     """Write ``path`` (safetensors) and its JSON; return their size in bytes.
 
     Only what was trained is written: the frozen stages are those of the weights. ``about`` has
-    ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``, ``head``,
-    ``classes`` and ``title``. The JSON has the digest of the other file and one of itself; the
-    header of the other file has that of its tensors.
+    ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``, ``head`` and
+    ``classes``. The JSON has the digest of the other file and its own; the header of the other file
+    has that of its tensors.
     """
     state = {n: value.detach().cpu().contiguous() for n, value in network.trained_state().items()}
     content = save(state, {"featpipe": digest_of(state)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
     beside = path.with_suffix(".json")
-    text = sealed_json({"featpipe_head": _FORMAT, **about, "sha256": of_bytes(content)})
+    text = fingerprint.sealed_json(
+        {"featpipe_head": _FORMAT, **about, "sha256": fingerprint.of_bytes(content)}
+    )
     with atomic_write(beside) as temporary:
         temporary.write_text(text, "utf-8")
     return path.stat().st_size + beside.stat().st_size
@@ -70,30 +65,21 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
     """Read a trained head and put it on its network.
 
     ``weights`` is where the weights of the frozen stages are now, by default where they were at
-    training.
-
-    Raises
-    ------
-    ResultError
-        If a file is missing, damaged or of featpipe 0.1.
-    WeightsError
-        If the weights are not those the head was trained on.
+    training. ``ResultError`` if a file is missing, damaged or of featpipe 0.1, ``WeightsError`` if
+    the weights are not those the head was trained on.
     """
-    beside = path.with_suffix(".json")
-    read = beside
+    read = beside = path.with_suffix(".json")
     try:
         content = read_json(beside)
         form = content.get("featpipe_head") if isinstance(content, dict) else None
         if form == 1:
-            raise ResultError(
-                "This head was written by featpipe 0.1.",
-                where=path,
-                next_step="train it again, then delete this file and the .json beside it",
-            )
+            advice = "train it again, then delete this file and the .json beside it"
+            what = "This head was written by featpipe 0.1."
+            raise ResultError(what, where=path, next_step=advice)
         if form != _FORMAT:
             raise ValueError("it is not a head of this version of featpipe")
-        content, read = unsealed(content), path
-        if of_file(path) != content.get("sha256"):
+        content, read = fingerprint.unsealed(content), path
+        if fingerprint.of_file(path) != content.get("sha256"):
             raise ValueError("it is not the file that the .json beside it names")
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -101,19 +87,16 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
                 raise ValueError("its tensors are not those that its header was written for")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(read, error) from None
-    moved = {"device": device} | ({} if weights is None else {"weights": weights})
     try:
-        classes = tuple(content["classes"])
-        asked = {**content["request"], **moved}
-        trunk = load_trunk(**{**asked, "fit": fit_of_identity(asked.get("fit", "crop"))})
+        classes, asked = tuple(content["classes"]), content["request"]
+        asked |= {"device": device, "fit": fit_of_identity(asked.get("fit", "crop"))}
+        asked |= {} if weights is None else {"weights": weights}
+        trunk = load_trunk(**asked)
         if trunk.description != content["trunk"]:
-            raise WeightsError(
-                "These are not the weights that the head was trained on.",
-                where=path,
-                expected=content["trunk"]["weights"],
-                got=trunk.description["weights"],
-                next_step="name the right ones: --weights FILE",
-            )
+            what = "These are not the weights that the head was trained on."
+            expected, got = content["trunk"]["weights"], trunk.description["weights"]
+            advice = "name the right ones: --weights FILE"
+            raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
         cut = cut_of(trunk.stages, content["unfreeze"])
         network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
         network.load_trained_state(state)
@@ -130,44 +113,32 @@ def _unreadable(path: Path, error: object) -> ResultError:
 
 
 def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[Any]) -> None:
-    """Replace the checkpoint, atomically.
-
-    ``run`` is the fingerprint of everything that the numbers of this training follow from;
-    ``state`` has tensors, numbers and texts in dicts and lists.
-    """
+    """Replace the checkpoint, atomically; ``run`` is the fingerprint of the training."""
     content = {"format": _FORMAT, "run": run, "history": json.dumps(history), **state}
     with atomic_write(path) as temporary:
         with temporary.open("wb") as stream:  # whose errors say why a disk takes no more
             torch.save(content, stream)
-        seal_archive(temporary)
+        fingerprint.seal_archive(temporary)
 
 
 def read_checkpoint(path: Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """Return state and history of an unfinished training, or ``None`` where there is none.
 
-    A damaged file, one whose digest is another, and one of another run are refused; nothing in it
-    is ever executed.
+    A damaged or changed file, and one of another run, is refused; nothing in it is executed.
     """
     if not path.is_file():
         return None
     advice = f"to start again: rm {str(path)!r}"
     try:
-        check_archive(path)
+        fingerprint.check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
             raise TypeError("no checkpoint of a training")
-        found, form = content["run"], content["format"]
-        history = json.loads(content["history"])
+        found, history = (content["run"], content["format"]), json.loads(content["history"])
     except Exception as error:  # torch has no exception type for damaged files
-        reason = str(error).partition("\n")[0][:120]
-        what = "The checkpoint is damaged."
-        raise FitError(what, where=path, got=reason, next_step=advice) from None
-    if found != run or form != _FORMAT:
-        raise FitError(
-            "The checkpoint belongs to another run.",
-            where=path,
-            expected=f"run {run[:12]}",
-            got=f"run {str(found)[:12]}",
-            next_step=advice,
-        )
+        what, got = "The checkpoint is damaged.", str(error).partition("\n")[0][:120]
+        raise FitError(what, where=path, got=got, next_step=advice) from None
+    if found != (run, _FORMAT):
+        what, runs = "The checkpoint belongs to another run.", (run[:12], str(found[0])[:12])
+        raise FitError(what, where=path, expected=runs[0], got=runs[1], next_step=advice)
     return content, history

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from featpipe.backbones import backbone_name, effective_runtime, weights_identity
 from featpipe.datasets import short_name
@@ -22,12 +21,16 @@ from featpipe.steps import STEPS, Context, Outcome, Status, altered, option, opt
 from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
 
+if TYPE_CHECKING:
+    from featpipe.datasets.dataset import DatasetOptions
+
 # Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {"momentum": 0.0, "nesterov": False}),
-    "adam": ("Adam", {"betas": (0.9, 0.999), "eps": 1e-8}),
-    "adamw": ("AdamW", {"betas": (0.9, 0.999), "eps": 1e-8}),
-    "nadam": ("NAdam", {"betas": (0.9, 0.999), "eps": 1e-8}),
+    **{
+        name.lower(): (name, {"betas": (0.9, 0.999), "eps": 1e-8})
+        for name in ("Adam", "AdamW", "NAdam")
+    },
 }
 CROSS_ENTROPY = "cross-entropy"
 
@@ -37,8 +40,7 @@ in_testing = partial(option, group="Choosing and testing")
 _MOST_NEURONS = 65_536
 
 
-@dataclass(frozen=True)
-class _Numbers:
+class _Numbers(NamedTuple):
     """The numbers behind the colon of an option such as ``mlp:50``."""
 
     needed: str  # what they are
@@ -47,43 +49,42 @@ class _Numbers:
     whole: bool = True
 
 
-_PIXELS = _Numbers("its whole pixels, above zero", "4", lambda n: len(n) == 1 and n[0] > 0)
-_WEIGHT = _Numbers("a weight above zero", "0.1", lambda n: len(n) == 1 and n[0] > 0, whole=False)
-_DEGREES = replace(_WEIGHT, needed="its degrees, above zero", example="5")
+def _above_zero(n: list[float]) -> bool:
+    return len(n) == 1 and n[0] > 0
+
+
+_PIXELS = _Numbers("its whole pixels, above zero", "4", _above_zero)
+_WEIGHT = _Numbers("a weight above zero", "0.1", _above_zero, whole=False)
 _NEURONS = _Numbers(
     f"its number of hidden neurons, at most {_MOST_NEURONS}",
     "50",
     lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
 )
-_PATIENCE = _Numbers("one whole number of epochs", "5", lambda n: len(n) == 1)
-_MILESTONES = _Numbers(
-    "ascending epochs", "80,120", lambda n: n[0] > 0 and sorted(set(n)) == list(n)
-)
-
 # What each option knows, with the numbers that a name takes.
 _NAMES: dict[str, dict[str, _Numbers | None]] = {
     "head": {"linear": None, "mlp": _NEURONS},
     "schedule": {
         **dict.fromkeys(("none", "cosine", "onecycle")),
-        "multistep": _MILESTONES,
-        "plateau": _PATIENCE,
+        "multistep": _Numbers(
+            "ascending epochs", "80,120", lambda n: n[0] > 0 and sorted(set(n)) == list(n)
+        ),
+        "plateau": _Numbers("one whole number of epochs", "5", lambda n: len(n) == 1),
     },
     "loss": {CROSS_ENTROPY: None, "triplet": _WEIGHT, "center": _WEIGHT},
-    "augmentation": {"flip": None, "crop": _PIXELS, "rotation": _DEGREES, "cutout": _PIXELS},
+    "augmentation": {
+        "flip": None,
+        "crop": _PIXELS,
+        "rotation": _Numbers("its degrees, above zero", "5", _above_zero, whole=False),
+        "cutout": _PIXELS,
+    },
 }
 
 
 def parse(kind: str, text: str) -> tuple[str, list[float]]:
     """Read a head, a schedule, a loss or an augmentation, as its name and its numbers.
 
-    That needs no torch, so what is wrong is refused before anything is computed.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such ``kind``.
-    UsageError
-        If its numbers are missing or not possible.
+    torch is not needed, so what is wrong is refused before anything is computed: an unknown name
+    with ``UnknownNameError``, numbers that are missing or not possible with ``UsageError``.
 
     Examples
     --------
@@ -91,21 +92,17 @@ def parse(kind: str, text: str) -> tuple[str, list[float]]:
     (('multistep', [80, 120]), ('linear', []))
     """
     name, colon, argument = text.partition(":")
-    known = _NAMES[kind]
-    if name not in known:
-        raise UnknownNameError(f"There is no {kind} named {name!r}.", name, tuple(known))
-    numbers = known[name]
+    if name not in _NAMES[kind]:
+        raise UnknownNameError(f"There is no {kind} named {name!r}.", name, _NAMES[kind])
+    numbers = _NAMES[kind][name]
     if numbers is None:
         if colon:
             raise UsageError(f"The {kind} {name!r} takes no number.", expected=name, got=text)
         return name, []
     values = [number(part.strip(), whole=numbers.whole) for part in argument.split(",")]
     if any(map(math.isnan, values)) or not numbers.right(values):
-        raise UsageError(
-            f"The {kind} {name!r} needs {numbers.needed}.",
-            expected=f"{name}:{numbers.example}",
-            got=text,
-        )
+        what = f"The {kind} {name!r} needs {numbers.needed}."
+        raise UsageError(what, expected=f"{name}:{numbers.example}", got=text)
     return name, [int(value) for value in values] if numbers.whole else values
 
 
@@ -229,16 +226,13 @@ class Finetune(TrainingRowOptions, ImageStep):
         if len(set(terms)) < len(terms):
             raise UsageError("--loss names a term twice.", got=", ".join(self.loss))
         if "triplet" in terms and self.batch_size < 2:
-            raise UsageError(
-                "A triplet loss needs batches of several classes.",
-                expected="--batch-size of at least 2, better 32",
-                got=self.batch_size,
-            )
+            what = "A triplet loss needs batches of several classes."
+            expected = "--batch-size of at least 2, better 32"
+            raise UsageError(what, expected=expected, got=self.batch_size)
         for name in ("validation", "momentum", "betas"):
             value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value or 0.0,)
-            if any(one >= 1 for one in values):
-                raise UsageError(f"--{name.replace('_', '-')} must be below 1.", got=value)
+            if max(value if isinstance(value, tuple) else (value or 0.0,)) >= 1:
+                raise UsageError(f"--{name} must be below 1.", got=value)
         if self.betas is not None and len(self.betas) != 2:
             raise UsageError("--betas takes two numbers.", expected="0.9,0.999", got=self.betas)
         if self.head_init == "probe" and self.head != "linear":
@@ -248,10 +242,8 @@ class Finetune(TrainingRowOptions, ImageStep):
         own = OPTIMIZERS[self.optimizer][1]
         for name in sorted({name for _, options in OPTIMIZERS.values() for name in options}):
             if getattr(self, name) not in (None, False) and name not in own:
-                raise UsageError(
-                    f"The optimizer {self.optimizer} has no --{name}.",
-                    expected=", ".join(f"--{key}" for key in sorted(own)),
-                )
+                what = f"The optimizer {self.optimizer} has no --{name}."
+                raise UsageError(what, expected=", ".join(f"--{key}" for key in sorted(own)))
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov is a kind of momentum.", next_step="add --momentum 0.9")
         if not self.validation and (self.patience or self.refit):
@@ -266,19 +258,18 @@ class Finetune(TrainingRowOptions, ImageStep):
         if any(parse("loss", text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
 
-    def chosen_splits(self, known: Sequence[str]) -> list[str]:
+    def chosen_splits(self, images: DatasetOptions) -> list[str]:
         """Return the training split and, unless the protocol cuts its own rows, the test split.
 
-        The dataset's ``known`` splits begin with that of the training rows; ``UsageError`` if there
-        are more than two and none are chosen.
+        ``UsageError`` if there are more than two and none are chosen.
         """
-        splits = list(self.split or known)
+        from featpipe.datasets.dataset import splits_of  # noqa: PLC0415 - NumPy
+
+        splits = list(self.split or splits_of(self.dataset, images))
         if len(splits) > 2:
-            raise UsageError(
-                "Fine-tuning takes one training split and one test split.",
-                got=", ".join(splits),
-                next_step=f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}",
-            )
+            what = "Fine-tuning takes one training split and one test split."
+            advice = f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}"
+            raise UsageError(what, got=", ".join(splits), next_step=advice)
         alone = self.protocol.partition(":")[0] in ("kfold", "holdout")
         return splits[: 1 if alone else 2]
 
@@ -288,14 +279,12 @@ class Finetune(TrainingRowOptions, ImageStep):
         Options that are left to choose become what that means, by ``automatic``; torch's own
         defaults of an optimizer and the cross-entropy, which is always there, are left out.
         """
-        known = options_of(type(self))
-        chosen = {k: v for k, v in automatic.items() if getattr(self, k) == known[k].default}
-        own = OPTIMIZERS[self.optimizer][1]
-        usual = {k: known[k].default for k, value in own.items() if getattr(self, k) == value}
-        terms = tuple(term for term in self.loss if term != CROSS_ENTROPY)
-        runtime = effective_runtime(self.runtime)
-        loss = terms or (CROSS_ENTROPY,)
-        return self.replace(**chosen, **usual, loss=loss, runtime=runtime)
+        default = {name: option.default for name, option in options_of(type(self)).items()}
+        changed = {k: v for k, v in automatic.items() if getattr(self, k) == default[k]}
+        usual = OPTIMIZERS[self.optimizer][1].items()
+        changed |= {k: default[k] for k, value in usual if getattr(self, k) == value}
+        loss = tuple(term for term in self.loss if term != CROSS_ENTROPY) or (CROSS_ENTROPY,)
+        return self.replace(**changed, loss=loss, runtime=effective_runtime(self.runtime))
 
     def request(
         self, context: Context, sources: Sequence[Any], automatic: Mapping[str, Any]
@@ -307,14 +296,13 @@ class Finetune(TrainingRowOptions, ImageStep):
         step, file = self.resolved(automatic), user_path(self.weights)
         hashes = FileHashes(context.workspace.hashes)
         family, _, name = backbone_name(self.model).partition(":")
+        weights = hashes.one(file) if file.is_file() else step.weights
+        if name:
+            weights = weights_identity(self.model, self.weights, hashes, download=self.download)
         inputs = {
             "images": [[source.split, len(source), source.fingerprint] for source in sources],
             "model": [family, name],
-            "weights": weights_identity(self.model, self.weights, hashes, download=self.download)
-            if name
-            else hashes.one(file)
-            if file.is_file()
-            else step.weights,
+            "weights": weights,
             "norm": self.norm,
             "dtype": self.dtype,
             "device": step.device.partition(":")[0],
@@ -324,23 +312,22 @@ class Finetune(TrainingRowOptions, ImageStep):
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""
-        from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - NumPy
+        from featpipe.datasets.dataset import SourceRequest  # noqa: PLC0415 - NumPy
 
         images = SourceRequest.of(self)
         options = images.options(context)
-        known = self.split or splits_of(self.dataset, options)
-        sources = [images.open(split, options) for split in self.chosen_splits(known)]
+        sources = [images.open(split, options) for split in self.chosen_splits(options)]
         for path, content in () if self.force else self._results(context):
             # Once, auto was decided for each image: a result that does not say so is of then.
             automatic = {"fit": "per image", **content["extra"].get("automatic", {})}
             if content["extra"].get("request") != self.request(context, sources, automatic):
                 continue
-            folders = {"predictions": path.parent, "model": context.workspace.models}
-            files = {folder / content["files"][kind]: kind for kind, folder in folders.items()}
+            names, digests = content["files"], content["digests"]
+            files = [path.parent / names["predictions"], context.workspace.models / names["model"]]
             if not all(file.exists() for file in files):
                 continue
-            digests = FileHashes(context.workspace.hashes).many(files)
-            if digests == [content["digests"][kind] for kind in files.values()]:
+            found = FileHashes(context.workspace.hashes).many(files)
+            if found == [digests["predictions"], digests["model"]]:
                 return Status(True, "result is there", content["key"][:8], (path,))
             return Status(False, "its files were changed after they were written")
         return Status(False, "no such result yet")
@@ -348,10 +335,10 @@ class Finetune(TrainingRowOptions, ImageStep):
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
         """Return what the last training of this network took, on this dataset if there is one."""
         alike = [c for _, c in self._results(context) if c["settings"]["model"] == self.model]
-        here = [c for c in alike if c["dataset"]["name"] == short_name(self.dataset)]
         if not alike:
             return None
-        last = max(here or alike, key=lambda content: content["created"])
+        here = short_name(self.dataset)
+        last = max(alike, key=lambda one: (one["dataset"]["name"] == here, one["created"]))
         cost, epochs = last["cost"], last["settings"]["epochs"]
         seconds = (cost["total_seconds"] - cost["extract_seconds"]) * self.epochs / epochs
         basis = f"(as the last one on {last['dataset']['name']}, by epochs)"

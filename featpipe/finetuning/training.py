@@ -1,8 +1,8 @@
-"""The estimator: scikit-learn's contract, skorch's steps, an honest best epoch, exact resuming.
+"""The estimator: scikit-learn's contract, skorch's steps, the best epoch, exact resuming.
 
 skorch's own callbacks cannot do the latter two: ``LRScheduler`` makes a new scheduler when training
 begins and saves none; ``EarlyStopping`` ends a training by ``KeyboardInterrupt``, which is the
-user's, its best epoch follows from one number only, and its state is not saved either.
+user's, and its state is not saved either.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ RECORDED = (
     *("epoch", "train_loss", "valid_loss", "train_accuracy", "valid_accuracy"),
     *("lr", "seconds", "images_per_s"),
 )
-
-
 # Where skorch's own defaults differ.
 _DEFAULTS: dict[str, Any] = {
     "criterion": HeadLoss,
@@ -49,18 +47,17 @@ _DEFAULTS: dict[str, Any] = {
 def derived_seed(*numbers: int) -> int:
     """Return a seed for torch that is the same for the same numbers, and unlike all others.
 
-    Everything random in an epoch (order of rows, augmentation, dropout) follows from the seed
-    derived from the run's seed and the epoch's number. A continued run therefore needs no
-    saved generator state to go on exactly as it would have.
+    Everything random in an epoch (order of rows, augmentation, dropout) follows from the run's seed
+    and the epoch's number, so a continued run needs no saved generator state.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) -> Any:
-    """Return torch's scheduler for ``"none"``, ``"multistep:80,120"``, ``"cosine"`` and so on.
+    """Return torch's scheduler for ``"multistep:80,120"``, ``"cosine"`` and so on.
 
-    ``epochs`` of so many ``batches`` are what it is made for. A one-cycle schedule is stepped after
-    every batch, any other one after every epoch.
+    One that is made for ``epochs`` of so many ``batches``, and stepped after every epoch; a
+    one-cycle schedule after every batch.
     """
     name, numbers = parse("schedule", spec)
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
@@ -68,13 +65,10 @@ def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) ->
     if name == "plateau":
         return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=int(numbers[0]))
     if name == "onecycle":
-        rate = optimizer.param_groups[0]["lr"]
+        rate, steps = optimizer.param_groups[0]["lr"], epochs * batches
         # Momentum and betas stay as they were given.
-        return lr_scheduler.OneCycleLR(
-            optimizer, rate, total_steps=epochs * batches, cycle_momentum=False
-        )
-    epochs_at = [int(epoch) for epoch in numbers]  # none, where there is no schedule
-    return lr_scheduler.MultiStepLR(optimizer, epochs_at, gamma=0.1)
+        return lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=False)
+    return lr_scheduler.MultiStepLR(optimizer, [int(n) for n in numbers], gamma=0.1)
 
 
 class HeadClassifier(NeuralNetClassifier):
@@ -85,10 +79,8 @@ class HeadClassifier(NeuralNetClassifier):
 
     Parameters
     ----------
-    losses : tuple of str
-        See :class:`featpipe.finetuning.network.HeadLoss`.
-    schedule : str
-        See :func:`make_schedule`.
+    losses, schedule : tuple of str, str
+        See :class:`featpipe.finetuning.network.HeadLoss` and :func:`make_schedule`.
     validation : float
         Share of the training rows that chooses the epoch; 0: the last epoch is taken.
     patience : int or None
@@ -108,12 +100,10 @@ class HeadClassifier(NeuralNetClassifier):
         Whether the history holds the gradients of every layer.
     seed : int
     checkpoint : Path or None
-        Written after every epoch; an existing one is continued.
-    run : str
-        Fingerprint of the training, so that no other one is continued.
-    progress : Progress
-    label : str
-        Name of the training in the progress bar.
+        Written after every epoch; an existing one is continued if it is of the same ``run``, a
+        fingerprint of the training.
+    progress, label : Progress, str
+        Where epochs are reported, and the name of the training there.
     **settings
         Those of :class:`skorch.NeuralNetClassifier`: ``lr``, ``max_epochs``, ``batch_size``,
         ``optimizer``, ``optimizer__momentum``, ``device`` …; ``module__trunk``, ``module__cut``
@@ -149,22 +139,10 @@ class HeadClassifier(NeuralNetClassifier):
         label: str = "training",
         **settings: Any,
     ) -> None:
-        self.losses = losses
-        self.schedule = schedule
-        self.validation = validation
-        self.patience = patience
-        self.stop_after = stop_after
-        self.augment = augment
-        self.shuffle = shuffle
-        self.precision = precision
-        self.head_init = head_init
-        self.probe_c = probe_c
-        self.gradient_flow = gradient_flow
-        self.seed = seed
-        self.checkpoint = checkpoint
-        self.run = run
-        self.progress = progress
-        self.label = label
+        own = {**locals()}  # skorch keeps settings as attributes of the same names
+        for name in ("self", "module", "settings", "__class__"):
+            del own[name]
+        self.__dict__.update(own)
         super().__init__(module, **{**_DEFAULTS, **settings})
 
     @property
@@ -227,7 +205,7 @@ class HeadClassifier(NeuralNetClassifier):
     def partial_fit(
         self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any
     ) -> HeadClassifier:
-        """Train up to the last epoch, from where the training has arrived; take the best weights.
+        """Train up to the last epoch, from the checkpoint if there is one; take the best weights.
 
         Unlike skorch's, an interruption by the user is not taken for the end of the training. The
         errors are those of :meth:`split_rows`, and ``FitError`` if the training diverges.
@@ -237,19 +215,15 @@ class HeadClassifier(NeuralNetClassifier):
         gpus = range(torch.cuda.device_count()) if str(self.device).startswith("cuda") else ()
         with torch.random.fork_rng(devices=gpus):
             self.notify("on_train_begin", X=X, y=y)
-            self.fit_loop(X, y)
+            self._train(X, y)
             self.notify("on_train_end", X=X, y=y)
         return self
 
-    def fit_loop(
-        self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any
-    ) -> HeadClassifier:
-        """Train epoch by epoch."""
+    def _train(self, X: Any, y: Any) -> None:
         train, valid = self.split_rows(self.get_dataset(X, y))
         batches = self.get_iterator(train, training=True)
-        self.schedule_ = make_schedule(
-            self.schedule, self.optimizer_, self.max_epochs, len(batches)
-        )
+        steps = self.max_epochs, len(batches)
+        self.schedule_ = make_schedule(self.schedule, self.optimizer_, *steps)
         self.best_: dict[str, Any] = {"epoch": None, "score": [-math.inf, -math.inf], "state": {}}
         self.probe_c_: float | None = None
         if not self._resume() and self.head_init == "probe":
@@ -280,13 +254,9 @@ class HeadClassifier(NeuralNetClassifier):
                     write_checkpoint(self.checkpoint, self.run, state, lines)
         if self.best_["epoch"] is not None:
             self.module_.load_trained_state(self.best_["state"])
-        return self
 
     def _train_epoch(self, batches: DataLoader[Any], valid: RowBatches | None) -> None:
-        """Train once on all batches, write the epoch's line, and step the schedule.
-
-        A loss that is not finite is an error: training cannot recover from it.
-        """
+        """Train once on all batches, write the epoch's line, and step the schedule."""
         rows = {"dataset_train": batches.dataset, "dataset_valid": valid}
         self.notify("on_epoch_begin", **rows)
         record, started = self.history.record, time.perf_counter()
@@ -346,37 +316,27 @@ class HeadClassifier(NeuralNetClassifier):
     def split_rows(self, rows: RowBatches) -> tuple[RowBatches, RowBatches | None]:
         """Return the rows that train and those that choose the epoch; nothing is computed.
 
-        Raises
-        ------
-        FitError
-            If the rows have a single class, or one that the head does not have, or are too few to
-            hold some out.
-        UsageError
-            If the learning rate is not above zero, or a batch is larger than the training rows.
+        ``FitError`` if the rows have a single class, or one that the head does not have, or are too
+        few to hold some out; ``UsageError`` if the learning rate is not above zero, or a batch is
+        larger than the training rows.
         """
         train, valid = rows, None
         if self.validation:
             train, valid = hold_out(rows, self.validation, self.seed)
         labels, n_classes = train.labels, self.module__n_classes
         if labels.min() < 0 or labels.max() >= n_classes:
-            raise FitError(
-                "The head has another number of classes than the rows.",
-                expected=f"labels from 0 to {n_classes - 1}",
-                got=f"{labels.min()} to {labels.max()}",
-            )
+            what = "The head has another number of classes than the rows."
+            expected = f"labels from 0 to {n_classes - 1}"
+            raise FitError(what, expected=expected, got=f"{labels.min()} to {labels.max()}")
         if len(np.unique(labels)) < 2:
-            raise FitError(
-                "A head needs training rows of at least two classes.",
-                got=f"class {labels[0]} only",
-            )
+            what = "A head needs training rows of at least two classes."
+            raise FitError(what, got=f"class {labels[0]} only")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError("The learning rate must be above zero.", got=self.lr)
         if not 1 <= self.batch_size <= len(labels):
-            raise UsageError(
-                "The batch is larger than the training rows.",
-                expected=f"--batch-size up to {len(labels)}",
-                got=self.batch_size,
-            )
+            what = "The batch is larger than the training rows."
+            expected = f"--batch-size up to {len(labels)}"
+            raise UsageError(what, expected=expected, got=self.batch_size)
         return train, valid
 
     def _features(self, rows: RowBatches) -> Rows:
@@ -386,11 +346,8 @@ class HeadClassifier(NeuralNetClassifier):
 
     @property
     def _stateful(self) -> dict[str, Any]:
-        return {
-            "criterion": self.criterion_,
-            "optimizer": self.optimizer_,
-            "schedule": self.schedule_,
-        }
+        names = ("criterion", "optimizer", "schedule")
+        return {name: getattr(self, f"{name}_") for name in names}
 
     def _resume(self) -> bool:
         """Load the state of an interrupted training; return whether there is one."""
@@ -410,19 +367,15 @@ class HeadClassifier(NeuralNetClassifier):
 
     def _divergence(self, sign: str) -> FitError:
         done = len(self.history) - 1
+        what = f"The training diverged in epoch {done + 1}: {sign}."
         kept = f"the state after epoch {done} is kept: {self.checkpoint}"
-        return FitError(
-            f"The training diverged in epoch {done + 1}: {sign}.",
-            where=kept if done and self.checkpoint else None,
-            got=f"learning rate {self.history[-1, 'lr']:g}",
-            next_step="lower --lr" + (", or --precision float32" * (self.precision == "mixed")),
-        )
+        where = kept if done and self.checkpoint else None
+        advice = "lower --lr" + ", or --precision float32" * (self.precision == "mixed")
+        got = f"learning rate {self.history[-1, 'lr']:g}"
+        return FitError(what, where=where, got=got, next_step=advice)
 
     def on_grad_computed(self, net: Any, named_parameters: Any, *args: Any, **_: Any) -> None:
-        """Add mean and maximum of the gradients of one batch.
-
-        Layers whose mean gradient vanishes do not learn; maxima that grow announce divergence.
-        """
+        """Add mean and maximum of the gradients of one batch."""
         for name, parameter in named_parameters if self.gradient_flow else ():
             if parameter.grad is not None and name.endswith("weight"):
                 size = parameter.grad.detach().abs()

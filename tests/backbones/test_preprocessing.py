@@ -51,7 +51,7 @@ def with_pillow(image: NDArray[np.uint8], how: Preprocessing) -> NDArray[np.uint
 @pytest.mark.parametrize("fit", ["fill", "crop", "whole"])
 @pytest.mark.parametrize("shape", [(500, 333), (96, 96), (150, 240), (257, 640), (1200, 900)])
 def test_resizing_is_pillows(shape: tuple[int, int], fit: str, interpolation: str) -> None:
-    how = replace(IMAGENET.with_fit(fit), interpolation=interpolation)
+    how = replace(IMAGENET.adapted(fit=fit), interpolation=interpolation)
     image = picture(*shape)
     ours = how.prepare(image).permute(1, 2, 0).numpy().astype(int)
     difference = np.abs(ours - with_pillow(image, how))
@@ -77,7 +77,7 @@ def test_shrinking_is_antialiased() -> None:
 )
 def test_any_image_becomes_the_networks_square(height: int, width: int, fit: str) -> None:
     image = np.full((height, width, 3), 77, np.uint8)
-    prepared = SMALL.with_fit(fit).prepare(image)
+    prepared = SMALL.adapted(fit=fit).prepare(image)
     assert prepared.shape == (3, 32, 32)
     assert prepared.dtype == torch.uint8
     assert (prepared == 77).all()
@@ -99,7 +99,7 @@ def test_the_centre_of_a_long_image_is_what_a_shorter_one_shows() -> None:
 
 def test_without_a_margin_an_image_of_the_networks_size_is_used_as_it_is() -> None:
     image = picture(224, 224)
-    prepared = IMAGENET.with_fit("fill").prepare(image)
+    prepared = IMAGENET.adapted(fit="fill").prepare(image)
     assert np.array_equal(prepared.permute(1, 2, 0).numpy(), image)
 
 
@@ -107,9 +107,9 @@ def test_without_a_margin_an_image_of_the_networks_size_is_used_as_it_is() -> No
 def test_a_margin_is_cut_or_not_whatever_the_size_of_an_image(side: int) -> None:
     image = np.zeros((side, side, 3), np.uint8)
     image[0] = image[-1] = image[:, 0] = image[:, -1] = 255
-    rim = IMAGENET.with_fit("fill").prepare(image)[:, 0]
+    rim = IMAGENET.adapted(fit="fill").prepare(image)[:, 0]
     assert rim.min() > 0
-    assert IMAGENET.with_fit("crop").prepare(image).max() == 0
+    assert IMAGENET.adapted(fit="crop").prepare(image).max() == 0
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ def test_a_margin_is_cut_or_not_whatever_the_size_of_an_image(side: int) -> None
     ],
 )
 def test_auto_is_decided_for_a_whole_dataset(sizes: list[Any], meant: str) -> None:
-    assert IMAGENET.with_fit("auto", sizes).fit == meant
-    assert IMAGENET.with_fit("crop", sizes).fit == "crop"
+    assert IMAGENET.adapted(fit="auto", sizes=sizes).fit == meant
+    assert IMAGENET.adapted(fit="crop", sizes=sizes).fit == "crop"
 
 
 def test_identities_call_no_margin_what_they_always_called_it() -> None:
-    fill, crop = (IMAGENET.with_fit(fit).as_dict()["fit"] for fit in ("fill", "crop"))
+    fill, crop = (IMAGENET.adapted(fit=fit).as_dict()["fit"] for fit in ("fill", "crop"))
     assert (fill, crop) == ("auto", "crop")
     assert Preprocessing(32, 32).as_dict()["fit"] == "auto"  # where there is none to cut
     assert fit_of_identity(fill) == "fill"
@@ -160,7 +160,7 @@ def test_the_whole_image_is_kept_where_asked() -> None:
     image = np.zeros((50, 200, 3), np.uint8)
     image[:, :20] = image[:, -20:] = 255  # bright at both ends, which a centre crop loses
     assert SMALL.prepare(image).max() == 0
-    assert SMALL.with_fit("whole").prepare(image)[:, :, [0, -1]].min() == 255
+    assert SMALL.adapted(fit="whole").prepare(image)[:, :, [0, -1]].min() == 255
 
 
 def test_the_callers_array_is_neither_needed_writable_nor_changed() -> None:
@@ -201,14 +201,14 @@ def test_prepared_and_normalised_as_torchvision_does() -> None:
 
 
 def test_another_image_size_keeps_the_margin() -> None:
-    assert IMAGENET.with_image_size(448) == replace(IMAGENET, resize=512, crop=448)
-    assert Preprocessing(32, 32).with_image_size(64) == Preprocessing(64, 64)
+    assert IMAGENET.adapted(448) == replace(IMAGENET, resize=512, crop=448)
+    assert Preprocessing(32, 32).adapted(64) == Preprocessing(64, 64)
 
 
 @pytest.mark.parametrize("size", [-1, 0, 7, 5000])
 def test_impossible_sizes_are_refused(size: int) -> None:
     with pytest.raises(UsageError, match="8 to 2048"):
-        IMAGENET.with_image_size(size)
+        IMAGENET.adapted(size)
 
 
 def test_a_crop_larger_than_the_image_is_refused() -> None:
@@ -218,14 +218,14 @@ def test_a_crop_larger_than_the_image_is_refused() -> None:
 
 def test_an_unknown_fit_is_refused() -> None:
     with pytest.raises(UsageError, match="auto, crop, whole"):
-        IMAGENET.with_fit("stretch")
+        IMAGENET.adapted(fit="stretch")
 
 
 def test_every_setting_changes_the_fingerprint() -> None:
     variants = [
         IMAGENET,
-        IMAGENET.with_fit("whole"),
-        IMAGENET.with_image_size(112),
+        IMAGENET.adapted(fit="whole"),
+        IMAGENET.adapted(112),
         replace(IMAGENET, resize=232),
         replace(IMAGENET, mean=(0.5, 0.5, 0.5)),
         replace(IMAGENET, std=(0.5, 0.5, 0.5)),

@@ -186,8 +186,8 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPa
     np.testing.assert_allclose(frozen.embed(images, ("avgpool",))["avgpool"], expected, rtol=1e-4)
     assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
     assert [event.message for event in events if "out of memory" in event.message] == [
-        "cpu is out of memory with 11 images at once: going on with 5",
-        "cpu is out of memory with 5 images at once: going on with 2",
+        "cpu is out of memory with 11 images at once: continuing with 5",
+        "cpu is out of memory with 5 images at once: continuing with 2",
     ]
     monkeypatch.setattr(TorchRuntime, "_run", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):

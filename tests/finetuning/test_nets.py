@@ -10,7 +10,7 @@ from torch import nn
 
 from featpipe.backbones import MODELS
 from featpipe.backbones.base import FrozenNetwork
-from featpipe.backbones.cifar_resnet import CifarResNet
+from featpipe.backbones.cifar_resnet import cifar_resnet
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Execution
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
@@ -51,7 +51,7 @@ def test_every_network_takes_a_training_step(name, norm):
 
 
 def test_layer_norm_looks_at_one_image_only():
-    network = with_layer_norm(CifarResNet(1, width=8)).train()
+    network = with_layer_norm(cifar_resnet(1, width=8)).train()
     images = torch.randn(4, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(network(images)[:1], network(images[:1]))
