@@ -15,6 +15,12 @@ from sklearn.base import BaseEstimator
 from featpipe import fingerprint
 from featpipe.evaluation.bootstrap import metric_intervals
 from featpipe.evaluation.contamination import contamination
+from featpipe.evaluation.leaks import (
+    account_of_leaks,
+    first_report,
+    note_of_leaks,
+    notes_of_repeats,
+)
 from featpipe.evaluation.metrics import (
     Predictions,
     classification_metrics,
@@ -23,7 +29,6 @@ from featpipe.evaluation.metrics import (
 )
 from featpipe.evaluation.protocol import Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
-from featpipe.evaluation.screening import account_of_leaks, note_of_leaks, notes_of_repeats
 from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
 from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
@@ -37,7 +42,10 @@ from featpipe.store import FeatureStore
 # 17: 255–287).
 IMBALANCE = 1.5
 NOTHING_TRAINED = "nothing is trained: the interval of the accuracy holds for the method"
-OTHER_ROWS = "models were tested on different rows, so the two cannot be told apart"
+OTHER_ROWS = (
+    "training images and test rows together: each model was tested on rows of its own; only models "
+    "tested on the same rows, as by --protocol folds, would tell them apart"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +60,17 @@ class SplitPredictions:
     without_source: tuple[str, ...] | None = None  # classes that a label map cannot predict
     facts: dict[str, Any] = field(default_factory=dict)  # what else is recorded of this split
 
+    def named(self, table: PredictionTable) -> Predictions:
+        """Return predictions of this method, or of all its models, with the names of classes."""
+        classes = self.split.test.store.classes
+        return Predictions.of_table(
+            table, classes, other=self.other, probabilities=self.probabilities
+        )
+
     def record(self) -> dict[str, Any]:
         """Return the entry of this split in the result."""
         split = self.split
-        predictions = Predictions(
-            ids=np.array(split.test.ids),
-            y_true=split.test.labels,
-            y_pred=self.predicted,
-            classes=split.test.store.classes,
-            scores=None if self.probabilities else self.scores,
-            probabilities=self.scores if self.probabilities else None,
-            other=self.other,
-        )
+        predictions = self.named(prediction_table([self]))
         return {
             "name": split.name,
             "n_train": len(split.train),
@@ -225,39 +232,25 @@ def build_result(
     test, manifest = first.split.test.store, stores[0].manifest
     table = prediction_table(output.splits)
     records = [one.record() for one in output.splits]
-    headline, extra, notes = list(range(len(records))), dict(output.extra), list(output.notes)
+    headline, extra = output.splits, dict(output.extra)
+    numbers = list(range(len(records)))
     if curve := low_shot_curve(records):  # the headline of a low-shot result is its largest N
         largest = curve[-1]["train_per_class"]
-        headline = [i for i in headline if records[i]["train_per_class"] == largest]
-        table = table.only_splits(headline)
+        numbers = [i for i in numbers if records[i]["train_per_class"] == largest]
+        headline = [output.splits[i] for i in numbers]
+        table = table.only_splits(numbers)
         extra["low_shot"] = curve
-    notes += group_notes([one.split for one in output.splits])
-    training, leaked = None, ""
+    training = None
     if output.trains:
-        splits = [output.splits[i].split for i in headline]
-        leaks = account_of_leaks(splits, [output.splits[i].predicted for i in headline])
-        extra["leaks"] = leaks
-        if leaks is not None:
-            notes += notes_of_repeats(leaks)
-            leaked = note_of_leaks(leaks)
-        if leaked:
-            context.progress.note(f"warning: {leaked}")
-        training = {"splits": headline, **training_sets(splits)}
-        notes += _imbalance_note(splits, settings)
-    pooled = Predictions.of_table(
-        table, test.classes, other=first.other, probabilities=first.probabilities
-    )
+        splits = [one.split for one in headline]
+        extra["leaks"] = account_of_leaks(splits, [one.predicted for one in headline])
+        training = {"splits": numbers, **training_sets(splits)}
     if context.recipe is not None:
         extra["recipe"] = dict(context.recipe)
     start = extra.get("network") or stores[0].manifest["backbone"]
     if seen := contamination(start, test.manifest["dataset"]):
         extra["contamination"] = seen
-        notes.append(seen)
-    if settings.get("protocol") == "auto":
-        there = "there is a store" if protocol == "split" else "there is no store"
-        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
-    if leaked:
-        notes.insert(0, leaked)
+    by = grouped_by(test)
     result = Result(
         method=step.name,
         title=settings.get("title") or output.title,
@@ -274,10 +267,10 @@ def build_result(
             "splits": len(records),
             "n_test": len(table.ids),
             "training": training,
-            **({"grouped_by": by} if (by := grouped_by(test)) else {}),
+            **({"grouped_by": by} if by else {}),
         },
         splits=records,
-        summary=summarise([records[i] for i in headline], table, pooled, training),
+        summary=summarise([records[i] for i in numbers], table, first.named(table), training),
         cost=_cost(output, stores if output.trains else [test]),
         stores=[
             {
@@ -292,10 +285,40 @@ def build_result(
         environment=environment(),
         created=now(),
         command=context.command,
-        notes=notes,
+        notes=_notes(output, headline, settings, protocol, extra),
         extra=extra,
     )
     return result, table
+
+
+def _notes(
+    output: MethodOutput,
+    headline: Sequence[SplitPredictions],
+    settings: Mapping[str, Any],
+    protocol: str,
+    extra: Mapping[str, Any],
+) -> list[str]:
+    """Return what a reader of the numbers must know, leaks first."""
+    notes = [*output.notes, *group_notes([one.split for one in output.splits])]
+    leaks = extra.get("leaks")
+    if leaks is not None:
+        notes += notes_of_repeats(leaks)
+    if output.trains:
+        ratio = imbalance(np.bincount(np.concatenate([s.split.train.labels for s in headline])))
+        if ratio >= IMBALANCE:
+            unweighted = settings.get("class_weight") == "none"
+            advice = ", --class-weight balanced in training" * unweighted
+            notes.append(
+                f"Unbalanced training rows: the largest class has {ratio:.1f} times the rows of "
+                f"the smallest. Balanced accuracy gives every class the same weight{advice}."
+            )
+    notes += [extra["contamination"]] if "contamination" in extra else []
+    if settings.get("protocol") == "auto":
+        there = "there is a store" if protocol == "split" else "there is no store"
+        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
+    if leaked := note_of_leaks(leaks):
+        notes.insert(0, leaked)
+    return notes
 
 
 def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any]:
@@ -311,19 +334,6 @@ def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any
         "total_seconds": extraction + sum(parts),
         "store_bytes": sum(store.n_bytes for store in stores),
     }
-
-
-def _imbalance_note(splits: Sequence[Split], settings: Mapping[str, Any]) -> list[str]:
-    """Say where classes differ much in their number of training rows."""
-    labels = np.concatenate([split.train.labels for split in splits])
-    ratio = imbalance(np.bincount(labels))
-    if ratio < IMBALANCE:
-        return []
-    advice = ", --class-weight balanced in training" * (settings.get("class_weight") == "none")
-    return [
-        f"Unbalanced training rows: the largest class has {ratio:.1f} times the rows of the "
-        f"smallest. Balanced accuracy gives every class the same weight{advice}."
-    ]
 
 
 def imbalance(counts: ArrayLike) -> float:
@@ -408,7 +418,12 @@ def outcome_of(result: Result, status: str) -> Outcome:
             )
     if methods is not None:
         text += f"\n  with other training images, too: {_with_limits(methods)}"
-    lines = [text, *(f"  note: {note}" for note in result.notes), f"  → {result.path}"]
+    leaks = result.extra.get("leaks")
+    notes = list(result.notes)
+    stores = [store["fingerprint"] for store in result.stores]
+    if (said := note_of_leaks(leaks)) and notes[:1] == [said] and not first_report(stores):
+        notes[0] = note_of_leaks(leaks, in_full=False)
+    lines = [text, *(f"  note: {note}" for note in notes), f"  → {result.path}"]
     facts = {
         "title": result.title,
         "key": result.key,

@@ -46,20 +46,9 @@ def metric_intervals(
       noise twice. The upper limit is the percentile, which errs on the safe side; the lower one is
       the value less what noise can have added, a quantile of Σ |change of a bin's gap|.
 
-    Parameters
-    ----------
-    predictions : Predictions
-        The m predictions of all models.
-    row, model : ndarray of shape (m,), int
-        Which test row each is about, and which model made it.
-    values : mapping
-        The metrics themselves; one that is missing or None gets no interval.
-
-    Returns
-    -------
-    intervals : dict of str to Interval
-        A metric that is the same in all resamples has none: a single row, or rows without a
-        mistake, leave nothing to resample.
+    ``row`` and ``model``, of shape (m,), say which test row each of the m predictions is about and
+    which model made it; ``values`` are the metrics themselves. One that is missing, None or the
+    same in all resamples (a single row, rows without a mistake) has no interval.
     """
     classes, column = len(predictions.classes), np.unique(row, return_inverse=True)[1]
     n, confidence = int(column.max()) + 1, predictions.confidence

@@ -18,12 +18,8 @@ from featpipe.errors import FeatpipeError
 def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
     """Say that a backbone may have seen test images with their labels; empty where none is known.
 
-    Parameters
-    ----------
-    backbone : mapping
-        What a manifest says of the backbone; of a network that was fine-tuned, what it began as.
-    tested : mapping
-        What a manifest says of the dataset of the test rows.
+    ``backbone`` is that of a manifest or, of a network that was fine-tuned, what it started as;
+    ``tested`` is the dataset of the test rows in a manifest.
 
     Examples
     --------

@@ -29,8 +29,8 @@ class RowOptions(Step):
         """Return the options as they enter the identity: lists by their content."""
         read = {}
         for name in ("drop", "groups"):
-            if (named := getattr(self, name)) is not None:
-                path = user_path(named)
+            if getattr(self, name) is not None:
+                path = user_path(getattr(self, name))
                 if not path.is_file():
                     raise DataError(
                         "There is no such list of images.",
