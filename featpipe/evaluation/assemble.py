@@ -168,7 +168,7 @@ def summarise(
             each = [m[name] for m in metrics]
             lacking = sum(value is None for value in each)
             if not lacking:
-                spread[name] = mean_sd(each).as_dict()
+                spread[name] = mean_sd(each)
                 values.setdefault(name, float(np.mean(each)))
             elif name not in values:
                 values[name] = None
@@ -216,7 +216,7 @@ def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     curve = []
     for size in sizes:
         values = [r["metrics"]["accuracy"] for r in records if r["train_per_class"] == size]
-        curve.append({"train_per_class": size, "accuracies": values, **mean_sd(values).as_dict()})
+        curve.append({"train_per_class": size, "accuracies": values, **mean_sd(values)})
     return curve
 
 

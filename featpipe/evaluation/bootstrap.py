@@ -86,12 +86,7 @@ def metric_intervals(
         high = np.quantile(np.abs(gaps).sum(axis=0), _TAILS[1])
         limits["ece"] = low, high, f"{how}, lower limit less the noise in bins"
     return {
-        name: Interval(
-            values[name],
-            max(0.0, min(float(low), values[name])),
-            min(1.0, max(float(high), values[name])),
-            text,
-        )
+        name: Interval.around(values[name], max(0.0, low), min(1.0, high), text)
         for name, (low, high, text) in limits.items()
         if values.get(name) is not None and high - low > 1e-12
     }

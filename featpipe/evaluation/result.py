@@ -333,6 +333,20 @@ class PredictionTable:
         return table
 
 
+def as_results(given: Any) -> list[Result]:
+    """Return what was given as results, one or several, as a list."""
+    results = list(given) if isinstance(given, Iterable) else [given]
+    if wrong := [each for each in results if not isinstance(each, Result)]:
+        raise UsageError(
+            "Only results can be compared.",
+            expected="what evaluate returns, or Result.load(PATH)",
+            got=", ".join(type(each).__name__ for each in wrong),
+        )
+    if not results:
+        raise UsageError("There is no result to compare.", next_step="featpipe results")
+    return results
+
+
 def scan_results(folder: Path) -> tuple[list[Result], list[ResultError]]:
     """Return the results in a folder, sorted by name, and what is wrong with the others."""
     results: list[Result] = []

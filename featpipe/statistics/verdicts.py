@@ -52,46 +52,35 @@ class Verdict:
     as_dict = asdict  # ready for JSON
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Adjust p-values for many tests by Holm's step-down method (Scand. J. Stat. 6, 1979).
+
+    The k-th smallest of m is judged at the level α / (m − k + 1); once one is not rejected, no
+    later one is, and all of them are judged at its level. Both are returned: a p-value is below
+    its level exactly if its adjusted value is below α.
 
     Examples
     --------
-    >>> holm([0.01, 0.04, 0.03, 0.005])
+    >>> holm([0.01, 0.04, 0.03, 0.005])[0]
     [0.03, 0.06, 0.06, 0.02]
     """
     p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
-
-
-def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """Return the level at which Holm's method judges each p-value.
-
-    The k-th smallest of m is judged at α / (m − k + 1); once one is not rejected, no later one is,
-    and all of them are judged at its level. So a p-value is below its level exactly if its
-    adjusted value is below α.
-    """
-    levels = np.empty(len(p_values))
-    level, stopped, before = ALPHA, False, -1.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        if not stopped and p_values[i] != before:  # equal p-values are judged alike
-            level = ALPHA / (len(p_values) - rank)
-        stopped |= not p_values[i] < level
-        levels[i], before = level, p_values[i]
-    return levels.tolist()
+    adjusted, levels = np.empty_like(p), np.empty_like(p)
+    highest, level, stopped, before = 0.0, ALPHA, False, -1.0
+    for rank, i in enumerate(np.argsort(p, kind="stable")):
+        highest = max(highest, p[i] * (len(p) - rank))
+        if not stopped and p[i] != before:  # equal p-values are judged alike
+            level = ALPHA / (len(p) - rank)
+        stopped |= not p[i] < level
+        adjusted[i], levels[i], before = min(highest, 1.0), level, p[i]
+    return adjusted.tolist(), levels.tolist()
 
 
 def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Verdict]:
     """Give the verdicts of a family of tests, corrected for their number."""
-    p_values = [one.p_value for one in differences]
+    adjusted_values, levels = holm([one.p_value for one in differences])
     verdicts = []
-    for one, alpha, adjusted in zip(
-        differences, holm_levels(p_values), holm(p_values), strict=True
-    ):
+    for one, alpha, adjusted in zip(differences, levels, adjusted_values, strict=True):
         value, reach = one.value, one.reach(alpha)
         low = min(max(-1.0, one.centre - reach), value)
         high = max(min(1.0, one.centre + reach), value)
