@@ -31,16 +31,15 @@ from featpipe.evaluation.protocol import Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
-from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
+from featpipe.statistics.intervals import accuracy_interval, mean_sd, methods_interval
 from featpipe.statistics.paired_tests import ONE_TRAINING_SET, SAME_TRAINING_SET, Answers
-from featpipe.statistics.two_way import Variance
 from featpipe.steps import Context, Outcome, Step
-from featpipe.store import FeatureStore
 
 # Ratio of the largest to the smallest class from which classes are called unbalanced; KEEL's
 # collection of unbalanced data sets starts there (Alcalá-Fdez et al. 2011, J. Mult.-Valued Log. S.
 # 17: 255–287).
 IMBALANCE = 1.5
+PARTS = ("search", "fit", "predict")  # of the seconds that a method takes
 NOTHING_TRAINED = "nothing is trained: the interval of the accuracy holds for the method"
 OTHER_ROWS = (
     "training images and test rows together: each model was tested on rows of its own; only models "
@@ -62,10 +61,8 @@ class SplitPredictions:
 
     def named(self, table: PredictionTable) -> Predictions:
         """Return predictions of this method, or of all its models, with the names of classes."""
-        classes = self.split.test.store.classes
-        return Predictions.of_table(
-            table, classes, other=self.other, probabilities=self.probabilities
-        )
+        how = {"other": self.other, "probabilities": self.probabilities}
+        return Predictions.of_table(table, self.split.test.store.classes, **how)
 
     def record(self) -> dict[str, Any]:
         """Return the entry of this split in the result."""
@@ -183,31 +180,22 @@ def summarise(
         "intervals": {name: interval.as_dict() for name, interval in intervals.items()},
         "spread": {} if training is None else spread,
     }
-    both = _over_training_sets(table, training)
+    answers = Answers.of(table.row, table.correct, table.split, training)
     parts: dict[str, Any] = {"training_sd": None, "few_rows_sd": None}  # of the deviation
-    if isinstance(both, str):
-        summary["reason_methods"] = parts["reason"] = both
+    if (sets := answers.training) is None:
+        parts["reason"] = summary["reason_methods"] = NOTHING_TRAINED
+    elif sets.distinct < 2:
+        why = ONE_TRAINING_SET if len(sets.sets) == 1 else SAME_TRAINING_SET
+        parts["reason"] = summary["reason_methods"] = why
     else:
-        interval, variance = both
+        keys, shares = answers.by_training_set
+        interval, variance = methods_interval(shares, *np.divmod(keys, sets.distinct), sets)
         summary["accuracy_methods"] = interval.as_dict()
         parts |= {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
         parts["reason"] = OTHER_ROWS if variance.training_sd is None else None
     if "accuracy" in summary["spread"]:
         summary["spread"]["accuracy"] |= parts
     return summary
-
-
-def _over_training_sets(
-    table: PredictionTable, about: Mapping[str, Any] | None
-) -> tuple[Interval, Variance] | str:
-    """Return the interval of the accuracy over rows and training sets, or why there is none."""
-    answers = Answers.of(table.row, table.correct, table.split, about)
-    if (training := answers.training) is None:
-        return NOTHING_TRAINED
-    if training.distinct < 2:
-        return ONE_TRAINING_SET if len(training.sets) == 1 else SAME_TRAINING_SET
-    keys, shares = answers.by_training_set
-    return methods_interval(shares, *np.divmod(keys, training.distinct), training)
 
 
 def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -250,6 +238,9 @@ def build_result(
     start = extra.get("network") or stores[0].manifest["backbone"]
     if seen := contamination(start, test.manifest["dataset"]):
         extra["contamination"] = seen
+    # A store that several methods share counts in full for each, as if made for it alone.
+    used = stores if output.trains else [test]
+    extraction = sum(store.run["seconds"] for store in used)
     by = grouped_by(test)
     result = Result(
         method=step.name,
@@ -271,7 +262,12 @@ def build_result(
         },
         splits=records,
         summary=summarise([records[i] for i in numbers], table, first.named(table), training),
-        cost=_cost(output, stores if output.trains else [test]),
+        cost={
+            **output.cost,
+            "extract_seconds": extraction,
+            "total_seconds": extraction + sum(output.cost[f"{part}_seconds"] for part in PARTS),
+            "store_bytes": sum(store.n_bytes for store in used),
+        },
         stores=[
             {
                 "path": str(store.path),
@@ -321,21 +317,6 @@ def _notes(
     return notes
 
 
-def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any]:
-    """Add what the features took, and the total from images to answers.
-
-    A store that several methods share counts in full for each, as if it had been made for it alone.
-    """
-    extraction = sum(store.run["seconds"] for store in stores)
-    parts = [output.cost[f"{part}_seconds"] for part in ("search", "fit", "predict")]
-    return {
-        **output.cost,
-        "extract_seconds": extraction,
-        "total_seconds": extraction + sum(parts),
-        "store_bytes": sum(store.n_bytes for store in stores),
-    }
-
-
 def imbalance(counts: ArrayLike) -> float:
     """Return the ratio of the largest to the smallest class, of those that have rows."""
     found = np.asarray(counts)[np.asarray(counts) > 0]
@@ -363,11 +344,7 @@ def complete_result(
 ) -> Result | None:
     """Return the result at a path if it, its predictions and the model asked for are all there.
 
-    Raises
-    ------
-    ResultError
-        If one of them was changed after it was written, or the accuracy is not that of the
-        predictions: nothing that is damaged is up to date.
+    One that was changed after it was written is a ``ResultError``: nothing damaged is up to date.
     """
     if not path.exists() or not (model is None or model.exists()):
         return None

@@ -41,19 +41,11 @@ def account_of_leaks(
 ) -> dict[str, Any] | None:
     """Return how many test images are also training images, and the accuracy without them.
 
-    Parameters
-    ----------
-    splits : sequence of Split
-    predicted : sequence of ndarray of shape (n,), int64
-        The answers for the test rows of each.
-
-    Returns
-    -------
-    account : dict or None
-        ``test_images``, ``leaked``, ``accuracy``, and if any image leaked ``accuracy_without`` (an
-        interval; None if no image is left) and ``ids``; ``repeated``, how many rows of the stores
-        show an image of a row before, and ``conflicting``, how many of these have another label.
-        None where pixels were not compared.
+    ``predicted`` are the answers for the test rows of each split. The account has ``test_images``,
+    ``leaked``, ``accuracy``, and if any image leaked ``accuracy_without`` (an interval; None if no
+    image is left) and ``ids``; ``repeated``, how many rows of the stores show an image of a row
+    before, and ``conflicting``, how many of these have another label. None where pixels are not
+    known.
     """
     if not pixels_known(splits):
         return None

@@ -294,13 +294,9 @@ def reliability_curve(predictions: Predictions, bins: int = ECE_BINS) -> dict[st
 
     Equal-width bins ``(i/bins, (i+1)/bins]`` of the probability given to the predicted class;
     ``ece = Σ count/n · |accuracy − confidence|`` (Guo et al. 2017, "On calibration of modern neural
-    networks", equation 3). scikit-learn's ``calibration_curve`` knows two classes only.
-
-    Returns
-    -------
-    diagram : dict
-        ``ece`` and ``bins``: list of ``{low, high, count, confidence, accuracy}``; means of an
-        empty bin are None.
+    networks", equation 3). scikit-learn's ``calibration_curve`` knows two classes only. Returned
+    are ``ece`` and ``bins``, a list of ``{low, high, count, confidence, accuracy}``; means of an
+    empty bin are None.
     """
     confidence = predictions.confidence
     if confidence is None:

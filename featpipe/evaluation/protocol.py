@@ -132,15 +132,9 @@ def make_splits(
 ) -> tuple[str, list[Split]]:
     """Return the protocol that ``"auto"`` means, and its splits.
 
-    ``test`` holds the dataset's own test rows; ``screening`` says which rows take part.
-
-    Raises
-    ------
-    UsageError
-        If there is no such protocol, or the stores cannot serve it.
-    FitError
-        If there are too few rows for it, an image occurs twice in a store, or leaks are not
-        allowed.
+    ``test`` holds the dataset's own test rows; ``screening`` says which rows take part. It is an
+    error if the stores cannot serve the protocol, if there are too few rows for it or if an image
+    occurs twice in a store.
     """
     protocol, test = resolve(protocol, test)
     screening = screening or Screening()
@@ -238,11 +232,10 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
         raise no_labels(store)
     groups, by = rows.groups, grouped_by(store)
     if groups is not None and len(np.unique(groups)) == 1:
-        one = f"the group {store.groups[rows.rows[0]]!r}, by {by}" if by else "one image or cluster"
         raise FitError(
             "All labelled images are in one group, which cannot both train and test.",
             where=store.path,
-            got=one,
+            got=f"{store.groups[rows.rows[0]]!r}, by {by}" if by else "one image or cluster",
             next_step="extract with groups that are smaller (--group-by), or with none",
         )
     counts = units_per_class(labels, groups, len(store.classes))
@@ -270,8 +263,7 @@ def no_labels(store: FeatureStore) -> FitError:
     return FitError(
         "There is no labelled row.",
         where=store.path,
-        expected="images with a class",
-        got=f"{len(store.labels)} images without",
+        got=f"{len(store.labels)} images without a class",
         next_step="sort the images into class folders, or give a CSV a column label; then extract "
         "them again",
     )
@@ -287,19 +279,9 @@ def units_per_class(labels: Rows, groups: Rows | None, n_classes: int = 0) -> Ro
 def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Rows, Rows]]:
     """Cut rows into two parts, once or in turn, with alike shares of every class.
 
-    Parameters
-    ----------
-    how : str
-        ``"kfold:K"`` or ``"holdout:F"``.
-    labels, groups : ndarray of shape (n,), int64
-        No group is in both parts. Where few rows share one with others, each group is cut as its
-        first row; else F is rounded to a number of at most ten folds by group.
-    seed : int
-
-    Returns
-    -------
-    parts : list of (ndarray, ndarray)
-        Rows that train, and those held out.
+    ``how`` is ``"kfold:K"`` or ``"holdout:F"``; returned are rows that train, and those held out.
+    No group is in both parts. Where few rows share one with others, each group is cut as its first
+    row; else F is rounded to a number of at most ten folds by group.
     """
     kind, number = grammar.protocol(how)
     n_folds = int(number or 0) if kind == "kfold" else 0
@@ -374,13 +356,13 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
     """
     drawn = []
     for number, split in enumerate(splits):
-        labels = split.train.labels
+        train, labels = split.train, split.train.labels
         classes, counts = np.unique(labels, return_counts=True)
         if max(sizes) > counts.min():
             raise FitError(
                 f"There are no {max(sizes)} training images of every class.",
                 where=split.name,
-                got=f"{counts.min()} of {split.train.store.classes[classes[counts.argmin()]]!r}",
+                got=f"{counts.min()} of {train.store.classes[classes[counts.argmin()]]!r}",
                 next_step=f"--train-per-class up to {counts.min()}",
             )
         for repeat in range(repeats):
@@ -388,15 +370,9 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
             order = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
             for size in sizes:
                 chosen = np.sort(np.concatenate([rows[:size] for rows in order]))
-                drawn.append(
-                    replace(
-                        split,
-                        name=f"{split.name}, {size} per class, draw {repeat}",
-                        train=replace(split.train, rows=split.train.rows[chosen]),
-                        train_per_class=size,
-                        repeat=repeat,
-                    )
-                )
+                few = replace(train, rows=train.rows[chosen])
+                name = f"{split.name}, {size} per class, draw {repeat}"
+                drawn.append(Split(name, few, split.test, size, repeat))
     return drawn
 
 
@@ -405,11 +381,6 @@ def resolve_validation(spec: str, y: Rows, groups: Rows | None = None) -> str:
 
     That is ``"none"`` where some class has a single row, so that no row of it can be held out, or
     is in a single group.
-
-    Raises
-    ------
-    FitError
-        If a class has fewer rows, or is in fewer groups, than there are folds.
     """
     kind, number = grammar.validation(spec)
     counts = units_per_class(y, groups)

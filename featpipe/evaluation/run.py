@@ -16,6 +16,7 @@ from featpipe.backbones import folder_name
 from featpipe.datasets import slug
 from featpipe.errors import StoreError
 from featpipe.evaluation.assemble import (
+    PARTS,
     MethodOutput,
     SplitPredictions,
     build_result,
@@ -42,7 +43,6 @@ from featpipe.steps.grammar import LOGITS
 from featpipe.store import FeatureStore
 from featpipe.workspace import one_at_a_time, remove_leftovers
 
-_PARTS = ("search", "fit", "predict")  # of what a method takes
 _MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of all of them
 
 
@@ -179,7 +179,7 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
     # As the headline of a low-shot result is its largest N, so are its costs.
     largest = max(split.train_per_class or 0 for split in splits)
     paid = [f for f, s in zip(facts, splits, strict=True) if (s.train_per_class or 0) == largest]
-    cost = {f"{part}_seconds": sum(one["seconds"][part] for one in paid) for part in _PARTS}
+    cost = {f"{part}_seconds": sum(one["seconds"][part] for one in paid) for part in PARTS}
     cost["parameters_trained"] = n_parameters(estimator)
     notes, chosen, name = _row_notes(splits), [one["chosen"] for one in facts], probe.tuned
     if stopped := sum(not one["converged"] for one in facts):
@@ -275,7 +275,7 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         step.default_title,
         predictions,
         cost={
-            **{f"{part}_seconds": 0.0 for part in _PARTS},
+            **{f"{part}_seconds": 0.0 for part in PARTS},
             "predict_seconds": seconds,
             "parameters_trained": 0,
         },

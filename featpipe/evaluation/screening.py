@@ -47,13 +47,7 @@ class Screening:
 
     @classmethod
     def of(cls, step: RowOptions, stores: Sequence[FeatureStore | None]) -> Screening:
-        """Read the lists that a step names.
-
-        Raises
-        ------
-        DataError
-            If one cannot be read, or names no image of the stores.
-        """
+        """Read the lists that a step names; one that names no image of the stores is refused."""
         there = [store for store in stores if store is not None]
         listed = there if step.drop or step.groups else []
         known = {key for store in listed for n in range(len(store.ids)) for key in _keys(store, n)}
@@ -116,11 +110,6 @@ class Screening:
         """Return splits without the images left out and, if they are to be dropped, without leaks.
 
         The splits were cut of all rows: with and without a list, the other rows are the same.
-
-        Raises
-        ------
-        FitError
-            If there are leaks and they are not allowed, or whether there are is not known.
         """
         found = [replace(s, train=self._kept(s.train), test=self._kept(s.test)) for s in splits]
         if self.drop is not None:

@@ -78,25 +78,17 @@ class LabelMap:
         target_classes: Sequence[str] | None = None,
         source_ids: Sequence[str] | None = None,
     ) -> LabelMap:
-        """Read and check a map.
+        """Read a map; one that is not complete and unambiguous is a ``LabelMapError``.
 
         Parameters
         ----------
         name_or_path : str or path
             A name out of :func:`builtin_maps`, or a CSV file.
         target_classes : sequence of str, optional
-            Classes of the dataset in label order; the map must know exactly these. Default: the
-            map's own targets.
+            Classes of the dataset in label order, all in the map. Default: its own targets.
         source_ids : sequence of str, optional
-            Ids of the classifier's columns in order; the map must have one row for each. Default:
-            the classes of the source that the file declares or else the file's own ids.
-
-        Raises
-        ------
-        LabelMapError
-            If the file cannot be read, or is not complete and unambiguous.
-        UnknownNameError
-            If there is no such map or file, or the file declares an unknown source.
+            Ids of the classifier's columns in order, each with a row in the map. Default: those of
+            the source that the file declares or else the file's own ids.
         """
         built_in = name_or_path in builtin_maps()
         path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
@@ -108,8 +100,8 @@ class LabelMap:
         read = MapFile.read(path)
         if source_ids is None and read.source:
             source_ids = SourceClasses.load(read.source).ids
-        name = path.stem if path.parent == FOLDER else str(path)
         targets, rows = read.checked_targets(target_classes), read.checked_rows(source_ids)
+        name = path.stem if path.parent == FOLDER else str(path)
         return cls(name, targets, rows, read.note)
 
     @classmethod
@@ -149,8 +141,8 @@ class LabelMap:
     @property
     def without_source(self) -> tuple[str, ...]:
         """Target classes that no source class maps to: they can never be predicted."""
-        sources = self.sources
-        return tuple(target for target in self.targets if not sources[target])
+        mapped = {row.target for row in self.rows}
+        return tuple(target for target in self.targets if target not in mapped)
 
     @property
     def disputed(self) -> dict[str, tuple[Row, ...]]:
@@ -202,11 +194,6 @@ class LabelMap:
         probabilities : ndarray of shape (n, n_targets + 1), float64
             Under ``argmax`` and ``restricted`` a target's share is that of its most probable
             source class, normalised, so that the highest probability is always the prediction.
-
-        Raises
-        ------
-        ValueError
-            If the logits are not finite or not as wide as the map, or there is no such policy.
         """
         columns, n_targets = self.columns(), len(self.targets)
         values = np.asarray(logits, dtype=np.float64)
@@ -237,11 +224,6 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
 
     That is the built-in map with exactly these targets or, where there is none, the identity. A
     built-in map that calls itself a variant of another is only ever used by name.
-
-    Raises
-    ------
-    LabelMapError
-        If neither fits.
 
     Examples
     --------

@@ -110,39 +110,29 @@ def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Ver
 def compare_all(named: Mapping[str, Answers], margin: float = MARGIN) -> list[dict[str, Any]]:
     """Compare every pair of named methods, and correct for their number.
 
-    Returns
-    -------
-    pairs : list of dict
-        In the order of the mapping: ``a``, ``b``; ``n`` test rows; ``a_better`` and ``b_better``,
-        the rows on which one method is right more often; ``models`` and ``methods``, the verdicts
-        (as dict) on these trained models and on the methods; ``reason``, why there is no verdict
-        at all; ``reason_methods``, why there is none on the methods.
+    Pairs are in the order of the mapping: ``a``, ``b``; ``n`` test rows; ``a_better`` and
+    ``b_better``, the rows on which one method is right more often; ``models`` and ``methods``, the
+    verdicts (as dict) on these trained models and on the methods; ``reason``, why there is no
+    verdict at all; ``reason_methods``, why there is none on the methods.
     """
+    empty = ("n", "a_better", "b_better", "models", "methods", "reason", "reason_methods")
     pairs: list[dict[str, Any]] = []
-    models: list[Difference] = []
-    methods: list[Difference] = []
     for a, b in combinations(named, 2):
-        pair: dict[str, Any] = {"a": a, "b": b, "n": None, "a_better": None, "b_better": None}
-        pair |= {"models": None, "methods": None, "reason": None, "reason_methods": None}
+        pair: dict[str, Any] = {"a": a, "b": b, **dict.fromkeys(empty)}
         pairs.append(pair)
         if not np.array_equal(named[a].sums.ids, named[b].sums.ids):
             pair["reason"] = pair["reason_methods"] = DIFFERENT_ROWS
             continue
         steps, _ = row_differences(named[a], named[b])
         pair |= {"a_better": int((steps > 0).sum()), "b_better": int((steps < 0).sum())}
-        models.append(between_models(named[a], named[b]))
-        pair["n"], pair["models"] = models[-1].n, len(models) - 1
-        answer = between_methods(named[a], named[b], models[-1])
-        if isinstance(answer, str):
-            pair["reason_methods"] = answer
-        else:
-            methods.append(answer)
-            pair["methods"] = len(methods) - 1
-    for question, tests in (("models", models), ("methods", methods)):
-        verdicts = judge(tests, margin)
-        for pair in pairs:
-            if pair[question] is not None:
-                pair[question] = verdicts[pair[question]].as_dict()
+        pair["models"] = models = between_models(named[a], named[b])
+        pair["n"], methods = models.n, between_methods(named[a], named[b], models)
+        pair["reason_methods" if isinstance(methods, str) else "methods"] = methods
+    for question in ("models", "methods"):
+        tested = [pair for pair in pairs if pair[question] is not None]
+        verdicts = judge([pair[question] for pair in tested], margin)
+        for pair, verdict in zip(tested, verdicts, strict=True):
+            pair[question] = verdict.as_dict()
     return pairs
 
 

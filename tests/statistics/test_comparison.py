@@ -198,6 +198,9 @@ def test_different_test_rows_are_not_compared(tmp_path, other):
     (pair,) = comparison.pairs
     assert pair["models"] is None
     assert pair["reason"] == "not comparable: different test rows"
+    said = [note for note in comparison.notes if "they are not compared" in note]
+    assert len(said) == ("dataset" not in other)
+    assert all("tested on 50 images of toy, 0 of which are among the 50" in note for note in said)
 
 
 def test_only_a_table_of_several_datasets_has_a_column_of_them(three, tmp_path):
