@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
@@ -129,17 +130,15 @@ class Result:
             another version (of 0.1: OldResultError).
         """
         path = Path(path)
-        repair = f"delete it and run its command again: rm {str(path)!r}"
+        advice = f"delete it and run its command again: rm {str(path)!r}"
+        refused = partial(ResultError, where=path, next_step=advice)
         try:
             content = read_json(path)
         except FileNotFoundError:
-            raise ResultError(
-                "There is no such result.", where=path, next_step="featpipe results"
-            ) from None
+            what, advice = "There is no such result.", "featpipe results"
+            raise ResultError(what, where=path, next_step=advice) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise ResultError(
-                f"The result cannot be read: {error}", where=path, next_step=repair
-            ) from error
+            raise refused(f"The result cannot be read: {error}") from error
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema == 1:
             command = content.get("command")
@@ -150,13 +149,8 @@ class Result:
                 "this file or move it elsewhere",
             )
         if schema != SCHEMA_VERSION:
-            raise ResultError(
-                "This is not a result of this version of featpipe.",
-                where=path,
-                expected=f"schema {SCHEMA_VERSION}",
-                got=f"schema {schema}",
-                next_step=repair,
-            )
+            what, expected = "This is not a result of this version of featpipe.", SCHEMA_VERSION
+            raise refused(what, expected=f"schema {expected}", got=f"schema {schema}")
         changed = None
         try:
             content = unsealed(content)
@@ -164,12 +158,8 @@ class Result:
             changed = error
             content.pop("digest", None)
         if wrong := _wrong_keys(content):
-            raise ResultError(
-                "The result is damaged: its keys, or their types, are not those of a result.",
-                where=path,
-                got=", ".join(sorted(wrong)),
-                next_step=repair,
-            )
+            what = "The result is damaged: its keys, or their types, are not those of a result."
+            raise refused(what, got=", ".join(sorted(wrong)))
         result = cls(**content, path=path)
         if changed is not None:
             raise ChangedResultError(result, changed)
@@ -187,9 +177,8 @@ class Result:
             raise ResultError("This result was not saved, so it has no predictions file.")
         name = self.files.get("predictions")
         if not name or Path(name).name != name:
-            raise ResultError(
-                "This result names no predictions file beside it.", where=self.path, got=name
-            )
+            what = "This result names no predictions file beside it."
+            raise ResultError(what, where=self.path, got=name)
         self.check_file("predictions", self.path.with_name(name))
         table = PredictionTable.load(self.path.with_name(name))
         if self.misstates(table):

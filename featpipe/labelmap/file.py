@@ -207,13 +207,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Return names in quotes, and of many only the first few and how many more there are.
-
-    Examples
-    --------
-    >>> quoted("abcdefgh")
-    "'a', 'b', 'c', 'd', 'e' and 3 more"
-    """
+    """Return names in quotes, and of many only the first few and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(repr(name) for name in listed[:_LISTED]) + more

@@ -24,13 +24,7 @@ _SOURCE_FILES = {"imagenet": "imagenet_classes.csv", "glyphs": "glyph_classes.cs
 
 @dataclass(frozen=True)
 class SourceClasses:
-    """The classes of a classifier, in the order of its logits.
-
-    Examples
-    --------
-    >>> SourceClasses.load("glyphs").names[8:12]
-    ('8', '9', 'A', 'B')
-    """
+    """The classes of a classifier, in the order of its logits."""
 
     ids: tuple[str, ...]  # one unique, stable id per class ("n02123045", "U+0041")
     names: tuple[str, ...]  # one readable name per class
@@ -110,14 +104,6 @@ class LabelMap:
 
         Each class of the dataset must be the id of a source class or a name that only one of them
         has, and no two may be the same source class.
-
-        Examples
-        --------
-        >>> pets = SourceClasses(("n1", "n2", "n3"), ("cat", "crane", "crane"))
-        >>> LabelMap.identity(pets, ("cat", "n3")).columns().tolist()
-        [0, 2, 1]
-        >>> LabelMap.identity(pets, ("cat", "crane")) is None
-        True
         """
         named, pairs = Counter(source.names), list(zip(source.ids, source.names, strict=True))
         ids = {name: source_id for source_id, name in pairs if named[name] == 1}
@@ -224,13 +210,6 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
 
     That is the built-in map with exactly these targets or, where there is none, the identity. A
     built-in map that calls itself a variant of another is only ever used by name.
-
-    Examples
-    --------
-    >>> for_pair(SourceClasses.load("glyphs"), list("0123456789")).name
-    'glyphs_to_digits'
-    >>> for_pair(SourceClasses.load("glyphs"), ["A", "B", "C"]).name
-    'identity'
     """
     read = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_maps()}
     files = {name: file for name, file in read.items() if not file.variant_of}

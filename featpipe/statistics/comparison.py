@@ -20,14 +20,7 @@ from featpipe.statistics.intervals import wilson
 from featpipe.statistics.paired_tests import SMALLEST_P, Answers
 from featpipe.statistics.published import PublishedRow, find_published, published_rows
 from featpipe.statistics.step import Compare
-from featpipe.statistics.verdicts import (
-    BETTER,
-    EQUIVALENT,
-    UNDECIDED,
-    WORSE,
-    compare_all,
-    p_text,
-)
+from featpipe.statistics.verdicts import BETTER, EQUIVALENT, UNDECIDED, WORSE, compare_all, p_text
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, refuse_foreign
 
@@ -105,9 +98,7 @@ def compare(
         If there is nothing to compare, two results have the same name, or published numbers are
         named that are not known.
     """
-    results = sorted(
-        as_results(results), key=lambda result: result.name
-    )  # however they were listed
+    results = sorted(as_results(results), key=lambda result: result.name)
     names = [result.name for result in results]
     if len(set(names)) < len(names):
         raise UsageError("The same result was named twice.", got=", ".join(names))
@@ -201,18 +192,16 @@ def _apart_notes(
 ) -> list[str]:
     """Say which methods were tested on other images of a dataset than the first of it."""
     notes: list[str] = []
-    first_of: dict[str, tuple[Any, Any]] = {}
-    for group, members in groupby(rows, key=lambda row: row["group"]):
-        named = list(members)
-        dataset = named[0]["dataset"]
-        first, theirs = first_of.setdefault(dataset, (named[0], tested[group]))
-        if first is not named[0]:
-            who = ", ".join(f"{row['method']} ({row['protocol']})" for row in named)
+    first_of: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first = first_of.setdefault(row["dataset"], row)
+        mine, theirs = tested[row["group"]], tested[first["group"]]
+        if mine != theirs:
             notes.append(
-                f"{who}: tested on {len(tested[group])} images of {dataset}, "
-                f"{len(tested[group] & theirs)} of which are among the {len(theirs)} that "
-                f"{first['method']} ({first['protocol']}) was tested on, so that they are not "
-                "compared; evaluate them with the same --protocol."
+                f"{row['method']} ({row['protocol']}) was tested on {len(mine)} images of "
+                f"{row['dataset']}, {len(mine & theirs)} of which are among the {len(theirs)} of "
+                f"{first['method']} ({first['protocol']}), so they are not compared; evaluate both "
+                "with one --protocol."
             )
     return notes
 

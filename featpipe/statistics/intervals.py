@@ -51,14 +51,7 @@ class RowSums(NamedTuple):
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927, JASA 22: 209–212).
-
-    Examples
-    --------
-    >>> i = wilson(81, 263)
-    >>> round(i.low, 4), round(i.high, 4)
-    (0.2553, 0.3662)
-    """
+    """Wilson's score interval of a proportion (Wilson 1927, JASA 22: 209–212)."""
     if not 0 <= successes <= n or n == 0:
         raise ResultError(
             "A proportion needs at least one row, and no more successes than rows.",

@@ -58,13 +58,7 @@ def published_datasets() -> list[str]:
 
 
 def published_rows(dataset: str) -> list[PublishedRow]:
-    """Return the published numbers of a dataset; an empty list where none are known.
-
-    Examples
-    --------
-    >>> [(row.accuracy, row.n_test) for row in published_rows("stl10")]
-    [(0.8365, 8000), (0.2075, 8000), (0.9155, 8000)]
-    """
+    """Return the published numbers of a dataset; an empty list where none are known."""
     if dataset not in published_datasets():
         return []
     shared = json.loads((_PUBLISHED / f"{dataset}.json").read_text(encoding="utf-8"))
