@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator
 
 from featpipe import fingerprint
 from featpipe.evaluation.bootstrap import metric_intervals
-from featpipe.evaluation.contamination import contamination
 from featpipe.evaluation.leaks import (
     account_of_leaks,
+    contamination,
     first_report,
     note_of_leaks,
     notes_of_repeats,

@@ -71,9 +71,10 @@ def metric_intervals(
     sums = _resampled(tables, n, resamples, seed)
 
     how = f"bootstrap over rows, {resamples} resamples, seed {seed}"
+    hits, support = sums["hits"], sums["support"]
     found = {
-        "balanced_accuracy": (_mean_ratio(sums["hits"], sums["support"]), how),
-        "macro_f1": (_mean_ratio(2 * sums["hits"], sums["support"] + sums["predicted"]), how),
+        "balanced_accuracy": (_mean_ratio(hits, support), how),
+        "macro_f1": (_mean_ratio(2 * hits, support + sums["predicted"]), how),
     }
     if "auc" in sums:
         area = values["roc_auc_macro"] + sums["auc"][0]

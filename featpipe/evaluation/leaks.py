@@ -1,13 +1,21 @@
-"""Test images that are training images, too: which they are, and the accuracy without them."""
+"""Test images that were seen before: by the probe in training, or by the backbone in pretraining.
+
+What published weights were trained on is known of the model, what images were drawn from is known
+of the dataset. Nothing is claimed of users' own images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featpipe.backbones import MODELS, WEIGHTS_SUFFIXES, automatic
+from featpipe.datasets import DATASETS
+from featpipe.errors import FeatpipeError
 from featpipe.statistics.intervals import accuracy_interval
 from featpipe.store import FeatureStore
 
@@ -53,13 +61,13 @@ def account_of_leaks(
     ids = np.concatenate([split.test.ids for split in splits])
     rows = np.unique(ids, return_inverse=True)[1]
     correct = np.concatenate(predicted) == np.concatenate([s.test.labels for s in splits])
-    used: dict[int, list[RowSet]] = {}
+    used: dict[FeatureStore, list[RowSet]] = {}
     for part in (part for split in splits for part in (split.train, split.test)):
-        used.setdefault(id(part.store), []).append(part)
-    repeats = np.sum([_repeats(parts) for parts in used.values()], axis=0).tolist()
+        used.setdefault(part.store, []).append(part)
+    repeated, conflicting = np.sum([_repeats(parts) for parts in used.values()], axis=0).tolist()
     account: dict[str, Any] = {
-        "repeated": repeats[0],
-        "conflicting": repeats[1],
+        "repeated": repeated,
+        "conflicting": conflicting,
         "test_images": len(np.unique(rows)),
         "leaked": len(np.unique(rows[leaked])),
         "accuracy": accuracy_interval(correct, rows).as_dict(),
@@ -123,3 +131,42 @@ def _repeats(parts: Sequence[RowSet]) -> tuple[int, int]:
     again = first[place] != np.arange(len(rows))
     labels = store.labels[rows]
     return int(again.sum()), int((again & (labels != labels[first[place]])).sum())
+
+
+def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
+    """Say that a backbone may have seen test images with their labels; empty where none is known.
+
+    ``backbone`` is that of a manifest or, of a network that was fine-tuned, what it started as;
+    ``tested`` is the dataset of the test rows in a manifest.
+
+    Examples
+    --------
+    >>> contamination(
+    ...     {"model": "resnet50", "weights": {"name": "IMAGENET1K_V2"}},
+    ...     {"name": "torchvision:Imagenette", "split": "val"},
+    ... )
+    'The backbone may have seen test images with their labels: it was trained on ImageNet-1k \
+(IMAGENET1K_V2), and Imagenette is a part of ImageNet.'
+    """
+    model, weights = backbone["model"], backbone.get("weights", {}).get("name", "none")
+    name, _, argument = tested["name"].partition(":")
+    if weights == "none" or name not in DATASETS:
+        return ""
+    published = model in MODELS and Path(weights).suffix not in WEIGHTS_SUFFIXES
+    try:
+        trained_on = backbone.get("weights", {}).get("trained_on", "")  # that of a family
+        trained_on = automatic(model).trained_on if published else trained_on
+        origins = DATASETS.get(name).origins(argument, tested["split"])
+    except FeatpipeError:  # the package that brings one of them is broken
+        return ""
+    if trained_on in origins:
+        return (
+            "The backbone may have seen test images with their labels: it was trained on "
+            f"{trained_on} ({weights}), and {origins[trained_on]}."
+        )
+    if trained_on or not origins:
+        return ""
+    return f"What the weights {weights} were trained on is unknown. " + " ".join(
+        f"If on {images}, the backbone may have seen test images with their labels: {clause}."
+        for images, clause in origins.items()
+    )

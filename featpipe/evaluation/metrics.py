@@ -91,15 +91,9 @@ class Predictions:
         cls, table: PredictionTable, classes: Sequence[str], *, other: bool, probabilities: bool
     ) -> Predictions:
         """Return all predictions of a table, those of several models to a row one by one."""
-        return cls(
-            ids=table.ids[table.row],
-            y_true=table.true[table.row],
-            y_pred=table.predicted,
-            classes=tuple(classes),
-            scores=None if probabilities else table.scores,
-            probabilities=table.scores if probabilities else None,
-            other=other,
-        )
+        scores, likely = (None, table.scores) if probabilities else (table.scores, None)
+        ids, true = table.ids[table.row], table.true[table.row]
+        return cls(ids, true, table.predicted, tuple(classes), scores, likely, other)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -140,17 +134,15 @@ def classification_metrics(
     """
     columns = range(len(predictions.columns))
     confusion = confusion_matrix(predictions.y_true, predictions.y_pred, labels=columns)
-    values = metrics_from_confusion(
-        confusion[: len(predictions.classes)], predictions.classes, predictions.other
-    )
+    counts = confusion[: len(predictions.classes)]
+    values = metrics_from_confusion(counts, predictions.classes, predictions.other)
     if without_source is not None:
         lacking = np.isin(predictions.classes, without_source)
         rows = ~lacking[predictions.y_true]
         none = _Undefined("no test row of a class that has a source class")
         values["classes_without_source"] = np.array(predictions.classes)[lacking].tolist()
-        values["accuracy_with_source"] = (
-            float(predictions.correct[rows].mean()) if rows.any() else none
-        )
+        right = predictions.correct[rows]
+        values["accuracy_with_source"] = float(right.mean()) if rows.any() else none
     values |= _ranking_metrics(predictions, values["per_class"])
     values |= _probability_metrics(predictions)
     return _with_reasons(values)
@@ -163,12 +155,6 @@ def metrics_from_confusion(
 
     ``confusion``, of shape (k, k), has whole counts; rows are true classes, columns are predicted
     classes. With ``other`` a further, last column counts rows sent to "other".
-
-    Examples
-    --------
-    >>> m = metrics_from_confusion([[8, 2, 0], [3, 0, 7]], ("cat", "deer"), other=True)
-    >>> m["accuracy"], m["coverage"], m["per_class"][1]["precision"]
-    (0.4, 0.65, 0.0)
     """
     matrix, shape = np.asarray(confusion), (len(classes), len(classes) + other)
     whole = np.issubdtype(matrix.dtype, np.integer)
@@ -187,11 +173,8 @@ def metrics_from_confusion(
         for i, name in enumerate(classes)
     ]
     recall = _ratio(hits, support)
-    values: Values = {
-        "n": n,
-        "accuracy": float(hits.sum() / n),
-        "balanced_accuracy": float(np.nanmean(recall)),
-    }
+    values: Values = {"n": n, "accuracy": float(hits.sum() / n)}
+    values["balanced_accuracy"] = float(np.nanmean(recall))
     for metric, each, macro_over, why in (
         ("recall", recall, present, "no test row of this class"),
         ("precision", _ratio(hits, predicted), answered, "never predicted"),
@@ -250,13 +233,10 @@ def _ranking_metrics(predictions: Predictions, entries: list[Values]) -> Values:
     # Unlike scikit-learn's top_k_accuracy_score, whose ties favour the later column, a tie counts
     # against the method: a neighbour vote leaves most classes tied at 0.
     rank = (scores >= np.take_along_axis(scores, truth, axis=1)).sum(axis=1)
-    values: Values = {
-        f"top_{k}_accuracy": float((rank <= k).mean())
-        if scores.shape[1] > k
-        else _Undefined(f"needs more than {k} classes")
-        for k in TOP_K
-    }
-    values |= dict.fromkeys(averages, _Undefined("all test rows are of one class"))
+    values: Values = dict.fromkeys(averages, _Undefined("all test rows are of one class"))
+    for k in TOP_K:
+        few = _Undefined(f"needs more than {k} classes")
+        values[f"top_{k}_accuracy"] = float((rank <= k).mean()) if scores.shape[1] > k else few
     labels = np.arange(len(predictions.classes))
     scores, members = scores[:, : len(labels)], truth == labels
     support = members.sum(axis=0)
@@ -278,12 +258,12 @@ def _probability_metrics(predictions: Predictions) -> Values:
         return {"log_loss": why, "brier": why, "ece": why}
     probabilities = predictions.probabilities.astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)  # float16 and float32 rounding
-    columns = np.arange(len(predictions.columns))
+    columns, loss = np.arange(len(predictions.columns)), float("nan")
     truth = predictions.y_true[:, None] == columns
+    if len(columns) > 1:
+        loss = float(log_loss(predictions.y_true, probabilities, labels=columns))
     return {
-        "log_loss": float(log_loss(predictions.y_true, probabilities, labels=columns))
-        if len(columns) > 1
-        else _Undefined("there is only one class"),
+        "log_loss": loss if len(columns) > 1 else _Undefined("there is only one class"),
         "brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
         "ece": reliability_curve(predictions)["ece"],
     }

@@ -51,10 +51,7 @@ class RowSet:
 
     @property
     def groups(self) -> Rows | None:
-        """Numbers of the groups that the rows are in, of shape (n,); None where there are none.
-
-        A group is what no split may divide, a single image without a group of its own too.
-        """
+        """Numbers of what no split may divide, of shape (n,); None where every row is alone."""
         return None if self.together is None else self.together[self.rows]
 
     @property
@@ -116,11 +113,8 @@ class Split:
 
 def _need_finite(features: NDArray[Any], path: Path) -> None:
     if bad := np.count_nonzero(~np.isfinite(features).all(axis=1)):
-        raise FitError(
-            f"{bad} rows hold features that are not finite.",
-            where=path,
-            next_step=f"featpipe store verify {path}",
-        )
+        what = f"{bad} rows hold features that are not finite."
+        raise FitError(what, where=path, next_step=f"featpipe store verify {path}")
 
 
 def make_splits(
@@ -166,13 +160,10 @@ def _official_folds(rows: RowSet, test_rows: RowSet | None, number: int | None) 
 
     STL-10 prescribes the former (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10/).
     """
-    prescribed = rows.store.folds
+    prescribed, advice = rows.store.folds, "use --protocol kfold:5, split or holdout:0.2"
     if not prescribed:
-        raise UsageError(
-            "The dataset prescribes no folds.",
-            where=rows.store.path,
-            next_step="use --protocol kfold:5, split or holdout:0.2",
-        )
+        what = "The dataset prescribes no folds."
+        raise UsageError(what, where=rows.store.path, next_step=advice)
     if number is not None and number >= len(prescribed):
         raise UsageError(f"There is no fold {number}.", expected=f"0 to {len(prescribed) - 1}")
     return [
@@ -204,12 +195,9 @@ def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, traine
     """Refuse an image that occurs twice: it could train the model that it tests."""
     for store in [train] if test is None else [train, test]:
         if twice := [name for name, count in Counter(store.ids).items() if count > 1]:
-            raise FitError(
-                f"{len(twice)} images occur more than once.",
-                where=store.path,
-                got=", ".join(twice[:5]),
-                next_step="extract from a source that lists every image once",
-            )
+            what, got = f"{len(twice)} images occur more than once.", ", ".join(twice[:5])
+            advice = "extract from a source that lists every image once"
+            raise FitError(what, where=store.path, got=got, next_step=advice)
     if test is None or not trained:
         return
     one, other = (store.manifest["dataset"] for store in (train, test))
@@ -335,12 +323,13 @@ def group_notes(splits: Sequence[Split]) -> list[str]:
         return []
     sides = [(_group_names(split.train), _group_names(split.test)) for split in splits]
     straddling = max(len(train & test) for train, test in sides)
-    text = f"{GROUPED}{by}: {len(set().union(*sides[0]))} groups, "
+    across = "none of which is on both sides of a split."
     if straddling:
-        text += f"{straddling} of which are on both sides of the dataset's own split."
-    else:
-        text += "none of which is on both sides of a split."
-    return [f"{text} Intervals and tests count images, as if those of a group were independent."]
+        across = f"{straddling} of which are on both sides of the dataset's own split."
+    return [
+        f"{GROUPED}{by}: {len(set().union(*sides[0]))} groups, {across} Intervals and tests count "
+        "images, as if those of a group were independent."
+    ]
 
 
 def _group_names(rows: RowSet) -> set[str]:
@@ -391,12 +380,9 @@ def resolve_validation(spec: str, y: Rows, groups: Rows | None = None) -> str:
         folds = "kfold", min(FOLDS, fewest)
         kind, number = folds if len(y) < FEW_ROWS else ("holdout", SHARE)
     if kind == "kfold" and number is not None and number > fewest:
-        raise FitError(
-            f"{spec} needs {number} training {'rows' if groups is None else 'groups'} of every "
-            "class.",
-            got=f"a class with {fewest}",
-            next_step=f"--validation kfold:{fewest}",
-        )
+        units, advice = "rows" if groups is None else "groups", f"--validation kfold:{fewest}"
+        what = f"{spec} needs {number} training {units} of every class."
+        raise FitError(what, got=f"a class with {fewest}", next_step=advice)
     return _spelled(kind, number)
 
 

@@ -188,16 +188,11 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
             "raise --max-iter before trusting this number."
         )
     if predictions[0].scores is None:
-        notes.append(
-            "The classifier gives neither probabilities nor decision values: metrics that need "
-            "them are left out."
-        )
+        notes.append("The classifier gives no scores: metrics that need them are left out.")
     notes += _edge_notes(probe, chosen)
     if references := [one["reference"] for one in facts if "reference" in one]:
-        differing, answers, seconds = (
-            sum(one[part] for one in references)
-            for part in ("different_answers", "answers", "seconds")
-        )
+        parts = ("different_answers", "answers", "seconds")
+        differing, answers, seconds = (sum(one[part] for one in references) for part in parts)
         apart = max(one["largest_difference"] for one in references)
         ours = sum(one["seconds"]["fit"] for one in facts if "reference" in one)
         notes.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +153,8 @@ def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
     )
 
 
-def open_train_and_test(paths: Sequence[Path]) -> tuple[FeatureStore, FeatureStore | None]:
-    """Open the stores of one extraction and return those of the training and of the test rows."""
-    return train_and_test([FeatureStore(path) for path in paths])
-
-
 def train_and_test(
-    group: Sequence[FeatureStore],
+    group: Iterable[FeatureStore],
     unusable: Mapping[str, StoreError] | None = None,
     protocol: str = "auto",
 ) -> tuple[FeatureStore, FeatureStore | None]:
@@ -177,10 +172,8 @@ def train_and_test(
     tests = [split for split in TEST_SPLITS if split in splits]
     trains = ["train"] if "train" in splits else [split for split in splits if split not in tests]
     if not splits:
-        raise StoreError(
-            "There are only unlabelled rows: nothing can be trained or tested on them.",
-            next_step="extract a labelled split, too",
-        )
+        what = "There are only unlabelled rows: nothing can be trained or tested on them."
+        raise StoreError(what, next_step="extract a labelled split, too")
     if not trains:  # only a test split was extracted: its rows are all there is
         trains, tests = tests[:1], []
     kind, _ = grammar.protocol(protocol)

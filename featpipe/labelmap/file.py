@@ -84,15 +84,11 @@ class MapFile:
             expected = "a header with source_id and target, and a row for every source class"
             raise _wrong("is empty", path, expected=expected)
         named = dict.fromkeys(row.target for row in rows if row.target not in (OTHER, ""))
-        return cls(
-            path=path,
-            source=", ".join(notes.get("source", [])),
-            variant_of=", ".join(notes.get("variant of", [])),
-            note=", ".join(notes.get("note", [])),
-            targets=tuple(notes.get("targets") or named),
-            targets_line=targets_line,
-            rows=tuple(rows),
+        targets = tuple(notes.get("targets") or named)
+        source, variant, note = (
+            ", ".join(notes.get(key, [])) for key in ("source", "variant of", "note")
         )
+        return cls(path, source, variant, note, targets, targets_line, tuple(rows))
 
     def checked_targets(self, target_classes: Sequence[str] | None) -> tuple[str, ...]:
         """Return the target classes in the dataset's order.
@@ -101,20 +97,16 @@ class MapFile:
         """
         targets = self.targets if target_classes is None else tuple(target_classes)
         if OTHER in (*targets, *self.targets):
-            raise LabelMapError(
-                f"A target class cannot be named {OTHER!r}: a label map uses the name for source "
-                "classes that are none of the targets.",
-                where=self.path,
-                next_step="rename the class in the dataset",
+            what = (
+                f"A target class cannot be named {OTHER!r}: a label map uses the name for the rest."
             )
+            raise LabelMapError(what, where=self.path, next_step="rename the class in the dataset")
         disputed = [row for row in self.rows if row.disputed]
         if nameless := [row for row in disputed if not row.alternative[0]]:
-            raise _wrong(
-                "has a disputed row that names no group",
-                f"{self.path}, line {nameless[0].line}",
-                expected="GROUP: TARGET, such as “antelopes: deer”, or nothing",
-                got=nameless[0].disputed,
-            )
+            what, where = "has a disputed row that names no group", nameless[0].line
+            expected = "GROUP: TARGET, such as “antelopes: deer”, or nothing"
+            got = nameless[0].disputed
+            raise _wrong(what, f"{self.path}, line {where}", expected=expected, got=got)
         declared = [] if self.targets_line is None else self.targets
         lines = [(self.targets_line, target) for target in declared]
         lines += [(row.line, row.target) for row in self.rows]

@@ -33,9 +33,8 @@ class SourceClasses:
     def load(cls, name: str) -> SourceClasses:
         """Return the classes of ``"imagenet"`` (torchvision's order) or ``"glyphs"``."""
         if name not in _SOURCE_FILES:
-            raise UnknownNameError(
-                f"There is no list of source classes named {name!r}.", name, _SOURCE_FILES
-            )
+            what = f"There is no list of source classes named {name!r}."
+            raise UnknownNameError(what, name, _SOURCE_FILES)
         with (FOLDER / _SOURCE_FILES[name]).open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
         return cls(tuple(r["source_id"] for r in rows), tuple(r["name"] for r in rows))
@@ -43,8 +42,7 @@ class SourceClasses:
     @property
     def name(self) -> str | None:
         """Name of the built-in list with these ids in this order, or ``None``."""
-        found = (name for name in _SOURCE_FILES if SourceClasses.load(name).ids == self.ids)
-        return next(found, None)
+        return next((n for n in _SOURCE_FILES if SourceClasses.load(n).ids == self.ids), None)
 
 
 @dataclass(frozen=True)
@@ -145,11 +143,8 @@ class LabelMap:
 
     def otherwise(self, group: str) -> LabelMap:
         """Return the map with one group of disputed rows mapped to their other targets."""
-        rows = (
-            replace(row, target=row.alternative[1]) if row.alternative[0] == group else row
-            for row in self.rows
-        )
-        return replace(self, rows=tuple(rows))
+        moved = {row: replace(row, target=row.alternative[1]) for row in self.disputed[group]}
+        return replace(self, rows=tuple(moved.get(row, row) for row in self.rows))
 
     @property
     def fingerprint(self) -> str:

@@ -153,12 +153,9 @@ def _judge_group(
     column = f"verdict_{question}"
     for row in others:
         verdict = pairs[first["name"], row["name"]][question]
-        if verdict is None:
-            row[column] = None
-        elif _rank(row)[0] == _rank(first)[0]:
+        row[column] = verdict and (WORSE if verdict["verdict"] == BETTER else verdict["verdict"])
+        if verdict and _rank(row)[0] == _rank(first)[0]:
             row[column] = TIED
-        else:
-            row[column] = WORSE if verdict["verdict"] == BETTER else verdict["verdict"]
     found = {row[column] for row in others}
     if not others:
         first[column] = ALONE if question == "models" else None
@@ -237,15 +234,12 @@ def _row(result: Result, group: str) -> dict[str, Any]:
         "protocol": result.protocol["name"],
         "n_test": result.protocol["n_test"],
         "accuracy": accuracy["value"],
-        "low": accuracy["low"],
-        "high": accuracy["high"],
+        **{limit: accuracy[limit] for limit in ("low", "high")},
         "interval": accuracy["method"],
         "models": spread.get("n", 1),
         **{name: spread.get(name) for name in ("sd", "training_sd", "few_rows_sd")},
-        "methods_low": methods.get("low"),
-        "methods_high": methods.get("high"),
-        "balanced_accuracy": metrics.get("balanced_accuracy"),
-        "macro_f1": metrics.get("macro_f1"),
+        **{f"methods_{limit}": methods.get(limit) for limit in ("low", "high")},
+        **{name: metrics.get(name) for name in ("balanced_accuracy", "macro_f1")},
         "roc_auc": metrics.get("roc_auc_macro"),
         **{
             f"{name.removesuffix('_macro')}_{limit}": interval[limit]
