@@ -350,10 +350,8 @@ def complete_result(
         return None
     result = Result.load(path)
     models = {} if model is None else _files_of(model)
-    if not {"predictions", *models} <= result.files.keys():
-        return None
-    files = [path.with_name(result.files["predictions"]), *models.values()]
-    if not all(file.exists() for file in files):
+    files = {"predictions": path.with_name(result.files.get("predictions", path.name)), **models}
+    if not files.keys() <= result.files.keys() or not all(f.exists() for f in files.values()):
         return None
     for kind, file in models.items():
         result.check_file(kind, file, hashes)
@@ -386,13 +384,11 @@ def outcome_of(result: Result, status: str) -> Outcome:
     text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
     if spread is not None:
         text += f"\n  ± {spread['sd']:.4f} over {spread['n']} models"
-        if spread["training_sd"] is None:
-            text += f" ({spread['reason']})"
-        else:
-            text += (
-                f" (± {spread['training_sd']:.4f} from training images, "
-                f"± {spread['few_rows_sd']:.4f} from few test rows)"
-            )
+        parts = spread["reason"]
+        if spread["training_sd"] is not None:
+            parts = f"± {spread['training_sd']:.4f} from training images, "
+            parts += f"± {spread['few_rows_sd']:.4f} from few test rows"
+        text += f" ({parts})"
     if methods is not None:
         text += f"\n  with other training images, too: {_with_limits(methods)}"
     leaks = result.extra.get("leaks")

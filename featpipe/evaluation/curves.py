@@ -109,7 +109,7 @@ def _one_vs_rest(
     if scores is None:
         raise ResultError("Curves need scores or probabilities; this method gives neither.")
     scores = scores[:, : len(predictions.classes)]
-    members = np.asarray(predictions.y_true)[:, None] == np.arange(len(predictions.classes))
+    members = predictions.y_true[:, None] == np.arange(len(predictions.classes))
     curves, undefined = {}, {}
     for name, member, score in zip(predictions.classes, members.T, scores.T, strict=True):
         if member.any() and not member.all():

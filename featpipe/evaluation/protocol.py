@@ -348,12 +348,10 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
         train, labels = split.train, split.train.labels
         classes, counts = np.unique(labels, return_counts=True)
         if max(sizes) > counts.min():
-            raise FitError(
-                f"There are no {max(sizes)} training images of every class.",
-                where=split.name,
-                got=f"{counts.min()} of {train.store.classes[classes[counts.argmin()]]!r}",
-                next_step=f"--train-per-class up to {counts.min()}",
-            )
+            what, n = f"There are no {max(sizes)} training images of every class.", counts.min()
+            got = f"{n} of {train.store.classes[classes[counts.argmin()]]!r}"
+            advice = f"--train-per-class up to {n}"
+            raise FitError(what, where=split.name, got=got, next_step=advice)
         for repeat in range(repeats):
             rng = np.random.default_rng([seed, number, repeat])
             order = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]

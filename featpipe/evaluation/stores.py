@@ -131,11 +131,9 @@ def _open_named(
                 got=_label(store),
             )
     if test is not None and test.manifest["backbone"] != train.manifest["backbone"]:
-        raise UsageError(
-            "The features of the training and the test rows are not of one backbone.",
-            got=_listed([train, test]),
-            next_step="extract both splits with the same model, weights and preprocessing",
-        )
+        what = "The features of the training and the test rows are not of one backbone."
+        advice = "extract both splits with the same model, weights and preprocessing"
+        raise UsageError(what, got=_listed([train, test]), next_step=advice)
     return train, test
 
 

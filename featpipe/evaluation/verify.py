@@ -43,9 +43,8 @@ def verify_result(path: Path, models: Path) -> Result:
 def refuse_other_numbers(result: Result, next_step: str) -> None:
     """Raise ``ResultError`` if a number of a result is not that of its predictions."""
     assert result.path is not None
-    table = PredictionTable.load(
-        result.path.with_name(Path(result.files.get("predictions", "")).name)
-    )
+    name = Path(result.files.get("predictions", "")).name
+    table = PredictionTable.load(result.path.with_name(name))
     try:
         wrong = list(differences(result, table))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -69,20 +68,21 @@ def differences(result: Result, table: PredictionTable) -> Iterator[str]:
     The table holds the splits of the headline: of a low-shot curve, those of its largest size. The
     points of the smaller ones are compared with their own splits only.
     """
-    classes, other = tuple(result.dataset["classes"]), bool(result.dataset["other"])
+
+    def named(some: PredictionTable) -> Predictions:
+        graded = headline[0]["metrics"].get("brier") is not None  # whether they are probabilities
+        classes, other = tuple(result.dataset["classes"]), bool(result.dataset["other"])
+        return Predictions.of_table(some, classes, other=other, probabilities=graded)
+
     without = result.extra.get("label_map", {}).get("without_source")
     numbers = np.unique(table.split).tolist()
     headline = [result.splits[number] for number in numbers]
     for number, stated in zip(numbers, headline, strict=True):
         one = table.only_splits([number])
-        graded = stated["metrics"].get("brier") is not None  # whether scores are probabilities
-        answers = Predictions.of_table(one, classes, other=other, probabilities=graded)
-        computed = classification_metrics(answers, without)
+        computed = classification_metrics(named(one), without)
         yield from _compare(f"splits[{number}].metrics", stated["metrics"], computed)
         yield from _compare(f"splits[{number}].n_test", stated["n_test"], len(one.row))
-    graded = headline[0]["metrics"].get("brier") is not None
-    pooled = Predictions.of_table(table, classes, other=other, probabilities=graded)
-    computed = summarise(headline, table, pooled, result.protocol["training"])
+    computed = summarise(headline, table, named(table), result.protocol["training"])
     yield from _compare("summary", result.summary, computed)
     yield from _compare("protocol.n_test", result.protocol["n_test"], len(table.ids))
     yield from _compare("protocol.splits", result.protocol["splits"], len(result.splits))

@@ -219,8 +219,7 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
     raise LabelMapError(
         f"There is no built-in label map from {source_name} to the classes of this dataset, "
         "and these are not all classes of the source themselves.",
-        expected=f"the classes of {', '.join(files)}; or ids, or unambiguous names, of source "
-        "classes",
+        expected=f"the classes of {', '.join(files)}; or ids or unambiguous names of the source",
         got=quoted(target_classes),
         next_step="write your own and pass it with --map FILE.csv; to start from a built-in one: "
         f"featpipe labelmap show {example}",

@@ -35,21 +35,17 @@ class TrainingSets:
 class Variance:
     """The variance of a mean over test rows, by where it comes from.
 
-    ``rows`` is what a finite number of test rows gives it, ``training`` what a finite number of
-    training sets gives it; ``df`` are the degrees of freedom of their sum. ``design`` says how the
-    two belong together: ``"crossed"``, independently; ``"pooled"``, where rows that test one model
-    train another; ``"nested"``, where each row was predicted by one model.
-
-    ``training_sd`` is the standard deviation that other training sets give the true mean of one
-    model, and ``few_rows_sd`` the deviation that a model's own few test rows add to it. Both are
-    None where models were tested on different rows: the two cannot be told apart there.
+    ``design`` says how the parts belong together: ``"crossed"``, independently; ``"pooled"``, where
+    rows that test one model train another; ``"nested"``, where each row was predicted by one model.
+    The deviations are None where models were tested on different rows: the two cannot be told
+    apart there.
     """
 
-    rows: float
-    training: float = 0.0
-    df: float = np.inf
-    training_sd: float | None = None
-    few_rows_sd: float | None = None
+    rows: float  # what a finite number of test rows gives it
+    training: float = 0.0  # what a finite number of training sets gives it
+    df: float = np.inf  # degrees of freedom of their sum
+    training_sd: float | None = None  # of one model's true mean, by other training sets
+    few_rows_sd: float | None = None  # what a model's own few test rows add to it
     design: str = "crossed"
 
     @property
