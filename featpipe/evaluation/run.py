@@ -98,7 +98,7 @@ def run_evaluation(step: Evaluation, context: Context) -> Outcome:
         remove_leftovers(folder)
     setup, path, existing = look_up(step, context)
     if existing is None:
-        return outcome_of(_evaluate(setup, context, path), "done")
+        return outcome_of(evaluate(setup, context, path), "done")
     return outcome_of(renamed(existing, step.title, step.default_title), "up to date")
 
 
@@ -126,21 +126,11 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
     return setup, path, existing
 
 
-def evaluate(
-    step: Evaluation,
-    train: FeatureStore,
-    test: FeatureStore | None = None,
-    context: Context | None = None,
-    path: Path | None = None,
-) -> Result:
-    """Train and test one method (see :func:`set_up`); the test rows are predicted once.
+def evaluate(setup: Setup, context: Context, path: Path | None = None) -> Result:
+    """Train and test one method; the test rows are predicted once.
 
     The result (JSON), its predictions and its model are saved at ``path``, if it is given.
     """
-    return _evaluate(set_up(step, train, test), context or Context(), path)
-
-
-def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
     step = setup.step
     output = step.answer(setup.splits, context)
     output.notes.extend(setup.notes)
@@ -266,18 +256,10 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         "without_source": list(label_map.without_source),
         "disputed": disputed_rows(label_map, splits, step.policy),
     }
-    return MethodOutput(
-        step.default_title,
-        predictions,
-        cost={
-            **{f"{part}_seconds": 0.0 for part in PARTS},
-            "predict_seconds": seconds,
-            "parameters_trained": 0,
-        },
-        notes=notes,
-        extra={"label_map": about},
-        trains=False,
-    )
+    cost: dict[str, Any] = dict.fromkeys([f"{part}_seconds" for part in PARTS], 0.0)
+    cost |= {"predict_seconds": seconds, "parameters_trained": 0}
+    extra = {"label_map": about}
+    return MethodOutput(step.default_title, predictions, cost, notes, extra, trains=False)
 
 
 def _mapped(label_map: LabelMap, rows: RowSet, policy: str) -> NDArray[np.float64]:

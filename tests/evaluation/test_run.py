@@ -17,7 +17,7 @@ from featpipe.errors import UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
-from featpipe.evaluation.run import evaluate, set_up
+from featpipe.evaluation.run import set_up
 from featpipe.evaluation.verify import verify_result
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
@@ -27,7 +27,7 @@ from featpipe.probes.zeroshot import Zeroshot
 from featpipe.reporting.step import Report
 from featpipe.reporting.written import changed_files
 from featpipe.steps import options_of
-from tests.evaluation.methods import context, evaluated, numbers, pair
+from tests.evaluation.methods import context, evaluate, evaluated, numbers, pair
 from tests.stores import content, sealed
 
 STEPS = [Svm(c=(1e-3, 1e-1)), Logistic(c=(1e-3, 1e-1)), Knn(k=(1, 5)), Centroid()]
