@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from featpipe.cli import main
 from featpipe.errors import ResultError, UsageError
 from featpipe.evaluation.assemble import save_result
 from featpipe.evaluation.result import PredictionTable, Result
@@ -356,20 +354,18 @@ def test_results_are_named_by_name_or_path_and_misspellings_are_met_with_help(wo
         run_compare(Compare(dataset="zoo"), Context(Workspace(workspace)))
 
 
-def test_on_the_terminal_and_as_json(workspace):
+def test_on_the_terminal_and_as_json(workspace, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+
     def run(*options):
-        return subprocess.run(
-            [sys.executable, "-m", "featpipe", "compare", "--workspace", workspace, *options],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "COLUMNS": "250"},
-        )
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", "--workspace", str(workspace), *options])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
 
     told = run()
-    assert told.returncode == 0, told.stderr
-    assert "undecided" in told.stdout
-    assert "95.00" in told.stdout
-    lines = [json.loads(line) for line in run("--json").stdout.splitlines()]
+    assert "undecided" in told
+    assert "95.00" in told
+    lines = [json.loads(line) for line in run("--json").splitlines()]
     (facts,) = [line for line in lines if "rows" in json.dumps(line)][-1:]
     assert "p_adjusted" in json.dumps(facts)
