@@ -1,4 +1,4 @@
-"""Suspected wrong labels: what a probe says of rows that it was not trained on.
+"""Suspected wrong labels: what a probe predicts for rows that it was not trained on.
 
 Confident learning (Northcutt, Jiang and Chuang 2021, J. Artif. Intell. Res. 70: 1373–1411): a label
 is doubted where another class is predicted more confidently than is usual for rows of that class.
@@ -6,17 +6,21 @@ is doubted where another class is predicted more confidently than is usual for r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
+from sklearn.utils import gen_batches
 
 from featpipe.errors import FitError
 from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.probes.logistic import Logistic
+from featpipe.probes.rows import moments
 from featpipe.probes.solvers import BatchedLinear
 from featpipe.statistics.intervals import wilson
 
@@ -24,21 +28,17 @@ C_VALUES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 _FOLDS = 5
 _MOST_NUMBERS = 50_000_000  # rows times classes up to which all values of C are tried
 _DEFAULT_C = 1e-3
+_MOST_TRAINED = 100_000  # rows, which bounds memory; more hardly change 500 weights for each class
+_FEWEST = 20  # rows of a class that train, if it has so many
+_BLOCK = 16_384  # rows whose probabilities are computed at once
 
 
 @dataclass(frozen=True, eq=False)
 class Doubts:
-    """What a probe thinks of labels.
+    """What a probe thinks of labels."""
 
-    Attributes
-    ----------
-    confidence : ndarray of shape (n,), float32
-        Probability of each row's own label: the lower, the more doubtful.
-    better : ndarray of shape (n,), int64
-        Class that is more likely, by confident learning; -1 where the label is not doubted.
-    """
-
-    confidence: NDArray[np.float32]
+    confidence: NDArray[np.float32]  # (n,): probability of each row's own label
+    # (n,): the class that is more likely, by confident learning; -1 where the label is not doubted.
     better: NDArray[np.int64]
 
     @property
@@ -57,8 +57,9 @@ def out_of_sample(
 ) -> tuple[NDArray[np.float32], float]:
     """Return probabilities of a logistic probe for rows that did not train it, and its C.
 
-    Five folds; of the values of C whose accuracy is within a standard error of the best, the one
-    with the strongest penalty: the less confident, the better confident learning counts.
+    Five folds, of which at most 100,000 rows in all train. Of the values of C whose accuracy is
+    within a standard error of the best, the one with the strongest penalty: the less confident, the
+    better confident learning counts.
 
     Raises
     ------
@@ -71,34 +72,47 @@ def out_of_sample(
         raise FitError("there are no two classes with two different images each")
     folds = cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)
     values = C_VALUES if len(y) * len(classes) <= _MOST_NUMBERS else (_DEFAULT_C,)
+    trained = _drawn(target, min(_MOST_TRAINED, _MOST_NUMBERS // len(classes)), seed)
     weight = np.zeros((len(folds), len(y)))
     for number, (train, _) in enumerate(folds):
         weight[number, train] = 1
+    weight, own = weight[:, trained], X[trained]
+    mean, scale = moments(own, weight > 0)
     found = np.zeros((len(values), len(y), len(classes)), np.float32)
-    probe = Logistic(c=values)
-    for fit in BatchedLinear(probe).path(X, target, weight, values, jobs, 1e-4):
-        apart = folds[fit.fold][1]
-        scores = fit.F[apart]
-        if scores.shape[1] == 1:
-            scores = np.concatenate([-scores, scores], axis=1) / 2
-        found[fit.value, apart] = softmax(scores, axis=1)
+    solver = BatchedLinear(Logistic(c=values))
+    at_once = max(1, _MOST_NUMBERS // (len(trained) * len(classes)))  # folds
+    for first in range(0, len(folds), at_once):
+        some = weight[first : first + at_once]
+        for fit in solver.path(own, target[trained], some, values, jobs, 1e-4):
+            fold = first + fit.fold
+            W, apart = fit.W[:-1] / scale[fold][:, None], folds[fold][1]
+            for part in gen_batches(len(apart), _BLOCK):
+                rows = apart[part]
+                scores = (X[rows] - mean[fold]) @ W + fit.W[-1]
+                found[fit.value, rows] = softmax(scores, axis=1)
     right = (found.argmax(axis=2) == target).mean(axis=1)
     error = np.sqrt(right.max() * (1 - right.max()) / len(y))
     best = int(np.argmax(right >= right.max() - error))
     return found[best], values[best]
 
 
+def _drawn(target: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """Return all rows, or about ``most`` of them at random, of each class as many as its share."""
+    if len(target) <= most:
+        return np.arange(len(target))
+    order = np.random.default_rng(seed).permutation(len(target))
+    drawn = pd.Series(target[order])
+    place = drawn.groupby(drawn).cumcount()
+    quota = np.maximum(_FEWEST, np.bincount(target) * most / len(target))
+    return np.sort(order[place < quota[target[order]]])
+
+
 def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
     """Return which labels are doubted, by confident learning.
 
     A row counts for the classes whose probability is at least what rows of that class have on
-    average; the most likely of them is another one than its label where the label is doubted.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (n, classes), float32
-        Out-of-sample; columns are the classes of ``y`` in ascending order.
-    y : ndarray of shape (n,), int64
+    average; where the most likely of them is not its label, the label is doubted. ``probabilities``
+    are those of :func:`out_of_sample`, with the classes of ``y`` in ascending order as columns.
     """
     classes, target = np.unique(y, return_inverse=True)
     own = probabilities[np.arange(len(y)), target]
@@ -111,12 +125,9 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
 
 def pairs(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return how often each class seems to be called another, the most frequent first."""
-    rows = np.flatnonzero(found.better >= 0)
-    kinds, counts = np.unique(
-        np.stack([y[rows], found.better[rows]], 1), axis=0, return_counts=True
-    )
-    order = np.argsort(-counts, kind="stable")
+    doubted = found.better >= 0
+    counts = Counter(zip(y[doubted].tolist(), found.better[doubted].tolist(), strict=True))
     return [
-        {"label": classes[kinds[i, 0]], "likely": classes[kinds[i, 1]], "images": int(counts[i])}
-        for i in order
+        {"label": classes[label], "likely": classes[likely], "images": n}
+        for (label, likely), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]

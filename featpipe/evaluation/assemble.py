@@ -340,21 +340,30 @@ def save_result(
 
 
 def complete_result(
-    path: Path, model: Path | None = None, hashes: FileHashes | None = None
+    path: Path, models: Path | None = None, hashes: FileHashes | None = None
 ) -> Result | None:
-    """Return the result at a path if it, its predictions and the model asked for are all there.
+    """Return the result at a path if it, its predictions and its model are all there.
+
+    ``models`` is the folder of the model; without it, none is asked for.
 
     One that was changed after it was written is a ``ResultError``: nothing damaged is up to date.
     """
-    if not path.exists() or not (model is None or model.exists()):
+    if not path.exists():
         return None
     result = Result.load(path)
-    models = {} if model is None else _files_of(model)
-    files = {"predictions": path.with_name(result.files.get("predictions", path.name)), **models}
-    if not files.keys() <= result.files.keys() or not all(f.exists() for f in files.values()):
+    if "predictions" not in result.files or (models is not None and "model" not in result.files):
         return None
-    for kind, file in models.items():
-        result.check_file(kind, file, hashes)
+    folders = {"predictions": path.parent, "model": models, "head": models}
+    files = {
+        kind: folder / result.files[kind]
+        for kind, folder in folders.items()
+        if folder is not None and kind in result.files
+    }
+    if not all(file.exists() for file in files.values()):
+        return None
+    for kind, file in files.items():
+        if kind != "predictions":
+            result.check_file(kind, file, hashes)
     result.predictions()
     return result
 
