@@ -332,7 +332,10 @@ def save_result(
     the JSON beside it if it is a network.
     """
     files = {"predictions": path.with_name(f"{path.stem}.predictions.npz")}
-    files |= {} if model is None else _files_of(model)
+    if model is not None:
+        files["model"] = model
+        if model.suffix == ".safetensors":  # that of a network
+            files["head"] = model.with_suffix(".json")
     table.save(files["predictions"])
     result.files = {kind: file.name for kind, file in files.items()}
     result.digests = {kind: of_file(file) for kind, file in files.items()}
@@ -353,25 +356,14 @@ def complete_result(
     result = Result.load(path)
     if "predictions" not in result.files or (models is not None and "model" not in result.files):
         return None
-    folders = {"predictions": path.parent, "model": models, "head": models}
-    files = {
-        kind: folder / result.files[kind]
-        for kind, folder in folders.items()
-        if folder is not None and kind in result.files
-    }
-    if not all(file.exists() for file in files.values()):
+    files = {k: models / f for k, f in result.files.items() if models and k != "predictions"}
+    predictions = path.with_name(result.files["predictions"])
+    if not all(file.exists() for file in (predictions, *files.values())):
         return None
     for kind, file in files.items():
-        if kind != "predictions":
-            result.check_file(kind, file, hashes)
+        result.check_file(kind, file, hashes)
     result.predictions()
     return result
-
-
-def _files_of(model: Path) -> dict[str, Path]:
-    """Return the files of a model: that of a network has a JSON beside it."""
-    beside = {"head": model.with_suffix(".json")} if model.suffix == ".safetensors" else {}
-    return {"model": model, **beside}
 
 
 def renamed(result: Result, title: str | None, default: str) -> Result:

@@ -324,10 +324,11 @@ class PredictionTable:
 
 def as_results(given: Any) -> list[Result]:
     """Return what was given as results, one or several, as a list."""
-    results = list(given) if isinstance(given, Iterable) else [given]
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    results = list(given) if several else [given]
     if wrong := [each for each in results if not isinstance(each, Result)]:
         raise UsageError(
-            "Only results can be compared.",
+            "Only results can be compared or reported.",
             expected="what evaluate returns, or Result.load(PATH)",
             got=", ".join(type(each).__name__ for each in wrong),
         )
