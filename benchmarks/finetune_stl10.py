@@ -21,7 +21,7 @@ import torch
 
 from featpipe.evaluation.protocol import make_splits
 from featpipe.evaluation.result import Result
-from featpipe.evaluation.run import evaluate
+from featpipe.evaluation.run import evaluate, set_up
 from featpipe.extraction import Extract
 from featpipe.finetuning.run import FinetuneData
 from featpipe.finetuning.step import Finetune
@@ -73,7 +73,7 @@ def main() -> None:
         "device": "cpu",
     }
     store = FeatureStore(Extract.from_mapping(images).run(context).paths[0])
-    probe = evaluate(Svm(protocol="fold:0"), store, context=context, path=folder / "svm.json")
+    probe = evaluate(set_up(Svm(protocol="fold:0"), store), context, folder / "svm.json")
     print("svm", probe.summary["accuracy"], flush=True)
     step = Finetune.from_mapping(
         {

@@ -171,7 +171,7 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
 
 def evaluate(
     method: Any,
-    train: FeatureStore,
+    train: FeatureStore | Sequence[FeatureStore],
     test: FeatureStore | None = None,
     *,
     workspace: str | os.PathLike[str] | None = None,
@@ -186,7 +186,8 @@ def evaluate(
     method : str or estimator
         ``"svm"``, ``"logistic"``, ``"knn"``, ``"centroid"`` or ``"zeroshot"``; or an unfitted
         classifier that keeps scikit-learn's contract, whose ``n_jobs`` is ignored.
-    train : FeatureStore
+    train : FeatureStore, or sequence of FeatureStore
+        The training rows; or the stores of all splits, as :func:`extract` returns them.
     test : FeatureStore, optional
         The dataset's own test rows; without it the protocol splits the rows of ``train``.
     workspace : path, optional
@@ -214,12 +215,26 @@ def evaluate(
     ]
     if method not in evaluated:
         raise UnknownNameError(f"There is no method named {method!r}.", method, evaluated)
-    stores = {"train": train.path, **({} if test is None else {"test": test.path})}
-    outcome = _run(method, {**stores, **options}, workspace, progress, jobs)
+    if test is None and isinstance(train, Sequence) and all(hasattr(s, "manifest") for s in train):
+        from featpipe.evaluation.stores import train_and_test  # noqa: PLC0415 - brings NumPy
+
+        train, test = train_and_test(train)
+    stores: dict[str, Any] = {"train": train} | ({} if test is None else {"test": test})
+    if wrong := [f"{name}={s!r}" for name, s in stores.items() if not hasattr(s, "manifest")]:
+        raise UsageError(
+            "A method is trained and tested on feature stores.",
+            expected="train, test = extract(DATASET, MODEL), or FeatureStore(PATH)",
+            got=", ".join(wrong),
+            next_step=f"evaluate({method!r}, train, test)",
+        )
+    paths = {name: store.path for name, store in stores.items()}
+    outcome = _run(method, {**paths, **options}, workspace, progress, jobs)
     return __getattr__("Result").load(outcome.paths[0])
 
 
-def zeroshot(train: FeatureStore, test: FeatureStore | None = None, **options: Any) -> Result:
+def zeroshot(
+    train: FeatureStore | Sequence[FeatureStore], test: FeatureStore | None = None, **options: Any
+) -> Result:
     """Test the backbone's own classifier on stored logits: ``evaluate("zeroshot", …)``."""
     return evaluate("zeroshot", train, test, **options)
 
@@ -305,7 +320,7 @@ def _name(model: str | os.PathLike[str] | Result) -> str:
 
 
 def report(
-    results: Sequence[Result],
+    results: Sequence[Result] | Result,
     out: str | os.PathLike[str],
     *,
     workspace: str | os.PathLike[str] | None = None,
@@ -315,7 +330,7 @@ def report(
 
     Parameters
     ----------
-    results : sequence of Result
+    results : sequence of Result, or Result
         Saved results.
     out : path
         Name of the report, without ending.
@@ -323,5 +338,7 @@ def report(
     **options
         As of ``featpipe report``: ``title``, ``gallery`` …
     """
-    paths = [str(result.path) for result in results]
+    from featpipe.evaluation.result import as_results  # noqa: PLC0415 - brings NumPy
+
+    paths = [str(result.path) for result in as_results(results)]
     return _run("report", {"results": paths, "out": str(out), **options}, workspace).paths[0]

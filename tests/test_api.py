@@ -19,7 +19,7 @@ from tests.stores import content, sealed
 
 PROGRESS = "progress: Progress | None = None"
 PLACE = "workspace: str | os.PathLike[str] | None = None"
-STORES = "train: FeatureStore, test: FeatureStore | None = None"
+STORES = "train: FeatureStore | Sequence[FeatureStore], test: FeatureStore | None = None"
 SIGNATURES = {  # what users have written down: a change is one of the changelog
     "Answer": "(image: str, label: str | None = None, probability: float | None = None, "
     "score: float | None = None, error: str | None = None) -> None",
@@ -34,7 +34,7 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "cache: str | os.PathLike[str] | None = 'memory', device: str = 'auto', "
     "runtime: str | None = None) -> None",
     "FeatureStore": "(path: str | os.PathLike[str], hashes: FileHashes | None = None) -> None",
-    "compare": "(results: Sequence[Result], *, published: bool | Sequence[str] = True, "
+    "compare": "(results: Sequence[Result] | Result, *, published: bool | Sequence[str] = True, "
     "margin: float = 1.0) -> Comparison",
     "evaluate": f"(method: Any, {STORES}, *, {PLACE}, {PROGRESS}, jobs: int = -1, **options: Any)"
     " -> Result",
@@ -47,7 +47,7 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "finetune": f"(dataset: str, model: str, *, {PLACE}, {PROGRESS}, **options: Any) -> Result",
     "predict": "(model: str | os.PathLike[str] | Result, images: Any, *, "
     f"{PLACE}, {PROGRESS}, **where: str | None) -> list[Answer]",
-    "report": f"(results: Sequence[Result], out: str | os.PathLike[str], *, {PLACE}, "
+    "report": f"(results: Sequence[Result] | Result, out: str | os.PathLike[str], *, {PLACE}, "
     "**options: Any) -> Path",
     "zeroshot": f"({STORES}, **options: Any) -> Result",
 }
@@ -111,6 +111,24 @@ def test_methods_are_evaluated_compared_and_reported(tmp_path):
     assert set(table["name"]) == {knn.name, mean.name}
     page = api.report([knn, mean], tmp_path / "page", workspace=tmp_path, title="Two methods")
     assert "Two methods" in page.read_text()
+
+
+def test_the_list_that_extract_returns_and_a_single_result_are_taken(tmp_path):
+    train, test = sealed(tmp_path / "a.h5"), sealed(tmp_path / "b.h5", content(30, split="test"))
+    mean = api.evaluate("centroid", [test, train], workspace=tmp_path)
+    assert (mean.protocol["name"], mean.protocol["n_test"]) == ("split", 30)
+    assert [row["name"] for row in api.compare(mean).rows] == [mean.name]
+    assert api.report(mean, tmp_path / "page", workspace=tmp_path).exists()
+
+
+@pytest.mark.parametrize("given", ["a.h5", ["a.h5"], None, [[]]])
+def test_what_is_no_store_or_result_is_told_what_to_pass(tmp_path, given):
+    with pytest.raises(fp.FeatpipeError, match="feature stores") as caught:
+        api.evaluate("svm", given, workspace=tmp_path)
+    assert "extract(DATASET, MODEL)" in caught.value.details["expected"]
+    with pytest.raises(fp.FeatpipeError, match="Only results") as caught:
+        api.compare(given)
+    assert "evaluate" in caught.value.details["expected"]
 
 
 def test_a_method_that_does_not_exist_is_named_with_the_nearest(tmp_path):

@@ -18,10 +18,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.fft import irfft2, rfft2
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.special import expit, logit
 
+from featpipe.evaluation.screening import components
 from featpipe.probes.linear import thread_pool
 from featpipe.store import FeatureStore
 
@@ -239,10 +238,9 @@ def _compared(thumbnails: Thumbnails, a: Array, b: Array) -> NDArray[np.float32]
 
 def clusters(n: int, a: Array, b: Array) -> NDArray[np.int64]:
     """Return the number of the cluster that each of n rows is in; -1 where it is alone."""
-    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(n, n))
-    numbers = connected_components(graph, directed=False)[1]
+    numbers = components(n, a, b)
     sizes = np.bincount(numbers)
-    return np.where(sizes[numbers] > 1, numbers, -1).astype(np.int64)
+    return np.where(sizes[numbers] > 1, numbers, -1)
 
 
 def _blocks(n: int, size: int = _BLOCK) -> list[slice]:

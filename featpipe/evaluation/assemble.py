@@ -14,7 +14,13 @@ from sklearn.base import BaseEstimator
 
 from featpipe import fingerprint
 from featpipe.evaluation.bootstrap import metric_intervals
-from featpipe.evaluation.contamination import contamination
+from featpipe.evaluation.leaks import (
+    account_of_leaks,
+    contamination,
+    first_report,
+    note_of_leaks,
+    notes_of_repeats,
+)
 from featpipe.evaluation.metrics import (
     Predictions,
     classification_metrics,
@@ -23,21 +29,22 @@ from featpipe.evaluation.metrics import (
 )
 from featpipe.evaluation.protocol import Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
-from featpipe.evaluation.screening import account_of_leaks, note_of_leaks, notes_of_repeats
 from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
-from featpipe.statistics.intervals import Interval, accuracy_interval, mean_sd, methods_interval
+from featpipe.statistics.intervals import accuracy_interval, mean_sd, methods_interval
 from featpipe.statistics.paired_tests import ONE_TRAINING_SET, SAME_TRAINING_SET, Answers
-from featpipe.statistics.two_way import Variance
 from featpipe.steps import Context, Outcome, Step
-from featpipe.store import FeatureStore
 
 # Ratio of the largest to the smallest class from which classes are called unbalanced; KEEL's
 # collection of unbalanced data sets starts there (Alcalá-Fdez et al. 2011, J. Mult.-Valued Log. S.
 # 17: 255–287).
 IMBALANCE = 1.5
+PARTS = ("search", "fit", "predict")  # of the seconds that a method takes
 NOTHING_TRAINED = "nothing is trained: the interval of the accuracy holds for the method"
-OTHER_ROWS = "models were tested on different rows, so the two cannot be told apart"
+OTHER_ROWS = (
+    "training images and test rows together: each model was tested on rows of its own; only models "
+    "tested on the same rows, as by --protocol folds, would tell them apart"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +59,15 @@ class SplitPredictions:
     without_source: tuple[str, ...] | None = None  # classes that a label map cannot predict
     facts: dict[str, Any] = field(default_factory=dict)  # what else is recorded of this split
 
+    def named(self, table: PredictionTable) -> Predictions:
+        """Return predictions of this method, or of all its models, with the names of classes."""
+        how = {"other": self.other, "probabilities": self.probabilities}
+        return Predictions.of_table(table, self.split.test.store.classes, **how)
+
     def record(self) -> dict[str, Any]:
         """Return the entry of this split in the result."""
         split = self.split
-        predictions = Predictions(
-            ids=np.array(split.test.ids),
-            y_true=split.test.labels,
-            y_pred=self.predicted,
-            classes=split.test.store.classes,
-            scores=None if self.probabilities else self.scores,
-            probabilities=self.scores if self.probabilities else None,
-            other=self.other,
-        )
+        predictions = self.named(prediction_table([self]))
         return {
             "name": split.name,
             "n_train": len(split.train),
@@ -161,7 +165,7 @@ def summarise(
             each = [m[name] for m in metrics]
             lacking = sum(value is None for value in each)
             if not lacking:
-                spread[name] = mean_sd(each).as_dict()
+                spread[name] = mean_sd(each)
                 values.setdefault(name, float(np.mean(each)))
             elif name not in values:
                 values[name] = None
@@ -176,12 +180,16 @@ def summarise(
         "intervals": {name: interval.as_dict() for name, interval in intervals.items()},
         "spread": {} if training is None else spread,
     }
-    both = _over_training_sets(table, training)
+    answers = Answers.of(table.row, table.correct, table.split, training)
     parts: dict[str, Any] = {"training_sd": None, "few_rows_sd": None}  # of the deviation
-    if isinstance(both, str):
-        summary["reason_methods"] = parts["reason"] = both
+    if (sets := answers.training) is None:
+        parts["reason"] = summary["reason_methods"] = NOTHING_TRAINED
+    elif sets.distinct < 2:
+        why = ONE_TRAINING_SET if len(sets.sets) == 1 else SAME_TRAINING_SET
+        parts["reason"] = summary["reason_methods"] = why
     else:
-        interval, variance = both
+        keys, shares = answers.by_training_set
+        interval, variance = methods_interval(shares, *np.divmod(keys, sets.distinct), sets)
         summary["accuracy_methods"] = interval.as_dict()
         parts |= {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
         parts["reason"] = OTHER_ROWS if variance.training_sd is None else None
@@ -190,26 +198,13 @@ def summarise(
     return summary
 
 
-def _over_training_sets(
-    table: PredictionTable, about: Mapping[str, Any] | None
-) -> tuple[Interval, Variance] | str:
-    """Return the interval of the accuracy over rows and training sets, or why there is none."""
-    answers = Answers.of(table.row, table.correct, table.split, about)
-    if (training := answers.training) is None:
-        return NOTHING_TRAINED
-    if training.distinct < 2:
-        return ONE_TRAINING_SET if len(training.sets) == 1 else SAME_TRAINING_SET
-    keys, shares = answers.by_training_set
-    return methods_interval(shares, *np.divmod(keys, training.distinct), training)
-
-
 def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return accuracy against labelled images per class: mean, deviation and extremes of draws."""
     sizes = sorted({r["train_per_class"] for r in records if r["train_per_class"] is not None})
     curve = []
     for size in sizes:
         values = [r["metrics"]["accuracy"] for r in records if r["train_per_class"] == size]
-        curve.append({"train_per_class": size, "accuracies": values, **mean_sd(values).as_dict()})
+        curve.append({"train_per_class": size, "accuracies": values, **mean_sd(values)})
     return curve
 
 
@@ -225,39 +220,28 @@ def build_result(
     test, manifest = first.split.test.store, stores[0].manifest
     table = prediction_table(output.splits)
     records = [one.record() for one in output.splits]
-    headline, extra, notes = list(range(len(records))), dict(output.extra), list(output.notes)
+    headline, extra = output.splits, dict(output.extra)
+    numbers = list(range(len(records)))
     if curve := low_shot_curve(records):  # the headline of a low-shot result is its largest N
         largest = curve[-1]["train_per_class"]
-        headline = [i for i in headline if records[i]["train_per_class"] == largest]
-        table = table.only_splits(headline)
+        numbers = [i for i in numbers if records[i]["train_per_class"] == largest]
+        headline = [output.splits[i] for i in numbers]
+        table = table.only_splits(numbers)
         extra["low_shot"] = curve
-    notes += group_notes([one.split for one in output.splits])
-    training, leaked = None, ""
+    training = None
     if output.trains:
-        splits = [output.splits[i].split for i in headline]
-        leaks = account_of_leaks(splits, [output.splits[i].predicted for i in headline])
-        extra["leaks"] = leaks
-        if leaks is not None:
-            notes += notes_of_repeats(leaks)
-            leaked = note_of_leaks(leaks)
-        if leaked:
-            context.progress.note(f"warning: {leaked}")
-        training = {"splits": headline, **training_sets(splits)}
-        notes += _imbalance_note(splits, settings)
-    pooled = Predictions.of_table(
-        table, test.classes, other=first.other, probabilities=first.probabilities
-    )
+        splits = [one.split for one in headline]
+        extra["leaks"] = account_of_leaks(splits, [one.predicted for one in headline])
+        training = {"splits": numbers, **training_sets(splits)}
     if context.recipe is not None:
         extra["recipe"] = dict(context.recipe)
     start = extra.get("network") or stores[0].manifest["backbone"]
     if seen := contamination(start, test.manifest["dataset"]):
         extra["contamination"] = seen
-        notes.append(seen)
-    if settings.get("protocol") == "auto":
-        there = "there is a store" if protocol == "split" else "there is no store"
-        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
-    if leaked:
-        notes.insert(0, leaked)
+    # A store that several methods share counts in full for each, as if made for it alone.
+    used = stores if output.trains else [test]
+    extraction = sum(store.run["seconds"] for store in used)
+    by = grouped_by(test)
     result = Result(
         method=step.name,
         title=settings.get("title") or output.title,
@@ -274,11 +258,16 @@ def build_result(
             "splits": len(records),
             "n_test": len(table.ids),
             "training": training,
-            **({"grouped_by": by} if (by := grouped_by(test)) else {}),
+            **({"grouped_by": by} if by else {}),
         },
         splits=records,
-        summary=summarise([records[i] for i in headline], table, pooled, training),
-        cost=_cost(output, stores if output.trains else [test]),
+        summary=summarise([records[i] for i in numbers], table, first.named(table), training),
+        cost={
+            **output.cost,
+            "extract_seconds": extraction,
+            "total_seconds": extraction + sum(output.cost[f"{part}_seconds"] for part in PARTS),
+            "store_bytes": sum(store.n_bytes for store in used),
+        },
         stores=[
             {
                 "path": str(store.path),
@@ -292,38 +281,40 @@ def build_result(
         environment=environment(),
         created=now(),
         command=context.command,
-        notes=notes,
+        notes=_notes(output, headline, settings, protocol, extra),
         extra=extra,
     )
     return result, table
 
 
-def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any]:
-    """Add what the features took, and the total from images to answers.
-
-    A store that several methods share counts in full for each, as if it had been made for it alone.
-    """
-    extraction = sum(store.run["seconds"] for store in stores)
-    parts = [output.cost[f"{part}_seconds"] for part in ("search", "fit", "predict")]
-    return {
-        **output.cost,
-        "extract_seconds": extraction,
-        "total_seconds": extraction + sum(parts),
-        "store_bytes": sum(store.n_bytes for store in stores),
-    }
-
-
-def _imbalance_note(splits: Sequence[Split], settings: Mapping[str, Any]) -> list[str]:
-    """Say where classes differ much in their number of training rows."""
-    labels = np.concatenate([split.train.labels for split in splits])
-    ratio = imbalance(np.bincount(labels))
-    if ratio < IMBALANCE:
-        return []
-    advice = ", --class-weight balanced in training" * (settings.get("class_weight") == "none")
-    return [
-        f"Unbalanced training rows: the largest class has {ratio:.1f} times the rows of the "
-        f"smallest. Balanced accuracy gives every class the same weight{advice}."
-    ]
+def _notes(
+    output: MethodOutput,
+    headline: Sequence[SplitPredictions],
+    settings: Mapping[str, Any],
+    protocol: str,
+    extra: Mapping[str, Any],
+) -> list[str]:
+    """Return what a reader of the numbers must know, leaks first."""
+    notes = [*output.notes, *group_notes([one.split for one in output.splits])]
+    leaks = extra.get("leaks")
+    if leaks is not None:
+        notes += notes_of_repeats(leaks)
+    if output.trains:
+        ratio = imbalance(np.bincount(np.concatenate([s.split.train.labels for s in headline])))
+        if ratio >= IMBALANCE:
+            unweighted = settings.get("class_weight") == "none"
+            advice = ", --class-weight balanced in training" * unweighted
+            notes.append(
+                f"Unbalanced training rows: the largest class has {ratio:.1f} times the rows of "
+                f"the smallest. Balanced accuracy gives every class the same weight{advice}."
+            )
+    notes += [extra["contamination"]] if "contamination" in extra else []
+    if settings.get("protocol") == "auto":
+        there = "there is a store" if protocol == "split" else "there is no store"
+        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
+    if leaked := note_of_leaks(leaks):
+        notes.insert(0, leaked)
+    return notes
 
 
 def imbalance(counts: ArrayLike) -> float:
@@ -341,7 +332,10 @@ def save_result(
     the JSON beside it if it is a network.
     """
     files = {"predictions": path.with_name(f"{path.stem}.predictions.npz")}
-    files |= {} if model is None else _files_of(model)
+    if model is not None:
+        files["model"] = model
+        if model.suffix == ".safetensors":  # that of a network
+            files["head"] = model.with_suffix(".json")
     table.save(files["predictions"])
     result.files = {kind: file.name for kind, file in files.items()}
     result.digests = {kind: of_file(file) for kind, file in files.items()}
@@ -355,36 +349,21 @@ def complete_result(
 
     ``models`` is the folder of the model; without it, none is asked for.
 
-    Raises
-    ------
-    ResultError
-        If one of them was changed after it was written, or the accuracy is not that of the
-        predictions: nothing that is damaged is up to date.
+    One that was changed after it was written is a ``ResultError``: nothing damaged is up to date.
     """
     if not path.exists():
         return None
     result = Result.load(path)
     if "predictions" not in result.files or (models is not None and "model" not in result.files):
         return None
-    folders = {"predictions": path.parent, "model": models, "head": models}
-    files = {
-        kind: folder / result.files[kind]
-        for kind, folder in folders.items()
-        if folder is not None and kind in result.files
-    }
-    if not all(file.exists() for file in files.values()):
+    files = {k: models / f for k, f in result.files.items() if models and k != "predictions"}
+    predictions = path.with_name(result.files["predictions"])
+    if not all(file.exists() for file in (predictions, *files.values())):
         return None
     for kind, file in files.items():
-        if kind != "predictions":
-            result.check_file(kind, file, hashes)
+        result.check_file(kind, file, hashes)
     result.predictions()
     return result
-
-
-def _files_of(model: Path) -> dict[str, Path]:
-    """Return the files of a model: that of a network has a JSON beside it."""
-    beside = {"head": model.with_suffix(".json")} if model.suffix == ".safetensors" else {}
-    return {"model": model, **beside}
 
 
 def renamed(result: Result, title: str | None, default: str) -> Result:
@@ -406,16 +385,19 @@ def outcome_of(result: Result, status: str) -> Outcome:
     text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
     if spread is not None:
         text += f"\n  ± {spread['sd']:.4f} over {spread['n']} models"
-        if spread["training_sd"] is None:
-            text += f" ({spread['reason']})"
-        else:
-            text += (
-                f" (± {spread['training_sd']:.4f} from training images, "
-                f"± {spread['few_rows_sd']:.4f} from few test rows)"
-            )
+        parts = spread["reason"]
+        if spread["training_sd"] is not None:
+            parts = f"± {spread['training_sd']:.4f} from training images, "
+            parts += f"± {spread['few_rows_sd']:.4f} from few test rows"
+        text += f" ({parts})"
     if methods is not None:
         text += f"\n  with other training images, too: {_with_limits(methods)}"
-    lines = [text, *(f"  note: {note}" for note in result.notes), f"  → {result.path}"]
+    leaks = result.extra.get("leaks")
+    notes = list(result.notes)
+    stores = [store["fingerprint"] for store in result.stores]
+    if (said := note_of_leaks(leaks)) and notes[:1] == [said] and not first_report(stores):
+        notes[0] = note_of_leaks(leaks, in_full=False)
+    lines = [text, *(f"  note: {note}" for note in notes), f"  → {result.path}"]
     facts = {
         "title": result.title,
         "key": result.key,

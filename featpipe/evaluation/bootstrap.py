@@ -46,20 +46,9 @@ def metric_intervals(
       noise twice. The upper limit is the percentile, which errs on the safe side; the lower one is
       the value less what noise can have added, a quantile of Σ |change of a bin's gap|.
 
-    Parameters
-    ----------
-    predictions : Predictions
-        The m predictions of all models.
-    row, model : ndarray of shape (m,), int
-        Which test row each is about, and which model made it.
-    values : mapping
-        The metrics themselves; one that is missing or None gets no interval.
-
-    Returns
-    -------
-    intervals : dict of str to Interval
-        A metric that is the same in all resamples has none: a single row, or rows without a
-        mistake, leave nothing to resample.
+    ``row`` and ``model``, of shape (m,), say which test row each of the m predictions is about and
+    which model made it; ``values`` are the metrics themselves. One that is missing, None or the
+    same in all resamples (a single row, rows without a mistake) has no interval.
     """
     classes, column = len(predictions.classes), np.unique(row, return_inverse=True)[1]
     n, confidence = int(column.max()) + 1, predictions.confidence
@@ -82,9 +71,10 @@ def metric_intervals(
     sums = _resampled(tables, n, resamples, seed)
 
     how = f"bootstrap over rows, {resamples} resamples, seed {seed}"
+    hits, support = sums["hits"], sums["support"]
     found = {
-        "balanced_accuracy": (_mean_ratio(sums["hits"], sums["support"]), how),
-        "macro_f1": (_mean_ratio(2 * sums["hits"], sums["support"] + sums["predicted"]), how),
+        "balanced_accuracy": (_mean_ratio(hits, support), how),
+        "macro_f1": (_mean_ratio(2 * hits, support + sums["predicted"]), how),
     }
     if "auc" in sums:
         area = values["roc_auc_macro"] + sums["auc"][0]
@@ -97,12 +87,7 @@ def metric_intervals(
         high = np.quantile(np.abs(gaps).sum(axis=0), _TAILS[1])
         limits["ece"] = low, high, f"{how}, lower limit less the noise in bins"
     return {
-        name: Interval(
-            values[name],
-            max(0.0, min(float(low), values[name])),
-            min(1.0, max(float(high), values[name])),
-            text,
-        )
+        name: Interval.around(values[name], max(0.0, low), min(1.0, high), text)
         for name, (low, high, text) in limits.items()
         if values.get(name) is not None and high - low > 1e-12
     }

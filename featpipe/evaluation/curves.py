@@ -27,15 +27,12 @@ def roc_curves(predictions: Predictions) -> dict[str, Any]:
 
     The macro curve is the vertical average of the class curves (Fawcett 2006, "An introduction
     to ROC analysis", "vertical averaging"): its area is the mean of their areas. Micro averaging
-    compares scores across classes. Needs scores or probabilities.
+    compares scores across classes.
 
-    Returns
-    -------
-    curves : dict
-        ``curves``: list of ``{class, average, fpr, tpr, auc}``, where either ``class`` or
-        ``average`` is None; ``undefined``: class name → reason. A curve of more than
-        :data:`MAX_POINTS` points is redrawn with that many points of the same broken line; its
-        area then differs from ``auc`` by at most 0.0026.
+    Returned are ``curves``, a list of ``{class, average, fpr, tpr, auc}``, where either ``class``
+    or ``average`` is None, and ``undefined``, class name → reason. A curve of more than
+    :data:`MAX_POINTS` points is redrawn with that many points of the same broken line; its area
+    then differs from ``auc`` by at most 0.0026.
     """
 
     def macro(curves: Sequence[_Curve]) -> _Curve:
@@ -63,16 +60,11 @@ def pr_curves(predictions: Predictions) -> dict[str, Any]:
     """Precision-recall curves, one class against the rest, with micro and macro averages.
 
     Draw them as steps: between two points the precision is that of the *right* one, which is how
-    average precision adds up. The point at recall 0 only repeats the first step. Needs scores or
-    probabilities.
+    average precision adds up. The point at recall 0 only repeats the first step.
 
-    Returns
-    -------
-    curves : dict
-        ``curves``: list of ``{class, average, recall, precision, average_precision}``;
-        ``undefined``: class name → reason. A curve of more than :data:`MAX_POINTS` points, and
-        the macro average always, is given as its mean precision over equal steps of recall, which
-        keeps the area.
+    Returned are ``curves``, a list of ``{class, average, recall, precision, average_precision}``,
+    and ``undefined`` as above. A curve of more than :data:`MAX_POINTS` points, and the macro
+    average always, is given as its mean precision over equal steps of recall, which keeps the area.
     """
 
     def full(member: NDArray[np.bool_], score: NDArray[np.float64]) -> _Curve:
@@ -117,14 +109,14 @@ def _one_vs_rest(
     if scores is None:
         raise ResultError("Curves need scores or probabilities; this method gives neither.")
     scores = scores[:, : len(predictions.classes)]
-    members = np.asarray(predictions.y_true)[:, None] == np.arange(len(predictions.classes))
+    members = predictions.y_true[:, None] == np.arange(len(predictions.classes))
     curves, undefined = {}, {}
     for name, member, score in zip(predictions.classes, members.T, scores.T, strict=True):
         if member.any() and not member.all():
             curves[name] = full(member, score)
         else:
-            why = "every test row is of this class" if member.any() else "no test row of this class"
-            undefined[name] = why
+            which = "every test row is" if member.any() else "no test row"
+            undefined[name] = f"{which} of this class"
     entries = [{"class": name, "average": None, **drawn(*curve)} for name, curve in curves.items()]
     if curves:
         micro = full(members.ravel(), scores.ravel())

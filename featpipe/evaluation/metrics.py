@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, roc_auc_score
 
-from featpipe.errors import ResultError, did_you_mean
+from featpipe.errors import ResultError
 from featpipe.evaluation.result import PredictionTable
 from featpipe.labelmap import OTHER
 
@@ -32,12 +32,7 @@ class Predictions:
     """Predicted and true classes of test rows, with scores where the method has them.
 
     The same id may occur several times: once for each model (fold, seed) that predicted the row.
-
-    Raises
-    ------
-    ResultError
-        If the parts do not belong together: lengths, labels or columns differ, a score is not
-        finite, probabilities do not add up to one, there is no row.
+    Parts that do not belong together are a ``ResultError``.
     """
 
     ids: NDArray[Any]  # which image each row is, (n,)
@@ -51,42 +46,37 @@ class Predictions:
     other: bool = False  # whether the method may answer "other", which is never a true class
 
     def __post_init__(self) -> None:
-        n, k = len(self.y_true), len(self.classes)
+        n, k, width = len(self.y_true), len(self.classes), len(self.columns)
         if n == 0:
             raise ResultError("There are no test rows.")
-        if len(set(self.columns)) != len(self.columns):
+        if len(set(self.columns)) != width:
             raise ResultError("Two classes have the same name.", got=", ".join(self.columns))
         if not len(self.ids) == n == len(self.y_pred):
             raise ResultError(
                 "Predictions do not belong together: their lengths differ.",
                 got=f"{len(self.ids)} ids, {n} labels, {len(self.y_pred)} answers",
             )
-        for what, labels, limit in (
-            ("true class", np.asarray(self.y_true), k),
-            ("predicted class", np.asarray(self.y_pred), len(self.columns)),
-        ):
-            expected = f"0 to {limit - 1}"
-            wrong = (labels < 0) | (labels >= limit)
-            self._refuse(wrong, f"A {what} is none of the classes.", labels, expected)
+        for what, labels, limit in (("true", self.y_true, k), ("predicted", self.y_pred, width)):
+            message, expected = f"A {what} class is none of the classes.", f"0 to {limit - 1}"
+            self._refuse((labels < 0) | (labels >= limit), message, labels, expected)
         for what, values, widths in (
-            ("scores", self.scores, {k, len(self.columns)}),
-            ("probabilities", self.probabilities, {len(self.columns)}),
+            ("scores", self.scores, sorted({k, width})),
+            ("probabilities", self.probabilities, [width]),
         ):
             if values is None:
                 continue
             if values.ndim != 2 or len(values) != n or values.shape[1] not in widths:
                 raise ResultError(
                     f"The {what} do not have one column per class.",
-                    expected="shape " + " or ".join(f"({n}, {width})" for width in sorted(widths)),
+                    expected="shape " + " or ".join(f"({n}, {width})" for width in widths),
                     got=f"shape {values.shape}",
                 )
             wrong = ~np.isfinite(values).all(axis=1)
             self._refuse(wrong, f"The {what} hold values that are not finite.", values)
-        if self.probabilities is not None:
-            total = self.probabilities.sum(axis=1, dtype=np.float64)
-            wrong = (np.abs(total - 1) > _SUM_TOLERANCE) | (self.probabilities.min(axis=1) < 0)
-            message = "Probabilities must be between 0 and 1 and add up to 1."
-            self._refuse(wrong, message, self.probabilities)
+        if (likely := self.probabilities) is not None:
+            total = likely.sum(axis=1, dtype=np.float64)
+            wrong = (np.abs(total - 1) > _SUM_TOLERANCE) | (likely.min(axis=1) < 0)
+            self._refuse(wrong, "Probabilities must be between 0 and 1 and add up to 1.", likely)
 
     def _refuse(
         self, wrong: NDArray[np.bool_], message: str, got: NDArray[Any], expected: str | None = None
@@ -101,15 +91,9 @@ class Predictions:
         cls, table: PredictionTable, classes: Sequence[str], *, other: bool, probabilities: bool
     ) -> Predictions:
         """Return all predictions of a table, those of several models to a row one by one."""
-        return cls(
-            ids=table.ids[table.row],
-            y_true=table.true[table.row],
-            y_pred=table.predicted,
-            classes=tuple(classes),
-            scores=None if probabilities else table.scores,
-            probabilities=table.scores if probabilities else None,
-            other=other,
-        )
+        scores, likely = (None, table.scores) if probabilities else (table.scores, None)
+        ids, true = table.ids[table.row], table.true[table.row]
+        return cls(ids, true, table.predicted, tuple(classes), scores, likely, other)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -119,7 +103,7 @@ class Predictions:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Whether each row was predicted right, shape (n,)."""
-        return np.asarray(self.y_true) == np.asarray(self.y_pred)
+        return self.y_true == self.y_pred
 
     @property
     def ranking(self) -> NDArray[np.float64] | None:
@@ -132,7 +116,7 @@ class Predictions:
         """Probability that the method gave to its own answer, shape (n,)."""
         if self.probabilities is None:
             return None
-        chosen = np.take_along_axis(self.probabilities, np.asarray(self.y_pred)[:, None], axis=1)
+        chosen = np.take_along_axis(self.probabilities, self.y_pred[:, None], axis=1)
         return np.clip(chosen[:, 0].astype(np.float64), 0.0, 1.0)
 
 
@@ -150,11 +134,15 @@ def classification_metrics(
     """
     columns = range(len(predictions.columns))
     confusion = confusion_matrix(predictions.y_true, predictions.y_pred, labels=columns)
-    values = metrics_from_confusion(
-        confusion[: len(predictions.classes)], predictions.classes, predictions.other
-    )
+    counts = confusion[: len(predictions.classes)]
+    values = metrics_from_confusion(counts, predictions.classes, predictions.other)
     if without_source is not None:
-        values |= _with_source(predictions, without_source)
+        lacking = np.isin(predictions.classes, without_source)
+        rows = ~lacking[predictions.y_true]
+        none = _Undefined("no test row of a class that has a source class")
+        values["classes_without_source"] = np.array(predictions.classes)[lacking].tolist()
+        right = predictions.correct[rows]
+        values["accuracy_with_source"] = float(right.mean()) if rows.any() else none
     values |= _ranking_metrics(predictions, values["per_class"])
     values |= _probability_metrics(predictions)
     return _with_reasons(values)
@@ -167,27 +155,15 @@ def metrics_from_confusion(
 
     ``confusion``, of shape (k, k), has whole counts; rows are true classes, columns are predicted
     classes. With ``other`` a further, last column counts rows sent to "other".
-
-    Raises
-    ------
-    ResultError
-        If the shape does not fit the classes, a count is negative or there is none.
-
-    Examples
-    --------
-    >>> m = metrics_from_confusion([[8, 2, 0], [3, 0, 7]], ("cat", "deer"), other=True)
-    >>> m["accuracy"], m["coverage"], m["per_class"][1]["precision"]
-    (0.4, 0.65, 0.0)
     """
     matrix, shape = np.asarray(confusion), (len(classes), len(classes) + other)
-    if matrix.shape != shape:
+    whole = np.issubdtype(matrix.dtype, np.integer)
+    if matrix.shape != shape or not whole or matrix.min() < 0 or not matrix.any():
         raise ResultError(
-            "The confusion matrix does not fit the classes.",
+            "A confusion matrix holds whole, non-negative counts, not all zero.",
             expected=f"shape {shape}: true classes × predicted classes",
-            got=f"shape {matrix.shape}",
+            got=f"{matrix.dtype} of shape {matrix.shape}",
         )
-    if not np.issubdtype(matrix.dtype, np.integer) or matrix.min() < 0 or not matrix.any():
-        raise ResultError("A confusion matrix holds whole, non-negative counts, not all zero.")
     n, hits = int(matrix.sum()), np.diag(matrix).astype(np.float64)
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)[: len(classes)]
     present, weight = support > 0, support / support.sum()
@@ -197,11 +173,8 @@ def metrics_from_confusion(
         for i, name in enumerate(classes)
     ]
     recall = _ratio(hits, support)
-    values: Values = {
-        "n": n,
-        "accuracy": float(hits.sum() / n),
-        "balanced_accuracy": float(np.nanmean(recall)),
-    }
+    values: Values = {"n": n, "accuracy": float(hits.sum() / n)}
+    values["balanced_accuracy"] = float(np.nanmean(recall))
     for metric, each, macro_over, why in (
         ("recall", recall, present, "no test row of this class"),
         ("precision", _ratio(hits, predicted), answered, "never predicted"),
@@ -249,41 +222,21 @@ def _fill(entries: list[Values], metric: str, each: NDArray[np.float64], why: st
         entry[metric] = _Undefined(why) if np.isnan(value) else value
 
 
-def _with_source(predictions: Predictions, without_source: Sequence[str]) -> Values:
-    for name in without_source:
-        if name not in predictions.classes:
-            raise ResultError(
-                f"There is no class named {name!r}.",
-                expected=", ".join(predictions.classes),
-                next_step=did_you_mean(name, predictions.classes),
-            )
-    lacking = [i for i, name in enumerate(predictions.classes) if name in without_source]
-    rows = ~np.isin(predictions.y_true, lacking)
-    none = _Undefined("no test row of a class that has a source class")
-    return {
-        "classes_without_source": [predictions.classes[i] for i in lacking],
-        "accuracy_with_source": float(predictions.correct[rows].mean()) if rows.any() else none,
-    }
-
-
 def _ranking_metrics(predictions: Predictions, entries: list[Values]) -> Values:
     """Top-k, ROC AUC and average precision; adds the areas of each class to its entry."""
     areas = {"roc_auc": roc_auc_score, "average_precision": average_precision_score}
     averages = [f"{name}_{average}" for name in areas for average in ("macro", "weighted", "micro")]
-    scores, truth = predictions.ranking, np.asarray(predictions.y_true)[:, None]
+    scores, truth = predictions.ranking, predictions.y_true[:, None]
     if scores is None:
         names = [f"top_{k}_accuracy" for k in TOP_K] + averages
         return dict.fromkeys(names, _Undefined("the method gives no scores"))
     # Unlike scikit-learn's top_k_accuracy_score, whose ties favour the later column, a tie counts
     # against the method: a neighbour vote leaves most classes tied at 0.
     rank = (scores >= np.take_along_axis(scores, truth, axis=1)).sum(axis=1)
-    values: Values = {
-        f"top_{k}_accuracy": float((rank <= k).mean())
-        if scores.shape[1] > k
-        else _Undefined(f"needs more than {k} classes")
-        for k in TOP_K
-    }
-    values |= dict.fromkeys(averages, _Undefined("all test rows are of one class"))
+    values: Values = dict.fromkeys(averages, _Undefined("all test rows are of one class"))
+    for k in TOP_K:
+        few = _Undefined(f"needs more than {k} classes")
+        values[f"top_{k}_accuracy"] = float((rank <= k).mean()) if scores.shape[1] > k else few
     labels = np.arange(len(predictions.classes))
     scores, members = scores[:, : len(labels)], truth == labels
     support = members.sum(axis=0)
@@ -305,12 +258,12 @@ def _probability_metrics(predictions: Predictions) -> Values:
         return {"log_loss": why, "brier": why, "ece": why}
     probabilities = predictions.probabilities.astype(np.float64)
     probabilities /= probabilities.sum(axis=1, keepdims=True)  # float16 and float32 rounding
-    columns = np.arange(len(predictions.columns))
-    truth = np.asarray(predictions.y_true)[:, None] == columns
+    columns, loss = np.arange(len(predictions.columns)), float("nan")
+    truth = predictions.y_true[:, None] == columns
+    if len(columns) > 1:
+        loss = float(log_loss(predictions.y_true, probabilities, labels=columns))
     return {
-        "log_loss": float(log_loss(predictions.y_true, probabilities, labels=columns))
-        if len(columns) > 1
-        else _Undefined("there is only one class"),
+        "log_loss": loss if len(columns) > 1 else _Undefined("there is only one class"),
         "brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
         "ece": reliability_curve(predictions)["ece"],
     }
@@ -321,13 +274,9 @@ def reliability_curve(predictions: Predictions, bins: int = ECE_BINS) -> dict[st
 
     Equal-width bins ``(i/bins, (i+1)/bins]`` of the probability given to the predicted class;
     ``ece = Σ count/n · |accuracy − confidence|`` (Guo et al. 2017, "On calibration of modern neural
-    networks", equation 3). scikit-learn's ``calibration_curve`` knows two classes only.
-
-    Returns
-    -------
-    diagram : dict
-        ``ece`` and ``bins``: list of ``{low, high, count, confidence, accuracy}``; means of an
-        empty bin are None.
+    networks", equation 3). scikit-learn's ``calibration_curve`` knows two classes only. Returned
+    are ``ece`` and ``bins``, a list of ``{low, high, count, confidence, accuracy}``; means of an
+    empty bin are None.
     """
     confidence = predictions.confidence
     if confidence is None:

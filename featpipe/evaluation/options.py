@@ -28,17 +28,14 @@ class RowOptions(Step):
     def row_lists(self) -> dict[str, Any]:
         """Return the options as they enter the identity: lists by their content."""
         read = {}
-        for name in ("drop", "groups"):
-            if (named := getattr(self, name)) is not None:
-                path = user_path(named)
-                if not path.is_file():
-                    raise DataError(
-                        "There is no such list of images.",
-                        where=path,
-                        next_step=nearest_path(path) or "featpipe audit makes one",
-                    )
-                with explain_os_errors(path):
-                    read[name] = of_file(path)
+        for name, named in (("drop", self.drop), ("groups", self.groups)):
+            if named is None:
+                continue
+            if not (path := user_path(named)).is_file():
+                advice = nearest_path(path) or "featpipe audit makes one"
+                raise DataError("There is no such list of images.", where=path, next_step=advice)
+            with explain_os_errors(path):
+                read[name] = of_file(path)
         return read
 
 

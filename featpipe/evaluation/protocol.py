@@ -51,10 +51,7 @@ class RowSet:
 
     @property
     def groups(self) -> Rows | None:
-        """Numbers of the groups that the rows are in, of shape (n,); None where there are none.
-
-        A group is what no split may divide, a single image without a group of its own too.
-        """
+        """Numbers of what no split may divide, of shape (n,); None where every row is alone."""
         return None if self.together is None else self.together[self.rows]
 
     @property
@@ -76,8 +73,7 @@ class RowSet:
                 got=f"shape {features.shape[1:]} per image",
                 next_step="extract the layer without ':map', or use featpipe finetune",
             )
-        if bad := np.count_nonzero(~np.isfinite(features).all(axis=1)):
-            raise _not_finite(bad, self.store.path)
+        _need_finite(features, self.store.path)
         return features.astype(np.float32, copy=False)
 
 
@@ -100,8 +96,7 @@ class StoredRows:
         offset = self._features.offset + first * width * stored.itemsize
         block = np.fromfile(self._path, stored, n_rows * width, offset=offset)
         block = block.reshape(n_rows, width)[numbers - first].astype(np.float32)
-        if not np.isfinite(block).all():
-            raise _not_finite(np.count_nonzero(~np.isfinite(block).all(axis=1)), self._path)
+        _need_finite(block, self._path)
         return block if np.ndim(self._rows[rows]) else block[0]
 
 
@@ -116,12 +111,10 @@ class Split:
     repeat: int | None = None  # which random draw of that point
 
 
-def _not_finite(bad: Any, path: Path) -> FitError:
-    return FitError(
-        f"{bad} rows hold features that are not finite.",
-        where=path,
-        next_step=f"featpipe store verify {path}",
-    )
+def _need_finite(features: NDArray[Any], path: Path) -> None:
+    if bad := np.count_nonzero(~np.isfinite(features).all(axis=1)):
+        what = f"{bad} rows hold features that are not finite."
+        raise FitError(what, where=path, next_step=f"featpipe store verify {path}")
 
 
 def make_splits(
@@ -133,67 +126,56 @@ def make_splits(
 ) -> tuple[str, list[Split]]:
     """Return the protocol that ``"auto"`` means, and its splits.
 
-    ``test`` holds the dataset's own test rows; ``screening`` says which rows take part.
-
-    Raises
-    ------
-    UsageError
-        If there is no such protocol, or the stores cannot serve it.
-    FitError
-        If there are too few rows for it, an image occurs twice in a store, or leaks are not
-        allowed.
+    ``test`` holds the dataset's own test rows; ``screening`` says which rows take part. It is an
+    error if the stores cannot serve the protocol, if there are too few rows for it or if an image
+    occurs twice in a store.
     """
     protocol, test = resolve(protocol, test)
     screening = screening or Screening()
-    splits = screening.screen(_splits_of(protocol, train, test, seed, screening))
-    return protocol, splits
-
-
-def _splits_of(
-    protocol: str,
-    train: FeatureStore,
-    test: FeatureStore | None,
-    seed: int,
-    screening: Screening,
-) -> list[Split]:
-    """Return the splits of a protocol, leaks among them."""
     kind, number = grammar.protocol(protocol)
+    _need_other_images(train, test, trained=kind != "all")
     rows = RowSet(train, train.usable, screening.together(train))
     test_rows = None if test is None else RowSet(test, test.usable)
-    _need_other_images(train, test, trained=kind != "all")
     if kind == "all":  # no row trains, so only a method without training can be tested
-        nothing = replace(rows, rows=rows.rows[:0])
-        return [Split("all rows", nothing, rows if test_rows is None else test_rows)]
-    if kind in ("kfold", "holdout"):
-        return _random_splits(rows, protocol, seed)
-    if kind == "split":
+        tested = rows if test_rows is None else test_rows
+        splits = [Split("all rows", replace(rows, rows=rows.rows[:0]), tested)]
+    elif kind in ("kfold", "holdout"):
+        splits = _random_splits(rows, protocol, seed)
+    elif kind == "split":
         if test_rows is None:
-            manifest = train.manifest
             raise UsageError(
                 "The protocol 'split' needs a store of the dataset's own test rows.",
                 where=train.path,
-                next_step=f"featpipe extract --dataset {manifest['dataset']['name']} --model "
-                f"{manifest['backbone']['model']} --split test, or --protocol holdout:0.2",
+                next_step=f"featpipe extract --dataset {train.manifest['dataset']['name']} --model "
+                f"{train.manifest['backbone']['model']} --split test, or --protocol holdout:0.2",
             )
-        return [Split("split", rows, test_rows)]
-    if not train.folds:
-        raise UsageError(
-            "The dataset prescribes no folds.",
-            where=train.path,
-            next_step="use --protocol kfold:5, split or holdout:0.2",
+        splits = [Split("split", rows, test_rows)]
+    else:
+        splits = _official_folds(rows, test_rows, None if number is None else int(number))
+    return protocol, screening.screen(splits)
+
+
+def _official_folds(rows: RowSet, test_rows: RowSet | None, number: int | None) -> list[Split]:
+    """Train on each prescribed fold, or one; test on the test split, else on the other rows.
+
+    STL-10 prescribes the former (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10/).
+    """
+    prescribed, advice = rows.store.folds, "use --protocol kfold:5, split or holdout:0.2"
+    if not prescribed:
+        what = "The dataset prescribes no folds."
+        raise UsageError(what, where=rows.store.path, next_step=advice)
+    if number is not None and number >= len(prescribed):
+        raise UsageError(f"There is no fold {number}.", expected=f"0 to {len(prescribed) - 1}")
+    return [
+        Split(
+            f"fold {i}",
+            replace(rows, rows=np.intersect1d(prescribed[i], rows.rows)),
+            replace(rows, rows=np.setdiff1d(rows.rows, prescribed[i]))
+            if test_rows is None
+            else test_rows,
         )
-    # Train on each prescribed fold; test on the test split, else on the other training rows.
-    # STL-10 prescribes the former (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10/).
-    folds = []
-    for i, fold in enumerate(train.folds):
-        inside = replace(rows, rows=np.intersect1d(fold, rows.rows))
-        outside = replace(rows, rows=np.setdiff1d(rows.rows, fold))
-        folds.append(Split(f"fold {i}", inside, outside if test_rows is None else test_rows))
-    if kind == "folds":
-        return folds
-    if int(number or 0) >= len(folds):
-        raise UsageError(f"There is no fold {number}.", expected=f"0 to {len(folds) - 1}")
-    return [folds[int(number or 0)]]
+        for i in (range(len(prescribed)) if number is None else [number])
+    ]
 
 
 def resolve(protocol: str, test: FeatureStore | None) -> tuple[str, FeatureStore | None]:
@@ -213,12 +195,9 @@ def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, traine
     """Refuse an image that occurs twice: it could train the model that it tests."""
     for store in [train] if test is None else [train, test]:
         if twice := [name for name, count in Counter(store.ids).items() if count > 1]:
-            raise FitError(
-                f"{len(twice)} images occur more than once.",
-                where=store.path,
-                got=", ".join(twice[:5]),
-                next_step="extract from a source that lists every image once",
-            )
+            what, got = f"{len(twice)} images occur more than once.", ", ".join(twice[:5])
+            advice = "extract from a source that lists every image once"
+            raise FitError(what, where=store.path, got=got, next_step=advice)
     if test is None or not trained:
         return
     one, other = (store.manifest["dataset"] for store in (train, test))
@@ -241,11 +220,10 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
         raise no_labels(store)
     groups, by = rows.groups, grouped_by(store)
     if groups is not None and len(np.unique(groups)) == 1:
-        one = f"the group {store.groups[rows.rows[0]]!r}, by {by}" if by else "one image or cluster"
         raise FitError(
             "All labelled images are in one group, which cannot both train and test.",
             where=store.path,
-            got=one,
+            got=f"{store.groups[rows.rows[0]]!r}, by {by}" if by else "one image or cluster",
             next_step="extract with groups that are smaller (--group-by), or with none",
         )
     counts = units_per_class(labels, groups, len(store.classes))
@@ -273,8 +251,7 @@ def no_labels(store: FeatureStore) -> FitError:
     return FitError(
         "There is no labelled row.",
         where=store.path,
-        expected="images with a class",
-        got=f"{len(store.labels)} images without",
+        got=f"{len(store.labels)} images without a class",
         next_step="sort the images into class folders, or give a CSV a column label; then extract "
         "them again",
     )
@@ -290,38 +267,31 @@ def units_per_class(labels: Rows, groups: Rows | None, n_classes: int = 0) -> Ro
 def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Rows, Rows]]:
     """Cut rows into two parts, once or in turn, with alike shares of every class.
 
-    Parameters
-    ----------
-    how : str
-        ``"kfold:K"`` or ``"holdout:F"``.
-    labels, groups : ndarray of shape (n,), int64
-        No group is in both parts. Where few rows share one with others, each group is cut as its
-        first row; else F is rounded to a number of at most ten folds by group.
-    seed : int
-
-    Returns
-    -------
-    parts : list of (ndarray, ndarray)
-        Rows that train, and those held out.
+    ``how`` is ``"kfold:K"`` or ``"holdout:F"``; returned are rows that train, and those held out.
+    No group is in both parts. Where few rows share one with others, each group is cut as its first
+    row; else F is rounded to a number of at most ten folds by group.
     """
     kind, number = grammar.protocol(how)
-    if groups is not None:
-        _, first, unit = np.unique(groups, return_index=True, return_inverse=True)
-        kept = np.bincount(labels[first], minlength=labels.max() + 1)
-        fewest = kept[np.unique(labels)].min()  # a class whose images are all copies of others: 0
-        if mostly_alone(groups) and fewest >= max(2, int(number or 0)):
-            cuts = cut(how, labels[first], None, seed)
-            rows_of = [[np.flatnonzero(np.isin(unit, part)) for part in parts] for parts in cuts]
-            return [(train, apart) for train, apart in rows_of]
+    n_folds = int(number or 0) if kind == "kfold" else 0
     if groups is None:
-        if kind == "kfold":
-            cv: Any = StratifiedKFold(int(number or 0), shuffle=True, random_state=seed)
-        else:
-            cv = _stratified_share(labels, number or 0.0, seed)
+        n, n_classes = len(labels), len(np.unique(labels))
+        if n_folds:
+            cv: Any = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+            return list(cv.split(labels, labels))
+        # Each side has room for a row of every class.
+        n_apart = min(max(round((number or 0.0) * n), n_classes), n - n_classes)
+        cv = StratifiedShuffleSplit(1, test_size=n_apart, random_state=seed)
         return list(cv.split(labels, labels))
-    n_folds, n_apart = int(number or 0), 1
+    _, first, unit = np.unique(groups, return_index=True, return_inverse=True)
+    kept = np.bincount(labels[first], minlength=labels.max() + 1)
+    fewest = kept[np.unique(labels)].min()  # a class whose images are all copies of others: 0
+    if mostly_alone(groups) and fewest >= max(2, n_folds):
+        cuts = cut(how, labels[first], None, seed)
+        isin = [(np.isin(unit, train), np.isin(unit, apart)) for train, apart in cuts]
+        return [(np.flatnonzero(train), np.flatnonzero(apart)) for train, apart in isin]
+    n_apart = 1
     if kind == "holdout":
-        most = min(_FINEST, len(np.unique(groups)), int(np.bincount(labels).max()))
+        most = min(_FINEST, len(first), int(np.bincount(labels).max()))
         share = Fraction(number or 0).limit_denominator(most)
         share = min(max(share, Fraction(1, most)), Fraction(most - 1, most))
         n_folds, n_apart = share.denominator, share.numerator
@@ -349,29 +319,22 @@ def grouped_by(store: FeatureStore) -> str:
 
 def group_notes(splits: Sequence[Split]) -> list[str]:
     """Say what was kept together, and where a dataset's own split does not."""
-    if not grouped_by(splits[0].test.store):
+    if not (by := grouped_by(splits[0].test.store)):
         return []
-    sides = [
-        [
-            {part.store.groups[row] for row in part.rows if part.store.groups}
-            for part in (split.train, split.test)
-        ]
-        for split in splits
-    ]
+    sides = [(_group_names(split.train), _group_names(split.test)) for split in splits]
     straddling = max(len(train & test) for train, test in sides)
-    text = f"{GROUPED}{grouped_by(splits[0].test.store)}: {len(set().union(*sides[0]))} groups, "
+    across = "none of which is on both sides of a split."
     if straddling:
-        text += f"{straddling} of which are on both sides of the dataset's own split."
-    else:
-        text += "none of which is on both sides of a split."
-    return [f"{text} Intervals and tests count images, as if those of a group were independent."]
+        across = f"{straddling} of which are on both sides of the dataset's own split."
+    return [
+        f"{GROUPED}{by}: {len(set().union(*sides[0]))} groups, {across} Intervals and tests count "
+        "images, as if those of a group were independent."
+    ]
 
 
-def _stratified_share(labels: Rows, share: float, seed: int) -> StratifiedShuffleSplit:
-    """Split off a share of the rows; each side has room for a row of every class."""
-    n_classes = len(np.unique(labels))
-    n_apart = min(max(round(share * len(labels)), n_classes), len(labels) - n_classes)
-    return StratifiedShuffleSplit(1, test_size=n_apart, random_state=seed)
+def _group_names(rows: RowSet) -> set[str]:
+    names = rows.store.groups
+    return {names[row] for row in rows.rows} if names else set()
 
 
 def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: int) -> list[Split]:
@@ -382,29 +345,21 @@ def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: 
     """
     drawn = []
     for number, split in enumerate(splits):
-        labels = split.train.labels
+        train, labels = split.train, split.train.labels
         classes, counts = np.unique(labels, return_counts=True)
         if max(sizes) > counts.min():
-            raise FitError(
-                f"There are no {max(sizes)} training images of every class.",
-                where=split.name,
-                got=f"{counts.min()} of {split.train.store.classes[classes[counts.argmin()]]!r}",
-                next_step=f"--train-per-class up to {counts.min()}",
-            )
+            what, n = f"There are no {max(sizes)} training images of every class.", counts.min()
+            got = f"{n} of {train.store.classes[classes[counts.argmin()]]!r}"
+            advice = f"--train-per-class up to {n}"
+            raise FitError(what, where=split.name, got=got, next_step=advice)
         for repeat in range(repeats):
             rng = np.random.default_rng([seed, number, repeat])
             order = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
             for size in sizes:
                 chosen = np.sort(np.concatenate([rows[:size] for rows in order]))
-                drawn.append(
-                    replace(
-                        split,
-                        name=f"{split.name}, {size} per class, draw {repeat}",
-                        train=replace(split.train, rows=split.train.rows[chosen]),
-                        train_per_class=size,
-                        repeat=repeat,
-                    )
-                )
+                few = replace(train, rows=train.rows[chosen])
+                name = f"{split.name}, {size} per class, draw {repeat}"
+                drawn.append(Split(name, few, split.test, size, repeat))
     return drawn
 
 
@@ -413,11 +368,6 @@ def resolve_validation(spec: str, y: Rows, groups: Rows | None = None) -> str:
 
     That is ``"none"`` where some class has a single row, so that no row of it can be held out, or
     is in a single group.
-
-    Raises
-    ------
-    FitError
-        If a class has fewer rows, or is in fewer groups, than there are folds.
     """
     kind, number = grammar.validation(spec)
     counts = units_per_class(y, groups)
@@ -428,12 +378,9 @@ def resolve_validation(spec: str, y: Rows, groups: Rows | None = None) -> str:
         folds = "kfold", min(FOLDS, fewest)
         kind, number = folds if len(y) < FEW_ROWS else ("holdout", SHARE)
     if kind == "kfold" and number is not None and number > fewest:
-        raise FitError(
-            f"{spec} needs {number} training {'rows' if groups is None else 'groups'} of every "
-            "class.",
-            got=f"a class with {fewest}",
-            next_step=f"--validation kfold:{fewest}",
-        )
+        units, advice = "rows" if groups is None else "groups", f"--validation kfold:{fewest}"
+        what = f"{spec} needs {number} training {units} of every class."
+        raise FitError(what, got=f"a class with {fewest}", next_step=advice)
     return _spelled(kind, number)
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
@@ -36,8 +37,6 @@ _DAMAGED = (
     OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError,
     struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, AttributeError,
 )  # fmt: skip
-
-
 _AGAIN = "run its command again with --force"
 _ROUNDING = 1e-9  # numbers that differ by less are equal
 
@@ -127,21 +126,19 @@ class Result:
         Raises
         ------
         ResultError
-            If the file is missing, damaged, changed after it was written (ChangedResultError), of
-            another schema or (OldResultError) of featpipe 0.1.
+            If the file is missing, damaged, changed after it was written (ChangedResultError) or of
+            another version (of 0.1: OldResultError).
         """
         path = Path(path)
-        repair = f"delete it and run its command again: rm {str(path)!r}"
+        advice = f"delete it and run its command again: rm {str(path)!r}"
+        refused = partial(ResultError, where=path, next_step=advice)
         try:
             content = read_json(path)
         except FileNotFoundError:
-            raise ResultError(
-                "There is no such result.", where=path, next_step="featpipe results"
-            ) from None
+            what, advice = "There is no such result.", "featpipe results"
+            raise ResultError(what, where=path, next_step=advice) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise ResultError(
-                f"The result cannot be read: {error}", where=path, next_step=repair
-            ) from error
+            raise refused(f"The result cannot be read: {error}") from error
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema == 1:
             command = content.get("command")
@@ -152,31 +149,24 @@ class Result:
                 "this file or move it elsewhere",
             )
         if schema != SCHEMA_VERSION:
-            raise ResultError(
-                "This is not a result of this version of featpipe.",
-                where=path,
-                expected=f"schema {SCHEMA_VERSION}",
-                got=f"schema {schema}",
-                next_step=repair,
-            )
+            what, expected = "This is not a result of this version of featpipe.", SCHEMA_VERSION
+            raise refused(what, expected=f"schema {expected}", got=f"schema {schema}")
+        changed = None
         try:
-            whole, changed = unsealed(content), None
+            content = unsealed(content)
         except ValueError as error:
-            whole, changed = {k: v for k, v in content.items() if k != "digest"}, error
-        if wrong := _wrong_keys(whole):
-            raise ResultError(
-                "The result is damaged: its keys, or their types, are not those of a result.",
-                where=path,
-                got=", ".join(sorted(wrong)),
-                next_step=repair,
-            )
-        result = cls(**whole, path=path)
+            changed = error
+            content.pop("digest", None)
+        if wrong := _wrong_keys(content):
+            what = "The result is damaged: its keys, or their types, are not those of a result."
+            raise refused(what, got=", ".join(sorted(wrong)))
+        result = cls(**content, path=path)
         if changed is not None:
             raise ChangedResultError(result, changed)
         return result
 
     def predictions(self) -> PredictionTable:
-        """Read the predictions beside the JSON, once their digest and their accuracy are right.
+        """Read the predictions beside the JSON.
 
         Raises
         ------
@@ -187,9 +177,8 @@ class Result:
             raise ResultError("This result was not saved, so it has no predictions file.")
         name = self.files.get("predictions")
         if not name or Path(name).name != name:
-            raise ResultError(
-                "This result names no predictions file beside it.", where=self.path, got=name
-            )
+            what = "This result names no predictions file beside it."
+            raise ResultError(what, where=self.path, got=name)
         self.check_file("predictions", self.path.with_name(name))
         table = PredictionTable.load(self.path.with_name(name))
         if self.misstates(table):
@@ -203,14 +192,9 @@ class Result:
         return table
 
     def check_file(self, kind: str, path: Path, hashes: FileHashes | None = None) -> None:
-        """Compare one of the result's files with the digest that was taken when it was written.
+        """Refuse a file of the result that is missing or was changed after it was written.
 
         ``kind`` is its key in :attr:`files`; ``hashes`` may remember the digest.
-
-        Raises
-        ------
-        ResultError
-            If it is missing, or another one.
         """
         what, stated = f"The file of the {kind} of the result {self.name}", self.digests.get(kind)
         try:
@@ -264,8 +248,7 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
 def _difference(result: Result) -> str | None:
     """Say where a result that was changed states another accuracy than its predictions give."""
     try:
-        assert result.path is not None
-        table = PredictionTable.load(result.path.with_name(result.files["predictions"]))
+        table = PredictionTable.load(Path(result.path or "").with_name(result.files["predictions"]))
     except (ResultError, LookupError, ValueError):
         return None
     if not result.misstates(table):
@@ -297,9 +280,9 @@ class PredictionTable:
     @property
     def accuracy(self) -> float:
         """Share of right predictions, every test row with the same weight."""
-        right = np.bincount(self.row, weights=self.correct, minlength=len(self.ids))
-        counts = np.bincount(self.row, minlength=len(self.ids))
-        return float(np.mean(right / np.maximum(counts, 1)))
+        n = len(self.ids)
+        right = np.bincount(self.row, weights=self.correct, minlength=n)
+        return float(np.mean(right / np.bincount(self.row, minlength=n).clip(1)))
 
     def only_splits(self, numbers: Sequence[int]) -> PredictionTable:
         """Return the predictions of some splits, numbered as before; test rows all stay."""
@@ -339,11 +322,23 @@ class PredictionTable:
         return table
 
 
-def scan_results(folder: Path) -> tuple[list[Result], list[ResultError]]:
-    """Return the results in a folder, sorted by name, and what is wrong with the others.
+def as_results(given: Any) -> list[Result]:
+    """Return what was given as results, one or several, as a list."""
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    results = list(given) if several else [given]
+    if wrong := [each for each in results if not isinstance(each, Result)]:
+        raise UsageError(
+            "Only results can be compared or reported.",
+            expected="what evaluate returns, or Result.load(PATH)",
+            got=", ".join(type(each).__name__ for each in wrong),
+        )
+    if not results:
+        raise UsageError("There is no result to compare.", next_step="featpipe results")
+    return results
 
-    Those of featpipe 0.1 are among the errors, as :class:`OldResultError`.
-    """
+
+def scan_results(folder: Path) -> tuple[list[Result], list[ResultError]]:
+    """Return the results in a folder, sorted by name, and what is wrong with the others."""
     results: list[Result] = []
     errors: list[ResultError] = []
     for path in sorted(folder.glob("*.json")):
@@ -360,15 +355,10 @@ def find_results(
     dataset: str | None = None,
     note: Callable[[str], object] = warnings.warn,
 ) -> list[Result]:
-    """Return the results that a command means.
+    """Return the results that a command means; a name that fits nothing is a ``ResultError``.
 
     ``names`` are paths or names of results in the folder; without them all are taken but those of
     featpipe 0.1, about which ``note`` gets one line.
-
-    Raises
-    ------
-    ResultError
-        If a name fits nothing, a file is damaged, or no result is left.
     """
     results, errors = scan_results(folder) if not names else ([], [])
     results += [Result.load(locate_result(folder, name)) for name in names or ()]
@@ -404,11 +394,9 @@ def latest_result(folder: Path, method: str, dataset: str | None = None) -> Resu
     here = f"{slug(short_name(dataset))}-" if dataset else ""
     paths = [(p.name.startswith(here), p.stat().st_mtime, p) for p in folder.glob("*.json")]
     for *_, path in sorted(paths, reverse=True):
-        if f"-{method}-" in path.name:
-            with suppress(ResultError):
-                result = Result.load(path)
-                if result.method == method:
-                    return result
+        with suppress(ResultError):
+            if f"-{method}-" in path.name and (result := Result.load(path)).method == method:
+                return result
     return None
 
 
@@ -422,11 +410,6 @@ def locate_result(folder: Path, name: str) -> Path:
     """Return the file of a result, named by its path or as it is called in a folder.
 
     A part of a name, such as ``"svm"`` or ``"resnet50-svm"``, means the latest result of it.
-
-    Raises
-    ------
-    ResultError
-        If there is none.
     """
     path = user_path(name)
     if path.suffix == ".json" and path.exists():
@@ -452,16 +435,13 @@ def options_behind(result: Result) -> dict[str, OptionSpec]:
 
 
 def settings_of(result: Result) -> dict[str, Any]:
-    """Return the settings of a result that may change its numbers; of a list, the file's name.
-
-    What only says which input is used is none of them.
-    """
-    options, settings = options_behind(result), {}
-    for key, value in result.settings.items():
-        known = options.get(key)
-        if known is None or (known.affects_result and not known.selects_input):
-            listed = known is not None and known.item_type is Path and value is not None
-            settings[key] = Path(value).name if listed else value
+    """Return the settings of a result that may change its numbers, without those of the input."""
+    options, settings = options_behind(result), dict(result.settings)
+    for key, known in options.items():
+        if key in settings and (known.selects_input or not known.affects_result):
+            del settings[key]
+        elif known.item_type is Path and settings.get(key) is not None:
+            settings[key] = Path(settings[key]).name
     return settings
 
 

@@ -16,6 +16,7 @@ from featpipe.backbones import folder_name
 from featpipe.datasets import slug
 from featpipe.errors import StoreError
 from featpipe.evaluation.assemble import (
+    PARTS,
     MethodOutput,
     SplitPredictions,
     build_result,
@@ -26,6 +27,7 @@ from featpipe.evaluation.assemble import (
 )
 from featpipe.evaluation.calibration import calibrate
 from featpipe.evaluation.fitting import fit_splits, n_parameters
+from featpipe.evaluation.leaks import pixels_known
 from featpipe.evaluation.models import UnsafeModelError, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, mostly_alone, resolve
 from featpipe.evaluation.result import Result
@@ -58,10 +60,8 @@ class Setup:
     def name(self) -> str:
         """Return the name of its result: readable, and different for different numbers."""
         manifest = self.splits[0].train.store.manifest
-        dataset, model = (
-            slug(manifest["dataset"]["name"]),
-            folder_name(manifest["backbone"]["model"]),
-        )
+        dataset = slug(manifest["dataset"]["name"])
+        model = folder_name(manifest["backbone"]["model"])
         return f"{dataset}-{model}-{self.step.label}-{self.key[:8]}"
 
 
@@ -70,16 +70,18 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
 
     ``step`` is the method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` … Without
     ``test``, the dataset's own test rows, the protocol splits the rows of ``train``.
-
-    Raises
-    ------
-    FeatpipeError
-        If the stores cannot serve the protocol, or hold no logits to map.
     """
-    protocol, test = resolve(step.protocol, test)
-    lists, screening = step.row_lists(), Screening.of(step, (train, test))
-    _, splits = make_splits(protocol, train, test, step.seed, screening)
-    splits = step.subsets(splits)
+    protocol, tested = resolve(step.protocol, test)
+    lists, screening = step.row_lists(), Screening.of(step, (train, tested))
+    if test is not tested and test is not None:
+        own, other = (store.manifest["dataset"]["split"] for store in (train, test))
+        screening.notes.append(
+            f"{protocol} tests parts of the {len(train.usable)} rows of {own!r}; the "
+            f"{len(test.usable)} rows of {other!r}, the dataset's own test rows, are not used "
+            "(--protocol split tests them)."
+        )
+    test = tested
+    splits = step.subsets(make_splits(protocol, train, test, step.seed, screening)[1])
     stores = [store.fingerprint for store in (train, test) if store is not None]
     inputs: dict[str, Any] = {"stores": stores, "scikit-learn": package_version("scikit-learn")}
     if (kept := screening.together(train)) is not None:
@@ -96,7 +98,7 @@ def run_evaluation(step: Evaluation, context: Context) -> Outcome:
         remove_leftovers(folder)
     setup, path, existing = look_up(step, context)
     if existing is None:
-        return outcome_of(_evaluate(setup, context, path), "done")
+        return outcome_of(evaluate(setup, context, path), "done")
     return outcome_of(renamed(existing, step.title, step.default_title), "up to date")
 
 
@@ -115,9 +117,8 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
         existing = complete_result(path)
         existing = existing if existing and "not_saved" in existing.extra else None
     if existing and isinstance(step, Probe) and existing.extra.get("leaks") is None:
-        parts = [part.store for split in setup.splits for part in (split.train, split.test)]
-        if all(store.has_looks for store in parts):  # made before it was known what leaks
-            existing = None
+        # Made before it was known what leaks.
+        existing = None if pixels_known(setup.splits) else existing
     if existing and getattr(step, "check_solver", False):
         unchecked = (split for split in existing.splits if "reference" not in split)
         if any(split["solver"]["name"] == "batched" for split in unchecked):
@@ -125,26 +126,11 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
     return setup, path, existing
 
 
-def evaluate(
-    step: Evaluation,
-    train: FeatureStore,
-    test: FeatureStore | None = None,
-    context: Context | None = None,
-    path: Path | None = None,
-) -> Result:
-    """Train and test one method (see :func:`set_up`); the test rows are predicted once.
+def evaluate(setup: Setup, context: Context, path: Path | None = None) -> Result:
+    """Train and test one method; the test rows are predicted once.
 
     The result (JSON), its predictions and its model are saved at ``path``, if it is given.
-
-    Raises
-    ------
-    FitError
-        If the rows cannot validly train or test a classifier.
     """
-    return _evaluate(set_up(step, train, test), context or Context(), path)
-
-
-def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
     step = setup.step
     output = step.answer(setup.splits, context)
     output.notes.extend(setup.notes)
@@ -154,8 +140,7 @@ def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
         saved = output.estimator is not None and result.settings["save_model"]
         if saved and isinstance(step, Probe):
             chosen = output.splits[0].facts["chosen"]
-            found = calibrate(setup.splits[0], step, chosen, context.jobs)
-            result.extra["calibration"] = found
+            result.extra["calibration"] = calibrate(setup.splits[0], step, chosen, context.jobs)
         with one_at_a_time(path.parent):
             if saved:
                 try:
@@ -181,13 +166,8 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
     # As the headline of a low-shot result is its largest N, so are its costs.
     largest = max(split.train_per_class or 0 for split in splits)
     paid = [f for f, s in zip(facts, splits, strict=True) if (s.train_per_class or 0) == largest]
-    cost = {
-        **{
-            f"{part}_seconds": sum(one["seconds"][part] for one in paid)
-            for part in ("search", "fit", "predict")
-        },
-        "parameters_trained": n_parameters(estimator),
-    }
+    cost = {f"{part}_seconds": sum(one["seconds"][part] for one in paid) for part in PARTS}
+    cost["parameters_trained"] = n_parameters(estimator)
     notes, chosen, name = _row_notes(splits), [one["chosen"] for one in facts], probe.tuned
     if stopped := sum(not one["converged"] for one in facts):
         notes.append(
@@ -195,23 +175,13 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
             "raise --max-iter before trusting this number."
         )
     if predictions[0].scores is None:
-        notes.append(
-            "The classifier gives neither probabilities nor decision values: metrics that need "
-            "them are left out."
-        )
-    if edges := sum(one.get("at_edge", False) for one in chosen):
-        notes.append(
-            f"The chosen {name} is at the edge of the grid in {edges} of {len(facts)} "
-            f"fits; a wider --{name} may do better."
-        )
-    if checked := [one for one in facts if "reference" in one]:
-        references = [one["reference"] for one in checked]
-        differing, answers, seconds = (
-            sum(one[part] for one in references)
-            for part in ("different_answers", "answers", "seconds")
-        )
+        notes.append("The classifier gives no scores: metrics that need them are left out.")
+    notes += _edge_notes(probe, chosen)
+    if references := [one["reference"] for one in facts if "reference" in one]:
+        parts = ("different_answers", "answers", "seconds")
+        differing, answers, seconds = (sum(one[part] for one in references) for part in parts)
         apart = max(one["largest_difference"] for one in references)
-        ours = sum(one["seconds"]["fit"] for one in checked)
+        ours = sum(one["seconds"]["fit"] for one in facts if "reference" in one)
         notes.append(
             f"scikit-learn's own solver answers {differing} of {answers} test images otherwise; "
             f"its scores differ by at most {apart:.2g}. It took {seconds:.1f} s, this one "
@@ -225,11 +195,24 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
     return MethodOutput(probe.default_title, predictions, cost, notes, {}, estimator)
 
 
+def _edge_notes(probe: Probe, chosen: Sequence[dict[str, Any]]) -> list[str]:
+    """Say where the best value was the last of the grid, so that one beyond it may be better."""
+    notes, grid = [], probe.candidates()
+    for end, last, beyond in ((0, "smallest", "smaller"), (-1, "largest", "larger")):
+        at_end = [one for one in chosen if one.get("at_edge") and one[probe.tuned] == grid[end]]
+        if at_end:
+            notes.append(
+                f"In {len(at_end)} of {len(chosen)} fits the best {probe.tuned} was "
+                f"{grid[end]:g}, the {last} of the values tried: a {beyond} one may do better. "
+                f"Add {beyond} values to --{probe.tuned}."
+            )
+    return notes
+
+
 def _row_notes(splits: Sequence[Split]) -> list[str]:
     """Say in words which rows took no part."""
     notes = []
-    stores = {id(s): s for split in splits for s in (split.train.store, split.test.store)}
-    for store in stores.values():
+    for store in dict.fromkeys((splits[0].train.store, splits[0].test.store)):
         split = store.manifest["dataset"]["split"]
         if unlabelled := int((store.labels < 0).sum()):
             notes.append(f"{unlabelled} unlabelled rows of {split} were left out.")
@@ -270,19 +253,10 @@ def map_logits(step: Zeroshot, splits: list[Split]) -> MethodOutput:
         "without_source": list(label_map.without_source),
         "disputed": disputed_rows(label_map, splits, step.policy),
     }
-    return MethodOutput(
-        step.default_title,
-        predictions,
-        cost={
-            "search_seconds": 0.0,
-            "fit_seconds": 0.0,
-            "predict_seconds": seconds,
-            "parameters_trained": 0,
-        },
-        notes=notes,
-        extra={"label_map": about},
-        trains=False,
-    )
+    cost: dict[str, Any] = dict.fromkeys([f"{part}_seconds" for part in PARTS], 0.0)
+    cost |= {"predict_seconds": seconds, "parameters_trained": 0}
+    extra = {"label_map": about}
+    return MethodOutput(step.default_title, predictions, cost, notes, extra, trains=False)
 
 
 def _mapped(label_map: LabelMap, rows: RowSet, policy: str) -> NDArray[np.float64]:
@@ -293,10 +267,10 @@ def _mapped(label_map: LabelMap, rows: RowSet, policy: str) -> NDArray[np.float6
 
 
 def disputed_rows(label_map: LabelMap, splits: list[Split], policy: str) -> list[dict[str, Any]]:
-    """Say what each group of disputed rows of a map matters, were it mapped otherwise.
+    """Return what would change if each group of disputed rows of a map had its other target.
 
-    ``changed`` counts the test images that would be answered otherwise; ``accuracy`` is what it
-    would then be over all test images, and ``difference`` how much more that is than now.
+    ``changed`` counts the test images with another answer; ``accuracy`` is that over all test
+    images then, and ``difference`` how much more that is than now.
     """
     store = splits[0].test.store
     rows = RowSet(store, np.unique(np.concatenate([split.test.rows for split in splits])))
@@ -304,22 +278,20 @@ def disputed_rows(label_map: LabelMap, splits: list[Split], policy: str) -> list
     def answers(variant: LabelMap) -> NDArray[np.intp]:
         return _mapped(variant, rows, policy).argmax(axis=1)
 
-    found = []
     now = answers(label_map) if label_map.disputed else None
-    for group, members in label_map.disputed.items():
-        then = answers(label_map.otherwise(group))
-        found.append(
-            {
-                "group": group,
-                "source_classes": [row.source_name or row.source_id for row in members],
-                "target": ", ".join(dict.fromkeys(row.target for row in members)),
-                "otherwise": ", ".join(dict.fromkeys(row.alternative[1] for row in members)),
-                "changed": int(np.count_nonzero(then != now)),
-                "accuracy": float(np.mean(then == rows.labels)),
-                "difference": float(np.mean(then == rows.labels) - np.mean(now == rows.labels)),
-            }
-        )
-    return found
+    then = {group: answers(label_map.otherwise(group)) for group in label_map.disputed}
+    return [
+        {
+            "group": group,
+            "source_classes": [row.source_name or row.source_id for row in members],
+            "target": ", ".join(dict.fromkeys(row.target for row in members)),
+            "otherwise": ", ".join(dict.fromkeys(row.alternative[1] for row in members)),
+            "changed": int(np.count_nonzero(then[group] != now)),
+            "accuracy": float(np.mean(then[group] == rows.labels)),
+            "difference": float(np.mean(then[group] == rows.labels) - np.mean(now == rows.labels)),
+        }
+        for group, members in label_map.disputed.items()
+    ]
 
 
 def load_map(step: Zeroshot, store: FeatureStore) -> LabelMap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,8 @@ _UNLABELLED = "unlabeled"  # STL-10's name of it
 def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, FeatureStore | None]:
     """Return the store of the training rows and, where there is one, that of the test rows.
 
-    Raises
-    ------
-    StoreError
-        If no store fits, or one that belongs to those that do is damaged or unfinished: without
-        it, other rows would be trained or tested.
-    UsageError
-        If several do, or the stores that the step names do not belong together.
+    It is an error if none or several fit, or if one that belongs to them is damaged or unfinished:
+    without it, other rows would be trained or tested.
     """
     if step.train is not None:
         return _open_named(step, step.train, FileHashes(context.workspace.hashes))
@@ -43,23 +38,13 @@ def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, Fea
 
 
 def select_splits(step: Any, context: Context) -> list[FeatureStore]:
-    """Return the stores of all splits of the dataset and model that a step means, tests last.
-
-    Raises
-    ------
-    StoreError
-        If there is none, or one of them is damaged or unfinished.
-    UsageError
-        If there are several datasets or models, or several stores of a split.
-    """
+    """Return the stores of all splits of the dataset and model that a step means, tests last."""
     fitting, unusable, _ = _fitting(step, context)
     for error in unusable.values():
         raise error
-    splits = [store.manifest["dataset"]["split"] for store in fitting]
-    kinds = [(split in TEST_SPLITS, split != "train") for split in splits]
-    if len(set(splits)) < len(splits):
+    if len({_split(store) for store in fitting}) < len(fitting):
         raise _several_fit(fitting, files="featpipe audit FILE FILE")
-    return [fitting[i] for i in sorted(range(len(kinds)), key=kinds.__getitem__)]
+    return sorted(fitting, key=lambda s: (_split(s) in TEST_SPLITS, _split(s) != "train"))
 
 
 def _fitting(
@@ -83,9 +68,8 @@ def _fitting(
 
 def alike(stores: Sequence[FeatureStore]) -> bool:
     """Return whether stores are of one dataset and embedded alike."""
-    return all(
-        _apart_from_split(s.manifest) == _apart_from_split(stores[0].manifest) for s in stores
-    )
+    shared = [_apart_from_split(store.manifest) for store in stores]
+    return all(each == shared[0] for each in shared)
 
 
 def _unusable(
@@ -100,23 +84,25 @@ def _unusable(
     found = {Path(error.details["where"]): error.what for error in damaged}
     unfinished = [path for path in folder.rglob("*.h5.partial") if path.is_file()]
     found |= dict.fromkeys(unfinished, "The feature store is unfinished.")
+    dataset = step.dataset and slug(short_name(step.dataset))
+    model = step.model and folder_name(canonical_model(step.model))
     missing: dict[str, StoreError] = {}
     for path, what in sorted(found.items()):
+        partial = path.suffix == ".partial"
         asked = (
-            (step.dataset is None or slug(short_name(step.dataset)) == path.parent.parent.name)
-            and (step.model is None or folder_name(canonical_model(step.model)) == path.parent.name)
+            dataset in (None, path.parent.parent.name)
+            and model in (None, path.parent.name)
             and (not places or path.parent in places)
         )
-        manifest = unfinished_manifest(path) if path.suffix == ".partial" else None
-        if manifest is not None:
+        if partial and (manifest := unfinished_manifest(path)) is not None:
             shared = _apart_from_split(manifest)
             asked = asked and all(_apart_from_split(store.manifest) == shared for store in fitting)
             asked = asked and step.layer in (None, LOGITS, *manifest["layers"])
         split = re.sub(r"(-[0-9a-f]+)?\.h5(\..*)?$", "", path.name)
-        if asked and split not in {slug(store.manifest["dataset"]["split"]) for store in fitting}:
+        if asked and split not in {slug(_split(store)) for store in fitting}:
             command = f"featpipe extract --model {step.model or path.parent.name} --dataset "
             command += step.dataset or (_dataset(fitting[0]) if fitting else "DATASET")
-            again = command if path.suffix == ".partial" else f"rm {str(path)!r}; {command}"
+            again = command if partial else f"rm {str(path)!r}; {command}"
             missing[split] = StoreError(
                 f"The store of the {split} rows, {path.name}, cannot be used: {what}",
                 where=path,
@@ -145,11 +131,9 @@ def _open_named(
                 got=_label(store),
             )
     if test is not None and test.manifest["backbone"] != train.manifest["backbone"]:
-        raise UsageError(
-            "The features of the training and the test rows are not of one backbone.",
-            got=_listed([train, test]),
-            next_step="extract both splits with the same model, weights and preprocessing",
-        )
+        what = "The features of the training and the test rows are not of one backbone."
+        advice = "extract both splits with the same model, weights and preprocessing"
+        raise UsageError(what, got=_listed([train, test]), next_step=advice)
     return train, test
 
 
@@ -158,25 +142,17 @@ def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
 
     Unlabelled rows never are, those of a dataset without labels only by its name.
     """
+    named = step.dataset is not None or getattr(step, "train", None) is not None
     return (
-        (
-            bool(store.classes)
-            or step.dataset is not None
-            or getattr(step, "train", None) is not None
-        )
+        (bool(store.classes) or named)
         and (step.dataset is None or short_name(step.dataset) == _dataset(store))
         and (step.model is None or canonical_model(step.model) == _model(store))
-        and store.manifest["dataset"]["split"] != _UNLABELLED
+        and _split(store) != _UNLABELLED
     )
 
 
-def open_train_and_test(paths: Sequence[Path]) -> tuple[FeatureStore, FeatureStore | None]:
-    """Open the stores of one extraction and return those of the training and of the test rows."""
-    return train_and_test([FeatureStore(path) for path in paths])
-
-
 def train_and_test(
-    group: Sequence[FeatureStore],
+    group: Iterable[FeatureStore],
     unusable: Mapping[str, StoreError] | None = None,
     protocol: str = "auto",
 ) -> tuple[FeatureStore, FeatureStore | None]:
@@ -187,18 +163,15 @@ def train_and_test(
     """
     by_split: dict[str, FeatureStore] = {}
     for store in group:
-        split = store.manifest["dataset"]["split"]
-        if by_split.setdefault(split, store) is not store:
-            raise _several_fit([by_split[split], store])
+        if (first := by_split.setdefault(_split(store), store)) is not store:
+            raise _several_fit([first, store])
     missing = unusable or {}
     splits = [split for split in {**by_split, **missing} if split != _UNLABELLED]
     tests = [split for split in TEST_SPLITS if split in splits]
     trains = ["train"] if "train" in splits else [split for split in splits if split not in tests]
     if not splits:
-        raise StoreError(
-            "There are only unlabelled rows: nothing can be trained or tested on them.",
-            next_step="extract a labelled split, too",
-        )
+        what = "There are only unlabelled rows: nothing can be trained or tested on them."
+        raise StoreError(what, next_step="extract a labelled split, too")
     if not trains:  # only a test split was extracted: its rows are all there is
         trains, tests = tests[:1], []
     kind, _ = grammar.protocol(protocol)
@@ -217,6 +190,10 @@ def _dataset(store: FeatureStore) -> str:
     return str(store.manifest["dataset"]["name"])
 
 
+def _split(store: FeatureStore) -> str:
+    return str(store.manifest["dataset"]["split"])
+
+
 def _model(store: FeatureStore) -> str:
     return str(store.manifest["backbone"]["model"])
 
@@ -227,11 +204,8 @@ def _layers(store: FeatureStore) -> list[str]:
 
 
 def _label(store: FeatureStore) -> str:
-    dataset = store.manifest["dataset"]
-    return (
-        f"{_dataset(store)} {dataset['split']} ({dataset['images']} images) × "
-        f"{_model(store)} {'/'.join(store.layers)}"
-    )
+    rows = f"{_dataset(store)} {_split(store)} ({store.manifest['dataset']['images']} images)"
+    return f"{rows} × {_model(store)} {'/'.join(store.layers)}"
 
 
 def _listed(stores: Sequence[FeatureStore]) -> str:
@@ -246,8 +220,8 @@ def _none_fits(
     ``asked`` are those of the ``stores`` that lack no more than the layer.
     """
     parts = {"dataset": step.dataset, "model": step.model, "layer": step.layer}
-    command = f"featpipe extract --model {step.model or 'MODEL'}"
-    command += f" --dataset {step.dataset or 'DATASET'}"
+    model, dataset = step.model or "MODEL", step.dataset or "DATASET"
+    command = f"featpipe extract --model {model} --dataset {dataset}"
     if step.layer not in (None, LOGITS):  # logits cannot be asked for: the weights decide
         command += f" --layer {step.layer}"
     aliases = [alias for name in MODELS.names() for alias in MODELS.aliases_of(name)]
@@ -281,13 +255,14 @@ def _several_fit(
     files: str = "--train FILE --test FILE",
 ) -> UsageError:
     """Say which options tell the stores apart; ``any_layer``: whether none was asked for."""
-    datasets, models = {_dataset(store) for store in stores}, {_model(store) for store in stores}
-    first, *others = (set(_layers(store)) for store in stores)
-    apart: dict[str, set[str]] = {
-        "--dataset": datasets if len(datasets) > 1 else set(),
-        "--model": models if len(models) > 1 else set(),
-        "--layer": first.union(*others) - first.intersection(*others) if any_layer else set(),
+    layers = [set(_layers(store)) for store in stores]
+    apart = {
+        "--dataset": {_dataset(store) for store in stores},
+        "--model": {_model(store) for store in stores},
     }
+    apart = {flag: names for flag, names in apart.items() if len(names) > 1}
+    if any_layer:
+        apart["--layer"] = layers[0].union(*layers) - layers[0].intersection(*layers)
     options = [f"{flag} ({' or '.join(sorted(names))})" for flag, names in apart.items() if names]
     files = f"name the files: {files}"
     return UsageError(

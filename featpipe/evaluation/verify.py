@@ -19,18 +19,15 @@ from featpipe.evaluation.metrics import Predictions, classification_metrics
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 
 _ROUNDING = 1e-9  # of another processor or another version of NumPy
+_WORDS = {"method", "reason", "reason_methods"}  # which another version may put otherwise
 _MOST_NAMED, _LONGEST = 5, 200
 
 
 def verify_result(path: Path, models: Path) -> Result:
     """Read a result with all its files and compare it with what its predictions give.
 
-    ``models`` is the folder of its model, which is compared with its digest.
-
-    Raises
-    ------
-    ResultError
-        Naming the file and, of numbers, what is stated and what the predictions give.
+    The model, in the folder ``models``, is compared with its digest. A ``ResultError`` names the
+    file and, of numbers, what is stated and what the predictions give.
     """
     try:
         result = Result.load(path)
@@ -46,9 +43,8 @@ def verify_result(path: Path, models: Path) -> Result:
 def refuse_other_numbers(result: Result, next_step: str) -> None:
     """Raise ``ResultError`` if a number of a result is not that of its predictions."""
     assert result.path is not None
-    table = PredictionTable.load(
-        result.path.with_name(Path(result.files.get("predictions", "")).name)
-    )
+    name = Path(result.files.get("predictions", "")).name
+    table = PredictionTable.load(result.path.with_name(name))
     try:
         wrong = list(differences(result, table))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -72,23 +68,21 @@ def differences(result: Result, table: PredictionTable) -> Iterator[str]:
     The table holds the splits of the headline: of a low-shot curve, those of its largest size. The
     points of the smaller ones are compared with their own splits only.
     """
-    classes, other = tuple(result.dataset["classes"]), bool(result.dataset["other"])
+
+    def named(some: PredictionTable) -> Predictions:
+        graded = headline[0]["metrics"].get("brier") is not None  # whether they are probabilities
+        classes, other = tuple(result.dataset["classes"]), bool(result.dataset["other"])
+        return Predictions.of_table(some, classes, other=other, probabilities=graded)
+
     without = result.extra.get("label_map", {}).get("without_source")
     numbers = np.unique(table.split).tolist()
-    for number in numbers:
-        stated = result.splits[number]["metrics"]
-        one = table.only_splits([number])
-        graded = stated.get("brier") is not None  # whether the scores are probabilities
-        answers = Predictions.of_table(one, classes, other=other, probabilities=graded)
-        computed = classification_metrics(answers, without)
-        yield from _compare(f"splits[{number}].metrics", stated, computed)
-        yield from _compare(
-            f"splits[{number}].n_test", result.splits[number]["n_test"], len(one.row)
-        )
     headline = [result.splits[number] for number in numbers]
-    graded = headline[0]["metrics"].get("brier") is not None
-    pooled = Predictions.of_table(table, classes, other=other, probabilities=graded)
-    computed = summarise(headline, table, pooled, result.protocol["training"])
+    for number, stated in zip(numbers, headline, strict=True):
+        one = table.only_splits([number])
+        computed = classification_metrics(named(one), without)
+        yield from _compare(f"splits[{number}].metrics", stated["metrics"], computed)
+        yield from _compare(f"splits[{number}].n_test", stated["n_test"], len(one.row))
+    computed = summarise(headline, table, named(table), result.protocol["training"])
     yield from _compare("summary", result.summary, computed)
     yield from _compare("protocol.n_test", result.protocol["n_test"], len(table.ids))
     yield from _compare("protocol.splits", result.protocol["splits"], len(result.splits))
@@ -101,7 +95,7 @@ def _compare(name: str, stated: Any, computed: Any) -> Iterator[str]:
     """Yield where two JSON-like values differ by more than rounding."""
     lists = isinstance(stated, list | tuple) and isinstance(computed, list | tuple)
     if isinstance(stated, dict) and isinstance(computed, dict):
-        for key in dict.fromkeys((*computed, *stated)):
+        for key in (k for k in {**computed, **stated} if k not in _WORDS):
             yield from _compare(f"{name}.{key}", stated.get(key), computed.get(key))
     elif lists and len(stated) == len(computed):
         for number, pair in enumerate(zip(stated, computed, strict=True)):

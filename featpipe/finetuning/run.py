@@ -177,7 +177,7 @@ class FinetuneData:
                 **vars(content),
                 usable=np.flatnonzero(content.labels >= 0),
                 path=source.name,
-                digests=None,
+                has_looks=False,
                 skipped={},
             )
             for source, content in zip(self.sources, self.extraction.contents(), strict=True)

@@ -6,20 +6,6 @@ format, ``README.md`` in this folder how the built-in maps were made.
 """
 
 from featpipe.labelmap.file import OTHER, Row
-from featpipe.labelmap.mapping import (
-    IDENTITY,
-    LabelMap,
-    SourceClasses,
-    builtin_maps,
-    for_pair,
-)
+from featpipe.labelmap.mapping import IDENTITY, LabelMap, SourceClasses, builtin_maps, for_pair
 
-__all__ = [
-    "IDENTITY",
-    "OTHER",
-    "LabelMap",
-    "Row",
-    "SourceClasses",
-    "builtin_maps",
-    "for_pair",
-]
+__all__ = ["IDENTITY", "OTHER", "LabelMap", "Row", "SourceClasses", "builtin_maps", "for_pair"]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from featpipe.errors import LabelMapError, did_you_mean
 from featpipe.files import read_regular
@@ -53,102 +54,74 @@ class MapFile:
 
     @classmethod
     def read(cls, path: Path) -> MapFile:
-        """Read a file of notes (``# key: value, value``), a header row and one row per class.
-
-        Raises
-        ------
-        LabelMapError
-            If the file cannot be read, is not UTF-8 or CSV, lacks a column or has no rows.
-        """
+        """Read a file of notes (``# key: value, value``), a header row and one row per class."""
         notes: dict[str, list[str]] = {}
-        note_lines: dict[str, int] = {}
+        targets_line = None
         header: list[str] = []
         rows: list[Row] = []
         for line, cells in _lines(path):
+            where = f"{path}, line {line}"
             if cells[0].startswith("#"):
                 key, _, first = cells[0].lstrip("# ").partition(":")
                 key = key.strip().lower()
                 # A spreadsheet pads the line with empty cells; they are no values.
                 notes.setdefault(key, []).extend(filter(None, (first.strip(), *cells[1:])))
-                note_lines.setdefault(key, line)
+                if key == "targets" and targets_line is None:
+                    targets_line = line
             elif not header:
                 header = cells
                 if missing := sorted(_REQUIRED.difference(cells)):
-                    raise LabelMapError(
-                        f"The label map lacks the column {quoted(missing)}.",
-                        where=f"{path}, line {line}",
-                        expected=",".join(_COLUMNS),
-                        got=",".join(cells),
-                    )
+                    what, expected = f"lacks the column {quoted(missing)}", ",".join(_COLUMNS)
+                    raise _wrong(what, where, expected=expected, got=",".join(cells))
             elif len(cells) != len(header):
-                raise LabelMapError(
-                    "The label map has a line of another length than its header.",
-                    where=f"{path}, line {line}",
-                    expected=f"{len(header)} cells; a cell that holds a comma needs double quotes",
-                    got=f"{len(cells)} cells",
-                )
+                expected = f"{len(header)} cells; a cell that holds a comma needs double quotes"
+                what = "has a line of another length than its header"
+                raise _wrong(what, where, expected=expected, got=f"{len(cells)} cells")
             else:
                 row = dict(zip(header, cells, strict=True))
                 rows.append(Row(line, *(row.get(name, "") for name in _COLUMNS)))
         if not rows:
-            raise LabelMapError(
-                "The label map is empty.",
-                where=path,
-                expected="a header with source_id and target, and a row for every source class",
-            )
+            expected = "a header with source_id and target, and a row for every source class"
+            raise _wrong("is empty", path, expected=expected)
         named = dict.fromkeys(row.target for row in rows if row.target not in (OTHER, ""))
-        return cls(
-            path=path,
-            source=", ".join(notes.get("source", [])),
-            variant_of=", ".join(notes.get("variant of", [])),
-            note=", ".join(notes.get("note", [])),
-            targets=tuple(notes.get("targets") or named),
-            targets_line=note_lines.get("targets"),
-            rows=tuple(rows),
+        targets = tuple(notes.get("targets") or named)
+        source, variant, note = (
+            ", ".join(notes.get(key, [])) for key in ("source", "variant of", "note")
         )
+        return cls(path, source, variant, note, targets, targets_line, tuple(rows))
 
     def checked_targets(self, target_classes: Sequence[str] | None) -> tuple[str, ...]:
         """Return the target classes in the dataset's order.
 
-        Raises
-        ------
-        LabelMapError
-            If the map names a class that the dataset (or the map's own list) does not hold, or
-            does not name one that the dataset holds.
+        The map names exactly the classes that the dataset, or the map's own list, holds.
         """
         targets = self.targets if target_classes is None else tuple(target_classes)
         if OTHER in (*targets, *self.targets):
-            raise LabelMapError(
-                f"A target class cannot be named {OTHER!r}: a label map uses the name for source "
-                "classes that are none of the targets.",
-                where=self.path,
-                next_step="rename the class in the dataset",
+            what = (
+                f"A target class cannot be named {OTHER!r}: a label map uses the name for the rest."
             )
+            raise LabelMapError(what, where=self.path, next_step="rename the class in the dataset")
+        disputed = [row for row in self.rows if row.disputed]
+        if nameless := [row for row in disputed if not row.alternative[0]]:
+            what, where = "has a disputed row that names no group", nameless[0].line
+            expected = "GROUP: TARGET, such as “antelopes: deer”, or nothing"
+            got = nameless[0].disputed
+            raise _wrong(what, f"{self.path}, line {where}", expected=expected, got=got)
         declared = [] if self.targets_line is None else self.targets
         lines = [(self.targets_line, target) for target in declared]
         lines += [(row.line, row.target) for row in self.rows]
-        disputed = [row for row in self.rows if row.disputed]
         lines += [(row.line, row.alternative[1]) for row in disputed]
-        if nameless := [row for row in disputed if not row.alternative[0]]:
-            raise LabelMapError(
-                "The label map has a disputed row that names no group.",
-                where=f"{self.path}, line {nameless[0].line}",
-                expected="GROUP: TARGET, such as “antelopes: deer”, or nothing",
-                got=nameless[0].disputed,
-            )
         known = [name for name in targets if name in self.targets]
         for line, target in lines:
             if target not in (*known, OTHER):
                 raise self._unknown("target", target, [*known, OTHER], line)
         if unmatched := [name for name in targets if name not in known]:
             written = io.StringIO()
-            csv.writer(written, lineterminator="").writerow(
-                [f"# targets: {targets[0]}", *targets[1:]]
-            )
-            raise LabelMapError(
-                f"The label map does not know {_some(unmatched, 'class', 'classes')} of the "
-                "dataset.",
-                where=self.path,
+            line_of_targets = [f"# targets: {targets[0]}", *targets[1:]]
+            csv.writer(written, lineterminator="").writerow(line_of_targets)
+            raise _wrong(
+                f"does not know {_some(unmatched, 'class', 'classes')} of the dataset",
+                self.path,
                 expected=f"rows that map to {quoted(unmatched)}, or, where no source class is "
                 f"meant, a line “{written.getvalue()}”",
                 next_step="add them to the file, or choose another map with --map FILE.csv",
@@ -158,17 +131,14 @@ class MapFile:
     def checked_rows(self, source_ids: Sequence[str] | None) -> tuple[Row, ...]:
         """Return the rows in the order of the source's columns, or in their own for ``None``.
 
-        Raises
-        ------
-        LabelMapError
-            If an id is repeated, unknown or missing.
+        There is exactly one for each.
         """
         own = [row.source_id for row in self.rows]
         known = dict.fromkeys(own if source_ids is None else source_ids)
         if known.keys().isdisjoint(own):
-            raise LabelMapError(
-                "The label map is for another source classifier: it has none of its classes.",
-                where=self.path,
+            raise _wrong(
+                "is for another source classifier: it has none of its classes",
+                self.path,
                 expected=f"ids such as {quoted(known)}",
                 got=f"ids such as {quoted(own)}",
                 next_step="choose another map with --map",
@@ -179,29 +149,31 @@ class MapFile:
                 raise self._unknown("source", row.source_id, list(known), row.line)
             first = by_id.setdefault(row.source_id, row)
             if first is not row:
-                raise LabelMapError(
-                    f"The label map has the source class {row.source_id!r} twice.",
-                    where=f"{self.path}, line {row.line}",
-                    got=f"its first row is line {first.line}",
-                )
+                what, where = f"has the source class {row.source_id!r} twice", row.line
+                got = f"its first row is line {first.line}"
+                raise _wrong(what, f"{self.path}, line {where}", got=got)
         if missing := [source_id for source_id in known if source_id not in by_id]:
             before = [by_id[i].line for i in takewhile(by_id.__contains__, known)]
             place = before[-1] if before else self.rows[0].line - 1
-            raise LabelMapError(
-                f"The label map lacks {_some(missing, 'source class', 'source classes')}.",
-                where=f"{self.path}, after line {place}",
+            raise _wrong(
+                f"lacks {_some(missing, 'source class', 'source classes')}",
+                f"{self.path}, after line {place}",
                 expected=f"{len(known)} rows, one for every source class",
                 got=f"{len(by_id)} rows",
             )
         return tuple(by_id[source_id] for source_id in known)
 
     def _unknown(self, kind: str, name: str, known: list[str], line: int | None) -> LabelMapError:
-        return LabelMapError(
-            f"The label map has an unknown {kind} class: {name!r}.",
-            where=f"{self.path}, line {line}",
+        return _wrong(
+            f"has an unknown {kind} class: {name!r}",
+            f"{self.path}, line {line}",
             expected=", ".join(known) if len(known) < 20 else f"one of {len(known)} classes",
             next_step=did_you_mean(name, known),
         )
+
+
+def _wrong(what: str, where: object, **details: Any) -> LabelMapError:
+    return LabelMapError(f"The label map {what}.", where=where, **details)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -217,30 +189,17 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield line, cells
             line = reader.line_num + 1  # a quoted cell may hold line ends
     except OSError as error:
-        raise LabelMapError(
-            "The label map cannot be read.", where=path, got=error.strerror
-        ) from None
+        raise _wrong("cannot be read", path, got=error.strerror) from None
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        raise LabelMapError(
-            "The label map is not UTF-8 text.",
-            where=f"{path}, line {line}",
-            next_step="save it as CSV UTF-8",
-        ) from None
+        where, advice = f"{path}, line {line}", "save it as CSV UTF-8"
+        raise _wrong("is not UTF-8 text", where, next_step=advice) from None
     except csv.Error as error:
-        raise LabelMapError(
-            "The label map is not a readable CSV file.", where=f"{path}, line {line}", got=error
-        ) from None
+        raise _wrong("is not a readable CSV file", f"{path}, line {line}", got=error) from None
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Return names in quotes, and of many only the first few and how many more there are.
-
-    Examples
-    --------
-    >>> quoted("abcdefgh")
-    "'a', 'b', 'c', 'd', 'e' and 3 more"
-    """
+    """Return names in quotes, and of many only the first few and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(repr(name) for name in listed[:_LISTED]) + more

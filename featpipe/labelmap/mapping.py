@@ -24,13 +24,7 @@ _SOURCE_FILES = {"imagenet": "imagenet_classes.csv", "glyphs": "glyph_classes.cs
 
 @dataclass(frozen=True)
 class SourceClasses:
-    """The classes of a classifier, in the order of its logits.
-
-    Examples
-    --------
-    >>> SourceClasses.load("glyphs").names[8:12]
-    ('8', '9', 'A', 'B')
-    """
+    """The classes of a classifier, in the order of its logits."""
 
     ids: tuple[str, ...]  # one unique, stable id per class ("n02123045", "U+0041")
     names: tuple[str, ...]  # one readable name per class
@@ -39,9 +33,8 @@ class SourceClasses:
     def load(cls, name: str) -> SourceClasses:
         """Return the classes of ``"imagenet"`` (torchvision's order) or ``"glyphs"``."""
         if name not in _SOURCE_FILES:
-            raise UnknownNameError(
-                f"There is no list of source classes named {name!r}.", name, _SOURCE_FILES
-            )
+            what = f"There is no list of source classes named {name!r}."
+            raise UnknownNameError(what, name, _SOURCE_FILES)
         with (FOLDER / _SOURCE_FILES[name]).open(encoding="utf-8", newline="") as stream:
             rows = list(csv.DictReader(stream))
         return cls(tuple(r["source_id"] for r in rows), tuple(r["name"] for r in rows))
@@ -49,8 +42,7 @@ class SourceClasses:
     @property
     def name(self) -> str | None:
         """Name of the built-in list with these ids in this order, or ``None``."""
-        found = (name for name in _SOURCE_FILES if SourceClasses.load(name).ids == self.ids)
-        return next(found, None)
+        return next((n for n in _SOURCE_FILES if SourceClasses.load(n).ids == self.ids), None)
 
 
 @dataclass(frozen=True)
@@ -78,25 +70,17 @@ class LabelMap:
         target_classes: Sequence[str] | None = None,
         source_ids: Sequence[str] | None = None,
     ) -> LabelMap:
-        """Read and check a map.
+        """Read a map; one that is not complete and unambiguous is a ``LabelMapError``.
 
         Parameters
         ----------
         name_or_path : str or path
             A name out of :func:`builtin_maps`, or a CSV file.
         target_classes : sequence of str, optional
-            Classes of the dataset in label order; the map must know exactly these. Default: the
-            map's own targets.
+            Classes of the dataset in label order, all in the map. Default: its own targets.
         source_ids : sequence of str, optional
-            Ids of the classifier's columns in order; the map must have one row for each. Default:
-            the classes of the source that the file declares or else the file's own ids.
-
-        Raises
-        ------
-        LabelMapError
-            If the file cannot be read, or is not complete and unambiguous.
-        UnknownNameError
-            If there is no such map or file, or the file declares an unknown source.
+            Ids of the classifier's columns in order, each with a row in the map. Default: those of
+            the source that the file declares or else the file's own ids.
         """
         built_in = name_or_path in builtin_maps()
         path = FOLDER / f"{name_or_path}.csv" if built_in else user_path(name_or_path)
@@ -108,8 +92,8 @@ class LabelMap:
         read = MapFile.read(path)
         if source_ids is None and read.source:
             source_ids = SourceClasses.load(read.source).ids
-        name = path.stem if path.parent == FOLDER else str(path)
         targets, rows = read.checked_targets(target_classes), read.checked_rows(source_ids)
+        name = path.stem if path.parent == FOLDER else str(path)
         return cls(name, targets, rows, read.note)
 
     @classmethod
@@ -118,14 +102,6 @@ class LabelMap:
 
         Each class of the dataset must be the id of a source class or a name that only one of them
         has, and no two may be the same source class.
-
-        Examples
-        --------
-        >>> pets = SourceClasses(("n1", "n2", "n3"), ("cat", "crane", "crane"))
-        >>> LabelMap.identity(pets, ("cat", "n3")).columns().tolist()
-        [0, 2, 1]
-        >>> LabelMap.identity(pets, ("cat", "crane")) is None
-        True
         """
         named, pairs = Counter(source.names), list(zip(source.ids, source.names, strict=True))
         ids = {name: source_id for source_id, name in pairs if named[name] == 1}
@@ -149,8 +125,8 @@ class LabelMap:
     @property
     def without_source(self) -> tuple[str, ...]:
         """Target classes that no source class maps to: they can never be predicted."""
-        sources = self.sources
-        return tuple(target for target in self.targets if not sources[target])
+        mapped = {row.target for row in self.rows}
+        return tuple(target for target in self.targets if target not in mapped)
 
     @property
     def disputed(self) -> dict[str, tuple[Row, ...]]:
@@ -167,11 +143,8 @@ class LabelMap:
 
     def otherwise(self, group: str) -> LabelMap:
         """Return the map with one group of disputed rows mapped to their other targets."""
-        rows = (
-            replace(row, target=row.alternative[1]) if row.alternative[0] == group else row
-            for row in self.rows
-        )
-        return replace(self, rows=tuple(rows))
+        moved = {row: replace(row, target=row.alternative[1]) for row in self.disputed[group]}
+        return replace(self, rows=tuple(moved.get(row, row) for row in self.rows))
 
     @property
     def fingerprint(self) -> str:
@@ -202,11 +175,6 @@ class LabelMap:
         probabilities : ndarray of shape (n, n_targets + 1), float64
             Under ``argmax`` and ``restricted`` a target's share is that of its most probable
             source class, normalised, so that the highest probability is always the prediction.
-
-        Raises
-        ------
-        ValueError
-            If the logits are not finite or not as wide as the map, or there is no such policy.
         """
         columns, n_targets = self.columns(), len(self.targets)
         values = np.asarray(logits, dtype=np.float64)
@@ -237,18 +205,6 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
 
     That is the built-in map with exactly these targets or, where there is none, the identity. A
     built-in map that calls itself a variant of another is only ever used by name.
-
-    Raises
-    ------
-    LabelMapError
-        If neither fits.
-
-    Examples
-    --------
-    >>> for_pair(SourceClasses.load("glyphs"), list("0123456789")).name
-    'glyphs_to_digits'
-    >>> for_pair(SourceClasses.load("glyphs"), ["A", "B", "C"]).name
-    'identity'
     """
     read = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_maps()}
     files = {name: file for name, file in read.items() if not file.variant_of}
@@ -263,8 +219,7 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
     raise LabelMapError(
         f"There is no built-in label map from {source_name} to the classes of this dataset, "
         "and these are not all classes of the source themselves.",
-        expected=f"the classes of {', '.join(files)}; or ids, or unambiguous names, of source "
-        "classes",
+        expected=f"the classes of {', '.join(files)}; or ids or unambiguous names of the source",
         got=quoted(target_classes),
         next_step="write your own and pass it with --map FILE.csv; to start from a built-in one: "
         f"featpipe labelmap show {example}",

@@ -111,7 +111,8 @@ class Evaluation(RowOptions, OnFeatures):
         """Take the stores of one extraction; a split without labels is left out."""
         if not inputs:
             return self
-        train, test = evaluation().stores.open_train_and_test(inputs[0])
+        stores = evaluation().stores
+        train, test = stores.train_and_test(map(stores.FeatureStore, inputs[0]))
         return self.replace(train=train.path, test=None if test is None else test.path)
 
     def status(self, context: Context) -> Status:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.evaluation.leaks import note_of_leaks
 from featpipe.evaluation.protocol import GROUPED
-from featpipe.evaluation.screening import note_of_leaks
 from featpipe.reporting.data import Group, GroupImages, Method
 from featpipe.reporting.sections import count, duration, percent, points
 from featpipe.statistics.comparison import contamination_notes

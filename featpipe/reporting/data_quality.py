@@ -13,7 +13,7 @@ from featpipe.audit.record import audits_of, load_findings, sentences
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, FeatpipeError, StoreError
-from featpipe.evaluation.screening import note_of_leaks
+from featpipe.evaluation.leaks import note_of_leaks
 from featpipe.reporting.data import Group, Method, ReportData, Thumbnail
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.statistics.intervals import accuracy_interval

@@ -14,20 +14,13 @@ import pandas as pd
 
 from featpipe import fingerprint
 from featpipe.errors import UsageError
-from featpipe.evaluation.result import Result, find_results, unique_titles
+from featpipe.evaluation.result import Result, as_results, find_results, unique_titles
 from featpipe.notebook import html_table
 from featpipe.statistics.intervals import wilson
 from featpipe.statistics.paired_tests import SMALLEST_P, Answers
 from featpipe.statistics.published import PublishedRow, find_published, published_rows
 from featpipe.statistics.step import Compare
-from featpipe.statistics.verdicts import (
-    BETTER,
-    EQUIVALENT,
-    UNDECIDED,
-    WORSE,
-    compare_all,
-    p_text,
-)
+from featpipe.statistics.verdicts import BETTER, EQUIVALENT, UNDECIDED, WORSE, compare_all, p_text
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, refuse_foreign
 
@@ -52,14 +45,13 @@ _MAX_SENTENCES = 10
 class Comparison:
     """Methods side by side.
 
-    ``rows`` has one per result, highest accuracy first within each group of equal test rows, equal
-    accuracies by title. ``verdict_models`` and ``verdict_methods`` compare it with the first of its
-    group; the latter is None where the results cannot answer it, and ``verdict`` is the one that
-    says more, ``about`` the methods or else these models. ``pairs`` has every pair of methods
-    with both verdicts, as :func:`~featpipe.statistics.verdicts.compare_all` returns them.
-    ``published`` are reference rows of others on these datasets, never tested against ours.
-    ``notes`` say what a reader of the verdicts must know. ``margin`` is what counts as equivalent,
-    in points.
+    ``rows`` has one per result, highest accuracy first within each group of equal test rows.
+    ``verdict_models`` and ``verdict_methods`` compare it with the first of its group; the latter
+    is None where the results cannot answer it, and ``verdict`` is the one that says more,
+    ``about`` the methods or else these models. ``pairs`` has every pair of methods with both
+    verdicts, as :func:`~featpipe.statistics.verdicts.compare_all` returns them. ``published`` are
+    reference rows of others, never tested against ours, ``notes`` what a reader of the verdicts
+    must know, ``margin`` the points within which methods are equivalent.
     """
 
     rows: list[dict[str, Any]]
@@ -84,13 +76,16 @@ class Comparison:
 
 
 def compare(
-    results: Sequence[Result], *, published: bool | Sequence[str] = True, margin: float = 1.0
+    results: Sequence[Result] | Result,
+    *,
+    published: bool | Sequence[str] = True,
+    margin: float = 1.0,
 ) -> Comparison:
     """Compare results; methods are tested against each other where their test rows are equal.
 
     Parameters
     ----------
-    results : sequence of Result
+    results : sequence of Result, or Result
     published : bool or sequence of str
         Whether to add the published numbers of the same datasets, or which to add instead:
         ``"stl10"``, ``"cifar10/resnet9"``.
@@ -103,30 +98,28 @@ def compare(
         If there is nothing to compare, two results have the same name, or published numbers are
         named that are not known.
     """
-    if not results:
-        raise UsageError("There is no result to compare.", next_step="featpipe results")
+    results = sorted(as_results(results), key=lambda result: result.name)
     names = [result.name for result in results]
     if len(set(names)) < len(names):
-        raise UsageError("The same result was named twice.", got=", ".join(sorted(names)))
-    rows, answers = [], {}
-    results = sorted(results, key=lambda result: result.name)  # however they were listed
+        raise UsageError("The same result was named twice.", got=", ".join(names))
+    rows, answers, tested = [], {}, {}
     for result in results:
         table = result.predictions()
         # Two results are in one group exactly when they were tested on the same images.
         images = result.dataset["test"]["fingerprint"]
-        tested = {"dataset": images, "ids": sorted(table.ids.tolist())}
-        group = fingerprint.of_mapping(tested)[:8]
+        ids = sorted(table.ids.tolist())
+        group = fingerprint.of_mapping({"dataset": images, "ids": ids})[:8]
+        tested[group] = {(images, name) for name in ids}
         # Ids of different datasets may coincide; the group makes them different rows.
-        ids = np.char.add(f"{group}:", table.ids)
+        each = np.char.add(f"{group}:", table.ids)[table.row]
         training = result.protocol["training"]
-        answers[result.name] = Answers.of(ids[table.row], table.correct, table.split, training)
+        answers[result.name] = Answers.of(each, table.correct, table.split, training)
         rows.append(_row(result, group))
     titles = unique_titles(results, rows, ("dataset", "features", "protocol"))
-    title_of = {row["name"]: title for row, title in zip(rows, titles, strict=True)}
     groups = list(dict.fromkeys(row["group"] for row in rows))
+    title_of = dict(zip(names, titles, strict=True))
     rows.sort(key=lambda row: (groups.index(row["group"]), *_rank(row)))
-    for row in rows:
-        row["method"] = title_of[row["name"]]
+    rows = [row | {"method": title_of[row["name"]]} for row in rows]
     # Pairs are named in the order of the table, so the first of a pair is never the lower one.
     # All are tested at once: Holm's correction counts every test that was made.
     pairs = compare_all({row["name"]: answers[row["name"]] for row in rows}, margin / 100)
@@ -146,7 +139,7 @@ def compare(
     else:  # rows asked for by name are shown with the results whatever dataset they are about
         named = [row for name in published for row in find_published(name)]
         reference = [_published_row(row, datasets[0]) for row in named]
-    notes = [*scope_notes(pairs), *contamination_notes(results)]
+    notes = [*scope_notes(pairs), *_apart_notes(rows, tested), *contamination_notes(results)]
     return Comparison(rows, pairs, reference, notes, margin)
 
 
@@ -160,12 +153,9 @@ def _judge_group(
     column = f"verdict_{question}"
     for row in others:
         verdict = pairs[first["name"], row["name"]][question]
-        if verdict is None:
-            row[column] = None
-        elif _rank(row)[0] == _rank(first)[0]:
+        row[column] = verdict and (WORSE if verdict["verdict"] == BETTER else verdict["verdict"])
+        if verdict and _rank(row)[0] == _rank(first)[0]:
             row[column] = TIED
-        else:
-            row[column] = WORSE if verdict["verdict"] == BETTER else verdict["verdict"]
     found = {row[column] for row in others}
     if not others:
         first[column] = ALONE if question == "models" else None
@@ -185,16 +175,32 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
     tested = [pair for pair in pairs if pair["models"]]
     notes = []
     if without := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
-        some = (
-            f"For {len(without)} of {len(tested)} pairs, only"
-            if len(without) < len(tested)
-            else "Only"
-        )
+        some = f"For {len(without)} of {len(tested)} pairs, only"
+        some = some if len(without) < len(tested) else "Only"
         notes.append(
             f"{some} these trained models are compared, on other test images; nothing is claimed "
             f"about the methods ({'; '.join(dict.fromkeys(without))})."
         )
     return [*notes, *([SELECTION] if tested else [])]
+
+
+def _apart_notes(
+    rows: Sequence[dict[str, Any]], tested: Mapping[str, set[tuple[str, str]]]
+) -> list[str]:
+    """Say which methods were tested on other images of a dataset than the first of it."""
+    notes: list[str] = []
+    first_of: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        first = first_of.setdefault(row["dataset"], row)
+        mine, theirs = tested[row["group"]], tested[first["group"]]
+        if mine != theirs:
+            notes.append(
+                f"{row['method']} ({row['protocol']}) was tested on {len(mine)} images of "
+                f"{row['dataset']}, {len(mine & theirs)} of which are among the {len(theirs)} of "
+                f"{first['method']} ({first['protocol']}), so they are not compared; evaluate both "
+                "with one --protocol."
+            )
+    return notes
 
 
 def contamination_notes(results: Iterable[Result]) -> list[str]:
@@ -228,15 +234,12 @@ def _row(result: Result, group: str) -> dict[str, Any]:
         "protocol": result.protocol["name"],
         "n_test": result.protocol["n_test"],
         "accuracy": accuracy["value"],
-        "low": accuracy["low"],
-        "high": accuracy["high"],
+        **{limit: accuracy[limit] for limit in ("low", "high")},
         "interval": accuracy["method"],
         "models": spread.get("n", 1),
         **{name: spread.get(name) for name in ("sd", "training_sd", "few_rows_sd")},
-        "methods_low": methods.get("low"),
-        "methods_high": methods.get("high"),
-        "balanced_accuracy": metrics.get("balanced_accuracy"),
-        "macro_f1": metrics.get("macro_f1"),
+        **{f"methods_{limit}": methods.get(limit) for limit in ("low", "high")},
+        **{name: metrics.get(name) for name in ("balanced_accuracy", "macro_f1")},
         "roc_auc": metrics.get("roc_auc_macro"),
         **{
             f"{name.removesuffix('_macro')}_{limit}": interval[limit]
@@ -259,10 +262,7 @@ def _published_row(known: PublishedRow, dataset: str) -> dict[str, Any]:
         "name": known.method,
         "method": known.title,
         "dataset": dataset,
-        "protocol": known.protocol,
-        "note": known.note,
-        "n_test": known.n_test,
-        "accuracy": known.accuracy,
+        **{name: getattr(known, name) for name in ("protocol", "note", "n_test", "accuracy")},
         "low": interval and interval.low,
         "high": interval and interval.high,
         "interval": interval and interval.method,
@@ -290,9 +290,7 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "protocol": "published" if row["published"] else row["protocol"],
             "n": row["n_test"] or "",
             "accuracy %": percent(row["accuracy"]),
-            "95 % interval": f"{percent(row['low'])}–{percent(row['high'])}"
-            if row["low"] is not None
-            else "",
+            "95 % interval": "–".join(filter(None, (percent(row["low"]), percent(row["high"])))),
             "± sd": percent(row.get("sd")),
             "balanced %": percent(row.get("balanced_accuracy")),
             "macro f1 %": percent(row.get("macro_f1")),
@@ -319,10 +317,7 @@ def footnotes(comparison: Comparison) -> list[str]:
 def write_comparison(comparison: Comparison, path: Path, *, force: bool = False) -> None:
     """Write all columns as ``.csv``, or the table for reading as ``.md`` or ``.tex``.
 
-    Raises
-    ------
-    UsageError
-        For any other ending, and for a file that featpipe did not write, unless ``force``.
+    A file that featpipe did not write is replaced only by ``force``.
     """
     shown = pd.DataFrame(display_rows(comparison))
     match path.suffix:
@@ -373,9 +368,9 @@ def run_compare(step: Compare, context: Context) -> Outcome:
         sentences.append(f"({rest} further pairs were tested: see --json or the report)")
     sentences += [f"note: {note}" for note in comparison.notes]
     paths = () if step.out is None else (step.out,)
-    for path in paths:
-        write_comparison(comparison, path, force=step.force)
-        sentences.append(f"→ {path}")
+    if step.out is not None:
+        write_comparison(comparison, step.out, force=step.force)
+        sentences.append(f"→ {step.out}")
     message, table = "\n".join(["", *sentences]), display_rows(comparison)
     return Outcome("done", message, paths, asdict(comparison), table=table)
 
@@ -387,9 +382,9 @@ def equivalent_within(margin: float) -> str:
 
 def verdict_in_words(verdict: dict[str, Any], margin: float) -> str:
     """Say a verdict with its numbers, the first of the pair being the subject."""
+    value, low, high = (100 * verdict[name] for name in ("difference", "low", "high"))
     numbers = (
-        f"{100 * verdict['difference']:+.2f} points [{100 * verdict['low']:+.2f}, "
-        f"{100 * verdict['high']:+.2f}], {p_text(verdict['p_value'])}, adjusted "
+        f"{value:+.2f} points [{low:+.2f}, {high:+.2f}], {p_text(verdict['p_value'])}, adjusted "
         f"{'< ' * (verdict['p_value'] <= SMALLEST_P)}{verdict['p_adjusted']:.3g} "
         f"({verdict['method']})"
     )

@@ -36,21 +36,10 @@ class Interval:
 
     as_dict = asdict  # ready for JSON
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (n − 1; None for one) over n models (folds or seeds).
-
-    The deviation describes how much models differ and is no basis for an interval: folds share
-    training and test rows, and no unbiased estimate of their variance exists (Bengio and
-    Grandvalet 2004, JMLR 5).
-    """
-
-    mean: float
-    sd: float | None
-    n: int
-
-    as_dict = asdict
+    @classmethod
+    def around(cls, value: float, low: Any, high: Any, method: str) -> Interval:
+        """Return an interval that contains its estimate whatever the rounding of its limits."""
+        return cls(value, min(float(low), value), max(float(high), value), method)
 
 
 class RowSums(NamedTuple):
@@ -62,47 +51,27 @@ class RowSums(NamedTuple):
 
 
 def wilson(successes: int, n: int) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927, JASA 22: 209–212).
-
-    Raises
-    ------
-    ResultError
-        If there is no row or more successes than rows.
-
-    Examples
-    --------
-    >>> i = wilson(81, 263)
-    >>> round(i.low, 4), round(i.high, 4)
-    (0.2553, 0.3662)
-    """
+    """Wilson's score interval of a proportion (Wilson 1927, JASA 22: 209–212)."""
     if not 0 <= successes <= n or n == 0:
         raise ResultError(
             "A proportion needs at least one row, and no more successes than rows.",
             got=f"{successes} of {n}",
         )
     limits = stats.binomtest(int(successes), int(n)).proportion_ci(CONFIDENCE, method="wilson")
-    value = successes / n
-    # At 0 and n successes rounding may leave the limit 1e-17 off the estimate.
-    return Interval(value, min(float(limits.low), value), max(float(limits.high), value), "Wilson")
+    return Interval.around(successes / n, limits.low, limits.high, "Wilson")
 
 
 def bootstrap_mean(
-    values: ArrayLike,
-    rows: ArrayLike | None = None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    values: ArrayLike, rows: ArrayLike | None = None, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """Percentile bootstrap of a mean over rows, each row with the mean of its values.
 
-    A resample draws rows with replacement and takes each with all of its values (Davison and
-    Hinkley 1997, section 3.8; Efron 1979). Rows with the same mean are interchangeable, so a
+    ``rows`` says which row each value belongs to, by default a different one. A resample draws rows
+    with replacement and takes each with all of its values (Davison and Hinkley 1997, section 3.8;
+    Efron 1979). Rows with the same mean are interchangeable, so a
     resample is drawn as multinomial counts of the distinct means: the same distribution as drawing
     rows one by one. 8000 rows of ten right-or-wrong answers have eleven means and take 0.1 s; each
     of them takes 80 kB of memory.
-
-    ``values`` has one value per prediction, for example 1 for right and 0 for wrong; ``rows`` says
-    which row each value belongs to, by default a different one.
     """
     values = np.asarray(values, dtype=np.float64)
     _, sums, counts = sum_by_row(np.arange(len(values)) if rows is None else rows, values)
@@ -111,22 +80,18 @@ def bootstrap_mean(
     drawn = rng.multinomial(n, frequency / n, size=resamples)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn @ means / n, [tail, 1 - tail])
-    value = float(frequency @ means / n)
     method = f"bootstrap over rows, {resamples} resamples, seed {seed}"
-    return Interval(value, min(float(low), value), max(float(high), value), method)
+    return Interval.around(float(frequency @ means / n), low, high, method)
 
 
 def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
     """Interval of an accuracy: Wilson for independent rows, else a bootstrap over rows.
 
+    ``correct`` says whether each prediction is right, ``rows`` which row (image id) it is about.
     The accuracy is the mean over rows of each row's share of right answers: a row that more models
-    were tested on weighs no more than another, as in the paired tests.
-
-    Rows that leave a bootstrap nothing to vary (each has the same share of right answers) get
-    Wilson's interval of as many rows as there are, rounded outwards, instead of one of width zero.
-
-    ``correct`` says whether each prediction is right, ``rows`` which row (image id) it is about; an
-    id occurs once for each model.
+    were tested on weighs no more than another, as in the paired tests. Rows that leave a bootstrap
+    nothing to vary (each has the same share of right answers) get Wilson's interval of as many
+    rows as there are, rounded outwards, instead of one of width zero.
     """
     right = np.asarray(correct, dtype=np.float64)
     ids, sums, counts = sum_by_row(rows, right)
@@ -135,11 +100,9 @@ def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
         return wilson(int(right.sum()), n)
     if np.ptp(share) > 0:
         return bootstrap_mean(right, rows)
-    low, high = (
-        wilson(int(np.floor(share[0] * n)), n).low,
-        wilson(int(np.ceil(share[0] * n)), n).high,
-    )
-    return Interval(float(share[0]), low, high, "Wilson over rows (all rows alike)")
+    fewer, more = wilson(int(np.floor(share[0] * n)), n), wilson(int(np.ceil(share[0] * n)), n)
+    method = "Wilson over rows (all rows alike)"
+    return Interval(float(share[0]), fewer.low, more.high, method)
 
 
 def methods_interval(
@@ -152,20 +115,8 @@ def methods_interval(
     and Graubard 1998, Survey Methodology 24: 193–201) and at most the real one; the normal quantile
     is that of Student's t with the variance's degrees of freedom.
 
-    Parameters
-    ----------
-    shares : array-like of shape (m,)
-        Share of right answers of each pair of a row and a training set.
-    row, model : ndarray of shape (m,), int
-        Which row and which training set that is, both counted from 0.
-    training : TrainingSets
-        At least two different sets.
-
-    Returns
-    -------
-    interval : Interval
-    variance : Variance
-        The variance behind it.
+    ``shares`` are the shares of right answers, of shape (m,), of pairs of a row and a training set
+    (numbered from 0); there are at least two different sets. The variance is returned, too.
     """
     _, sums, counts = sum_by_row(row, shares)
     means, n = sums / counts, len(sums)
@@ -181,36 +132,31 @@ def methods_interval(
     shrink = 1 + z**2 / rows
     centre = (p + z**2 / (2 * rows)) / shrink
     reach = z / shrink * np.sqrt(p * (1 - p) / rows + z**2 / (4 * rows**2))
-    low, high = max(0.0, min(centre - reach, p)), min(1.0, max(centre + reach, p))
+    low, high = max(0.0, centre - reach), min(1.0, centre + reach)
     method = (
         f"Wilson with {rows:.0f} effective rows of {n}, t with {round(variance.df, 1):g} df, "
         f"{training.distinct} training sets"
     )
-    return Interval(p, float(low), float(high), method), variance
+    return Interval.around(p, low, high, method), variance
 
 
-def mean_sd(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation over models.
+def mean_sd(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation (n − 1; None for one) over n models (folds or seeds).
 
-    Examples
-    --------
-    >>> mean_sd([0.5, 0.7]).mean, mean_sd([0.5]).sd
-    (0.6, None)
+    The deviation describes how much models differ and is no basis for an interval: folds share
+    training and test rows, and no unbiased estimate of their variance exists (Bengio and
+    Grandvalet 2004, JMLR 5).
     """
-    if len(values) == 0:
-        raise ResultError("There are no values to average.")
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Spread(float(np.mean(values)), sd, len(values))
+    return {"mean": float(np.mean(values)), "sd": sd, "n": len(values)}
 
 
 def sum_by_row(rows: ArrayLike, values: ArrayLike) -> RowSums:
     """Add up the values of each row; ``rows`` says which row each value belongs to."""
     rows, values = np.asarray(rows), np.asarray(values, dtype=np.float64)
     if len(values) == 0 or len(values) != len(rows):
-        raise ResultError(
-            "There must be at least one value, and one row id for each.",
-            got=f"{len(values)} values, {len(rows)} row ids",
-        )
+        got = f"{len(values)} values, {len(rows)} row ids"
+        raise ResultError("There must be at least one value, and one row id for each.", got=got)
     ids, which, counts = np.unique(rows, return_inverse=True, return_counts=True)
     sums = np.bincount(which, weights=values).astype(np.float64)
     return RowSums(ids, sums, counts.astype(np.int64))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+from scipy.optimize import brentq
 
 from featpipe.errors import ResultError
 from featpipe.statistics.intervals import RowSums, sum_by_row
@@ -29,24 +30,12 @@ _EXACT_STEPS = 1 << 18  # distributions with more support points are approximate
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Which predictions of a method are right.
+    """Which of the m predictions of a method are right."""
 
-    Parameters
-    ----------
-    rows : array-like of shape (m,)
-        Id of the test row of each prediction.
-    correct : array-like of shape (m,), bool
-        Whether the prediction is right.
-    model : array-like of shape (m,), int, optional
-        Which of the method's models made it: an index into ``training.sets``.
-    training : TrainingSets, optional
-        What the models were trained on; None for a method that trains nothing.
-    """
-
-    rows: ArrayLike
+    rows: ArrayLike  # id of the test row of each
     correct: ArrayLike
-    model: ArrayLike | None = None
-    training: TrainingSets | None = None
+    model: ArrayLike | None = None  # which model made it: an index into training.sets
+    training: TrainingSets | None = None  # None for a method that trains nothing
 
     @classmethod
     def of(
@@ -56,11 +45,7 @@ class Answers:
         split: NDArray[np.int64],
         about: Mapping[str, Any] | None,
     ) -> Answers:
-        """Return the answers that models of some splits gave.
-
-        ``split`` is that of each prediction; ``about`` what a result says of its training sets
-        (``training`` of its protocol), None where nothing is trained.
-        """
+        """Return answers by the split of each; ``about`` is ``training`` of a result's protocol."""
         if about is None:
             return cls(rows, correct)
         sets = tuple(about["sets"])
@@ -85,18 +70,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Difference:
-    """The accuracy of method a minus that of method b, with what a verdict about it needs.
+    """The accuracy of method a minus that of method b, with what a verdict about it needs."""
 
-    ``value`` is the mean over test rows, each row with the same weight; ``centre`` is where its
-    interval is centred, ``variance`` the variance of it; ``p_value`` is two-sided, for "neither
-    is better"; ``n`` counts test rows.
-    """
-
-    value: float
-    centre: float
-    variance: Variance
-    p_value: float
-    n: int
+    value: float  # mean over test rows, each with the same weight
+    centre: float  # of its interval
+    variance: Variance  # of the centre
+    p_value: float  # two-sided, for "neither is better"
+    n: int  # test rows
     method: str
     discordant: int  # rows on which one method is right more often than the other
 
@@ -119,11 +99,6 @@ def between_models(a: Answers, b: Answers) -> Difference:
 
     The variance is that of Bonett and Price (2012, J. Educ. Behav. Stat. 37: 479–488): one row won
     by each method is added.
-
-    Raises
-    ------
-    ResultError
-        If the rows differ.
 
     Examples
     --------
@@ -149,24 +124,21 @@ def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | 
 
     ``models`` is what :func:`between_models` gave. A t test with the variance and the degrees of
     freedom of :func:`~featpipe.statistics.two_way.two_way_variance`; a method that trains
-    nothing answers alike whatever the training set.
-
-    Returns
-    -------
-    difference : Difference or str
-        The reason, where the results cannot answer this.
+    nothing answers alike whatever the training set. Where the results cannot answer the question,
+    the reason is returned.
     """
     trained = [one for one in (a, b) if one.training is not None]
-    if not trained:
-        return models  # nothing is trained: the models are the methods
     sets = [one.training for one in trained if one.training is not None]
+    if not sets:
+        return models  # nothing is trained: the models are the methods
     training = sets[0]
     if single := [one for one in sets if one.distinct < 2]:
         return SAME_TRAINING_SET if len(single[0].sets) > 1 else ONE_TRAINING_SET
-    if any(set(one.sets) != set(training.sets) for one in sets):
-        return OTHER_TRAINING_SETS
     keys, _ = trained[0].by_training_set
-    if any(not np.array_equal(one.by_training_set[0], keys) for one in trained):
+    if any(
+        set(one.sets) != set(training.sets) or not np.array_equal(each.by_training_set[0], keys)
+        for one, each in zip(sets, trained, strict=True)
+    ):
         return OTHER_TRAINING_SETS
     row, model = np.divmod(keys, training.distinct)
     first, second = (
@@ -189,11 +161,8 @@ def row_differences(a: Answers, b: Answers) -> tuple[NDArray[np.int64], int]:
     one, other = a.sums, b.sums
     if not np.array_equal(one.ids, other.ids):
         shared = len(np.intersect1d(one.ids, other.ids))
-        raise ResultError(
-            "The methods were tested on different rows.",
-            got=f"{len(one.ids)} and {len(other.ids)} rows, {shared} shared",
-            next_step="evaluate both on the same split",
-        )
+        got = f"{len(one.ids)} and {len(other.ids)} rows, {shared} shared"
+        raise ResultError("The methods were tested on different rows.", got=got)
     unit = int(np.lcm.reduce(np.concatenate([one.counts, other.counts])))
     shares = [side.sums.astype(np.int64) * (unit // side.counts) for side in (one, other)]
     return shares[0] - shares[1], unit
@@ -221,23 +190,20 @@ def _sign_flip(steps: NDArray[np.int64]) -> tuple[float, str]:
 
 
 def _saddlepoint(d: NDArray[np.int64], observed: int) -> float:
-    """Approximate the p-value by Lugannani and Rice's formula; the sum has the log moment
-    generating function Σ log cosh(d·u).
-    """  # noqa: D205 - one sentence
+    """Approximate the p-value by Lugannani and Rice's formula, the cumulant Σ log cosh(d·u)."""
     if observed == d.sum():  # every sign is the same
         return max(SMALLEST_P, 2.0 ** (1 - len(d)))
     scale = np.sqrt(float((d.astype(float) ** 2).sum()))
     sizes, rows = np.unique(d / scale, return_counts=True)
     x = observed / scale
-    low, high = 0.0, 1.0
-    while rows @ (sizes * np.tanh(sizes * high)) < x:
+
+    def beyond(u: float) -> float:
+        return float(rows @ (sizes * np.tanh(sizes * u)) - x)
+
+    high = 1.0
+    while beyond(high) < 0:
         high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if rows @ (sizes * np.tanh(sizes * middle)) < x else (low, middle)
-        )
-    u = (low + high) / 2
+    u = brentq(beyond, 0.0, high, xtol=1e-15)
     cumulant = rows @ (np.logaddexp(sizes * u, -sizes * u) - np.log(2))
     w = np.sqrt(max(0.0, 2 * (u * x - cumulant)))
     v = u * np.sqrt(rows @ (sizes / np.cosh(sizes * u)) ** 2)

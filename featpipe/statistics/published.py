@@ -21,35 +21,31 @@ _PUBLISHED = resources.files("featpipe.statistics") / "published"
 class PublishedRow:
     """One published number with what is known about it; the fields are those of the JSON files.
 
-    ``accuracy`` is None where the source gives no number (``note`` then says what it does say),
-    ``n_test`` where the number of test images is not known: only with it can an interval be given.
-    Rows of ``confusion`` are true classes, columns predicted ones, the last one "other" if
-    ``other``. ``printed`` holds per-class ``values`` as the source prints them: its ``label`` for
-    them, the ``metric`` they are (found by computing them from the confusion matrix), ``decimals``
-    after the point, and ``rounding``, ``"truncated"`` or ``"rounded"``.
+    ``printed`` holds per-class ``values`` as the source prints them: its ``label`` for them, the
+    ``metric`` they are (found by computing them from the confusion matrix), ``decimals`` after the
+    point, and ``rounding``, ``"truncated"`` or ``"rounded"``.
     """
 
     dataset: str
     method: str
     title: str
-    accuracy: float | None
+    accuracy: float | None  # None where the source gives no number: the note says what it does say
     source: str
     protocol: str
     settings: Mapping[str, Any]
     reported: Mapping[str, Any] = field(default_factory=dict)
-    n_test: int | None = None
+    n_test: int | None = None  # where it is not known, no interval can be given
     classes: Sequence[str] = ()
-    confusion: Sequence[Sequence[int]] | None = None
-    other: bool = False
+    confusion: Sequence[Sequence[int]] | None = None  # true classes × predicted ones
+    other: bool = False  # whether the last column is "other"
     printed: Mapping[str, Any] | None = None
     note: str = ""
 
     @property
     def n_correct(self) -> int | None:
         """Number of test images predicted right, if the confusion matrix is known."""
-        if self.confusion is None:
-            return None
-        return sum(row[i] for i, row in enumerate(self.confusion))
+        matrix = self.confusion
+        return None if matrix is None else sum(row[i] for i, row in enumerate(matrix))
 
 
 def published_datasets() -> list[str]:
@@ -58,13 +54,7 @@ def published_datasets() -> list[str]:
 
 
 def published_rows(dataset: str) -> list[PublishedRow]:
-    """Return the published numbers of a dataset; an empty list where none are known.
-
-    Examples
-    --------
-    >>> [(row.accuracy, row.n_test) for row in published_rows("stl10")]
-    [(0.8365, 8000), (0.2075, 8000), (0.9155, 8000)]
-    """
+    """Return the published numbers of a dataset; an empty list where none are known."""
     if dataset not in published_datasets():
         return []
     shared = json.loads((_PUBLISHED / f"{dataset}.json").read_text(encoding="utf-8"))

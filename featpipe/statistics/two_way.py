@@ -18,24 +18,12 @@ from featpipe.errors import ResultError
 
 @dataclass(frozen=True)
 class TrainingSets:
-    """The training rows behind the models of a method, as far as statistics need them.
+    """The training rows behind the models of a method, as far as statistics need them."""
 
-    Parameters
-    ----------
-    sets : tuple of str
-        Fingerprint of the training rows of each model.
-    n_rows : float
-        Mean number of rows that trained a model.
-    overlap : float
-        Mean share of rows that two training sets have in common, 0 (disjoint) to 1 (identical).
-    own_pool : bool
-        Whether rows that test one model train another, as in k-fold.
-    """
-
-    sets: tuple[str, ...]
-    n_rows: float
-    overlap: float
-    own_pool: bool
+    sets: tuple[str, ...]  # fingerprint of the training rows of each model
+    n_rows: float  # mean number of rows that trained a model
+    overlap: float  # mean share of rows that two sets have in common, 0 (disjoint) to 1 (identical)
+    own_pool: bool  # whether rows that test one model train another, as in k-fold
 
     @property
     def distinct(self) -> int:
@@ -47,21 +35,17 @@ class TrainingSets:
 class Variance:
     """The variance of a mean over test rows, by where it comes from.
 
-    ``rows`` is what a finite number of test rows gives it, ``training`` what a finite number of
-    training sets gives it; ``df`` are the degrees of freedom of their sum. ``design`` says how the
-    two belong together: ``"crossed"``, independently; ``"pooled"``, where rows that test one model
-    train another; ``"nested"``, where each row was predicted by one model.
-
-    ``training_sd`` is the standard deviation that other training sets give the true mean of one
-    model, and ``few_rows_sd`` the deviation that a model's own few test rows add to it. Both are
-    None where models were tested on different rows: the two cannot be told apart there.
+    ``design`` says how the parts belong together: ``"crossed"``, independently; ``"pooled"``, where
+    rows that test one model train another; ``"nested"``, where each row was predicted by one model.
+    The deviations are None where models were tested on different rows: the two cannot be told
+    apart there.
     """
 
-    rows: float
-    training: float = 0.0
-    df: float = np.inf
-    training_sd: float | None = None
-    few_rows_sd: float | None = None
+    rows: float  # what a finite number of test rows gives it
+    training: float = 0.0  # what a finite number of training sets gives it
+    df: float = np.inf  # degrees of freedom of their sum
+    training_sd: float | None = None  # of one model's true mean, by other training sets
+    few_rows_sd: float | None = None  # what a model's own few test rows add to it
     design: str = "crossed"
 
     @property
@@ -110,22 +94,10 @@ def two_way_variance(
       make the two parts correlated. A correlation of ½ is taken, so that √(rows·training) is
       added; simulations without overlap (``benchmarks/verdicts.py``) call for 0.4.
 
-    Parameters
-    ----------
-    values : array-like of shape (m,)
-        One value for each prediction, for example 1 for right and 0 for wrong, or the
-        difference of two methods.
-    row, model : ndarray of shape (m,), int
-        Which row a value is about and which training set is behind it, both counted from 0.
-    training : TrainingSets
-        At least two different sets.
-    row_variance : float, optional
-        The rows' part, where a better estimate than the sample variance of row means is known.
-
-    Raises
-    ------
-    ResultError
-        If there are fewer than two training sets, or all are the same.
+    ``values``, of shape (m,), are 1 for right and 0 for wrong, or differences of two methods;
+    ``row`` and ``model`` say which row a value is about and which training set is behind it, both
+    numbered from 0. ``row_variance`` replaces the rows' part, where a better estimate than the
+    sample variance of row means is known. There must be at least two different training sets.
     """
     if training.distinct < 2 or training.overlap >= 1:
         raise ResultError(

@@ -52,46 +52,30 @@ class Verdict:
     as_dict = asdict  # ready for JSON
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
     """Adjust p-values for many tests by Holm's step-down method (Scand. J. Stat. 6, 1979).
 
-    Examples
-    --------
-    >>> holm([0.01, 0.04, 0.03, 0.005])
-    [0.03, 0.06, 0.06, 0.02]
+    The k-th smallest of m is judged at the level α / (m − k + 1); once one is not rejected, no
+    later one is, and all of them are judged at its level. Both are returned: a p-value is below
+    its level exactly if its adjusted value is below α.
     """
     p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted.tolist()
-
-
-def holm_levels(p_values: Sequence[float]) -> list[float]:
-    """Return the level at which Holm's method judges each p-value.
-
-    The k-th smallest of m is judged at α / (m − k + 1); once one is not rejected, no later one is,
-    and all of them are judged at its level. So a p-value is below its level exactly if its
-    adjusted value is below α.
-    """
-    levels = np.empty(len(p_values))
-    level, stopped, before = ALPHA, False, -1.0
-    for rank, i in enumerate(np.argsort(p_values, kind="stable")):
-        if not stopped and p_values[i] != before:  # equal p-values are judged alike
-            level = ALPHA / (len(p_values) - rank)
-        stopped |= not p_values[i] < level
-        levels[i], before = level, p_values[i]
-    return levels.tolist()
+    adjusted, levels = np.empty_like(p), np.empty_like(p)
+    highest, level, stopped, before = 0.0, ALPHA, False, -1.0
+    for rank, i in enumerate(np.argsort(p, kind="stable")):
+        highest = max(highest, p[i] * (len(p) - rank))
+        if not stopped and p[i] != before:  # equal p-values are judged alike
+            level = ALPHA / (len(p) - rank)
+        stopped |= not p[i] < level
+        adjusted[i], levels[i], before = min(highest, 1.0), level, p[i]
+    return adjusted.tolist(), levels.tolist()
 
 
 def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Verdict]:
     """Give the verdicts of a family of tests, corrected for their number."""
-    p_values = [one.p_value for one in differences]
+    adjusted_values, levels = holm([one.p_value for one in differences])
     verdicts = []
-    for one, alpha, adjusted in zip(
-        differences, holm_levels(p_values), holm(p_values), strict=True
-    ):
+    for one, alpha, adjusted in zip(differences, levels, adjusted_values, strict=True):
         value, reach = one.value, one.reach(alpha)
         low = min(max(-1.0, one.centre - reach), value)
         high = max(min(1.0, one.centre + reach), value)
@@ -121,48 +105,32 @@ def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Ver
 def compare_all(named: Mapping[str, Answers], margin: float = MARGIN) -> list[dict[str, Any]]:
     """Compare every pair of named methods, and correct for their number.
 
-    Returns
-    -------
-    pairs : list of dict
-        In the order of the mapping: ``a``, ``b``; ``n`` test rows; ``a_better`` and ``b_better``,
-        the rows on which one method is right more often; ``models`` and ``methods``, the verdicts
-        (as dict) on these trained models and on the methods; ``reason``, why there is no verdict
-        at all; ``reason_methods``, why there is none on the methods.
+    Pairs are in the order of the mapping: ``a``, ``b``; ``n`` test rows; ``a_better`` and
+    ``b_better``, the rows on which one method is right more often; ``models`` and ``methods``, the
+    verdicts (as dict) on these trained models and on the methods; ``reason``, why there is no
+    verdict at all; ``reason_methods``, why there is none on the methods.
     """
+    empty = ("n", "a_better", "b_better", "models", "methods", "reason", "reason_methods")
     pairs: list[dict[str, Any]] = []
-    models: list[Difference] = []
-    methods: list[Difference] = []
     for a, b in combinations(named, 2):
-        pair: dict[str, Any] = {"a": a, "b": b, "n": None, "a_better": None, "b_better": None}
-        pair |= {"models": None, "methods": None, "reason": None, "reason_methods": None}
+        pair: dict[str, Any] = {"a": a, "b": b, **dict.fromkeys(empty)}
         pairs.append(pair)
         if not np.array_equal(named[a].sums.ids, named[b].sums.ids):
             pair["reason"] = pair["reason_methods"] = DIFFERENT_ROWS
             continue
         steps, _ = row_differences(named[a], named[b])
         pair |= {"a_better": int((steps > 0).sum()), "b_better": int((steps < 0).sum())}
-        models.append(between_models(named[a], named[b]))
-        pair["n"], pair["models"] = models[-1].n, len(models) - 1
-        answer = between_methods(named[a], named[b], models[-1])
-        if isinstance(answer, str):
-            pair["reason_methods"] = answer
-        else:
-            methods.append(answer)
-            pair["methods"] = len(methods) - 1
-    for question, tests in (("models", models), ("methods", methods)):
-        verdicts = judge(tests, margin)
-        for pair in pairs:
-            if pair[question] is not None:
-                pair[question] = verdicts[pair[question]].as_dict()
+        pair["models"] = models = between_models(named[a], named[b])
+        pair["n"], methods = models.n, between_methods(named[a], named[b], models)
+        pair["reason_methods" if isinstance(methods, str) else "methods"] = methods
+    for question in ("models", "methods"):
+        tested = [pair for pair in pairs if pair[question] is not None]
+        verdicts = judge([pair[question] for pair in tested], margin)
+        for pair, verdict in zip(tested, verdicts, strict=True):
+            pair[question] = verdict.as_dict()
     return pairs
 
 
 def p_text(p_value: float) -> str:
-    """Return a p-value for reading, never as zero.
-
-    Examples
-    --------
-    >>> p_text(0.01234), p_text(1e-300)
-    ('p = 0.0123', 'p < 1e-300')
-    """
+    """Return a p-value for reading, never as zero."""
     return f"p < {SMALLEST_P:g}" if p_value <= SMALLEST_P else f"p = {p_value:.3g}"

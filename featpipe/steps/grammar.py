@@ -33,12 +33,14 @@ def protocol(text: str) -> tuple[str, float | None]:
     if kind in least:
         count = number(argument, whole=True)
         if not count >= least[kind]:
-            raise _no_protocol(text, f"a whole number of at least {least[kind]} after the colon")
+            wanted = f"{kind}:K, a whole number of at least {least[kind]}"
+            raise _no_protocol(text, wanted, f"--protocol {kind}:{5 if kind == 'kfold' else 0}")
         return kind, int(count)
     if kind == "holdout":
         share = number(argument)
         if not 0 < share < 1:
-            raise _no_protocol(text, "a share between 0 and 1 after the colon")
+            wanted = "holdout:F, a share between 0 and 1"
+            raise _no_protocol(text, wanted, "--protocol holdout:0.2")
         return kind, share
     if colon or kind not in ("auto", "split", "folds", "all"):
         raise _no_protocol(
@@ -98,8 +100,10 @@ def grouping(text: str) -> None:
         raise UsageError(what, expected=r"a pattern such as regex:patient_(\d+)") from None
 
 
-def _no_protocol(text: str, expected: str) -> UsageError:
-    return UsageError(f"{text!r} is not a protocol.", expected=expected)
+def _no_protocol(text: str, expected: str, next_step: str | None = None) -> UsageError:
+    missing = ": its number is missing" * (next_step is not None and ":" not in text)
+    what = f"{text!r} is not a protocol{missing}."
+    return UsageError(what, expected=expected, next_step=next_step)
 
 
 def number(text: str, *, whole: bool = False) -> float:

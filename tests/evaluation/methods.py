@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.evaluation import run
 from featpipe.evaluation.result import Result
-from featpipe.evaluation.run import evaluate
 from featpipe.probes.base import Evaluation
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
@@ -32,6 +32,11 @@ def written(path: Path, what: StoreContent, **arrays: np.ndarray) -> FeatureStor
 
 def context(folder: Path, jobs: int = 1) -> Context:
     return Context(Workspace(folder), jobs=jobs)
+
+
+def evaluate(step: Evaluation, train: FeatureStore, test=None, where=None, path=None) -> Result:
+    """Evaluate on stores, in a context, and save at a path if one is given."""
+    return run.evaluate(run.set_up(step, train, test), where or Context(), path)
 
 
 def evaluated(step: Evaluation, folder: Path, train: FeatureStore, test=None, jobs=1) -> Result:

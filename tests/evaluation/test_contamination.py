@@ -6,7 +6,7 @@ import pytest
 
 from featpipe.backbones import MODELS
 from featpipe.datasets import CIFAR10_TRAIN, IMAGENET
-from featpipe.evaluation.contamination import contamination
+from featpipe.evaluation.leaks import contamination
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.store import StoreContent
 from tests.evaluation.methods import evaluated, written

@@ -186,11 +186,6 @@ def test_coverage_and_classes_without_source():
     assert "other" in values["undefined"]["accuracy_covered"]
 
 
-def test_unknown_class_without_source_is_refused_with_the_nearest_name():
-    with pytest.raises(ResultError, match="did you mean 'class 1'"):
-        classification_metrics(make(), without_source=["clas 1"])
-
-
 def test_a_tie_counts_against_the_method():
     # Only one of ten classes has votes; the true class is tied with eight others at 0.
     scores = np.zeros((1, 10))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from featpipe.evaluation.run import evaluate
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.statistics.comparison import BEST, compare
-from tests.evaluation.methods import evaluated
+from tests.evaluation.methods import evaluate, evaluated
 
 pytestmark = pytest.mark.real
 

@@ -17,7 +17,7 @@ from featpipe.errors import UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
-from featpipe.evaluation.run import evaluate, set_up
+from featpipe.evaluation.run import set_up
 from featpipe.evaluation.verify import verify_result
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
@@ -27,7 +27,7 @@ from featpipe.probes.zeroshot import Zeroshot
 from featpipe.reporting.step import Report
 from featpipe.reporting.written import changed_files
 from featpipe.steps import options_of
-from tests.evaluation.methods import context, evaluated, numbers, pair
+from tests.evaluation.methods import context, evaluate, evaluated, numbers, pair
 from tests.stores import content, sealed
 
 STEPS = [Svm(c=(1e-3, 1e-1)), Logistic(c=(1e-3, 1e-1)), Knn(k=(1, 5)), Centroid()]
@@ -205,14 +205,27 @@ def test_a_solver_that_was_stopped_is_said_in_the_result_and_in_the_terminal(wor
     assert "did not converge" in outcome.message
 
 
-def test_a_choice_at_the_edge_of_the_grid_is_said(tmp_path):
-    train, test = pair(tmp_path, 90, dims=40, noise=6.0)
-    # Values this large overfit all alike; this small they all under-fit: accuracy has one slope.
-    result = evaluated(Logistic(c=(1e-9, 1e-6, 1e-2)), tmp_path, train, test)
-    chosen, search = result.splits[0]["chosen"], result.splits[0]["search"]
-    assert chosen["c"] == 1e-2 or search[0]["accuracy"] >= search[-1]["accuracy"]
-    said = any("edge of the grid" in note for note in result.notes)
-    assert said == chosen.get("at_edge", False)
+@pytest.mark.parametrize(
+    ("best", "at_edge", "note"),
+    [
+        (0.01, True, "best c was 0.01, the smallest of the values tried: a smaller one may do"),
+        (10.0, True, "best c was 10, the largest of the values tried: a larger one may do"),
+        (0.01, False, None),  # a plateau
+    ],
+)
+def test_a_choice_at_the_edge_of_the_grid_is_said(tmp_path, monkeypatch, best, at_edge, note):
+    how = {"by": "accuracy"} | ({"at_edge": True} if at_edge else {})
+    monkeypatch.setattr("featpipe.evaluation.fitting._choose", lambda *_: (best, how, []))
+    result = evaluated(Logistic(c=(0.01, 1.0, 10.0)), tmp_path, *pair(tmp_path))
+    said = [text for text in result.notes if "values tried" in text]
+    assert len(said) == (note is not None)
+    assert all(text.startswith(f"In 1 of 1 fits the {note}") for text in said)
+
+
+def test_test_rows_that_a_protocol_does_not_use_are_named(tmp_path):
+    result = evaluated(Centroid(protocol="kfold:3"), tmp_path, *pair(tmp_path))
+    (said,) = [text for text in result.notes if "are not used" in text]
+    assert said.startswith("kfold:3 tests parts of the 60 rows of 'train'; the 30 rows of 'test'")
 
 
 def test_low_shot_curves_rise_and_their_headline_is_the_rightmost_point(tmp_path):

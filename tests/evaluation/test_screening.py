@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from featpipe.errors import DataError, FitError
+from featpipe.evaluation.assemble import outcome_of
 from featpipe.evaluation.protocol import make_splits, validation_folds
 from featpipe.evaluation.run import set_up
 from featpipe.evaluation.screening import Screening, first_of_same_image
@@ -38,6 +39,16 @@ def test_leaks_are_told_with_the_accuracy_without_them(tmp_path, leaky):
     expected = np.mean(table.correct[np.isin(table.row, kept)])
     assert account["accuracy_without"]["value"] == pytest.approx(expected)
     assert result.notes[0].startswith("10 of 30 test images (33.3 %) are training images, too")
+
+
+def test_leaks_are_told_in_full_once_for_a_pair_of_stores(tmp_path, leaky, monkeypatch):
+    monkeypatch.setattr("featpipe.evaluation.leaks._reported", set())
+    first, other = (evaluated(step, tmp_path, *leaky) for step in (Centroid(), Svm(c=(0.1,))))
+    assert "10 of 30 test images" in outcome_of(first, "done").message
+    message = outcome_of(other, "done").message
+    assert "10 of 30 test images" not in message
+    assert "note: Leaked test images: accuracy" in message
+    assert all("10 of 30 test images" in result.notes[0] for result in (first, other))
 
 
 def test_without_leaks_nothing_is_said(tmp_path, leaky):

@@ -10,12 +10,11 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from featpipe.evaluation.run import evaluate
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.solvers import ScikitLearn
 from featpipe.probes.svm import Svm
-from tests.evaluation.methods import pair
+from tests.evaluation.methods import evaluate, pair
 
 GRID = (1e-4, 1e-2, 1.0)
 

@@ -9,12 +9,11 @@ import pytest
 from scipy.special import softmax
 
 from featpipe.errors import FeatpipeError, LabelMapError, StoreError
-from featpipe.evaluation.run import evaluate
 from featpipe.labelmap import SourceClasses
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.store import StoreContent
 from featpipe.workspace import Workspace
-from tests.evaluation.methods import context, evaluated, written
+from tests.evaluation.methods import context, evaluate, evaluated, written
 from tests.stores import content
 
 CLASSES = ("ant", "bee", "cat")

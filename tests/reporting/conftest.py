@@ -17,7 +17,6 @@ from featpipe.datasets import short_name
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
 from featpipe.evaluation.result import Result
-from featpipe.evaluation.run import evaluate
 from featpipe.probes.base import Evaluation
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
@@ -29,6 +28,7 @@ from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
+from tests.evaluation.methods import evaluate
 
 CLASSES = ("airplane", "bird", "cat", "deer")
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "</script>", "{{ 7*7 }}")

@@ -7,7 +7,6 @@ import pytest
 
 from featpipe.audit.record import audit_stores
 from featpipe.audit.step import AuditStep
-from featpipe.evaluation.run import evaluate
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.reporting.data import ReportData
@@ -15,7 +14,7 @@ from featpipe.reporting.data_quality import DataQuality, without_suspects
 from featpipe.reporting.page import build_report
 from featpipe.reporting.step import Report
 from tests.audit.test_audit import vectors
-from tests.evaluation.methods import context
+from tests.evaluation.methods import context, evaluate
 from tests.images import pictures
 from tests.looks import seen
 

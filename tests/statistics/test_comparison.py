@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from featpipe.cli import main
 from featpipe.errors import ResultError, UsageError
 from featpipe.evaluation.assemble import save_result
 from featpipe.evaluation.result import PredictionTable, Result
@@ -174,7 +172,7 @@ def test_p_values_are_mcnemars_corrected_by_holm(three):
     plain = [stats.binomtest(one, one + two).pvalue for one, two in only]
     models = [pair["models"] for pair in pairs.values()]
     assert [one["p_value"] for one in models] == pytest.approx(plain)
-    assert [one["p_adjusted"] for one in models] == pytest.approx(holm(plain))
+    assert [one["p_adjusted"] for one in models] == pytest.approx(holm(plain)[0])
     assert pairs["a", "b"]["models"]["verdict"] == UNDECIDED
 
 
@@ -198,6 +196,9 @@ def test_different_test_rows_are_not_compared(tmp_path, other):
     (pair,) = comparison.pairs
     assert pair["models"] is None
     assert pair["reason"] == "not comparable: different test rows"
+    said = [note for note in comparison.notes if "they are not compared" in note]
+    assert len(said) == ("dataset" not in other)
+    assert all("tested on 50 images of toy, 0 of which are among the 50" in note for note in said)
 
 
 def test_only_a_table_of_several_datasets_has_a_column_of_them(three, tmp_path):
@@ -353,20 +354,18 @@ def test_results_are_named_by_name_or_path_and_misspellings_are_met_with_help(wo
         run_compare(Compare(dataset="zoo"), Context(Workspace(workspace)))
 
 
-def test_on_the_terminal_and_as_json(workspace):
+def test_on_the_terminal_and_as_json(workspace, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+
     def run(*options):
-        return subprocess.run(
-            [sys.executable, "-m", "featpipe", "compare", "--workspace", workspace, *options],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "COLUMNS": "250"},
-        )
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", "--workspace", str(workspace), *options])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
 
     told = run()
-    assert told.returncode == 0, told.stderr
-    assert "undecided" in told.stdout
-    assert "95.00" in told.stdout
-    lines = [json.loads(line) for line in run("--json").stdout.splitlines()]
+    assert "undecided" in told
+    assert "95.00" in told
+    lines = [json.loads(line) for line in run("--json").splitlines()]
     (facts,) = [line for line in lines if "rows" in json.dumps(line)][-1:]
     assert "p_adjusted" in json.dumps(facts)

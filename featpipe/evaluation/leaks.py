@@ -1,0 +1,172 @@
+"""Test images that were seen before: by the probe in training, or by the backbone in pretraining.
+
+What published weights were trained on is known of the model, what images were drawn from is known
+of the dataset. Nothing is claimed of users' own images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.backbones import MODELS, WEIGHTS_SUFFIXES, automatic
+from featpipe.datasets import DATASETS
+from featpipe.errors import FeatpipeError
+from featpipe.statistics.intervals import accuracy_interval
+from featpipe.store import FeatureStore
+
+if TYPE_CHECKING:
+    from featpipe.evaluation.protocol import RowSet, Split
+
+_reported: set[tuple[str, ...]] = set()  # stores whose leaks a result has been shown with
+
+
+def pixels_known(splits: Iterable[Split]) -> bool:
+    """Return whether the stores of all rows hold digests of their pixels."""
+    return all(part.store.has_looks for split in splits for part in (split.train, split.test))
+
+
+def shared(rows: RowSet, others: RowSet) -> NDArray[np.bool_]:
+    """Return which rows show an image that is among others, where :func:`pixels_known`."""
+    return np.isin(_digests(rows.store)[rows.rows], _digests(others.store)[others.rows])
+
+
+def first_of_same_image(store: FeatureStore) -> NDArray[np.int64]:
+    """Return for each row the first one with the same pixels; a skipped row is like no other."""
+    _, first, place = np.unique(_digests(store), return_index=True, return_inverse=True)
+    found = first[place].astype(np.int64)
+    skipped = list(store.skipped)
+    found[skipped] = skipped
+    return found
+
+
+def account_of_leaks(
+    splits: Sequence[Split], predicted: Sequence[NDArray[np.int64]]
+) -> dict[str, Any] | None:
+    """Return how many test images are also training images, and the accuracy without them.
+
+    ``predicted`` are the answers for the test rows of each split. The account has ``test_images``,
+    ``leaked``, ``accuracy``, and if any image leaked ``accuracy_without`` (an interval; None if no
+    image is left) and ``ids``; ``repeated``, how many rows of the stores show an image of a row
+    before, and ``conflicting``, how many of these have another label. None where pixels are not
+    known.
+    """
+    if not pixels_known(splits):
+        return None
+    leaked = np.concatenate([shared(split.test, split.train) for split in splits])
+    ids = np.concatenate([split.test.ids for split in splits])
+    rows = np.unique(ids, return_inverse=True)[1]
+    correct = np.concatenate(predicted) == np.concatenate([s.test.labels for s in splits])
+    used: dict[FeatureStore, list[RowSet]] = {}
+    for part in (part for split in splits for part in (split.train, split.test)):
+        used.setdefault(part.store, []).append(part)
+    repeated, conflicting = np.sum([_repeats(parts) for parts in used.values()], axis=0).tolist()
+    account: dict[str, Any] = {
+        "repeated": repeated,
+        "conflicting": conflicting,
+        "test_images": len(np.unique(rows)),
+        "leaked": len(np.unique(rows[leaked])),
+        "accuracy": accuracy_interval(correct, rows).as_dict(),
+    }
+    if leaked.any():
+        without = None
+        if not leaked.all():
+            without = accuracy_interval(correct[~leaked], rows[~leaked]).as_dict()
+        account |= {"accuracy_without": without, "ids": np.unique(ids[leaked]).tolist()}
+    return account
+
+
+def notes_of_repeats(account: Mapping[str, Any]) -> list[str]:
+    """Say how many images occur more than once within a split."""
+    if not (n := account["repeated"]):
+        return []
+    clash = f", {account['conflicting']} of them with another label" * bool(account["conflicting"])
+    what = "image repeats" if n == 1 else "images repeat"
+    return [f"{n} {what} another of their split{clash}: featpipe audit lists them."]
+
+
+def note_of_leaks(account: Mapping[str, Any] | None, *, in_full: bool = True) -> str:
+    """Say what leaked images mean for the accuracy; empty where there are none.
+
+    ``in_full``: with their number, which is the same for every method on these stores.
+    """
+    if account is None or not account["leaked"]:
+        return ""
+    if (without := account["accuracy_without"]) is None:
+        after = "no test image is left without them, so nothing was measured on new images"
+    else:
+        value, low, high = (100 * without[name] for name in ("value", "low", "high"))
+        after = f"accuracy {value:.2f} % [{low:.2f}, {high:.2f}] without them"
+    if not in_full:
+        return f"Leaked test images: {after}"
+    share = 100 * account["leaked"] / account["test_images"]
+    return (
+        f"{account['leaked']} of {account['test_images']} test images ({share:.1f} %) are training "
+        f"images, too, pixel for pixel: {after}, {100 * account['accuracy']['value']:.2f} % with "
+        "them. --leaks drop leaves them out of training."
+    )
+
+
+def first_report(stores: Sequence[str]) -> bool:
+    """Return whether the leaks between stores (by fingerprint) have not been reported before."""
+    told = tuple(stores) in _reported
+    _reported.add(tuple(stores))
+    return not told
+
+
+def _digests(store: FeatureStore) -> NDArray[np.void]:
+    digests = store.digests
+    assert digests is not None  # asked for only where the pixels are known
+    return digests
+
+
+def _repeats(parts: Sequence[RowSet]) -> tuple[int, int]:
+    """Return how many rows show an image of a row before, and how many differ in their label."""
+    store, rows = parts[0].store, np.unique(np.concatenate([part.rows for part in parts]))
+    _, first, place = np.unique(_digests(store)[rows], return_index=True, return_inverse=True)
+    again = first[place] != np.arange(len(rows))
+    labels = store.labels[rows]
+    return int(again.sum()), int((again & (labels != labels[first[place]])).sum())
+
+
+def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
+    """Say that a backbone may have seen test images with their labels; empty where none is known.
+
+    ``backbone`` is that of a manifest or, of a network that was fine-tuned, what it started as;
+    ``tested`` is the dataset of the test rows in a manifest.
+
+    Examples
+    --------
+    >>> contamination(
+    ...     {"model": "resnet50", "weights": {"name": "IMAGENET1K_V2"}},
+    ...     {"name": "torchvision:Imagenette", "split": "val"},
+    ... )
+    'The backbone may have seen test images with their labels: it was trained on ImageNet-1k \
+(IMAGENET1K_V2), and Imagenette is a part of ImageNet.'
+    """
+    model, weights = backbone["model"], backbone.get("weights", {}).get("name", "none")
+    name, _, argument = tested["name"].partition(":")
+    if weights == "none" or name not in DATASETS:
+        return ""
+    published = model in MODELS and Path(weights).suffix not in WEIGHTS_SUFFIXES
+    try:
+        trained_on = backbone.get("weights", {}).get("trained_on", "")  # that of a family
+        trained_on = automatic(model).trained_on if published else trained_on
+        origins = DATASETS.get(name).origins(argument, tested["split"])
+    except FeatpipeError:  # the package that brings one of them is broken
+        return ""
+    if trained_on in origins:
+        return (
+            "The backbone may have seen test images with their labels: it was trained on "
+            f"{trained_on} ({weights}), and {origins[trained_on]}."
+        )
+    if trained_on or not origins:
+        return ""
+    return f"What the weights {weights} were trained on is unknown. " + " ".join(
+        f"If on {images}, the backbone may have seen test images with their labels: {clause}."
+        for images, clause in origins.items()
+    )
