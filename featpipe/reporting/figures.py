@@ -80,15 +80,9 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
     """Accuracy of each method with its interval; published numbers apart and hollow."""
     ours = {method.title: method.row for method in group.methods}
     entries = [
-        {
-            "label": label,
-            "note": row["verdict"],
-            "value": row["accuracy"],
-            "low": row["low"],
-            "high": row["high"],
-            "published": row["published"],
-            "best": row["verdict"] in LEADING,
-        }
+        {"label": label, "note": row["verdict"], "value": row["accuracy"]}
+        | {name: row[name] for name in ("low", "high", "published")}
+        | {"best": row["verdict"] in LEADING}
         for label, row in [*ours.items(), *((row["method"], row) for row in published)]
         if row["accuracy"] is not None
     ]
@@ -105,10 +99,8 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
 
 def difference_chart(group: Group, margin: float) -> list[Chart]:
     """Return how far each method is from the best, with the interval of its paired test."""
-    first = group.methods[0]
-    pairs = {pair["b"]: pair for pair in group.pairs if pair["a"] == first.row["name"]}
-    tests = {m: pairs[m.row["name"]] for m in group.methods[1:] if m.row["name"] in pairs}
-    judged = {method: pair["methods"] or pair["models"] for method, pair in tests.items()}
+    first, tests = group.methods[0], group.tests_of_first
+    judged = {m: tests[m.row["name"]] for m in group.methods[1:] if m.row["name"] in tests}
     if not judged:
         return []
     entries = [
@@ -170,15 +162,10 @@ def fold_chart(group: Group) -> list[Chart]:
         records = [method.result.splits[number] for number in np.unique(method.table.split)]
         # The largest draws of a low-shot curve are in that curve, and often the very same rows.
         if spread and len(records) > 1 and not method.result.extra.get("low_shot"):
-            entries.append(
-                {
-                    "label": method.title,
-                    "value": spread["mean"],
-                    "dots": [record["metrics"]["accuracy"] for record in records],
-                    "names": [record["name"] for record in records],
-                    "sd": spread["sd"],
-                }
-            )
+            dots = [record["metrics"]["accuracy"] for record in records]
+            entry = {"label": method.title, "value": spread["mean"], "dots": dots}
+            names = [record["name"] for record in records]
+            entries.append({**entry, "names": names, "sd": spread["sd"]})
     chart = Chart(
         f"Spread over models{group.suffix}",
         {"kind": "intervals", "x": _ACCURACY, "entries": entries},
@@ -239,27 +226,18 @@ def sweep_charts(group: Group) -> list[Chart]:
             for name in firsts[0]
             if name not in ("method", key) and len({str(first.get(name)) for first in firsts}) > 1
         ]
-        drawn = [
-            line(
-                ", ".join([first["method"], *(f"{name} {first.get(name)}" for name in differ)]),
-                [settings[method][key] for method in sweep],
-                [method.row["accuracy"] for method in sweep],
-                low=[method.row["low"] for method in sweep],
-                high=[method.row["high"] for method in sweep],
-                strong=True,
-            )
-            for first, sweep in zip(firsts, sweeps, strict=True)
-        ]
+        drawn = []
+        for first, sweep in zip(firsts, sweeps, strict=True):
+            name = ", ".join([first["method"], *(f"{name} {first.get(name)}" for name in differ)])
+            y, low, high = ([m.row[key] for m in sweep] for key in ("accuracy", "low", "high"))
+            x = [settings[method][key] for method in sweep]
+            drawn.append(line(name, x, y, low=low, high=high, strong=True))
         label = key.replace("_", " ")
         x_axis = number_axis(label, [value for one in drawn for value in one["x"]])
-        charts.append(
-            Chart(
-                f"Accuracy by {label}{group.suffix}",
-                lines(x_axis, _ACCURACY, drawn, dots=True, band="95 % interval"),
-                "Methods of the table that differ in nothing else; the band is the 95 % interval "
-                "over test images.",
-            )
-        )
+        spec = lines(x_axis, _ACCURACY, drawn, dots=True, band="95 % interval")
+        caption = "Methods of the table that differ in nothing else; the band is the 95 % interval "
+        title = f"Accuracy by {label}{group.suffix}"
+        charts.append(Chart(title, spec, f"{caption}over test images."))
     return charts
 
 
@@ -322,9 +300,7 @@ def _class_curves(
     averages = [curve for curve in data["curves"] if curve["class"] is None]
     classes = [curve for curve in data["curves"] if curve["class"] is not None]
     caption = f"One class against the rest; after each name its {name}.{of}"
-    if (
-        len(classes) == 2
-    ):  # averages of two say nothing more, and their ROC curves mirror each other
+    if len(classes) == 2:  # averages of two add nothing, and their ROC curves mirror each other
         averages = []
         if area == "auc":
             classes = classes[1:]
@@ -383,10 +359,7 @@ def search_charts(method: Method) -> list[Chart]:
         y = [entry["accuracy"] for entry in entries]
         more: dict[str, Any] = {"strong": len(searched) == 1}
         if len(searched) == 1 and "rows" in entries[0]:
-            counts = [
-                (round(entry["accuracy"] * entry["rows"]), entry["rows"]) for entry in entries
-            ]
-            ends = [wilson(*count) for count in counts]
+            ends = [wilson(round(one["accuracy"] * one["rows"]), one["rows"]) for one in entries]
             more |= {"low": [end.low for end in ends], "high": [end.high for end in ends]}
         drawn.append(line(str(one["name"]), x, y, marked=marked, **more))
     by = searched[0]["chosen"].get("by", "validation rows")
@@ -421,17 +394,12 @@ def training_charts(method: Method) -> list[Chart]:
         ("Accuracy by epoch", kept, _ACCURACY, ("train_accuracy", "valid_accuracy")),
         ("Learning rate", "", axis("learning rate"), ("lr",)),
     ):
-        drawn = [
-            line(
-                _DRAWN[key.partition("_")[0]],
-                epochs,
-                columns[key],
-                strong=True,
-                marked=[epoch == chosen and key == "valid_accuracy" for epoch in epochs],
-            )
-            for key in keys
-            if any(value is not None for value in columns.get(key, ()))
-        ]
+        drawn = []
+        for key in keys:
+            if any(value is not None for value in columns.get(key, ())):
+                name = _DRAWN[key.partition("_")[0]]
+                marked = [epoch == chosen and key == "valid_accuracy" for epoch in epochs]
+                drawn.append(line(name, epochs, columns[key], strong=True, marked=marked))
         if drawn:
             spec = lines(axis("epoch", whole=True), y, drawn, dots=len(epochs) <= 30)
             charts.append(Chart(title, spec, caption))

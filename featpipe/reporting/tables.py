@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from featpipe.errors import FeatpipeError
-from featpipe.reporting.answers import answers, warnings
+from featpipe.reporting.answers import answers, names_of, warnings
 from featpipe.reporting.data import Group, GroupImages, Method, ReportData, find_store
 from featpipe.reporting.data_quality import near_leaks
 from featpipe.reporting.figures import (
@@ -20,7 +21,7 @@ from featpipe.reporting.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.reporting.sections import SECTIONS, Content, Section, render
+from featpipe.reporting.sections import SECTIONS, Content, Section, count, render
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
@@ -94,15 +95,39 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     known = [record["manifest"]["dataset"] for _, record in records.values()]
     tested = np.bincount(group.true, minlength=len(group.classes))
     rows = np.unique(group.true, return_index=True)[1][:_SAMPLES]
-    trained = [split["n_train"] for split in group.methods[0].result.splits if split["n_train"]]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
         "splits": {dataset["split"]: dataset["images"] for dataset in known},
         "per_class": sorted({tested.min(), tested.max()}),
-        "trained": sorted({min(trained), max(trained)}) if trained else [],
+        "trained": trained_on(group),
+        "protocols": said_of(group, lambda method: method.row["protocol"]),
+        "why": list(dict.fromkeys(filter(None, (m.protocol_note for m in group.methods)))),
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
+
+
+def trained_on(group: Group) -> str:
+    """Say how many images each method was trained on."""
+
+    def images(method: Method) -> str:
+        sizes = sorted({split["n_train"] or 0 for split in method.result.splits})
+        if not any(sizes):
+            return "no image"
+        several = " for each model" * (len(method.result.splits) > 1)
+        return f"{' to '.join(map(count, sorted({sizes[0], sizes[-1]})))} images{several}"
+
+    return said_of(group, images)
+
+
+def said_of(group: Group, fact: Callable[[Method], str]) -> str:
+    """Return a fact about the methods once, with their names where they differ in it."""
+    facts: dict[str, list[Method]] = {}
+    for method in group.methods:
+        facts.setdefault(fact(method), []).append(method)
+    if len(facts) == 1:
+        return next(iter(facts))
+    return "; ".join(f"{text} ({names_of(methods)})" for text, methods in facts.items())
 
 
 @SECTIONS.register
@@ -163,10 +188,10 @@ def frames(data: ReportData) -> dict[str, pd.DataFrame]:
         ),
         "confusion": data.frame(
             lambda method: [
-                {"true": true, "answer": answer, "images": count}
+                {"true": true, "answer": answer, "images": images}
                 for true, counts in zip(method.classes, method.metrics["confusion"], strict=True)
-                for answer, count in zip(method.columns, counts, strict=True)
-                if count
+                for answer, images in zip(method.columns, counts, strict=True)
+                if images
             ]
         ),
         "models": data.frame(
