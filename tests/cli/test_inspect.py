@@ -28,7 +28,7 @@ def test_store_commands(run: Any, extract: str) -> None:
     assert facts["layers"] == {"avgpool": [12, 64]}
     assert facts["classes"] == ["ant", "bee", "cät"]
     described = run(f"store info {path}").out
-    assert "12 of folder:photos all, 12 of them labelled" in described
+    assert "12 of folder:photos all, 12 labelled" in described
     assert "ant (4), bee (4), cät (4)" in described
     assert "avgpool (64,)" in described
     assert "{" not in described, "for people, not a dump"
