@@ -12,16 +12,12 @@ from pathlib import Path
 
 from featpipe.errors import UnknownNameError, UsageError
 
+_PROTOCOLS = "auto, split, folds, fold:K, kfold:K, holdout:F"
 LOGITS = "logits"  # the layer, of any backbone with a classifier, that is the classifier's output
 
 
 def protocol(text: str) -> tuple[str, float | None]:
     """Read how rows are split, as its kind and its number.
-
-    Raises
-    ------
-    UsageError
-        Here and below: if the text is not of this language.
 
     Examples
     --------
@@ -29,22 +25,18 @@ def protocol(text: str) -> tuple[str, float | None]:
     (('kfold', 5), ('split', None))
     """
     kind, colon, argument = text.partition(":")
-    least = {"fold": 0, "kfold": 2}
-    if kind in least:
-        count = number(argument, whole=True)
-        if not count >= least[kind]:
-            raise _no_protocol(text, f"a whole number of at least {least[kind]} after the colon")
-        return kind, int(count)
-    if kind == "holdout":
-        share = number(argument)
-        if not 0 < share < 1:
-            raise _no_protocol(text, "a share between 0 and 1 after the colon")
-        return kind, share
-    if colon or kind not in ("auto", "split", "folds", "all"):
-        raise _no_protocol(
-            text, "auto, split, folds, fold:K, kfold:K, holdout:F or, for zeroshot, all"
-        )
-    return kind, None
+    expected = f"{_PROTOCOLS} or, for zeroshot, all"
+    if kind in (least := {"fold": 0, "kfold": 2}):
+        expected = f"a whole number of at least {least[kind]} after the colon"
+        if (count := number(argument, whole=True)) >= least[kind]:
+            return kind, int(count)
+    elif kind == "holdout":
+        expected = "a share between 0 and 1 after the colon"
+        if 0 < (share := number(argument)) < 1:
+            return kind, share
+    elif not colon and kind in ("auto", "split", "folds", "all"):
+        return kind, None
+    raise UsageError(f"{text!r} is not a protocol.", expected=expected)
 
 
 def device_name(text: str) -> None:
@@ -57,10 +49,8 @@ def device_name(text: str) -> None:
 def need_training(text: str) -> None:
     """Refuse the protocol under which no row trains."""
     if text == "all":
-        raise UsageError(
-            "Under the protocol 'all' every row is tested and none trains: it is for zeroshot.",
-            expected="auto, split, folds, fold:K, kfold:K or holdout:F",
-        )
+        what = "Under the protocol 'all' every row is tested and none trains: it is for zeroshot."
+        raise UsageError(what, expected=_PROTOCOLS)
 
 
 def validation(text: str) -> tuple[str, float | None]:
@@ -70,10 +60,8 @@ def validation(text: str) -> tuple[str, float | None]:
     except UsageError:
         kind, argument = "", None
     if kind not in ("auto", "holdout", "kfold"):
-        raise UsageError(
-            f"{text!r} is not a way to choose hyper-parameters.",
-            expected="auto, holdout:F (a share such as 0.2) or kfold:K (at least 2)",
-        )
+        expected = "auto, holdout:F (a share such as 0.2) or kfold:K (at least 2)"
+        raise UsageError(f"{text!r} is not a way to choose hyper-parameters.", expected=expected)
     return kind, argument
 
 
@@ -96,10 +84,6 @@ def grouping(text: str) -> None:
     except re.error as error:
         what = f"{pattern!r} is no regular expression: {error}."
         raise UsageError(what, expected=r"a pattern such as regex:patient_(\d+)") from None
-
-
-def _no_protocol(text: str, expected: str) -> UsageError:
-    return UsageError(f"{text!r} is not a protocol.", expected=expected)
 
 
 def number(text: str, *, whole: bool = False) -> float:

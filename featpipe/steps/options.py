@@ -92,17 +92,15 @@ class OptionSpec:
     def parse(self, value: Any) -> Any:
         """Check a value from YAML, the command line or Python and return it in its type.
 
-        Raises
-        ------
-        UsageError
-            If it is not one; the error's ``option`` is the name of this one.
+        The ``option`` of the UsageError is the name of this one.
         """
         try:
-            chosen = self.default is None and self.type is not _without_none(self.type)
+            optional = self.type is not _without_none(self.type)
+            chosen = optional and self.default is None
             if value == "auto" and chosen and (self.registry or self.item_type is int):
                 value = None
             if value is None:
-                if self.type is _without_none(self.type) and not self.bound:
+                if not optional and not self.bound:
                     raise self._wrong(value)
                 return None
             if self.pairs:
@@ -143,9 +141,8 @@ class OptionSpec:
 
     def _item(self, value: Any) -> Any:
         kind = self.item_type
-        if isinstance(value, bool) != (kind is bool) or not isinstance(
-            value, str | int | float | Path
-        ):
+        known = isinstance(value, str | int | float | Path)
+        if not known or isinstance(value, bool) != (kind is bool):
             raise self._wrong(value)
         if isinstance(value, str) and not value.strip():
             raise self._wrong(value, "a text that is not empty")
@@ -170,11 +167,8 @@ class OptionSpec:
 
     def _wrong(self, value: Any, expected: str | None = None) -> UsageError:
         kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-        return UsageError(
-            f"{self.flag} cannot be {value!r}.",
-            expected=expected or kinds.get(self.item_type, "a text"),
-            got=repr(value),
-        )
+        expected = expected or kinds.get(self.item_type, "a text")
+        return UsageError(f"{self.flag} cannot be {value!r}.", expected=expected, got=repr(value))
 
 
 class Pairs(dict[str, Any]):
