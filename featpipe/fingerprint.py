@@ -25,6 +25,7 @@ _DIGEST = "digest"  # key of sealed JSON
 SEAL = b"featpipe sha256 "  # the comment of a sealed archive, before the digest in hex
 _COMMENT_BYTES = 2 + len(SEAL) + 64  # with its length, which ends an archive without a comment
 _READ_BYTES = 1 << 22
+_COLUMNS = "path, size, mtime_ns, ctime_ns, algorithm, digest, crc32"
 
 
 def of_mapping(values: Any) -> str:
@@ -67,10 +68,7 @@ def sealed_json(content: Mapping[str, Any]) -> str:
 def unsealed(content: Any) -> dict[str, Any]:
     """Return the mapping that was read from sealed JSON without its digest.
 
-    Raises
-    ------
-    ValueError
-        If there is no digest, or it is that of another content.
+    A missing digest, or that of another content, is a ValueError.
     """
     if not isinstance(content, dict):
         raise ValueError("it holds no mapping")
@@ -102,13 +100,7 @@ def seal_archive(path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Compare a sealed zip archive with the digest in it.
-
-    Raises
-    ------
-    ValueError
-        If it is not sealed, or was changed since.
-    """
+    """Raise ValueError unless a zip archive holds the digest of what it is."""
     end = path.stat().st_size - _COMMENT_BYTES
     with path.open("rb") as stream:
         stream.seek(max(end, 0))
@@ -176,12 +168,9 @@ class FileHashes:
                     closing(self._connect(self.cache)) as connection,
                     connection,
                 ):
-                    connection.executemany(
-                        "insert or replace into hashes"
-                        " (path, size, mtime_ns, ctime_ns, algorithm, digest, crc32)"
-                        " values (?, ?, ?, ?, ?, ?, ?)",
-                        [(*row, _crc32(row)) for row in fresh],
-                    )
+                    into = f"insert or replace into hashes ({_COLUMNS}) values"
+                    rows = [(*row, _crc32(row)) for row in fresh]
+                    connection.executemany(f"{into} (?, ?, ?, ?, ?, ?, ?)", rows)
         return digests
 
     def one(self, path: Path, algorithm: str = "sha256") -> str:
@@ -202,11 +191,8 @@ class FileHashes:
             return {}
         try:
             with closing(self._connect(self.cache)) as connection:
-                rows = connection.execute(
-                    "select path, size, mtime_ns, ctime_ns, algorithm, digest, crc32 from hashes"
-                    " where algorithm = ?",
-                    (algorithm,),
-                ).fetchall()
+                query = f"select {_COLUMNS} from hashes where algorithm = ?"  # noqa: S608 - ours
+                rows = connection.execute(query, (algorithm,)).fetchall()
         except sqlite3.OperationalError:
             return {}  # busy, or on a disk that is read-only: the hashes are computed again
         except sqlite3.DatabaseError:

@@ -36,12 +36,9 @@ class Registry(Generic[T]):
     kind : str
         What is registered, in the singular, as it appears in messages (``"model"``). Other
         packages register theirs as entry points of the group ``featpipe.KINDs``.
-    builtin : mapping of str to str
-        Names of the built-in entries, each with the module that registers it.
-    aliases : mapping of str to str, optional
-        Other names of entries.
-    summaries : mapping of str to str, optional
-        One line about built-in entries, so that they are listed without their modules.
+    builtin, aliases, summaries : mapping of str to str
+        Names of the built-in entries, each with the module that registers it; other names of
+        entries; one line about built-in entries, so that they are listed without their modules.
 
     Examples
     --------
@@ -98,10 +95,7 @@ class Registry(Generic[T]):
     def canonical(self, name: str) -> str:
         """Return the name that an alias means; nothing is imported.
 
-        Raises
-        ------
-        UnknownNameError
-            If no entry has this name; the message gives the nearest one.
+        An unknown name is an UnknownNameError, with the nearest one.
         """
         found = self._aliases.get(name, name)
         if found not in self._modules and found not in self._loaded:
@@ -123,27 +117,20 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Return the object registered under a name or alias; its module is imported.
 
-        Raises
-        ------
-        UnknownNameError
-            If no entry has this name.
-        UsageError
-            If the package that brings it cannot be imported.
+        A package that brings it and cannot be imported is a UsageError.
         """
         name = self.canonical(name)
-        if name not in self._loaded:
-            if name in self._modules:
-                importlib.import_module(self._modules[name])
-            else:
-                point = self._entry_points[name]
-                try:
-                    self._loaded[name] = point.load()
-                except Exception as error:  # whatever another package may raise
-                    raise UsageError(
-                        f"The {self.kind} {name!r} cannot be loaded: {error}",
-                        where=f"{point.value} of the package {_package(point)}",
-                        next_step="repair or uninstall that package",
-                    ) from error
+        if name in self._modules and name not in self._loaded:
+            importlib.import_module(self._modules[name])
+        elif name not in self._loaded:
+            point = self._entry_points[name]
+            try:
+                self._loaded[name] = point.load()
+            except Exception as error:  # whatever another package may raise
+                what = f"The {self.kind} {name!r} cannot be loaded: {error}"
+                where = f"{point.value} of the package {_package(point)}"
+                hint = "repair or uninstall that package"
+                raise UsageError(what, where=where, next_step=hint) from error
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:

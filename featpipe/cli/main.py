@@ -18,6 +18,10 @@ from featpipe.errors import FeatpipeError, UsageError, did_you_mean
 from featpipe.registry import summary_of
 from featpipe.steps import STEPS, Step, options_of
 from featpipe.steps.options import OptionSpec
+from featpipe.steps.plan import Plan
+from featpipe.steps.recipe import find_recipe, read_recipe
+from featpipe.steps.runner import run_plan
+from featpipe.steps.tracking import TRACKERS
 
 # -- recipes -------------------------------------------------------------------------------------
 
@@ -45,7 +49,7 @@ from featpipe.steps.options import OptionSpec
 @jobs_option
 @click.option(
     "--track",
-    type=click.Choice(["mlflow", "tensorboard"]),
+    type=click.Choice(list(TRACKERS)),
     help="Keep parameters, metrics and curves there too.",
 )
 @with_session
@@ -66,12 +70,12 @@ def run(  # noqa: PLR0913 - one argument per option
     RECIPE is a file, or the name of one that comes with featpipe. What is done already is not done
     again, so the same command continues a run that stopped.
     """
-    read = api.read_recipe(api.find_recipe(recipe), overrides, limit)
-    plan = api.Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
+    read = read_recipe(find_recipe(recipe), overrides, limit)
+    plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
     if dry_run:
         session.finish(plan.outcome())
-    trackers = [] if track is None else [api.TRACKERS[track](plan)]
-    session.finish(api.run_plan(plan, [session.console.follow, *trackers]))
+    trackers = [] if track is None else [TRACKERS[track](plan)]
+    session.finish(run_plan(plan, [session.console.follow, *trackers]))
 
 
 @click.command(epilog="Example: featpipe demo --workspace demo")

@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +50,6 @@ def extract(run: Callable[[str], Ended], tmp_path: Path) -> str:
     """Return an extract command that works."""
     images.weights_file(tmp_path / "w.safetensors")
     images.photo_folder(tmp_path / "photos")
-    time.sleep(0.1)  # the hash of a file that has only just changed is not remembered
     return (
         f"extract --model {images.MODEL} --weights w.safetensors --dataset folder:photos"
         " --device cpu"
