@@ -24,7 +24,6 @@ from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.protocol import GROUPED
 from featpipe.evaluation.result import PredictionTable, Result, unique_titles
-from featpipe.evaluation.screening import note_of_leaks, notes_of_repeats
 from featpipe.reporting.names import class_names
 from featpipe.reporting.step import Report
 from featpipe.statistics.comparison import Comparison, compare
@@ -34,7 +33,8 @@ from featpipe.store import FeatureStore
 THUMBNAIL = 96  # pixels of the longer side
 FINE = 1000  # test images from which one of them is at most a tenth of a point
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
-_CHOSEN = "chosen automatically"  # what the note on an automatic protocol says
+# Parts of the notes on leaks, on repeated images, on an automatic protocol.
+_LEAKED, REPEATED, _CHOSEN = "training images, too", " of their split", "chosen automatically"
 
 
 # -- methods and groups of methods ---------------------------------------------------------------
@@ -161,11 +161,9 @@ class Method:
         What is about the data is on the page once: leaks, repeated images, groups, images that the
         backbone may have seen.
         """
-        extra = self.result.extra
-        account = extra.get("leaks")
-        known = [*notes_of_repeats(account), note_of_leaks(account)] if account else []
-        known += [self.protocol_note, extra.get("contamination")]
-        return [n for n in self.result.notes if n not in known and not n.startswith(GROUPED)]
+        seen = self.result.extra.get("contamination")
+        once = (GROUPED, _LEAKED, REPEATED, _CHOSEN)
+        return [n for n in self.result.notes if n != seen and not any(part in n for part in once)]
 
 
 @dataclass(frozen=True, eq=False)

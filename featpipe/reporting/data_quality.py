@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from featpipe.audit.record import audits_of, load_findings, sentences
 from featpipe.errors import DataError, FeatpipeError
-from featpipe.evaluation.screening import notes_of_repeats
 from featpipe.reporting.answers import leaks
-from featpipe.reporting.data import Group, Method, ReportData, Thumbnail
+from featpipe.reporting.data import REPEATED, Group, Method, ReportData, Thumbnail
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.statistics.intervals import accuracy_interval
 from featpipe.store import FeatureStore
@@ -98,8 +97,8 @@ def leaks_of(group: Group) -> str:
 
 def repeats_of(group: Group) -> list[str]:
     """Say how many images occur more than once within a split, as the methods found."""
-    accounts = [account for m in group.methods if (account := m.result.extra.get("leaks"))]
-    return list(dict.fromkeys(note for one in accounts for note in notes_of_repeats(one)))
+    notes = [note for method in group.methods for note in method.result.notes]
+    return list(dict.fromkeys(note for note in notes if REPEATED in note))
 
 
 def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[dict[str, Any]]:
