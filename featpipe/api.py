@@ -133,6 +133,11 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
     if (backbone is None) != (transform is None) or (backbone is None) == (model is None):
         expected = "the name of a model; or backbone= and transform=, a module and its transform"
         raise UsageError("What embeds the images?", expected=expected)
+    if backbone is None and (name or fingerprint):
+        expected = "name= and fingerprint= together with backbone= and transform="
+        got = f"model={model!r}, {'name' if name else 'fingerprint'}={name or fingerprint!r}"
+        what = "Only a module is given a name or a fingerprint."
+        raise UsageError(what, expected=expected, got=got)
     if not isinstance(dataset, str):
         from featpipe.datasets.given import register_images  # noqa: PLC0415 - brings NumPy
 
@@ -224,7 +229,7 @@ def finetune(
 
 def predict(
     model: str | os.PathLike[str] | Result,
-    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    images: Any,
     *,
     workspace: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -237,8 +242,9 @@ def predict(
     model : Result, str or path
         A result; its name, or a part of it: ``"svm"`` is the latest of that name; or the file of a
         model.
-    images : path or iterable of paths
-        Files, and folders with all that is in them.
+    images : path, image, or iterable of them
+        Files, and folders with all that is in them; or PIL images, or arrays of uint8 and shape
+        (height, width, 3) or (height, width).
     workspace : path, optional
     progress : Progress, optional
     **where

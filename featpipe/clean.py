@@ -18,7 +18,7 @@ from featpipe.workspace import Workspace, explain_os_errors, is_locked, leftover
 # What follows the name of a result: its last part is eight letters of the result's key.
 _OF_RESULT = re.compile(
     r"(?P<result>.+-[0-9a-f]{8})"
-    r"(\.predictions\.npz|\.explained|\.skops|\.safetensors|\.json|(\.\d+)(\.refit)?\.checkpoint)"
+    r"((\.predictions)?\.npz|\.explained|\.skops|\.safetensors|\.json|(\.\d+)(\.refit)?\.checkpoint)"
 )
 _PICTURE = re.compile(r"[0-9a-f]{8}/([0-9a-f]{12}\.png|explanation\.json|\..+\.tmp)")
 
@@ -116,6 +116,7 @@ def _is_ours(path: Path) -> bool:
             if path.suffix == ".skops":
                 return b'"featpipe_model"' in archive.read("schema.json")
             if path.suffix == ".npz":
-                return {"ids.npy", "true.npy", "row.npy", "predicted.npy"} <= {*names}
+                answers, model = {"true.npy", "row.npy", "predicted.npy"}, {"about.npy", "bias.npy"}
+                return answers <= {*names} or model <= {*names}
             return any(name.endswith("/data.pkl") for name in names)
     return False

@@ -43,12 +43,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean {nearest[0]!r}?" if nearest else None
 
 
-def nearest_path(path: Path) -> str | None:
-    """Return ``"did you mean 'x'?"`` for the nearest name beside a path that does not exist."""
-    beside = []
+def nearest_path(path: Path, *, folder: bool = False) -> str | None:
+    """Return ``"did you mean 'x'?"`` for the existing path (``folder``: folder) nearest to one."""
+    near = _nearest(path, folder)
+    return f"did you mean {str(near)!r}?" if near else None
+
+
+def _nearest(path: Path, folder: bool) -> Path | None:
+    """Return a path with each name that does not exist replaced by the nearest one beside it."""
+    parent = path.parent if path.parent.exists() else _nearest(path.parent, folder=True)
+    names = []
     with suppress(OSError):
-        beside = [str(path.with_name(name)) for name in os.listdir(path.parent)]
-    return did_you_mean(str(path), beside)
+        names = [e.name for e in os.scandir(parent or "") if not folder or e.is_dir()]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return parent / near[0] if parent and near else None
 
 
 class FeatpipeError(Exception):

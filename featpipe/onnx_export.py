@@ -11,15 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer
 from torch import Tensor, nn
 
 from featpipe.backbones.base import Backbone
 from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
-from featpipe.evaluation.calibration import LEAST
-from featpipe.evaluation.models import TrainedModel
+from featpipe.evaluation.linear import SoftmaxClassifier, linear_form
+from featpipe.evaluation.models import LEAST, TrainedModel
 from featpipe.evaluation.result import Result
 from featpipe.prediction import Predictor, open_predictor
 from featpipe.workspace import Workspace, atomic_write, refuse_foreign
@@ -27,7 +24,6 @@ from featpipe.workspace import Workspace, atomic_write, refuse_foreign
 _MARK = "written by featpipe export"
 _OUTPUTS = ("probabilities", "labels")
 _TOLERANCE = 1e-4  # of a probability
-_ROWS = 512  # of the identity, at once
 
 
 def export_onnx(
@@ -111,19 +107,17 @@ class _Graph(nn.Module):
         self.network = copy.deepcopy(backbone.network)
         self._prepared = backbone.preprocessing
         self._capture = backbone.capture(model.layer)
-        estimator = model.estimator
-        self._unit = isinstance(estimator, Pipeline) and isinstance(estimator[0], Normalizer)
-        linear = estimator[1:] if self._unit else estimator
-        self._graded = hasattr(linear, "predict_proba")
-        if not hasattr(linear, "decision_function") or not (model.temperature or self._graded):
+        linear = linear_form(model.estimator)
+        self._graded = isinstance(linear, SoftmaxClassifier)
+        if linear is None or not (model.temperature or self._graded):
             raise _refused(f"{model.title} without linear scores or without calibration")
-        weight, bias = _affine(linear, model.title)
+        self._unit = linear.unit
         self._temperature = model.temperature or 1.0
-        known = np.asarray(estimator.classes_, dtype=int)
-        places = np.eye(len(model.classes))[known]  # classes without training rows: probability 0
-        for name, values in (("weight", weight), ("bias", bias), ("places", places)):
+        places = np.eye(len(model.classes))[linear.classes_]  # classes without training rows: 0
+        numbers = (("weight", linear.weight), ("bias", linear.bias), ("places", places))
+        for name, values in numbers:
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32))
-        self.register_buffer("known", torch.as_tensor(known))
+        self.register_buffer("known", torch.as_tensor(linear.classes_))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         kept: list[Tensor] = []
@@ -144,30 +138,6 @@ class _Graph(nn.Module):
         if self._graded:
             scores = scores.softmax(1).clamp(min=LEAST).log()
         return (scores / self._temperature).softmax(1) @ self.places, labels  # type: ignore[operator]
-
-
-def _affine(estimator: Any, title: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return weights (d, classes) and biases of a classifier's scores; UsageError if not linear."""
-    d, graded = estimator.n_features_in_, hasattr(estimator, "predict_proba")
-
-    def scores(rows: NDArray[Any]) -> NDArray[Any]:
-        found = np.asarray(estimator.decision_function(rows))
-        one = np.zeros_like(found) if graded else -found  # of two classes
-        return found if found.ndim == 2 else np.column_stack([one, found])
-
-    bias = scores(np.zeros((1, d)))[0]
-    parts = (np.eye(min(_ROWS, d - start), d, start) for start in range(0, d, _ROWS))
-    weight = np.concatenate([scores(part) - bias for part in parts])
-    rows = np.random.default_rng(0).normal(size=(16, d))
-    linear = rows @ weight + bias
-    same = np.allclose(linear, scores(rows), rtol=1e-6, atol=1e-6 * np.abs(linear).max())
-    if same and graded:
-        shares = np.exp(linear - linear.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        same = np.allclose(shares, estimator.predict_proba(rows), atol=1e-6)
-    if not same:
-        raise _refused(f"{title}, whose scores are not linear")
-    return weight, bias
 
 
 def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) -> None:

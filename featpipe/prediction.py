@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from featpipe.backbones import fit_of_identity, load_backbone
@@ -19,10 +20,17 @@ from featpipe.backbones.base import Backbone
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Calibration
 from featpipe.datasets.folder import images_below
+from featpipe.datasets.given import pixels_of
 from featpipe.datasets.images import read_image
-from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
-from featpipe.evaluation.calibration import to_probabilities
-from featpipe.evaluation.models import TrainedModel, load_model, predict_with_scores
+from featpipe.errors import (
+    DataError,
+    MissingExtraError,
+    ResultError,
+    UsageError,
+    WeightsError,
+    did_you_mean,
+)
+from featpipe.evaluation.models import ENDINGS, TrainedModel, load_model
 from featpipe.evaluation.result import Result, latest_named
 from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.progress import SILENT, Progress
@@ -30,12 +38,12 @@ from featpipe.store import LOGITS
 from featpipe.workspace import (
     Workspace,
     atomic_write,
-    neutralise_cell,
+    neutralised,
     refuse_foreign,
     user_path,
 )
 
-_KINDS = (".skops", ".safetensors")  # of a probe, of a fine-tuned network
+_KINDS = (*ENDINGS, ".safetensors")  # of a probe; of a fine-tuned network
 _WRITTEN = "featpipe predict"
 # Below, PyTorch answers before OpenVINO has been opened and compared with it.
 _FEW_IMAGES = 32
@@ -86,8 +94,8 @@ def open_predictor(
     workspace : Workspace
         Where models and results are looked for.
     name : str
-        A ``.skops`` (probe) or ``.safetensors`` (fine-tuned) file, or the name of a result; a part
-        of it, such as ``"svm"`` or ``"resnet50-svm"``, means the latest model of such a name.
+        The file of a model, or the name of a result; a part of it, such as ``"svm"`` or
+        ``"resnet50-svm"``, means the latest model of such a name.
     weights : str, optional
         Where the weights of the frozen network are now; default: where they were at training.
     device : str
@@ -142,7 +150,7 @@ def _no_model(workspace: Workspace, name: str) -> ResultError:
             if trained
             else f"The method {result.method!r} trains no model that could answer for new images.",
             where=path,
-            expected=f"{folder / name} with the ending {' or '.join(_KINDS)}" if trained else None,
+            expected=f"{folder / name} with the ending {', '.join(_KINDS)}" if trained else None,
             next_step="run its command again, without --no-save-model and with --force"
             if trained
             else "name a result of a method that is trained, such as featpipe svm",
@@ -198,15 +206,8 @@ def _open_probe(
         layers = tuple(dict.fromkeys([*stored, *logits]))
     backbone.prepare(layers)
 
-    known = np.asarray(model.estimator.classes_)
-
     def classify(images: Tensor) -> Answers:
-        features = backbone.embed(images, layers)[model.layer]
-        labels, scores, graded = predict_with_scores(model.estimator, features, len(model.classes))
-        if scores is None or model.temperature is None:
-            return labels, scores, None
-        calibrated = to_probabilities(scores, known, model.temperature, graded=graded)
-        return labels, scores, calibrated
+        return model.answer(backbone.embed(images, layers)[model.layer])
 
     suits = backbone.batch_size, backbone.parallel
     made = path, model, backbone
@@ -222,16 +223,23 @@ def _no_calibration(_: Preprocessing) -> Tensor:
 
 
 def predict(
-    predictor: Predictor, images: Sequence[Path], progress: Progress = SILENT
+    predictor: Predictor, images: Sequence[Any], progress: Progress = SILENT
 ) -> list[Answer]:
     """Classify images with what :func:`open_predictor` returned; one answer per image, in order.
 
-    An image that cannot be read has an error instead of a class.
+    ``images`` are files, PIL images or arrays, the last two named by their places in the list. An
+    image that cannot be read has an error instead of a class.
     """
+    names = [str(one) if isinstance(one, Path) else f"image {i}" for i, one in enumerate(images)]
+
+    def read(row: int, side: int | None) -> NDArray[np.uint8]:
+        image = images[row]
+        return read_image(image, side) if isinstance(image, Path) else pixels_of(image, row)
+
     answers: list[Answer] = []
     with progress.task("predict", len(images)) as task:
         worked = work_on_images(
-            lambda row, side: read_image(images[row], side),
+            read,
             len(images),
             predictor,
             lambda batch: None if batch.images is None else predictor.classify(batch.images),
@@ -239,7 +247,7 @@ def predict(
             task,
         )
         for batch, classified in worked:
-            found = {row: Answer(str(images[row]), error=why) for row, why in batch.skipped.items()}
+            found = {row: Answer(names[row], error=why) for row, why in batch.skipped.items()}
             if classified is not None:
                 labels, *graded = classified
                 for number, (row, label) in enumerate(zip(batch.read, labels, strict=True)):
@@ -248,21 +256,26 @@ def predict(
                         for part in graded
                     )
                     name = predictor.classes[label]
-                    found[row] = Answer(str(images[row]), name, probabilities, scores)
+                    found[row] = Answer(names[row], name, probabilities, scores)
             answers += [found[row] for row in batch.rows]
     return answers
 
 
-def images_of(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[Path]:
-    """Return image files, and those in folders and their subfolders.
+def images_of(images: Any) -> list[Any]:
+    """Return image files, and those in folders and their subfolders; and what is no path as it is.
 
     Raises
     ------
     DataError
         If a folder holds none.
     """
-    found: list[Path] = []
-    for path in map(Path, [paths] if isinstance(paths, str | PathLike) else paths):
+    alone = isinstance(images, str | PathLike | Image.Image | np.ndarray)
+    found: list[Any] = []
+    for image in [images] if alone else images:
+        if not isinstance(image, str | PathLike):
+            found.append(image)
+            continue
+        path = Path(image)
         inside = [path / name for name in images_below(path)] if path.is_dir() else [path]
         if not inside:
             raise DataError("There are no images in the folder.", where=path)
@@ -271,7 +284,7 @@ def images_of(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> lis
 
 
 def write_answers(answers: Sequence[Answer], out: Path, *, force: bool = False) -> None:
-    """Write answers as ``.csv``, or as ``.json``.
+    """Write answers as ``.csv``, ``.parquet`` or ``.json``.
 
     Raises
     ------
@@ -279,15 +292,26 @@ def write_answers(answers: Sequence[Answer], out: Path, *, force: bool = False) 
         For another ending, and for a file that featpipe did not write, unless ``force``.
     """
     rows = [asdict(answer) for answer in answers]
-    marks = {".csv": ",".join(asdict(Answer(""))), ".json": _WRITTEN}
+    header = ",".join(asdict(Answer("")))
+    marks = {".csv": header, ".parquet": _WRITTEN, ".json": _WRITTEN}
     if out.suffix not in marks:
-        raise UsageError(f"Cannot write to {out.name!r}.", expected="a name in .csv or .json")
+        expected = f"a name that ends in {', '.join(marks)}"
+        raise UsageError(f"Cannot write to {out.name!r}.", expected=expected)
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise MissingExtraError("pyarrow", "parquet")
     refuse_foreign(out, marks[out.suffix].encode(), force=force)
-    with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(out) as temporary:
         if out.suffix == ".json":
             content = {"written by": _WRITTEN, "answers": rows}
-            json.dump(content, file, indent=1, ensure_ascii=False)
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            temporary.write_text(text, encoding="utf-8")
             return
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(asdict(Answer("")))
-        writer.writerows([map(neutralise_cell, row.values()) for row in rows])
+        import pandas as pd  # noqa: PLC0415 - half a second that an answer on the screen needs not
+
+        table = pd.DataFrame(rows, columns=header.split(","))
+        table = table.astype({"probability": float, "score": float})
+        if out.suffix == ".csv":
+            neutralised(table).to_csv(temporary, index=False, lineterminator="\n")
+        else:
+            table.attrs["written by"] = _WRITTEN  # pandas puts it into the file's metadata
+            table.to_parquet(temporary, index=False)

@@ -35,7 +35,7 @@ class Workspace:
         # Activations at a frozen boundary (HDF5): what heads are trained on, not features.
         self.activations = self.data / "activations"
         self.results = self.data / "results"  # results (JSON) with their predictions (npz)
-        self.models = self.data / "models"  # classifiers (skops) and heads (safetensors)
+        self.models = self.data / "models"  # classifiers (npz, skops) and heads (safetensors)
         self.audits = self.data / "audits"  # what is odd about datasets (JSON, CSV)
         self.reports = root / "reports"  # HTML and CSV
         self.hashes = self.data / "hashes.sqlite"  # remembered content hashes of input files

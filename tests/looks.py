@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featpipe.datasets.looks import look_at
+from featpipe.extraction.engine import look_at
 from featpipe.store import FeatureStore, StoreWriter
 from tests.stores import RUN, content, features
 

@@ -45,8 +45,7 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "transform: Callable[[Any], Any] | None = None, name: str | None = None, "
     f"fingerprint: str | None = None, {PLACE}, {PROGRESS}, **options: Any) -> list[FeatureStore]",
     "finetune": f"(dataset: str, model: str, *, {PLACE}, {PROGRESS}, **options: Any) -> Result",
-    "predict": "(model: str | os.PathLike[str] | Result, "
-    "images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, "
+    "predict": "(model: str | os.PathLike[str] | Result, images: Any, *, "
     f"{PLACE}, {PROGRESS}, **where: str | None) -> list[Answer]",
     "report": f"(results: Sequence[Result], out: str | os.PathLike[str], *, {PLACE}, "
     "**options: Any) -> Path",

@@ -45,7 +45,7 @@ def test_what_runs_have_left_is_listed_and_removed(work: tuple[Workspace, Path])
     with stores.StoreWriter(store, stores.content(5)):
         pass
     orphan = path.stem[:-8] + "00000000"
-    for folder, ending in (("results", ".predictions.npz"), ("models", ".skops")):
+    for folder, ending in (("results", ".predictions.npz"), ("models", ".npz")):
         data = workspace.data / folder
         shutil.copy(data / f"{path.stem}{ending}", data / f"{orphan}{ending}")
     explained = workspace.results / f"{orphan}.explained" / "01234567"
@@ -61,7 +61,7 @@ def test_what_runs_have_left_is_listed_and_removed(work: tuple[Workspace, Path])
         f"data/results/{orphan}.explained": "of no result",
         **{
             f"data/models/{orphan}{end}": "of no result"
-            for end in (".skops", ".json", ".safetensors")
+            for end in (".npz", ".json", ".safetensors")
         },
     }
     for one in find_unneeded(workspace):
@@ -111,6 +111,7 @@ def test_what_others_wrote_is_never_listed(work: tuple[Workspace, Path]) -> None
         "results/most-01234567.explained/diary",
         "results/.mine.tmp",
         "models/mine-01234567.skops",
+        "models/more-01234567.npz",
         "models/mine-01234567.json",
         "models/mine-01234567.safetensors",
         "models/mine-01234567.0.checkpoint",
@@ -119,7 +120,8 @@ def test_what_others_wrote_is_never_listed(work: tuple[Workspace, Path]) -> None
     ):
         (workspace.data / name).parent.mkdir(parents=True, exist_ok=True)
         (workspace.data / name).write_text("my own work")
-    with zipfile.ZipFile(workspace.models / "zip-01234567.skops", "w") as archive:
-        archive.writestr("other", "my own work")
+    for ending in (".skops", ".npz"):
+        with zipfile.ZipFile(workspace.models / f"zip-01234567{ending}", "w") as archive:
+            archive.writestr("other", "my own work")
     (workspace.results / ".link.0123456789abcdef.tmp").symlink_to(workspace.results / "notes.txt")
     assert listed(workspace) == {}

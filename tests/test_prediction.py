@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from featpipe import api
 from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import DataError, ResultError, UsageError, WeightsError
 from featpipe.evaluation.result import Result
 from featpipe.extraction import Extract
 from featpipe.finetuning.step import Finetune
-from featpipe.prediction import images_of, open_predictor, predict, write_answers
+from featpipe.prediction import Answer, images_of, open_predictor, predict, write_answers
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.steps import Context
@@ -91,8 +92,17 @@ def test_a_folder_is_answered_and_written_down(result, context, pictures, tmp_pa
     assert len(rows) == len(list(folder.iterdir()))
     assert table["label"].astype(str).tolist() == [row["label"] for row in rows]
     assert list(table.columns) == list(rows[0])
+    write_answers([Answer(**row) for row in rows], tmp_path / "answers.parquet")
+    stored = pd.read_parquet(tmp_path / "answers.parquet")
+    pd.testing.assert_series_equal(stored["score"], table["score"])
+    write_answers([], tmp_path / "answers.parquet")  # ours, so it may be replaced
     (tmp_path / "answers.csv").write_text("mine")
-    for out, why in (("answers.csv", "did not write"), ("answers.xlsx", "Cannot write")):
+    (tmp_path / "mine.parquet").write_bytes(b"mine")
+    for out, why in (
+        ("answers.csv", "did not write"),
+        ("mine.parquet", "did not write"),
+        ("answers.xlsx", "Cannot write"),
+    ):
         with pytest.raises(UsageError, match=why):
             write_answers([], tmp_path / out)
 
@@ -113,6 +123,20 @@ def test_a_part_of_a_name_is_the_latest_such_model(context):
     assert seen == [newer.name] * 3 + [older.name]
     with pytest.raises(ResultError, match="no model 'knn'"):
         open_predictor(context.workspace, "knn")
+
+
+def test_images_in_memory_get_the_answers_of_their_files(result, context, pictures):
+    paths = list(pictures.values())[:3]
+    files = api.predict(result, paths, workspace=context.workspace.root)
+    opened = [Image.open(paths[0]), np.asarray(Image.open(paths[1])), paths[2]]
+    found = api.predict(result, opened, workspace=context.workspace.root)
+    assert [one.image for one in found] == ["image 0", "image 1", str(paths[2])]
+    assert [one.score for one in found] == [one.score for one in files]
+    (alone,) = api.predict(result, opened[0], workspace=context.workspace.root)
+    assert alone == found[0]
+    for wrong in ([paths[0], 3], [np.zeros((4, 4, 2), np.uint8)], [np.zeros((4, 4))]):
+        with pytest.raises(UsageError, match=rf"Image {len(wrong) - 1} of the list is no image"):
+            api.predict(result, wrong, workspace=context.workspace.root)
 
 
 def test_a_folder_without_images_is_named(tmp_path):

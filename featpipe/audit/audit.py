@@ -12,9 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from featpipe.audit import duplicates, labels
-from featpipe.audit.pool import Pool, Rows
 from featpipe.errors import FitError
 from featpipe.evaluation.protocol import units_per_class
+from featpipe.evaluation.stores import TEST_SPLITS
 from featpipe.progress import SILENT, Progress
 from featpipe.store import FeatureStore
 
@@ -27,7 +27,7 @@ _FAR = 5.0  # robust standard deviations
 _MOST_VALUES = 1 << 30  # numbers in the features that labels are checked with: 4 GB
 _BLOCK = 1 << 16
 
-Near = dict[tuple[int, int], tuple[Rows, NDArray[np.float32]]]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,40 @@ class Finding:
 
 
 COLUMNS = tuple(Finding.__dataclass_fields__)
+
+
+class _Pool:
+    """The rows of several splits, numbered through; those without an image take no part."""
+
+    def __init__(self, stores: Sequence[FeatureStore]) -> None:
+        self.stores = stores
+        self.starts = np.cumsum([0, *map(len, stores)])  # the first row of each store; their number
+        self.split = np.repeat(np.arange(len(stores)), list(map(len, stores)))  # of each row
+        self.splits = [str(store.manifest["dataset"]["split"]) for store in stores]
+        self.rows_of: list[Rows] = [  # of each store, those with an image
+            start + np.setdiff1d(np.arange(len(store)), list(store.skipped))
+            for start, store in zip(self.starts, stores, strict=False)
+        ]
+        self.rows: Rows = np.concatenate(self.rows_of)
+        self.ids = [name for store in stores for name in store.ids]
+        kinds = [number > 0 and name in TEST_SPLITS for number, name in enumerate(self.splits)]
+        self.tests = np.array(kinds)[self.split]  # whether a row is there to test
+        self.labels = np.full(len(self.ids), -1, np.int64)  # unlabelled, or without an image
+        self.labels[self.rows] = np.concatenate([store.labels for store in stores])[self.rows]
+        self.classes = next((store.classes for store in stores if store.classes), ())
+        self.has_looks = all(store.has_looks for store in stores)
+
+    def take(self, rows: Rows, arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Return some rows of arrays that each belong to a store."""
+        found = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+        for number, array in enumerate(arrays):
+            here = self.split[rows] == number
+            found[here] = array[rows[here] - self.starts[number]]
+        return found
+
+    def looks(self, part: str, rows: Rows) -> NDArray[Any]:
+        """Return what some rows look like; see :meth:`FeatureStore.looks`."""
+        return self.take(rows, [store.looks(part) for store in self.stores])
 
 
 class Audit:
@@ -93,27 +127,27 @@ class Audit:
         whole = [store for store in stores if len(store.skipped) < len(store)]
         if not whole:
             raise FitError("There is no image to audit.", where=stores[0].path)
-        self._pool = pool = Pool(whole, layer)
+        self._pool = pool = _Pool(whole)
         self._found: list[Finding] = []
         with progress.task("audit", 3) as task:
             vectors = duplicates.whitened(whole, layer)
-            near = {
-                (i, j): duplicates.nearest(vectors, one, other, jobs=jobs)
-                for i, one in enumerate(pool.rows_of)
-                for j, other in enumerate(pool.rows_of)
-            }
+            near = [  # of all rows in each split
+                duplicates.nearest(vectors, pool.rows, among, jobs=jobs) for among in pool.rows_of
+            ]
             task.advance()
             alike = self._find_duplicates(vectors, near)
             odd = self._find_odd_images(near)
             task.advance()
-            doubted = self._find_wrong_labels(seed, jobs)
+            doubted = self._find_wrong_labels(
+                [store.features(layer) for store in whole], seed, jobs
+            )
             self._find_strays(near)
             task.advance()
         totals = np.bincount(pool.labels[pool.labels >= 0], minlength=len(pool.classes))
         self.summary: dict[str, Any] = {
             "splits": [
-                {"split": name, "images": len(rows)}
-                for name, rows in zip(pool.splits, pool.rows_of, strict=True)
+                {"split": split, "images": len(rows)}
+                for split, rows in zip(pool.splits, pool.rows_of, strict=True)
             ],
             "pixels_compared": pool.has_looks,
             "approximate": any(duplicates.is_approximate(len(rows)) for rows in pool.rows_of),
@@ -144,12 +178,23 @@ class Audit:
             )
         )
 
-    def _find_duplicates(self, vectors: NDArray[np.float32], near: Near) -> dict[str, Any]:
+    def _find_duplicates(
+        self, vectors: NDArray[np.float32], near: Sequence[duplicates.Near]
+    ) -> dict[str, Any]:
         """Find images with the same pixels, and images that people would call the same."""
         pool, k = self._pool, duplicates.CANDIDATES
         n, tests = len(pool.ids), pool.tests
-        one = np.concatenate([np.repeat(pool.rows_of[i], k) for i, _ in near])
-        other = np.concatenate([found[:, :k].ravel() for found, _ in near.values()])
+        one = np.tile(np.repeat(pool.rows, k), len(near))
+        other = np.concatenate([found[:, :k].ravel() for found, _ in near])
+        # The nearest in all splits together.
+        every, values = (np.concatenate(parts, axis=1) for parts in zip(*near, strict=True))
+        order = np.argsort(-values, axis=1, kind="stable")[:, : duplicates.NEIGHBOURS]
+        neighbours, cosines = (
+            np.full((n, order.shape[1]), -1),
+            np.zeros((n, order.shape[1]), np.float32),
+        )
+        neighbours[pool.rows] = np.take_along_axis(every, order, axis=1)
+        cosines[pool.rows] = np.take_along_axis(values, order, axis=1)
         large = np.ones(n, bool)
         first = np.arange(n)  # of the rows with the same pixels; a test row, if any
         if pool.has_looks:
@@ -164,11 +209,11 @@ class Audit:
             vectors,
             one[compared],
             other[compared],
-            duplicates.merged(n, pool.rows_of, near),
+            (neighbours, cosines),
             (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None,
         )
-        distinct = first[pairs.a] != first[pairs.b]
-        a, b, scores = pairs.a[distinct], pairs.b[distinct], pairs.score[distinct]
+        pairs = pairs[first[pairs["a"]] != first[pairs["b"]]]
+        a, b, scores = pairs["a"].to_numpy(), pairs["b"].to_numpy(), pairs["score"].tolist()
         same = np.flatnonzero(first != np.arange(n))
         ends = np.concatenate([a, same]), np.concatenate([b, first[same]])
         self._cluster = duplicates.clusters(n, *ends)
@@ -176,14 +221,13 @@ class Audit:
         clash = pool.labels != pool.labels[first]
         clash &= (pool.labels >= 0) & (pool.labels[first] >= 0)
         for row in same.tolist():
-            leaks = tests[first[row]] and not tests[row]
-            advice = (
-                "check label" if clash[row] and not leaks else "check" if tests[row] else "drop"
-            )
+            advice = "check" if tests[row] else "drop"
+            if clash[row] and not (tests[first[row]] and not tests[row]):  # it is no leak
+                advice = "check label"
             self._add(row, "identical", int(first[row]), suggestion=advice)
         across = tests[a] != tests[b]
         a, b = np.where(across & tests[a], b, a), np.where(across & tests[a], a, b)
-        for row, partner, score in zip(a.tolist(), b.tolist(), scores.tolist(), strict=True):
+        for row, partner, score in zip(a.tolist(), b.tolist(), scores, strict=True):
             advice = "drop" if tests[row] != tests[partner] else "keep together"
             self._add(row, "near-duplicate", partner, score=round(score, 4), suggestion=advice)
 
@@ -208,7 +252,7 @@ class Audit:
             "too_small": int((~large).sum()),
         }
 
-    def _find_odd_images(self, near: Near) -> dict[str, int]:
+    def _find_odd_images(self, near: Sequence[duplicates.Near]) -> dict[str, int]:
         """Find images that show nothing, hardly anything, or the same for several classes."""
         pool, counts = self._pool, Counter[str]()
 
@@ -228,7 +272,7 @@ class Audit:
             if pool.has_looks:
                 sides = pool.looks("size", rows).min(axis=1)
                 add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
-            closest = near[i, i][1].max(axis=1)
+            closest = near[i][1][pool.split[pool.rows] == i].max(axis=1)
             middle = np.median(closest)
             spread = 1.4826 * np.median(np.abs(closest - middle))
             add("far from all others", rows[closest < middle - _FAR * spread] if spread else ())
@@ -239,8 +283,10 @@ class Audit:
         add("placeholder", np.flatnonzero(shared))
         return dict(counts)
 
-    def _find_wrong_labels(self, seed: int, jobs: int) -> dict[str, Any]:
-        """Find labels that a probe doubts which was trained on other rows."""
+    def _find_wrong_labels(
+        self, features: Sequence[NDArray[Any]], seed: int, jobs: int
+    ) -> dict[str, Any]:
+        """Find labels that are doubted by a probe trained on other rows."""
         pool = self._pool
         alone = len(pool.ids) + np.arange(len(pool.ids))
         together = np.where(self._cluster >= 0, self._cluster, alone)
@@ -249,7 +295,6 @@ class Audit:
             units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
             rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
-        features = [store.features(pool.layer) for store in pool.stores]
         most = _MOST_VALUES // features[0].shape[1]
         if labelled > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
@@ -271,13 +316,14 @@ class Audit:
             "pairs": labels.pairs(found, y, pool.classes),
         }
 
-    def _find_strays(self, near: Near) -> None:
+    def _find_strays(self, near: Sequence[duplicates.Near]) -> None:
         """Find images whose nearest ones are all of one other class."""
         pool = self._pool
         for i, rows in enumerate(pool.rows_of):
             if len(rows) <= duplicates.CANDIDATES:
                 continue
-            others = pool.labels[near[i, i][0][:, : duplicates.CANDIDATES]]
+            own = pool.split[pool.rows] == i
+            others = pool.labels[near[i][0][own, : duplicates.CANDIDATES]]
             stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
             stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
             for row, likely in zip(rows[stray].tolist(), others[stray, 0].tolist(), strict=True):

@@ -8,14 +8,14 @@ a row's neighbours: 1 for the same image, 0 for one like the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import joblib
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.fft import irfft2, rfft2
 from scipy.sparse import coo_array
@@ -46,16 +46,8 @@ _BLOCK = 4096
 _PRODUCTS = 1 << 25  # of rows that are in memory at once
 
 Array = NDArray[Any]
-Thumbnails = Callable[[Array], NDArray[np.uint8]]
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Pairs of rows a < b that may show the same, best first, with their scores."""
-
-    a: NDArray[np.int64]
-    b: NDArray[np.int64]
-    score: NDArray[np.float64]
+Near = tuple[NDArray[np.int64], NDArray[np.float32]]
+Thumbnails = Callable[[Array], NDArray[np.uint8]]  # of some rows, (k, side, side)
 
 
 def whitened(stores: Sequence[FeatureStore], layer: str | None) -> NDArray[np.float32]:
@@ -74,40 +66,21 @@ def whitened(stores: Sequence[FeatureStore], layer: str | None) -> NDArray[np.fl
     turn = axes / np.sqrt(variances.clip(0) + ridge)
     rows = np.empty((n, turn.shape[1]), np.float32)
     start = 0
-    for each in features:
-        for block in _blocks(len(each)):
-            values = np.asarray(each[block], np.float32).reshape(-1, width) - mean
-            rows[start : start + len(values)] = values @ turn
-            start += len(values)
+    for block in (each[block] for each in features for block in _blocks(len(each))):
+        values = np.asarray(block, np.float32).reshape(-1, width) - mean
+        rows[start : start + len(values)] = values @ turn
+        start += len(values)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(tiny)
     return rows
 
 
 def nearest(
-    rows: NDArray[np.float32],
-    queries: Array,
-    among: Array,
-    k: int = NEIGHBOURS,
-    jobs: int = -1,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the k nearest of some rows for others, never the row itself, and the cosines.
+    rows: NDArray[np.float32], queries: Array, among: Array, k: int = NEIGHBOURS, jobs: int = -1
+) -> Near:
+    """Return the k nearest of some rows for others, never the row itself, and their cosines.
 
-    Parameters
-    ----------
-    rows : ndarray of shape (n, d), float32
-        Unit vectors.
-    queries, among : ndarray of int64
-        Numbers of rows.
-    k : int
-    jobs : int
-        Threads; -1: one per core.
-
-    Returns
-    -------
-    found : ndarray of shape (len(queries), k), int64
-        Row numbers, nearest first; -1 where there are no more.
-    cosines : ndarray of shape (len(queries), k), float32
-        -1 where there are no more.
+    ``rows`` are unit vectors, (n, d); ``queries`` and ``among`` numbers of rows. Both arrays that
+    are returned have the shape (len(queries), k), nearest first, with -1 where there are no more.
     """
     if is_approximate(len(among)):
         return _approximate(rows, queries, among, k)
@@ -137,28 +110,12 @@ def nearest(
     return found, cosines
 
 
-def merged(
-    n: int, rows_of: Sequence[Array], near: Mapping[tuple[int, int], tuple[Array, Array]]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the nearest of all n rows, given those of each part for the rows of each part."""
-    found, cosines = np.full((n, NEIGHBOURS), -1, np.int64), np.zeros((n, NEIGHBOURS), np.float32)
-    for i, own in enumerate(rows_of):
-        parts = [near[i, j] for j in range(len(rows_of))]
-        every, values = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
-        order = np.argsort(-values, axis=1, kind="stable")[:, :NEIGHBOURS]
-        found[own] = np.take_along_axis(every, order, axis=1)
-        cosines[own] = np.take_along_axis(values, order, axis=1)
-    return found, cosines
-
-
 def is_approximate(n: int) -> bool:
     """Return whether the nearest of so many rows are searched approximately."""
     return n > EXACT_ROWS and find_spec("faiss") is not None
 
 
-def _approximate(
-    rows: NDArray[np.float32], queries: Array, among: Array, k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, k: int) -> Near:
     """Search inverted lists (Jégou, Douze and Schmid 2011, IEEE TPAMI 33: 117–128)."""
     import faiss  # noqa: PLC0415 - an extra
 
@@ -189,16 +146,8 @@ def correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.
     """Return the best normalised cross-correlation of pairs of thumbnails, shifted or mirrored.
 
     The middle of one, four pixels less on every side, is looked for in the other and in its mirror
-    image (template matching: Lewis 1995, "Fast normalized cross-correlation"). 0.1 ms a pair.
-
-    Parameters
-    ----------
-    one, other : ndarray of shape (n, side, side), uint8
-
-    Returns
-    -------
-    best : ndarray of shape (n,), float32
-        0 for what has no contrast.
+    image (template matching: Lewis 1995, "Fast normalized cross-correlation"). 0.1 ms a pair. 0 for
+    an image without contrast.
     """
     best = np.zeros(len(one), np.float32)
     side = one.shape[1]
@@ -229,24 +178,14 @@ def score_pairs(
     rows: NDArray[np.float32],
     a: Array,
     b: Array,
-    near: tuple[NDArray[np.int64], NDArray[np.float32]],
+    near: Near,
     thumbnails: Thumbnails | None,
     least: float = THRESHOLD,
-) -> Pairs:
-    """Return pairs of rows with their scores, each once; without thumbnails by features alone.
+) -> pd.DataFrame:
+    """Return pairs of rows a < b, each once, with a score of at least ``least``, the best first.
 
-    Parameters
-    ----------
-    rows : ndarray of shape (n, d), float32
-        Unit vectors.
-    a, b : ndarray of shape (m,), int64
-        The pairs.
-    near : tuple of ndarray
-        The nearest of all rows for each, and the cosines: see :func:`nearest`.
-    thumbnails : callable, optional
-        Returns those of some rows, of shape (k, side, side).
-    least : float
-        Pairs with a smaller score are left out.
+    ``rows`` are unit vectors, (n, d); ``near`` what :func:`nearest` finds for each among all.
+    Without thumbnails the features alone decide.
     """
     a, b = np.unique(np.stack([np.minimum(a, b), np.maximum(a, b)]), axis=1)
     cosine = np.empty(len(a), np.float32)
@@ -255,28 +194,24 @@ def score_pairs(
     neighbours, cosines = near
     last = cosines[:, -1]
     last = np.minimum(last, np.quantile(last, _BURST))  # in a burst all neighbours are duplicates
-    cosine = _relative(cosine, (last[a] + last[b]) / 2)
+    pairs = pd.DataFrame({"a": a, "b": b, "cosine": _relative(cosine, (last[a] + last[b]) / 2)})
+    pairs["same"] = pairs["cosine"]
     enough = logit(least) - _INTERCEPT
-
-    def keep(possible: NDArray[np.bool_], *arrays: Array) -> tuple[Array, ...]:
-        return tuple(array[possible] for array in arrays)
-
-    same = cosine.copy()
     if thumbnails is not None:
-        a, b, cosine = keep(_COSINE * cosine + _CORRELATION >= enough, a, b, cosine)
-        same = _compared(thumbnails, a, b)
+        pairs = pairs[_COSINE * pairs["cosine"] + _CORRELATION >= enough]
+        pairs = pairs.assign(same=_compared(thumbnails, *pairs[["a", "b"]].to_numpy().T))
         # Relative to what is usual it can only be less.
-        likely = _COSINE * cosine + _CORRELATION * same >= enough
-        a, b, cosine, same = keep(likely, a, b, cosine, same)
+        pairs = pairs[_COSINE * pairs["cosine"] + _CORRELATION * pairs["same"] >= enough]
+        a, b = pairs[["a", "b"]].to_numpy().T
         with_images = np.flatnonzero(neighbours[:, 0] >= 0)
         some = np.random.default_rng(0).permutation(with_images)[:_SOME]
         most = np.quantile(_usual(thumbnails, some, neighbours), _BURST) if len(a) else 0
         usual = (_usual(thumbnails, a, neighbours) + _usual(thumbnails, b, neighbours)) / 2
-        same = _relative(same, np.minimum(usual, most))
-    logits = cosine.astype(np.float64) * _COSINE + same * _CORRELATION
-    a, b, logits = keep(logits >= enough, a, b, logits)
-    order = np.argsort(-logits, kind="stable")
-    return Pairs(a[order], b[order], np.asarray(expit(logits[order] + _INTERCEPT)))
+        pairs = pairs.assign(same=_relative(pairs["same"].to_numpy(), np.minimum(usual, most)))
+    logits = pairs["cosine"].astype(np.float64) * _COSINE + pairs["same"] * _CORRELATION
+    pairs = pairs.assign(logit=logits, score=expit(logits + _INTERCEPT))[logits >= enough]
+    best = pairs.sort_values("logit", ascending=False, kind="stable", ignore_index=True)
+    return best[["a", "b", "score"]]
 
 
 def _usual(thumbnails: Thumbnails, rows: Array, neighbours: Array) -> NDArray[np.float32]:
@@ -295,7 +230,7 @@ def _relative(value: Array, usual: Array) -> Array:
 
 
 def _compared(thumbnails: Thumbnails, a: Array, b: Array) -> NDArray[np.float32]:
-    """Return the correlations of pairs of rows; blocks of them side by side."""
+    """Return the correlations of pairs of rows; blocks are compared in parallel."""
     blocks = list(_blocks(len(a), 1024))
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         parts = pool.map(lambda k: correlation(thumbnails(a[k]), thumbnails(b[k])), blocks)

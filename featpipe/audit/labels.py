@@ -1,4 +1,4 @@
-"""Suspected wrong labels: what a probe says of rows that it was not trained on.
+"""Suspected wrong labels: what a probe predicts for rows that it was not trained on.
 
 Confident learning (Northcutt, Jiang and Chuang 2021, J. Artif. Intell. Res. 70: 1373–1411): a label
 is doubted where another class is predicted more confidently than is usual for rows of that class.
@@ -6,6 +6,7 @@ is doubted where another class is predicted more confidently than is usual for r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,17 +29,10 @@ _DEFAULT_C = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Doubts:
-    """What a probe thinks of labels.
+    """What a probe thinks of labels."""
 
-    Attributes
-    ----------
-    confidence : ndarray of shape (n,), float32
-        Probability of each row's own label: the lower, the more doubtful.
-    better : ndarray of shape (n,), int64
-        Class that is more likely, by confident learning; -1 where the label is not doubted.
-    """
-
-    confidence: NDArray[np.float32]
+    confidence: NDArray[np.float32]  # (n,): probability of each row's own label
+    # (n,): the class that is more likely, by confident learning; -1 where the label is not doubted.
     better: NDArray[np.int64]
 
     @property
@@ -92,13 +86,8 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
     """Return which labels are doubted, by confident learning.
 
     A row counts for the classes whose probability is at least what rows of that class have on
-    average; the most likely of them is another one than its label where the label is doubted.
-
-    Parameters
-    ----------
-    probabilities : ndarray of shape (n, classes), float32
-        Out-of-sample; columns are the classes of ``y`` in ascending order.
-    y : ndarray of shape (n,), int64
+    average; where the most likely of them is not its label, the label is doubted. ``probabilities``
+    are those of :func:`out_of_sample`, with the classes of ``y`` in ascending order as columns.
     """
     classes, target = np.unique(y, return_inverse=True)
     own = probabilities[np.arange(len(y)), target]
@@ -111,12 +100,9 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
 
 def pairs(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return how often each class seems to be called another, the most frequent first."""
-    rows = np.flatnonzero(found.better >= 0)
-    kinds, counts = np.unique(
-        np.stack([y[rows], found.better[rows]], 1), axis=0, return_counts=True
-    )
-    order = np.argsort(-counts, kind="stable")
+    doubted = found.better >= 0
+    counts = Counter(zip(y[doubted].tolist(), found.better[doubted].tolist(), strict=True))
     return [
-        {"label": classes[kinds[i, 0]], "likely": classes[kinds[i, 1]], "images": int(counts[i])}
-        for i in order
+        {"label": classes[label], "likely": classes[likely], "images": n}
+        for (label, likely), n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]

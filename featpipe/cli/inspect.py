@@ -262,7 +262,7 @@ def clean(session: Session, *, yes: bool) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--runtime", help="What runs the backbone [default: what ran it for the features].")
 @click.option("--strict", is_flag=True, help="End with 3 where an image could not be read.")
-@click.option("-o", "--out", type=_PATH, help="Write the answers to this .csv or .json instead.")
+@click.option("-o", "--out", type=_PATH, help="Write the answers to this .csv, .parquet or .json.")
 @click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
 @with_session
 def predict(
@@ -277,8 +277,8 @@ def predict(
 ) -> None:
     """Classify new images, or all in a folder, with a trained model.
 
-    MODEL is the name of a result, or a part of it: svm is the latest of that name; or a .skops or a
-    .safetensors file. Probabilities of probes are calibrated on training rows.
+    MODEL is the name of a result or a part of it (svm: the latest of that name), or the file of a
+    model. Probabilities of probes are calibrated on training rows.
     """
     place, progress = session.workspace.root, session.console.progress
     answers = api.predict(model, images, workspace=place, progress=progress, **where)
@@ -368,7 +368,7 @@ def info(session: Session, path: Path) -> None:
     dataset, backbone, run = found.manifest["dataset"], found.manifest["backbone"], found.run
     weights, labels = backbone.get("weights", {}), Counter(found.labels.tolist())
     labelled, shapes = len(found) - labels[-1], found.shapes
-    facts = {
+    facts: dict[str, Any] = {
         "path": str(found.path),
         "fingerprint": found.fingerprint,
         "images": len(found),

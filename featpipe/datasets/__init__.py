@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ __all__ = [
     "check_installed",
     "short_name",
     "slug",
+    "spec_of_path",
     "split_spec",
 ]
 
@@ -26,7 +28,26 @@ __all__ = [
 IMAGENET = "ImageNet-1k"
 CIFAR10_TRAIN = "CIFAR-10's training images"
 
-DATASETS: Registry[type[Dataset]] = Registry(
+
+class _Datasets(Registry["type[Dataset]"]):
+    def canonical(self, name: str) -> str:
+        """Return the name; whoever names a path instead is told how datasets are named."""
+        try:
+            return super().canonical(name)
+        except UnknownNameError as error:
+            if spec := spec_of_path(name):
+                error.details["next"] = f"did you mean {spec!r}?"
+            raise
+
+
+def spec_of_path(path: str | os.PathLike[str]) -> str | None:
+    """Return the dataset that a path means: a folder, a CSV or a NumPy archive; else ``None``."""
+    kind = {".csv": "csv", ".npz": "npz"}.get(os.path.splitext(path)[1].lower())
+    kind = "folder" if os.path.isdir(path) else kind if os.path.isfile(path) else None
+    return kind and f"{kind}:{os.fspath(path)}"
+
+
+DATASETS = _Datasets(
     "dataset",
     {
         "stl10": "featpipe.datasets.binary",
@@ -48,8 +69,7 @@ DATASETS: Registry[type[Dataset]] = Registry(
 def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
     """Return name, argument and class of a dataset as the user names it.
 
-    The class is ``None`` where there is no argument, or the package that brings it is not
-    installed any more.
+    The class is ``None`` without an argument, and where the package that brings it is missing.
     """
     name, _, argument = spec.partition(":")
     try:

@@ -67,8 +67,7 @@ class Cifar10(Dataset):
                 " opens no pickles.",
                 where=pickled,
                 expected=f"the binary version: {', '.join(files)}",
-                next_step=f"allow its download ({self.archive.megabytes} MB), or unpack"
-                f" {self.archive.url} yourself and name its folder with --data DIR",
+                next_step=self.archive.how_to_get,
             )
         every = {name for names in self.md5.values() for name in names}
         folder = self.archive.find(self, [*files, self.class_names], every.__contains__)
@@ -82,12 +81,9 @@ class Cifar10(Dataset):
         text = read_list(names).decode("ascii", "replace") if names.is_file() else ""
         classes = tuple(text.split())
         if len(classes) != self.n_classes:
-            raise DataError(
-                "The file of the class names is missing or not complete.",
-                where=names,
-                expected=f"{self.n_classes} names",
-                got=f"{len(classes)} names",
-            )
+            what, got = "The file of the class names is missing or not complete.", len(classes)
+            expected = f"{self.n_classes} names"
+            raise DataError(what, where=names, expected=expected, got=f"{got} names")
         identity = Identity(self.name, split, classes, row_ids(split, len(labels)), labels)
         return ArraySource(identity, records["planes"].transpose(0, 2, 3, 1), digests, folder)
 
@@ -176,11 +172,9 @@ class Stl10(Dataset):
                 file = folder / f"{split}_y.bin"
                 labels = np.frombuffer(read_list(file), dtype=np.uint8).astype(np.int64) - 1
                 if not labels.size or labels.min() < 0 or labels.max() >= len(STL10_CLASSES):
-                    raise DataError(
-                        "The label file holds something else than labels.",
-                        where=file,
-                        expected=f"one byte from 1 to {len(STL10_CLASSES)} per image",
-                    )
+                    expected = f"one byte from 1 to {len(STL10_CLASSES)} per image"
+                    what = "The label file holds something else than labels."
+                    raise DataError(what, where=file, expected=expected)
             folds = _read_folds(folder / _FOLDS) if split == "train" else ()
         pixels = planes.transpose(0, 3, 2, 1)  # channel, column, row → row, column, channel
         ids = row_ids(split, len(pixels))
@@ -207,11 +201,8 @@ def _records(path: Path, record: np.dtype[Any]) -> NDArray[Any]:
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size == 0 or size % record.itemsize:
-            raise DataError(
-                "The file does not hold a whole number of images.",
-                where=path,
-                expected=f"a multiple of {record.itemsize} bytes",
-                got=f"{size} bytes",
-            )
+            what = "The file does not hold a whole number of images."
+            expected = f"a multiple of {record.itemsize} bytes"
+            raise DataError(what, where=path, expected=expected, got=f"{size} bytes")
         base, shape = record.subdtype or (record, ())
         return np.memmap(stream, base, "r", shape=(size // record.itemsize, *shape))

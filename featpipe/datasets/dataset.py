@@ -66,14 +66,9 @@ class DatasetOptions:
 
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
-        """Refuse files that change, or give their names to others, while they are read.
+        """Refuse files that change, or give their names to others, while the block reads them.
 
         So what was hashed in the block is what was read, or mapped, in it.
-
-        Raises
-        ------
-        DataError
-            If one has changed since the block began.
         """
 
         def stamps() -> list[tuple[int, ...]]:
@@ -132,9 +127,7 @@ class Dataset(ABC):
 
     name: ClassVar[str]
     argument_name: ClassVar[str | None] = None  # in messages ("PATH"); None where it takes none
-    requires: ClassVar[tuple[str, str] | None] = (
-        None  # a package beyond the installation; its extra
-    )
+    requires: ClassVar[tuple[str, str] | None] = None  # a package not always installed; its extra
     more_splits: tuple[str, ...] = ()  # not meant for training and evaluation
     selects_classes: ClassVar[bool] = False  # whether `open` heeds `options.classes` itself
     # Labelled images that its own were drawn from, and a clause that says how:
@@ -166,7 +159,7 @@ class Dataset(ABC):
 
     @classmethod
     def origins(cls, argument: str, split: str) -> Mapping[str, str]:
-        """Return :attr:`drawn_from` of one split; nothing is claimed of users' own images."""
+        """Return :attr:`drawn_from` of one split."""
         return cls.drawn_from
 
     @classmethod
@@ -259,10 +252,10 @@ def _dataset(spec: str, options: DatasetOptions) -> Dataset:
     name, _, argument = spec.partition(":")
     kind = DATASETS.get(name)
     check_installed(name)
-    if bool(argument) != bool(expected := kind.argument_name):
-        wrong = f"needs a {expected.lower()}" if expected else "takes no argument"
-        example = f"{name}:{expected}" if expected else name
-        raise UsageError(f"The dataset {name!r} {wrong}.", got=spec, expected=example)
+    if bool(argument) != bool(wanted := kind.argument_name):
+        wrong = f"needs a {wanted.lower()}" if wanted else "takes no argument"
+        expected = f"{name}:{wanted}" if wanted else name
+        raise UsageError(f"The dataset {name!r} {wrong}.", got=spec, expected=expected)
     return kind(argument, options)
 
 
@@ -295,8 +288,7 @@ class SourceRequest:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SourceRequest:
         """Return the request that :meth:`as_dict` wrote down."""
-        data = values.get("data")
-        return cls(**{**values, "data": None if data is None else Path(data)})
+        return cls(**{**values, "data": values.get("data") and Path(values["data"])})
 
     def moved(self, data: Path | None) -> SourceRequest:
         """Return the request for a dataset that is in another folder now, if one is named."""
@@ -324,8 +316,7 @@ class SourceRequest:
     ) -> list[ImageSource]:
         """Open some splits, by default every labelled one."""
         options = self.options(context, download=download)
-        chosen = splits or splits_of(self.dataset, options)
-        return [self.open(split, options) for split in chosen]
+        return [self.open(split, options) for split in splits or splits_of(self.dataset, options)]
 
     def open(self, split: str, options: DatasetOptions) -> ImageSource:
         """Open one split; ``limit`` images of it, spread evenly over the classes."""

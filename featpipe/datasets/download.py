@@ -33,11 +33,12 @@ from featpipe.fingerprint import of_file
 from featpipe.progress import SILENT, Progress
 from featpipe.workspace import lock
 
-MAX_BYTES = 4 << 30
-"""Most that is unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes."""
-
+MAX_BYTES = 4 << 30  # unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes
 _BLOCK_BYTES = 1 << 18
 _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
+_ATTEMPTS = 5  # consecutive failures without a single byte before giving up
+_FIRST_WAIT_S = 1.0  # after the first failure; doubled with each further one
+_TIMEOUT_S = 30.0  # silence of the server that counts as a failure
 _BY_HAND = "fetch the file by another way and name its folder with --data DIR"
 
 
@@ -50,26 +51,26 @@ class RemoteArchive:
     folder: str
     megabytes: int
 
+    @property
+    def how_to_get(self) -> str:
+        """What to do where the archive is needed and may not be fetched."""
+        by_hand = f"unpack {self.url} yourself and name its folder with --data DIR"
+        return f"allow the download ({self.megabytes} MB), or {by_hand}"
+
     def find(self, dataset: Dataset, needed: Sequence[str], others: Callable[[str], bool]) -> Path:
         """Return the folder with the needed files; fetch the archive if that is allowed.
 
         A folder that holds only some of them is returned too, so that the check that follows can
-        name the missing ones; unless it is our own download, which is completed. From a download
-        those of the ``others`` are kept for which that is true, and nothing else.
+        name the missing ones; unless it is our own download, which is completed. Of a download,
+        the needed files are kept and those for which ``others`` is true.
         """
         options = dataset.options
         folders, own = options.folders(self.folder), options.raw / self.folder
         found = locate(folders, needed)
-        incomplete = found == own and not all((own / name).is_file() for name in needed)
-        if found and not (incomplete and options.download):
+        if found and (found != own or not options.download or _holds(own, needed) == len(needed)):
             return found
         if not options.download:
-            raise dataset.not_found(
-                folders,
-                ", ".join(needed),
-                next_step=f"allow the download ({self.megabytes} MB), or unpack {self.url} "
-                "yourself and name its folder with --data DIR",
-            )
+            raise dataset.not_found(folders, ", ".join(needed), next_step=self.how_to_get)
         options.progress.note(f"{dataset.name} is not here: fetching {self.url}")
         archive = options.raw / self.url.rpartition("/")[2]
         fetch(self.url, archive, digest=f"md5:{self.md5}", progress=options.progress)
@@ -80,10 +81,14 @@ class RemoteArchive:
 
 def locate(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
     """Return the first folder that holds all of these files, else the first that holds any."""
-    held = {folder: sum((folder / name).is_file() for name in files) for folder in folders}
+    held = {folder: _holds(folder, files) for folder in folders}
     # max returns the first of equals, and folders come best first.
     best = max(held, key=lambda folder: (held[folder] == len(files), held[folder] > 0))
     return best if held[best] else None
+
+
+def _holds(folder: Path, files: Sequence[str]) -> int:
+    return sum((folder / name).is_file() for name in files)
 
 
 def check_digests(
@@ -96,12 +101,13 @@ def check_digests(
     sums = options.digests([folder / name for name in published], "md5")
     for (name, digest), got in zip(published.items(), sums, strict=True):
         if got != digest:
+            file = folder / name
             raise DataError(
                 f"The file {name} is damaged or another version.",
-                where=folder / name,
+                where=file,
                 expected=f"md5 {digest}",
-                got=f"md5 {got}, {(folder / name).stat().st_size} bytes",
-                next_step=f"remove {folder / name} and fetch it again",
+                got=f"md5 {got}, {file.stat().st_size} bytes",
+                next_step=f"remove {file} and fetch it again",
             )
     return published
 
@@ -112,13 +118,12 @@ def unpack(
     needed: Collection[str],
     others: Callable[[str], bool] = lambda name: False,
     progress: Progress = SILENT,
-    max_bytes: int = MAX_BYTES,
 ) -> None:
     """Unpack the archive's folder of the target's name: files needed, and others if wanted.
 
-    Files appear in the target complete or not at all, as does a new target as a whole; those that
-    are there already stay. The archive is refused if a member is absolute, climbs out of the
-    folder, or is wanted and neither file nor folder.
+    Files, and a new target as a whole, appear complete or not at all; existing ones stay. The
+    archive is refused if a member is absolute, climbs out of the folder, or is wanted and neither
+    file nor folder.
     """
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
@@ -129,9 +134,9 @@ def unpack(
 
     try:
         unfinished.mkdir(parents=True)
-        _copy_members(archive, target.name, unfinished, wanted, progress, max_bytes)
+        _copy_members(archive, target.name, unfinished, wanted, progress)
         absent = [name for name in missing if not (unfinished / name).is_file()]
-        what = "The archive does not hold what it should."
+        what = "Files are missing from the archive."
         refuse_missing(absent, what, archive, ", ".join(needed))
         if hasattr(os, "sync"):
             os.sync()  # the bytes are on the disk before the names change
@@ -160,9 +165,8 @@ def _copy_members(
     target: Path,
     wanted: Callable[[str], bool],
     progress: Progress,
-    max_bytes: int,
 ) -> None:
-    label, n_read = f"unpacking {archive.name}", 0
+    label, n_read, max_bytes = f"unpacking {archive.name}", 0, MAX_BYTES
     with archive.open("rb") as raw, progress.task(label, archive.stat().st_size) as task:
         for name, size, kind, content in _members(raw):
             path, reason = PurePosixPath(name), ""
@@ -216,30 +220,15 @@ def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How often and how long a download is tried."""
-
-    attempts: int = 5  # consecutive failures without a single byte before giving up
-    first_wait_s: float = 1.0  # after the first failure; doubled with each further one
-    timeout_s: float = 30.0  # silence of the server that counts as a failure
-
-
 def fetch(
-    url: str,
-    target: Path,
-    *,
-    digest: str | None = None,
-    progress: Progress = SILENT,
-    retries: RetryPolicy = RetryPolicy(),
+    url: str, target: Path, *, digest: str | None = None, progress: Progress = SILENT
 ) -> Path:
     """Download a file, or continue where an earlier call was interrupted.
 
     Until it is complete and its digest is right the file is called ``<target>.part``; that file
-    stays when the download is interrupted and is continued by the next call.
-
-    A target that exists already is checked and kept. The digest of the whole file is
-    ``"md5:<hex>"`` or ``"sha256:<hex>"``, or begins with these digits.
+    stays when the download is interrupted and is continued by the next call. A target that exists
+    already is checked and kept. The digest of the whole file is ``"md5:<hex>"`` or
+    ``"sha256:<hex>"``, or begins with these digits.
 
     Raises
     ------
@@ -268,7 +257,7 @@ def fetch(
             if target.exists():
                 _check_digest(target, digest, url, next_step=f"remove {target} and run again")
                 return target
-            _download(_Part(url, part, note), progress, retries)
+            _download(url, part, note, progress)
             try:
                 _check_digest(path, digest, url, next_step="run again: it starts from the top")
             except DownloadError:
@@ -284,97 +273,95 @@ def fetch(
     return target
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The unfinished file, and a note of the version of the published file that it begins."""
-
-    url: str
-    stream: Any  # unbuffered; every write goes to the end
-    note: Path
-
-    def size(self) -> int:
-        return os.fstat(self.stream.fileno()).st_size
+def _size(file: Any) -> int:
+    return os.fstat(file.fileno()).st_size
 
 
-def _download(part: _Part, progress: Progress, retries: RetryPolicy) -> None:
+def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
+    """Append to the unfinished file until it is complete.
+
+    ``note`` says which version of the published file it is the beginning of.
+    """
     failures, arrived = 0, False
     while True:
-        before = part.size()
-        reason = _transfer(part, progress, retries.timeout_s)
+        before = _size(part)
+        reason = _transfer(url, part, note, progress)
         if reason is None:
             return
         # A slow line that breaks off again and again still arrives in the end.
-        moved = part.size() > before
+        moved = _size(part) > before
         failures, arrived = (1 if moved else failures + 1), arrived or moved
         offline = isinstance(reason, socket.gaierror) and not arrived
-        if offline or failures >= retries.attempts:
-            kept = f": {part.size()} bytes are kept in {part.stream.name}" if part.size() else ""
+        if offline or failures >= _ATTEMPTS:
+            kept = f": {_size(part)} bytes are kept in {part.name}" if _size(part) else ""
             raise DownloadError(
                 "The download did not succeed.",
-                where=part.url,
+                where=url,
                 got=f"{reason} ({failures} attempt(s) without a byte)",
                 next_step=f"check the network and run again{kept}; or {_BY_HAND}",
             )
-        time.sleep(retries.first_wait_s * 2 ** (failures - 1))
+        time.sleep(_FIRST_WAIT_S * 2 ** (failures - 1))
 
 
-def _transfer(part: _Part, progress: Progress, timeout_s: float) -> object:
+def _transfer(url: str, part: Any, note: Path, progress: Progress) -> object:
     """Append what is missing; return the failure that a retry may mend, ``None`` if complete."""
-    have, known = part.size(), {}
+    have, known = _size(part), {}
     with suppress(OSError, ValueError):
-        known = json.loads(part.note.read_text(encoding="utf-8"))
-    usable = isinstance(known, dict) and known.get("url") == part.url and known.get("validator")
-    if not have or not usable:
-        known = {}
-    elif known.get("total") == have:
-        return None
+        known = json.loads(note.read_text(encoding="utf-8"))
+    usable = isinstance(known, dict) and known.get("url") == url and known.get("validator")
     headers = {"User-Agent": "featpipe", "Accept-Encoding": "identity"}
-    if known:
+    if have and usable:
+        if known.get("total") == have:
+            return None
         headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
-    request = Request(part.url, headers=headers)  # noqa: S310 - fetch has checked the scheme
+    request = Request(url, headers=headers)  # noqa: S310 - fetch has checked the scheme
     try:
         # urlopen would remember the proxies of its first call for the life of the process.
-        with build_opener().open(request, timeout=timeout_s) as response:
-            return _append(response, part, have, progress)
+        with build_opener().open(request, timeout=_TIMEOUT_S) as response:
+            return _append(response, url, part, note, progress)
     except HTTPError as error:
         error.close()
         reason = f"HTTP status {error.code} {error.reason}"
         if error.code == 416:  # the part is longer than the file: start again
-            part.stream.truncate(0)
+            part.truncate(0)
         elif error.code not in _WORTH_ANOTHER_TRY:
             what = "The server refuses the file."
-            raise DownloadError(what, where=part.url, got=reason, next_step=_BY_HAND) from None
+            raise DownloadError(what, where=url, got=reason, next_step=_BY_HAND) from None
         return reason
     except (OSError, HTTPException) as error:
         return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
 
 
-def _append(response: HTTPResponse, part: _Part, have: int, progress: Progress) -> str | None:
+def _append(
+    response: HTTPResponse, url: str, part: Any, note: Path, progress: Progress
+) -> str | None:
     """Write the bytes of a response to the part; return what is wrong with it."""
-    start = have if response.status == 206 else 0
+    start = have = _size(part)
     sent = response.headers.get("Content-Range", "")
-    if response.status == 206 and not sent.startswith(f"bytes {have}-"):
-        part.stream.truncate(0)
+    if response.status != 206:
+        start = 0
+    elif not sent.startswith(f"bytes {have}-"):
+        part.truncate(0)
         return f"the server sent another range ({sent}) than asked for ({have}-)"
     length = response.headers.get("Content-Length", "")
     total = start + int(length) if length.isdigit() else None
-    part.stream.truncate(start)
+    part.truncate(start)
     if start == 0:
         etag = response.headers.get("ETag", "")
         strong = None if etag.startswith("W/") else etag
         validator = strong or response.headers.get("Last-Modified")
-        note = {"url": part.url, "validator": validator, "total": total}
-        part.note.write_text(json.dumps(note), encoding="utf-8")
-    check_space(part.note.parent, (total or start) - start, DownloadError)
-    label = f"downloading {Path(part.stream.name).stem}"
+        facts = {"url": url, "validator": validator, "total": total}
+        note.write_text(json.dumps(facts), encoding="utf-8")
+    check_space(note.parent, (total or start) - start, DownloadError)
+    label = f"downloading {Path(part.name).stem}"
     with progress.task(label, total=total or 0, done=start) as task:
         while block := response.read(_BLOCK_BYTES):
             view = memoryview(block)
             while view:  # an unbuffered file may take less than it is given
-                view = view[part.stream.write(view) :]
+                view = view[part.write(view) :]
             task.advance(len(block))
-    if total is not None and part.size() != total:
-        return f"the connection closed after {part.size()} of {total} bytes"
+    if total is not None and _size(part) != total:
+        return f"the connection closed after {_size(part)} of {total} bytes"
     return None
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from featpipe.datasets import DATASETS, IMAGENET
+from featpipe.datasets import DATASETS, IMAGENET, spec_of_path
 from featpipe.datasets.dataset import (
     MOST_LIST_BYTES,
     Dataset,
@@ -23,7 +23,7 @@ from featpipe.datasets.dataset import (
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.selection import choose_classes, stratified_split
-from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, natural_key
 from featpipe.errors import DataError, nearest_path
 from featpipe.files import read_regular
 
@@ -50,11 +50,17 @@ class Folder(PathDataset):
         """
         root = self.path
         if not root.is_dir():
+            near = nearest_path(root, folder=True)
+            nearest = next(above for above in root.absolute().parents if above.is_dir())
+            next_step = near or f"the nearest folder that exists is {nearest}"
+            if root.is_file():
+                spec = spec_of_path(root)
+                next_step = f"name {spec}" if spec else f"name its folder, {root.parent}"
             raise DataError(
-                "This is no folder." if root.exists() else "The folder of images does not exist.",
+                "This is a file." if root.exists() else "The folder of images does not exist.",
                 where=root,
-                expected="a folder with a subfolder of images for each class",
-                next_step=None if root.exists() else nearest_path(root),
+                expected="a folder of images, or one with a subfolder of images for each class",
+                next_step=next_step,
             )
         inside = subfolders(root)
         found = tuple(name for name in _SPLITS if name in inside and subfolders(root / name))
@@ -93,18 +99,12 @@ class Folder(PathDataset):
         if not classes:
             images = images_below(root)
             if not images:
-                raise DataError(
-                    "There are no images.",
-                    where=root,
-                    expected="images, or a subfolder of images for each class",
-                )
-            return FileSource(
-                Identity(self.spec, split, (), images, [UNLABELLED] * len(images)),
-                root,
-                self.options,
-            )
-        base, prefix = (root, "") if split == "all" else (root / split, f"{split}/")
-        labelled = _images_of_classes(base, subfolders(base), prefix)
+                expected = "images, or a subfolder of images for each class"
+                raise DataError("There are no images.", where=root, expected=expected)
+            return _file_source(self, split, (), ((image, "") for image in images), root)
+        inside = "" if split == "all" else f"{split}/"
+        base = root / inside
+        labelled = _images_of_classes(root, inside, subfolders(base))
         strays = sum(is_image_name(entry.name) and entry.is_file() for entry in base.iterdir())
         if strays:
             note = f"{strays} image(s) in {base}, in no class folder, are left out"
@@ -118,9 +118,9 @@ class TinyImageNet(Dataset):
 
     Le and Yang, "Tiny ImageNet visual recognition challenge", 2015. In the official layout the
     training images are in a folder per class, the validation images in one folder with a list of
-    their classes; the labels of the test split were never published. ``wnids.txt`` lists the
-    WordNet ids in no order. They are sorted here, as every reader that goes by the class folders
-    does, so ``first:50`` means the same fifty classes everywhere.
+    their classes; the labels of the test split were never published. The WordNet ids of
+    ``wnids.txt`` are sorted, so ``first:50`` means the same fifty classes as in readers that list
+    the class folders.
     """
 
     name = "tiny-imagenet"
@@ -147,7 +147,7 @@ class TinyImageNet(Dataset):
             missing = [wnid for wnid in classes if not (train / wnid).is_dir()]
             what = f"{len(missing)} class folder(s) are missing."
             refuse_missing(missing, what, train, expected, next_step)
-            found = _images_of_classes(train, classes, "train/")
+            found = _images_of_classes(root, "train/", classes)
         else:
             annotations = root / "val" / "val_annotations.txt"
             found, line = [], ""
@@ -214,21 +214,22 @@ def _file_source(
     dataset: Dataset,
     split: str,
     classes: tuple[str, ...],
-    labelled: list[tuple[str, str]],
+    labelled: Iterable[tuple[str, str]],
     root: Path,
 ) -> FileSource:
-    """Open images given as pairs of path and class name."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    ids, labels = [path for path, _ in labelled], [label_of[name] for _, name in labelled]
+    """Open images given as pairs of path and class name; a name of no class: unlabelled."""
+    number = {name: label for label, name in enumerate(classes)}
+    found = [(path, number.get(name, UNLABELLED)) for path, name in labelled]
+    ids, labels = [path for path, _ in found], [label for _, label in found]
     return FileSource(Identity(dataset.spec, split, classes, ids, labels), root, dataset.options)
 
 
-def _images_of_classes(folder: Path, classes: Sequence[str], prefix: str) -> list[tuple[str, str]]:
-    """Pair the images in the class folders with their classes."""
-    found = {name: images_below(folder / name, f"{prefix}{name}/") for name in classes}
+def _images_of_classes(root: Path, inside: str, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Pair the images in the class folders ``root/inside`` with their classes."""
+    found = {name: images_below(root / inside / name, f"{inside}{name}/") for name in classes}
     empty = [f"images in {name}" for name, images in found.items() if not images]
-    next_step = "put images into it, or remove the folder"
-    refuse_missing(empty, "A class folder holds no images.", folder, "an image at least", next_step)
+    what, next_step = "A class folder has no images.", "put images into it, or remove the folder"
+    refuse_missing(empty, what, root / inside, "at least one image", next_step)
     return [(image, name) for name, images in found.items() for image in images]
 
 
@@ -241,20 +242,6 @@ def is_image_name(name: str) -> bool:
     (True, False, False)
     """
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sorting key that puts ``cat.9.jpg`` before ``cat.10.jpg``, on every machine alike.
-
-    Examples
-    --------
-    >>> sorted(["img10", "Img9", "img1"], key=natural_key)
-    ['img1', 'Img9', 'img10']
-    """
-    # Text and digits alternate, text first.
-    parts: list[str | int] = list(re.split(r"([0-9]+)", text.casefold()))
-    parts[1::2] = map(int, parts[1::2])
-    return parts, text
 
 
 def subfolders(folder: Path) -> list[str]:

@@ -13,17 +13,19 @@ from PIL import Image
 
 from featpipe.datasets import DATASETS
 from featpipe.datasets.dataset import Dataset, DatasetOptions
-from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource, to_rgb
-from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
-from featpipe.datasets.tables import numbered
+from featpipe.datasets.source import (
+    UNLABELLED,
+    Identity,
+    ImageSource,
+    classes_by_name,
+    classes_by_number,
+)
 from featpipe.errors import DataError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 _EXPECTED = "paths; or PIL images and arrays, uint8 of shape (height, width, 3) or (height, width)"
 _WHERE = "the images given"
-
-
 # How each list is opened, by its key, until the process ends; references, no copies.
 _GIVEN: dict[str, Callable[[DatasetOptions], ImageSource]] = {}
 
@@ -59,7 +61,7 @@ class _InMemory(ImageSource):
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image; DataError if it is no longer the one that was given."""
-        pixels = _pixels(self._images[row], row)
+        pixels = pixels_of(self._images[row], row)
         if _digest(pixels) != self._digests[row]:
             what = "An image was changed after it was given."
             raise DataError(what, where=self.ids[row], next_step="extract again")
@@ -88,15 +90,17 @@ def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) 
         listed = list(images)
     except TypeError:
         hint = f"extract('folder:{images}') embeds a folder" if _is_path(images) else None
-        what = "The images are no list."
+        what = "The images are not a list."
         raise UsageError(what, expected=_EXPECTED, got=type(images), next_step=hint) from None
     paths = [os.fspath(image) for image in listed if _is_path(image)]
     if not listed or (paths and len(paths) < len(listed)):
         got = f"{len(paths)} paths among {len(listed)} images" if listed else "an empty list"
-        raise UsageError("These images are no dataset.", expected=f"a list of {_EXPECTED}", got=got)
+        raise UsageError(
+            "These images are not a dataset.", expected=f"a list of {_EXPECTED}", got=got
+        )
     digests, sizes = [], set()
     for row, image in enumerate([] if paths else listed):
-        pixels = _pixels(image, row)
+        pixels = pixels_of(image, row)
         digests.append(_digest(pixels))
         sizes.add(pixels.shape[:2])
     ids = paths or [f"{row:05d}-{digest[:8]}" for row, digest in enumerate(digests)]
@@ -114,24 +118,18 @@ def _is_path(image: object) -> bool:
     return isinstance(image, str | os.PathLike)
 
 
-def _pixels(image: Any, row: int) -> NDArray[np.uint8]:
+def pixels_of(image: Any, row: int) -> NDArray[np.uint8]:
     """Return an image as upright RGB."""
     if isinstance(image, Image.Image):
         return to_rgb(image, f"image {row} of the list")
     array: NDArray[Any] = image if isinstance(image, np.ndarray) else np.empty(0)
     shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not shaped or not array.size:
-        shape = getattr(image, "shape", None)
-        raise UsageError(
-            f"Image {row} of the list is no image.",
-            expected=_EXPECTED,
-            got=type(image).__name__
-            + ("" if shape is None else f", {getattr(image, 'dtype', '?')}, {tuple(shape)}"),
-        )
-    height, width = array.shape[:2]
-    return np.array(
-        np.broadcast_to(array.reshape(height, width, -1), (height, width, 3)), order="C"
-    )
+        parts = [type(image).__name__, getattr(image, "dtype", None), getattr(image, "shape", None)]
+        got = ", ".join(str(part) for part in parts if part is not None)
+        raise UsageError(f"Item {row} of the list is not an image.", expected=_EXPECTED, got=got)
+    grey = array.ndim == 2
+    return np.repeat(array[..., None], 3, axis=2) if grey else np.array(array, order="C")
 
 
 def _digest(pixels: NDArray[np.uint8]) -> str:
@@ -142,12 +140,9 @@ def _classes_of(labels: list[Any]) -> tuple[tuple[str, ...], list[int]]:
     """Return the classes in natural order, or as their numbers, and the label of each image."""
     known = [label for label in labels if label is not None]
     if all(isinstance(label, str) for label in known):
-        classes = tuple(sorted(set(known), key=natural_key))
-        number = {None: UNLABELLED, **{name: label for label, name in enumerate(classes)}}
-        return classes, [number[label] for label in labels]
-    if not all(isinstance(label, int | np.integer) for label in known):
-        wrong = next(label for label in known if not isinstance(label, int | np.integer))
+        return classes_by_name(labels, labels)
+    if wrong := [label for label in known if not isinstance(label, int | np.integer)]:
         expected = "names of classes, or their numbers; None for unlabelled images"
-        raise UsageError("The labels are no classes.", expected=expected, got=repr(wrong))
+        raise UsageError("The labels are not classes.", expected=expected, got=repr(wrong[0]))
     numbers = [UNLABELLED if label is None else int(label) for label in labels]
-    return numbered(np.array(numbers), "the labels given"), numbers
+    return classes_by_number(np.array(numbers), "the labels given"), numbers

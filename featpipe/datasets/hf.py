@@ -21,10 +21,16 @@ from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
 from featpipe.datasets.dataset import DatasetOptions, PathDataset
-from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import EncodedSource, FileSource, decode_image
-from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
-from featpipe.datasets.tables import numbered, ordered_splits
+from featpipe.datasets.source import (
+    UNLABELLED,
+    Identity,
+    ImageSource,
+    classes_by_name,
+    classes_by_number,
+    ordered_splits,
+    row_ids,
+)
 from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean, nearest_path
 from featpipe.workspace import user_path
 
@@ -60,9 +66,7 @@ class HuggingFace(PathDataset):
             ids = [os.path.relpath(path, root) for path in paths]
             return FileSource(replace(identity, ids=ids), Path(root), self.options, self.spec)
         files = [Path(file["filename"]) for file in table.cache_files]
-        with self.options.unchanged(files):
-            content = self.options.digests(files)
-        return _Mapped(identity, content, column, files[0], self.options)
+        return _Mapped(identity, column, files, self.options)
 
     def _labels(self, column: str | None, split: str) -> tuple[tuple[str, ...], Any]:
         """Return classes that hold in every split, and the labels of one."""
@@ -72,15 +76,13 @@ class HuggingFace(PathDataset):
         values = table.data.column(column)
         known = [each.data.column(column).unique() for each in self._tables.values()]
         if "string" in str(values.type):
-            texts = {name for each in known for name in each.to_pylist() if name}
-            classes = tuple(sorted(texts, key=natural_key))
-            number = {name: label for label, name in enumerate(classes)}
-            return classes, [number.get(name, UNLABELLED) for name in values.to_pylist()]
+            every = [name or None for each in known for name in each.to_pylist()]
+            return classes_by_name([name or None for name in values.to_pylist()], every)
         labels = values.cast("int64").fill_null(UNLABELLED).to_numpy()
         if names := getattr(table.features[column], "names", None):
             return tuple(names), labels
         every = np.concatenate([each.drop_null().to_numpy() for each in known])
-        return numbered(every, self.spec), labels
+        return classes_by_number(every, self.spec), labels
 
     @cached_property
     def _tables(self) -> Mapping[str, Any]:
@@ -95,7 +97,7 @@ class HuggingFace(PathDataset):
         named, config = _parts(self.argument, self.options.data)
         path = self.options.resolve(named)
         try:
-            if path.is_dir() and any((path / name).is_file() for name in _SAVED):
+            if any((path / name).is_file() for name in _SAVED):
                 found: Any = datasets.load_from_disk(str(path))
                 whole = isinstance(found, datasets.Dataset)
                 return {str(found.split or "all"): found} if whole else found
@@ -103,16 +105,14 @@ class HuggingFace(PathDataset):
             if path.is_file():
                 if path.suffix not in _FILES:
                     expected = f"a folder, or a file in {' or '.join(_FILES)}"
-                    raise DataError("This file is no dataset.", where=path, expected=expected)
+                    raise DataError("This file is not a dataset.", where=path, expected=expected)
                 how = {"path": _FILES[path.suffix], "data_files": str(path)}
             elif not path.exists():
                 reason = "nothing there, and nothing was fetched"
+                asked = {"repo_id": named, "dataset_name": Path(named).name, "config_name": config}
                 for folder in self._caches():
-                    asked = {"repo_id": named, "dataset_name": Path(named).name, "version": "auto"}
                     try:
-                        cache = Cache(
-                            config_name=config, hash="auto", cache_dir=str(folder), **asked
-                        )
+                        cache = Cache(cache_dir=str(folder), version="auto", hash="auto", **asked)
                         return cache.as_dataset()
                     except ValueError as error:  # it is not there, or in several configurations
                         reason = str(error) if "multiple" in str(error) else reason
@@ -120,10 +120,8 @@ class HuggingFace(PathDataset):
                     raise FileNotFoundError(reason)
                 self.options.progress.note(f"{self.spec} is fetched from the Hugging Face hub")
                 how = {"path": named}
-            place = "hf-files" if path.exists() else "hf"
-            builder = datasets.load_dataset_builder(
-                **how, name=config, cache_dir=str(self.options.raw / place)
-            )
+            cache_dir = str(self.options.raw / ("hf-files" if path.exists() else "hf"))
+            builder = datasets.load_dataset_builder(**how, name=config, cache_dir=cache_dir)
             builder.download_and_prepare()
             return builder.as_dataset()
         except DataError:
@@ -133,13 +131,13 @@ class HuggingFace(PathDataset):
 
     def _caches(self) -> list[Path]:
         """Return the folders that may hold datasets of the hub, the library's own one last."""
-        from datasets import config  # noqa: PLC0415
+        from datasets import config  # noqa: PLC0415 - of the extra
 
         return [*self.options.folders("hf"), Path(config.HF_DATASETS_CACHE)]
 
     def _explained(self, error: Exception, named: str, config: str | None) -> DataError:
         """Return what is wrong with the name, or the configuration, or what the library says."""
-        from datasets import get_dataset_config_names  # noqa: PLC0415
+        from datasets import get_dataset_config_names  # noqa: PLC0415 - of the extra
 
         path, names = self.options.resolve(named), []
         if isinstance(error, ValueError):  # as an unknown or a missing configuration is
@@ -153,13 +151,14 @@ class HuggingFace(PathDataset):
         got = "; ".join(filter(None, lines))[:400] or type(error).__name__
         if path.exists():
             return DataError(f"The dataset {self.spec!r} cannot be opened.", where=path, got=got)
-        near = [each for folder in self._caches() for each in folder.glob("*/")]
-        known = [each.name.replace("___", "/") for each in near]
+        folders = (each for folder in self._caches() for each in folder.glob("*/"))
+        known = [each.name.replace("___", "/") for each in folders]
+        near = None if named in known else did_you_mean(named, known)
         return self.not_found(
             [path, *self._caches()],
             "a folder or a .parquet file, or a dataset of the hub",
             got=got,
-            next_step=(named not in known and did_you_mean(named, known))
+            next_step=near
             or nearest_path(path)
             or "correct the name or --data DIR; or let featpipe extract fetch it from the hub",
         )
@@ -195,15 +194,12 @@ class _Mapped(EncodedSource):
     """Images whose files are the rows of a memory-mapped column of Arrow."""
 
     def __init__(
-        self,
-        identity: Identity,
-        content: object,
-        column: Any,
-        anchor: Path,
-        options: DatasetOptions,
+        self, identity: Identity, column: Any, files: list[Path], options: DatasetOptions
     ) -> None:
+        with options.unchanged(files):
+            content = options.digests(files)
         super().__init__(identity, content, identity.name)
-        self._column, self._anchor, self._hashes = column, anchor, options.hashes
+        self._column, self._anchor, self._hashes = column, files[0], options.hashes
         absent = _field(column, "bytes").is_null().to_numpy()
         self.unreadable = dict.fromkeys(np.flatnonzero(absent).tolist(), "The row holds no image.")
 
@@ -237,26 +233,24 @@ def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the columns of images and of labels; ``None`` where there are images only."""
     from datasets import ClassLabel, Image, Value  # noqa: PLC0415
 
-    plain = {"bytes", "path"}  # an image where nothing says so
-    images = [
-        name
-        for name, feature in features.items()
-        if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == plain)
-    ]
+    def is_image(feature: Any) -> bool:  # a mapping of these is one, where nothing else says so
+        plain = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        return plain or isinstance(feature, Image)
+
+    def is_label(feature: Any) -> bool:
+        plain = isinstance(feature, Value) and re.search("int|string", feature.dtype)
+        return bool(plain) or isinstance(feature, ClassLabel)
+
+    images = [name for name, feature in features.items() if is_image(feature)]
     labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if len(labels) != 1:
-        labels = [
-            name
-            for name in ("label", "labels")
-            if isinstance(feature := features.get(name), ClassLabel)
-            or (isinstance(feature, Value) and re.search("int|string", feature.dtype))
-        ]
+        labels = [name for name in ("label", "labels") if is_label(features.get(name))]
     if len(images) == 1 and (labels or len(features) == 1):
         return images[0], labels[0] if labels else None
     kinds = {n: f.dtype if isinstance(f, Value) else type(f).__name__ for n, f in features.items()}
-    wanted = "labels" if len(images) == 1 else "images"
     raise DataError(
-        f"It is not clear which column of {spec} holds the {wanted}.",
+        f"It is not clear which column of {spec} holds the "
+        f"{'labels' if len(images) == 1 else 'images'}.",
         expected="one of type Image, and one of type ClassLabel or called label",
         got=", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
         next_step="rename_column(…, 'label') and save_to_disk(FOLDER) in Python, then hf:FOLDER",

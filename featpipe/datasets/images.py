@@ -1,16 +1,13 @@
 """Image files: any of them to upright RGB, by one rule in every path.
 
-What is done, and what is deliberately not done:
-
 * orientation: the EXIF orientation is applied;
 * transparency: composited on white;
 * 16-bit grey: scaled (65535 is white), not clipped as Pillow's ``convert`` would do it;
 * floating point: 0 is black, 1 is white; any other range is an error, never a guess;
 * animation: the first frame;
-* no JPEG ``draft`` mode unless it is asked for, which the features' fingerprint then says, and no
-  tolerance for truncated files: the same file gives the same pixels whoever reads it, and half an
-  image is an error rather than a grey rectangle;
-* no colour management: the stored values are taken as sRGB, as torchvision does.
+* JPEG ``draft`` mode: only if asked for, and then part of the features' fingerprint;
+* truncated files: an error rather than an image that is half grey;
+* colour management: none; the stored values are taken as sRGB, as torchvision does.
 """
 
 from __future__ import annotations
@@ -103,9 +100,8 @@ class FileSource(EncodedSource):
     """Images that are files, decoded when they are read.
 
     The ids are the paths of the files, relative to ``root`` (or absolute); the fingerprint follows
-    from their content, not their place. A file that cannot be opened is listed as unreadable, and
-    the fingerprint says that it was. ``where`` is the list that the files came from, for messages;
-    default: ``root``.
+    from their content, not their place, and from which cannot be opened. ``where`` is the list that
+    the files came from, for messages; default: ``root``.
     """
 
     def __init__(
@@ -128,9 +124,7 @@ class FileSource(EncodedSource):
             digests = iter(options.digests(readable))
             self.digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
         super().__init__(replace(identity, ids=ids), self.digests, where or root)
-        self.unreadable = {
-            row: _unreadable(error, root / ids[row]).what for row, error in obstacles.items()
-        }
+        self.unreadable = {row: _reason(error) for row, error in obstacles.items()}
 
     def _opened(self, row: int) -> BinaryIO:
         return open_regular(self.root / self.ids[row])
@@ -138,10 +132,7 @@ class FileSource(EncodedSource):
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
         """Decode one image file to upright RGB, a JPEG at a reduced scale if a side is given.
 
-        Raises
-        ------
-        DataError
-            If the file is no longer the one that the fingerprint is of.
+        DataError, if the file is no longer the one that the fingerprint is of.
         """
         path = self.root / self.ids[row]
         if row in self.unreadable:
@@ -154,20 +145,11 @@ class FileSource(EncodedSource):
 
 
 def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
-    """Decode an image file to upright RGB.
+    """Decode an image file to upright RGB, (height, width, 3), uint8.
 
     If a ``side`` is given, a JPEG is decoded at the least of 1/8, 1/4, 1/2 of its size that leaves
-    its shorter side as many pixels.
-
-    Returns
-    -------
-    image : ndarray of shape (height, width, 3), uint8
-
-    Raises
-    ------
-    ImageError
-        If the file is missing, empty, truncated, no image, no regular file, or larger than
-        Pillow's limit ``PIL.Image.MAX_IMAGE_PIXELS``; the message names the file.
+    its shorter side as many pixels. ImageError, which names the file, if it is missing, empty,
+    truncated, no image, no regular file, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     return decode_image(_content_of(path), path, side)
 
@@ -186,15 +168,14 @@ def _obstacle(path: str) -> OSError | None:
     return None
 
 
-def _unreadable(error: OSError, path: Path) -> ImageError:
+def _reason(error: OSError) -> str:
     """Explain why a file could not be opened."""
     reasons: dict[type[OSError], str] = {
         FileNotFoundError: "The image file does not exist.",
         IsADirectoryError: "An image file was expected, this is a folder.",
         PermissionError: "The image file may not be read.",
     }
-    other = f"The image file cannot be read: {error.strerror}."
-    return ImageError(reasons.get(type(error), other), where=path)
+    return reasons.get(type(error), f"The image file cannot be read: {error.strerror}.")
 
 
 def _content_of(path: Path) -> bytes:
@@ -204,7 +185,7 @@ def _content_of(path: Path) -> bytes:
     try:
         return read_regular(path, most)
     except OSError as error:
-        raise _unreadable(error, path) from None
+        raise ImageError(_reason(error), where=path) from None
 
 
 def decode_image(content: bytes, path: Path | str, side: int | None = None) -> NDArray[np.uint8]:
@@ -214,7 +195,7 @@ def decode_image(content: bytes, path: Path | str, side: int | None = None) -> N
     try:
         with Image.open(io.BytesIO(content), formats=_READABLE) as image:
             pixels = image.width * image.height
-            if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+            if pixels > (Image.MAX_IMAGE_PIXELS or pixels):
                 raise Image.DecompressionBombError(f"({pixels} pixels)")
             if side is not None:
                 image.draft(None, (side, side))  # formats other than JPEG have none
@@ -230,7 +211,7 @@ def decode_image(content: bytes, path: Path | str, side: int | None = None) -> N
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            "The image is absurdly large; decoding it could exhaust the memory.",
+            "The image is too large: decoding it could exhaust the memory.",
             where=path,
             expected=f"at most {Image.MAX_IMAGE_PIXELS} pixels",
             got=" ".join(re.findall(r"\d+ pixels", str(error))[:1]),

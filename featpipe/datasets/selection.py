@@ -17,19 +17,16 @@ from featpipe.fingerprint import of_bytes, of_mapping
 class Subset(ImageSource):
     """Chosen rows of a source, each once, in the order given.
 
-    Labels, ids and folds follow the rows; folds keep the rows that are left. The fingerprint is
-    derived from the source's and the rows, so that features of a subset are never taken for
-    features of the whole.
+    Folds keep the rows that are left. The fingerprint is derived from the source's and the rows, so
+    features of a subset are not taken for features of the whole.
     """
 
     def __init__(self, source: ImageSource, rows: ArrayLike) -> None:
         chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
         outside = np.any((chosen < 0) | (chosen >= len(source)))
         if outside or len(np.unique(chosen)) != len(chosen):
-            raise UsageError(
-                f"These are not rows of {source.name} {source.split}, each once.",
-                expected=f"distinct rows from 0 to {len(source) - 1}",
-            )
+            what = f"These are not rows of {source.name} {source.split}, each once."
+            raise UsageError(what, expected=f"distinct rows from 0 to {len(source) - 1}")
         self.source, self.rows = source, chosen
         self.name, self.split, self.classes = source.name, source.split, source.classes
         self.ids = tuple(source.ids[row] for row in chosen.tolist())
@@ -39,8 +36,8 @@ class Subset(ImageSource):
         self.folds = tuple(new_row[fold][new_row[fold] >= 0] for fold in source.folds)
         self.grouped_by = source.grouped_by
         self.groups = tuple(source.groups[row] for row in chosen.tolist() if source.groups)
-        unreadable = {int(new_row[row]): reason for row, reason in source.unreadable.items()}
-        self.unreadable = {row: reason for row, reason in unreadable.items() if row >= 0}
+        unreadable = source.unreadable.items()
+        self.unreadable = {int(new_row[row]): why for row, why in unreadable if new_row[row] >= 0}
         digest = of_bytes(chosen.astype("<i8").tobytes())
         self.fingerprint = of_mapping({"of": source.fingerprint, "rows": digest})
 
@@ -108,12 +105,9 @@ def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
     if chosen.startswith("first:"):
         number = chosen.removeprefix("first:").strip()
         if not number.isdecimal() or not 1 <= int(number) <= len(classes):
-            raise UsageError(
-                "The number of classes to keep is not possible.",
-                where="--classes",
-                expected=f"first:N with N from 1 to {len(classes)}",
-                got=chosen,
-            )
+            what = "The number of classes to keep is not possible."
+            expected = f"first:N with N from 1 to {len(classes)}"
+            raise UsageError(what, where="--classes", expected=expected, got=chosen)
         return list(range(int(number)))
     listed = [name.strip() for name in chosen.split(",")]
     names = set(listed)
@@ -128,14 +122,10 @@ def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
 
 
 def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:
-    """Choose ``n`` rows spread over the classes as evenly as their sizes allow.
+    """Choose ``n`` rows, ascending, spread over the classes as evenly as their sizes allow.
 
-    Unlabelled rows are left out, unless there are only such rows.
-
-    Returns
-    -------
-    rows : ndarray of shape (n,), int64
-        Ascending. No class has two rows more than another that still had some to give.
+    Unlabelled rows are left out, unless there are only such rows. No class has two rows more than
+    another that still had some to give.
 
     Examples
     --------
@@ -163,8 +153,8 @@ def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int6
 def seeded_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Return a pseudo-random permutation that depends on names and seed only.
 
-    Each name is drawn by a SHA-256 of its own. Unlike a random generator's stream this cannot
-    change with a library's version, and one more image does not reshuffle the others.
+    Each name has a SHA-256 of its own: unlike a random generator's stream this cannot change with a
+    library's version, and one more image does not reshuffle the others.
     """
     drawn = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
     return np.array(sorted(range(len(names)), key=drawn.__getitem__), dtype=np.int64)
@@ -173,15 +163,11 @@ def seeded_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
 def stratified_split(
     ids: Sequence[str], labels: ArrayLike, test_share: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split rows into training and test rows, with the same share of every class.
+    """Split rows into training and test rows, ascending, with the same share of every class.
 
-    scikit-learn's ``train_test_split`` does this too, but its result is tied to the order of the
-    rows and to the stream of NumPy's generator; see :func:`seeded_order`.
-
-    Returns
-    -------
-    train, test : ndarray of int64
-        Ascending, disjoint, together all rows; ``test_share`` is rounded in each class.
+    ``test_share`` is rounded in each class. scikit-learn's ``train_test_split`` does this too, but
+    its result is tied to the order of the rows and to the stream of NumPy's generator; see
+    :func:`seeded_order`.
     """
     labels = np.asarray(labels, dtype=np.int64)
     order = seeded_order(ids, seed)

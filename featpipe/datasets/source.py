@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,7 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
+_MOST_CLASSES = 100_000  # the largest dataset in use, ImageNet-21k, has 21 841
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
 
 
@@ -35,13 +37,8 @@ class Identity:
 class ImageSource(ABC):
     """Images of one split of a dataset, with what identifies them.
 
-    Parameters
-    ----------
-    identity : Identity
-    content : object
-        JSON-like value that changes whenever the pixels do.
-    where : object
-        File or folder that the images came from, for messages.
+    ``content`` is a JSON-like value that changes whenever the pixels do, ``where`` the file or
+    folder that the images came from, for messages.
 
     Attributes
     ----------
@@ -62,8 +59,7 @@ class ImageSource(ABC):
     Raises
     ------
     DataError
-        If classes, ids, labels and folds do not fit together, or a name is no text: no later step
-        has to ask.
+        If classes, ids, labels and folds do not fit together, or a name is no text.
     """
 
     name: str
@@ -109,16 +105,9 @@ class ImageSource(ABC):
             if len(np.unique(fold)) != len(fold) or np.any((fold < 0) | (fold >= n)):
                 what = f"Fold {number} does not name rows of this dataset, each once."
                 raise refused(what, expected=f"distinct rows from 0 to {n - 1}")
-        self.fingerprint = of_mapping(
-            {
-                "split": self.split,
-                "classes": self.classes,
-                "ids": list(self.ids),
-                "labels": self.labels.tolist(),
-                "folds": [fold.tolist() for fold in self.folds],
-                "content": content,
-            }
-        )
+        parts = {"split": self.split, "classes": self.classes, "ids": list(self.ids)}
+        parts |= {"labels": self.labels.tolist(), "folds": [fold.tolist() for fold in self.folds]}
+        self.fingerprint = of_mapping({**parts, "content": content})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,15 +126,8 @@ class ImageSource(ABC):
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image as upright RGB; safe to call from several threads at once.
 
-        Returns
-        -------
-        image : ndarray of shape (height, width, 3), uint8
-            The caller may change it.
-
-        Raises
-        ------
-        ImageError
-            If the image cannot be decoded; the message names its file.
+        The array, (height, width, 3), uint8, may be changed by the caller. ImageError, which names
+        the file, if the image cannot be decoded.
         """
 
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
@@ -165,10 +147,8 @@ class ArraySource(ImageSource):
     identity : Identity
     pixels : ndarray of shape (n, height, width, 3) or (n, height, width), uint8
         One for each id; any strides; grey images have no channel axis.
-    content : object, optional
-        JSON-like value that changes whenever the pixels do; default: their hash.
-    where : object, optional
-        File or folder that the array came from, for messages.
+    content, where : object, optional
+        As in :class:`ImageSource`; default: the hash of the pixels, the dataset's name.
     rows : ndarray of int64, optional
         Rows of the array that are the images, so that a mapped one is not copied; default: all.
     """
@@ -202,6 +182,67 @@ class ArraySource(ImageSource):
 def row_ids(split: str, n: int) -> tuple[str, ...]:
     """Ids of images that have no name of their own: split and row number (``"test/00001"``)."""
     return tuple(f"{split}/{row:05d}" for row in range(n))
+
+
+def natural_key(text: str) -> tuple[list[str | int], str]:
+    """Sorting key that puts ``cat.9.jpg`` before ``cat.10.jpg``, on every machine alike.
+
+    Examples
+    --------
+    >>> sorted(["img10", "Img9", "img1"], key=natural_key)
+    ['img1', 'Img9', 'img10']
+    """
+    # Text and digits alternate, text first.
+    parts: list[str | int] = list(re.split(r"([0-9]+)", text.casefold()))
+    parts[1::2] = map(int, parts[1::2])
+    return parts, text
+
+
+def ordered_splits(names: Iterable[str]) -> tuple[str, ...]:
+    """Return split names, the usual ones first.
+
+    Examples
+    --------
+    >>> ordered_splits(["val", "extra", "train", "val", "test"])
+    ('train', 'test', 'val', 'extra')
+    """
+    usual = ["train", "test", "val"]
+    rest = sorted(set(names), key=natural_key)
+    return tuple(sorted(rest, key=(usual + rest).index))
+
+
+def classes_by_name(
+    names: Sequence[str | None], every: Iterable[str | None]
+) -> tuple[tuple[str, ...], list[int]]:
+    """Return all classes in natural order, and labels; ``None`` stands for no class.
+
+    ``names`` are those of the images of one split, ``every`` holds those of all splits.
+    """
+    classes = tuple(sorted({name for name in every if name is not None}, key=natural_key))
+    number = {None: UNLABELLED, **{name: label for label, name in enumerate(classes)}}
+    return classes, [number[name] for name in names]
+
+
+def classes_by_number(labels: NDArray[Any], where: object) -> tuple[str, ...]:
+    """Return the names of classes that are known by their numbers only.
+
+    ``where`` is the file that the labels came from, for messages.
+
+    Raises
+    ------
+    DataError
+        If a label is too large for the number of a class: a time or an identifier, for example.
+    """
+    last = int(labels.max(initial=0))
+    if last >= _MOST_CLASSES:
+        raise DataError(
+            "The labels are not small numbers, and the classes have no names.",
+            where=where,
+            expected=f"labels from 0 to {_MOST_CLASSES - 1}",
+            got=last,
+            next_step="number the classes from 0, and give their names in an array 'classes'",
+        )
+    return tuple(str(label) for label in range(last + 1))
 
 
 def _repeated(names: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,32 +19,24 @@ from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS
 from featpipe.datasets.dataset import PathDataset, refuse_missing
-from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource
+from featpipe.datasets.source import (
+    ArraySource,
+    Identity,
+    ImageSource,
+    classes_by_name,
+    classes_by_number,
+    ordered_splits,
+)
 from featpipe.errors import DataError, did_you_mean, nearest_path
 from featpipe.files import open_regular
 from featpipe.workspace import restore_cell
 
 _SHAPES = "(n, height, width), (n, height, width, 1) or (n, height, width, 3)"
 
-_MOST_CLASSES = 100_000  # the largest dataset in use, ImageNet-21k, has 21 841
 _MOST_ROWS = 20_000_000  # each takes some 100 bytes of memory besides its pixels
 _SINGLE_ARRAY = b"\x93NUMPY"
 _BLOCK_BYTES = 1 << 20
-
-
-def ordered_splits(names: Iterable[str]) -> tuple[str, ...]:
-    """Return split names, the usual ones first.
-
-    Examples
-    --------
-    >>> ordered_splits(["val", "extra", "train", "val", "test"])
-    ('train', 'test', 'val', 'extra')
-    """
-    usual = ["train", "test", "val"]
-    rest = sorted(set(names), key=natural_key)
-    return tuple(sorted(rest, key=(usual + rest).index))
 
 
 class _Row(NamedTuple):
@@ -56,6 +47,9 @@ class _Row(NamedTuple):
     label: str
     split: str
     group: str
+
+
+_COLUMNS = _Row._fields[1:]
 
 
 @DATASETS.register
@@ -79,27 +73,7 @@ class CsvList(PathDataset):
             with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
                 header = list(reader.fieldnames or [])
-                if twice := [name for name in _Row._fields[1:] if header.count(name) > 1]:
-                    raise DataError(
-                        f"The CSV has {header.count(twice[0])} columns called {twice[0]!r}.",
-                        where=table,
-                        expected="one of each name",
-                        got=",".join(header),
-                    )
-                missing = [name for name in _Row._fields[1:] if name not in header]
-                others = set(header) - set(_Row._fields)
-                # What is nearly called so was meant: it is not to be taken for a column of notes.
-                meant = [name for name in missing if get_close_matches(name, others, cutoff=0.75)]
-                for name in meant or [name for name in missing if name == "path"]:
-                    fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
-                    hint = "separate the columns by commas" if fused else did_you_mean(name, header)
-                    raise DataError(
-                        f"The CSV has no column {name!r}.",
-                        where=table,
-                        expected="a first line such as path,label or path,label,split,group",
-                        got=",".join(header) or "an empty file",
-                        next_step=hint,
-                    )
+                self._check_header(header)
                 self._grouped = "group" in header
                 for values in reader:
                     path, label = values["path"], values.get("label", "")
@@ -108,7 +82,7 @@ class CsvList(PathDataset):
                         raise DataError(
                             "A line of the CSV is not complete.",
                             where=f"{table}, line {reader.line_num}",
-                            expected=", ".join(name for name in _Row._fields[1:] if name in header),
+                            expected=", ".join(name for name in _COLUMNS if name in header),
                             got=", ".join(str(value) for value in values.values() if value),
                         )
                     cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
@@ -123,6 +97,23 @@ class CsvList(PathDataset):
         if not rows:
             raise DataError("The CSV lists no images.", where=table, got="a header only")
         return rows
+
+    def _check_header(self, header: list[str]) -> None:
+        refused = partial(DataError, where=self.path, got=",".join(header) or "an empty file")
+        if twice := [name for name in _COLUMNS if header.count(name) > 1]:
+            what = f"The CSV has {header.count(twice[0])} columns called {twice[0]!r}."
+            raise refused(what, expected="one of each name")
+        missing = [name for name in _COLUMNS if name not in header]
+        others = set(header) - set(_COLUMNS)
+        # A column that is nearly called so was meant: it is not to be taken for one of notes.
+        meant = [name for name in missing if get_close_matches(name, others, cutoff=0.75)]
+        for name in meant or [name for name in missing if name == "path"]:
+            fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
+            raise refused(
+                f"The CSV has no column {name!r}.",
+                expected="a first line such as path,label or path,label,split,group",
+                next_step="separate columns by commas" if fused else did_you_mean(name, header),
+            )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -139,16 +130,12 @@ class CsvList(PathDataset):
                 where = f"{table}, lines {first[row.path]} and {row.line}"
                 what = "An image is listed twice in one split."
                 raise DataError(what, where=where, got=row.path)
-        missing = [row for row in rows if not os.path.lexists(table.parent / row.path)]
-        refuse_missing(
-            [f"line {row.line}: {row.path}" for row in missing],
-            f"{len(missing)} file(s) that the CSV names are missing.",
-            table,
-            f"paths relative to {table.parent}",
-        )
-        classes = tuple(sorted({row.label for row in self._rows if row.label}, key=natural_key))
-        label_of = {"": UNLABELLED, **{name: label for label, name in enumerate(classes)}}
-        labels = [label_of[row.label] for row in rows]
+        absent = [row for row in rows if not os.path.lexists(table.parent / row.path)]
+        missing = [f"line {row.line}: {row.path}" for row in absent]
+        what = f"{len(missing)} file(s) that the CSV names are missing."
+        refuse_missing(missing, what, table, f"paths relative to {table.parent}")
+        every = (row.label or None for row in self._rows)
+        classes, labels = classes_by_name([row.label or None for row in rows], every)
         identity = Identity(self.spec, split, classes, [row.path for row in rows], labels)
         source = FileSource(identity, table.parent, self.options, table)
         if self._grouped:
@@ -182,21 +169,15 @@ class Npz(PathDataset):
         if (images := arrays.get("images")) is None:
             raise refused("There is no array 'images'.", expected=f"shape {_SHAPES}")
         if images.dtype != np.uint8:
-            raise refused(
-                "The images do not have 8 bits per channel.",
-                expected="uint8, 0 to 255",
-                got=images.dtype,
-                next_step="for values from 0 to 1: np.rint(images * 255).astype(np.uint8)",
-            )
+            hint = "for values from 0 to 1: np.rint(images * 255).astype(np.uint8)"
+            what, expected = "The images do not have 8 bits per channel.", "uint8, 0 to 255"
+            raise refused(what, expected=expected, got=images.dtype, next_step=hint)
         planes_last = images.ndim == 4 and images.shape[-1] in (1, 3)
         if not (images.ndim == 3 or planes_last) or 0 in images.shape:
             planes_first = images.ndim == 4 and images.shape[1] in (1, 3)
-            raise refused(
-                "The array 'images' has another shape than images.",
-                expected=_SHAPES,
-                got=images.shape,
-                next_step="images.transpose(0, 2, 3, 1)" if planes_first else None,
-            )
+            hint = "images.transpose(0, 2, 3, 1)" if planes_first else None
+            what = "The array 'images' does not have the shape of images."
+            raise refused(what, expected=_SHAPES, got=images.shape, next_step=hint)
         if planes_last and images.shape[-1] == 1:
             images = images[..., 0]
         expected = "integers of shape (n,); -1 for unlabelled images"
@@ -209,37 +190,15 @@ class Npz(PathDataset):
                 what = f"The array {name!r} does not have one value for each image."
                 raise refused(what, expected=f"shape {one_each}", got=arrays[name].shape)
         rows = np.arange(len(images))
-        given = {name: array for name, array in arrays.items() if name not in ("images", "labels")}
-        texts = {name: _texts(array, self.path) for name, array in given.items()}
-        names = texts["classes"] if "classes" in texts else numbered(labels, self.path)
+        given = arrays.keys() - {"images", "labels"}
+        texts = {name: _texts(arrays[name], self.path) for name in given}
+        names = texts["classes"] if "classes" in texts else classes_by_number(labels, self.path)
         ids = texts["ids"] if "ids" in texts else [f"{row:05d}" for row in rows]
         if "split" in texts:
             rows = np.flatnonzero(np.array(texts["split"]) == split)
         chosen = [ids[row] for row in rows]
         identity = Identity(self.spec, split, tuple(names), chosen, labels[rows])
         return ArraySource(identity, images, content, self.path, rows)
-
-
-def numbered(labels: NDArray[Any], where: object) -> tuple[str, ...]:
-    """Return the names of classes that are known by their numbers only.
-
-    ``where`` is the file that the labels came from, for messages.
-
-    Raises
-    ------
-    DataError
-        If a label is no number of a class but something else, such as a time or an identifier.
-    """
-    last = int(labels.max(initial=0))
-    if last >= _MOST_CLASSES:
-        raise DataError(
-            "The labels are no small numbers, and the classes have no names.",
-            where=where,
-            expected=f"labels from 0 to {_MOST_CLASSES - 1}",
-            got=last,
-            next_step="number the classes from 0, and give their names in an array 'classes'",
-        )
-    return tuple(str(label) for label in range(last + 1))
 
 
 def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
@@ -255,12 +214,11 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
                 for name in names:
                     if (member := members.get(f"{name}.npy")) is not None:
                         arrays[name] = _array(stream, archive, member)
-    except FileNotFoundError:
-        raise DataError(
-            "The file does not exist.", where=file, next_step=nearest_path(file)
-        ) from None
     except OSError as error:
-        raise DataError("The archive cannot be read.", where=file, got=error.strerror) from error
+        hint = None if file.exists() else nearest_path(file)
+        what = "The archive cannot be read." if file.exists() else "The file does not exist."
+        got = error.strerror if file.exists() else None
+        raise DataError(what, where=file, got=got, next_step=hint) from error
     except DataError as error:
         error.details = {"where": str(file), **error.details}
         raise
@@ -275,18 +233,15 @@ def _array(stream: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
     """Read one array, or map it; its size is known before there is memory for it."""
     name = member.filename.removesuffix(".npy")
     with archive.open(member) as entry:
-        version = np.lib.format.read_magic(entry)
-        first = version == (1, 0)  # a longer header is the only other one without field names
         formats = np.lib.format
+        first = formats.read_magic(entry) == (1, 0)  # the only other one has a longer header
         read_header = formats.read_array_header_1_0 if first else formats.read_array_header_2_0
         shape, fortran, dtype = read_header(entry)
         start = entry.tell()
         if dtype.hasobject:
-            raise DataError(
-                f"The array {name!r} holds Python objects, which could run code when they are "
-                "read; refused.",
-                next_step="write texts as fixed-width strings: np.array(names, dtype=str)",
-            )
+            what = f"The array {name!r} holds Python objects, which could run code when read."
+            hint = "write texts as fixed-width strings: np.array(names, dtype=str)"
+            raise DataError(what, next_step=hint)
         n_bytes = (count := math.prod(shape)) * dtype.itemsize
         promised = start + n_bytes
         if min(shape, default=0) < 0 or count > n_bytes or promised != member.file_size:
@@ -316,12 +271,9 @@ def _array(stream: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
 
 
 def _too_large(name: str, n_bytes: int, expected: str) -> DataError:
-    return DataError(
-        f"The array {name!r} is too large to be unpacked.",
-        expected=expected,
-        got=f"{n_bytes / 1e6:,.0f} MB",
-        next_step="save it with np.savez, uncompressed: it is then read from the disk as needed",
-    )
+    what, got = f"The array {name!r} is too large to be unpacked.", f"{n_bytes / 1e6:,.0f} MB"
+    hint = "save it with np.savez, uncompressed: it is then read from the disk as needed"
+    return DataError(what, expected=expected, got=got, next_step=hint)
 
 
 def _texts(values: NDArray[Any], where: Path) -> list[str]:

@@ -19,10 +19,17 @@ import numpy as np
 
 from featpipe.datasets import DATASETS, IMAGENET
 from featpipe.datasets.dataset import Dataset, DatasetOptions
-from featpipe.datasets.folder import natural_key
 from featpipe.datasets.images import FileSource
-from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
-from featpipe.datasets.tables import numbered, ordered_splits
+from featpipe.datasets.source import (
+    UNLABELLED,
+    ArraySource,
+    Identity,
+    ImageSource,
+    classes_by_number,
+    natural_key,
+    ordered_splits,
+    row_ids,
+)
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
 from featpipe.provenance import package_version
 
@@ -73,9 +80,6 @@ REFUSED = {
     "LFWPeople": "its training and test images show different people",
     "CelebA": "its labels are forty attributes at once",
 }
-
-
-# Classes whose images were drawn from those that weights are trained on.
 DRAWN_FROM = {"Imagenette": {IMAGENET: "Imagenette is a part of ImageNet"}}
 
 
@@ -90,11 +94,8 @@ class TorchVision(Dataset):
         if reason := REFUSED.get(argument):
             raise UsageError(f"{argument} of torchvision is not used: {reason}.")
         if argument not in OFFERED:
-            raise UnknownNameError(
-                f"torchvision has no image classification dataset {argument!r} that is known here.",
-                argument,
-                OFFERED,
-            )
+            what = f"torchvision has no image classification dataset {argument!r} known here."
+            raise UnknownNameError(what, argument, OFFERED)
         super().__init__(argument, options)
         self.more_splits = MORE_SPLITS.get(argument, ())
 
@@ -121,9 +122,9 @@ class TorchVision(Dataset):
     def open(self, split: str) -> ImageSource:
         """Open one split: image files where there are such, else all images in memory."""
         root, found, samples = self._find(split)
+        is_array = self.argument in ARRAYS
         ids: Sequence[str] = row_ids(split, len(found))
-        files = []
-        if self.argument not in ARRAYS:  # some are listed in no order
+        if not is_array:  # some are listed in no order
             samples = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
             samples.sort(key=lambda sample: natural_key(sample[0]))
             ids = [path for path, _ in samples]
@@ -136,10 +137,11 @@ class TorchVision(Dataset):
         names = getattr(found, "classes", None) or getattr(found, "categories", None)
         classes = tuple(name if isinstance(name, str) else ", ".join(name) for name in names or ())
         labels = np.array(targets, dtype=np.int64)
-        identity = Identity(self.spec, split, classes or numbered(labels, root), ids, labels)
-        if self.argument not in ARRAYS:
+        classes = classes or classes_by_number(labels, root)
+        identity = Identity(self.spec, split, classes, ids, labels)
+        if not is_array:
             return FileSource(identity, root, self.options)
-        if files:
+        if self.argument == "PCAM":
             return ArraySource(identity, images, self.options.digests(files), files[0])
         images = [image if image.mode == "L" else image.convert("RGB") for image, _ in samples]
         return ArraySource(identity, np.stack(images))
@@ -173,11 +175,8 @@ class TorchVision(Dataset):
         reasons = []
         for folder in folders:
             if old := list(folder.glob(f"{self.argument}/processed/*.pt")):
-                raise DataError(
-                    "torchvision would read a file of its old versions with torch.load; refused.",
-                    where=old[0],
-                    next_step=f"remove {old[0].parent}",
-                )
+                what = "torchvision would read a file of its old versions with torch.load; refused."
+                raise DataError(what, where=old[0], next_step=f"remove {old[0].parent}")
             # Caltech's classes would make the folder that they look for.
             looked_for = folder / (self.argument.lower() if "Caltech" in self.argument else "")
             if looked_for.is_dir() or "root" not in self._parameters:
@@ -186,11 +185,9 @@ class TorchVision(Dataset):
                 except (RuntimeError, FileNotFoundError) as error:
                     reasons.append(f"{folder}: {error}")
                 except Exception as error:  # whatever a damaged file leads to
-                    raise DataError(
-                        f"torchvision cannot read its dataset {self.argument}.",
-                        where=folder,
-                        got=f"{type(error).__name__}: {error}",
-                    ) from error
+                    what = f"torchvision cannot read its dataset {self.argument}."
+                    got = f"{type(error).__name__}: {error}"
+                    raise DataError(what, where=folder, got=got) from error
         if not self.options.download or "download" not in self._parameters:
             raise self.not_found(
                 folders,
@@ -214,13 +211,8 @@ class TorchVision(Dataset):
 
     def _make(self, root: Path, split: str, *, download: bool = False) -> tuple[Any, list[Any]]:
         """Return torchvision's dataset and its samples: image, or path of a file, and label."""
-        settings = {
-            "root": str(root),
-            "train": split == "train",
-            "split": split,
-            "loader": str,  # gives paths instead of images
-            "download": download,
-        }
+        settings: dict[str, Any] = {"root": str(root), "train": split == "train", "split": split}
+        settings |= {"loader": str, "download": download}  # str: paths instead of images
         found = self._class(**{k: v for k, v in settings.items() if k in self._parameters})
         if self.argument in LISTED:
             return found, list(LISTED[self.argument](found))

@@ -349,9 +349,11 @@ def save_result(
 
 
 def complete_result(
-    path: Path, model: Path | None = None, hashes: FileHashes | None = None
+    path: Path, models: Path | None = None, hashes: FileHashes | None = None
 ) -> Result | None:
-    """Return the result at a path if it, its predictions and the model asked for are all there.
+    """Return the result at a path if it, its predictions and its model are all there.
+
+    ``models`` is the folder of the model; without it, none is asked for.
 
     Raises
     ------
@@ -359,17 +361,22 @@ def complete_result(
         If one of them was changed after it was written, or the accuracy is not that of the
         predictions: nothing that is damaged is up to date.
     """
-    if not path.exists() or not (model is None or model.exists()):
+    if not path.exists():
         return None
     result = Result.load(path)
-    models = {} if model is None else _files_of(model)
-    if not {"predictions", *models} <= result.files.keys():
+    if "predictions" not in result.files or (models is not None and "model" not in result.files):
         return None
-    files = [path.with_name(result.files["predictions"]), *models.values()]
-    if not all(file.exists() for file in files):
+    folders = {"predictions": path.parent, "model": models, "head": models}
+    files = {
+        kind: folder / result.files[kind]
+        for kind, folder in folders.items()
+        if folder is not None and kind in result.files
+    }
+    if not all(file.exists() for file in files.values()):
         return None
-    for kind, file in models.items():
-        result.check_file(kind, file, hashes)
+    for kind, file in files.items():
+        if kind != "predictions":
+            result.check_file(kind, file, hashes)
     result.predictions()
     return result
 

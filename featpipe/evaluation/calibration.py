@@ -16,11 +16,10 @@ from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
 from featpipe.evaluation.fitting import training_rows
-from featpipe.evaluation.models import predict_with_scores
+from featpipe.evaluation.models import as_logits, predict_with_scores
 from featpipe.evaluation.protocol import Split, StoredRows, validation_folds
 from featpipe.probes.base import Probe
 
-LEAST = 1e-6  # a probability of zero, of which there is no logarithm
 _WIDEST = 12.0  # of the logarithm of T, both ways
 
 
@@ -71,12 +70,6 @@ def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> 
     }
 
 
-def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
-    """Return scores, or the logarithms of what are probabilities."""
-    values = np.asarray(scores, dtype=np.float64)
-    return np.log(np.maximum(values, LEAST)) if graded else values
-
-
 def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[float, float]:
     """Return the temperature of least log loss, and that loss in nats per row.
 
@@ -95,13 +88,3 @@ def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> tu
 
     found = minimize_scalar(loss, bounds=(-_WIDEST, _WIDEST), method="bounded")
     return scale * float(np.exp(found.x)), float(found.fun)
-
-
-def to_probabilities(
-    scores: NDArray[Any], known: NDArray[np.int64], temperature: float, *, graded: bool
-) -> NDArray[np.float64]:
-    """Return a probability for every class, of shape (n, classes); those not ``known`` have 0."""
-    logits = as_logits(scores[:, known], graded=graded) / temperature
-    found = np.zeros(scores.shape)
-    found[:, known] = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-    return found

@@ -20,7 +20,7 @@ from featpipe.evaluation.assemble import SplitPredictions
 from featpipe.evaluation.models import predict_with_scores
 from featpipe.evaluation.protocol import RowSet, Split, StoredRows, no_labels, validation_folds
 from featpipe.probes.base import Probe
-from featpipe.probes.solvers import ScikitLearn, Strategy
+from featpipe.probes.solvers import ScikitLearn, Strategy, learners
 
 # A fit of a linear classifier took 0.2 to 0.3 µs per number in its rows (800 × 512 features, mean
 # over the grid, one 2.5 GHz core); starting workers that import scikit-learn takes seconds.
@@ -264,3 +264,15 @@ def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
 def width_of(split: Split, probe: Probe) -> int:
     """Return how many numbers a row holds."""
     return math.prod(split.train.store.features(probe.layer).shape[1:])
+
+
+def n_parameters(estimator: BaseEstimator) -> int | None:
+    """Return how many numbers a fitted classifier has learned: weights, biases, means.
+
+    Neighbours learn none; of what learns in another way, such as a tree, the number is not known.
+    """
+    names = ("coef_", "intercept_", "means_")
+    solvers = learners(estimator)
+    found = [getattr(s, name).size for s in solvers for name in names if hasattr(s, name)]
+    rows_only = all(hasattr(s, "n_samples_fit_") for s in solvers)
+    return int(sum(found)) if found or rows_only else None

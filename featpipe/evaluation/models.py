@@ -1,39 +1,44 @@
-"""A trained classifier: its answers with their scores, and the skops file that keeps it.
+"""A trained classifier: its answers with their scores, and the file that keeps it.
 
-Such a file holds no pickle and runs no code; what was read is tried out before it is used.
+Linear ones are kept as numbers (``.npz``), all others as skops keeps them; neither file holds a
+pickle or runs code, and what was read is tried out before it is used.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import zipfile
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
-from sklearn.tree._tree import Tree
 
 from featpipe.errors import ResultError
+from featpipe.evaluation.linear import LinearClassifier, SoftmaxClassifier, linear_form
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
-from featpipe.probes.solvers import learners
 from featpipe.workspace import atomic_write
 
-_MODEL_FORMAT = 2  # 1 is that of featpipe 0.1
-# Beside what skops trusts: plain classes, and trees, whose nodes are checked before they are used.
-_TRUSTED = [
-    "featpipe.probes.estimators.NearestMean",
-    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
-    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
-    "sklearn.tree._tree.Tree",
-]
+ENDINGS = (".npz", ".skops")
+LEAST = 1e-6  # a probability of zero, of which there is no logarithm
+_FORMAT = 2  # 1 is that of featpipe 0.1
+
+
+class Classifier(Protocol):
+    """What is asked of a fitted estimator; some have ``decision_function``, ``predict_proba``."""
+
+    classes_: Any
+    n_features_in_: int
+
+    def predict(self, X: Any, /) -> Any:
+        """Return the predicted classes."""
 
 
 def predict_with_scores(
-    estimator: BaseEstimator, X: NDArray[Any], n_classes: int
+    estimator: Any, X: NDArray[Any], n_classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, bool]:
     """Return predictions, a score for every class of the dataset, and whether it is a probability.
 
@@ -55,23 +60,28 @@ def predict_with_scores(
     return predicted, scores, probabilities
 
 
-def n_parameters(estimator: BaseEstimator) -> int | None:
-    """Return how many numbers a fitted classifier has learned: weights, biases, means.
+def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
+    """Return scores, or the logarithms of what are probabilities."""
+    values = np.asarray(scores, dtype=np.float64)
+    return np.log(np.maximum(values, LEAST)) if graded else values
 
-    Neighbours learn none; of what learns in another way, such as a tree, the number is not known.
-    """
-    names = ("coef_", "intercept_", "means_")
-    solvers = learners(estimator)
-    found = [getattr(s, name).size for s in solvers for name in names if hasattr(s, name)]
-    rows_only = all(hasattr(s, "n_samples_fit_") for s in solvers)
-    return int(sum(found)) if found or rows_only else None
+
+def to_probabilities(
+    scores: NDArray[Any], known: NDArray[np.int64], temperature: float, *, graded: bool
+) -> NDArray[np.float64]:
+    """Return a probability for every class, of shape (n, classes); those not ``known`` have 0."""
+    logits = as_logits(scores[:, known], graded=graded) / temperature
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found = np.zeros(scores.shape)
+    found[:, known] = shares / shares.sum(axis=1, keepdims=True)
+    return found
 
 
 @dataclass(frozen=True)
 class TrainedModel:
     """A classifier with what is needed to use it on new images."""
 
-    estimator: BaseEstimator  # fitted pipeline: features → classes
+    estimator: Classifier  # features → classes
     classes: tuple[str, ...]
     backbone: dict[str, Any]  # its description, as in the store's manifest
     layer: str
@@ -81,13 +91,24 @@ class TrainedModel:
     temperature: float | None = None  # of its probabilities; None if they are not calibrated
     model: str = ""  # what the backbone was asked for as, where that is more than its name
 
+    def answer(
+        self, features: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, NDArray[np.float64] | None]:
+        """Return labels (n,); scores and calibrated probabilities (n, classes), or ``None``."""
+        predicted, scores, graded = predict_with_scores(self.estimator, features, len(self.classes))
+        if scores is None or self.temperature is None:
+            return predicted, scores, None
+        known = np.asarray(self.estimator.classes_)
+        found = to_probabilities(scores, known, self.temperature, graded=graded)
+        return predicted, scores, found
+
 
 class UnsafeModelError(ResultError):
     """A classifier that skops cannot keep, or only in a way that could run code when loaded."""
 
 
-def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
-    """Write a classifier and what it needs of its features; return the size in bytes.
+def save_model(path: Path, estimator: Any, result: Result) -> Path:
+    """Write a classifier and what it needs of its features; return ``path`` with its ending.
 
     Raises
     ------
@@ -95,53 +116,64 @@ def save_model(path: Path, estimator: BaseEstimator, result: Result) -> int:
         If it could not be loaded again by :func:`load_model`; then nothing is written.
     """
     store = result.stores[0]
-    model = TrainedModel(
-        estimator,
-        classes=tuple(result.dataset["classes"]),
-        backbone=store["manifest"]["backbone"],
-        layer=store["layer"],
-        title=result.title,
-        weights=store["run"].get("weights", "DEFAULT"),
-        request=store["run"].get("request", {}),
-        temperature=result.extra.get("calibration", {}).get("temperature"),
-        model=store["run"].get("model", ""),
-    )
-    from skops import io as skops_io  # noqa: PLC0415 - takes seconds
+    about = {
+        "featpipe_model": _FORMAT,
+        "classes": list(result.dataset["classes"]),
+        "backbone": store["manifest"]["backbone"],
+        "layer": store["layer"],
+        "title": result.title,
+        "weights": store["run"].get("weights", "DEFAULT"),
+        "request": store["run"].get("request", {}),
+        "temperature": result.extra.get("calibration", {}).get("temperature"),
+        "model": store["run"].get("model", ""),
+    }
+    linear = linear_form(estimator)
+    written, other = (path.with_name(path.name + end) for end in ENDINGS[:: 1 if linear else -1])
+    with atomic_write(written) as temporary:
+        if linear:
+            about["softmax"] = isinstance(linear, SoftmaxClassifier)
+            text = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+            with temporary.open("wb") as stream:
+                np.savez(stream, about=text, **vars(linear))
+        else:
+            from featpipe.evaluation import skops_file  # noqa: PLC0415 - takes seconds
 
-    with atomic_write(path) as temporary:
-        try:
-            skops_io.dump({"featpipe_model": _MODEL_FORMAT, **vars(model)}, temporary)
-            foreign = _foreign_types(temporary)
-        except (TypeError, ValueError, AttributeError, LookupError) as error:
-            raise UnsafeModelError(f"The model is not saved: {error}") from error
-        if foreign:
-            raise UnsafeModelError(
-                "The model is not saved: a file of skops would hold types that it does not trust "
-                f"({', '.join(foreign)})."
-            )
+            try:
+                foreign = skops_file.dump(temporary, {**about, "estimator": estimator})
+            except (TypeError, ValueError, AttributeError, LookupError) as error:
+                raise UnsafeModelError(f"The model is not saved: {error}") from error
+            if foreign:
+                raise UnsafeModelError(
+                    "The model is not saved: a file of skops would hold types that it does not "
+                    f"trust ({', '.join(foreign)})."
+                )
         seal_archive(temporary)
-    return path.stat().st_size
+    other.unlink(missing_ok=True)
+    return written
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Read a classifier; only types of scikit-learn, numpy and featpipe are loaded.
+    """Read a classifier; only numbers, or types of scikit-learn, numpy and featpipe, are loaded.
 
     Raises
     ------
     ResultError
         If the file is missing, damaged, of featpipe 0.1, or holds anything else.
     """
-    from skops import io as skops_io  # noqa: PLC0415 - takes seconds
-
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
+    foreign: list[str] = []
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed, as no model of featpipe is")
-        foreign = _foreign_types(path)
-        bundle = None if foreign else skops_io.load(path, trusted=_TRUSTED)
-    except Exception as error:  # skops raises whatever its parts raise on damaged files
+        if path.suffix == ".npz":
+            bundle = _read_linear(path)
+        else:
+            from featpipe.evaluation import skops_file  # noqa: PLC0415 - takes seconds
+
+            bundle, foreign = skops_file.load(path)
+    except Exception as error:  # NumPy and skops raise whatever their parts raise on damaged files
         raise _unreadable(path, error) from error
     version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
     if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
@@ -158,22 +190,34 @@ def load_model(path: Path) -> TrainedModel:
         )
     parts = {item.name for item in fields(TrainedModel)}
     required = {item.name for item in fields(TrainedModel) if item.default is MISSING}
-    if not isinstance(bundle, dict) or version != _MODEL_FORMAT or not required <= set(bundle):
+    if not isinstance(bundle, dict) or version != _FORMAT or not required <= set(bundle):
         raise ResultError("This is not a model of featpipe.", where=path)
-    model = TrainedModel(**{name: bundle[name] for name in parts & set(bundle)})
     try:
         check_archive(path)
+        known = {name: bundle[name] for name in parts & set(bundle)}
+        model = TrainedModel(**{**known, "classes": tuple(bundle["classes"])})
         _try_out(model)
     except Exception as error:  # an estimator whose parts do not fit together may raise anything
         raise _unreadable(path, error) from error
     return model
 
 
-def _foreign_types(path: Path) -> list[str]:
-    """Return the types in a file that neither skops nor featpipe trusts."""
-    from skops import io as skops_io  # noqa: PLC0415 - takes seconds
-
-    return sorted(set(skops_io.get_untrusted_types(file=path)) - set(_TRUSTED))
+def _read_linear(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as arrays:
+        about: dict[str, Any] = json.loads(arrays["about"].tobytes())
+        kind = SoftmaxClassifier if about["softmax"] else LinearClassifier
+        weight, bias, known = (arrays[name] for name in ("weight", "bias", "classes_"))
+        about["estimator"] = kind(weight, bias, known, bool(arrays["unit"]))
+    places = range(len(about["classes"]))
+    if not (
+        weight.shape == (len(weight), len(known)) == (len(weight), *bias.shape)
+        and weight.dtype == bias.dtype == np.float64
+        and known.dtype == np.int64
+        and set(known.tolist()) <= {*places}
+        and (np.diff(known) > 0).all()
+    ):
+        raise ValueError("its numbers do not fit together")
+    return about
 
 
 def _try_out(model: TrainedModel) -> None:
@@ -187,35 +231,11 @@ def _try_out(model: TrainedModel) -> None:
         raise TypeError("its backbone is not described")
     if not all(isinstance(name, str) for name in model.classes):
         raise TypeError("its classes have no names")
-    _check_trees(model.estimator)
     row = np.zeros((1, model.estimator.n_features_in_), np.float32)
     predicted, scores, _ = predict_with_scores(model.estimator, row, len(model.classes))
     finite = scores is None or np.isfinite(scores).all()
     if not 0 <= predicted[0] < len(model.classes) or not finite:
         raise ValueError("its answers are no classes")
-
-
-def _check_trees(part: Any, owners: tuple[Any, ...] = ()) -> None:
-    """Refuse decision trees whose nodes lead out of them, or back: they are followed blindly.
-
-    ``owners`` are the estimators around a part. A tree asks for no feature that the one around it,
-    or the ensemble around that one, does not take.
-    """
-    if isinstance(part, Tree):
-        width = min([part.n_features, *(owner.n_features_in_ for owner in owners[-2:])])
-        left, right, nodes = part.children_left, part.children_right, np.arange(part.node_count)
-        below = (nodes < left) & (left < len(nodes)) & (nodes < right) & (right < len(nodes))
-        known = (part.feature >= 0) & (part.feature < width)
-        if not len(nodes) or not (below & known)[left != -1].all():
-            raise ValueError("a decision tree is damaged")
-    elif isinstance(part, BaseEstimator):
-        for value in vars(part).values():
-            _check_trees(value, (*owners, part))
-    elif isinstance(part, dict):
-        _check_trees(list(part.values()), owners)
-    elif isinstance(part, list | tuple) or (isinstance(part, np.ndarray) and part.dtype == object):
-        for value in part:
-            _check_trees(value, owners)
 
 
 def _unreadable(path: Path, error: Exception) -> ResultError:

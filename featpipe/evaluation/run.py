@@ -25,8 +25,8 @@ from featpipe.evaluation.assemble import (
     save_result,
 )
 from featpipe.evaluation.calibration import calibrate
-from featpipe.evaluation.fitting import fit_splits
-from featpipe.evaluation.models import UnsafeModelError, n_parameters, save_model
+from featpipe.evaluation.fitting import fit_splits, n_parameters
+from featpipe.evaluation.models import UnsafeModelError, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, mostly_alone, resolve
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.screening import Screening
@@ -109,9 +109,9 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
     path = context.workspace.results / f"{setup.name}.json"
     if step.force:
         return setup, path, None
-    model = _model_path(path, context) if getattr(step, "save_model", False) else None
-    existing = complete_result(path, model, FileHashes(context.workspace.hashes))
-    if existing is None and model is not None:
+    models = context.workspace.models if getattr(step, "save_model", False) else None
+    existing = complete_result(path, models, FileHashes(context.workspace.hashes))
+    if existing is None and models is not None:
         existing = complete_result(path)
         existing = existing if existing and "not_saved" in existing.extra else None
     if existing and isinstance(step, Probe) and existing.extra.get("leaks") is None:
@@ -159,17 +159,14 @@ def _evaluate(setup: Setup, context: Context, path: Path | None) -> Result:
         with one_at_a_time(path.parent):
             if saved:
                 try:
-                    model = _model_path(path, context)
-                    result.cost["model_bytes"] = save_model(model, output.estimator, result)
+                    name = context.workspace.models / path.stem
+                    model = save_model(name, output.estimator, result)
+                    result.cost["model_bytes"] = model.stat().st_size
                 except UnsafeModelError as error:
-                    model, result.extra["not_saved"] = None, error.what
+                    result.extra["not_saved"] = error.what
                     result.notes.append(error.what)
             save_result(result, path, table, model)
     return result
-
-
-def _model_path(path: Path, context: Context) -> Path:
-    return context.workspace.models / f"{path.stem}.skops"
 
 
 def train_and_test(probe: Probe, splits: list[Split], context: Context) -> MethodOutput:

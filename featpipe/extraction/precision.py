@@ -38,9 +38,8 @@ def calibration(
 
     options = request.options(context, download=download)
     split = splits_of(request.dataset, options)[0]
-    training = next((one for one in sources if one.split == split), None)
-    source = training or request.open(split, options)
-
+    opened = {source.split: source for source in sources}
+    source = opened.get(split) or request.open(split, options)
     return Calibration(
         images=lambda preprocessing: _sample(source, preprocessing, _CALIBRATION_IMAGES),
         fingerprint=fingerprint.of_mapping([source.fingerprint, _CALIBRATION_IMAGES]),

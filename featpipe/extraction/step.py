@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 # Raised when the same images and options would give other numbers; 2: another file format.
 EXTRACTION_VERSION = 2
 
-
 # Options under the headings of --help.
 in_images = partial(option, group="Images")
+selecting = partial(option, group="Images", selects_input=True)
 in_network = partial(option, group="Network")
 in_machine = partial(option, group="Numbers and machine")
 
@@ -37,49 +37,35 @@ class ImageStep(Step):
         registry=backbones.MODELS,
         selects_input=True,
     )
-    dataset: str = in_images(
+    dataset: str = selecting(
         help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH, torchvision:CLASS or hf:DATASET.",
         registry=DATASETS,
-        selects_input=True,
     )
     weights: str = in_network(
         "DEFAULT",
         help="DEFAULT, the name of published weights, a file, or none: random ones.",
         selects_input=True,
     )
-    split: tuple[str, ...] | None = in_images(
-        None,
-        help="Splits to use, that of the training rows first; default: every labelled one.",
-        selects_input=True,
+    split: tuple[str, ...] | None = selecting(
+        None, help="Splits to use, that of the training rows first; default: every labelled one."
     )
-    data: Path | None = in_images(
-        None,
-        help="Folder to look for the dataset in before the workspace's data/raw.",
-        selects_input=True,
+    data: Path | None = selecting(
+        None, help="Folder to look for the dataset in before the workspace's data/raw."
     )
-    classes: str | None = in_images(
-        None,
-        help="Only these classes: first:50, or names separated by commas.",
-        selects_input=True,
+    classes: str | None = selecting(
+        None, help="Only these classes: first:50, or names separated by commas."
     )
-    limit: int | None = in_images(
-        None,
-        help="Only N images of each split, spread evenly over the classes.",
-        minimum=1,
-        selects_input=True,
+    limit: int | None = selecting(
+        None, help="Only N images of each split, spread evenly over the classes.", minimum=1
     )
-    split_seed: int = in_images(
-        0,
-        help="Seed of splits that the dataset itself leaves open.",
-        seed=True,
-        selects_input=True,
+    split_seed: int = selecting(
+        0, help="Seed of splits that the dataset itself leaves open.", seed=True
     )
-    group_by: str | None = in_images(
+    group_by: str | None = selecting(
         None,
         help="What no split may divide: folder, the one an image is in; regex:PATTERN, what the "
         "pattern (its first parentheses) matches in an id.",
         check=grouping,
-        selects_input=True,
     )
     download: bool = in_images(
         True, help="Fetch what is missing where there is a network.", affects_result=False
@@ -217,8 +203,7 @@ class Extract(ImageStep):
     def _extraction(self, context: Context, *, download: bool) -> Extraction:
         from featpipe.extraction import batches, engine, precision  # noqa: PLC0415 - bring NumPy, h5py
 
-        hashes = FileHashes(context.workspace.hashes)
-        given = user_path(self.weights)
+        hashes, given = FileHashes(context.workspace.hashes), user_path(self.weights)
         dataset = slug(short_name(self.dataset))
         model = backbones.folder_name(backbones.backbone_name(self.model))
         images = engine.SourceRequest.of(self)
@@ -263,9 +248,8 @@ class Extract(ImageStep):
         status = "done" if extraction.fresh else "up to date"
         lines, facts = [status], []
         for store in stores:
-            dataset = store.manifest["dataset"]
+            dataset, n = store.manifest["dataset"], len(store.skipped)
             speed = f", {store.run['images_per_s']} images/s" if extraction.fresh else ""
-            n = len(store.skipped)
             left_out = f", {n} unreadable one{'s' * (n != 1)} left out" if n else ""
             lines.append(
                 f"{dataset['name']} {dataset['split']}: {len(store) - n} images{left_out}{speed}"
@@ -284,10 +268,6 @@ class Extract(ImageStep):
         n_left_out = sum(len(store.skipped) for store in stores)
         if n_left_out:
             context.progress.note(f"warning: {n_left_out} unreadable images are left out")
-        return Outcome(
-            status,
-            "\n".join(lines),
-            tuple(store.path for store in stores),
-            {"stores": facts},
-            exit_code=LEFT_OUT if self.strict and n_left_out else 0,
-        )
+        code = LEFT_OUT if self.strict and n_left_out else 0
+        paths = tuple(store.path for store in stores)
+        return Outcome(status, "\n".join(lines), paths, {"stores": facts}, exit_code=code)

@@ -263,7 +263,7 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
     for folder in (path.parent, model.parent):
         remove_leftovers(folder)
     hashes = FileHashes(context.workspace.hashes)
-    existing = None if step.force else complete_result(path, model, hashes)
+    existing = None if step.force else complete_result(path, model.parent, hashes)
     if existing is None:
         outcome = outcome_of(result := _train_and_test(data, path, model), "done")
     else:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -250,4 +249,5 @@ def step(method: Method) -> str:
     return _yaml({method.result.method: given})
 
 
-_yaml = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True)
+def _yaml(values: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

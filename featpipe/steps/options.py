@@ -149,7 +149,7 @@ class OptionSpec:
         if kind is int and isinstance(value, float) and not value.is_integer():
             raise self._wrong(value)
         try:
-            converted: Any = user_path(value) if kind is Path else kind(value)  # type: ignore[arg-type]
+            converted: Any = user_path(value) if kind is Path else kind(value)
         except (TypeError, ValueError):
             raise self._wrong(value) from None
         if self.registry is not None:

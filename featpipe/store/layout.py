@@ -19,17 +19,15 @@ from featpipe.steps.grammar import LOGITS
 
 SCHEMA_VERSION = 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# Of the JSON text of a record, about ten million ids; more is not read into memory.
-MAX_RECORD_BYTES = 1 << 29
-# What images look like (:func:`featpipe.datasets.looks.look_at`), type and shape of one row; stores
-# written before these were kept have none.
+MAX_RECORD_BYTES = 1 << 29  # of JSON text, about ten million ids; more is not read into memory
+# What images look like (:func:`featpipe.extraction.engine.look_at`): type and shape of one row; the
+# stores of an older version may have none.
 LOOKS: dict[str, tuple[str, tuple[int, ...]]] = {
     "looks/digest": ("uint8", (16,)),
     "looks/size": ("int32", (2,)),
     "looks/thumbnail": ("uint8", (32, 32)),
 }
-# Ending of the second file that featpipe 0.1 had beside a store while it wrote it.
-JOURNAL = ".journal"
+JOURNAL = ".journal"  # ending of the second file that featpipe 0.1 had while it wrote a store
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class StoreContent:
 
     def record(self) -> dict[str, Any]:
         """Return everything but the arrays, as it is stored in JSON."""
+        meaning = self.source_classes and [list(texts) for texts in self.source_classes]
         return {
             "fingerprint": self.fingerprint,
             "manifest": dict(self.manifest),
@@ -78,8 +77,7 @@ class StoreContent:
             "classes": list(self.classes),
             "folds": [np.asarray(rows).tolist() for rows in self.folds],
             **({"groups": list(self.groups)} if self.groups else {}),
-            "source_classes": self.source_classes
-            and [list(texts) for texts in self.source_classes],
+            "source_classes": meaning,
         }
 
 
@@ -110,9 +108,9 @@ def write_store(
 
     Equal content gives equal bytes.
     """
-    rows = sorted(skipped)
-    reasons = [skipped[row] for row in rows]
-    record = {**content.record(), "skipped": {"rows": rows, "reasons": reasons}, "run": dict(run)}
+    reasons = dict(sorted(skipped.items()))
+    skips = {"rows": list(reasons), "reasons": list(reasons.values())}
+    record = {**content.record(), "skipped": skips, "run": dict(run)}
     n_bytes = content.sealed_bytes + len(json.dumps(record))
     labels = np.asarray(content.labels, dtype=np.int64)
     reserve(path, n_bytes)

@@ -108,6 +108,8 @@ class FeatureStore:
                 self._arrays = _extents(file, record)
             self.labels: NDArray[np.int64] = np.array(self._map("labels"))
             _require(self._digest("labels") == self._arrays["labels"].sha256, "labels changed")
+            in_range = (self.labels >= -1) & (self.labels < len(record["classes"]))
+            _require(bool(in_range.all()), "labels are of no class")
         self.fingerprint: str = record["fingerprint"]
         self.manifest: dict[str, Any] = record["manifest"]
         self.run: dict[str, Any] = record["run"]
@@ -123,12 +125,8 @@ class FeatureStore:
         self.skipped: dict[int, str] = dict(zip(skipped["rows"], skipped["reasons"], strict=True))
         self.folds = tuple(np.array(rows, dtype=np.int64) for rows in record["folds"])
         self.groups: list[str] = record["groups"]
-        self.source_classes: tuple[list[str], list[str]] | None = None
-        if record["source_classes"] is not None:
-            self.source_classes = tuple(record["source_classes"])
-        with _translate_errors(self.path):
-            in_range = ((self.labels >= -1) & (self.labels < len(self.classes))).all()
-            _require(bool(in_range), "labels are of no class")
+        meaning = record["source_classes"]
+        self.source_classes: tuple[list[str], list[str]] | None = meaning and tuple(meaning)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -182,14 +180,12 @@ class FeatureStore:
         """
         layer = layer or self.layers[0]
         if layer not in self.shapes:
-            hint = did_you_mean(layer, self.shapes)
+            hint, again = did_you_mean(layer, self.shapes), f"featpipe extract … --layer {layer}"
             raise UnknownNameError(
                 f"The store holds no layer {layer!r}.",
                 known=self.shapes,
                 where=self.path,
-                next_step=f"{hint} or extract it: featpipe extract … --layer {layer}"
-                if hint
-                else f"featpipe extract … --layer {layer}",
+                next_step=f"{hint} or extract it: {again}" if hint else again,
             )
         return self._intact_array(f"features/{layer}")
 
@@ -218,10 +214,8 @@ class FeatureStore:
     def _intact_array(self, name: str) -> NDArray[Any]:
         with _translate_errors(self.path):
             if name not in self._intact:
-                digests = self._hashes.many(
-                    [self.path], name, digest_of=lambda _, name: self._digest(name)
-                )
-                _require(digests == [self._arrays[name].sha256], f"the content of {name} changed")
+                found = self._hashes.many([self.path], name, digest_of=lambda _, n: self._digest(n))
+                _require(found == [self._arrays[name].sha256], f"the content of {name} changed")
                 self._intact.add(name)
             return self._map(name)
 
@@ -272,13 +266,9 @@ def scan_stores(
         path = journal.with_suffix("")
         parts = [journal, partial_path(path), path.with_name(path.name + ".undo")]
         left = " ".join(repr(str(part)) for part in parts if part.exists())
-        errors.append(
-            StoreError(
-                "An unfinished feature store of featpipe 0.1 was left behind.",
-                where=journal,
-                next_step=f"it cannot be continued: rm {left}",
-            )
-        )
+        what = "An unfinished feature store of featpipe 0.1 was left behind."
+        next_step = f"it cannot be continued: rm {left}"
+        errors.append(StoreError(what, where=journal, next_step=next_step))
     return stores, errors
 
 
@@ -311,26 +301,25 @@ def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
     text = dataset[()]
     sealed = hashlib.sha256(text).hexdigest().encode() == file.attrs["seal"]
     _require(sealed, "its ids, manifest or other records changed")
-    record = json.loads(text)
+    record: dict[str, Any] = json.loads(text)
     conform("its record", record, SCHEMA)
-    manifest, n = record["manifest"], record["manifest"]["dataset"]["images"]
+    manifest, skipped = record["manifest"], record["skipped"]
+    n, layers, dtype = manifest["dataset"]["images"], manifest["layers"], manifest["dtype"]
     known = record["fingerprint"] == of_mapping(manifest)
     _require(known, "its fingerprint is not that of its manifest")
     _require(len(record["ids"]) == n, f"{len(record['ids'])} ids, {n} images")
-    for rows in (record["skipped"]["rows"], *record["folds"]):
+    for rows in (skipped["rows"], *record["folds"]):
         _require(all(0 <= row < n for row in rows), "skipped rows or folds are out of range")
-    skipped = record["skipped"]
     _require(len(skipped["rows"]) == len(skipped["reasons"]), "skipped rows without a reason")
-    _require(len(set(manifest["layers"])) == len(manifest["layers"]) > 0, "layers are not named")
-    _require(manifest["dtype"] in _FEATURE_TYPES, f"features of type {manifest['dtype']!r}")
-    conform("groups", record.setdefault("groups", []), [str])
-    _require(len(record["groups"]) in (0, n), f"{len(record['groups'])} groups, {n} images")
-    if record.setdefault("source_classes", None) is not None:
-        conform("source_classes", record["source_classes"], [[str]])
-        _require(len(record["source_classes"]) == 2, "source_classes are not ids and names")
-    if "request" in record["run"]:
-        conform("run/request", record["run"]["request"], {"inputs": dict})
-    return dict(record)
+    _require(len(set(layers)) == len(layers) > 0, "layers are not named")
+    _require(dtype in _FEATURE_TYPES, f"features of type {dtype!r}")
+    groups, meaning = record.setdefault("groups", []), record.setdefault("source_classes", None)
+    conform("groups", groups, [str])
+    _require(len(groups) in (0, n), f"{len(groups)} groups, {n} images")
+    conform("source_classes", meaning or [[], []], [[str]])
+    _require(meaning is None or len(meaning) == 2, "source_classes are not ids and names")
+    conform("run/request", record["run"].get("request", {"inputs": {}}), {"inputs": dict})
+    return record
 
 
 def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
@@ -348,9 +337,8 @@ def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
         dataset = _dataset(file, name)
         shape, given = tuple(dataset.shape), dataset.dtype
         dims = range(1, 2) if name == "labels" else range(2, 9)
-        fit = given == np.dtype(dtype) and len(shape) in dims
-        fit = fit and shape[0] == n and all(shape[1:])
-        fit = fit and (name not in LOOKS or shape[1:] == LOOKS[name][1])
+        fit = len(shape) in dims and shape[0] == n and all(shape[1:])
+        fit = fit and given == np.dtype(dtype) and shape[1:] == LOOKS.get(name, (0, shape[1:]))[1]
         _require(fit, f"{name} has shape {shape} and type {given} for {n} images")
         offset, n_bytes = _place(name, dataset)
         arrays[name] = ArrayExtent(dtype, shape, offset, n_bytes, digests[name])
@@ -364,10 +352,8 @@ def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
 def _place(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
     """Return the first byte and the number of bytes of an array, all of which are in the file."""
     n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
-    offset = dataset.id.get_offset()
-    stored = n_bytes == 0 or (
-        offset is not None and offset + n_bytes <= dataset.file.id.get_filesize()
-    )
+    offset, size = dataset.id.get_offset(), dataset.file.id.get_filesize()
+    stored = n_bytes == 0 or (offset is not None and offset + n_bytes <= size)
     _require(stored, f"the bytes of {name} are not in the file")
     return offset or 0, n_bytes
 
@@ -379,35 +365,27 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
         link = item.id.links.get_info(part.encode())
         _require(link.type == h5py.h5l.TYPE_HARD, f"{name} is a link to elsewhere")
         item = item[part]
-    plan = item.id.get_create_plist()
-    _require(
-        isinstance(item, h5py.Dataset)
-        and item.shape is not None
-        and plan.get_layout() == h5py.h5d.CONTIGUOUS
-        and not plan.get_external_count(),
-        f"{name} is not a contiguous array",
-    )
+    plan, array = item.id.get_create_plist(), isinstance(item, h5py.Dataset)
+    whole = array and item.shape is not None and plan.get_layout() == h5py.h5d.CONTIGUOUS
+    _require(whole and not plan.get_external_count(), f"{name} is not a contiguous array")
     return item
 
 
 def conform(name: str, value: Any, schema: Any) -> None:
     """Require that a JSON value is of the form that a schema describes."""
+    kind = type(schema) if isinstance(schema, dict | list) else schema
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    _require(fits, f"{name} is not of type {kind.__name__}")
     if isinstance(schema, dict):
-        _require(isinstance(value, dict), f"{name} is not a mapping")
         for key, part in schema.items():
             _require(key in value, f"{name} has no {key}")
             conform(key, value[key], part)
-    elif isinstance(schema, list):
-        _require(isinstance(value, list), f"{name} is not a list")
-        if isinstance(schema[0], list):
-            for part in value:
-                conform(name, part, schema[0])
-        else:
-            kind = schema[0].__name__
-            _require(set(map(type, value)) <= {schema[0]}, f"{name} holds other than {kind}")
-    else:
-        fits = type(value) is schema or (schema is float and type(value) is int)
-        _require(fits, f"{name} is not of type {schema.__name__}")
+    elif isinstance(schema, list) and isinstance(schema[0], list):
+        for part in value:
+            conform(name, part, schema[0])
+    elif isinstance(schema, list):  # of ten million ids, perhaps: not one after the other
+        others = set(map(type, value)) - set(schema)
+        _require(not others, f"{name} holds other than {schema[0].__name__}")
 
 
 def _require(condition: bool, detail: str) -> None:
@@ -416,10 +394,9 @@ def _require(condition: bool, detail: str) -> None:
 
 
 def _another_schema(path: Path, schema: int) -> StoreError:
+    old = schema == 1
     return StoreError(
-        "The feature store was written by featpipe 0.1."
-        if schema == 1
-        else "The feature store has another schema.",
+        f"The feature store {'was written by featpipe 0.1' if old else 'has another schema'}.",
         where=path,
         expected=f"schema {SCHEMA_VERSION}",
         got=f"schema {schema}",
@@ -429,11 +406,9 @@ def _another_schema(path: Path, schema: int) -> StoreError:
 
 def _not_sealed(path: Path) -> StoreError:
     # Deleting is not suggested: this may be any file of the user's, named by mistake.
-    return StoreError(
-        "The file is not a sealed feature store.",
-        where=path,
-        next_step="name another, or run the extract command again: featpipe store list",
-    )
+    what = "The file is not a sealed feature store."
+    next_step = "name another, or run the extract command again: featpipe store list"
+    return StoreError(what, where=path, next_step=next_step)
 
 
 @contextlib.contextmanager
@@ -442,21 +417,16 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        unfinished = partial_path(path).exists()
-        raise StoreError(
-            "The feature store is unfinished." if unfinished else "There is no such feature store.",
-            where=path,
-            next_step="run the extract command again: it continues where it stopped"
-            if unfinished
-            else "featpipe store list",
-        ) from None
+        what, next_step = "There is no such feature store.", "featpipe store list"
+        if partial_path(path).exists():
+            what = "The feature store is unfinished."
+            next_step = "run the extract command again: it continues where it stopped"
+        raise StoreError(what, where=path, next_step=next_step) from None
     except IsADirectoryError:
         raise StoreError("A feature store is a file, this is a folder.", where=path) from None
     except PermissionError:
         raise StoreError("The feature store may not be read.", where=path) from None
     except (OSError, LookupError, ValueError, RuntimeError, AttributeError, TypeError) as error:
-        raise StoreError(
-            f"The feature store is damaged: {error}.",
-            where=path,
-            next_step=f"delete it and extract again: rm {str(path)!r}",
-        ) from error
+        what = f"The feature store is damaged: {error}."
+        next_step = f"delete it and extract again: rm {str(path)!r}"
+        raise StoreError(what, where=path, next_step=next_step) from error

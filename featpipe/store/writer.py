@@ -36,10 +36,8 @@ from featpipe.workspace import lock
 _SEALING = ".sealing"  # ending of the HDF5 file while it is written
 _SYNC_SECONDS = 2.0  # at most this much work is lost to a power failure
 _LONGEST_LINE = 1 << 24
-_BLOCK: dict[str, Any] = {
-    **dict.fromkeys(("first", "rows", "n_bytes"), int),
-    **{"sha256": str, "skipped": dict, "seconds": float},
-}
+_BLOCK: dict[str, Any] = {"first": int, "rows": int, "n_bytes": int, "sha256": str}
+_BLOCK |= {"skipped": dict, "seconds": float}
 
 
 class StoreWriter:
@@ -83,9 +81,8 @@ class StoreWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = stack.enter_context(self._partial.open("ab", buffering=0))
             lock(self._stream)
-            if not self._partial.exists() or not os.path.samestat(
-                self._partial.stat(), os.fstat(self._stream.fileno())
-            ):
+            opened = os.fstat(self._stream.fileno())
+            if not self._partial.exists() or not os.path.samestat(self._partial.stat(), opened):
                 raise BlockingIOError(f"{self._partial} was sealed this moment")
             if path.exists():  # sealed before this writer made a new unfinished file
                 self._partial.unlink()
@@ -111,13 +108,8 @@ class StoreWriter:
                     if store.fingerprint == self.content.fingerprint:
                         self.rows, self.skipped, self._is_sealed = len(store), store.skipped, True
                         return
-        size = self._partial.stat().st_size
-        described = [
-            self.content.fingerprint,
-            len(self.content.labels),
-            str(self.content.row_dtype.descr),
-        ]
-        kept = 0
+        content, kept, size = self.content, 0, self._partial.stat().st_size
+        described = [content.fingerprint, len(content.labels), str(content.row_dtype.descr)]
         for facts, _, end in self._blocks():
             if not kept and facts.get("content") != described:
                 break
@@ -132,8 +124,7 @@ class StoreWriter:
             )
             self._stream.truncate(kept)
         if not kept:
-            manifest = dict(self.content.manifest)
-            self._write_block(0, {}, b"", content=described, manifest=manifest)
+            self._write_block(0, {}, b"", content=described, manifest=dict(content.manifest))
             _sync_folder(self.path.parent)
 
     def _check_space(self) -> None:
@@ -172,16 +163,10 @@ class StoreWriter:
         skipped: Mapping[int, str] | None = None,
         looks: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """Write the next rows.
+        """Write the next rows: an array for each name in ``content.shapes``, all of one length.
 
-        Parameters
-        ----------
-        arrays : mapping of str to ndarray of shape (b, ...)
-            One array per name in ``content.shapes``, all of one length.
-        skipped : mapping of int to str, optional
-            Rows among these that have no image, with the reason; they are stored as zeros.
-        looks : mapping of str to ndarray of shape (b, ...), optional
-            What the images look like, where ``content.looks``.
+        ``skipped`` are rows among these that have no image, with the reason; they are stored as
+        zeros. ``looks`` is what the images look like, where ``content.looks``.
 
         Raises
         ------
@@ -205,13 +190,11 @@ class StoreWriter:
             if not finite.all():
                 place = int(np.argmin(finite))
                 row = self.rows + place
-                raise StoreError(
-                    f"The features {name!r} of image {self.content.ids[row]!r} are not finite.",
-                    where=f"row {row}",
-                    next_step="use --dtype float32: the values overflow float16"
-                    if np.isfinite(arrays[name][place]).all()
-                    else "check the weights file: the network itself gave NaN or infinity",
-                )
+                what = f"The features {name!r} of image {self.content.ids[row]!r} are not finite."
+                next_step = "check the weights file: the network itself gave NaN or infinity"
+                if np.isfinite(arrays[name][place]).all():
+                    next_step = "use --dtype float32: the values overflow float16"
+                raise StoreError(what, where=f"row {row}", next_step=next_step)
         for name, values in (looks or {}).items():
             block[name] = values
         with translate_os_errors(self.path):
@@ -272,20 +255,18 @@ class StoreWriter:
         StoreError
             If rows are missing or were damaged on the disk, or the disk is full.
         """
-        rows = self.rows
+        rows, n = self.rows, len(self.content.labels)
         with translate_os_errors(self.path), contextlib.ExitStack() as stack:
-            if rows == len(self.content.labels) and not self._is_sealed:
+            if rows == n and not self._is_sealed:
                 stack.callback(self._sealing.unlink, missing_ok=True)
-                blocks = (
-                    np.frombuffer(content, self.content.row_dtype)
-                    for _, content, _ in self._blocks()
-                )
+                dtype = self.content.row_dtype
+                blocks = (np.frombuffer(content, dtype) for _, content, _ in self._blocks())
                 rows = write_store(self._sealing, self.content, blocks, self.skipped, run)
-            if rows != len(self.content.labels):
+            if rows != n:
                 raise StoreError(
                     "The store cannot be sealed: rows are missing or damaged.",
                     where=self._partial,
-                    expected=f"{len(self.content.labels)} rows",
+                    expected=f"{n} rows",
                     got=f"{rows} rows",
                     next_step="run the same command again: it continues there",
                 )
@@ -320,8 +301,8 @@ class StoreWriter:
 def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
     """Yield the facts and rows of the blocks of an unfinished store, and where each ends.
 
-    The first block that is damaged, incomplete or out of order ends it; nothing is believed of a
-    block before its checksum is right and its size is that of bytes in the file.
+    The first block that is damaged, incomplete or out of order ends it; nothing of a block is used
+    before its checksum is right and all its bytes are in the file.
     """
     n_rows = 0
     with partial.open("rb") as file:
@@ -374,20 +355,18 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 raises either
         code = getattr(error, "errno", None)
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreError(
-                f"The disk is full, or no more may be written to it: {os.strerror(code)}.",
-                where=path.parent,
-                next_step="free some space and run the same command again: it continues after "
-                "the last whole block of rows, if there is one",
-            ) from error
+        what, where, next_step = f"The store cannot be written: {error}", path, None
         if isinstance(error, BlockingIOError):
-            raise StoreError(
-                "Another process is writing this store.",
-                where=path,
-                next_step="wait for it, or stop it and run the same command again",
-            ) from error
-        raise StoreError(f"The store cannot be written: {error}", where=path) from error
+            what = "Another process is writing this store."
+            next_step = "wait for it, or stop it and run the same command again"
+        elif code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what = f"The disk is full, or no more may be written to it: {os.strerror(code)}."
+            where = path.parent
+            next_step = (
+                "free some space and run the same command again: it continues after the last "
+                "whole block of rows, if there is one"
+            )
+        raise StoreError(what, where=where, next_step=next_step) from error
 
 
 def _sync_folder(folder: Path) -> None:

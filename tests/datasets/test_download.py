@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from featpipe.datasets.download import RetryPolicy, fetch
+from featpipe.datasets import download
+from featpipe.datasets.download import fetch
 from featpipe.errors import DownloadError, UsageError
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB: several blocks
 DIGEST = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
-HASTY = RetryPolicy(attempts=3, first_wait_s=0.01, timeout_s=5)
 
 
 @pytest.fixture
@@ -26,8 +27,15 @@ def target(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def content(web):
+def content(web, monkeypatch):
     web.content = CONTENT
+    retries(monkeypatch, attempts=3)
+
+
+def retries(monkeypatch, attempts=5, first_wait_s=0.01, timeout_s=5):
+    monkeypatch.setattr(download, "_ATTEMPTS", attempts)
+    monkeypatch.setattr(download, "_FIRST_WAIT_S", first_wait_s)
+    monkeypatch.setattr(download, "_TIMEOUT_S", timeout_s)
 
 
 def leftovers(target):
@@ -56,7 +64,7 @@ def test_a_file_that_is_there_is_checked_and_not_fetched_again(web, target):
 
 def test_a_broken_connection_is_resumed_where_it_broke(web, target, listener):
     web.faults = ["drop:300000", "drop:300000"]
-    fetch(web.url(), target, digest=DIGEST, progress=listener, retries=HASTY)
+    fetch(web.url(), target, digest=DIGEST, progress=listener)
     assert target.read_bytes() == CONTENT
     assert [request.get("Range") for request in web.asked] == [
         None,
@@ -68,19 +76,19 @@ def test_a_broken_connection_is_resumed_where_it_broke(web, target, listener):
 
 def test_a_line_that_breaks_often_but_moves_arrives(web, target):
     web.faults = ["drop:100000"] * 9  # three times more than the failures in a row allowed
-    fetch(web.url(), target, digest=DIGEST, retries=HASTY)
+    fetch(web.url(), target, digest=DIGEST)
     assert target.read_bytes() == CONTENT
 
 
 def test_what_arrived_is_kept_for_the_next_run(web, target):
     web.faults = ["drop:300000", 503, 503, 503]
     with pytest.raises(DownloadError, match="did not succeed") as caught:
-        fetch(web.url(), target, digest=DIGEST, retries=HASTY)
+        fetch(web.url(), target, digest=DIGEST)
     assert "503" in str(caught.value)
     assert "--data DIR" in str(caught.value)
     assert not target.exists()
     assert "file.bin.part" in leftovers(target)
-    fetch(web.url(), target, digest=DIGEST, retries=HASTY)
+    fetch(web.url(), target, digest=DIGEST)
     assert target.read_bytes() == CONTENT
     assert web.asked[-1]["Range"] == "bytes=300000-"
     assert leftovers(target) == []
@@ -111,16 +119,16 @@ def test_an_interruption_by_the_user_keeps_what_arrived(web, target):
 def test_a_file_that_changed_on_the_server_is_fetched_from_the_top(web, target):
     web.faults = ["drop:300000", 503, 503, 503]
     with pytest.raises(DownloadError):
-        fetch(web.url(), target, retries=HASTY)
+        fetch(web.url(), target)
     web.content, web.etag = CONTENT[::-1], '"v2"'
-    fetch(web.url(), target, retries=HASTY)
+    fetch(web.url(), target)
     assert target.read_bytes() == CONTENT[::-1]
 
 
 @pytest.mark.parametrize("fault", ["no range", "wrong range"])
 def test_a_server_that_ignores_or_mistakes_the_range(web, target, fault):
     web.faults = ["drop:300000", fault]
-    fetch(web.url(), target, digest=DIGEST, retries=HASTY)
+    fetch(web.url(), target, digest=DIGEST)
     assert target.read_bytes() == CONTENT
 
 
@@ -128,7 +136,7 @@ def test_without_a_version_of_the_file_nothing_is_resumed(web, target):
     """Two halves of two versions would make a file that nobody published."""
     web.etag = None
     web.faults = ["drop:300000"]
-    fetch(web.url(), target, retries=HASTY)
+    fetch(web.url(), target)
     assert target.read_bytes() == CONTENT
     assert "Range" not in web.asked[-1]
 
@@ -149,7 +157,7 @@ def test_a_part_that_is_longer_than_the_file(web, target):
     target.with_name("file.bin.part").write_bytes(CONTENT + b"more")
     note = {"url": web.url(), "validator": web.etag, "total": None}
     target.with_name("file.bin.part.json").write_text(json.dumps(note))
-    fetch(web.url(), target, digest=DIGEST, retries=HASTY)
+    fetch(web.url(), target, digest=DIGEST)
     assert target.read_bytes() == CONTENT
 
 
@@ -200,42 +208,43 @@ def test_a_file_that_cannot_fit_is_refused_before_it_is_fetched(web, target):
 def test_a_refusal_is_not_tried_again(web, target, status):
     web.faults = [status] * 5
     with pytest.raises(DownloadError, match="refuses") as caught:
-        fetch(web.url(), target, retries=HASTY)
+        fetch(web.url(), target)
     assert str(status) in str(caught.value)
     assert len(web.asked) == 1
 
 
-def test_a_busy_server_is_asked_again_after_a_pause(web, target):
+def test_a_busy_server_is_asked_again_after_a_pause(web, target, monkeypatch):
+    retries(monkeypatch, first_wait_s=0.1)
     web.faults = [503, 429]
     begun = time.monotonic()
-    fetch(web.url(), target, retries=RetryPolicy(attempts=3, first_wait_s=0.1))
+    fetch(web.url(), target)
     assert time.monotonic() - begun >= 0.1 + 0.2
     assert target.read_bytes() == CONTENT
 
 
 def test_no_server_at_all(web, target):
     with pytest.raises(DownloadError, match="did not succeed") as caught:
-        fetch("http://127.0.0.1:9/file.bin", target, retries=HASTY)
+        fetch("http://127.0.0.1:9/file.bin", target)
     assert "127.0.0.1:9" in str(caught.value)
     assert not target.exists()
 
 
-def test_a_machine_without_a_network_says_so_at_once(web, target):
+def test_a_machine_without_a_network_says_so_at_once(web, target, monkeypatch):
+    retries(monkeypatch, first_wait_s=60)
     begun = time.monotonic()
     with pytest.raises(DownloadError, match="did not succeed") as caught:
-        fetch("http://dataset.invalid/file.bin", target, retries=RetryPolicy(first_wait_s=60))
+        fetch("http://dataset.invalid/file.bin", target)
     assert time.monotonic() - begun < 30
     assert "--data DIR" in str(caught.value)
     assert leftovers(target) == []
 
 
-def test_a_server_that_falls_silent(target):
-    import socket
-
+def test_a_server_that_falls_silent(target, monkeypatch):
+    retries(monkeypatch, attempts=2, timeout_s=0.2)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/file.bin"
         with pytest.raises(DownloadError, match="did not succeed"):
-            fetch(url, target, retries=RetryPolicy(attempts=2, first_wait_s=0.01, timeout_s=0.2))
+            fetch(url, target)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "data:,x", "/etc/passwd"])

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from featpipe.datasets.dataset import open_source, splits_of
-from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name, natural_key
+from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name
+from featpipe.datasets.source import natural_key
 from featpipe.errors import DataError, ImageError
 
 
@@ -154,7 +155,7 @@ def test_a_folder_without_images(tree, options, names):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, options):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="This is a file"):
         splits_of(f"folder:{tmp_path / 'file'}", options)
 
 

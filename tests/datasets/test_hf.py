@@ -177,7 +177,7 @@ def test_what_the_library_says_is_told(tmp_path, options):
         splits_of(f"hf:{tmp_path / 'damaged.parquet'}", options)
     assert "arquet" in caught.value.details["got"]
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DataError, match="This file is no dataset"):
+    with pytest.raises(DataError, match="This file is not a dataset"):
         splits_of(f"hf:{tmp_path / 'notes.txt'}", options)
 
 

@@ -312,10 +312,10 @@ def png_bytes(width, height, bits, rows):
 
 
 @pytest.mark.parametrize("side", [10_000, 100_000])
-def test_an_absurdly_large_image_is_refused_before_it_is_decoded(tmp_path, side, recwarn):
+def test_a_far_too_large_image_is_refused_before_it_is_decoded(tmp_path, side, recwarn):
     path = tmp_path / "bomb.png"
     path.write_bytes(png_bytes(side, side, 8, b"little"))
-    with pytest.raises(ImageError, match="absurdly large") as caught:
+    with pytest.raises(ImageError, match="too large") as caught:
         read_image(path)
     assert f"{side * side} pixels" in str(caught.value)
     assert f"at most {Image.MAX_IMAGE_PIXELS} pixels" in str(caught.value)

@@ -232,10 +232,10 @@ def test_names_ids_and_splits(archive, options):
         ({"labels": LABELS}, "no array 'images'"),
         ({"images": IMAGES}, "no array 'labels'"),
         ({"images": IMAGES / 255, "labels": LABELS}, "8 bits"),
-        ({"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS}, "another shape"),
-        ({"images": IMAGES[0, 0], "labels": LABELS}, "another shape"),
-        ({"images": IMAGES[..., :2], "labels": LABELS}, "another shape"),
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "another shape"),
+        ({"images": IMAGES.transpose(0, 3, 1, 2), "labels": LABELS}, "the shape of images"),
+        ({"images": IMAGES[0, 0], "labels": LABELS}, "the shape of images"),
+        ({"images": IMAGES[..., :2], "labels": LABELS}, "the shape of images"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "the shape of images"),
         ({"images": IMAGES, "labels": LABELS[:3]}, "'labels' does not have one value"),
         ({"images": IMAGES, "labels": LABELS[:, None]}, "'labels' does not have one value"),
         ({"images": IMAGES, "labels": LABELS * 1.0}, "not integers"),
@@ -342,7 +342,7 @@ def test_a_fifo_among_the_images(table, options, tmp_path):
 @pytest.mark.parametrize("label", [100_000, 10**12, 2**63 - 1, 2**64 - 1])
 def test_labels_are_names_or_small_numbers(archive, options, label):
     labels = np.array([0, 1, 1, label], dtype=np.uint64)
-    with pytest.raises(DataError, match="no small numbers") as caught:
+    with pytest.raises(DataError, match="not small numbers") as caught:
         open_source(archive(images=IMAGES, labels=labels), "all", options)
     assert "some.npz" in str(caught.value)
     with pytest.raises(DataError, match="name no class"):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from featpipe.evaluation.calibration import calibrate, fit_temperature, to_probabilities
+from featpipe.evaluation.calibration import calibrate, fit_temperature
 from featpipe.evaluation.fitting import fit_splits
-from featpipe.evaluation.models import load_model, predict_with_scores
+from featpipe.evaluation.models import load_model, predict_with_scores, to_probabilities
 from featpipe.evaluation.protocol import make_splits
 from featpipe.probes.any_classifier import AnyClassifier
 from featpipe.probes.neighbours import Knn

@@ -22,6 +22,7 @@ from featpipe.evaluation.verify import verify_result
 from featpipe.fingerprint import of_file, seal_archive, sealed_json
 from featpipe.prediction import open_predictor
 from featpipe.probes.nearest_mean import Centroid
+from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.statistics.comparison import compare
 from featpipe.workspace import Workspace
@@ -31,16 +32,16 @@ from tests.evaluation.methods import context, evaluated, pair
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One result of each of two methods, with all files, that no test changes."""
+    """One result of each of three methods, with all files, that no test changes."""
     folder = tmp_path_factory.mktemp("original")
     stores = pair(folder / "data" / "features" / "toy" / "toynet")
-    results = [evaluated(step, folder, *stores) for step in (Centroid(), Svm(c=(0.01,)))]
+    results = [evaluated(step, folder, *stores) for step in (Centroid(), Svm(c=(0.01,)), Knn())]
     return SimpleNamespace(folder=folder, stores=stores, results=results)
 
 
 @pytest.fixture
 def copy(original: Any, tmp_path: Path) -> Workspace:
-    """A copy of the workspace with both results."""
+    """A copy of the workspace with all results."""
     for name in ("results", "models"):
         shutil.copytree(original.folder / "data" / name, tmp_path / "data" / name)
     return Workspace(tmp_path)
@@ -70,21 +71,23 @@ def test_a_damaged_result_is_refused_or_unchanged(copy: Workspace, file: str, va
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=NAMES)
-def test_a_damaged_model_is_refused(copy: Workspace, variant: Any) -> None:
-    path = copy.models / "centroid.skops"
+@pytest.mark.parametrize("file", ["centroid.npz", "knn.skops"])
+def test_a_damaged_model_is_refused(copy: Workspace, file: str, variant: Any) -> None:
+    path = copy.models / file
     path.write_bytes(damaged(path.read_bytes(), variant))
     assert outcome(lambda: answers(path), ResultError) is None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("file", ["centroid.json", "centroid.predictions.npz", "centroid.skops"])
+@pytest.mark.parametrize(
+    "file", ["centroid.json", "centroid.predictions.npz", "centroid.npz", "knn.skops"]
+)
 def test_no_flipped_bit_is_silent(copy: Workspace, file: str) -> None:
     path = copy.results / "centroid.json"
     place = copy.results / file if (copy.results / file).exists() else copy.models / file
     content = place.read_bytes()
-    read = (
-        (lambda: answers(place)) if place.suffix == ".skops" else lambda: numbers(Result.load(path))
-    )
+    model = place.parent == copy.models
+    read = (lambda: answers(place)) if model else lambda: numbers(Result.load(path))
     whole = read()
     for byte in range(0, len(content), 1 + len(content) // 2000):
         flipped = bytes([content[byte] ^ 1 << byte % 8])
@@ -179,7 +182,7 @@ def test_files_of_another_result_are_refused(copy: Workspace) -> None:
     shutil.copy(copy.results / "svm.predictions.npz", copy.results / "centroid.predictions.npz")
     with pytest.raises(ResultError, match="was changed"):
         Result.load(copy.results / "centroid.json").predictions()
-    shutil.copy(copy.models / "svm.skops", copy.models / "centroid.skops")
+    shutil.copy(copy.models / "svm.npz", copy.models / "centroid.npz")
     with pytest.raises(ResultError, match="was changed"):
         open_predictor(copy, "centroid")
 
@@ -188,7 +191,7 @@ def test_a_result_whose_files_were_changed_is_not_up_to_date(original: Any, tmp_
     shutil.copytree(original.folder, tmp_path / "w")
     there, step = context(tmp_path / "w"), Centroid()
     path = step.run(there).paths[0]
-    model = there.workspace.models / f"{path.stem}.skops"
+    model = there.workspace.models / f"{path.stem}.npz"
     model.write_bytes(model.read_bytes() + b"\0")
     with pytest.raises(ResultError, match=r"model .* was changed"):
         step.run(there)
@@ -255,16 +258,16 @@ def cyclic(schema: str) -> str:
         lambda text: text.replace("sklearn.", "os."),
         lambda text: text.replace(".npy", ".npz"),
         lambda text: text.replace("n_features_in_", "n_features"),
-        lambda text: text.replace("means_", "coef_"),
+        lambda text: text.replace("_fit_X", "coef_"),
         cyclic,
     ],
     ids=[
         *("empty", "null", "object", "nested", "huge", "foreign", "module", "npz"),
-        *("no-width", "no-means", "cyclic"),
+        *("no-width", "no-rows", "cyclic"),
     ],
 )
 def test_an_odd_schema_is_explained(copy: Workspace, change: Any) -> None:
-    odd = rewritten(copy.models / "centroid.skops", change)
+    odd = rewritten(copy.models / "knn.skops", change)
     with pytest.raises(ResultError) as caught:
         load_model(odd)
     assert caught.value.details["where"] == str(odd)
@@ -300,11 +303,71 @@ def test_an_archive_that_expands_is_not_opened(tmp_path: Path) -> None:
     ids=lambda changes: f"{changes}",
 )
 def test_parts_of_another_kind_are_explained(copy: Workspace, changes: dict[str, Any]) -> None:
-    model = load_model(copy.models / "centroid.skops")
+    model = load_model(copy.models / "knn.skops")
     path = copy.models / "other.skops"
     skops_io.dump({"featpipe_model": 2, **vars(model), **changes}, path)
     seal_archive(path)
     with pytest.raises(ResultError):
+        load_model(path)
+
+
+def rearranged(path: Path, **changes: Any) -> Path:
+    """Return a sealed copy of a linear model with other arrays, or facts in its description."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    about = json.loads(arrays["about"].tobytes())
+    about |= {name: value for name, value in changes.items() if name not in arrays}
+    arrays |= {name: value for name, value in changes.items() if name in arrays}
+    if "about" not in changes:
+        arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    odd = path.with_name("odd.npz")
+    np.savez(odd, **arrays)
+    seal_archive(odd)
+    return odd
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"about": np.frombuffer(b"[" * 200_000, np.uint8)},
+        {"about": np.frombuffer(b"[]", np.uint8)},
+        {"about": np.array([{}], dtype=object)},
+        {"weight": np.zeros((8, 2))},
+        {"weight": np.full((8, 3), np.nan)},
+        {"weight": np.zeros(3)},
+        {"weight": np.zeros((8, 3), np.float32)},
+        {"bias": np.zeros((3, 1))},
+        {"classes_": np.array([0, 1, 3])},
+        {"classes_": np.array([0, 2, 1])},
+        {"classes_": np.array([-1, 0, 1])},
+        {"featpipe_model": 3},
+        {"classes": 5},
+        {"classes": [1, 2, 3]},
+        {"layer": None},
+        {"temperature": "hot"},
+        {"backbone": "resnet50"},
+    ],
+    ids=lambda changes: f"{changes}"[:40],
+)
+def test_an_odd_linear_model_is_explained(copy: Workspace, changes: dict[str, Any]) -> None:
+    odd = rearranged(copy.models / "centroid.npz", **changes)
+    with pytest.raises(ResultError) as caught:
+        load_model(odd)
+    assert caught.value.details["where"] == str(odd)
+
+
+def test_a_linear_model_of_a_forged_size_takes_no_memory(copy: Workspace) -> None:
+    huge = io.BytesIO()
+    shape = {"descr": "<f8", "fortran_order": False, "shape": (10**12, 3)}
+    np.lib.format.write_array_header_1_0(huge, shape)
+    path = rearranged(copy.models / "centroid.npz")
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (parts | {"weight.npy": huge.getvalue()}).items():
+            archive.writestr(name, content)
+    seal_archive(path)
+    with pytest.raises(ResultError, match="cannot be read"):
         load_model(path)
 
 

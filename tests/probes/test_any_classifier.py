@@ -111,7 +111,7 @@ def test_a_tree_whose_nodes_lead_nowhere_is_refused(tmp_path, stores, harm):
     path = tmp_path / "data" / "models" / result.files["model"]
     model = load_model(path)
     getattr(model.estimator[-1].tree_, harm)[0] = 10**9
-    save_model(path, model.estimator, result)
+    save_model(path.with_suffix(""), model.estimator, result)
     with pytest.raises(ResultError, match="decision tree is damaged"):
         load_model(path)
 
@@ -122,7 +122,7 @@ def test_a_forest_that_takes_fewer_features_than_its_trees_is_refused(tmp_path, 
     path = tmp_path / "data" / "models" / result.files["model"]
     model = load_model(path)
     model.estimator[-1].n_features_in_ = 1
-    save_model(path, model.estimator, result)
+    save_model(path.with_suffix(""), model.estimator, result)
     with pytest.raises(ResultError, match="decision tree is damaged"):
         load_model(path)
 

@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featpipe.errors import UsageError
-from featpipe.evaluation.models import n_parameters
+from featpipe.evaluation.fitting import n_parameters
 from featpipe.probes.estimators import NearestMean
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid

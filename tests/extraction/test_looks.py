@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from featpipe.datasets.images import read_image
-from featpipe.datasets.looks import look_at
+from featpipe.extraction.engine import look_at
 from tests.images import pictures
 
 

@@ -1,0 +1,109 @@
+"""A linear classifier as one matrix, which needs neither scikit-learn nor a pickle to answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ROWS = 16  # on which the matrix is compared with the estimator
+
+
+@dataclass(frozen=True, eq=False)
+class LinearClassifier:
+    """Scores are features times ``weight`` plus ``bias``; the class of the highest is predicted.
+
+    It answers as a fitted estimator of scikit-learn does.
+
+    Attributes
+    ----------
+    weight : array of shape (d, k), float64
+    bias : array of shape (k,), float64
+    classes_ : array of shape (k,), int64
+        Labels of the columns, ascending.
+    unit : bool
+        Whether features are scaled to length 1 first.
+    """
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    classes_: NDArray[np.int64]
+    unit: bool
+
+    @property
+    def n_features_in_(self) -> int:
+        """Return the number of features."""
+        return len(self.weight)
+
+    def decision_function(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the scores of features (n, d), of shape (n, k) for two classes, too."""
+        rows = np.asarray(X, dtype=np.float64)
+        if self.unit:
+            length = np.linalg.norm(rows, axis=1, keepdims=True)
+            rows = rows / np.where(length == 0, 1, length)
+        return rows @ self.weight + self.bias
+
+    def predict(self, X: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the predicted classes, of shape (n,)."""
+        return self.classes_[self.decision_function(X).argmax(axis=1)]
+
+
+class SoftmaxClassifier(LinearClassifier):
+    """A linear classifier whose scores are the logits of its probabilities."""
+
+    def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Return probabilities, of shape (n, k)."""
+        scores = self.decision_function(X)
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+
+def linear_form(estimator: Any) -> LinearClassifier | None:
+    """Return a fitted classifier as a matrix, or ``None`` if it is not known to be linear.
+
+    Known are classifiers with ``coef_`` and ``intercept_``, one of them per class, and the nearest
+    mean; behind scaling to mean 0 and deviation 1; behind scaling of rows to length 1. Whether the
+    matrix answers the same is tried out.
+    """
+    if isinstance(estimator, LinearClassifier):
+        return estimator
+    *before, last = [part for _, part in getattr(estimator, "steps", [("", estimator)])]
+    parts = getattr(last, "estimators_", [last])
+    if not hasattr(estimator, "decision_function"):
+        return None
+    if all(isinstance(getattr(part, "coef_", None), np.ndarray) for part in parts):
+        weight = np.concatenate([np.atleast_2d(part.coef_) for part in parts]).T
+        bias = np.concatenate([np.atleast_1d(part.intercept_) for part in parts])
+    elif isinstance(getattr(last, "means_", None), np.ndarray):
+        weight, bias = last.means_.T, -(last.means_**2).sum(axis=1) / 2
+    else:
+        return None
+    softmax, k = hasattr(estimator, "predict_proba"), len(estimator.classes_)
+    if k == 2:  # one score decides, and the other is its opposite; of probabilities, it is 0
+        one = weight[:, -1:] - weight[:, :-1].sum(axis=1, keepdims=True)
+        shift = bias[-1:] - bias[:-1].sum()
+        weight = np.hstack([one * 0 if softmax else -one, one])
+        bias = np.concatenate([shift * 0 if softmax else -shift, shift])
+    if weight.shape != (estimator.n_features_in_, k) or bias.shape != (k,):
+        return None
+    while before and hasattr(before[-1], "scale_") and hasattr(before[-1], "mean_"):
+        scaler = before.pop()
+        weight = weight / (1.0 if scaler.scale_ is None else scaler.scale_[:, None])
+        bias = bias - (scaler.mean_ @ weight if scaler.with_mean else 0.0)
+    unit = [getattr(part, "norm", None) for part in before] == ["l2"]
+    if before and not unit:
+        return None
+    kind = SoftmaxClassifier if softmax else LinearClassifier
+    known = np.asarray(estimator.classes_, dtype=np.int64)
+    found = kind(weight.astype(np.float64), bias.astype(np.float64), known, unit)
+    rows = np.random.default_rng(0).normal(size=(_ROWS, len(weight)))
+    scores, got = np.asarray(estimator.decision_function(rows)), found.decision_function(rows)
+    got = got[:, 1] if k == 2 else got
+    same = scores.shape == got.shape and np.allclose(
+        got, scores, rtol=1e-6, atol=1e-6 * np.abs(scores).max()
+    )
+    if same and isinstance(found, SoftmaxClassifier):
+        same = np.allclose(found.predict_proba(rows), estimator.predict_proba(rows), atol=1e-5)
+    return found if same and (found.predict(rows) == estimator.predict(rows)).all() else None
