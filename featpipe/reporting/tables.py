@@ -187,51 +187,40 @@ def confusion(method: Method) -> dict[str, Any]:
 
 def frames(data: ReportData) -> dict[str, pd.DataFrame]:
     """Return what is measured of all methods as tables, numbers unrounded."""
+
+    def per_class(method: Method) -> list[dict[str, Any]]:
+        named = zip(method.metrics["per_class"], method.classes, strict=True)
+        return [{**row, "class": name} for row, name in named]
+
+    def confused(method: Method) -> list[dict[str, Any]]:
+        matrix = np.array(method.metrics["confusion"])
+        return [
+            {"true": method.classes[i], "answer": method.columns[j], "images": matrix[i, j]}
+            for i, j in np.argwhere(matrix)
+        ]
+
+    def model(record: dict[str, Any]) -> dict[str, Any]:
+        sizes = {key: record.get(key) for key in ("n_train", "n_test", "train_per_class")}
+        chosen = {f"chosen_{key}": value for key, value in record.get("chosen", {}).items()}
+        ended = {"model": record["name"], **sizes, **chosen, "converged": record.get("converged")}
+        metrics = record["metrics"].items()
+        return ended | {k: v for k, v in metrics if v is None or isinstance(v, int | float)}
+
+    def searched(method: Method) -> list[dict[str, Any]]:
+        tried = [(split["name"], split.get("search") or []) for split in method.result.splits]
+        return [{"model": name, **entry} for name, entries in tried for entry in entries]
+
+    def disputed(method: Method) -> list[dict[str, Any]]:
+        rows = method.result.extra.get("label_map", {}).get("disputed", [])
+        return [{**row, "source_classes": ", ".join(row["source_classes"])} for row in rows]
+
     return {
         "comparison": data.comparison.table(),
         "pairs": data.comparison.pair_table(),
-        "per-class": data.frame(
-            lambda method: [
-                {**row, "class": name}
-                for row, name in zip(method.metrics["per_class"], method.classes, strict=True)
-            ]
-        ),
-        "confusion": data.frame(
-            lambda method: [
-                {"true": true, "answer": answer, "images": images}
-                for true, counts in zip(method.classes, method.metrics["confusion"], strict=True)
-                for answer, images in zip(method.columns, counts, strict=True)
-                if images
-            ]
-        ),
-        "models": data.frame(
-            lambda method: [
-                {
-                    "model": record["name"],
-                    **{key: record.get(key) for key in ("n_train", "n_test", "train_per_class")},
-                    **{f"chosen_{key}": value for key, value in record.get("chosen", {}).items()},
-                    "converged": record.get("converged"),
-                    **{
-                        key: value
-                        for key, value in record["metrics"].items()
-                        if value is None or isinstance(value, int | float)
-                    },
-                }
-                for record in method.result.splits
-            ]
-        ),
-        "search": data.frame(
-            lambda method: [
-                {"model": split["name"], **entry}
-                for split in method.result.splits
-                for entry in split.get("search") or []
-            ]
-        ),
+        "per-class": data.frame(per_class),
+        "confusion": data.frame(confused),
+        "models": data.frame(lambda method: map(model, method.result.splits)),
+        "search": data.frame(searched),
         "history": data.frame(lambda method: method.result.extra.get("history") or []),
-        "disputed": data.frame(
-            lambda method: [
-                {**row, "source_classes": ", ".join(row["source_classes"])}
-                for row in method.result.extra.get("label_map", {}).get("disputed", [])
-            ]
-        ),
+        "disputed": data.frame(disputed),
     }
