@@ -71,15 +71,10 @@ def results(ctx: click.Context, session: Session) -> None:
     folder = session.workspace.results
     found, damaged = api.scan_results(folder)
     rows = [
-        {
-            "name": result.name,
-            "method": result.title,
-            "features": _network(result),
-            "dataset": result.dataset["name"],
-            "protocol": result.protocol["name"],
-            "accuracy %": f"{100 * result.summary['accuracy']['value']:.2f}",
-            "created": result.created,
-        }
+        {"name": result.name, "method": result.title, "features": _network(result)}
+        | {"dataset": result.dataset["name"], "protocol": result.protocol["name"]}
+        | {"accuracy %": f"{100 * result.summary['accuracy']['value']:.2f}"}
+        | {"created": result.created}
         for result in found
     ]
     titles = api.unique_titles(found, rows, ("dataset", "features", "protocol"))
@@ -288,17 +283,16 @@ def predict(
         lines.append(f"warning: {len(lines)} of {len(answers)} images could not be read")
     calibrated = any(answer.probability is not None for answer in answers)
     kind = "probability" if calibrated else "score"
-    rows: list[dict[str, Any]] | None = [
+    rows = [
         {"image": a.image, "class": a.label or "unreadable", kind: getattr(a, kind)}
         for a in answers
     ]
-    paths: tuple[Path, ...] = ()
-    if out is not None:
-        api.write_answers(answers, out, force=force)
-        lines.append(f"{len(answers)} answers → {out}")
-        paths, rows = (out,), None
     facts = {"answers": [asdict(answer) for answer in answers]}
-    session.finish(Outcome("done", "\n".join(lines), paths, facts, exit_code, rows))
+    if out is None:
+        session.finish(Outcome("done", "\n".join(lines), (), facts, exit_code, rows))
+    api.write_answers(answers, out, force=force)
+    lines.append(f"{len(answers)} answers → {out}")
+    session.finish(Outcome("done", "\n".join(lines), (out,), facts, exit_code))
 
 
 @click.command("export", epilog="Example: featpipe export svm model.onnx")
@@ -338,23 +332,16 @@ def list_stores(session: Session) -> None:
     """List the sealed, unfinished and damaged stores of the workspace."""
     folder = session.workspace.features
     stores, damaged = api.scan_stores(folder)
-    rows: list[dict[str, Any]] = [
-        {
-            "dataset": found.manifest["dataset"]["name"],
-            "split": found.manifest["dataset"]["split"],
-            "model": found.manifest["backbone"]["model"],
-            "layers": ", ".join(found.layers),
-            "images": len(found),
-            "MB": round(found.n_bytes / 1e6, 1),
-            "state": "sealed",
-            "path": str(found.path),
-        }
-        for found in stores
-    ]
-    blank = dict.fromkeys(("dataset", "split", "model", "layers", "images", "MB"))
+    columns = ("dataset", "split", "model", "layers", "images", "MB", "state", "path")
+    cells: list[tuple[Any, ...]] = []
+    for one in stores:
+        dataset, model = one.manifest["dataset"], one.manifest["backbone"]["model"]
+        size = len(one), round(one.n_bytes / 1e6, 1), "sealed", str(one.path)
+        cells.append((dataset["name"], dataset["split"], model, ", ".join(one.layers), *size))
     others = [(error.what.rstrip("."), error.details.get("where")) for error in damaged]
     others += [("unfinished", str(path)) for path in sorted(folder.rglob("*.h5.partial"))]
-    rows += [{**blank, "state": state, "path": place} for state, place in others]
+    cells += [(*[None] * 6, state, place) for state, place in others]
+    rows = [dict(zip(columns, row, strict=True)) for row in cells]
     message = "" if rows else f"no store in {folder}; make one: featpipe extract --help"
     session.finish(Outcome("done", message, table=rows))
 
@@ -446,14 +433,14 @@ def labelmap() -> None:
 def show(session: Session, name: str | None, target: str | None) -> None:
     """List the built-in maps, or the rows of one map (a name or a CSV file)."""
     if name is None:
+        maps = list(map(api.LabelMap.load, api.builtin_maps()))
         rows = [
-            {
-                "name": each.name,
-                "source classes": len(each.rows),
+            {"name": each.name, "source classes": len(each.rows)}
+            | {
                 "other": len(each.sources["other"]),
                 "without source": ", ".join(each.without_source),
             }
-            for each in map(api.LabelMap.load, api.builtin_maps())
+            for each in maps
         ]
         session.finish(Outcome("done", "", table=rows))
     columns = {"id": "source_id", "source": "source_name", "target": "target"}

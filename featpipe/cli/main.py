@@ -160,10 +160,9 @@ class StepCommand(click.Command):
 
 
 def _parameter(spec: OptionSpec) -> click.Parameter:
+    text, nargs = _Text(spec), -1 if spec.many else 1
     if spec.positional:
-        return click.Argument(
-            [spec.name], required=spec.required, nargs=-1 if spec.many else 1, type=_Text(spec)
-        )
+        return click.Argument([spec.name], required=spec.required, nargs=nargs, type=text)
     if spec.item_type is bool:
         flag = f"{spec.flag}/--no-{spec.flag[2:]}" if spec.default else spec.flag
         return click.Option([flag, spec.name], is_flag=True, default=None, help=spec.help)
@@ -177,7 +176,7 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         required=spec.required,
         metavar=spec.metavar,
         help=spec.help + shown,
-        type=_Text(spec),
+        type=text,
         multiple=spec.many or spec.pairs,  # as lists are: --layer a --layer b is --layer a,b
         callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
     )
@@ -197,6 +196,13 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 
 
 # -- the program ---------------------------------------------------------------------------------
+
+
+_EXAMPLES = [
+    ("featpipe init photos", "a recipe for your images, photos/CLASS/*.jpg"),
+    ("featpipe run photos.yaml", "features, three methods, one report"),
+    ("featpipe demo", "everything once, offline"),
+]
 
 
 class _Group(click.Group):
@@ -226,13 +232,7 @@ class _Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, (others | steps)[name]) for name in self.list_commands(ctx)])
         with formatter.section("Examples"):
-            formatter.write_dl(
-                [
-                    ("featpipe init photos", "a recipe for your images, photos/CLASS/*.jpg"),
-                    ("featpipe run photos.yaml", "features, three methods, one report"),
-                    ("featpipe demo", "everything once, offline"),
-                ]
-            )
+            formatter.write_dl(_EXAMPLES)
 
 
 @click.command(
@@ -274,7 +274,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:  # a place that may not be read or written, a disk that is full
-        what = FeatpipeError(f"{error.strerror or error}.", where=error.filename)
-        console.error(what)
-        code = what.exit_code
+        console.error(FeatpipeError(f"{error.strerror or error}.", where=error.filename))
+        code = FeatpipeError.exit_code
     sys.exit(code)

@@ -8,7 +8,6 @@ its kind. Modules that define steps import nothing heavy: what a step does is im
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -63,11 +62,10 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON-like values, facts at the top level, empty parts left out."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        values |= {"paths": [str(path) for path in self.paths], "seconds": round(self.seconds, 2)}
-        facts = values.pop("facts")
+        values = {**vars(self), "paths": list(map(str, self.paths))}
+        values |= {"seconds": round(self.seconds, 2)}
         kept = ("status", "message", "paths")
-        return {**facts, **{k: v for k, v in values.items() if v or k in kept}}
+        return {**values.pop("facts"), **{k: v for k, v in values.items() if v or k in kept}}
 
 
 @dataclass(frozen=True)
@@ -111,10 +109,9 @@ class Step:
 
     def __init__(self, **values: Any) -> None:
         known = options_of(type(self))
-        for name in values:
-            if name not in known:
-                what = f"The step {self.name!r} has no option {name!r}."
-                raise UnknownNameError(what, name, known)
+        if unknown := [name for name in values if name not in known]:
+            what = f"The step {self.name!r} has no option {unknown[0]!r}."
+            raise UnknownNameError(what, unknown[0], known)
         self._require(values, bound=True)
         for name, spec in known.items():
             self.__dict__[name] = spec.parse(values.get(name, spec.default))
@@ -212,9 +209,9 @@ class Step:
         return self
 
     def placed(self, recipe: str, task: str, workspace: Workspace) -> Self:
-        """Return the step with the names of files that follow from the recipe.
+        """Return the step with the names of files that follow from the recipe and the task.
 
-        ``task`` is the name of the task as part of a path; empty if it is the only one of its kind.
+        ``task`` is part of a path; empty if it is the only one of its kind.
         """
         return self
 

@@ -78,9 +78,10 @@ def grouping(text: str) -> None:
     The group is what the first parentheses of the pattern match in an image's id, or all of it.
     """
     kind, _, pattern = text.partition(":")
+    if text != "folder" and (kind != "regex" or not pattern):
+        raise UsageError(f"{text!r} groups nothing.", expected="folder or regex:PATTERN")
     try:
-        if text != "folder" and (kind != "regex" or not re.compile(pattern).pattern):
-            raise UsageError(f"{text!r} groups nothing.", expected="folder or regex:PATTERN")
+        re.compile(pattern)
     except re.error as error:
         what = f"{pattern!r} is no regular expression: {error}."
         raise UsageError(what, expected=r"a pattern such as regex:patient_(\d+)") from None

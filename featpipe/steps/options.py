@@ -135,9 +135,10 @@ class OptionSpec:
             if not isinstance(listed, list | tuple) or not listed:
                 raise self._wrong(listed, "a list of values to choose among")
         try:
-            return Pairs(_numbers(value))
+            hash(found := Pairs(_numbers(value)))
         except (TypeError, ValueError):
             raise self._wrong(value, "numbers, texts, true, false, null, lists of them") from None
+        return found
 
     def _item(self, value: Any) -> Any:
         kind = self.item_type
@@ -174,12 +175,8 @@ class OptionSpec:
 class Pairs(dict[str, Any]):
     """The value of an option that is a mapping: JSON-like, not changed once it is made."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self._text = json.dumps(self, sort_keys=True, allow_nan=False)
-
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(self._text)
+        return hash(json.dumps(self, sort_keys=True, allow_nan=False))
 
 
 def option(default: Any = _DEFAULT, **properties: Any) -> Any:

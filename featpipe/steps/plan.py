@@ -41,16 +41,7 @@ class Task:
 class Plan:
     """The tasks of a recipe in a workspace, in the order in which they run.
 
-    Examples
-    --------
-    >>> from featpipe.steps.recipe import parse_recipe
-    >>> recipe = parse_recipe('''
-    ... steps:
-    ...   - {step: extract, model: glyphnet, dataset: digits}
-    ...   - {step: svm, seed: [0, 1]}
-    ... ''')
-    >>> [task.name for task in Plan.of(recipe, Context()).tasks]
-    ['extract', 'svm[seed=0]', 'svm[seed=1]']
+    Two seeds of a step ``svm`` are the tasks ``svm[seed=0]`` and ``svm[seed=1]``.
     """
 
     recipe: Recipe
@@ -97,10 +88,9 @@ class Plan:
         """
         known: dict[str, Status] = {}
         for task in self.tasks:
-            waiting = [name for name in task.needs if not known[name].done]
             try:
-                if waiting:
-                    others = f" and {len(waiting) - 3} others" if len(waiting) > 3 else ""
+                if waiting := [name for name in task.needs if not known[name].done]:
+                    others = f" and {len(waiting) - 3} others" * (len(waiting) > 3)
                     status = Status(False, f"after {', '.join(waiting[:3])}{others}")
                 else:
                     step = task.step.bind([known[name].paths for name in task.needs])
@@ -124,13 +114,7 @@ class Plan:
 
 
 def file_part(name: str) -> str:
-    """Return the name of a task as part of a path.
-
-    Examples
-    --------
-    >>> file_part("svm[seed=1,model=resnet50]")
-    'svm-seed-1-model-resnet50'
-    """
+    """Return the name of a task as part of a path: ``svm[seed=1]`` as ``svm-seed-1``."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
@@ -158,7 +142,7 @@ class _Planner:
                     visit(tasks[name])
                 ordered[task.name] = task
 
-        for task in tasks.values():
+        for task in every:
             visit(task)
         return list(ordered.values())
 

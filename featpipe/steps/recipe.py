@@ -73,12 +73,9 @@ def find_recipe(name: str) -> Path:
     bare = path.parent in (Path(), Path("pipelines"))
     if bare and path.suffix in ("", ".yaml", ".yml") and path.stem in known:
         return known[path.stem]
-    raise RecipeError(
-        f"There is no recipe {name!r}.",
-        expected=f"a file, or one of {', '.join(known)}",
-        got="a folder" if path.is_dir() else "no regular file" if path.exists() else None,
-        next_step=did_you_mean(path.stem, known),
-    )
+    got = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
+    expected, hint = f"a file, or one of {', '.join(known)}", did_you_mean(path.stem, known)
+    raise RecipeError(f"There is no recipe {name!r}.", expected=expected, got=got, next_step=hint)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = (), limit: int | None = None) -> Recipe:
@@ -125,10 +122,9 @@ def parse_recipe(
     reader.check_keys(top, _TOP_KEYS, "A recipe")
     entries = top.get("steps")
     if entries is None or not isinstance(entries.value, list) or not entries.value:
+        expected = "steps: and below it lines that begin with '- step: …'"
         raise reader.error(
-            "A recipe needs a list of steps.",
-            root.line if entries is None else entries.line,
-            expected="steps: and below it lines that begin with '- step: …'",
+            "A recipe needs a list of steps.", (entries or root).line, expected=expected
         )
     if limit is not None:
         override = _Override(f"--limit {limit}", None, "limit", locate(limit), inputs_only=True)
@@ -167,9 +163,8 @@ class _Override:
         key, equals, value = text.partition("=")
         step, _, option = key.strip().rpartition(".")
         if not equals or not option:
-            raise UsageError(
-                f"--set {text!r} sets nothing.", expected="--set option=value or step.option=value"
-            )
+            expected = "--set option=value or step.option=value"
+            raise UsageError(f"--set {text!r} sets nothing.", expected=expected)
         # Values are YAML, but one that YAML takes for something else is still a text.
         located = locate(read_located(value, f"--set {text}").plain())
         return cls(f"--set {text}", step or None, option.replace("-", "_"), located)
@@ -200,12 +195,9 @@ class _Reader:
         """Return the value of a node that has to be a mapping."""
         if isinstance(node.value, dict):
             return node.value
-        raise self.error(
-            f"{what} has to be a mapping.",
-            node.line,
-            expected="lines of the form 'key: value'",
-            got="nothing" if node.value is None else repr(node.plain())[:80],
-        )
+        got = "nothing" if node.value is None else repr(node.plain())[:80]
+        expected = "lines of the form 'key: value'"
+        raise self.error(f"{what} has to be a mapping.", node.line, expected=expected, got=got)
 
     def check_keys(
         self, given: Options, known: Iterable[str], what: str, also: Sequence[str] = ()
@@ -229,12 +221,9 @@ class _Reader:
         """Return one step with its variants."""
         given = self.mapping(entry, "A step")
         if "step" not in given:
-            raise self.error(
-                "An entry of 'steps' does not name its step.",
-                entry.line,
-                expected=f"step: {' | '.join(STEPS.names())}",
-                got=", ".join(given) or "nothing",
-            )
+            expected, got = f"step: {' | '.join(STEPS.names())}", ", ".join(given) or "nothing"
+            what = "An entry of 'steps' does not name its step."
+            raise self.error(what, entry.line, expected=expected, got=got)
         try:
             kind = STEPS.get(str(given["step"].plain()))
         except UsageError as error:
@@ -351,13 +340,10 @@ class _Reader:
                 same = step if output is None else outputs.setdefault(output, step)
                 for key, nodes in axes.items():
                     if getattr(same, key) != getattr(step, key) and len(nodes) > 1:
-                        raise self.error(
-                            f"A list under {key!r} would make the same result several times: "
-                            "the option changes no number.",
-                            options[key].line,
-                            expected="one value",
-                            got=repr(options[key].plain()),
-                        )
+                        what, listed = f"A list under {key!r} would make the same", options[key]
+                        what += " result several times: the option changes no number."
+                        got = repr(listed.plain())
+                        raise self.error(what, listed.line, expected="one value", got=got)
                 variants.setdefault(step, Variant(label, step))
                 if len(variants) > _MAX_TASKS:
                     what = "The lists of the step make too many tasks."

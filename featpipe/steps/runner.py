@@ -83,7 +83,7 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
     """Return the end of a run: what failed, why, and the command to continue."""
     lines = []
     for ended in outcomes:
-        if ended.status in ("failed", "interrupted", "not run"):
+        if not ended.succeeded:
             lines.append(f"{ended.status}: {ended.task}: {ended.message}")
             lines += [f"    {label}: {text}" for label, text in ended.details.items()]
         elif ended.exit_code:
@@ -162,15 +162,7 @@ class _Worker:
 
 
 def describe_death(code: int | None) -> Outcome:
-    """Return the failure of a task whose process ended.
-
-    ``code`` is the exit code; minus the number of the signal if one killed the process.
-
-    Examples
-    --------
-    >>> describe_death(-11).message
-    'the process was killed by SIGSEGV'
-    """
+    """Return the failure of a task whose process ended with a code; minus a signal's if killed."""
     if code is None or code >= 0:
         return Outcome("failed", f"the process ended itself with exit code {code}")
     name = signal.Signals(-code).name

@@ -130,10 +130,7 @@ TRACKERS: dict[str, type[Tracker]] = {"mlflow": MlflowTracker, "tensorboard": Te
 
 
 def points_of(outcome: Outcome) -> Iterator[tuple[str, int, float]]:
-    """Yield the finite numbers of a result: name, epoch (0 where there is none) and value.
-
-    They are its accuracy, metrics and costs, and those of its training history.
-    """
+    """Yield the finite numbers of a result and its training: name, epoch (or 0) and value."""
     facts = outcome.facts
     ends = {f"accuracy_{end}": facts["accuracy"][end] for end in ("low", "high")}
     named = {"accuracy": facts["accuracy"]["value"], **ends}
