@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from featpipe.audit.record import audits_of, load_findings, sentences
 from featpipe.errors import DataError, FeatpipeError
 from featpipe.reporting.answers import leaks
-from featpipe.reporting.data import REPEATED, Group, Method, ReportData, Thumbnail
+from featpipe.reporting.data import REPEATED, Group, Method, ReportData, Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.statistics.intervals import accuracy_interval
 from featpipe.store import FeatureStore
@@ -153,7 +152,7 @@ class AuditedImages:
                     self._splits[dataset["split"]] = rows, source.read
                     continue
             with suppress(FeatpipeError):
-                store = FeatureStore(Path(known["path"]))
+                store = find_store(group.methods[0], known, data.context.workspace.root)
                 if store.has_looks:
                     rows = {name: row for row, name in enumerate(store.ids)}
                     self._splits[dataset["split"]] = rows, partial(_stored_thumbnail, store)

@@ -72,13 +72,13 @@ def read_located(text: str, where: str) -> Located:
         raise RecipeError("The YAML is nested too deeply.", where=where) from None
 
 
+@dataclass
 class _Walk:
     """Turns PyYAML's nodes into located values, counting what aliases repeat."""
 
-    def __init__(self, loader: yaml.SafeLoader, where: str) -> None:
-        self.loader = loader
-        self.where = where
-        self.visited = 0
+    loader: yaml.SafeLoader
+    where: str
+    visited: int = 0
 
     def visit(self, node: yaml.Node, line: int | None = None) -> Located:
         """Return the value of a node; ``line`` is that of its key."""

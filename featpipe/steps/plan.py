@@ -39,10 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """The tasks of a recipe in a workspace, in the order in which they run.
-
-    Two seeds of a step ``svm`` are the tasks ``svm[seed=0]`` and ``svm[seed=1]``.
-    """
+    """The tasks of a recipe in a workspace, in the order in which they run."""
 
     recipe: Recipe
     tasks: tuple[Task, ...]

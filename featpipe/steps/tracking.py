@@ -73,9 +73,8 @@ class MlflowTracker(Tracker):
         try:
             self._client: Any = tracking.MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
-            self._experiment = (
-                known.experiment_id if known else self._client.create_experiment(experiment)
-            )
+            new = self._client.create_experiment
+            self._experiment = known.experiment_id if known else new(experiment)
         except Exception as error:
             what, got = "MLflow's store cannot be opened.", str(error).partition("\n")[0]
             hint = "correct MLFLOW_TRACKING_URI, or unset it to use a local folder"
