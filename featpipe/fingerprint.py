@@ -64,11 +64,9 @@ def unsealed(content: Any) -> dict[str, Any]:
 
     A missing digest, or that of another content, is a ValueError.
     """
-    if not isinstance(content, dict):
-        raise ValueError("it holds no mapping")
-    rest = {name: value for name, value in content.items() if name != _DIGEST}
-    if _DIGEST not in content:
+    if not isinstance(content, dict) or _DIGEST not in content:
         raise ValueError("it has no digest of its content")
+    rest = {name: value for name, value in content.items() if name != _DIGEST}
     if content[_DIGEST] != of_mapping(rest):
         raise ValueError("its content was changed after it was written")
     return rest

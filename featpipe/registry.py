@@ -75,12 +75,10 @@ class Registry(Generic[T]):
         from importlib.metadata import entry_points  # noqa: PLC0415 - a fifth of `--help`
 
         found = {point.name: point for point in entry_points(group=self.group)}
-        if taken := sorted(set(found) & {*self._modules, *self._aliases}):
-            raise UsageError(
-                f"The package {_package(found[taken[0]])!r} registers a {self.kind} named "
-                f"{taken[0]!r}, which is a {self.kind} of featpipe.",
-                next_step="uninstall that package, or ask its authors to choose another name",
-            )
+        for name in sorted(found.keys() & {*self._modules, *self._aliases}):
+            what = f"The package {_package(found[name])!r} registers a {self.kind} named {name!r}"
+            hint = "uninstall that package, or ask its authors to choose another name"
+            raise UsageError(f"{what}, which is a {self.kind} of featpipe.", next_step=hint)
         return found
 
     def register(self, entry: T) -> T:
@@ -98,11 +96,10 @@ class Registry(Generic[T]):
         An unknown name is an UnknownNameError, with the nearest one.
         """
         found = self._aliases.get(name, name)
-        if found not in self._modules and found not in self._loaded:
-            known = self.names()
-            if found not in known:
-                what, near = f"There is no {self.kind} named {name!r}.", [*known, *self._aliases]
-                raise UnknownNameError(what, name, near, expected=", ".join(known))
+        if found not in self._modules and found not in self._loaded and name not in self:
+            known, what = self.names(), f"There is no {self.kind} named {name!r}."
+            near = [*known, *self._aliases]
+            raise UnknownNameError(what, name, near, expected=", ".join(known))
         return found
 
     def aliases_of(self, name: str) -> list[str]:

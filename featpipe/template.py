@@ -77,13 +77,6 @@ def write_recipe(
     ``name`` may end in ``.yaml``. ``data`` is a folder of class folders (below train and test or
     not), a CSV, an npz, or a folder with such a CSV; ``None``: what ``name`` is the path of. With
     ``test``, a folder as ``data`` then is, ``NAME.csv`` lists the images of both.
-
-    Raises
-    ------
-    UsageError
-        If the file exists already, or no data is named.
-    DataError
-        If the images are laid out in no way that featpipe knows.
     """
     if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
         name, data = Path(name).stem, Path(name)
@@ -108,13 +101,10 @@ def write_recipe(
     sources = [request.open(split, request.options(context)) for split in splits]
     first, classes = sources[0], sources[0].classes
     if len(classes) < 2:
-        raise DataError(
-            f"The images have {'one class' if classes else 'no labels'}, so there is nothing to "
-            "classify.",
-            where=data or target.stem,
-            got=", ".join(classes) or None,
-            expected="a folder of images for each class, not one of them",
-        )
+        found, got = "one class" if classes else "no labels", ", ".join(classes) or None
+        what = f"The images have {found}, so there is nothing to classify."
+        expected = "a folder of images for each class, not one of them"
+        raise DataError(what, where=data or target.stem, got=got, expected=expected)
     held_out = (
         "There is no test split, so a fifth of the images is held out; five-fold\n"
         "  # cross-validation instead: featpipe run … --set protocol=kfold:5"

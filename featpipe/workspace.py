@@ -85,13 +85,12 @@ def _claim(path: Path) -> tuple[Path, IO[bytes]]:
         claim = temporary.open("xb")  # permissions follow the umask: results are to be shared
         if fcntl is None:  # Windows renames no open file
             claim.close()
-        else:
-            try:
-                lock(claim)
-            except BlockingIOError:  # another process takes it for a leftover
-                temporary.unlink(missing_ok=True)
-            except OSError:  # some network file systems have no locks
-                return temporary, claim
+        try:
+            lock(claim)
+        except BlockingIOError:  # another process takes it for a leftover
+            temporary.unlink(missing_ok=True)
+        except OSError:  # some network file systems have no locks
+            return temporary, claim
         if temporary.exists():
             return temporary, claim
         claim.close()
