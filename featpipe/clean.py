@@ -1,4 +1,4 @@
-"""``featpipe clean``: what featpipe wrote and nobody needs any more."""
+"""``featpipe clean``: what featpipe wrote and can go."""
 
 from __future__ import annotations
 

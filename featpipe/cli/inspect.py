@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ from featpipe import api
 from featpipe.backbones import MODELS
 from featpipe.cli.console import Session, with_session
 from featpipe.datasets import DATASETS
-from featpipe.errors import FeatpipeError, ResultError, StoreError, UsageError
+from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
 
@@ -71,10 +71,15 @@ def results(ctx: click.Context, session: Session) -> None:
     folder = session.workspace.results
     found, damaged = api.scan_results(folder)
     rows = [
-        {"name": result.name, "method": result.title, "features": _network(result)}
-        | {"dataset": result.dataset["name"], "protocol": result.protocol["name"]}
-        | {"accuracy %": f"{100 * result.summary['accuracy']['value']:.2f}"}
-        | {"created": result.created}
+        {
+            "name": result.name,
+            "method": result.title,
+            "features": _network(result),
+            "dataset": result.dataset["name"],
+            "protocol": result.protocol["name"],
+            "accuracy %": f"{100 * result.summary['accuracy']['value']:.2f}",
+            "created": result.created,
+        }
         for result in found
     ]
     titles = api.unique_titles(found, rows, ("dataset", "features", "protocol"))
@@ -200,30 +205,39 @@ def verify_results(session: Session, names: tuple[str, ...]) -> None:
     their files; all results and reports of the workspace by default.
     """
     workspace = session.workspace
-    folder, damaged = workspace.results, []
+    folder = workspace.results
     paths = [api.locate_result(folder, name) for name in names] or sorted(folder.glob("*.json"))
+    pages = [] if names else sorted(workspace.reports.glob("*.html"))
+    changed = [file for page in pages for file in api.changed_files(page)]
+    _verify(
+        session, "results", paths, lambda path: api.verify_result(path, workspace.models), changed
+    )
+
+
+def _verify(
+    session: Session,
+    kind: str,
+    paths: Sequence[Path],
+    check: Callable[[Path], Any],
+    changed: Sequence[Path] = (),
+) -> NoReturn:
+    """Check files, and tell what is wrong with which; ``changed`` are files of reports."""
+    damaged = []
     for path in paths:
         try:
-            api.verify_result(path, workspace.models)
+            check(path)
         except FeatpipeError as error:
             session.console.error(error)
             damaged.append(str(path))
-    message = f"{len(paths) - len(damaged)} of {len(paths)} results are whole"
-    pages = [] if names else sorted(workspace.reports.glob("*.html"))
-    changed = [file for page in pages for file in api.changed_files(page)]
+    message = f"{len(paths) - len(damaged)} of {len(paths)} {kind} are whole"
     for file in changed:
         what, again = "A file of a report was changed.", "write it again: featpipe report"
         session.console.error(ResultError(what, where=file, next_step=again))
     if changed:
         message += f"; {len(changed)} files of reports are not what was written"
-    _verified(session, message, tuple(paths), [*damaged, *map(str, changed)])
-
-
-def _verified(
-    session: Session, message: str, paths: tuple[Path, ...], damaged: list[str]
-) -> NoReturn:
+    damaged += map(str, changed)
     status = "failed" if damaged else "done"
-    session.finish(Outcome(status, message, paths, {"damaged": damaged}, int(bool(damaged))))
+    session.finish(Outcome(status, message, tuple(paths), {"damaged": damaged}, int(bool(damaged))))
 
 
 @click.command(epilog="Examples: featpipe clean · featpipe clean --yes")
@@ -398,15 +412,7 @@ def verify(session: Session, paths: tuple[Path, ...]) -> None:
     """Read stores completely and compare them with their digests; all of them by default."""
     folders = session.workspace.features, session.workspace.activations
     found = paths or tuple(path for folder in folders for path in sorted(folder.rglob("*.h5")))
-    broken = []
-    for path in found:
-        try:
-            api.FeatureStore(path).verify()
-        except StoreError as error:
-            session.console.error(error)
-            broken.append(str(path))
-    message = f"{len(found) - len(broken)} of {len(found)} stores are whole"
-    _verified(session, message, found, broken)
+    _verify(session, "stores", found, lambda path: api.FeatureStore(path).verify())
 
 
 @store.command(epilog="Example: featpipe store export FILE.h5 features.parquet")

@@ -77,7 +77,7 @@ class OptionSpec:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in the help of the command line."""
+        """The placeholder of the value in the help of the command line."""
         if self.pairs:
             return "KEY=V1,V2" if get_args(_without_none(self.type))[1] is not Any else "KEY=VALUE"
         few = self.choices or (self.names() if self.registry and len(self.names()) <= _FEW else ())
@@ -226,7 +226,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """Return a YAML value in which texts such as 1e-3 are the numbers that they stand for."""
+    """Return a YAML value in which texts such as 1e-3 are numbers."""
     if isinstance(value, Mapping):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

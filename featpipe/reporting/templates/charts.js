@@ -221,7 +221,7 @@ function drawScatter(figure, spec) {
   const marks = choice.points.map((point) => [x(point.x), y(point.y)]);
   const named = choice.points.map((point) => point.label);
   let labels = placed(named, marks, box);
-  const numbered = !labels; // where not every name has room, numbers stand for all of them
+  const numbered = !labels; // where not every name has room, numbers are shown in the place of all of them
   labels ??= placed(named.map((_, i) => String(i + 1)), marks, box, true);
   figure.querySelector(".legend").replaceChildren(...(numbered
     ? named.map((name, i) => make("span", { class: "key" }, make("b", {}, String(i + 1)), name)) : []));
@@ -241,7 +241,7 @@ function drawScatter(figure, spec) {
 }
 
 // A label for every point, each where it covers no other and no point; null if one has no room,
-// unless `forced`. One that stands apart from its point has a line to it.
+// unless `forced`. One that is away from its point has a line to it.
 function placed(names, marks, box, forced = false) {
   const taken = marks.map(([cx, cy]) => ({ left: cx - 7, right: cx + 7, top: cy - 7, bottom: cy + 7 }));
   const found = [];
