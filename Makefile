@@ -15,7 +15,7 @@ help:  ## List the commands
 
 setup: $(DEV)  ## Make .venv for development: featpipe, its extras, the tools that test it
 
-demo: $(PLAIN)  ## Run the main job on the embedded default and name the report
+demo: $(PLAIN)  ## Run the demo (offline) and write its report
 	$(BIN)/featpipe demo
 
 test: $(DEV)  ## Lint, types, and the test suite (under ten minutes)

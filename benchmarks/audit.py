@@ -1,8 +1,8 @@
 """What the audit finds of what is known: near-duplicates, wrong labels, planted leaks, its time.
 
-    python benchmarks/audit.py --data DIR [--weights FILE] [--out benchmarks/results/audit.json]
+    python benchmarks/audit.py --shared DIR [--weights FILE] [--out benchmarks/results/audit.json]
 
-DIR holds ``cifar10/near_duplicates.npz`` (pairs confirmed by people: ciFAIR, Barz and Denzler
+DIR/data holds ``cifar10/near_duplicates.npz`` (pairs confirmed by people: ciFAIR, Barz and Denzler
 2020), ``cifar10/train_first4000.npz`` and ``first4000_human_labels.npz`` (CIFAR-10N, Wei et al.
 2022) and ``imagenette-val500``. ResNet-18 at 64 pixels for CIFAR-10, at 224 for photos. Labels are
 compared with cleanlab's scores on the same probabilities, where it is installed.
@@ -257,12 +257,12 @@ def duration(folder: Path, n: int, width: int) -> dict[str, Any]:
 def main() -> None:
     """Measure what is asked for, and write it down."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
     parser.add_argument("--weights", default=None)
     parser.add_argument("--only", default="pairs,labels,leaks,time,million")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "audit.json")
     given = parser.parse_args()
-    here = given.data.parent / "weights" / "resnet18-imagenet-pqf.safetensors"
+    here = given.shared / "weights" / "resnet18-imagenet-pqf.safetensors"
     weights = given.weights or (str(here) if here.is_file() else "DEFAULT")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -279,7 +279,7 @@ def main() -> None:
             ("leaks", planted_leaks),
         ):
             if part in given.only:
-                found[part] = work(given.data, weights, folder)
+                found[part] = work(given.shared / "data", weights, folder)
                 print(json.dumps(found[part], indent=1), flush=True)
     if given.out.is_file():
         found = {**json.loads(given.out.read_text()), **found}

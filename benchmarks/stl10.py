@@ -1,6 +1,6 @@
 """The real STL-10 run: extract all training images, evaluate by the official folds, record.
 
-    python benchmarks/stl10.py --material DIR [--model resnet50] [--workspace DIR]
+    python benchmarks/stl10.py --shared DIR [--model resnet50] [--workspace DIR]
 
 ``DIR`` holds ``data/stl10_binary`` and ``weights/MODEL-imagenet-pqf.safetensors``. The test split
 is not needed: a model trained on an official fold (1000 images) is tested on the other 4000.
@@ -29,12 +29,12 @@ CURVE = (1, 2, 5, 10, 20, 50, 100)
 def main() -> None:
     """Run and record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--material", type=Path, default=Path("../shared"))
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--fit", default="auto", choices=("auto", "crop", "whole"))
     parser.add_argument("--workspace", type=Path, default=Path())
     options = parser.parse_args()
-    weights = options.material / "weights" / f"{options.model}-imagenet-pqf.safetensors"
+    weights = options.shared / "weights" / f"{options.model}-imagenet-pqf.safetensors"
     if not weights.exists():
         print(f"skipped: there is no {weights}")
         return
@@ -45,7 +45,7 @@ def main() -> None:
         workspace=options.workspace,
         progress=Console().progress,
         weights=str(weights),
-        data=options.material / "data",
+        data=options.shared / "data",
         split="train",
         fit=options.fit,
     )
@@ -103,7 +103,7 @@ def _up_to_date_seconds(options: argparse.Namespace, weights: Path) -> float:
     """Time the second run of the command in a process of its own, start-up included."""
     command = [sys.executable, "-m", "featpipe", "extract", "--model", options.model]
     command += ["--weights", str(weights), "--dataset", "stl10", "--split", "train"]
-    command += ["--data", str(options.material / "data"), "--fit", options.fit]
+    command += ["--data", str(options.shared / "data"), "--fit", options.fit]
     command += ["--workspace", str(options.workspace)]
     seconds = []
     for _ in range(3):

@@ -126,7 +126,7 @@ def open_predictor(
         return _open_probe(path, weights, device, runtime, few=few)
     if runtime not in (None, "torch"):
         raise UsageError(
-            "A fine-tuned network runs in PyTorch only.", expected="torch", got=runtime
+            "A fine-tuned network only runs in PyTorch.", expected="torch", got=runtime
         )
     from featpipe.finetuning.saved import load_head  # noqa: PLC0415 - a probe needs no skorch
 
@@ -148,19 +148,20 @@ def _no_model(workspace: Workspace, name: str) -> ResultError:
         return ResultError(
             f"The result {name!r} has no model."
             if trained
-            else f"The method {result.method!r} trains no model that could answer for new images.",
+            else f"The method {result.method!r} trains no model, so it cannot classify new images.",
             where=path,
-            expected=f"{folder / name} with the ending {', '.join(_KINDS)}" if trained else None,
+            expected=f"{folder / name} ending in {', '.join(_KINDS)}" if trained else None,
             next_step="run its command again, without --no-save-model and with --force"
             if trained
             else "name a result of a method that is trained, such as featpipe svm",
         )
     known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
+    parts = dict.fromkeys(part for stem in known for part in stem.split("-"))
     return ResultError(
         f"There is no model {name!r}.",
         where=folder,
-        got=", ".join(known) or "no model at all",
-        next_step=did_you_mean(name, known) or "train one: featpipe svm",
+        got=", ".join(known) or "no models",
+        next_step=did_you_mean(name, [*known, *parts]) or "train one: featpipe svm",
     )
 
 
@@ -173,7 +174,7 @@ def _open_probe(
         name, prepared = then["model"], then["preprocessing"]
         crop, fit = prepared["crop"], prepared["fit"]
     except (KeyError, TypeError) as error:
-        what = f"The model does not describe its backbone: {error}"
+        what = f"The model lacks a description of its backbone: {error}"
         raise ResultError(what, where=path, next_step="train it again") from None
     precision, seen = then.get("precision", "float32"), None
     if precision == "int8":
@@ -192,11 +193,11 @@ def _open_probe(
     now = backbone.describe()
     if now != then:
         raise WeightsError(
-            "The backbone is not the one that this classifier was trained on.",
+            "The backbone differs from the one this classifier was trained on.",
             where=", ".join(key for key in {**then, **now} if now.get(key) != then.get(key)),
             expected=then["weights"],
             got=now["weights"],
-            next_step="name the same weights with --weights",
+            next_step="give the weights used for training with --weights",
         )
 
     layers: tuple[str, ...] = (model.layer,)
@@ -216,9 +217,9 @@ def _open_probe(
 
 def _no_calibration(_: Preprocessing) -> Tensor:
     raise WeightsError(
-        "The network in int8 that this classifier was trained on is not here.",
+        "The int8 network that this classifier was trained on is missing.",
         where="the cache of converted networks",
-        next_step="extract the features of the training images again, which makes it",
+        next_step="extract the features of the training images again, which converts it",
     )
 
 

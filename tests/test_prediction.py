@@ -135,7 +135,7 @@ def test_images_in_memory_get_the_answers_of_their_files(result, context, pictur
     (alone,) = api.predict(result, opened[0], workspace=context.workspace.root)
     assert alone == found[0]
     for wrong in ([paths[0], 3], [np.zeros((4, 4, 2), np.uint8)], [np.zeros((4, 4))]):
-        with pytest.raises(UsageError, match=rf"Image {len(wrong) - 1} of the list is no image"):
+        with pytest.raises(UsageError, match=rf"Item {len(wrong) - 1} of the list is not an image"):
             api.predict(result, wrong, workspace=context.workspace.root)
 
 
@@ -173,6 +173,9 @@ def test_an_unknown_model_is_named_with_the_nearest(result, context):
     with pytest.raises(ResultError, match="no model") as caught:
         open_predictor(context.workspace, f"{result.name}x")
     assert result.name in str(caught.value)
+    part = "svm" if result.method == "svm" else "finetune"
+    with pytest.raises(ResultError, match=f"did you mean '{part}'"):
+        open_predictor(context.workspace, f"{part}n")
 
 
 def test_a_result_without_a_model_says_why(context):
@@ -226,7 +229,7 @@ def test_a_probe_on_int8_features_answers_in_int8(tmp_path, pictures, monkeypatc
     classes = result.dataset["classes"]
     assert [answer.label for answer in answers] == [classes[i] for i in table.predicted]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    with pytest.raises(WeightsError, match="in int8 that this") as caught:
+    with pytest.raises(WeightsError, match="int8 network that this") as caught:
         open_predictor(context.workspace, result.name)
     assert "extract the features" in caught.value.details["next"]
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
+from sklearn.utils import gen_batches
 
 from featpipe.errors import FitError
 from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.probes.logistic import Logistic
+from featpipe.probes.rows import moments
 from featpipe.probes.solvers import BatchedLinear
 from featpipe.statistics.intervals import wilson
 
@@ -25,6 +28,9 @@ C_VALUES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 _FOLDS = 5
 _MOST_NUMBERS = 50_000_000  # rows times classes up to which all values of C are tried
 _DEFAULT_C = 1e-3
+_MOST_TRAINED = 100_000  # rows, which bounds memory; more hardly change 500 weights for each class
+_FEWEST = 20  # rows of a class that train, if it has so many
+_BLOCK = 16_384  # rows whose probabilities are computed at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +57,9 @@ def out_of_sample(
 ) -> tuple[NDArray[np.float32], float]:
     """Return probabilities of a logistic probe for rows that did not train it, and its C.
 
-    Five folds; of the values of C whose accuracy is within a standard error of the best, the one
-    with the strongest penalty: the less confident, the better confident learning counts.
+    Five folds, of which at most 100,000 rows in all train. Of the values of C whose accuracy is
+    within a standard error of the best, the one with the strongest penalty: the less confident, the
+    better confident learning counts.
 
     Raises
     ------
@@ -65,21 +72,39 @@ def out_of_sample(
         raise FitError("there are no two classes with two different images each")
     folds = cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)
     values = C_VALUES if len(y) * len(classes) <= _MOST_NUMBERS else (_DEFAULT_C,)
+    trained = _drawn(target, min(_MOST_TRAINED, _MOST_NUMBERS // len(classes)), seed)
     weight = np.zeros((len(folds), len(y)))
     for number, (train, _) in enumerate(folds):
         weight[number, train] = 1
+    weight, own = weight[:, trained], X[trained]
+    mean, scale = moments(own, weight > 0)
     found = np.zeros((len(values), len(y), len(classes)), np.float32)
-    probe = Logistic(c=values)
-    for fit in BatchedLinear(probe).path(X, target, weight, values, jobs, 1e-4):
-        apart = folds[fit.fold][1]
-        scores = fit.F[apart]
-        if scores.shape[1] == 1:
-            scores = np.concatenate([-scores, scores], axis=1) / 2
-        found[fit.value, apart] = softmax(scores, axis=1)
+    solver = BatchedLinear(Logistic(c=values))
+    at_once = max(1, _MOST_NUMBERS // (len(trained) * len(classes)))  # folds
+    for first in range(0, len(folds), at_once):
+        some = weight[first : first + at_once]
+        for fit in solver.path(own, target[trained], some, values, jobs, 1e-4):
+            fold = first + fit.fold
+            W, apart = fit.W[:-1] / scale[fold][:, None], folds[fold][1]
+            for part in gen_batches(len(apart), _BLOCK):
+                rows = apart[part]
+                scores = (X[rows] - mean[fold]) @ W + fit.W[-1]
+                found[fit.value, rows] = softmax(scores, axis=1)
     right = (found.argmax(axis=2) == target).mean(axis=1)
     error = np.sqrt(right.max() * (1 - right.max()) / len(y))
     best = int(np.argmax(right >= right.max() - error))
     return found[best], values[best]
+
+
+def _drawn(target: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
+    """Return all rows, or about ``most`` of them at random, of each class as many as its share."""
+    if len(target) <= most:
+        return np.arange(len(target))
+    order = np.random.default_rng(seed).permutation(len(target))
+    drawn = pd.Series(target[order])
+    place = drawn.groupby(drawn).cumcount()
+    quota = np.maximum(_FEWEST, np.bincount(target) * most / len(target))
+    return np.sort(order[place < quota[target[order]]])
 
 
 def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:

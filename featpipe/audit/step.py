@@ -41,7 +41,7 @@ class AuditStep(OnFeatures):
         path, existing = record.look_up(self, record.open_stores(self, context), context)
         key = path.stem.rpartition("-")[2]
         if existing is None or self.force:
-            return Status(False, "asked for again" if self.force else "no such audit yet", key)
+            return Status(False, "--force" if self.force else "no such audit yet", key)
         return Status(True, "audit is there", key, (path, path.with_suffix(".csv")))
 
     def run(self, context: Context) -> Outcome:

@@ -1,7 +1,7 @@
-"""Any classifier of scikit-learn, named by its import path.
+"""Any scikit-learn classifier, named by its import path.
 
-Its parameters are JSON-like, so a result says what was trained. One that is itself an estimator is
-written as ``{"estimator": PATH, "set": {PARAMETER: VALUE}}``.
+Its parameters are JSON-like, so a result records what was trained. A parameter that is itself an
+estimator is written as ``{"estimator": PATH, "set": {PARAMETER: VALUE}}``.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class AnyClassifier(Probe):
     )
     set: dict[str, Any] = option({}, help="A parameter of the classifier; may be repeated.")
     grid: dict[str, list[Any]] = option(
-        {}, help="Values of a parameter, the best of which is chosen; may be repeated."
+        {}, help="Values of a parameter to choose from on validation rows; may be repeated."
     )
     scale: str = option(
         "standard",
-        help="What is done to features before: standard: each to mean 0 and deviation 1; length: "
-        "each row to length 1; none.",
+        help="How features are scaled: standard: each feature to mean 0 and standard deviation 1; "
+        "length: each row to length 1; none.",
         choices=tuple(_SCALERS),
     )
     trust: bool = option(
         False,
-        help="Import it, and so run code, from another package than scikit-learn.",
+        help="Allow a class from a package other than scikit-learn; importing it runs its code.",
         affects_result=False,
     )
 
@@ -62,7 +62,7 @@ class AnyClassifier(Probe):
             known = made.get_params()
             for name in (*self.set, *self.grid):
                 if name.rpartition("__")[2] == "n_jobs":
-                    what = "The number of jobs changes no number, so it is no parameter here."
+                    what = "n_jobs does not affect the result, so it cannot be set here."
                     raise UsageError(what, got=name, next_step="--jobs N")
                 if name not in known:
                     raise _unknown(made, name, known)
@@ -76,10 +76,10 @@ class AnyClassifier(Probe):
         made = _build(self.classifier, self.set, trust=self.trust)
         lacking = [name for name in ("fit", "predict", "get_params") if not hasattr(made, name)]
         if lacking or not is_classifier(made):
-            why = f"it has no {lacking[0]}()" if lacking else "it predicts something else"
+            why = f"it has no {lacking[0]}()" if lacking else "it is another estimator"
             near = did_you_mean(self.classifier, _known_paths())
             raise UsageError(
-                f"{self.classifier} is no classifier: {why}.",
+                f"{self.classifier} is not a classifier: {why}.",
                 expected=f"a classifier of scikit-learn, such as {_EXAMPLE}",
                 next_step=near,
             )
@@ -144,13 +144,12 @@ class AnyClassifier(Probe):
         return pipeline.Pipeline([*scaling, ("classifier", self._classifier())])
 
     def answer(self, splits: list[Any], context: Context) -> Any:
-        """Train and test it; what it complains about is the user's to read."""
+        """Train and test it; its own errors become errors of the step."""
         try:
             return super().answer(splits, context)
         except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
             raise FitError(
-                f"{self._class_name} cannot be trained and tested on these rows with these "
-                f"parameters: {error}",
+                f"{self._class_name} failed on these rows with these parameters: {error}",
                 next_step="change its parameters (--set, --grid), or --scale",
             ) from error
 
@@ -190,9 +189,9 @@ def _encoded(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UsageError(
-        "A parameter cannot be kept with the result.",
+        "A parameter cannot be stored with the result.",
         where=where,
-        expected="a number, a text, an estimator, or a list of them",
+        expected="a number, a string, an estimator, or a list of these",
         got=repr(value)[:80],
     )
 
@@ -217,7 +216,7 @@ def _build(path: str, parameters: Mapping[str, Any], *, trust: bool) -> Any:
         nested = {name: value for name, value in values.items() if name not in known}
         return made.set_params(**nested) if nested else made
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{path} cannot be made with these parameters: {error}") from error
+        raise UsageError(f"{path} does not accept these parameters: {error}") from error
 
 
 def _find(path: str, *, trust: bool) -> type:
@@ -226,9 +225,9 @@ def _find(path: str, *, trust: bool) -> type:
     if not trust and (not path.startswith("sklearn.") or "._" in path):
         near = did_you_mean(path, _known_paths())
         raise UsageError(
-            f"{path!r} is no public class of scikit-learn.",
+            f"{path!r} is not a public scikit-learn class.",
             expected=f"an import path such as {_EXAMPLE}",
-            next_step=near or "add --trust if you trust its package: importing it runs its code",
+            next_step=near or "add --trust if you trust the package: importing it runs its code",
         )
     try:
         found = getattr(importlib.import_module(module), name)
@@ -237,7 +236,7 @@ def _find(path: str, *, trust: bool) -> type:
             f"There is no class {path!r}: {error}", path, _known_paths(), expected=None
         ) from error
     if not isinstance(found, type) or not (trust or _is_sklearn(found)):
-        raise UsageError(f"{path!r} is no estimator.", expected=f"a class such as {_EXAMPLE}")
+        raise UsageError(f"{path!r} is not an estimator.", expected=f"a class such as {_EXAMPLE}")
     return found
 
 
@@ -271,8 +270,8 @@ def _source(kind: type) -> str:
         return fingerprint.of_bytes(inspect.getsource(kind).encode())
     except (OSError, TypeError):
         raise UsageError(
-            "The code of the classifier is not to be found, so its results could not be told from "
-            "those of another version.",
+            "The source code of the classifier cannot be found, so its results could not be told "
+            "apart from those of another version.",
             where=_public_path(kind),
-            next_step="put the class into a file",
+            next_step="define the class in a file",
         ) from None

@@ -1,4 +1,4 @@
-"""What a probe is: a step with a scikit-learn pipeline and the grid that is chosen from.
+"""What a probe is: a step with a scikit-learn pipeline and a grid of hyper-parameters.
 
 A probe is one module: a subclass of :class:`Probe` with its options and :meth:`Probe.estimator`.
 Splits, choice, fits, metrics and files are the same for all of them.
@@ -41,21 +41,23 @@ class OnFeatures(Step):
 
     dataset: str | None = option(
         None,
-        help="Dataset whose stores are used; may be left out where there is only one.",
+        help="Dataset whose stores are used; optional if there is only one.",
         selects_input=True,
     )
     model: str | None = option(
         None,
-        help="Backbone whose stores are used; may be left out where there is only one.",
+        help="Backbone whose stores are used; optional if there is only one.",
         selects_input=True,
     )
     layer: str | None = option(
         None,
-        help="Stored layer to use, or logits: those of the backbone's own classifier; default: "
-        "the first layer.",
+        help="Stored layer to use; logits: those of the backbone's own classifier. Default: the "
+        "first layer.",
     )
     seed: int = option(0, help="Seed of every random choice.", seed=True)
-    force: bool = option(False, help="Compute again what is up to date.", affects_result=False)
+    force: bool = option(
+        False, help="Run again even if the result is up to date.", affects_result=False
+    )
 
     def accepts(self, producer: Step) -> bool:
         """Whether this is the dataset, the model and the layer asked for."""
@@ -78,14 +80,14 @@ class Evaluation(RowOptions, OnFeatures):
     makes = ("result",)
 
     train: Path | None = option(
-        None, help="This store holds the training rows.", selects_input=True
+        None, help="Store that holds the training rows.", selects_input=True
     )
-    test: Path | None = option(None, help="This store holds the test rows.", selects_input=True)
+    test: Path | None = option(None, help="Store that holds the test rows.", selects_input=True)
     protocol: str = option(
         "auto",
-        help="split: the dataset's own train and test rows; folds: train on each official fold; "
-        "fold:K: on one of them; kfold:K: cross-validation; holdout:F: a share F of the rows is "
-        "tested; all (zeroshot only): every row is tested. auto: split where there are two "
+        help="split: the dataset's own training and test splits; folds: train on each official "
+        "fold; fold:K: on one of them; kfold:K: K-fold cross-validation; holdout:F: test on a "
+        "random share F; all: test on every row (zeroshot only). auto: split if there are two "
         f"stores, else holdout:{SHARE}.",
         check=grammar.protocol,
     )
@@ -94,11 +96,11 @@ class Evaluation(RowOptions, OnFeatures):
     )
 
     def check(self) -> None:
-        """Refuse half a pair of stores."""
+        """Refuse one store of a pair without the other."""
         if self.test is not None and self.train is None:
             raise UsageError(
-                "--test needs --train: name both stores.",
-                next_step="name both, the training rows and the test rows, or neither",
+                "--test needs --train.",
+                next_step="give both stores, or neither",
             )
 
     def has_inputs(self) -> bool:
@@ -117,7 +119,7 @@ class Evaluation(RowOptions, OnFeatures):
         setup, path, existing = evaluation().run.look_up(self, context)
         key = setup.key[:8]
         if existing is None:
-            return Status(False, "asked for again" if self.force else "no such result yet", key)
+            return Status(False, "--force" if self.force else "no such result yet", key)
         return Status(True, "result is there", key, (path,))
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
@@ -175,15 +177,15 @@ class Probe(TrainingRowOptions, Evaluation):
 
     validation: str = option(
         "auto",
-        help="How hyper-parameters are chosen on training rows: holdout:F or kfold:K; "
+        help="How hyper-parameters are chosen on the training rows: holdout:F or kfold:K; "
         f"auto: kfold:{FOLDS} below {FEW_ROWS} training rows, else holdout:{SHARE}.",
         check=grammar.validation,
     )
     train_per_class: tuple[int, ...] | None = option(
-        None, help="Low-shot curve: train on N rows of each class, for each N.", minimum=1
+        None, help="Low-shot curve: train on N rows per class, for each N.", minimum=1
     )
     repeats: int = option(
-        5, help="Random draws for each N of a low-shot curve.", minimum=1, maximum=10_000
+        5, help="Random draws per N of a low-shot curve.", minimum=1, maximum=10_000
     )
     save_model: bool = option(
         True, help="Save the trained classifier beside the result.", affects_result=False
@@ -280,13 +282,13 @@ class LinearProbe(Probe):
     )
     check_solver: bool = option(
         False,
-        help="Fit the chosen model with scikit-learn's solver too, and tell what differs.",
+        help="Also fit the chosen model with scikit-learn's solver and report differences.",
         affects_result=False,
     )
     class_weight: str = option(
         "none",
-        help="balanced: every class weighs the same, whatever its number of rows (of an SVM, both "
-        "sides of each class against the rest); none: every row does.",
+        help="balanced: weight rows so that all classes count equally (for an SVM, both sides of "
+        "each one-vs-rest problem); none: all rows count equally.",
         choices=tuple(CLASS_WEIGHTS),
     )
 

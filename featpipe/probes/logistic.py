@@ -20,13 +20,13 @@ class Logistic(LinearProbe):
 
     c: tuple[float, ...] = option(
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-        help="Values of C to choose from.",
+        help="Values of C to choose from on validation rows.",
         minimum=1e-12,
         tunable=True,
         symbol="C",
     )
     max_iter: int = option(
-        2000, help="Iterations of the solver at most.", minimum=1, maximum=2**31 - 1
+        2000, help="Maximum number of solver iterations.", minimum=1, maximum=2**31 - 1
     )
 
     def estimator(self, n_rows: int, n_features: int) -> Any:

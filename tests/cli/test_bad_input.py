@@ -119,7 +119,10 @@ def test_a_group_that_covers_everything(told: Any, run: Any, photos: str) -> Non
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("preprocessing.StandardScaler", "has no predict()"), ("linear_model.Ridge", "no classifier")],
+    [
+        ("preprocessing.StandardScaler", "has no predict()"),
+        ("linear_model.Ridge", "not a classifier"),
+    ],
 )
 def test_an_estimator_that_does_not_classify(name: str, says: str, told: Any) -> None:
     assert says in told(f"probe sklearn.{name}")

@@ -372,7 +372,7 @@ def test_a_linear_model_of_a_forged_size_takes_no_memory(copy: Workspace) -> Non
 
 
 def test_a_model_that_does_not_describe_its_backbone_is_explained(copy: Workspace) -> None:
-    with pytest.raises(FeatpipeError, match="does not describe its backbone"):
+    with pytest.raises(FeatpipeError, match="lacks a description of its backbone"):
         open_predictor(copy, "centroid")  # the toy stores have no preprocessing
 
 

@@ -152,9 +152,9 @@ def test_a_model_that_skops_does_not_trust_is_not_saved_and_says_why(tmp_path, s
         ({"classifier": "RandomForestClassifier"}, UsageError, FOREST),
         ({"classifier": "sklearn.ensemble._forest.RandomForestClassifier"}, UsageError, "public"),
         ({"classifier": "os.path.join"}, UsageError, "--trust"),
-        ({"classifier": "sklearn.utils.Bunch"}, UsageError, "no estimator"),
+        ({"classifier": "sklearn.utils.Bunch"}, UsageError, "not an estimator"),
         ({"classifier": "sklearn.preprocessing.StandardScaler"}, UsageError, r"no predict\(\)"),
-        ({"classifier": "sklearn.linear_model.LinearRegression"}, UsageError, "something else"),
+        ({"classifier": "sklearn.linear_model.LinearRegression"}, UsageError, "another estimator"),
         ({"classifier": FOREST, "set": {"max_dept": 3}}, UnknownNameError, "'max_depth'"),
         ({"classifier": FOREST, "grid": {"max_dept": [3]}}, UnknownNameError, "'max_depth'"),
         ({"classifier": FOREST, "grid": {"max_depth": []}}, UsageError, "list of values"),
@@ -177,7 +177,7 @@ def test_a_value_that_the_classifier_refuses_is_explained(tmp_path, stores):
 
 
 def test_what_cannot_be_written_down_is_refused():
-    with pytest.raises(UsageError, match="cannot be kept") as caught:
+    with pytest.raises(UsageError, match="cannot be stored") as caught:
         describe(SVC(kernel=max))
     assert "SVC(kernel" in str(caught.value)
 
