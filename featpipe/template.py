@@ -78,22 +78,10 @@ def write_recipe(
     not), a CSV, an npz, or a folder with such a CSV; ``None``: what ``name`` is the path of. With
     ``test``, a folder as ``data`` then is, ``NAME.csv`` lists the images of both.
     """
-    if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
-        name, data = Path(name).stem, Path(name)
-    elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
-        name, data = Path(name).resolve().name, Path(name)
-    target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    _refuse_existing("recipe", target)
-    if not is_name(target.stem):
-        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
+    target, folder = _target(name, data)
     backbone_name(model)
     if weights is not None:
         weights_file(model, weights)
-    folder = data or target.with_suffix("")
-    if data is None and not folder.is_dir():
-        what = f"There is no folder or table of images called {str(folder)!r}."
-        near = nearest_path(folder) or "correct the name"
-        raise UsageError(what, next_step=f"{near}, or featpipe init {target.stem} --data FOLDER")
     if test is not None:
         folder = _join(target.with_suffix(".csv"), folder, test, context)
     dataset, splits = guess_layout(folder, context)
@@ -140,6 +128,24 @@ def write_recipe(
     return Outcome(
         "done", "\n".join(lines), (target,), {"dataset": dataset, "splits": list(splits)}
     )
+
+
+def _target(name: str, data: Path | None) -> tuple[Path, Path]:
+    """Return the file of the recipe, and where its images are."""
+    if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
+        name, data = Path(name).stem, Path(name)
+    elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
+        name, data = Path(name).resolve().name, Path(name)
+    target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    _refuse_existing("recipe", target)
+    if not is_name(target.stem):
+        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
+    folder = data or target.with_suffix("")
+    if data is None and not folder.is_dir():
+        what = f"There is no folder or table of images called {str(folder)!r}."
+        near = nearest_path(folder) or "correct the name"
+        raise UsageError(what, next_step=f"{near}, or featpipe init {target.stem} --data FOLDER")
+    return target, folder
 
 
 def _refuse_existing(kind: str, path: Path) -> None:
