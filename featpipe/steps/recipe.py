@@ -135,8 +135,7 @@ def parse_recipe(
         reader.check_keys(reader.defaults, known, "'defaults'")
     steps = tuple(reader.read_step(entry) for entry in entries.value)
     reader.check_references(steps)
-    if "name" in top:
-        name = reader.name(top["name"])
+    name = reader.name(top["name"]) if "name" in top else name
     resolved = {"name": name, "steps": reader.resolved}
     if "about" in top:
         resolved["about"] = str(top["about"].plain())
@@ -315,8 +314,8 @@ class _Reader:
         specs = options_of(kind)
         variants: dict[Step, Variant] = {}
         outputs: dict[Hashable, Step] = {}
-        labels = _distinguishing(each, specs) or [""]
-        for alternative, prefix in zip(each or [{}], labels, strict=True):
+        labels = _distinguishing(each, specs)
+        for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
             options = shared | alternative
             axes = {key: [node] for key, node in options.items()}  # the values, one per task
             for key, node in options.items():
@@ -340,10 +339,13 @@ class _Reader:
                 same = step if output is None else outputs.setdefault(output, step)
                 for key, nodes in axes.items():
                     if getattr(same, key) != getattr(step, key) and len(nodes) > 1:
-                        what, listed = f"A list under {key!r} would make the same", options[key]
-                        what += " result several times: the option changes no number."
-                        got = repr(listed.plain())
-                        raise self.error(what, listed.line, expected="one value", got=got)
+                        raise self.error(
+                            f"A list under {key!r} would make the same result several times: "
+                            "the option changes no number.",
+                            options[key].line,
+                            expected="one value",
+                            got=repr(options[key].plain()),
+                        )
                 variants.setdefault(step, Variant(label, step))
                 if len(variants) > _MAX_TASKS:
                     what = "The lists of the step make too many tasks."
