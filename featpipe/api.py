@@ -36,24 +36,17 @@ if TYPE_CHECKING:
     from featpipe.store.export import export_store
     from featpipe.template import write_recipe
 
+# Of each module, below featpipe, the names that are here.
 _HOMES = {
-    "audit.audit": ("Audit",),
-    "bench": ("measure",),
-    "backbones": ("load_backbone",),
-    "clean": ("files_of", "find_unneeded"),
-    "datasets.dataset": ("open_source",),
-    "evaluation.result": ("Result", "locate_result", "scan_results", "unique_titles"),
-    "evaluation.verify": ("verify_result",),
-    "labelmap": ("LabelMap", "builtin_maps"),
-    "embedder": ("Embedder",),
-    "prediction": ("Answer", "write_answers"),
-    "reporting.written": ("changed_files",),
-    "statistics.comparison": ("Comparison", "compare"),
-    "store": ("FeatureStore", "scan_stores"),
-    "store.export": ("export_store",),
-    "template": ("write_recipe",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+    "audit.audit": "Audit", "backbones": "load_backbone", "bench": "measure",
+    "clean": "files_of find_unneeded", "datasets.dataset": "open_source", "embedder": "Embedder",
+    "evaluation.result": "Result locate_result scan_results unique_titles",
+    "evaluation.verify": "verify_result", "labelmap": "LabelMap builtin_maps",
+    "prediction": "Answer write_answers", "reporting.written": "changed_files",
+    "statistics.comparison": "Comparison compare", "store": "FeatureStore scan_stores",
+    "store.export": "export_store", "template": "write_recipe",
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "Answer", "Audit", "Comparison", "Embedder", "FeatpipeError", "FeatureStore", "LabelMap",
