@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from featpipe.audit.audit import Audit
-    from featpipe.backbones import MODELS, load_backbone
+    from featpipe.backbones import load_backbone
     from featpipe.bench import measure
     from featpipe.clean import files_of, find_unneeded
-    from featpipe.datasets import DATASETS
     from featpipe.datasets.dataset import open_source
     from featpipe.embedder import Embedder
     from featpipe.evaluation.result import Result, locate_result, scan_results, unique_titles
@@ -33,44 +32,27 @@ if TYPE_CHECKING:
     from featpipe.prediction import Answer, write_answers
     from featpipe.reporting.written import changed_files
     from featpipe.statistics.comparison import Comparison, compare
-    from featpipe.steps.plan import Plan
-    from featpipe.steps.recipe import find_recipe, parse_recipe, read_recipe
-    from featpipe.steps.runner import run_plan
-    from featpipe.steps.tracking import TRACKERS
     from featpipe.store import FeatureStore, scan_stores
     from featpipe.store.export import export_store
     from featpipe.template import write_recipe
 
+# Of each module, below featpipe, the names that are here.
 _HOMES = {
-    "audit.audit": ("Audit",),
-    "bench": ("measure",),
-    "backbones": ("MODELS", "load_backbone"),
-    "clean": ("files_of", "find_unneeded"),
-    "datasets": ("DATASETS",),
-    "datasets.dataset": ("open_source",),
-    "evaluation.result": ("Result", "locate_result", "scan_results", "unique_titles"),
-    "evaluation.verify": ("verify_result",),
-    "labelmap": ("LabelMap", "builtin_maps"),
-    "embedder": ("Embedder",),
-    "prediction": ("Answer", "write_answers"),
-    "reporting.written": ("changed_files",),
-    "statistics.comparison": ("Comparison", "compare"),
-    "steps.plan": ("Plan",),
-    "steps.recipe": ("find_recipe", "parse_recipe", "read_recipe"),
-    "steps.runner": ("run_plan",),
-    "steps.tracking": ("TRACKERS",),
-    "store": ("FeatureStore", "scan_stores"),
-    "store.export": ("export_store",),
-    "template": ("write_recipe",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+    "audit.audit": "Audit", "backbones": "load_backbone", "bench": "measure",
+    "clean": "files_of find_unneeded", "datasets.dataset": "open_source", "embedder": "Embedder",
+    "evaluation.result": "Result locate_result scan_results unique_titles",
+    "evaluation.verify": "verify_result", "labelmap": "LabelMap builtin_maps",
+    "prediction": "Answer write_answers", "reporting.written": "changed_files",
+    "statistics.comparison": "Comparison compare", "store": "FeatureStore scan_stores",
+    "store.export": "export_store", "template": "write_recipe",
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
-    "DATASETS", "MODELS", "TRACKERS", "Answer", "Audit", "Comparison", "Embedder", "FeatpipeError",
-    "FeatureStore", "LabelMap", "Plan", "Result", "builtin_maps", "changed_files", "compare",
-    "evaluate", "export", "export_store", "extract", "files_of", "find_recipe", "find_unneeded",
-    "finetune", "load_backbone", "locate_result", "measure", "open_source", "parse_recipe",
-    "predict", "read_recipe", "report", "run_plan", "scan_results", "scan_stores", "unique_titles",
+    "Answer", "Audit", "Comparison", "Embedder", "FeatpipeError", "FeatureStore", "LabelMap",
+    "Result", "builtin_maps", "changed_files", "compare", "evaluate", "export", "export_store",
+    "extract", "files_of", "find_unneeded", "finetune", "load_backbone", "locate_result", "measure",
+    "open_source", "predict", "report", "scan_results", "scan_stores", "unique_titles",
     "verify_result", "write_answers", "write_recipe", "zeroshot",
 ]  # fmt: skip
 
@@ -142,10 +124,8 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
         If a name is unknown, an image or weights file cannot be read, the disk is full …
     """
     if (backbone is None) != (transform is None) or (backbone is None) == (model is None):
-        raise UsageError(
-            "What embeds the images?",
-            expected="the name of a model; or backbone= and transform=, a module and its transform",
-        )
+        expected = "the name of a model; or backbone= and transform=, a module and its transform"
+        raise UsageError("What embeds the images?", expected=expected)
     if backbone is None and (name or fingerprint):
         raise UsageError(
             "name= and fingerprint= describe a module, and there is none.",

@@ -1,4 +1,4 @@
-"""``featpipe clean``: what featpipe wrote and nobody needs any more."""
+"""``featpipe clean``: what featpipe wrote and can go."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ from pathlib import Path
 from featpipe.evaluation.result import OldResultError, scan_results
 from featpipe.files import read_json
 from featpipe.store import scan_stores
-from featpipe.workspace import (
-    Workspace,
-    explain_os_errors,
-    is_locked,
-    leftovers,
-    one_at_a_time,
-)
+from featpipe.workspace import Workspace, explain_os_errors, is_locked, leftovers, one_at_a_time
 
 # What follows the name of a result: its last part is eight letters of the result's key.
 _OF_RESULT = re.compile(

@@ -32,13 +32,7 @@ from typing import Any
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Return ``"did you mean 'x'?"`` for the nearest known name, if one is near.
-
-    Examples
-    --------
-    >>> did_you_mean("resnet5O", ["resnet18", "resnet50"])
-    "did you mean 'resnet50'?"
-    """
+    """Return ``"did you mean 'x'?"`` for the nearest known name, if one is near."""
     nearest = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"did you mean {nearest[0]!r}?" if nearest else None
 
@@ -160,14 +154,9 @@ class ResultError(FeatpipeError):
 
 
 class MissingExtraError(FeatpipeError):
-    """An optional dependency is not installed.
-
-    ``extra`` is the extra of featpipe that installs the ``package``.
-    """
+    """An optional ``package`` is not installed, which the ``extra`` of featpipe installs."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"This needs the package {package!r}, which is not installed.",
-            next_step=f'pip install "featpipe[{extra}]"',
-        )
+        what = f"This needs the package {package!r}, which is not installed."
+        super().__init__(what, next_step=f'pip install "featpipe[{extra}]"')
         self.args = (package, extra)  # for unpickling what a worker process raised

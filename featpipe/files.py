@@ -26,10 +26,7 @@ _KINDS = {
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading bytes; links are followed.
 
-    Raises
-    ------
-    OSError
-        If it cannot be opened or is something else, which ``strerror`` names.
+    The ``strerror`` of the OSError names what it is instead.
     """
     check_regular(path, os.stat(path))
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -43,13 +40,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_regular(path: str | os.PathLike[str], most_bytes: int) -> bytes:
-    """Return the content of a regular file, whose size is checked before it is read.
-
-    Raises
-    ------
-    OSError
-        If it cannot be opened, is something else, or is larger.
-    """
+    """Return the content of a regular file; one that is larger is an OSError before it is read."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > most_bytes:
@@ -59,15 +50,7 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return what a regular file says in JSON.
-
-    Raises
-    ------
-    OSError
-        As :func:`read_regular` does.
-    ValueError
-        If it is no JSON in UTF-8.
-    """
+    """Return what a regular file holds as JSON; other text is a ValueError."""
     return json.loads(read_regular(path, _MOST_JSON_BYTES).decode("utf-8"))
 
 

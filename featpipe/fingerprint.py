@@ -25,16 +25,11 @@ _DIGEST = "digest"  # key of sealed JSON
 SEAL = b"featpipe sha256 "  # the comment of a sealed archive, before the digest in hex
 _COMMENT_BYTES = 2 + len(SEAL) + 64  # with its length, which ends an archive without a comment
 _READ_BYTES = 1 << 22
+_COLUMNS = "path, size, mtime_ns, ctime_ns, algorithm, digest, crc32"
 
 
 def of_mapping(values: Any) -> str:
-    """Return the SHA-256 (hex) of a JSON-like value, whatever the order of its keys.
-
-    Examples
-    --------
-    >>> of_mapping({"a": 1, "b": 2}) == of_mapping({"b": 2, "a": 1})
-    True
-    """
+    """Return the SHA-256 (hex) of a JSON-like value, whatever the order of its keys."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -67,16 +62,11 @@ def sealed_json(content: Mapping[str, Any]) -> str:
 def unsealed(content: Any) -> dict[str, Any]:
     """Return the mapping that was read from sealed JSON without its digest.
 
-    Raises
-    ------
-    ValueError
-        If there is no digest, or it is that of another content.
+    A missing digest, or that of another content, is a ValueError.
     """
-    if not isinstance(content, dict):
-        raise ValueError("it holds no mapping")
-    rest = {name: value for name, value in content.items() if name != _DIGEST}
-    if _DIGEST not in content:
+    if not isinstance(content, dict) or _DIGEST not in content:
         raise ValueError("it has no digest of its content")
+    rest = {name: value for name, value in content.items() if name != _DIGEST}
     if content[_DIGEST] != of_mapping(rest):
         raise ValueError("its content was changed after it was written")
     return rest
@@ -102,13 +92,7 @@ def seal_archive(path: Path) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Compare a sealed zip archive with the digest in it.
-
-    Raises
-    ------
-    ValueError
-        If it is not sealed, or was changed since.
-    """
+    """Raise ValueError unless a zip archive holds the digest of what it is."""
     end = path.stat().st_size - _COMMENT_BYTES
     with path.open("rb") as stream:
         stream.seek(max(end, 0))
@@ -176,12 +160,9 @@ class FileHashes:
                     closing(self._connect(self.cache)) as connection,
                     connection,
                 ):
-                    connection.executemany(
-                        "insert or replace into hashes"
-                        " (path, size, mtime_ns, ctime_ns, algorithm, digest, crc32)"
-                        " values (?, ?, ?, ?, ?, ?, ?)",
-                        [(*row, _crc32(row)) for row in fresh],
-                    )
+                    into = f"insert or replace into hashes ({_COLUMNS}) values"
+                    rows = [(*row, _crc32(row)) for row in fresh]
+                    connection.executemany(f"{into} (?, ?, ?, ?, ?, ?, ?)", rows)
         return digests
 
     def one(self, path: Path, algorithm: str = "sha256") -> str:
@@ -202,11 +183,8 @@ class FileHashes:
             return {}
         try:
             with closing(self._connect(self.cache)) as connection:
-                rows = connection.execute(
-                    "select path, size, mtime_ns, ctime_ns, algorithm, digest, crc32 from hashes"
-                    " where algorithm = ?",
-                    (algorithm,),
-                ).fetchall()
+                query = f"select {_COLUMNS} from hashes where algorithm = ?"  # noqa: S608 - ours
+                rows = connection.execute(query, (algorithm,)).fetchall()
         except sqlite3.OperationalError:
             return {}  # busy, or on a disk that is read-only: the hashes are computed again
         except sqlite3.DatabaseError:

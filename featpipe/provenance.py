@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "featpipe",
-    "torch",
-    "torchvision",
-    "openvino",
-    "scikit-learn",
-    "numpy",
-    "scipy",
-    "h5py",
+    "featpipe", "torch", "torchvision", "openvino", "scikit-learn", "numpy", "scipy", "h5py",
     "pandas",
-)
+)  # fmt: skip
 
 
 def package_version(name: str) -> str:

@@ -36,12 +36,9 @@ class Registry(Generic[T]):
     kind : str
         What is registered, in the singular, as it appears in messages (``"model"``). Other
         packages register theirs as entry points of the group ``featpipe.KINDs``.
-    builtin : mapping of str to str
-        Names of the built-in entries, each with the module that registers it.
-    aliases : mapping of str to str, optional
-        Other names of entries.
-    summaries : mapping of str to str, optional
-        One line about built-in entries, so that they are listed without their modules.
+    builtin, aliases, summaries : mapping of str to str
+        Names of the built-in entries, each with the module that registers it; other names of
+        entries; one line about built-in entries, so that they are listed without their modules.
 
     Examples
     --------
@@ -78,12 +75,10 @@ class Registry(Generic[T]):
         from importlib.metadata import entry_points  # noqa: PLC0415 - a fifth of `--help`
 
         found = {point.name: point for point in entry_points(group=self.group)}
-        if taken := sorted(set(found) & {*self._modules, *self._aliases}):
-            raise UsageError(
-                f"The package {_package(found[taken[0]])!r} registers a {self.kind} named "
-                f"{taken[0]!r}, which is a {self.kind} of featpipe.",
-                next_step="uninstall that package, or ask its authors to choose another name",
-            )
+        for name in sorted(found.keys() & {*self._modules, *self._aliases}):
+            what = f"The package {_package(found[name])!r} registers a {self.kind} named {name!r}"
+            hint = "uninstall that package, or ask its authors to choose another name"
+            raise UsageError(f"{what}, which is a {self.kind} of featpipe.", next_step=hint)
         return found
 
     def register(self, entry: T) -> T:
@@ -98,17 +93,13 @@ class Registry(Generic[T]):
     def canonical(self, name: str) -> str:
         """Return the name that an alias means; nothing is imported.
 
-        Raises
-        ------
-        UnknownNameError
-            If no entry has this name; the message gives the nearest one.
+        An unknown name is an UnknownNameError, with the nearest one.
         """
         found = self._aliases.get(name, name)
-        if found not in self._modules and found not in self._loaded:
-            known = self.names()
-            if found not in known:
-                what, near = f"There is no {self.kind} named {name!r}.", [*known, *self._aliases]
-                raise UnknownNameError(what, name, near, expected=", ".join(known))
+        if found not in self._modules and found not in self._loaded and name not in self:
+            known, what = self.names(), f"There is no {self.kind} named {name!r}."
+            near = [*known, *self._aliases]
+            raise UnknownNameError(what, name, near, expected=", ".join(known))
         return found
 
     def aliases_of(self, name: str) -> list[str]:
@@ -123,27 +114,20 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Return the object registered under a name or alias; its module is imported.
 
-        Raises
-        ------
-        UnknownNameError
-            If no entry has this name.
-        UsageError
-            If the package that brings it cannot be imported.
+        A package that brings it and cannot be imported is a UsageError.
         """
         name = self.canonical(name)
-        if name not in self._loaded:
-            if name in self._modules:
-                importlib.import_module(self._modules[name])
-            else:
-                point = self._entry_points[name]
-                try:
-                    self._loaded[name] = point.load()
-                except Exception as error:  # whatever another package may raise
-                    raise UsageError(
-                        f"The {self.kind} {name!r} cannot be loaded: {error}",
-                        where=f"{point.value} of the package {_package(point)}",
-                        next_step="repair or uninstall that package",
-                    ) from error
+        if name in self._modules and name not in self._loaded:
+            importlib.import_module(self._modules[name])
+        elif name not in self._loaded:
+            point = self._entry_points[name]
+            try:
+                self._loaded[name] = point.load()
+            except Exception as error:  # whatever another package may raise
+                what = f"The {self.kind} {name!r} cannot be loaded: {error}"
+                where = f"{point.value} of the package {_package(point)}"
+                hint = "repair or uninstall that package"
+                raise UsageError(what, where=where, next_step=hint) from error
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:

@@ -37,9 +37,11 @@ steps:
     dataset: $dataset
     # on-error: skip       # go on where an image cannot be read, and say which
     # classes: $classes    # only some of the classes
+    # Images of one patient, video or place belong on one side of every split:
+    # group-by: folder     # the folder an image is in; or "regex:patient_([0-9]+)" of its path
 
   # Each method chooses its one hyper-parameter on validation rows, never on test rows.
-$protocol
+  # $protocol
   - step: svm
     grid: {c: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}
 
@@ -75,134 +77,122 @@ def write_recipe(
     ``name`` may end in ``.yaml``. ``data`` is a folder of class folders (below train and test or
     not), a CSV, an npz, or a folder with such a CSV; ``None``: what ``name`` is the path of. With
     ``test``, a folder as ``data`` then is, ``NAME.csv`` lists the images of both.
-
-    Raises
-    ------
-    UsageError
-        If the file exists already, or no data is named.
-    DataError
-        If the images are laid out in no way that featpipe knows.
     """
-    if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
-        name, data = Path(name).stem, Path(name)
-    elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
-        name, data = Path(name).resolve().name, Path(name)
-    target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    if target.exists():
-        raise UsageError(
-            "The recipe exists already.", where=target, next_step="choose another name, or edit it"
-        )
-    if not is_name(target.stem):
-        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
+    target, folder = _target(name, data)
     backbone_name(model)
     if weights is not None:
         weights_file(model, weights)
-    folder = data or target.with_suffix("")
-    if data is None and not folder.is_dir():
-        near = nearest_path(folder)
-        raise UsageError(
-            f"There is no folder or table of images called {str(folder)!r}.",
-            next_step=f"{near or 'correct the name'}, or featpipe init {target.stem} --data FOLDER",
-        )
     if test is not None:
         folder = _join(target.with_suffix(".csv"), folder, test, context)
     dataset, splits = guess_layout(folder, context)
     request = SourceRequest(dataset)
     sources = [request.open(split, request.options(context)) for split in splits]
-    found = "; ".join(f"{len(source)} images in {source.split!r}" for source in sources)
-    classes = sources[0].classes
+    first, classes = sources[0], sources[0].classes
     if len(classes) < 2:
-        raise DataError(
-            f"The images have {'one class' if classes else 'no labels'}, so there is nothing to "
-            "classify.",
-            where=data or target.stem,
-            got=", ".join(classes) or None,
-            expected="a folder of images for each class, not one of them",
-        )
+        found, got = "one class" if classes else "no labels", ", ".join(classes) or None
+        what = f"The images have {found}, so there is nothing to classify."
+        expected = "a folder of images for each class, not one of them"
+        raise DataError(what, where=data or target.stem, got=got, expected=expected)
+    held_out = (
+        "There is no test split, so a fifth of the images is held out; five-fold\n"
+        "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
+    )
+    images = "; ".join(f"{len(source)} images in {source.split!r}" for source in sources)
+    found = f"{len(classes)} classes; {images}"
     text = _TEMPLATE.substitute(
         name=target.stem,
         file=target,
         model=model,
         weights=f"\n    weights: {_quoted(weights)}" if weights else "",
         dataset=_quoted(dataset),
-        found=f"{len(classes)} classes; {found}",
+        found=found,
         classes=_quoted(",".join(classes[:2])),
-        protocol=f"  # Trained on {splits[0]!r}, tested once on {splits[1]!r}."
-        if len(splits) > 1
-        else "  # There is no test split, so a fifth of the images is held out; five-fold\n"
-        "  # cross-validation instead: featpipe run … --set protocol=kfold:5",
+        protocol=held_out
+        if len(splits) == 1
+        else f"Trained on {splits[0]!r}, tested once on {splits[1]!r}.",
     )
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    labels = sources[0].labels
-    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    rare = [classes[label] for label in np.flatnonzero(counts < _FEW)]
-    message = f"{len(classes)} classes; {found}\n→ {target}\nnow: featpipe run {target}"
-    if rare:
-        message += f"\nfewer than {_FEW} images, too few to train and test: {', '.join(rare)}"
-    return Outcome("done", message, (target,), {"dataset": dataset, "splits": list(splits)})
+    lines = [found, f"→ {target}", f"now: featpipe run {target}"]
+    counts = np.bincount(first.labels[first.labels >= 0], minlength=len(classes))
+    if rare := [classes[label] for label in np.flatnonzero(counts < _FEW)]:
+        lines.append(f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}")
+    if not first.groups:
+        nested = len({os.path.dirname(name) for name in first.ids}) > len(classes)
+        seen = "there are folders within the classes: " * nested
+        lines.append(
+            f"{seen}if several images show the same patient, video or place, keep them on one side "
+            f"of every split: group-by in {target}"
+        )
+    return Outcome(
+        "done", "\n".join(lines), (target,), {"dataset": dataset, "splits": list(splits)}
+    )
+
+
+def _target(name: str, data: Path | None) -> tuple[Path, Path]:
+    """Return the file of the recipe, and where its images are."""
+    if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
+        name, data = Path(name).stem, Path(name)
+    elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
+        name, data = Path(name).resolve().name, Path(name)
+    target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    _refuse_existing("recipe", target)
+    if not is_name(target.stem):
+        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
+    folder = data or target.with_suffix("")
+    if data is None and not folder.is_dir():
+        what = f"There is no folder or table of images called {str(folder)!r}."
+        near = nearest_path(folder) or "correct the name"
+        raise UsageError(what, next_step=f"{near}, or featpipe init {target.stem} --data FOLDER")
+    return target, folder
+
+
+def _refuse_existing(kind: str, path: Path) -> None:
+    if path.exists():
+        hint = "choose another name, or edit or remove it"
+        raise UsageError(f"The {kind} exists already.", where=path, next_step=hint)
 
 
 def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
-    """Return how a dataset is named for ``--dataset``, and its splits.
-
-    Raises
-    ------
-    DataError
-        If there is nothing, or nothing that can be a dataset.
-    """
+    """Return how a dataset is named for ``--dataset``, and its splits."""
     if not data.exists():
-        raise DataError(
-            "There are no such images.",
-            where=data,
-            next_step=nearest_path(data) or "correct --data",
-        )
+        hint = nearest_path(data) or "correct --data"
+        raise DataError("There are no such images.", where=data, next_step=hint)
     if data.is_file():
         if data.suffix.lower() not in _TABLES:
-            raise DataError(
-                "This file lists no images.", where=data, expected="a folder, a .csv or a .npz"
-            )
+            expected = "a folder, a .csv or a .npz"
+            raise DataError("This file lists no images.", where=data, expected=expected)
         spec = f"{data.suffix.lower()[1:]}:{data}"
     else:
         tables = []
         for path in sorted(data.glob("*.csv")):
-            header: list[str] = []
             with (
                 suppress(OSError, UnicodeDecodeError, csv.Error),
                 path.open(encoding="utf-8-sig", newline="") as stream,
             ):
-                header = next(csv.reader(stream), [])
-            if {"path", "label"} <= set(header):
-                tables.append(path)
+                if {"path", "label"} <= set(next(csv.reader(stream), [])):
+                    tables.append(path)
         if len(tables) > 1:
-            raise DataError(
-                "The folder holds several tables of images.",
-                where=data,
-                got=", ".join(table.name for table in tables),
-                next_step=f"say which: --data {tables[0]}",
-            )
+            what, got = "The folder holds several tables of images.", [t.name for t in tables]
+            hint = f"say which: --data {tables[0]}"
+            raise DataError(what, where=data, got=", ".join(got), next_step=hint)
         spec = f"csv:{tables[0]}" if tables else f"folder:{data}"
     return spec, splits_of(spec, SourceRequest(spec).options(context))
 
 
 def _join(table: Path, train: Path, test: Path, context: Context) -> Path:
     """Write a CSV of the images in two folders: those that train, and those that test."""
-    if table.exists():
-        next_step = "choose another name, or remove it"
-        raise UsageError("The table exists already.", where=table, next_step=next_step)
+    _refuse_existing("table", table)
     rows, known = [("path", "label", "split")], None
     for split, folder in (("train", train), ("test", test)):
         request = SourceRequest(f"folder:{folder}")
         source = request.open("all", request.options(context))
         known = known or source.classes
         if unknown := sorted(set(source.classes) - set(known)):
-            raise DataError(
-                "The test images have classes that the training images do not have.",
-                where=folder,
-                expected=f"some of {', '.join(known)}",
-                got=", ".join(unknown),
-            )
+            what = "The test images have classes that the training images do not have."
+            expected, got = f"some of {', '.join(known)}", ", ".join(unknown)
+            raise DataError(what, where=folder, expected=expected, got=got)
         for image, label in zip(source.ids, source.labels, strict=True):
             path = os.path.relpath(folder / image, table.parent)
             rows.append((path, source.classes[label] if label >= 0 else "", split))

@@ -47,20 +47,13 @@ class Workspace:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path as the user wrote it, ``~`` and ``~name`` expanded.
-
-    Raises
-    ------
-    UsageError
-        If there is no such home folder.
-    """
+    """Return a path as the user wrote it, ``~`` and ``~name`` expanded."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UsageError(
-            f"There is no home folder for {str(path)!r}.",
-            next_step="write the path in full, or ./~… for a name that begins with ~",
-        ) from None
+        hint = "write the path in full, or ./~… for a name that begins with ~"
+        what = f"There is no home folder for {str(path)!r}."
+        raise UsageError(what, next_step=hint) from None
 
 
 @contextmanager
@@ -69,12 +62,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     The data is on the disk (fsync) before the name changes, so a kill at any moment leaves
     either the old file or the new one, never a torn one. What an earlier kill has left in the
-    folder is removed.
-
-    Raises
-    ------
-    FeatpipeError
-        If the place cannot be written to, or the disk is full.
+    folder is removed. A full disk or a place that cannot be written to is a FeatpipeError.
     """
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,13 +85,12 @@ def _claim(path: Path) -> tuple[Path, IO[bytes]]:
         claim = temporary.open("xb")  # permissions follow the umask: results are to be shared
         if fcntl is None:  # Windows renames no open file
             claim.close()
-        else:
-            try:
-                lock(claim)
-            except BlockingIOError:  # another process takes it for a leftover
-                temporary.unlink(missing_ok=True)
-            except OSError:  # some network file systems have no locks
-                return temporary, claim
+        try:
+            lock(claim)
+        except BlockingIOError:  # another process takes it for a leftover
+            temporary.unlink(missing_ok=True)
+        except OSError:  # some network file systems have no locks
+            return temporary, claim
         if temporary.exists():
             return temporary, claim
         claim.close()
@@ -153,20 +140,9 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def refuse_foreign(path: Path, mark: bytes, *, force: bool) -> None:
-    """Refuse to replace a file that featpipe did not write.
+    """Refuse to replace a folder, or a file that featpipe did not write, unless ``force``.
 
-    Parameters
-    ----------
-    path : Path
-    mark : bytes
-        What such a file of featpipe has near its beginning or its end.
-    force : bool
-        Replace it nevertheless; a folder never.
-
-    Raises
-    ------
-    UsageError
-        If there is another file, or a folder.
+    ``mark`` is what such a file of featpipe has near its beginning or its end.
     """
     if path.is_dir():
         raise UsageError("This is a folder, not a file.", where=path, next_step="name a file in it")
@@ -179,11 +155,9 @@ def refuse_foreign(path: Path, mark: bytes, *, force: bool) -> None:
             stream.seek(max(stream.tell(), stream.seek(0, os.SEEK_END) - _MARK_BYTES))
             content += stream.read()
     if mark not in content:
-        raise UsageError(
-            "A file that featpipe did not write would be replaced.",
-            where=path,
-            next_step="name another file, or add --force to replace it",
-        )
+        what = "A file that featpipe did not write would be replaced."
+        hint = "name another file, or add --force to replace it"
+        raise UsageError(what, where=path, next_step=hint)
 
 
 @contextmanager
@@ -195,33 +169,20 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         reason = error if isinstance(error, OSError) else error.__context__  # as torch raises it
         if not isinstance(reason, OSError):
             raise
-        full = reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise FeatpipeError(
-            f"{reason.strerror or reason}.",
-            where=path,
-            next_step="free some space (featpipe clean lists what can go), then run the same "
-            "command again"
-            if full
-            else "name a place that can be written to, such as another --workspace",
-        ) from error
+        hint = "name a place that can be written to, such as another --workspace"
+        if reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            hint = "free some space (see featpipe clean), then run the same command again"
+        raise FeatpipeError(f"{reason.strerror or reason}.", where=path, next_step=hint) from error
 
 
 def lock(file: IO[Any]) -> None:
-    """Let no other process lock an open file until it is closed.
-
-    Raises
-    ------
-    BlockingIOError
-        If another process has locked it.
-    """
+    """Lock an open file until it is closed; BlockingIOError where another process has."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def neutralise_cell(value: Any) -> Any:
-    """Return a text as a cell of a table that no spreadsheet takes for a formula.
-
-    Anything else is returned as it is.
+    """Return a text as a cell that no spreadsheet takes for a formula, anything else as it is.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from PIL import Image
 import featpipe as fp
 from featpipe import api
 from featpipe.datasets.dataset import DatasetOptions
-from featpipe.errors import UnknownNameError
+from featpipe.errors import UnknownNameError, UsageError
 from tests.stores import content, sealed
 
 PROGRESS = "progress: Progress | None = None"
@@ -160,3 +160,9 @@ def test_digits_from_pixels_to_answers(tmp_path):
     with pytest.raises(fp.FeatpipeError, match="no model"):
         fp.predict("knn", tmp_path / "0.png", **here)
     assert fp.zeroshot(train, test, policy="restricted", **here).method == "zeroshot"
+
+
+def test_a_report_of_nothing_says_what_to_pass(tmp_path):
+    with pytest.raises(UsageError, match="list of results is empty") as caught:
+        fp.report([], tmp_path / "page")
+    assert caught.value.details["expected"].startswith("a list of results")

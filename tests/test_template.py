@@ -40,6 +40,8 @@ def test_a_folder_of_class_folders(context, tmp_path):
     assert plan.tasks[0].step.dataset == f"folder:{tmp_path / 'my photos'}"
     (_, status), *_ = plan.forecast()
     assert status.why == "4 of all to embed"
+    assert "# group-by: folder" in text
+    assert "if several images show the same patient, video or place" in outcome.message
 
 
 def test_train_and_test_folders(context, tmp_path):
@@ -50,6 +52,18 @@ def test_train_and_test_folders(context, tmp_path):
     assert "Trained on 'train', tested once on 'test'." in text
     step = read_recipe(tmp_path / "a.yaml").steps[0].variants[0].step
     assert (step.dataset, step.weights) == ("folder:a", "own.safetensors")
+
+
+def test_folders_within_the_classes_may_be_groups(context, tmp_path):
+    draw(tmp_path / "scans", *(f"{label}/p{n}/{n}.png" for label in "ab" for n in (1, 2)))
+    message = write_recipe("scans", None, "resnet18", None, context).message
+    assert "there are folders within the classes: if several images show" in message
+    recipe = tmp_path / "scans.yaml"
+    recipe.write_text(recipe.read_text().replace("# group-by: folder", "group-by: folder"))
+    assert read_recipe(recipe).steps[0].variants[0].step.group_by == "folder"
+    rows = "".join(f"scans/{x}/p{n}/{n}.png,{x},p{n}\n" for x in "ab" for n in (1, 2))
+    (tmp_path / "known.csv").write_text(f"path,label,group\n{rows}")
+    assert "patient" not in write_recipe("known.csv", None, "resnet18", None, context).message
 
 
 def test_two_folders_wherever_they_are(context, tmp_path):

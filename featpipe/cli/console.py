@@ -155,7 +155,7 @@ class Bars:
         room = self._room - len(f"{event.total}/{event.total}")
         texts = [str(fact) for fact in facts.values()]
         while texts and len(label) + len(" · ".join(texts)) > room:
-            texts.pop()  # the last ones say least
+            texts.pop()  # the last ones matter least
         text = label if len(label) <= room else f"{label[: room - 1]}…"
         shown: dict[str, Any] = {"facts": " · ".join(texts), "description": text}
         if label not in self._numbers:
@@ -176,9 +176,7 @@ class Bars:
 
 
 def printable(text: str) -> str:
-    r"""Return a text whose control characters are escaped: a file's name may hold any of them.
-
-    Line ends stay, as messages have them.
+    r"""Return a text whose control characters are escaped, but for line ends: names may hold any.
 
     Examples
     --------

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.shell_completion import get_completion_class
 
 from featpipe import api
+from featpipe.backbones import MODELS
 from featpipe.cli.console import Session, with_session
-from featpipe.errors import FeatpipeError, ResultError, StoreError, UsageError
+from featpipe.datasets import DATASETS
+from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
 
@@ -20,26 +23,26 @@ _PATH = click.Path(path_type=Path)
 _FEW = 12  # classes, or images that are left out, that are listed for people
 
 
-def _listed(registry: Registry[Any]) -> Outcome:
+def _list(session: Session, registry: Registry[Any]) -> NoReturn:
     rows = [
         {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary}
         for name, summary in registry.summaries().items()
     ]
-    return Outcome("done", "", table=rows)
+    session.finish(Outcome("done", "", table=rows))
 
 
 @click.command(epilog="Example: featpipe models")
 @with_session
 def models(session: Session) -> None:
     """List the backbones."""
-    session.finish(_listed(api.MODELS))
+    _list(session, MODELS)
 
 
 @click.command(epilog="Example: featpipe datasets")
 @with_session
 def datasets(session: Session) -> None:
     """List the datasets."""
-    session.finish(_listed(api.DATASETS))
+    _list(session, DATASETS)
 
 
 @click.command(epilog="Example: featpipe bench --model resnet50")
@@ -48,8 +51,7 @@ def datasets(session: Session) -> None:
 @with_session
 def bench(session: Session, model: str, device: str) -> None:
     """Measure this machine: decoding, each runtime and precision, the disk; in a minute or two."""
-    folder = session.workspace.root
-    rows, taken = api.measure(model, device, folder, session.console.progress)
+    rows, taken = api.measure(model, device, session.workspace.root, session.console.progress)
     session.finish(Outcome("done", taken, table=rows))
 
 
@@ -83,10 +85,8 @@ def results(ctx: click.Context, session: Session) -> None:
     titles = api.unique_titles(found, rows, ("dataset", "features", "protocol"))
     rows = [{**row, "method": title} for row, title in zip(rows, titles, strict=True)]
     blank = dict.fromkeys(("features", "dataset", "protocol", "accuracy %", "created"))
-    rows += [
-        {"name": Path(error.details["where"]).stem, "method": error.what, **blank}
-        for error in damaged
-    ]
+    for error in damaged:
+        rows.append({"name": Path(error.details["where"]).stem, "method": error.what, **blank})
     message = "" if rows else f"no result in {folder}; make one: featpipe svm, or featpipe demo"
     session.finish(Outcome("done", message, table=rows))
 
@@ -102,47 +102,60 @@ def _network(result: Any) -> str:
 def show_result(session: Session, name: str) -> None:
     """Show one result: its numbers, what they are of, and where its files are."""
     result = api.Result.load(api.locate_result(session.workspace.results, name))
-    accuracy = result.summary["accuracy"]
-    chosen = [split["chosen"] for split in result.splits if split.get("chosen")]
-    files = [] if result.path is None else api.files_of(session.workspace, result.path.stem)
-    metrics = {
-        name.removesuffix("_macro").replace("_", " "): f"{100 * value:.2f} %"
-        for name in ("balanced_accuracy", "macro_f1", "roc_auc_macro")
-        if (value := result.summary["metrics"].get(name)) is not None
+    accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
+    value, low, high = (f"{100 * accuracy[key]:.2f}" for key in ("value", "low", "high"))
+    shown = ("balanced_accuracy", "macro_f1", "roc_auc_macro")
+    models, tested = len(result.splits), f"{result.protocol['n_test']} test images"
+    sd = (result.summary["spread"].get("accuracy") or {}).get("sd")
+    paths = tuple(file.path for file in api.files_of(session.workspace, result.name))
+    facts = {
+        "name": result.name,
+        "method": result.title,
+        "accuracy": f"{value} % (95 % interval {low} – {high} %, {accuracy['method']})",
+        "standard deviation": None if sd is None else f"{100 * sd:.2f} points between models",
+        **{
+            key.removesuffix("_macro").replace("_", " "): f"{100 * metrics[key]:.2f} %"
+            for key in shown
+            if metrics.get(key) is not None
+        },
+        "dataset": f"{result.dataset['name']}, {len(result.dataset['classes'])} classes",
+        "protocol": [result.protocol["name"], *([f"{models} models"] * (models > 1)), tested],
+        "features": [_network(result), *dict.fromkeys(s["layer"] for s in result.stores)],
+        "chosen": _choices(result.splits),
+        "settings": _plainly({k: v for k, v in result.settings.items() if v not in (None, False)}),
+        "recipe": result.extra.get("recipe", {}).get("name"),
+        "made by": result.command,
+        "created": result.created,
+        "notes": "\n".join(result.notes),
+        "files": "\n".join(map(str, paths)),
     }
-    message = _described(
-        {
-            "name": result.name,
-            "method": result.title,
-            "accuracy": f"{100 * accuracy['value']:.2f} %, 95 % interval "
-            f"{100 * accuracy['low']:.2f} to {100 * accuracy['high']:.2f} ({accuracy['method']})",
-            **metrics,
-            "dataset": f"{result.dataset['name']}, {len(result.dataset['classes'])} classes",
-            "protocol": f"{result.protocol['name']}, {result.protocol['n_test']} test images",
-            "features": [_network(result), *dict.fromkeys(s["layer"] for s in result.stores)],
-            "chosen": list(dict.fromkeys(_plainly(each) for each in chosen)),
-            "settings": _plainly(
-                {k: v for k, v in result.settings.items() if v not in (None, False)}
-            ),
-            "recipe": result.extra.get("recipe", {}).get("name"),
-            "made by": result.command,
-            "created": result.created,
-            "notes": "\n".join(result.notes),
-            "files": "\n".join(str(file.path) for file in files),
-        }
+    _describe(session, facts, paths, asdict(result))
+
+
+def _choices(splits: Sequence[Mapping[str, Any]]) -> str:
+    """Say which values the models chose and by what, a line for each choice."""
+    chosen = []
+    for values in (dict(split.get("chosen") or {}) for split in splits):
+        how = [f"by {values.pop('by')}"] if "by" in values else []
+        how += ["at the edge of the grid"] if values.pop("at_edge", False) else []
+        if values:
+            chosen.append(_plainly(values) + f" ({', '.join(how)})" * bool(how))
+    many = len(splits) > 1
+    return "\n".join(
+        text + f": {n} of {len(splits)} models" * many for text, n in Counter(chosen).most_common()
     )
-    paths = tuple(file.path for file in files)
-    session.finish(Outcome("done", "" if session.as_json else message, paths, asdict(result)))
 
 
-def _described(facts: Mapping[str, Any]) -> str:
-    """Return facts as lines for people, those that there are not left out."""
+def _describe(
+    session: Session, people: Mapping[str, Any], paths: tuple[Path, ...], facts: Mapping[str, Any]
+) -> NoReturn:
+    """Show people those facts that there are, a line each, and scripts all of them as JSON."""
     lines = []
-    for name, value in facts.items():
+    for name, value in people.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
         if text:
-            lines.append(f"{name:<18}" + text.replace("\n", "\n" + " " * 18))
-    return "\n".join(lines)
+            lines.append(f"{name:<20}" + text.replace("\n", "\n" + " " * 20))
+    session.finish(Outcome("done", "" if session.as_json else "\n".join(lines), paths, facts))
 
 
 def _plainly(values: Mapping[str, Any]) -> str:
@@ -155,7 +168,7 @@ def _plainly(values: Mapping[str, Any]) -> str:
 def remove_results(session: Session, names: tuple[str, ...]) -> None:
     """Remove results with their predictions, models and pictures; stores and reports stay."""
     folder = session.workspace.results
-    located = dict.fromkeys(api.locate_result(folder, name) for name in names)
+    located = dict.fromkeys(_the_one_result(folder, name) for name in names)
     if outside := [path for path in located if path.resolve().parent != folder.resolve()]:
         what = "This result is not one of the workspace."
         raise UsageError(what, where=outside[0], expected=f"one in {folder}")
@@ -165,6 +178,21 @@ def remove_results(session: Session, names: tuple[str, ...]) -> None:
         file.remove()
     lines = [*(f"removed {name}" for name in chosen), f"{len(found)} files"]
     session.finish(Outcome("done", "\n".join(lines), tuple(file.path for file in found)))
+
+
+def _the_one_result(folder: Path, name: str) -> Path:
+    """Return the result to remove; a part of a name that fits several datasets is refused."""
+    path = api.locate_result(folder, name)
+    others = [other for other in api.scan_results(folder)[0] if f"-{name}-" in f"-{other.name}-"]
+    if path.stem != name and len({other.dataset["name"] for other in others}) > 1:
+        others.sort(key=lambda other: other.created, reverse=True)
+        raise UsageError(
+            f"{name!r} fits results on several datasets, and only one is to be removed.",
+            where=folder,
+            got="".join(f"\n    {one.name} ({one.dataset['name']})" for one in others),
+            next_step=f"say which: featpipe results rm {others[0].name}",
+        )
+    return path
 
 
 @results.command("verify", epilog="Example: featpipe results verify digits-glyphnet-svm-1a2b3c4d")
@@ -177,17 +205,31 @@ def verify_results(session: Session, names: tuple[str, ...]) -> None:
     their files; all results and reports of the workspace by default.
     """
     workspace = session.workspace
-    folder, damaged = workspace.results, []
+    folder = workspace.results
     paths = [api.locate_result(folder, name) for name in names] or sorted(folder.glob("*.json"))
+    pages = [] if names else sorted(workspace.reports.glob("*.html"))
+    changed = [file for page in pages for file in api.changed_files(page)]
+    _verify(
+        session, "results", paths, lambda path: api.verify_result(path, workspace.models), changed
+    )
+
+
+def _verify(
+    session: Session,
+    kind: str,
+    paths: Sequence[Path],
+    check: Callable[[Path], Any],
+    changed: Sequence[Path] = (),
+) -> NoReturn:
+    """Check files, and tell what is wrong with which; ``changed`` are files of reports."""
+    damaged = []
     for path in paths:
         try:
-            api.verify_result(path, workspace.models)
+            check(path)
         except FeatpipeError as error:
             session.console.error(error)
             damaged.append(str(path))
-    message = f"{len(paths) - len(damaged)} of {len(paths)} results are whole"
-    pages = [] if names else sorted(workspace.reports.glob("*.html"))
-    changed = [file for page in pages for file in api.changed_files(page)]
+    message = f"{len(paths) - len(damaged)} of {len(paths)} {kind} are whole"
     for file in changed:
         what, again = "A file of a report was changed.", "write it again: featpipe report"
         session.console.error(ResultError(what, where=file, next_step=again))
@@ -207,10 +249,10 @@ def clean(session: Session, *, yes: bool) -> None:
     Nothing else is touched, and nothing that featpipe did not write.
     """
     found = api.find_unneeded(session.workspace)
-    rows = [
-        {"path": str(one.path), "MB": round(one.n_bytes / 1e6, 2), "why": one.why} for one in found
-    ]
-    total = f"{len(found)} files, {sum(one.n_bytes for one in found) / 1e6:.2f} MB"
+    sizes = [one.n_bytes / 1e6 for one in found]
+    facts = zip(found, sizes, strict=True)
+    rows = [{"path": str(one.path), "MB": round(mb, 2), "why": one.why} for one, mb in facts]
+    total = f"{len(found)} files, {sum(sizes):.2f} MB"
     for one in found if yes else ():
         one.remove()
     message = f"removed {total}" if yes else f"{total}; remove them: featpipe clean --yes"
@@ -249,22 +291,22 @@ def predict(
     """
     place, progress = session.workspace.root, session.console.progress
     answers = api.predict(model, images, workspace=place, progress=progress, **where)
-    unread = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
+    lines = [f"{answer.image}: {answer.error}" for answer in answers if answer.error]
+    exit_code = LEFT_OUT if strict and lines else int(len(lines) == len(answers))
+    if lines:
+        lines.append(f"warning: {len(lines)} of {len(answers)} images could not be read")
     calibrated = any(answer.probability is not None for answer in answers)
     kind = "probability" if calibrated else "score"
     rows = [
         {"image": a.image, "class": a.label or "unreadable", kind: getattr(a, kind)}
         for a in answers
     ]
-    message = f"warning: {len(unread)} of {len(answers)} images could not be read"
-    message = "\n".join([*unread, message]) if unread else ""
     facts = {"answers": [asdict(answer) for answer in answers]}
-    exit_code = LEFT_OUT if strict and unread else int(len(unread) == len(answers))
     if out is None:
-        session.finish(Outcome("done", message, (), facts, exit_code, rows))
+        session.finish(Outcome("done", "\n".join(lines), (), facts, exit_code, rows))
     api.write_answers(answers, out, force=force)
-    message = "\n".join(filter(None, [message, f"{len(answers)} answers → {out}"]))
-    session.finish(Outcome("done", message, (out,), facts, exit_code))
+    lines.append(f"{len(answers)} answers → {out}")
+    session.finish(Outcome("done", "\n".join(lines), (out,), facts, exit_code))
 
 
 @click.command("export", epilog="Example: featpipe export svm model.onnx")
@@ -304,28 +346,16 @@ def list_stores(session: Session) -> None:
     """List the sealed, unfinished and damaged stores of the workspace."""
     folder = session.workspace.features
     stores, damaged = api.scan_stores(folder)
-    rows: list[dict[str, Any]] = [
-        {
-            "dataset": found.manifest["dataset"]["name"],
-            "split": found.manifest["dataset"]["split"],
-            "model": found.manifest["backbone"]["model"],
-            "layers": ", ".join(found.layers),
-            "images": len(found),
-            "MB": round(found.n_bytes / 1e6, 1),
-            "state": "sealed",
-            "path": str(found.path),
-        }
-        for found in stores
-    ]
-    blank = dict.fromkeys(("dataset", "split", "model", "layers", "images", "MB"))
-    rows += [
-        {**blank, "state": error.what.rstrip("."), "path": error.details.get("where")}
-        for error in damaged
-    ]
-    rows += [
-        {**blank, "state": "unfinished", "path": str(path)}
-        for path in sorted(folder.rglob("*.h5.partial"))
-    ]
+    columns = ("dataset", "split", "model", "layers", "images", "MB", "state", "path")
+    cells: list[tuple[Any, ...]] = []
+    for one in stores:
+        dataset, model = one.manifest["dataset"], one.manifest["backbone"]["model"]
+        size = len(one), round(one.n_bytes / 1e6, 1), "sealed", str(one.path)
+        cells.append((dataset["name"], dataset["split"], model, ", ".join(one.layers), *size))
+    others = [(error.what.rstrip("."), error.details.get("where")) for error in damaged]
+    others += [("unfinished", str(path)) for path in sorted(folder.rglob("*.h5.partial"))]
+    cells += [(*[None] * 6, state, place) for state, place in others]
+    rows = [dict(zip(columns, row, strict=True)) for row in cells]
     message = "" if rows else f"no store in {folder}; make one: featpipe extract --help"
     session.finish(Outcome("done", message, table=rows))
 
@@ -335,48 +365,44 @@ def list_stores(session: Session) -> None:
 @with_session
 def info(session: Session, path: Path) -> None:
     """Describe one store: what it holds and what it was made with; --json says all of it."""
-    import numpy as np  # noqa: PLC0415 - --help needs none
-
     found = api.FeatureStore(path)
-    facts = {
+    dataset, backbone, run = found.manifest["dataset"], found.manifest["backbone"], found.run
+    weights, labels = backbone.get("weights", {}), Counter(found.labels.tolist())
+    labelled, shapes = len(found) - labels[-1], found.shapes
+    facts: dict[str, Any] = {
         "path": str(found.path),
         "fingerprint": found.fingerprint,
         "images": len(found),
-        "labelled": int((found.labels >= 0).sum()),
-        "skipped": {found.ids[row]: reason for row, reason in found.skipped.items()},
+        "labelled": labelled,
+        "skipped": {found.ids[row]: reason for row, reason in sorted(found.skipped.items())},
         "classes": list(found.classes),
         "folds": len(found.folds),
         "groups": len(set(found.groups)),
-        "layers": {name: [len(found), *found.shapes[name]] for name in found.layers},
-        "logits": [len(found), *found.shapes["logits"]] if "logits" in found.shapes else None,
+        "layers": {name: [len(found), *shapes[name]] for name in found.layers},
+        "logits": [len(found), *shapes["logits"]] if "logits" in shapes else None,
         "bytes": found.n_bytes,
         "manifest": found.manifest,
-        "run": found.run,
+        "run": run,
     }
-    dataset, backbone, run = found.manifest["dataset"], found.manifest["backbone"], found.run
-    weights, prepared = backbone.get("weights", {}), backbone.get("preprocessing", {})
-    counts = np.bincount(found.labels[found.labels >= 0], minlength=len(found.classes))
-    classes = [f"{name} ({n})" for name, n in zip(found.classes, counts, strict=True)]
-    skipped = [f"{found.ids[row]}: {reason}" for row, reason in sorted(found.skipped.items())]
+    classes = [f"{name} ({labels[label]})" for label, name in enumerate(found.classes)]
+    skipped = [f"{name}: {reason}" for name, reason in facts["skipped"].items()]
     people = {
         "file": f"{found.path}, {found.n_bytes / 1e6:.2f} MB",
-        "images": f"{len(found)} of {dataset['name']} {dataset['split']}, "
-        f"{facts['labelled']} of them labelled",
+        "images": f"{len(found)} of {dataset['name']} {dataset['split']}, {labelled} labelled",
         "classes": [*classes[:_FEW], *([f"… {len(classes)} in all"] if classes[_FEW:] else [])],
         "groups": f"{facts['groups']} by {dataset.get('grouped_by')}" if found.groups else None,
         "folds": facts["folds"],
         "left out": "\n".join(skipped[:_FEW] + ["…"] * bool(skipped[_FEW:])),
         "model": [backbone["model"], f"weights {weights.get('name', weights)}"],
-        "layers": [f"{name} {tuple(found.shapes[name])}" for name in found.shapes],
+        "layers": [f"{name} {tuple(shape)}" for name, shape in shapes.items()],
         "stored as": found.manifest["dtype"],
-        "images prepared": _plainly(prepared),
+        "images prepared": _plainly(backbone.get("preprocessing", {})),
         "made": f"{run['created']} in {run['seconds']} s, {run['images_per_s']} images/s, "
         f"on {run['device']}",
         "made by": run.get("command"),
         "fingerprint": found.fingerprint,
     }
-    message = "" if session.as_json else _described(people)
-    session.finish(Outcome("done", message, (path,), facts))
+    _describe(session, people, (path,), facts)
 
 
 @store.command(epilog="Example: featpipe store verify data/features/digits/glyphnet/*.h5")
@@ -386,16 +412,7 @@ def verify(session: Session, paths: tuple[Path, ...]) -> None:
     """Read stores completely and compare them with their digests; all of them by default."""
     folders = session.workspace.features, session.workspace.activations
     found = paths or tuple(path for folder in folders for path in sorted(folder.rglob("*.h5")))
-    broken = []
-    for path in found:
-        try:
-            api.FeatureStore(path).verify()
-        except StoreError as error:
-            session.console.error(error)
-            broken.append(str(path))
-    message = f"{len(found) - len(broken)} of {len(found)} stores are whole"
-    status = "failed" if broken else "done"
-    session.finish(Outcome(status, message, found, {"damaged": broken}, int(bool(broken))))
+    _verify(session, "stores", found, lambda path: api.FeatureStore(path).verify())
 
 
 @store.command(epilog="Example: featpipe store export FILE.h5 features.parquet")
@@ -422,24 +439,20 @@ def labelmap() -> None:
 def show(session: Session, name: str | None, target: str | None) -> None:
     """List the built-in maps, or the rows of one map (a name or a CSV file)."""
     if name is None:
+        maps = list(map(api.LabelMap.load, api.builtin_maps()))
         rows = [
-            {
-                "name": each.name,
-                "source classes": len(each.rows),
+            {"name": each.name, "source classes": len(each.rows)}
+            | {
                 "other": len(each.sources["other"]),
                 "without source": ", ".join(each.without_source),
             }
-            for each in map(api.LabelMap.load, api.builtin_maps())
+            for each in maps
         ]
         session.finish(Outcome("done", "", table=rows))
+    columns = {"id": "source_id", "source": "source_name", "target": "target"}
+    columns |= {"disputed": "disputed", "why": "why"}
     rows = [
-        {
-            "id": row.source_id,
-            "source": row.source_name,
-            "target": row.target,
-            "disputed": row.disputed,
-            "why": row.why,
-        }
+        {column: getattr(row, attribute) for column, attribute in columns.items()}
         for row in api.LabelMap.load(name).rows
         if target in (None, row.target)
     ]
@@ -453,12 +466,8 @@ def check(session: Session, name: str) -> None:
     """Check that a map is complete and unambiguous; say what maps to each target."""
     found = api.LabelMap.load(name)
     rows = [
-        {
-            "target": target,
-            "source classes": len(names),
-            "which": "" if target == "other" else ", ".join(names),
-        }
-        for target, names in found.sources.items()
+        {"target": name, "source classes": len(ids), "which": ", ".join(ids) * (name != "other")}
+        for name, ids in found.sources.items()
     ]
     gaps = f"; without source: {', '.join(found.without_source)}" if found.without_source else ""
     message = f"{found.name}: {len(found.rows)} source classes, each mapped once{gaps}"

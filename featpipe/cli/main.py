@@ -18,6 +18,10 @@ from featpipe.errors import FeatpipeError, UsageError, did_you_mean
 from featpipe.registry import summary_of
 from featpipe.steps import STEPS, Step, options_of
 from featpipe.steps.options import OptionSpec
+from featpipe.steps.plan import Plan
+from featpipe.steps.recipe import find_recipe, read_recipe
+from featpipe.steps.runner import run_plan
+from featpipe.steps.tracking import TRACKERS
 
 # -- recipes -------------------------------------------------------------------------------------
 
@@ -45,7 +49,7 @@ from featpipe.steps.options import OptionSpec
 @jobs_option
 @click.option(
     "--track",
-    type=click.Choice(["mlflow", "tensorboard"]),
+    type=click.Choice(list(TRACKERS)),
     help="Keep parameters, metrics and curves there too.",
 )
 @with_session
@@ -66,12 +70,12 @@ def run(  # noqa: PLR0913 - one argument per option
     RECIPE is a file, or the name of one that comes with featpipe. What is done already is not done
     again, so the same command continues a run that stopped.
     """
-    read = api.read_recipe(api.find_recipe(recipe), overrides, limit)
-    plan = api.Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
+    read = read_recipe(find_recipe(recipe), overrides, limit)
+    plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
     if dry_run:
         session.finish(plan.outcome())
-    trackers = [] if track is None else [api.TRACKERS[track](plan)]
-    session.finish(api.run_plan(plan, [session.console.follow, *trackers]))
+    trackers = [] if track is None else [TRACKERS[track](plan)]
+    session.finish(run_plan(plan, [session.console.follow, *trackers]))
 
 
 @click.command(epilog="Example: featpipe demo --workspace demo")
@@ -156,10 +160,9 @@ class StepCommand(click.Command):
 
 
 def _parameter(spec: OptionSpec) -> click.Parameter:
+    text, nargs = _Text(spec), -1 if spec.many else 1
     if spec.positional:
-        return click.Argument(
-            [spec.name], required=spec.required, nargs=-1 if spec.many else 1, type=_Text(spec)
-        )
+        return click.Argument([spec.name], required=spec.required, nargs=nargs, type=text)
     if spec.item_type is bool:
         flag = f"{spec.flag}/--no-{spec.flag[2:]}" if spec.default else spec.flag
         return click.Option([flag, spec.name], is_flag=True, default=None, help=spec.help)
@@ -173,7 +176,7 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         required=spec.required,
         metavar=spec.metavar,
         help=spec.help + shown,
-        type=_Text(spec),
+        type=text,
         multiple=spec.many or spec.pairs,  # as lists are: --layer a --layer b is --layer a,b
         callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
     )
@@ -193,6 +196,13 @@ class _Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 
 
 # -- the program ---------------------------------------------------------------------------------
+
+
+_EXAMPLES = [
+    ("featpipe init photos", "a recipe for your images, photos/CLASS/*.jpg"),
+    ("featpipe run photos.yaml", "features, three methods, one report"),
+    ("featpipe demo", "everything once, offline"),
+]
 
 
 class _Group(click.Group):
@@ -222,13 +232,7 @@ class _Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, (others | steps)[name]) for name in self.list_commands(ctx)])
         with formatter.section("Examples"):
-            formatter.write_dl(
-                [
-                    ("featpipe init photos", "a recipe for your images, photos/CLASS/*.jpg"),
-                    ("featpipe run photos.yaml", "features, three methods, one report"),
-                    ("featpipe demo", "everything once, offline"),
-                ]
-            )
+            formatter.write_dl(_EXAMPLES)
 
 
 @click.command(
@@ -270,7 +274,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:  # a place that may not be read or written, a disk that is full
-        what = FeatpipeError(f"{error.strerror or error}.", where=error.filename)
-        console.error(what)
-        code = what.exit_code
+        console.error(FeatpipeError(f"{error.strerror or error}.", where=error.filename))
+        code = FeatpipeError.exit_code
     sys.exit(code)

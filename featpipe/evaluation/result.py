@@ -333,7 +333,8 @@ def as_results(given: Any) -> list[Result]:
             got=", ".join(type(each).__name__ for each in wrong),
         )
     if not results:
-        raise UsageError("There is no result to compare.", next_step="featpipe results")
+        expected = "a list of results, as evaluate() and finetune() return them"
+        raise UsageError("The list of results is empty.", expected=expected)
     return results
 
 

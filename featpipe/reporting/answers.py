@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from featpipe.evaluation.leaks import note_of_leaks
 from featpipe.evaluation.protocol import GROUPED
 from featpipe.reporting.data import Group, GroupImages, Method
 from featpipe.reporting.sections import count, duration, percent, points
@@ -30,19 +29,15 @@ def answers(group: Group, margin: float) -> dict[str, str]:
     """Answer what a reader wants to know: question → one or two sentences.
 
     The first two, which need no question, are the best method (``headline``) and how the others
-    stand to it (``others``). ``margin`` is what counts as equivalent, in points. A verdict is that
-    on the methods where models were trained on several training sets, else on the trained models.
+    compare with it (``others``). ``margin`` is what counts as equivalent, in points. A verdict is
+    that on the methods where models were trained on several training sets, else on these models.
     """
-    first = group.methods[0]
-    tests = {
-        p["b"]: p["methods"] or p["models"] for p in group.pairs if p["a"] == first.row["name"]
-    }
     headline, others = _which(group, margin)
     said = {
         "headline": headline,
         "others": others,
-        "By how much?": _by_how_much(group, tests),
-        "How sure?": _how_sure(group, tests),
+        "By how much?": _by_how_much(group, group.tests_of_first),
+        "How sure?": _how_sure(group, group.tests_of_first),
         "At what cost?": _cost(group),
         "Where does it fail?": _failures(group),
     }
@@ -53,16 +48,13 @@ def warnings(group: Group, images: GroupImages) -> list[str]:
     """Return what a reader must know before relying on a group's numbers, the worst first."""
     best, digits = group.methods[0], group.digits
     tested = np.bincount(group.true, minlength=len(group.classes))
-    leaks = [account for m in group.methods if (account := m.result.extra.get("leaks"))]
-    worst = max(leaks, key=lambda account: account["leaked"], default={"leaked": 0})
-    found = [note for note in (note_of_leaks(worst),) if note]
+    found = [f"{note} --leaks drop leaves them out of training." for note in leaks(group, 1)]
     found += contamination_notes(method.result for method in group.methods)
     notes = [note for method in group.methods for note in method.result.notes]
     found += dict.fromkeys(note for note in notes if note.startswith(GROUPED))
-    if images.doubt:
-        found.append(images.doubt)
+    found += filter(None, [images.doubt])
     if stopped := [method for method in group.methods if not method.row["converged"]]:
-        found.append(f"The solver did not converge for {_names(stopped)}: see its notes.")
+        found.append(f"The solver did not converge for {names_of(stopped)}: see its notes.")
     if best.row["low"] <= (chance := tested.max() / tested.sum()):
         largest = f"{group.classes[tested.argmax()]} ({percent(chance, digits)}\u00a0%)"
         found.append(
@@ -75,8 +67,39 @@ def warnings(group: Group, images: GroupImages) -> list[str]:
     return found
 
 
+def leaks(group: Group, most: int) -> list[str]:
+    """Say how many test images are training images, too, and the accuracy without them.
+
+    Methods are named where they differ in these images; of ``most`` of them, the best ones, the
+    accuracy is given.
+    """
+    leaky: dict[tuple[int, int], list[Method]] = {}
+    trained = [method for method in group.methods if method.result.extra.get("leaks")]
+    for method in trained:
+        account = method.result.extra["leaks"]
+        leaky.setdefault((account["leaked"], account["test_images"]), []).append(method)
+    said = []
+    for (leaked, tested), methods in sorted(leaky.items(), key=lambda item: -item[0][0]):
+        if not leaked:
+            continue
+        of = f"{leaked} of {tested} test images ({percent(leaked / tested, 1)} %)"
+        names = f" of {names_of(methods)}" * (len(methods) < len(trained))
+        text = f"{of} are training images{names}, too, pixel for pixel. "
+        without = []
+        for method in methods[:most]:
+            account = method.result.extra["leaks"]
+            if (left := account["accuracy_without"]) is not None:
+                limits = f"{percent(left['low'])} – {percent(left['high'])}"
+                before = percent(account["accuracy"]["value"])
+                value = f"{percent(left['value'])} % ({limits}) instead of {before} %"
+                without.append(f"{method.title} {value}")
+        none = "Without them no test image is left: the accuracy is not that on new images."
+        said.append(text + (f"Accuracy without them: {'; '.join(without)}." if without else none))
+    return said
+
+
 def _which(group: Group, margin: float) -> tuple[str, str]:
-    """Name the best method, and say how the others stand to it."""
+    """Name the best method, and say how the others compare with it."""
     first, others = group.methods[0], group.methods[1:]
     accuracy, n = f"{percent(first.row['accuracy'], group.digits)}\u00a0%", first.row["n_test"]
     if first.answers_once:
@@ -87,19 +110,19 @@ def _which(group: Group, margin: float) -> tuple[str, str]:
     tied = [method for method in group.methods if method.ties_with(first)]
     headline = f"{first.title} has the highest accuracy: {accuracy}."
     if len(tied) > 1:
-        headline = f"{_names(tied)} tie at {accuracy}."
+        headline = f"{names_of(tied)} tie at {accuracy}."
     worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
     if len(worse) == len(others):
-        return headline, f"It is demonstrably better than {_names(worse, 'all {} others')}."
+        return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
     clauses = [] if worse else ["no method is demonstrably better"]
     if alike:
         within = f"equivalent within {margin:g} point{'s' * (margin != 1)}"
-        clauses.append(f"{_names(alike)} {_is(alike)} {within}")
+        clauses.append(f"{names_of(alike)} {'is' if len(alike) == 1 else 'are'} {within}")
     if open_:
-        clauses.append(f"{_names(open_)} may be as good or better")
+        clauses.append(f"{names_of(open_)} may be as good or better")
     if worse:
-        rest = f"the {len(worse)} others" if len(worse) > 1 else _names(worse)
-        clauses.append(f"{rest} {_is(worse)} demonstrably worse")
+        rest = f"the {len(worse)} others are" if len(worse) > 1 else f"{names_of(worse)} is"
+        clauses.append(f"{rest} demonstrably worse")
     text = "; ".join(clauses)
     return headline, f"{text[0].upper()}{text[1:]}."
 
@@ -177,11 +200,8 @@ def _of(methods: Sequence[Method], verdict: str) -> list[Method]:
     return [method for method in methods if method.row["verdict"] == verdict]
 
 
-def _is(methods: Sequence[Method]) -> str:
-    return "is" if len(methods) == 1 else "are"
-
-
-def _names(methods: Sequence[Method], many: str = "{} methods") -> str:
+def names_of(methods: Sequence[Method], many: str = "{} methods") -> str:
+    """Return the titles of methods in words; of many, how many they are."""
     return _listed([method.title for method in methods], many)
 
 

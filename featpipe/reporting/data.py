@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, groupby
@@ -21,6 +22,7 @@ from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.metrics import Predictions
+from featpipe.evaluation.protocol import GROUPED
 from featpipe.evaluation.result import PredictionTable, Result, unique_titles
 from featpipe.reporting.names import class_names
 from featpipe.reporting.step import Report
@@ -31,6 +33,8 @@ from featpipe.store import FeatureStore
 THUMBNAIL = 96  # pixels of the longer side
 FINE = 1000  # test images from which one of them is at most a tenth of a point
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
+# Parts of the notes on leaks, on repeated images, on an automatic protocol.
+_LEAKED, REPEATED, _CHOSEN = "training images, too", " of their split", "chosen automatically"
 
 
 # -- methods and groups of methods ---------------------------------------------------------------
@@ -41,7 +45,7 @@ class Method:
     """A result as a page shows it.
 
     Where several models predicted the same row, :attr:`predicted` and :attr:`confidence` are
-    those of the first one; scores of different models have no common scale.
+    those of the first one: scores of different models have no common scale.
     """
 
     result: Result
@@ -90,12 +94,9 @@ class Method:
         """The first prediction of each test row, as indices of shape (n,)."""
         rows, first = np.unique(self.table.row, return_index=True)
         if len(rows) != len(self.table.ids):
-            raise ResultError(
-                "The predictions are damaged: not every test row has one.",
-                where=self.result.path,
-                expected=f"{len(self.table.ids)} rows",
-                got=f"{len(rows)} rows",
-            )
+            what = "The predictions are damaged: some test rows have none."
+            expected, got = f"{len(self.table.ids)} rows", f"{len(rows)} rows"
+            raise ResultError(what, where=self.result.path, expected=expected, got=got)
         return first
 
     @cached_property
@@ -106,8 +107,8 @@ class Method:
     @cached_property
     def share_right(self) -> NDArray[np.float64]:
         """Share of all models that were right on each row, of shape (n,)."""
-        right = np.bincount(self.table.row, weights=self.table.correct)
-        return right / np.bincount(self.table.row)
+        row = self.table.row
+        return np.bincount(row, weights=self.table.correct) / np.bincount(row)
 
     @cached_property
     def wrong(self) -> NDArray[np.intp]:
@@ -148,6 +149,22 @@ class Method:
         numbers = np.unique(self.table.split)
         return None if len(numbers) == 1 else str(self.result.splits[int(numbers[0])]["name"])
 
+    @property
+    def protocol_note(self) -> str:
+        """Why the protocol was chosen, where it was chosen automatically."""
+        return next((note for note in self.result.notes if _CHOSEN in note), "")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of this method alone.
+
+        What is about the data is on the page once: leaks, repeated images, groups, images that the
+        backbone may have seen.
+        """
+        seen = self.result.extra.get("contamination")
+        once = (GROUPED, _LEAKED, REPEATED, _CHOSEN)
+        return [n for n in self.result.notes if n != seen and not any(part in n for part in once)]
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -156,12 +173,12 @@ class Group:
     dataset: str
     methods: list[Method]
     pairs: list[dict[str, Any]]  # the paired tests between them
-    label: str = ""  # distinguishes the group from others of the page, if any
+    label: str = ""  # what tells the group from the others of the page, if there are any
     name: str = ""  # what the page calls the dataset
 
     @property
     def suffix(self) -> str:
-        """Distinguishes titles of this group from those of others."""
+        """The label as the end of a title."""
         return f", {self.label}" if self.label else ""
 
     @property
@@ -178,6 +195,12 @@ class Group:
     def columns(self) -> tuple[str, ...]:
         """Names of all answers that a method of the group can give."""
         return max((method.columns for method in self.methods), key=len)
+
+    @property
+    def tests_of_first(self) -> dict[str, Any]:
+        """The tests of the first method against others, by their names: methods, else models."""
+        first = self.methods[0].row["name"]
+        return {p["b"]: p["methods"] or p["models"] for p in self.pairs if p["a"] == first}
 
     @cached_property
     def ids(self) -> NDArray[np.str_]:
@@ -200,20 +223,14 @@ class Group:
         return np.stack([method.share_right[method.by_id] for method in self.methods])
 
 
-def group_labels(groups: Sequence[Sequence[dict[str, Any]]], datasets: Sequence[str]) -> list[str]:
+def _labels(groups: Sequence[Sequence[dict[str, Any]]], datasets: list[str]) -> list[str]:
     """Return what distinguishes the groups: the dataset, else its images, else a number."""
     if len(groups) == 1:
         return [""]
-    datasets, named = list(datasets), zip(datasets, groups, strict=True)
+    named = zip(datasets, groups, strict=True)
     sizes = [f"{dataset}, {rows[0]['n_test']} test images" for dataset, rows in named]
     numbers = [f"{label}, set {number}" for number, label in enumerate(sizes, start=1)]
     return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
-
-
-def _plain_name(spec: str) -> str:
-    """Return what people call a dataset: a folder's own name, without the kind of dataset."""
-    _, argument, kind = split_spec(spec)
-    return kind.stem(argument) if kind else spec
 
 
 # -- images --------------------------------------------------------------------------------------
@@ -251,8 +268,7 @@ def data_uri(picture: Image.Image, quality: int = 80) -> str:
 
     WebP, because 96 × 96 photographs took 2.3 KB each and 3.2 KB as JPEG of the same quality.
     """
-    stream = io.BytesIO()
-    exact = max(picture.size) <= LOSSLESS
+    stream, exact = io.BytesIO(), max(picture.size) <= LOSSLESS
     picture.save(stream, "WEBP", lossless=exact, quality=quality, method=2)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
@@ -272,19 +288,11 @@ class GroupImages:
         result = group.methods[0].result
         tested = result.dataset["test"]
         self._name = f"{tested['fingerprint']}/{tested['split']}"
-        asked = result.stores[-1]["run"].get("source") if result.stores else None
-        if asked is None:
-            self.missing = "the results do not say where their images came from."
-            return
-        request = SourceRequest.from_dict(asked).moved(data.report.data)
-        key = (request, tested["split"])
         try:
-            if key not in data.sources:
-                data.sources[key] = request.open(tested["split"], request.options(data.context))
+            self._source = source = data.source(result.stores[-1:], tested["split"])
         except (FeatpipeError, OSError) as error:
             self.missing = str(error).splitlines()[0]
             return
-        self._source = source = data.sources[key]
         classes = np.array(result.dataset["classes"], dtype=object)[group.true]
         tested_as = dict(zip(group.ids.tolist(), classes, strict=True))
         for row, (image_id, label) in enumerate(zip(source.ids, source.labels, strict=True)):
@@ -292,11 +300,11 @@ class GroupImages:
             if label >= 0 and tested_as.get(image_id) == source.classes[label]:
                 self._rows[image_id] = row
         if not self._rows:
-            self.missing = "the dataset no longer holds images with these ids and classes."
+            self.missing = "the dataset holds no images with these ids and classes."
         elif source.fingerprint != tested["fingerprint"]:
             self.doubt = (
-                "The dataset on disk is not the one that was tested (its fingerprint differs); "
-                "images are found by id and class, and may have changed."
+                "The dataset on disk differs from the one that was tested (another fingerprint): "
+                "images are found by id and class, and may not be those that were tested."
             )
 
     def thumbnail(self, image_id: str) -> Thumbnail | None:
@@ -305,25 +313,23 @@ class GroupImages:
         return None if image is None else self._sheet.add(f"{self._name}/{image_id}", image)
 
     def read(self, image_id: str) -> NDArray[np.uint8] | None:
-        """Return the pixels of a test image, or None where it is no longer there."""
-        if image_id not in self._rows:
-            return None
-        try:
-            return self._source.read(self._rows[image_id])
-        except (FeatpipeError, OSError):
-            return None
+        """Return the pixels of a test image, or None where it cannot be read."""
+        with suppress(FeatpipeError, OSError):
+            if image_id in self._rows:
+                return self._source.read(self._rows[image_id])
+        return None
 
 
 def find_store(method: Method, known: dict[str, Any], root: Path) -> FeatureStore:
-    """Return the very store that a result names; one that is gone or was made again is an error."""
+    """Return the very store that a result names; a missing or another one is an error."""
     parents = [] if method.result.path is None else method.result.path.parents
     candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise FeatpipeError("its feature store is not on the disk any more")
+        raise FeatpipeError("its feature store was deleted or moved")
     store = FeatureStore(found)
     if store.fingerprint != known["fingerprint"]:
-        raise FeatpipeError("its feature store was made again since, from something else")
+        raise FeatpipeError("its feature store was replaced by one of other features")
     return store
 
 
@@ -356,18 +362,22 @@ class ReportData:
             results, published=report.reference or report.published, margin=report.margin
         )
         grouped = [list(rows) for _, rows in groupby(comparison.rows, lambda row: row["group"])]
-        tested = [pair for pair in comparison.pairs if pair["reason"] is None]
+        datasets = [str(rows[0]["dataset"]) for rows in grouped]
+        if report.dataset_name and len({*datasets}) > 1:
+            raise UsageError(
+                "--dataset-name names one dataset, but there are results of several.",
+                expected="results of one dataset, chosen with --dataset",
+                got=", ".join(dict.fromkeys(datasets)),
+            )
+        names = []  # what people call a dataset: a folder's own name, without the kind of dataset
+        for spec in datasets:
+            _, argument, kind = split_spec(spec)
+            names.append(report.dataset_name or (kind.stem(argument) if kind else spec))
         groups: list[Group] = []
         number = count(1)
-        names = [report.dataset_name or _plain_name(rows[0]["dataset"]) for rows in grouped]
-        if report.dataset_name and len({rows[0]["dataset"] for rows in grouped}) > 1:
-            raise UsageError(
-                "One name cannot be that of several datasets.",
-                expected="results of one dataset, chosen with --dataset",
-                got=", ".join(dict.fromkeys(str(rows[0]["dataset"]) for rows in grouped)),
-            )
-        for rows, name, label in zip(grouped, names, group_labels(grouped, names), strict=True):
-            found = {row["name"]: by_name[row["name"]] for row in rows}
+        for rows, name, label in zip(grouped, names, _labels(grouped, names), strict=True):
+            mine = {row["name"]: by_name[row["name"]] for row in rows}
+            titles = unique_titles([*mine.values()], rows)
             methods = [
                 Method(
                     result,
@@ -377,11 +387,10 @@ class ReportData:
                     title,
                     class_names(result, report.data),
                 )
-                for result, row, title in zip(
-                    found.values(), rows, unique_titles([*found.values()], rows), strict=True
-                )
+                for result, row, title in zip(mine.values(), rows, titles, strict=True)
             ]
-            pairs = [pair for pair in tested if pair["a"] in found]  # and then b is too
+            # Where a is of the group and there is a test, b is of the group, too.
+            pairs = [p for p in comparison.pairs if p["reason"] is None and p["a"] in mine]
             groups.append(Group(rows[0]["dataset"], methods, pairs, label, name))
         return cls(comparison, groups, report, context or Context())
 
@@ -409,3 +418,13 @@ class ReportData:
         if group not in self.found:
             self.found[group] = GroupImages(group, self)
         return self.found[group]
+
+    def source(self, stores: Sequence[dict[str, Any]], split: str) -> ImageSource:
+        """Return the images that the first of some stores was made of; each is opened once."""
+        asked = stores[0]["run"].get("source") if stores else None
+        if asked is None:
+            raise FeatpipeError("the results do not say where their images came from.")
+        request = SourceRequest.from_dict(asked).moved(self.report.data)
+        if (request, split) not in self.sources:
+            self.sources[request, split] = request.open(split, request.options(self.context))
+        return self.sources[request, split]

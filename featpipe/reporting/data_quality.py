@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from featpipe.audit.record import audits_of, load_findings, sentences
-from featpipe.datasets.dataset import SourceRequest
-from featpipe.datasets.source import ImageSource
-from featpipe.errors import DataError, FeatpipeError, StoreError
-from featpipe.evaluation.leaks import note_of_leaks
-from featpipe.reporting.data import Group, Method, ReportData, Thumbnail
+from featpipe.errors import DataError, FeatpipeError
+from featpipe.reporting.answers import leaks
+from featpipe.reporting.data import REPEATED, Group, Method, ReportData, Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.statistics.intervals import accuracy_interval
 from featpipe.store import FeatureStore
@@ -33,34 +33,30 @@ class DataQuality(Section):
         """Return what leaks and, where there is an audit, what it found."""
         parts, tables = [], []
         for group in data.groups:
-            part: dict[str, Any] = {
-                "group": group,
-                "leaks": leaks_of(group),
-                "audit": None,
-                "unread": "",
-            }
-            tested = group.methods[0].result.dataset["test"]
+            first = group.methods[0]
+            part: dict[str, Any] = {"group": group, "leaks": leaks_of(group)}
+            part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
+            parts.append(part)
+            tested = first.result.dataset["test"]
             for path, audit in audits_of(data.context.workspace, tested["fingerprint"])[:1]:
-                called = group.methods[0].names
                 try:
                     findings = load_findings(path)
                 except DataError as error:  # it was edited
                     part["unread"] = str(error)
                     continue
-                findings["label"] = findings["label"].replace(dict(called))
-                findings["likely"] = findings["likely"].replace(dict(called))
+                for column in ("label", "likely"):
+                    findings[column] = findings[column].replace(dict(first.names))
                 tables.append(findings)
                 images = AuditedImages(group, data)
                 part |= {
                     "audit": audit,
-                    "sentences": sentences(audit["summary"], called),
+                    "sentences": sentences(audit["summary"], first.names),
                     "without": without_suspects(group, findings, tested["split"]),
                     "gallery": [
                         (issue, len(found), images.shown(found.head(data.report.gallery)))
                         for issue, found in sorted(findings.groupby("issue"), key=_importance)
                     ],
                 }
-            parts.append(part)
         html = render("audit.html.j2", parts=parts)
         return Content(html, tables={"audit": pd.concat(tables)} if tables else {})
 
@@ -90,11 +86,18 @@ def leaks_of(group: Group) -> str:
         return "Nothing was trained, so no test image can leak."
     if None in accounts:
         return (
-            "Whether test images are training images, too, is not known: the feature stores do "
-            "not hold the digests of their pixels."
+            "Whether test images are training images, too, could not be checked: the features were "
+            "stored without digests of the images' pixels. To check it, delete the stores and "
+            "extract the dataset again."
         )
-    worst = max(accounts, key=lambda account: account["leaked"])
-    return note_of_leaks(worst) or "No test image is a training image, too, pixel for pixel."
+    every = " ".join(leaks(group, len(group.methods)))
+    return every or "No test image is a training image, too, pixel for pixel."
+
+
+def repeats_of(group: Group) -> list[str]:
+    """Say how many images occur more than once within a split, as the methods found."""
+    notes = [note for method in group.methods for note in method.result.notes]
+    return list(dict.fromkeys(note for note in notes if REPEATED in note))
 
 
 def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[dict[str, Any]]:
@@ -103,16 +106,11 @@ def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[
     Suspects are test images with an identical image or a near-duplicate among the rows that can
     train, and test images whose label is doubted.
     """
-    stores = group.methods[0].result.stores
-    trained = stores[0]["manifest"]["dataset"]["split"]
+    trained = group.methods[0].result.stores[0]["manifest"]["dataset"]["split"]
     pairs = findings[findings.issue.isin(_DUPLICATES)]
+    one = pairs[["split", "id", "cluster"]]
     members = pd.concat(
-        [
-            pairs[["split", "id", "cluster"]],
-            pairs[["partner_split", "partner", "cluster"]].set_axis(
-                ["split", "id", "cluster"], axis=1
-            ),
-        ]
+        [one, pairs[["partner_split", "partner", "cluster"]].set_axis(one.columns, axis=1)]
     )
     leaking = members.cluster[members.split == trained]
     alike = {*members.id[(members.split == tested) & members.cluster.isin(leaking)]}
@@ -124,10 +122,7 @@ def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[
         "without both": alike | doubted,
     }
     return [
-        {
-            "method": method,
-            "kinds": {kind: _without(method, left_out) for kind, left_out in kinds.items()},
-        }
+        {"method": method, "kinds": {kind: _without(method, out) for kind, out in kinds.items()}}
         for method in group.methods
     ]
 
@@ -146,27 +141,21 @@ class AuditedImages:
 
     def __init__(self, group: Group, data: ReportData) -> None:
         self._sheet = data.sheet
-        self._sources: dict[str, tuple[ImageSource, dict[str, int]]] = {}
-        self._stores: dict[str, tuple[FeatureStore, dict[str, int]]] = {}
-        for store in group.methods[0].result.stores:
-            split = store["manifest"]["dataset"]["split"]
-            asked = store["run"].get("source")
-            try:
-                if asked is not None:
-                    request = SourceRequest.from_dict(asked).moved(data.report.data)
-                    source = request.open(split, request.options(data.context))
-                    if source.fingerprint == store["manifest"]["dataset"]["fingerprint"]:
-                        rows = {name: row for row, name in enumerate(source.ids)}
-                        self._sources[split] = source, rows
-                        continue
-            except (FeatpipeError, OSError):
-                pass
-            try:
-                opened = FeatureStore(Path(store["path"]))
-            except StoreError:
-                continue
-            if opened.has_looks:
-                self._stores[split] = opened, {name: row for row, name in enumerate(opened.ids)}
+        # Of each split the rows by id, and what reads one.
+        self._splits: dict[str, tuple[dict[str, int], Callable[[int], NDArray[np.uint8]]]] = {}
+        for known in group.methods[0].result.stores:
+            dataset = known["manifest"]["dataset"]
+            with suppress(FeatpipeError, OSError):
+                source = data.source([known], dataset["split"])
+                if source.fingerprint == dataset["fingerprint"]:
+                    rows = {name: row for row, name in enumerate(source.ids)}
+                    self._splits[dataset["split"]] = rows, source.read
+                    continue
+            with suppress(FeatpipeError):
+                store = find_store(group.methods[0], known, data.context.workspace.root)
+                if store.has_looks:
+                    rows = {name: row for row, name in enumerate(store.ids)}
+                    self._splits[dataset["split"]] = rows, partial(_stored_thumbnail, store)
 
     def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
         """Return findings with their thumbnails, and those of their partners."""
@@ -180,15 +169,13 @@ class AuditedImages:
         ]
 
     def _thumbnail(self, split: str, name: str) -> Thumbnail | None:
-        source, rows = self._sources.get(split, (None, {}))
-        key = f"audit {split}/{name}"
-        if source is not None and name in rows:
-            try:
-                return self._sheet.add(key, source.read(rows[name]))
-            except (FeatpipeError, OSError):
-                return None
-        store, rows = self._stores.get(split, (None, {}))
-        if store is not None and name in rows:
-            grey = np.array(store.looks("thumbnail")[rows[name]])
-            return self._sheet.add(key, np.repeat(grey[..., None], 3, axis=2))
+        rows, read = self._splits.get(split, ({}, None))
+        with suppress(FeatpipeError, OSError):
+            if read is not None and name in rows:
+                return self._sheet.add(f"audit {split}/{name}", read(rows[name]))
         return None
+
+
+def _stored_thumbnail(store: FeatureStore, row: int) -> NDArray[np.uint8]:
+    grey = np.array(store.looks("thumbnail")[row])
+    return np.repeat(grey[..., None], 3, axis=2)

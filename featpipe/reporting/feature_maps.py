@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
-from featpipe.reporting.data import LOSSLESS, Group, ReportData, data_uri, find_store
+from featpipe.reporting.data import LOSSLESS, Group, Method, ReportData, data_uri, find_store
 from featpipe.reporting.sections import SECTIONS, Chart, Content, Missing, Section, percent, render
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
@@ -42,24 +42,22 @@ class FeatureMaps(Section):
     def maps(self, data: ReportData) -> list[Chart | Missing]:
         """Return a map of each kind of features, or why there is none."""
         maps: list[Chart | Missing] = []
-        drawn: set[tuple[str, str]] = set()
+        drawn: dict[tuple[str, str], tuple[Group, Method]] = {}
         for group in data.groups:
             for method in group.methods:
-                if not method.result.stores:
-                    continue
-                known = method.result.stores[-1]
-                key = known["fingerprint"], known["layer"]
-                title = f"{method.row['features']} {key[1]}{group.suffix}"
-                if key in drawn or key[1] == IMAGE_LAYER or len(drawn) == MAX_MAPS:
-                    continue
-                drawn.add(key)
-                if alike := sum(part.title.startswith(title) for part in maps):
-                    title += f" ({alike + 1})"
-                try:
-                    store = find_store(method, known, data.context.workspace.root)
-                    maps.append(feature_map(title, group, store, key[1], data))
-                except FeatpipeError as error:
-                    maps.append(Missing(title, error.what.splitlines()[0]))
+                for known in method.result.stores[-1:]:
+                    if known["layer"] != IMAGE_LAYER:
+                        drawn.setdefault((known["fingerprint"], known["layer"]), (group, method))
+        for (_, layer), (group, method) in list(drawn.items())[:MAX_MAPS]:
+            title = f"{method.row['features']} {layer}{group.suffix}"
+            if alike := sum(part.title.startswith(title) for part in maps):
+                title += f" ({alike + 1})"
+            try:
+                root = data.context.workspace.root
+                store = find_store(method, method.result.stores[-1], root)
+                maps.append(feature_map(title, group, store, layer, data))
+            except FeatpipeError as error:
+                maps.append(Missing(title, error.what.splitlines()[0]))
         return maps
 
 

@@ -58,11 +58,9 @@ class Variation(Section):
 
     def content(self, data: ReportData) -> Content:
         """Return low-shot curves, the spread over models and sweeps of each group."""
-        figures = [
-            chart
-            for group in data.groups
-            for chart in (*low_shot_chart(group), *fold_chart(group), *sweep_charts(group))
-        ]
+        figures: list[Chart] = []
+        for group in data.groups:
+            figures += [*low_shot_chart(group), *fold_chart(group), *sweep_charts(group)]
         frame = data.frame(
             lambda method: [
                 {"train_per_class": point["train_per_class"], "draw": draw, "accuracy": accuracy}
@@ -80,15 +78,9 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
     """Accuracy of each method with its interval; published numbers apart and hollow."""
     ours = {method.title: method.row for method in group.methods}
     entries = [
-        {
-            "label": label,
-            "note": row["verdict"],
-            "value": row["accuracy"],
-            "low": row["low"],
-            "high": row["high"],
-            "published": row["published"],
-            "best": row["verdict"] in LEADING,
-        }
+        {"label": label, "note": row["verdict"], "value": row["accuracy"]}
+        | {name: row[name] for name in ("low", "high", "published")}
+        | {"best": row["verdict"] in LEADING}
         for label, row in [*ours.items(), *((row["method"], row) for row in published)]
         if row["accuracy"] is not None
     ]
@@ -105,21 +97,13 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
 
 def difference_chart(group: Group, margin: float) -> list[Chart]:
     """Return how far each method is from the best, with the interval of its paired test."""
-    first = group.methods[0]
-    pairs = {pair["b"]: pair for pair in group.pairs if pair["a"] == first.row["name"]}
-    tests = {m: pairs[m.row["name"]] for m in group.methods[1:] if m.row["name"] in pairs}
-    judged = {method: pair["methods"] or pair["models"] for method, pair in tests.items()}
+    first, tests = group.methods[0], group.tests_of_first
+    judged = {m: tests[m.row["name"]] for m in group.methods[1:] if m.row["name"] in tests}
     if not judged:
         return []
     entries = [
-        {
-            "label": method.title,
-            "tag": method.row["verdict"],
-            "value": -test["difference"],
-            "low": -test["high"],
-            "high": -test["low"],
-            "open": method.row["verdict"] != WORSE,
-        }
+        {"label": method.title, "tag": method.row["verdict"], "value": -test["difference"]}
+        | {"low": -test["high"], "high": -test["low"], "open": method.row["verdict"] != WORSE}
         for method, test in judged.items()
     ]
     levels = sorted(100 * test["confidence"] for test in judged.values())
@@ -170,15 +154,10 @@ def fold_chart(group: Group) -> list[Chart]:
         records = [method.result.splits[number] for number in np.unique(method.table.split)]
         # The largest draws of a low-shot curve are in that curve, and often the very same rows.
         if spread and len(records) > 1 and not method.result.extra.get("low_shot"):
-            entries.append(
-                {
-                    "label": method.title,
-                    "value": spread["mean"],
-                    "dots": [record["metrics"]["accuracy"] for record in records],
-                    "names": [record["name"] for record in records],
-                    "sd": spread["sd"],
-                }
-            )
+            dots = [record["metrics"]["accuracy"] for record in records]
+            entry = {"label": method.title, "value": spread["mean"], "dots": dots}
+            names = [record["name"] for record in records]
+            entries.append({**entry, "names": names, "sd": spread["sd"]})
     chart = Chart(
         f"Spread over models{group.suffix}",
         {"kind": "intervals", "x": _ACCURACY, "entries": entries},
@@ -212,12 +191,11 @@ def sweep_charts(group: Group) -> list[Chart]:
 
     Where a second setting differs too (a sweep of two), each of its values is a line.
     """
-    settings = {
-        m: {"method": m.result.method, "features": m.row["features"], **settings_of(m.result)}
-        for m in group.methods
-    }
-    options = [spec for m in group.methods for spec in options_behind(m.result).values()]
-    seeds = {spec.name for spec in options if spec.seed}
+    settings, seeds = {}, set()
+    for method in group.methods:
+        own = {"method": method.result.method, "features": method.row["features"]}
+        settings[method] = own | settings_of(method.result)
+        seeds |= {spec.name for spec in options_behind(method.result).values() if spec.seed}
     charts = []
     for key in sorted({key for values in settings.values() for key in values} - seeds):
         alike: dict[str, list[Method]] = defaultdict(list)
@@ -239,27 +217,18 @@ def sweep_charts(group: Group) -> list[Chart]:
             for name in firsts[0]
             if name not in ("method", key) and len({str(first.get(name)) for first in firsts}) > 1
         ]
-        drawn = [
-            line(
-                ", ".join([first["method"], *(f"{name} {first.get(name)}" for name in differ)]),
-                [settings[method][key] for method in sweep],
-                [method.row["accuracy"] for method in sweep],
-                low=[method.row["low"] for method in sweep],
-                high=[method.row["high"] for method in sweep],
-                strong=True,
-            )
-            for first, sweep in zip(firsts, sweeps, strict=True)
-        ]
+        drawn = []
+        for first, sweep in zip(firsts, sweeps, strict=True):
+            name = ", ".join([first["method"], *(f"{name} {first.get(name)}" for name in differ)])
+            y, low, high = ([m.row[key] for m in sweep] for key in ("accuracy", "low", "high"))
+            x = [settings[method][key] for method in sweep]
+            drawn.append(line(name, x, y, low=low, high=high, strong=True))
         label = key.replace("_", " ")
         x_axis = number_axis(label, [value for one in drawn for value in one["x"]])
-        charts.append(
-            Chart(
-                f"Accuracy by {label}{group.suffix}",
-                lines(x_axis, _ACCURACY, drawn, dots=True, band="95 % interval"),
-                "Methods of the table that differ in nothing else; the band is the 95 % interval "
-                "over test images.",
-            )
-        )
+        spec = lines(x_axis, _ACCURACY, drawn, dots=True, band="95 % interval")
+        caption = "Methods of the table that differ in nothing else; the band is the 95 % interval "
+        title = f"Accuracy by {label}{group.suffix}"
+        charts.append(Chart(title, spec, f"{caption}over test images."))
     return charts
 
 
@@ -276,8 +245,7 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     x, y = _share("false positive rate"), _share("true positive rate")
     empty = lines(x, y, [], unit=_UNIT, square=True, diagonal=True)
     roc = _class_curves("ROC curves", empty, roc_curves(predictions), ("fpr", "tpr", "auc"), of)
-    x, y = _share("recall"), _share("precision")
-    empty = lines(x, y, [], unit=_UNIT, square=True, steps=True)
+    empty = lines(_share("recall"), _share("precision"), [], unit=_UNIT, square=True, steps=True)
     keys = ("recall", "precision", "average_precision")
     pr = _class_curves("Precision-recall curves", empty, pr_curves(predictions), keys, of)
     if predictions.probabilities is None:
@@ -285,23 +253,17 @@ def method_curves(method: Method) -> list[Chart | Missing]:
         return [roc, pr, Missing("Reliability curve", why)]
     reliability = reliability_curve(method.pooled)
     bins = [entry for entry in reliability["bins"] if entry["count"]]
-    answers = line(
-        "answers",
-        [round(entry["confidence"], 4) for entry in bins],
-        [round(entry["accuracy"], 4) for entry in bins],
-        size=[entry["count"] for entry in bins],
-        strong=True,
-    )
-    x, y = _share("mean probability of the answer"), _share("share right")
-    pooled = ", those of all models together" if of else ""
-    chart = Chart(
-        "Reliability curve",
-        lines(x, y, [answers], square=True, diagonal=True, dots=True),
+    sizes = [entry["count"] for entry in bins]
+    x, y = ([round(entry[key], 4) for entry in bins] for key in ("confidence", "accuracy"))
+    answers = line("answers", x, y, size=sizes, strong=True)
+    axes = _share("mean probability of the answer"), _share("share right")
+    spec = lines(*axes, [answers], square=True, diagonal=True, dots=True)
+    caption = (
         f"On the diagonal, answers are right as often as they say. Expected calibration error "
         f"{percent(reliability['ece'], 1)} points in 15 equal-width bins; the area of a dot is the "
-        f"number of answers in its bin{pooled}.",
+        f"number of answers in its bin{', those of all models together' * bool(of)}."
     )
-    return [roc, pr, chart]
+    return [roc, pr, Chart("Reliability curve", spec, caption)]
 
 
 def _share(label: str) -> Any:
@@ -322,34 +284,25 @@ def _class_curves(
     averages = [curve for curve in data["curves"] if curve["class"] is None]
     classes = [curve for curve in data["curves"] if curve["class"] is not None]
     caption = f"One class against the rest; after each name its {name}.{of}"
-    if (
-        len(classes) == 2
-    ):  # averages of two say nothing more, and their ROC curves mirror each other
+    if len(classes) == 2:  # averages of two add nothing, and their ROC curves mirror each other
         averages = []
         if area == "auc":
             classes = classes[1:]
             found = percent(classes[0][area])
             caption = f"{classes[0]['class']} against the other class: {name} {found}\u00a0%.{of}"
     if len(classes) > MAX_CLASS_CURVES:
-        caption += (
-            f" Of {len(classes)} classes the {MAX_CLASS_CURVES} with the lowest {name} are drawn; "
-            "per-class.csv has all."
-        )
+        drawn_of = f" Of {len(classes)} classes the {MAX_CLASS_CURVES} with the lowest {name}"
+        caption += f"{drawn_of} are drawn; per-class.csv has all."
         classes = sorted(classes, key=lambda curve: curve[area])[:MAX_CLASS_CURVES]
     if undefined := data["undefined"]:
         named = [f"{cls} ({why})" for cls, why in list(undefined.items())[:5]]
         more = f" and {len(undefined) - 5} more" if len(undefined) > 5 else ""
         caption += f" Without a curve: {', '.join(named)}{more}."
-    drawn = [
-        line(
-            curve["class"] or f"{curve['average']} average",
-            [round(value * _UNIT) for value in curve[x]],
-            [round(value * _UNIT) for value in curve[y]],
-            value=f"{percent(curve[area])} %",
-            strong=curve["class"] is None,
-        )
-        for curve in [*averages, *classes]
-    ]
+    drawn = []
+    for curve in [*averages, *classes]:
+        name, value = curve["class"] or f"{curve['average']} average", f"{percent(curve[area])} %"
+        xs, ys = ([round(share * _UNIT) for share in curve[key]] for key in (x, y))
+        drawn.append(line(name, xs, ys, value=value, strong=curve["class"] is None))
     return Chart(title, {**spec, "series": drawn}, caption)
 
 
@@ -383,10 +336,7 @@ def search_charts(method: Method) -> list[Chart]:
         y = [entry["accuracy"] for entry in entries]
         more: dict[str, Any] = {"strong": len(searched) == 1}
         if len(searched) == 1 and "rows" in entries[0]:
-            counts = [
-                (round(entry["accuracy"] * entry["rows"]), entry["rows"]) for entry in entries
-            ]
-            ends = [wilson(*count) for count in counts]
+            ends = [wilson(round(one["accuracy"] * one["rows"]), one["rows"]) for one in entries]
             more |= {"low": [end.low for end in ends], "high": [end.high for end in ends]}
         drawn.append(line(str(one["name"]), x, y, marked=marked, **more))
     by = searched[0]["chosen"].get("by", "validation rows")
@@ -421,17 +371,12 @@ def training_charts(method: Method) -> list[Chart]:
         ("Accuracy by epoch", kept, _ACCURACY, ("train_accuracy", "valid_accuracy")),
         ("Learning rate", "", axis("learning rate"), ("lr",)),
     ):
-        drawn = [
-            line(
-                _DRAWN[key.partition("_")[0]],
-                epochs,
-                columns[key],
-                strong=True,
-                marked=[epoch == chosen and key == "valid_accuracy" for epoch in epochs],
-            )
-            for key in keys
-            if any(value is not None for value in columns.get(key, ()))
-        ]
+        drawn = []
+        for key in keys:
+            if any(value is not None for value in columns.get(key, ())):
+                name = _DRAWN[key.partition("_")[0]]
+                marked = [epoch == chosen and key == "valid_accuracy" for epoch in epochs]
+                drawn.append(line(name, epochs, columns[key], strong=True, marked=marked))
         if drawn:
             spec = lines(axis("epoch", whole=True), y, drawn, dots=len(epochs) <= 30)
             charts.append(Chart(title, spec, caption))
@@ -445,19 +390,14 @@ def gradient_chart(epochs: Sequence[int], flow: Sequence[Sequence[dict[str, Any]
     layers = list(dict.fromkeys(layer for epoch in means for layer in epoch))
     if len(layers) <= _FEW_LINES:
         x = axis("epoch", whole=True)
-        caption = "A layer whose line falls away no longer learns."
-        drawn = [
-            line(name, epochs[: len(flow)], [of.get(name) for of in means], strong=True)
-            for name in layers
-        ]
+        caption = "A layer whose line falls towards zero hardly learns."
+        shown = {k: (epochs[: len(flow)], [of.get(k) for of in means]) for k in layers}
     else:
         x = axis("layer, from input to output", whole=True, names=layers)
         caption = "Where a line falls towards the input, the first layers hardly learn."
         places = range(1, len(layers) + 1)
-        shown = sorted({round(i * (len(flow) - 1) / (_FEW_LINES - 1)) for i in range(_FEW_LINES)})
-        drawn = [
-            line(f"epoch {epochs[i]}", places, [means[i].get(k) for k in layers], strong=True)
-            for i in shown
-        ]
+        some = sorted({*np.linspace(0, len(flow) - 1, _FEW_LINES).round().astype(int).tolist()})
+        shown = {f"epoch {epochs[i]}": (places, [means[i].get(k) for k in layers]) for i in some}
+    drawn = [line(name, xs, ys, strong=True) for name, (xs, ys) in shown.items()]
     y = axis("mean absolute gradient", log=True)
     return Chart("Gradient flow", lines(x, y, drawn, dots=True), caption)

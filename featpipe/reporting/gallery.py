@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.stats import mode
 
 from featpipe.files import open_regular
 from featpipe.finetuning.explain import read_explanations
@@ -46,72 +47,75 @@ class Failures(Section):
 
     def content(self, data: ReportData) -> Content:
         """Return galleries of each method, and of the methods of a group together."""
-        limit = data.report.gallery
-        groups = []
+        limit, groups = data.report.gallery, []
         for group in data.groups:
             images = data.images(group)
-            part: dict[str, Any] = {"group": group, "images": images, "methods": []}
-            for method in group.methods:
-                explained = []
-                row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
-                for title, found in explanations(method, data.sheet):
-                    shown = [
-                        replace(
-                            _item(method, row_of[key], images),
-                            thumbnail=as_seen(method, key, images, data.sheet),
-                            overlay=found[key],
-                        )
-                        for key in list(found)[:limit]
-                    ]
-                    explained += [(title, shown)] if shown else []
-                confused = confused_pairs(method, images, limit)
-                # An image is shown once: what stands elsewhere is not among the other errors.
-                lists = [pair["shown"] for pair in confused] + [shown for _, shown in explained]
-                already = {item.id for items in lists for item in items}
-                others = [r for r in method.wrong if str(method.table.ids[r]) not in already]
-                errors = [_item(method, row, images) for row in others[:limit]]
-                failed = {"confused": confused, "errors": errors, "explanations": explained}
-                failed |= {"n_others": len(others)}
-                part["methods"].append({"method": method, **failed})
+            methods = [failures(method, images, data.sheet, limit) for method in group.methods]
+            part: dict[str, Any] = {"group": group, "images": images, "methods": methods}
             part["always_wrong"] = always_wrong(group, images, limit)
             part["disagreements"] = disagreements(group, images, limit)
             groups.append(part)
-        table = data.frame(
-            lambda method: [
+
+        def errors(method: Method) -> list[dict[str, Any]]:
+            rows, sure = np.sort(method.wrong), method.confidence
+            return [
                 {
                     "id": method.table.ids[row],
                     "true": method.columns[method.table.true[row]],
                     "answer": method.columns[method.predicted[row]],
-                    "confidence": None
-                    if method.confidence is None
-                    else round(float(method.confidence[row]), 6),
+                    "confidence": None if sure is None else round(float(sure[row]), 6),
                 }
-                for row in np.sort(method.wrong)
+                for row in rows
             ]
-        )
-        return Content(render("failures.html.j2", groups=groups), tables={"errors": table})
+
+        html = render("failures.html.j2", groups=groups)
+        return Content(html, tables={"errors": data.frame(errors)})
+
+
+def failures(
+    method: Method, images: GroupImages, sheet: ThumbnailSheet, limit: int
+) -> dict[str, Any]:
+    """Return the galleries of one method; an image is in one of them only."""
+    row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
+    explained = []
+    for title, overlays in explanations(method, sheet):
+        shown = []
+        for key in list(overlays)[:limit]:
+            seen = as_seen(method, key, images, sheet)
+            item = _item(method, row_of[key], images)
+            shown.append(replace(item, thumbnail=seen, overlay=overlays[key]))
+        explained += [(title, shown)] if shown else []
+    confused = confused_pairs(method, images, limit)
+    lists = [pair["shown"] for pair in confused] + [shown for _, shown in explained]
+    already = {item.id for items in lists for item in items}
+    others = [row for row in method.wrong if str(method.table.ids[row]) not in already]
+    return {
+        "method": method,
+        "explanations": explained,
+        "confused": confused,
+        "errors": [_item(method, row, images) for row in others[:limit]],
+        "n_others": len(others),
+    }
 
 
 def confused_pairs(method: Method, images: GroupImages, limit: int) -> list[dict[str, Any]]:
     """Return the pairs of classes taken for each other most often, in one direction each."""
     matrix = np.array(method.metrics["confusion"])
-    errors = matrix.copy()
+    errors, wrong = matrix.copy(), method.wrong
     np.fill_diagonal(errors, 0)
     pairs = []
     for cell in np.argsort(-errors, axis=None, kind="stable")[:_PAIRS]:
         true, answer = np.unravel_index(cell, errors.shape)
-        wrong = method.wrong
-        alike = (method.table.true[wrong] == true) & (method.predicted[wrong] == answer)
         if errors[true, answer]:
+            alike = (method.table.true[wrong] == true) & (method.predicted[wrong] == answer)
+            rows = wrong[alike][: min(_PER_PAIR, limit)]
             pairs.append(
                 {
                     "true": method.columns[true],
                     "answer": method.columns[answer],
                     "count": errors[true, answer],
                     "share": errors[true, answer] / matrix[true].sum(),
-                    "shown": [
-                        _item(method, row, images) for row in wrong[alike][: min(_PER_PAIR, limit)]
-                    ],
+                    "shown": [_item(method, row, images) for row in rows],
                 }
             )
     return pairs
@@ -123,43 +127,36 @@ def always_wrong(group: Group, images: GroupImages, limit: int) -> tuple[int, li
     First those on whose wrong class most methods agree.
     """
     rows = np.flatnonzero((group.share_right == 0).all(axis=0))
-    votes = {row: np.bincount(group.predicted[:, row]) for row in rows.tolist()}
-    items = []
-    for row in sorted(votes, key=lambda row: -votes[row].max())[:limit]:
-        answer = group.columns[votes[row].argmax()]
-        n, of = votes[row].max(), len(group.methods)
+    answers, votes = mode(group.predicted[:, rows], axis=0)
+    items, of = [], len(group.methods)
+    for place in np.argsort(-votes, kind="stable")[:limit]:
+        n, answer = votes[place], group.columns[answers[place]]
         agree = f"all {of} methods agree" if n == of else f"{n} of {of} methods agree"
-        items.append(_group_item(group, row, answer, images, agree))
+        items.append(_group_item(group, rows[place], answer, images, agree))
     return len(rows), items
 
 
 def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[str, Any]]:
     """Return images that the best method gets right and another one wrong, and the reverse."""
     each = max(1, limit // 4) if limit else 0
+    right, wrong = group.share_right == 1, group.share_right == 0
     parts = []
-    for rival in range(1, min(_RIVALS + 1, len(group.methods))):
+    for rival, method in enumerate(group.methods[1 : _RIVALS + 1], start=1):
         sides = []
         for winner, loser in ((0, rival), (rival, 0)):
-            rows = np.flatnonzero(
-                (group.share_right[winner] == 1) & (group.share_right[loser] == 0)
-            )
+            rows = np.flatnonzero(right[winner] & wrong[loser])
             columns, predicted = group.methods[loser].columns, group.predicted[loser]
-            items = [
-                _group_item(group, row, columns[predicted[row]], images) for row in rows[:each]
-            ]
+            shown = [_group_item(group, r, columns[predicted[r]], images) for r in rows[:each]]
             title = group.methods[winner].title
-            sides.append({"winner": title, "count": len(rows), "shown": items})
-        parts.append({"rival": group.methods[rival].title, "sides": sides})
+            sides.append({"winner": title, "count": len(rows), "shown": shown})
+        parts.append({"rival": method.title, "sides": sides})
     return parts
 
 
 def explanations(method: Method, sheet: ThumbnailSheet) -> list[tuple[str, dict[str, Thumbnail]]]:
     """Embed the heat maps of a result: title, and overlays by image id."""
-    if method.result.path is None:
-        return []
-    tested = set(method.table.ids.tolist())
-    found = []
-    for one in read_explanations(method.result.path):
+    found, tested = [], set(method.table.ids.tolist())
+    for one in read_explanations(method.result.path) if method.result.path else ():
         overlays = {}
         for item in one.items:
             try:
@@ -199,13 +196,9 @@ def _item(method: Method, row: int, images: GroupImages) -> GalleryItem:
     if method.confidence is not None:
         value = float(method.confidence[row])
         remark = f"{percent(value, 1)} %" if method.has_probabilities else f"margin {value:.3g}"
-    return GalleryItem(
-        image_id,
-        method.columns[method.table.true[row]],
-        method.columns[method.predicted[row]],
-        images.thumbnail(image_id),
-        remark,
-    )
+    true, answer = method.table.true[row], method.predicted[row]
+    names = method.columns[true], method.columns[answer]
+    return GalleryItem(image_id, *names, images.thumbnail(image_id), remark)
 
 
 def _group_item(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,12 @@ def build_report(
     report: Report | None = None,
     context: Context | None = None,
 ) -> Path:
-    """Write results as one self-contained HTML page and its tables as CSV.
+    """Write results as one self-contained HTML page and its tables as CSV; return the HTML file.
 
     The same results give the same bytes. Nothing is trained and no network is used; images are
-    read from the dataset and features from their stores, if those still exist.
-
-    Return the HTML file: ``out`` may be ``NAME`` or ``NAME.html``, both give ``NAME.html`` and the
-    folder ``NAME-tables``. ``report`` has the title and other options; which results it names has
-    no effect.
+    read from the dataset and features from their stores, if those still exist. ``out`` may be
+    ``NAME`` or ``NAME.html``, both give ``NAME.html`` and the folder ``NAME-tables``. ``report``
+    has the title and other options; which results it names has no effect.
 
     Raises
     ------
@@ -96,17 +95,17 @@ class Page:
         recipe = (data.context.recipe or {}).get("name", "")
         owner = head_of(path).get("recipe", "") if path.exists() else ""
         if recipe and owner and owner != recipe:
-            raise UsageError(
-                f"The step would overwrite what the recipe {owner!r} made.",
-                got=path,
-                next_step="give this recipe a name of its own (name: …), "
-                "or this step another place (out: …)",
+            what = f"The step would overwrite what the recipe {owner!r} made."
+            hint = (
+                "give this recipe a name of its own (name: …), or this step another file (out: …)"
             )
-        with data.context.progress.task("report", len(data.groups) + len(SECTIONS.names())) as task:
+            raise UsageError(what, got=path, next_step=hint)
+        names = SECTIONS.names()
+        with data.context.progress.task("report", len(data.groups) + len(names)) as task:
             for number, group in enumerate(data.groups, start=1):
                 self.add(Comparison(number, group))
                 task.advance()
-            for name in SECTIONS.names():
+            for name in names:
                 self.add_registered(name)
                 task.advance()
         tables = {
@@ -117,15 +116,12 @@ class Page:
         self.add(Provenance(written.tables_folder(path).name, [*tables, written.SUMS]))
         datasets = dict.fromkeys(group.name for group in data.groups)
         runs = sorted(method.result.created[:10] for method in data.methods)
+        said = (answers(group, data.comparison.margin).values() for group in data.groups)
         text = render_page(
             "report.html.j2",
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
             generator=GENERATOR,
-            description=" ".join(
-                sentence
-                for group in data.groups
-                for sentence in answers(group, data.comparison.margin).values()
-            ),
+            description=" ".join(chain.from_iterable(said)),
             recipe=recipe,
             n_methods=len(data.methods),
             runs=runs[0] if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}",
@@ -141,9 +137,8 @@ class Page:
         content = section.content(self.data)
         tables = {name: pd.DataFrame(table) for name, table in content.tables.items()}
         if twice := set(self.tables) & set(tables):
-            raise UsageError(
-                f"Two sections of the page give a table {min(twice)!r}.", where=section.name
-            )
+            what = f"Two sections of the page give a table {min(twice)!r}."
+            raise UsageError(what, where=section.name)
         self._show(section.name, section.title, content)
         self.tables |= tables
 
@@ -161,12 +156,11 @@ class Page:
             self._show(name, name, Content(figures=[Missing(name, why)]))
 
     def _show(self, name: str, title: str, content: Content) -> None:
-        if not content.html and not content.figures:  # it has nothing to say of these results
-            return
-        html = render("section.html.j2", content=content)
-        # Read here, where it is known whose they are, and not by the template of the page.
-        entries = [(text, anchor) for text, anchor in content.entries]
-        self.sections.append({"name": name, "title": title, "html": html, "entries": entries})
+        if content.html or content.figures:  # else it has nothing to show of these results
+            html = render("section.html.j2", content=content)
+            # Read here, where it is known whose they are, and not by the template of the page.
+            entries = [(text, anchor) for text, anchor in content.entries]
+            self.sections.append({"name": name, "title": title, "html": html, "entries": entries})
 
 
 def head_of(path: Path) -> dict[str, str]:
@@ -182,12 +176,8 @@ def head_of(path: Path) -> dict[str, str]:
 def write_index(folder: Path, *, force: bool = False) -> Path:
     """Write ``index.html`` of all reports in a folder, sorted by name, and return its path.
 
-    What was changed since is said in the place of its conclusions.
-
-    Raises
-    ------
-    UsageError
-        If there is one that featpipe did not write, unless ``force``.
+    In the place of conclusions it says which files were changed. A foreign index is a UsageError,
+    unless ``force``.
     """
     index = folder / "index.html"
     refuse_foreign(index, written.INDEX_MARK, force=force)
@@ -260,4 +250,4 @@ def step(method: Method) -> str:
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from featpipe.errors import FeatpipeError
-from featpipe.reporting.answers import answers, warnings
+from featpipe.reporting.answers import answers, names_of, warnings
 from featpipe.reporting.data import Group, GroupImages, Method, ReportData, find_store
 from featpipe.reporting.data_quality import near_leaks
 from featpipe.reporting.figures import (
@@ -20,8 +21,8 @@ from featpipe.reporting.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.reporting.sections import SECTIONS, Content, Section, render
-from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
+from featpipe.reporting.sections import SECTIONS, Content, Section, count, render
+from featpipe.statistics.comparison import LEADING, QUESTIONS, SELECTION
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
@@ -54,7 +55,7 @@ class Comparison(Section):
                 *difference_chart(group, data.comparison.margin),
                 cost_chart(group),
             ],
-            notes=scope_notes(group.pairs),
+            notes=untested(group),
             questions=QUESTIONS,
             asked=[q for q in QUESTIONS if any(pair[q] for pair in group.pairs)],
             ways=list(dict.fromkeys(test["method"] for test in tests)),
@@ -94,15 +95,49 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     known = [record["manifest"]["dataset"] for _, record in records.values()]
     tested = np.bincount(group.true, minlength=len(group.classes))
     rows = np.unique(group.true, return_index=True)[1][:_SAMPLES]
-    trained = [split["n_train"] for split in group.methods[0].result.splits if split["n_train"]]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
         "splits": {dataset["split"]: dataset["images"] for dataset in known},
         "per_class": sorted({tested.min(), tested.max()}),
-        "trained": sorted({min(trained), max(trained)}) if trained else [],
+        "trained": trained_on(group),
+        "protocols": said_of(group, lambda method: method.row["protocol"]),
+        "why": list(dict.fromkeys(filter(None, (m.protocol_note for m in group.methods)))),
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
+
+
+def untested(group: Group) -> list[str]:
+    """Say what the verdicts leave open, and what would answer it."""
+    tested = [pair for pair in group.pairs if pair["models"]]
+    open_ = [pair["reason_methods"] for pair in tested if not pair["methods"]]
+    some = f", for {len(open_)} of {len(tested)} pairs" * (len(open_) < len(tested))
+    note = "Whether the order would be the same after training on other images was not tested"
+    reasons = "; ".join(dict.fromkeys(open_))
+    return [f"{note}{some}: {reasons}."] * bool(open_) + [SELECTION] * bool(tested)
+
+
+def trained_on(group: Group) -> str:
+    """Say how many images each method was trained on."""
+
+    def images(method: Method) -> str:
+        sizes = sorted({split["n_train"] or 0 for split in method.result.splits})
+        if not any(sizes):
+            return "no image"
+        several = " for each model" * (len(method.result.splits) > 1)
+        return f"{' to '.join(map(count, sorted({sizes[0], sizes[-1]})))} images{several}"
+
+    return said_of(group, images)
+
+
+def said_of(group: Group, fact: Callable[[Method], str]) -> str:
+    """Return a fact about the methods once, with their names where they differ in it."""
+    facts: dict[str, list[Method]] = {}
+    for method in group.methods:
+        facts.setdefault(fact(method), []).append(method)
+    if len(facts) == 1:
+        return next(iter(facts))
+    return "; ".join(f"{text} ({names_of(methods)})" for text, methods in facts.items())
 
 
 @SECTIONS.register
@@ -152,51 +187,40 @@ def confusion(method: Method) -> dict[str, Any]:
 
 def frames(data: ReportData) -> dict[str, pd.DataFrame]:
     """Return what is measured of all methods as tables, numbers unrounded."""
+
+    def per_class(method: Method) -> list[dict[str, Any]]:
+        named = zip(method.metrics["per_class"], method.classes, strict=True)
+        return [{**row, "class": name} for row, name in named]
+
+    def confused(method: Method) -> list[dict[str, Any]]:
+        matrix = np.array(method.metrics["confusion"])
+        return [
+            {"true": method.classes[i], "answer": method.columns[j], "images": matrix[i, j]}
+            for i, j in np.argwhere(matrix)
+        ]
+
+    def model(record: dict[str, Any]) -> dict[str, Any]:
+        sizes = {key: record.get(key) for key in ("n_train", "n_test", "train_per_class")}
+        chosen = {f"chosen_{key}": value for key, value in record.get("chosen", {}).items()}
+        ended = {"model": record["name"], **sizes, **chosen, "converged": record.get("converged")}
+        metrics = record["metrics"].items()
+        return ended | {k: v for k, v in metrics if v is None or isinstance(v, int | float)}
+
+    def searched(method: Method) -> list[dict[str, Any]]:
+        tried = [(split["name"], split.get("search") or []) for split in method.result.splits]
+        return [{"model": name, **entry} for name, entries in tried for entry in entries]
+
+    def disputed(method: Method) -> list[dict[str, Any]]:
+        rows = method.result.extra.get("label_map", {}).get("disputed", [])
+        return [{**row, "source_classes": ", ".join(row["source_classes"])} for row in rows]
+
     return {
         "comparison": data.comparison.table(),
         "pairs": data.comparison.pair_table(),
-        "per-class": data.frame(
-            lambda method: [
-                {**row, "class": name}
-                for row, name in zip(method.metrics["per_class"], method.classes, strict=True)
-            ]
-        ),
-        "confusion": data.frame(
-            lambda method: [
-                {"true": true, "answer": answer, "images": count}
-                for true, counts in zip(method.classes, method.metrics["confusion"], strict=True)
-                for answer, count in zip(method.columns, counts, strict=True)
-                if count
-            ]
-        ),
-        "models": data.frame(
-            lambda method: [
-                {
-                    "model": record["name"],
-                    **{key: record.get(key) for key in ("n_train", "n_test", "train_per_class")},
-                    **{f"chosen_{key}": value for key, value in record.get("chosen", {}).items()},
-                    "converged": record.get("converged"),
-                    **{
-                        key: value
-                        for key, value in record["metrics"].items()
-                        if value is None or isinstance(value, int | float)
-                    },
-                }
-                for record in method.result.splits
-            ]
-        ),
-        "search": data.frame(
-            lambda method: [
-                {"model": split["name"], **entry}
-                for split in method.result.splits
-                for entry in split.get("search") or []
-            ]
-        ),
+        "per-class": data.frame(per_class),
+        "confusion": data.frame(confused),
+        "models": data.frame(lambda method: map(model, method.result.splits)),
+        "search": data.frame(searched),
         "history": data.frame(lambda method: method.result.extra.get("history") or []),
-        "disputed": data.frame(
-            lambda method: [
-                {**row, "source_classes": ", ".join(row["source_classes"])}
-                for row in method.result.extra.get("label_map", {}).get("disputed", [])
-            ]
-        ),
+        "disputed": data.frame(disputed),
     }

@@ -10,17 +10,9 @@ from featpipe.steps.base import LEFT_OUT, Context, Needs, Outcome, Status, Step
 from featpipe.steps.options import altered, option, options_of
 
 __all__ = [
-    "LEFT_OUT",
-    "STEPS",
-    "Context",
-    "Needs",
-    "Outcome",
-    "Status",
-    "Step",
-    "altered",
-    "option",
+    "LEFT_OUT", "STEPS", "Context", "Needs", "Outcome", "Status", "Step", "altered", "option",
     "options_of",
-]
+]  # fmt: skip
 
 STEPS: Registry[type[Step]] = Registry(
     "step",

@@ -8,7 +8,6 @@ its kind. Modules that define steps import nothing heavy: what a step does is im
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -63,11 +62,10 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the outcome as JSON-like values, facts at the top level, empty parts left out."""
-        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        values |= {"paths": [str(path) for path in self.paths], "seconds": round(self.seconds, 2)}
-        facts = values.pop("facts")
+        values = {**vars(self), "paths": list(map(str, self.paths))}
+        values |= {"seconds": round(self.seconds, 2)}
         kept = ("status", "message", "paths")
-        return {**facts, **{k: v for k, v in values.items() if v or k in kept}}
+        return {**values.pop("facts"), **{k: v for k, v in values.items() if v or k in kept}}
 
 
 @dataclass(frozen=True)
@@ -111,10 +109,9 @@ class Step:
 
     def __init__(self, **values: Any) -> None:
         known = options_of(type(self))
-        for name in values:
-            if name not in known:
-                what = f"The step {self.name!r} has no option {name!r}."
-                raise UnknownNameError(what, name, known)
+        if unknown := [name for name in values if name not in known]:
+            what = f"The step {self.name!r} has no option {unknown[0]!r}."
+            raise UnknownNameError(what, unknown[0], known)
         self._require(values, bound=True)
         for name, spec in known.items():
             self.__dict__[name] = spec.parse(values.get(name, spec.default))
@@ -141,18 +138,11 @@ class Step:
         """Make a step from YAML keys (``image_size`` or ``image-size``); each is parsed once.
 
         With ``bound``, options that a recipe fills in from another step's output may be missing.
-
-        Raises
-        ------
-        UsageError
-            Naming the unknown, missing or wrong key and the nearest right one.
         """
         normal = {str(key).replace("-", "_"): value for key, value in values.items()}
         if len(normal) != len(values):
-            raise UsageError(
-                f"The step {cls.name!r} has an option written twice, with '-' and with '_'.",
-                got=", ".join(map(str, values)),
-            )
+            what = f"The step {cls.name!r} has an option written twice, with '-' and with '_'."
+            raise UsageError(what, got=", ".join(map(str, values)))
         step = cls(**normal)
         cls._require(normal, bound=bound)
         return step
@@ -160,12 +150,9 @@ class Step:
     @classmethod
     def _require(cls, values: Mapping[str, Any], *, bound: bool) -> None:
         """Refuse values without the required options; ``bound`` ones may still be filled in."""
-        missing = [
-            name
-            for name, spec in options_of(cls).items()
-            if spec.required and name not in values and not (bound and spec.bound)
-        ]
-        if missing:
+        specs = options_of(cls).values()
+        needed = [spec.name for spec in specs if spec.required and not (bound and spec.bound)]
+        if missing := [name for name in needed if name not in values]:
             raise UsageError(f"The step {cls.name!r} needs {', '.join(missing)}.")
 
     def replace(self, **options: Any) -> Self:
@@ -179,10 +166,7 @@ class Step:
         return {name: plain(getattr(self, name)) for name in options_of(type(self))}
 
     def requirements(self) -> Iterable[tuple[str, str]]:
-        """Return the packages that these options need beyond the installation, with their extra.
-
-        Pairs of a module's name and the extra of featpipe that brings it.
-        """
+        """Return the modules that these options need beyond the installation, with their extra."""
         return ()
 
     def check_requirements(self) -> None:
@@ -194,26 +178,17 @@ class Step:
     def identity(self, inputs: Mapping[str, Any], **resolved: Any) -> dict[str, Any]:
         """Return what the numbers follow from, JSON-like: equal identities, equal numbers.
 
-        Parameters
-        ----------
-        inputs : mapping
-            Fingerprints of what the step works on, and versions of what computes.
-        **resolved
-            Options whose value was chosen automatically, as what they meant.
+        ``inputs`` are fingerprints of what the step works on, and versions of what computes;
+        ``resolved``, options whose value was chosen automatically, as what they meant.
         """
+        values = {**self.__dict__, **resolved}
         options = {
-            name: plain(resolved.get(name, getattr(self, name)))
+            name: plain(values[name])
             for name, spec in options_of(type(self)).items()
-            if spec.affects_result
-            and not spec.selects_input
-            and resolved.get(name, getattr(self, name)) != spec.neutral
+            if spec.affects_result and not spec.selects_input and values[name] != spec.neutral
         }
-        return {
-            "step": self.name,
-            "revision": self.revision,
-            "inputs": dict(inputs),
-            "options": options,
-        }
+        own = {"step": self.name, "revision": self.revision}
+        return {**own, "inputs": dict(inputs), "options": options}
 
     def key(self, inputs: Mapping[str, Any], **resolved: Any) -> str:
         """Return the fingerprint (hex) of :meth:`identity`, which names results."""
@@ -234,9 +209,9 @@ class Step:
         return self
 
     def placed(self, recipe: str, task: str, workspace: Workspace) -> Self:
-        """Return the step with the names of files that follow from the recipe.
+        """Return the step with the names of files that follow from the recipe and the task.
 
-        ``task`` is the name of the task as part of a path; empty if it is the only one of its kind.
+        ``task`` is part of a path; empty if it is the only one of its kind.
         """
         return self
 
@@ -250,20 +225,13 @@ class Step:
         Two tasks of a recipe with equal outputs would overwrite each other. A ``Path`` is the file
         itself, whatever the inputs; ``None`` means that nothing is written.
         """
-        options = options_of(type(self)).values()
-        return tuple(
-            str(getattr(self, spec.name))
-            for spec in options
-            if spec.affects_result or spec.selects_input
-        )
+        kept = [s for s in options_of(type(self)).values() if s.affects_result or s.selects_input]
+        return tuple(str(getattr(self, spec.name)) for spec in kept)
 
     def status(self, context: Context) -> Status:
         """Look at the disk and say whether the step is done; torch is not imported.
 
-        Raises
-        ------
-        FeatpipeError
-            If that cannot be known, because an input is missing for example.
+        A FeatpipeError says why that cannot be known, because an input is missing for example.
         """
         return Status(False, "written each time")
 

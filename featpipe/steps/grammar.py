@@ -12,16 +12,12 @@ from pathlib import Path
 
 from featpipe.errors import UnknownNameError, UsageError
 
+_PROTOCOLS = "auto, split, folds, fold:K, kfold:K, holdout:F"
 LOGITS = "logits"  # the layer, of any backbone with a classifier, that is the classifier's output
 
 
 def protocol(text: str) -> tuple[str, float | None]:
     """Read how rows are split, as its kind and its number.
-
-    Raises
-    ------
-    UsageError
-        Here and below: if the text is not of this language.
 
     Examples
     --------
@@ -29,24 +25,22 @@ def protocol(text: str) -> tuple[str, float | None]:
     (('kfold', 5), ('split', None))
     """
     kind, colon, argument = text.partition(":")
-    least = {"fold": 0, "kfold": 2}
-    if kind in least:
-        count = number(argument, whole=True)
-        if not count >= least[kind]:
-            wanted = f"{kind}:K, a whole number of at least {least[kind]}"
-            raise _no_protocol(text, wanted, f"--protocol {kind}:{5 if kind == 'kfold' else 0}")
-        return kind, int(count)
-    if kind == "holdout":
-        share = number(argument)
-        if not 0 < share < 1:
-            wanted = "holdout:F, a share between 0 and 1"
-            raise _no_protocol(text, wanted, "--protocol holdout:0.2")
-        return kind, share
-    if colon or kind not in ("auto", "split", "folds", "all"):
-        raise _no_protocol(
-            text, "auto, split, folds, fold:K, kfold:K, holdout:F or, for zeroshot, all"
-        )
-    return kind, None
+    expected, advice = f"{_PROTOCOLS} or, for zeroshot, all", None
+    if kind in (least := {"fold": 0, "kfold": 2}):
+        expected, advice = f"{kind}:K, a whole number of at least {least[kind]}", f"{kind}:5"
+        if (count := number(argument, whole=True)) >= least[kind]:
+            return kind, int(count)
+    elif kind == "holdout":
+        expected, advice = "holdout:F, a share between 0 and 1", "holdout:0.2"
+        if 0 < (share := number(argument)) < 1:
+            return kind, share
+    elif not colon and kind in ("auto", "split", "folds", "all"):
+        return kind, None
+    raise UsageError(
+        f"{text!r} is not a protocol{': its number is missing' * bool(advice and not colon)}.",
+        expected=expected,
+        next_step=advice and f"--protocol {advice}",
+    )
 
 
 def device_name(text: str) -> None:
@@ -59,10 +53,8 @@ def device_name(text: str) -> None:
 def need_training(text: str) -> None:
     """Refuse the protocol under which no row trains."""
     if text == "all":
-        raise UsageError(
-            "Under the protocol 'all' every row is tested and none trains: it is for zeroshot.",
-            expected="auto, split, folds, fold:K, kfold:K or holdout:F",
-        )
+        what = "Under the protocol 'all' every row is tested and none trains: it is for zeroshot."
+        raise UsageError(what, expected=_PROTOCOLS)
 
 
 def validation(text: str) -> tuple[str, float | None]:
@@ -72,10 +64,8 @@ def validation(text: str) -> tuple[str, float | None]:
     except UsageError:
         kind, argument = "", None
     if kind not in ("auto", "holdout", "kfold"):
-        raise UsageError(
-            f"{text!r} is not a way to choose hyper-parameters.",
-            expected="auto, holdout:F (a share such as 0.2) or kfold:K (at least 2)",
-        )
+        expected = "auto, holdout:F (a share such as 0.2) or kfold:K (at least 2)"
+        raise UsageError(f"{text!r} is not a way to choose hyper-parameters.", expected=expected)
     return kind, argument
 
 
@@ -92,18 +82,13 @@ def grouping(text: str) -> None:
     The group is what the first parentheses of the pattern match in an image's id, or all of it.
     """
     kind, _, pattern = text.partition(":")
+    if text != "folder" and (kind != "regex" or not pattern):
+        raise UsageError(f"{text!r} groups nothing.", expected="folder or regex:PATTERN")
     try:
-        if text != "folder" and (kind != "regex" or not re.compile(pattern).pattern):
-            raise UsageError(f"{text!r} groups nothing.", expected="folder or regex:PATTERN")
+        re.compile(pattern)
     except re.error as error:
         what = f"{pattern!r} is no regular expression: {error}."
         raise UsageError(what, expected=r"a pattern such as regex:patient_(\d+)") from None
-
-
-def _no_protocol(text: str, expected: str, next_step: str | None = None) -> UsageError:
-    missing = ": its number is missing" * (next_step is not None and ":" not in text)
-    what = f"{text!r} is not a protocol{missing}."
-    return UsageError(what, expected=expected, next_step=next_step)
 
 
 def number(text: str, *, whole: bool = False) -> float:

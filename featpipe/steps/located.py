@@ -45,14 +45,7 @@ def locate(value: Any, line: int = 0) -> Located:
 
 
 def read_located(text: str, where: str) -> Located:
-    r"""Parse a YAML document.
-
-    ``where`` is the name of the file, for messages.
-
-    Raises
-    ------
-    RecipeError
-        If this is no YAML, a key occurs twice, a tag asks for an object, or aliases explode.
+    r"""Parse a YAML document; ``where`` names the file in the messages of a RecipeError.
 
     Examples
     --------
@@ -60,12 +53,11 @@ def read_located(text: str, where: str) -> Located:
     2
     """
     if len(text) > _MAX_CHARACTERS:
-        raise RecipeError(
+        what, expected = (
             "The file is too long for a recipe.",
-            where=where,
-            expected=f"at most {_MAX_CHARACTERS} characters",
-            got=str(len(text)),
+            f"at most {_MAX_CHARACTERS} characters",
         )
+        raise RecipeError(what, where=where, expected=expected, got=len(text))
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -80,24 +72,21 @@ def read_located(text: str, where: str) -> Located:
         raise RecipeError("The YAML is nested too deeply.", where=where) from None
 
 
+@dataclass
 class _Walk:
     """Turns PyYAML's nodes into located values, counting what aliases repeat."""
 
-    def __init__(self, loader: yaml.SafeLoader, where: str) -> None:
-        self.loader = loader
-        self.where = where
-        self.visited = 0
+    loader: yaml.SafeLoader
+    where: str
+    visited: int = 0
 
     def visit(self, node: yaml.Node, line: int | None = None) -> Located:
         """Return the value of a node; ``line`` is that of its key."""
         line = line or node.start_mark.line + 1
         self.visited += 1
         if self.visited > _MAX_VALUES:
-            raise self._error(
-                "The aliases of the YAML explode.",
-                line,
-                expected=f"at most {_MAX_VALUES} values once every *alias is written out",
-            )
+            expected = f"at most {_MAX_VALUES} values once every *alias is written out"
+            raise self._error("The aliases of the YAML explode.", line, expected=expected)
         if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
             raise self._error(f"The tag {node.tag!r} is not allowed.", line)
         if isinstance(node, yaml.SequenceNode):
@@ -113,10 +102,8 @@ class _Walk:
                     got = key.value if isinstance(key, yaml.ScalarNode) else "a collection"
                     raise self._error("A key has to be a text.", at, got=got)
                 if name in own:
-                    raise RecipeError(
-                        f"The key {name!r} occurs twice.",
-                        where=f"{self.where}, lines {own[name]} and {at}",
-                    )
+                    place = f"{self.where}, lines {own[name]} and {at}"
+                    raise RecipeError(f"The key {name!r} occurs twice.", where=place)
                 own[name] = at
         self.loader.flatten_mapping(node)  # puts what '<<' takes over before the node's own keys
         values = {k.value: self.visit(v, k.start_mark.line + 1) for k, v in node.value}

@@ -45,8 +45,7 @@ class OptionSpec:
     group: str = "Options"  # the heading that help lists it under
     short: str = ""  # another name on the command line: "-o"
     positional: bool = False  # whether the command line takes it without --name
-    # Whether its values only draw again what is left to chance: more of the same in charts, not
-    # more of something. Its bounds follow.
+    # Whether its values only draw again what is left to chance, so that no chart compares them.
     seed: bool = False
     symbol: str = ""  # what the literature calls it, for charts; default: its name
     # What the class it belongs to says.
@@ -78,7 +77,7 @@ class OptionSpec:
 
     @property
     def metavar(self) -> str:
-        """What stands for the value in the help of the command line."""
+        """The placeholder of the value in the help of the command line."""
         if self.pairs:
             return "KEY=V1,V2" if get_args(_without_none(self.type))[1] is not Any else "KEY=VALUE"
         few = self.choices or (self.names() if self.registry and len(self.names()) <= _FEW else ())
@@ -92,17 +91,15 @@ class OptionSpec:
     def parse(self, value: Any) -> Any:
         """Check a value from YAML, the command line or Python and return it in its type.
 
-        Raises
-        ------
-        UsageError
-            If it is not one; the error's ``option`` is the name of this one.
+        The ``option`` of the UsageError is the name of this one.
         """
         try:
-            chosen = self.default is None and self.type is not _without_none(self.type)
+            optional = self.type is not _without_none(self.type)
+            chosen = optional and self.default is None
             if value == "auto" and chosen and (self.registry or self.item_type is int):
                 value = None
             if value is None:
-                if self.type is _without_none(self.type) and not self.bound:
+                if not optional and not self.bound:
                     raise self._wrong(value)
                 return None
             if self.pairs:
@@ -137,22 +134,22 @@ class OptionSpec:
             if not isinstance(listed, list | tuple) or not listed:
                 raise self._wrong(listed, "a list of values to choose among")
         try:
-            return Pairs(_numbers(value))
+            hash(found := Pairs(_numbers(value)))
         except (TypeError, ValueError):
             raise self._wrong(value, "numbers, texts, true, false, null, lists of them") from None
+        return found
 
     def _item(self, value: Any) -> Any:
         kind = self.item_type
-        if isinstance(value, bool) != (kind is bool) or not isinstance(
-            value, str | int | float | Path
-        ):
+        known = isinstance(value, str | int | float | Path)
+        if not known or isinstance(value, bool) != (kind is bool):
             raise self._wrong(value)
         if isinstance(value, str) and not value.strip():
             raise self._wrong(value, "a text that is not empty")
         if kind is int and isinstance(value, float) and not value.is_integer():
             raise self._wrong(value)
         try:
-            converted: Any = user_path(value) if kind is Path else kind(value)  # type: ignore[arg-type]
+            converted: Any = user_path(value) if kind is Path else kind(value)
         except (TypeError, ValueError):
             raise self._wrong(value) from None
         if self.registry is not None:
@@ -170,22 +167,15 @@ class OptionSpec:
 
     def _wrong(self, value: Any, expected: str | None = None) -> UsageError:
         kinds = {int: "a whole number", float: "a number", bool: "true or false"}
-        return UsageError(
-            f"{self.flag} cannot be {value!r}.",
-            expected=expected or kinds.get(self.item_type, "a text"),
-            got=repr(value),
-        )
+        expected = expected or kinds.get(self.item_type, "a text")
+        return UsageError(f"{self.flag} cannot be {value!r}.", expected=expected, got=repr(value))
 
 
 class Pairs(dict[str, Any]):
     """The value of an option that is a mapping: JSON-like, not changed once it is made."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self._text = json.dumps(self, sort_keys=True, allow_nan=False)
-
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(self._text)
+        return hash(json.dumps(self, sort_keys=True, allow_nan=False))
 
 
 def option(default: Any = _DEFAULT, **properties: Any) -> Any:
@@ -236,7 +226,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    """Return a YAML value in which texts such as 1e-3 are the numbers that they stand for."""
+    """Return a YAML value in which texts such as 1e-3 are numbers."""
     if isinstance(value, Mapping):
         return {key: _numbers(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -39,19 +39,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """The tasks of a recipe in a workspace, in the order in which they run.
-
-    Examples
-    --------
-    >>> from featpipe.steps.recipe import parse_recipe
-    >>> recipe = parse_recipe('''
-    ... steps:
-    ...   - {step: extract, model: glyphnet, dataset: digits}
-    ...   - {step: svm, seed: [0, 1]}
-    ... ''')
-    >>> [task.name for task in Plan.of(recipe, Context()).tasks]
-    ['extract', 'svm[seed=0]', 'svm[seed=1]']
-    """
+    """The tasks of a recipe in a workspace, in the order in which they run."""
 
     recipe: Recipe
     tasks: tuple[Task, ...]
@@ -69,28 +57,20 @@ class Plan:
         """Plan a recipe, or ``only`` the steps or tasks named and what they need.
 
         With ``out_anywhere`` files may be outside of the workspace, and replace those of others.
-
-        Raises
-        ------
-        RecipeError
-            If steps need each other in a circle, a step's input is made by no step, two tasks would
-            write the same file, or one outside of the workspace.
-        MissingExtraError
-            If an optional package that some task needs is not installed.
+        Errors are a RecipeError, or a MissingExtraError for a package that some task needs.
         """
         tasks = _Planner(recipe, context).tasks()
-        by_name = {task.name: task for task in tasks}
-        kept: set[str] = set() if only else set(by_name)
+        kept: set[str] = set() if only else {task.name for task in tasks}
         for name in only:
-            wanted = [task.name for task in tasks if name in (task.part, task.name)]
+            wanted = {task.name for task in tasks if name in (task.part, task.name)}
             if not wanted:
                 known = dict.fromkeys(task.part for task in tasks)
                 what = f"--only {name}: the recipe has no such step."
                 raise UnknownNameError(what, name, known)
-            while wanted:
-                task = by_name[wanted.pop()]
-                kept.add(task.name)
-                wanted += task.needs
+            kept |= wanted
+        for task in reversed(tasks):  # each follows what it needs
+            if task.name in kept:
+                kept.update(task.needs)
         chosen = tuple(task for task in tasks if task.name in kept)
         for task in chosen:
             task.step.check_requirements()
@@ -105,10 +85,9 @@ class Plan:
         """
         known: dict[str, Status] = {}
         for task in self.tasks:
-            waiting = [name for name in task.needs if not known[name].done]
             try:
-                if waiting:
-                    others = f" and {len(waiting) - 3} others" if len(waiting) > 3 else ""
+                if waiting := [name for name in task.needs if not known[name].done]:
+                    others = f" and {len(waiting) - 3} others" * (len(waiting) > 3)
                     status = Status(False, f"after {', '.join(waiting[:3])}{others}")
                 else:
                     step = task.step.bind([known[name].paths for name in task.needs])
@@ -132,13 +111,7 @@ class Plan:
 
 
 def file_part(name: str) -> str:
-    """Return the name of a task as part of a path.
-
-    Examples
-    --------
-    >>> file_part("svm[seed=1,model=resnet50]")
-    'svm-seed-1-model-resnet50'
-    """
+    """Return the name of a task as part of a path: ``svm[seed=1]`` as ``svm-seed-1``."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
@@ -166,7 +139,7 @@ class _Planner:
                     visit(tasks[name])
                 ordered[task.name] = task
 
-        for task in tasks.values():
+        for task in every:
             visit(task)
         return list(ordered.values())
 
@@ -186,62 +159,49 @@ class _Planner:
         except CycleError as error:
             circle = error.args[1][::-1]
             line = next(part.line for part in self.recipe.steps if part.name == circle[0])
-            raise self.recipe.error(
-                "The steps need each other in a circle.",
-                line,
-                got=" needs ".join(circle),
-                next_step="take one of them out of a 'from'",
-            ) from None
+            what, hint = "The steps need each other in a circle.", "take a name out of a 'from'"
+            got = " needs ".join(circle)
+            raise self.recipe.error(what, line, got=got, next_step=hint) from None
 
     def _tasks_of(self, part: RecipeStep) -> Iterator[Task]:
         needs = part.kind.needs
         if needs is None and part.sources is not None:
-            raise self.recipe.error(
-                f"A step {part.kind.name!r} starts from no other step.", part.line
-            )
-        for variant in part.variants:
-            name = _task_name(part.name, variant.label)
-            if needs is None or (needs.each and variant.step.has_inputs()):
-                yield self._task(part, name, variant.step, ())
+            what = f"A step {part.kind.name!r} starts from no other step."
+            raise self.recipe.error(what, part.line)
+        made = [task for each in self.recipe.steps for task in self.made.get(each.name, ())]
+        every = [task for task in made if needs and needs.output in task.step.makes]
+        labels = [task.label for task in every]
+        for label, step in part.variants:
+            name = _task_name(part.name, label)
+            if needs is None or (needs.each and step.has_inputs()):
+                yield self._task(part, name, step, ())
                 continue
-            every = [
-                task
-                for each in self.recipe.steps
-                for task in self.made.get(each.name, ())
-                if needs.output in task.step.makes
-            ]
-            for source in part.sources or ():
-                if source not in [task.part for task in every]:
-                    raise self.recipe.error(
-                        f"The step {part.name!r} cannot start from {source!r}, which makes no "
-                        f"{needs.output}.",
-                        part.line,
-                    )
             producers = every
             if part.sources is not None:
                 producers = [task for name in part.sources for task in every if task.part == name]
-            fitting = [task for task in producers if variant.step.accepts(task.step)]
-            if not fitting and not variant.step.has_inputs():
-                makers = [step.name for step in STEPS if needs.output in step.makes]
+                for source in sorted(set(part.sources) - {task.part for task in every}):
+                    what = f"The step {part.name!r} cannot start from {source!r}, which makes no "
+                    raise self.recipe.error(f"{what}{needs.output}.", part.line)
+            fitting = [task for task in producers if step.accepts(task.step)]
+            if not fitting and not step.has_inputs():
+                makers = [kind.name for kind in STEPS if needs.output in kind.makes]
+                got = "; ".join(f"{task.name} (line {task.line})" for task in producers)
                 raise self.recipe.error(
                     f"No step of the recipe makes the {needs.output} that {part.name!r} needs.",
                     part.line,
                     expected=f"a step that makes them: {', '.join(makers)}",
-                    got="; ".join(f"{task.name} (line {task.line})" for task in producers)
-                    or "none",
+                    got=got or "none",
                     next_step=f"add such a step, or name the files: featpipe {part.kind.name} -h",
                 )
             if not needs.each:
-                yield self._task(part, name, variant.step, tuple(task.name for task in fitting))
+                yield self._task(part, name, step, tuple(task.name for task in fitting))
                 continue
-            labels = [task.label for task in every]
             for task in fitting:  # named after what distinguishes them: their labels if these do
                 tags = [task.label]
                 if not task.label or labels.count(task.label) > 1:
                     tags = [f"from={task.part}", task.label]
-                name = _task_name(part.name, variant.label, *(tags if len(every) > 1 else ()))
-                step = variant.step.planned(task.step)
-                yield self._task(part, name, step, (task.name,))
+                name = _task_name(part.name, label, *(tags if len(every) > 1 else ()))
+                yield self._task(part, name, step.planned(task.step), (task.name,))
 
     def _task(self, part: RecipeStep, name: str, step: Step, needs: tuple[str, ...]) -> Task:
         """Return a task, placed, after the tasks whose outputs its inputs should have first."""
@@ -249,9 +209,7 @@ class _Planner:
         sole = len(kin) == 1 and len(part.variants) == 1
         placed = step.placed(self.recipe.name, "" if sole else file_part(name), self.workspace)
         others = {task.name: task for tasks in self.made.values() for task in tasks}
-        behind = set(needs)
-        for need in needs:
-            behind |= set(others[need].needs)
+        behind = {*needs, *(name for need in needs for name in others[need].needs)}
         after = tuple(
             task.name
             for task in others.values()
@@ -265,11 +223,9 @@ class _Planner:
         outputs: dict[object, Task] = {}
         for task in tasks:
             if task.name in names:
-                raise self.recipe.error(
-                    f"Two tasks are called {task.name!r}.",
-                    task.line,
-                    expected="options that distinguish them, or steps with different names",
-                )
+                what = f"Two tasks are called {task.name!r}."
+                expected = "options that distinguish them, or steps with different names"
+                raise self.recipe.error(what, task.line, expected=expected)
             names.add(task.name)
             output = task.step.output()
             if output is None:
@@ -277,48 +233,34 @@ class _Planner:
             key = output if isinstance(output, Path) else (type(task.step), task.needs, output)
             other = outputs.setdefault(key, task)
             if other is not task:
-                raise self.recipe.error(
-                    f"{task.name!r} would overwrite what {other.name!r} makes.",
-                    task.line,
-                    expected="different settings, or another 'out'",
-                    got=f"the same as at line {other.line}",
-                )
+                what = f"{task.name!r} would overwrite what {other.name!r} makes."
+                got = f"the same as at line {other.line}"
+                expected = "different settings, or another 'out'"
+                raise self.recipe.error(what, task.line, expected=expected, got=got)
 
 
 def _check_place(recipe: Recipe, task: Task, root: Path) -> None:
     """Refuse a file outside of the workspace: a recipe may be somebody else's."""
-    out = task.step.output()
+    out, hint = task.step.output(), "add --out-anywhere to allow it"
     if not isinstance(out, Path):
         return
     if not out.resolve().is_relative_to(root.resolve()):
-        raise recipe.error(
-            f"{task.name!r} would write outside of the workspace.",
-            task.line,
-            expected=f"an 'out' below {root.resolve()}",
-            got=out,
-            next_step="add --out-anywhere to allow it",
-        )
+        what = f"{task.name!r} would write outside of the workspace."
+        expected = f"an 'out' below {root.resolve()}"
+        raise recipe.error(what, task.line, expected=expected, got=out, next_step=hint)
     if getattr(task.step, "force", False):
-        raise recipe.error(
-            f"{task.name!r} would replace files that featpipe did not write.",
-            task.line,
-            got="force: true",
-            next_step="add --out-anywhere to allow it",
-        )
+        what = f"{task.name!r} would replace files that featpipe did not write."
+        raise recipe.error(what, task.line, got="force: true", next_step=hint)
 
 
 def _row(task: Task, status: Status) -> dict[str, Any]:
     """Return a row of the table that ``--dry-run`` shows."""
-    if status.done:
-        time = disk = "–"
-    else:
-        time = disk = _UNKNOWN
-        if status.seconds is not None:
-            minutes = status.seconds / 60
-            text = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-            time = f"{status.seconds:.1f} s" if status.seconds < 60 else text
-        if status.n_bytes is not None:
-            disk = f"{status.n_bytes / 1e6:.1f} MB"
+    time = disk = "–" if status.done else _UNKNOWN
+    if not status.done and (seconds := status.seconds) is not None:
+        minutes = f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        time = f"{seconds:.1f} s" if seconds < 60 else minutes
+    if not status.done and status.n_bytes is not None:
+        disk = f"{status.n_bytes / 1e6:.1f} MB"
     return {
         "task": task.name,
         "key": status.key,

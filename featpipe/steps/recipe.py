@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from featpipe.errors import RecipeError, UsageError, did_you_mean
 from featpipe.files import read_regular
@@ -31,8 +31,7 @@ _MOST_BYTES = 1 << 22  # four for each of the characters that are allowed
 Options = dict[str, Located]
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """One task of a step, before it is known which stores or results it works on."""
 
     label: str  # what distinguishes it from its siblings: "seed=1,model=resnet50"
@@ -65,18 +64,7 @@ class Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe: ``"my.yaml"``, or the built-in ``"demo"``.
-
-    Raises
-    ------
-    RecipeError
-        If there is neither a file nor a recipe of this name.
-
-    Examples
-    --------
-    >>> find_recipe("demo").name
-    'demo.yaml'
-    """
+    """Return the file of a recipe: ``"my.yaml"``, or the built-in ``"demo"``."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -85,22 +73,13 @@ def find_recipe(name: str) -> Path:
     bare = path.parent in (Path(), Path("pipelines"))
     if bare and path.suffix in ("", ".yaml", ".yml") and path.stem in known:
         return known[path.stem]
-    raise RecipeError(
-        f"There is no recipe {name!r}.",
-        expected=f"a file, or one of {', '.join(known)}",
-        got="a folder" if path.is_dir() else "no regular file" if path.exists() else None,
-        next_step=did_you_mean(path.stem, known),
-    )
+    got = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
+    expected, hint = f"a file, or one of {', '.join(known)}", did_you_mean(path.stem, known)
+    raise RecipeError(f"There is no recipe {name!r}.", expected=expected, got=got, next_step=hint)
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = (), limit: int | None = None) -> Recipe:
-    """Read a recipe file; see :func:`parse_recipe`.
-
-    Raises
-    ------
-    RecipeError
-        If the file cannot be read, or the recipe is wrong.
-    """
+    """Read a recipe file; see :func:`parse_recipe`."""
     try:
         text = read_regular(path, _MOST_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -115,20 +94,11 @@ def parse_recipe(
     overrides: Sequence[str] = (),
     limit: int | None = None,
 ) -> Recipe:
-    """Read a recipe.
+    """Read a recipe as YAML.
 
-    Parameters
-    ----------
-    text : str
-        YAML.
-    where : str
-        Name of the file, for messages.
-    name : str
-        Name of the recipe where the text gives none.
-    overrides : sequence of str
-        ``"option=value"`` for every step that has the option, ``"step.option=value"`` for one.
-    limit : int, optional
-        Take only so many images of each split, in every step that reads images.
+    ``where`` names the file in messages; ``name`` is that of the recipe where the text gives none.
+    ``overrides`` are ``"option=value"`` for every step that has the option, or
+    ``"step.option=value"`` for one; ``limit`` is how many images of each split are read at most.
 
     Raises
     ------
@@ -147,16 +117,14 @@ def parse_recipe(
     >>> recipe.steps[1].variants[0].step.seed
     1
     """
-    root = read_located(text, where)
-    reader = _Reader(where, [_Override.parse(text) for text in overrides])
+    root, reader = read_located(text, where), _Reader(where, list(map(_Override.parse, overrides)))
     top = reader.mapping(root, "A recipe")
     reader.check_keys(top, _TOP_KEYS, "A recipe")
     entries = top.get("steps")
     if entries is None or not isinstance(entries.value, list) or not entries.value:
+        expected = "steps: and below it lines that begin with '- step: …'"
         raise reader.error(
-            "A recipe needs a list of steps.",
-            root.line if entries is None else entries.line,
-            expected="steps: and below it lines that begin with '- step: …'",
+            "A recipe needs a list of steps.", (entries or root).line, expected=expected
         )
     if limit is not None:
         override = _Override(f"--limit {limit}", None, "limit", locate(limit), inputs_only=True)
@@ -167,8 +135,7 @@ def parse_recipe(
         reader.check_keys(reader.defaults, known, "'defaults'")
     steps = tuple(reader.read_step(entry) for entry in entries.value)
     reader.check_references(steps)
-    if "name" in top:
-        name = reader.name(top["name"])
+    name = reader.name(top["name"]) if "name" in top else name
     resolved = {"name": name, "steps": reader.resolved}
     if "about" in top:
         resolved["about"] = str(top["about"].plain())
@@ -195,9 +162,8 @@ class _Override:
         key, equals, value = text.partition("=")
         step, _, option = key.strip().rpartition(".")
         if not equals or not option:
-            raise UsageError(
-                f"--set {text!r} sets nothing.", expected="--set option=value or step.option=value"
-            )
+            expected = "--set option=value or step.option=value"
+            raise UsageError(f"--set {text!r} sets nothing.", expected=expected)
         # Values are YAML, but one that YAML takes for something else is still a text.
         located = locate(read_located(value, f"--set {text}").plain())
         return cls(f"--set {text}", step or None, option.replace("-", "_"), located)
@@ -228,12 +194,9 @@ class _Reader:
         """Return the value of a node that has to be a mapping."""
         if isinstance(node.value, dict):
             return node.value
-        raise self.error(
-            f"{what} has to be a mapping.",
-            node.line,
-            expected="lines of the form 'key: value'",
-            got="nothing" if node.value is None else repr(node.plain())[:80],
-        )
+        got = "nothing" if node.value is None else repr(node.plain())[:80]
+        expected = "lines of the form 'key: value'"
+        raise self.error(f"{what} has to be a mapping.", node.line, expected=expected, got=got)
 
     def check_keys(
         self, given: Options, known: Iterable[str], what: str, also: Sequence[str] = ()
@@ -241,12 +204,10 @@ class _Reader:
         """Complain about the first key that is not known, naming its line and the nearest one."""
         for key, node in given.items():
             if key not in known:
-                raise self.error(
-                    f"{what} has no {key!r}.",
-                    node.line,
-                    expected=", ".join([*also, *known]) or "nothing",
-                    next_step=did_you_mean(key, [*known, *also]),
-                )
+                expected, hint = [*also, *known], did_you_mean(key, [*known, *also])
+                listed = ", ".join(expected) or "nothing"
+                what = f"{what} has no {key!r}."
+                raise self.error(what, node.line, expected=listed, next_step=hint)
 
     def name(self, node: Located) -> str:
         """Return a name; it becomes part of file names and of task names."""
@@ -259,12 +220,9 @@ class _Reader:
         """Return one step with its variants."""
         given = self.mapping(entry, "A step")
         if "step" not in given:
-            raise self.error(
-                "An entry of 'steps' does not name its step.",
-                entry.line,
-                expected=f"step: {' | '.join(STEPS.names())}",
-                got=", ".join(given) or "nothing",
-            )
+            expected, got = f"step: {' | '.join(STEPS.names())}", ", ".join(given) or "nothing"
+            what = "An entry of 'steps' does not name its step."
+            raise self.error(what, entry.line, expected=expected, got=got)
         try:
             kind = STEPS.get(str(given["step"].plain()))
         except UsageError as error:
@@ -280,14 +238,14 @@ class _Reader:
             )
         self.lines[name] = entry.line
         shared, each = self._options(kind, name, given)
+        resolved: dict[str, Any] = {"step": kind.name, "name": name}
         sources = None
         if "from" in given:
             sources = tuple(str(item.plain()) for item in self._list(given["from"], "from"))
-        resolved: dict[str, Any] = {"step": kind.name, "name": name}
-        resolved |= {} if sources is None else {"from": list(sources)}
-        resolved |= {key: node.plain() for key, node in shared.items()}
+            resolved["from"] = list(sources)
+        resolved |= _plain(shared)
         if each:
-            resolved["each"] = [{key: node.plain() for key, node in e.items()} for e in each]
+            resolved["each"] = list(map(_plain, each))
         self.resolved.append(resolved)
         variants = self._variants(kind, shared, each, entry.line)
         return RecipeStep(name, kind, entry.line, sources, variants)
@@ -303,21 +261,14 @@ class _Reader:
             else:
                 names = {name for step in steps for name in options_of(step.kind)}
                 hint, known = did_you_mean(override.option, names), "an option of a step"
-            raise UsageError(
-                f"{override.text} fits no step of the recipe.",
-                where=self.where,
-                expected=known,
-                next_step=hint,
-            )
+            what = f"{override.text} fits no step of the recipe."
+            raise UsageError(what, where=self.where, expected=known, next_step=hint)
         for step in steps:
             for name in step.sources or ():
                 if name not in self.lines:
-                    raise self.error(
-                        f"There is no step {name!r} for {step.name!r} to start from.",
-                        step.line,
-                        expected=", ".join(self.lines),
-                        next_step=did_you_mean(name, self.lines),
-                    )
+                    what = f"There is no step {name!r} for {step.name!r} to start from."
+                    known, hint = ", ".join(self.lines), did_you_mean(name, self.lines)
+                    raise self.error(what, step.line, expected=known, next_step=hint)
 
     def _options(
         self, kind: type[Step], name: str, given: Options
@@ -333,9 +284,8 @@ class _Reader:
             tunable = [option for option, spec in specs.items() if spec.tunable]
             self.check_keys(grid, tunable, f"The grid of the step {kind.name!r}")
             if twice := sorted(set(grid) & set(own)):
-                raise self.error(
-                    f"{twice[0]!r} is both under 'grid' and next to it.", given["grid"].line
-                )
+                what = f"{twice[0]!r} is both under 'grid' and next to it."
+                raise self.error(what, given["grid"].line)
             own |= grid
         each = []
         for entry in self._list(given["each"], "each") if "each" in given else ():
@@ -362,9 +312,9 @@ class _Reader:
         self, kind: type[Step], shared: Options, each: list[Options], line: int
     ) -> tuple[Variant, ...]:
         specs = options_of(kind)
-        labels = _distinguishing(each, specs)
         variants: dict[Step, Variant] = {}
         outputs: dict[Hashable, Step] = {}
+        labels = _distinguishing(each, specs)
         for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
             options = shared | alternative
             axes = {key: [node] for key, node in options.items()}  # the values, one per task
@@ -378,11 +328,10 @@ class _Reader:
                 for key, nodes in axes.items()
             ]
             for pairs in product(*labelled):
-                chosen = dict(zip(axes, (node for node, _ in pairs), strict=True))
-                label = ",".join(text for text in (prefix, *(text for _, text in pairs)) if text)
+                chosen = {key: node for key, (node, _) in zip(axes, pairs, strict=True)}
+                label = ",".join(filter(None, (prefix, *(text for _, text in pairs))))
                 try:
-                    plain = {key: node.plain() for key, node in chosen.items()}
-                    step = kind.from_mapping(plain, bound=True)
+                    step = kind.from_mapping(_plain(chosen), bound=True)
                 except UsageError as error:
                     wrong = chosen.get(error.option)
                     raise self._located(error, line if wrong is None else wrong.line) from error
@@ -399,11 +348,8 @@ class _Reader:
                         )
                 variants.setdefault(step, Variant(label, step))
                 if len(variants) > _MAX_TASKS:
-                    raise self.error(
-                        "The lists of the step make too many tasks.",
-                        line,
-                        expected=f"at most {_MAX_TASKS}",
-                    )
+                    what = "The lists of the step make too many tasks."
+                    raise self.error(what, line, expected=f"at most {_MAX_TASKS}")
         return tuple(variants.values())
 
     def _located(self, error: UsageError, line: int) -> RecipeError:
@@ -416,6 +362,10 @@ class _Reader:
 def _normal(options: Options) -> Options:
     """Return options under Python's names: ``image-size`` is ``image_size``."""
     return {key.replace("-", "_"): node for key, node in options.items()}
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return {key: node.plain() for key, node in options.items()}
 
 
 def _labels(key: str, nodes: Sequence[Located]) -> list[str]:

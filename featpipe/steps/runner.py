@@ -83,7 +83,7 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
     """Return the end of a run: what failed, why, and the command to continue."""
     lines = []
     for ended in outcomes:
-        if ended.status in ("failed", "interrupted", "not run"):
+        if not ended.succeeded:
             lines.append(f"{ended.status}: {ended.task}: {ended.message}")
             lines += [f"    {label}: {text}" for label, text in ended.details.items()]
         elif ended.exit_code:
@@ -97,22 +97,14 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
     codes = [ended.exit_code if ended.succeeded else 1 for ended in outcomes]
     code = 1 if 1 in codes else max(codes, default=0)
     rows = [
-        {
-            "task": ended.task,
-            "status": ended.status,
-            "seconds": round(ended.seconds, 1),
-            "file": str(ended.paths[0]) if ended.paths else None,
-        }
+        {"task": ended.task, "status": ended.status, "seconds": round(ended.seconds, 1)}
+        | {"file": str(ended.paths[0]) if ended.paths else None}
         for ended in outcomes
     ]
-    return Outcome(
-        "failed" if code == 1 else "done",
-        "\n".join(lines),
-        tuple(path for ended in outcomes for path in ended.paths),
-        {"tasks": [ended.as_dict() for ended in outcomes]},
-        130 if "interrupted" in statuses else code,
-        rows,
-    )
+    status, code = "failed" if code == 1 else "done", 130 if "interrupted" in statuses else code
+    paths = tuple(path for ended in outcomes for path in ended.paths)
+    facts = {"tasks": [ended.as_dict() for ended in outcomes]}
+    return Outcome(status, "\n".join(lines), paths, facts, code, rows)
 
 
 class _Worker:
@@ -122,21 +114,10 @@ class _Worker:
     _pipe: Connection  # where there is a process
 
     def run(
-        self,
-        task: Task,
-        inputs: Sequence[Sequence[Path]],
-        context: Context,
-        notify: Listener,
+        self, task: Task, inputs: Sequence[Sequence[Path]], context: Context, notify: Listener
     ) -> Outcome:
         """Let the worker run a task; return its outcome, or the failure that its death is."""
-        order = (
-            task.step,
-            inputs,
-            context.workspace,
-            context.jobs,
-            context.command,
-            context.recipe,
-        )
+        told = context.workspace, context.jobs, context.command, context.recipe
         try:
             if self._process is not None and not self._process.is_alive():
                 self.close()
@@ -147,7 +128,7 @@ class _Worker:
                 self._process.start()
                 theirs.close()  # so that the pipe ends when the worker does
             with suppress(OSError):
-                self._pipe.send(order)
+                self._pipe.send((task.step, inputs, *told))
             while True:
                 try:
                     record = self._pipe.recv()
@@ -181,25 +162,14 @@ class _Worker:
 
 
 def describe_death(code: int | None) -> Outcome:
-    """Return the failure of a task whose process ended.
-
-    ``code`` is the exit code; minus the number of the signal if one killed the process.
-
-    Examples
-    --------
-    >>> describe_death(-11).message
-    'the process was killed by SIGSEGV'
-    """
+    """Return the failure of a task whose process ended with a code; minus a signal's if killed."""
     if code is None or code >= 0:
         return Outcome("failed", f"the process ended itself with exit code {code}")
     name = signal.Signals(-code).name
     if name != "SIGKILL":
         return Outcome("failed", f"the process was killed by {name}")
-    return Outcome(
-        "failed",
-        "the process was killed by SIGKILL; most often the system ran out of memory",
-        details={"next": _SHORT_OF_MEMORY},
-    )
+    text = "the process was killed by SIGKILL; most often the system ran out of memory"
+    return Outcome("failed", text, details={"next": _SHORT_OF_MEMORY})
 
 
 # -- the worker's side ---------------------------------------------------------------------------
@@ -246,11 +216,6 @@ def _execute(order: tuple[Any, ...], progress: Progress) -> Outcome:
             return Outcome("failed", f"out of memory: {error}", details={"next": _SHORT_OF_MEMORY})
         traceback.print_exc(file=sys.stderr)
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return Outcome(
-            "failed",
-            f"{type(error).__name__}: {error}",
-            details={
-                "where": f"{last.filename}, line {last.lineno}",
-                "next": "this is a defect of featpipe: please report it with the traceback above",
-            },
-        )
+        asked = "this is a defect of featpipe: please report it with the traceback above"
+        details = {"where": f"{last.filename}, line {last.lineno}", "next": asked}
+        return Outcome("failed", f"{type(error).__name__}: {error}", details=details)

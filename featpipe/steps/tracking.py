@@ -24,14 +24,8 @@ _BATCH = 500  # MLflow takes at most 1000 entities at once
 class Tracker:
     """A listener that keeps what every task with metrics has measured.
 
-    A tracker that fails says so and does not stop the run, whose results are safe without it.
-
-    Raises
-    ------
-    MissingExtraError
-        If the package is not installed.
-    FeatpipeError
-        If its store cannot be opened.
+    A missing package or a store that cannot be opened is an error at once; a tracker that fails
+    later says so and does not stop the run, whose results are safe without it.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -44,10 +38,8 @@ class Tracker:
         if isinstance(record, Event) or record.task not in self._evaluated:
             return
         try:
-            if record.succeeded:
+            if record.succeeded or record.status == "failed":
                 self.keep(record)
-            elif record.status == "failed":
-                self.keep_failure(record)
         except Exception as error:  # whatever a server or another package may raise
             self._note(f"not tracked: {record.task}: {error}")
 
@@ -56,11 +48,8 @@ class Tracker:
         raise NotImplementedError
 
     def keep(self, outcome: Outcome) -> None:
-        """Keep one result."""
+        """Keep one result, or that there is none, where the tracker has a place for it."""
         raise NotImplementedError
-
-    def keep_failure(self, outcome: Outcome) -> None:
-        """Keep the failure of a task, where the tracker has a place for it."""
 
 
 class MlflowTracker(Tracker):
@@ -84,39 +73,31 @@ class MlflowTracker(Tracker):
         try:
             self._client: Any = tracking.MlflowClient(tracking_uri=uri)
             known = self._client.get_experiment_by_name(experiment)
-            self._experiment = (
-                known.experiment_id if known else self._client.create_experiment(experiment)
-            )
+            new = self._client.create_experiment
+            self._experiment = known.experiment_id if known else new(experiment)
         except Exception as error:
-            raise FeatpipeError(
-                "MLflow's store cannot be opened.",
-                where=uri,
-                got=str(error).partition("\n")[0],
-                next_step="correct MLFLOW_TRACKING_URI, or unset it to use a local folder",
-            ) from error
+            what, got = "MLflow's store cannot be opened.", str(error).partition("\n")[0]
+            hint = "correct MLFLOW_TRACKING_URI, or unset it to use a local folder"
+            raise FeatpipeError(what, where=uri, got=got, next_step=hint) from error
 
     def keep(self, outcome: Outcome) -> None:
         """Make a run with the settings, the metrics, the curves and the result's file."""
-        facts = outcome.facts
-        run = self._run(outcome, {"featpipe.key": facts["key"], "featpipe.title": facts["title"]})
-        now = int(time.time() * 1000)
-        metric, param = self._entities.Metric, self._entities.Param
-        metrics = [metric(name, value, now, step) for name, step, value in points_of(outcome)]
-        params = [param(name, str(value)[:500]) for name, value in facts["settings"].items()]
-        for start in range(0, max(len(metrics), 1), _BATCH):
-            batch = metrics[start : start + _BATCH]
-            self._client.log_batch(run, batch, params if start == 0 else [])
-        self._client.log_artifact(run, str(outcome.paths[0]))
-        self._client.set_terminated(run, "FINISHED")
-
-    def keep_failure(self, outcome: Outcome) -> None:
-        """Make a run that failed, with the reason."""
-        run = self._run(outcome, {"featpipe.why": outcome.message})
-        self._client.set_terminated(run, "FAILED")
-
-    def _run(self, outcome: Outcome, tags: Mapping[str, str]) -> str:
-        run = self._client.create_run(self._experiment, run_name=outcome.task, tags=dict(tags))
-        return str(run.info.run_id)
+        facts, ended = outcome.facts, "FINISHED" if outcome.succeeded else "FAILED"
+        tags = {"featpipe.why": outcome.message}
+        if outcome.succeeded:
+            tags = {f"featpipe.{name}": facts[name] for name in ("key", "title")}
+        made = self._client.create_run(self._experiment, run_name=outcome.task, tags=tags)
+        run = str(made.info.run_id)
+        if outcome.succeeded:
+            now = int(time.time() * 1000)
+            metric, param = self._entities.Metric, self._entities.Param
+            metrics = [metric(name, value, now, step) for name, step, value in points_of(outcome)]
+            params = [param(name, str(value)[:500]) for name, value in facts["settings"].items()]
+            self._client.log_batch(run, [], params)
+            for start in range(0, len(metrics), _BATCH):
+                self._client.log_batch(run, metrics[start : start + _BATCH])
+            self._client.log_artifact(run, str(outcome.paths[0]))
+        self._client.set_terminated(run, ended)
 
 
 class TensorboardTracker(Tracker):
@@ -133,6 +114,8 @@ class TensorboardTracker(Tracker):
 
     def keep(self, outcome: Outcome) -> None:
         """Write the metrics and the curves of a result, once per result."""
+        if not outcome.succeeded:
+            return
         folder = self._folder / file_part(outcome.task) / outcome.facts["key"][:8]
         if folder.exists():  # event files are only ever appended to: points would occur twice
             return
@@ -146,10 +129,7 @@ TRACKERS: dict[str, type[Tracker]] = {"mlflow": MlflowTracker, "tensorboard": Te
 
 
 def points_of(outcome: Outcome) -> Iterator[tuple[str, int, float]]:
-    """Yield the finite numbers of a result: name, epoch (0 where there is none) and value.
-
-    They are its accuracy, metrics and costs, and those of its training history.
-    """
+    """Yield the finite numbers of a result and its training: name, epoch (or 0) and value."""
     facts = outcome.facts
     ends = {f"accuracy_{end}": facts["accuracy"][end] for end in ("low", "high")}
     named = {"accuracy": facts["accuracy"]["value"], **ends}

@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,11 +46,11 @@ def run(
 
 
 @pytest.fixture
-def extract(run: Callable[[str], Ended], tmp_path: Path) -> str:
-    """Return an extract command that works."""
+def extract(run: Callable[[str], Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return an extract command that works, and remembers even hashes of files just written."""
+    monkeypatch.setattr("featpipe.fingerprint._CLOCK_TICK_NS", -(10**9))
     images.weights_file(tmp_path / "w.safetensors")
     images.photo_folder(tmp_path / "photos")
-    time.sleep(0.1)  # the hash of a file that has only just changed is not remembered
     return (
         f"extract --model {images.MODEL} --weights w.safetensors --dataset folder:photos"
         " --device cpu"

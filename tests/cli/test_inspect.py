@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from featpipe.evaluation.result import Result
 from tests import images
 from tests.cli.conftest import REPOSITORY, in_process
 
@@ -28,7 +30,7 @@ def test_store_commands(run: Any, extract: str) -> None:
     assert facts["layers"] == {"avgpool": [12, 64]}
     assert facts["classes"] == ["ant", "bee", "cät"]
     described = run(f"store info {path}").out
-    assert "12 of folder:photos all, 12 of them labelled" in described
+    assert "12 of folder:photos all, 12 labelled" in described
     assert "ant (4), bee (4), cät (4)" in described
     assert "avgpool (64,)" in described
     assert "{" not in described, "for people, not a dump"
@@ -140,7 +142,7 @@ def test_a_result_is_shown_and_removed_by_a_part_of_its_name(run: Any, evaluated
     later = Path(run("centroid --protocol holdout:0.5 --seed 1 --json").events[-1]["paths"][0])
     os.utime(later, (later.stat().st_mtime + 10,) * 2)
     shown = run("results show centroid").out
-    assert f"name              {later.stem}\n" in shown
+    assert f"name                {later.stem}\n" in shown
     assert "seed 1" in shown
     assert str(later) in shown
     assert run(f"results show {evaluated.stem} --json").events[-1]["method"] == "centroid"
@@ -158,6 +160,30 @@ def test_a_result_is_shown_and_removed_by_a_part_of_its_name(run: Any, evaluated
     Path("elsewhere.json").write_text(evaluated.read_text())
     assert "not one of the workspace" in run("results rm elsewhere.json").err
     assert Path("elsewhere.json").exists()
+
+
+def test_a_name_that_fits_several_datasets_removes_nothing(run: Any, evaluated: Path) -> None:
+    result = Result.load(evaluated)
+    result.dataset["name"] = "folder:others"
+    others = evaluated.with_name(evaluated.name.replace("photos", "others"))
+    result.save(others)
+    ended = run("results rm centroid")
+    assert ended.code == 2
+    for path in (evaluated, others):
+        assert path.exists()
+        assert f"{path.stem} (folder:" in ended.err
+    assert "say which: featpipe results rm " in ended.err
+    assert run("results rm others").out.startswith(f"removed {others.stem}\n")
+    assert run("results rm centroid").out.startswith(f"removed {evaluated.stem}\n")
+
+
+def test_a_cross_validated_result_is_shown_in_lines_of_its_own(run: Any, extract: str) -> None:
+    run(extract)
+    assert run("knn --protocol kfold:4 --k 1,2,3 --json").code == 0
+    shown = " ".join(run("results show knn").out.split())
+    assert "protocol kfold:4, 4 models, 12 test images" in shown
+    assert "points between models" in shown
+    assert re.search(r"chosen k \d \(by .*?\): \d of 4 models", shown)
 
 
 def test_results_of_one_title_are_told_apart_wherever_they_are_listed(

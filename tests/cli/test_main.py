@@ -294,7 +294,8 @@ def test_a_weights_file_that_is_a_raw_pickle_is_refused_in_one_message(
 def test_no_network_and_no_weights_names_three_ways_out(tmp_path: Path) -> None:
     images.photo_folder(tmp_path / "photos")
     code = (
-        "import socket\n"
+        "import socket, time\n"
+        "time.sleep = lambda seconds: None\n"  # between the retries
         "def refuse(*_, **__): raise OSError('Network is unreachable')\n"
         "socket.getaddrinfo = refuse\n"
         "from featpipe.cli import main\n"

@@ -17,6 +17,7 @@ from tests.audit.test_audit import vectors
 from tests.evaluation.methods import context, evaluate
 from tests.images import pictures
 from tests.looks import seen
+from tests.reporting.conftest import Page
 
 
 @pytest.fixture
@@ -44,6 +45,27 @@ def test_leaks_are_on_the_page_without_an_audit(leaky):
     html = DataQuality().content(ReportData.load(results, Report(), where)).html
     assert "5 of 30 test images (16.7 %) are training images, too" in html
     assert "featpipe audit --dataset toy" in html
+
+
+def test_leaks_are_told_once_and_methods_named_only_if_they_differ(leaky, tmp_path):
+    where, _, results = leaky
+    text = Page(build_report(results, tmp_path / "same", Report(), where)).text
+    first, _, rest = text.partition("All methods")
+    assert first.count("5 of 30 test images (16.7 %) are training images, too") == 1
+    assert "Accuracy without them: " in first
+    assert "--leaks drop leaves them out" in first
+    assert rest.count("are training images, too") == 1, "in The data, with every method"
+    assert all(title in rest.partition("Accuracy without them")[2] for title in titles(results))
+    results[0].extra["leaks"] |= {"leaked": 7}
+    text = Page(build_report(results, tmp_path / "other", Report(), where)).text
+    assert f"7 of 30 test images (23.3 %) are training images of {results[0].title}, too" in text
+    results[0].extra["leaks"] = None
+    html = DataQuality().content(ReportData.load(results, Report(), where)).html
+    assert "could not be checked" in html
+
+
+def titles(results):
+    return [result.title for result in results]
 
 
 def test_an_audit_of_the_same_images_is_shown(leaky, tmp_path):

@@ -91,8 +91,8 @@ def changed(made: Made, **store: object) -> Result:
 
 def test_why_there_is_no_map_is_said(made: Made) -> None:
     for result, why in (
-        (changed(made, path="gone.h5"), "not on the disk any more"),
-        (changed(made, fingerprint="0" * 64), "made again since, from something else"),
+        (changed(made, path="gone.h5"), "deleted or moved"),
+        (changed(made, fingerprint="0" * 64), "replaced by one of other features"),
     ):
         (part,) = figures(made.data([result]))
         assert isinstance(part, Missing)

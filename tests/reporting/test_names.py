@@ -77,5 +77,5 @@ def test_one_name_is_not_given_to_two_datasets(made: Made, tmp_path: Path) -> No
     other = copy.deepcopy(made.results[1])
     other.dataset["name"] = "another"
     other.dataset["test"]["fingerprint"] = "0" * 64
-    with pytest.raises(UsageError, match="One name cannot be that of several datasets"):
+    with pytest.raises(UsageError, match="there are results of several"):
         made.again(tmp_path / "r", [made.results[0], other], dataset_name="both")

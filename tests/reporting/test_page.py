@@ -145,6 +145,9 @@ def test_the_first_screen_has_answers_images_and_a_matrix(made: Made, tmp_path: 
     assert "4: airplane, bird, cat, deer" in text
     assert "200 images, 50 of each class" in text
     assert "Backbone × probe" not in text, "there is one backbone"
+    assert "Trained on 120 images" in text
+    assert "4 to 40 images for each model (SVM, few labels)" in text
+    assert "60 images for each model (Nearest class mean)" in text
     results = [copy.deepcopy(result) for result in made.results[:2] * 2]
     for result, backbone in zip(results, ("a", "a", "b", "b"), strict=True):
         result.extra["network"] = {"model": backbone, "weights": {}}
@@ -158,6 +161,16 @@ def test_the_first_screen_has_answers_images_and_a_matrix(made: Made, tmp_path: 
     assert [name for name, _ in cells["rows"]] == ["a", "b"]
     assert all(method is not None for _, row in cells["rows"] for method in row)
     assert matrix(made.data().groups[0]) is None
+
+
+def test_an_automatic_protocol_is_no_warning(made: Made, tmp_path: Path) -> None:
+    result = Result.load(made.results[0].path)  # type: ignore[arg-type]
+    (note,) = [note for note in result.notes if "chosen automatically" in note]
+    path = made.again(tmp_path / "r", [result])
+    assert f'class="note">{note}' not in path.read_text(encoding="utf-8")
+    text = Page(path).text
+    assert f"Protocol split {note}" in text.partition("All methods")[0]
+    assert text.count(note) == 2, "on the card, and where the page says how to reproduce it"
 
 
 def test_what_extraction_left_out_is_on_the_card(

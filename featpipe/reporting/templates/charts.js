@@ -2,11 +2,7 @@
 
 function drawLines(figure, spec) {
   const plot = figure.querySelector(".plot");
-  const lines = spec.series.map((one) => ({
-    ...one,
-    x: spec.unit ? one.x.map((value) => value / spec.unit) : one.x,
-    y: spec.unit ? one.y.map((value) => value / spec.unit) : one.y,
-  }));
+  const lines = spec.series;
   const wide = plot.clientWidth;
   const height = spec.square ? Math.min(wide * 0.9, 400) : Math.min(Math.max(wide * 0.6, 220), 320);
   const { canvas, width } = frame(plot, Math.round(height), plot.dataset.title);
@@ -22,8 +18,7 @@ function drawLines(figure, spec) {
   }
   const hidden = figure.hiddenSeries ?? (figure.hiddenSeries = new Set());
   const targets = [];
-  const groups = lines.map((one, index) =>
-    drawOneLine({ one, index, spec, x, y, targets, hidden, strongest: lines.length }));
+  const groups = lines.map((one) => drawOneLine({ one, spec, x, y, targets, hidden }));
   // Averages last, so that they are on top of the many.
   const order = groups.map((_, i) => i).sort((a, b) => Number(!!lines[a].strong) - Number(!!lines[b].strong));
   canvas.append(...order.map((i) => groups[i]));
@@ -31,18 +26,15 @@ function drawLines(figure, spec) {
   if (lines.length > 1) drawLegend(figure, lines, groups, hidden);
 }
 
-function colour(one, index, lines) {
-  if (lines.some((other) => !other.strong) && one.strong) {
-    return one.name.startsWith("macro") ? "ink dashed" : "ink";
-  }
-  const coloured = lines.some((other) => !other.strong) ? lines.filter((other) => !other.strong) : lines;
-  const place = Math.max(0, coloured.indexOf(one));
+function colour(one, lines) {
+  const weak = lines.filter((other) => !other.strong);
+  if (weak.length && one.strong) return one.name.startsWith("macro") ? "ink dashed" : "ink";
+  const place = (weak.length ? weak : lines).indexOf(one);
   return `k${place % 10} d${place % 4}`; // the dashes tell apart what colours do not
 }
 
-function drawOneLine({ one, index, spec, x, y, targets, hidden }) {
-  const lines = spec.series;
-  const kind = colour(lines[index], index, lines);
+function drawOneLine({ one, spec, x, y, targets, hidden }) {
+  const kind = colour(one, spec.series);
   const group = shape("g", { class: `series ${kind}${one.strong ? " strong" : ""}` });
   if (hidden.has(one.name)) group.classList.add("off");
   const steps = spec.steps ? stepPath : linePath;
@@ -121,9 +113,8 @@ function drawLegend(figure, lines, groups, hidden) {
 }
 
 function numbersOfLines(spec) {
-  const unit = spec.unit ?? 1;
   const rows = spec.series.flatMap((one) => one.x.map((value, i) => [
-    one.name, text(value / unit, spec.x), one.y[i] === null ? "–" : text(one.y[i] / unit, spec.y),
+    one.name, text(value, spec.x), text(one.y[i], spec.y),
     ...(one.low ? [text(one.low[i], spec.y), text(one.high[i], spec.y)] : []),
     ...(one.size ? [text(one.size[i])] : []),
   ]));
@@ -230,7 +221,7 @@ function drawScatter(figure, spec) {
   const marks = choice.points.map((point) => [x(point.x), y(point.y)]);
   const named = choice.points.map((point) => point.label);
   let labels = placed(named, marks, box);
-  const numbered = !labels; // where not every name has room, numbers stand for all of them
+  const numbered = !labels; // where not every name has room, numbers are shown in the place of all of them
   labels ??= placed(named.map((_, i) => String(i + 1)), marks, box, true);
   figure.querySelector(".legend").replaceChildren(...(numbered
     ? named.map((name, i) => make("span", { class: "key" }, make("b", {}, String(i + 1)), name)) : []));
@@ -250,7 +241,7 @@ function drawScatter(figure, spec) {
 }
 
 // A label for every point, each where it covers no other and no point; null if one has no room,
-// unless `forced`. One that stands apart from its point has a line to it.
+// unless `forced`. One that is away from its point has a line to it.
 function placed(names, marks, box, forced = false) {
   const taken = marks.map(([cx, cy]) => ({ left: cx - 7, right: cx + 7, top: cy - 7, bottom: cy + 7 }));
   const found = [];

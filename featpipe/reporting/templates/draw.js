@@ -21,6 +21,10 @@ function fill(node, attributes, children) {
   return node;
 }
 
+function press(button, buttons) {
+  for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+}
+
 function round(value) {
   return Math.round(value * 100) / 100;
 }
@@ -167,7 +171,7 @@ function hideTip() {
   tip.hidden = true;
 }
 
-// targets: [{x, y, show() → nodes, mark() → element or null}], in reading order
+// targets: [{x, y, show() → nodes, nodes, hidden() → boolean}], in reading order
 function watch(canvas, targets, reach = 40) {
   let current = -1;
   let marked = [];

@@ -42,7 +42,7 @@ function drawMap(figure, spec) {
   canvas.addEventListener("choose", (event) => {
     if (event.detail) inspect(figure, spec, event.detail.i, canvas, targets);
   });
-  mapLegend(figure, spec, state);
+  mapLegend(figure, spec);
   inspect(figure, spec, state.shown ?? 0, canvas, targets);
 }
 
@@ -81,7 +81,7 @@ function mapControls(figure, spec, state) {
       const button = make("button", { type: "button", "aria-pressed": String(i === 0) }, view.name);
       button.addEventListener("click", () => {
         state.view = i;
-        for (const other of views.children) other.setAttribute("aria-pressed", String(other === button));
+        press(button, views.children);
         again();
       });
       return button;

@@ -11,8 +11,13 @@ const KINDS = {
 const figures = [...document.querySelectorAll("figure.chart")];
 
 function specOf(figure) {
-  figure.spec ??= JSON.parse(figure.querySelector("script").textContent);
-  return figure.spec;
+  if (figure.spec) return figure.spec;
+  const spec = JSON.parse(figure.querySelector("script").textContent);
+  for (const one of spec.unit ? spec.series : []) { // whole numbers are half the bytes of decimals
+    for (const key of ["x", "y"]) one[key] = one[key].map((value) => value / spec.unit);
+  }
+  figure.spec = spec;
+  return spec;
 }
 
 function draw(figure) {
@@ -50,7 +55,7 @@ for (const block of document.querySelectorAll(".confusion")) {
   for (const button of buttons) {
     button.addEventListener("click", () => {
       block.dataset.mode = button.dataset.show;
-      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+      press(button, buttons);
     });
   }
 }
