@@ -97,8 +97,10 @@ def write_recipe(
         "There is no test split, so a fifth of the images is held out; five-fold\n"
         "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
     )
-    images = "; ".join(f"{len(source)} images in {source.split!r}" for source in sources)
-    found = f"{len(classes)} classes; {images}"
+    parts = [f"{len(source)} {source.split}" for source in sources]
+    found = f"{len(classes)} classes, {len(first)} images, no test split"
+    if len(sources) > 1:
+        found = f"{len(classes)} classes, images: {', '.join(parts)}"
     text = _TEMPLATE.substitute(
         name=target.stem,
         file=target,
@@ -114,7 +116,7 @@ def write_recipe(
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    lines = [found, f"→ {target}", f"now: featpipe run {target}"]
+    lines = [found, f"→ {target}", f"next: featpipe run {target}"]
     counts = np.bincount(first.labels[first.labels >= 0], minlength=len(classes))
     if rare := [classes[label] for label in np.flatnonzero(counts < _FEW)]:
         lines.append(f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}")
@@ -150,7 +152,8 @@ def _target(name: str, data: Path | None) -> tuple[Path, Path]:
 
 def _refuse_existing(kind: str, path: Path) -> None:
     if path.exists():
-        hint = "choose another name, or edit or remove it"
+        hint = f"use it (featpipe run {path}), or choose another name" * (kind == "recipe")
+        hint = hint or "choose another name, or remove it"
         raise UsageError(f"The {kind} exists already.", where=path, next_step=hint)
 
 

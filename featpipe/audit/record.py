@@ -141,10 +141,13 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             "near-duplicates of one."
         )
     within = found["within"]
-    said.append(
-        f"Other duplicates: {within['identical']} identical images, {within['near']} pairs of "
-        f"near-duplicates; {found['conflicting']} identical images have another label."
+    counts = (
+        (within["identical"], "identical images"),
+        (within["near"], "pairs of near-duplicates"),
+        (found["conflicting"], "identical images with different labels"),
     )
+    listed = ", ".join(f"{number} {what}" for number, what in counts if number)
+    said.append(f"Duplicates within a split: {listed or 'none'}.")
     if found["too_small"]:
         too_small = f"{found['too_small']} images are too small (below {TINY} pixels)"
         said.append(f"{too_small} to look for near-duplicates of them.")
@@ -160,7 +163,10 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             pair = doubts["pairs"][0]
             label, likely = (known.get(pair[key], pair[key]) for key in ("label", "likely"))
             most = f", most often {label} for {likely} ({pair['images']})"
-        said.append(f"Labels: about {value:.1f} % [{low:.1f}, {high:.1f}] seem wrong{most}.")
+        said.append(
+            f"Labels: an estimated {value:.1f} % are wrong (95 % interval {low:.1f} to "
+            f"{high:.1f} %){most}."
+        )
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
     if few := [known.get(name, name) for name in summary["few"]]:

@@ -59,7 +59,8 @@ class Architecture:
     summary: str = ""  # one line for ``featpipe models``, where the registry has none
     # By upper-case name, "DEFAULT" among them; empty if there are none.
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
-    default_layer: str = "avgpool"  # its activations are the features unless others are named
+    # Its activations are the features unless others are named; default: what the classifier is given.
+    default_layer: str = EMBEDDING
     # Further names of layers, each with those it may mean: the first that the network has.
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
     configuration: str = ""  # digest of what decides what it computes, beside name and weights
@@ -69,8 +70,10 @@ class Architecture:
     stages: Callable[[nn.Module], nn.Sequential | None] = lambda network: None
 
     def __post_init__(self) -> None:
-        layers = {LOGITS: (self.classifier,), **self.layers} if self.classifier else self.layers
-        object.__setattr__(self, "layers", layers)
+        own = {LOGITS: (self.classifier,)} if self.classifier else {}
+        if self.classifier and self.default_layer == EMBEDDING:
+            own[EMBEDDING] = (f"{self.classifier}:input",)
+        object.__setattr__(self, "layers", {**own, **self.layers})
 
     def automatic(self, weights: str) -> Automatic:
         """Return the defaults of options for these weights."""

@@ -329,9 +329,9 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
     preprocessing = trained.adapted(image_size, fit, sizes, decode)
     if fit == "auto" and preprocessing.resize > preprocessing.crop:
-        small = "no margin is cut, all images have one size that is not larger than the input"
-        said = small if preprocessing.fit == "fill" else "the crop of the weights"
-        progress.note(f"--fit auto means: {said}")
+        small = "the whole image, as all images have one size that is not larger than the input"
+        said = small if preprocessing.fit == "fill" else "the centre crop of the weights"
+        progress.note(f"--fit auto: {said}")
     how = Execution(runtime, precision, calibration, progress)
     return Backbone(architecture, network, found, preprocessing, where, how)
 

@@ -90,6 +90,7 @@ def _register(
             classifier="linear",
             published={"DEFAULT": weights, weights.name: weights},
             file_preprocessing=prepared,
+            default_layer="avgpool",
         )
     )
 

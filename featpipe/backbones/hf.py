@@ -98,7 +98,6 @@ def _architecture(name: str, download: bool) -> Architecture:
         classifier="",
         file_preprocessing=prepared,
         published={"DEFAULT": published},
-        default_layer=EMBEDDING,
         layers={**names, LOGITS: (":logits",)} if labelled else names,
         configuration=of_file(described),
         read=read,

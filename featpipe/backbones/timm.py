@@ -81,7 +81,6 @@ def _architecture(name: str, download: bool) -> Architecture:
         classifier=last,
         file_preprocessing=prepared,
         published={"DEFAULT": published, published.name.upper(): published} if where else {},
-        default_layer=EMBEDDING,
         layers=names,
         read=read,
         stages=_stages,

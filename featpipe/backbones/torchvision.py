@@ -11,7 +11,6 @@ from torchvision import models
 
 from featpipe.backbones import MODELS, TORCHVISION
 from featpipe.backbones.architecture import (
-    EMBEDDING,
     Architecture,
     Family,
     PublishedWeights,
@@ -73,8 +72,7 @@ def _architecture(name: str, download: bool = True) -> Architecture:
         published=published,
         # The recipe that nearly all ImageNet checkpoints follow: 256 pixels, centre 224.
         file_preprocessing=published.get("IMAGENET1K_V1", published["DEFAULT"]).preprocessing,
-        default_layer=EMBEDDING,
-        layers={EMBEDDING: (f"{classifier}:input",), LOGITS: ("",)},
+        layers={LOGITS: ("",)},
     )
 
     def read(info: WeightsInfo) -> nn.Module:

@@ -62,7 +62,7 @@ def bench(session: Session, model: str, device: str) -> None:
 @with_session
 @click.pass_context
 def results(ctx: click.Context, session: Session) -> None:
-    """List the results of the workspace, those that cannot be read too; show, verify, remove them.
+    """List the results of the workspace, unreadable ones too; show, verify and remove them.
 
     A part of a result's name means the latest of it: svm, or resnet50-svm.
     """
@@ -229,7 +229,7 @@ def _verify(
         except FeatpipeError as error:
             session.console.error(error)
             damaged.append(str(path))
-    message = f"{len(paths) - len(damaged)} of {len(paths)} {kind} are whole"
+    message = f"{len(paths) - len(damaged)} of {len(paths)} {kind} verified"
     for file in changed:
         what, again = "A file of a report was changed.", "write it again: featpipe report"
         session.console.error(ResultError(what, where=file, next_step=again))
@@ -244,7 +244,7 @@ def _verify(
 @click.option("--yes", is_flag=True, help="Remove what is listed.")
 @with_session
 def clean(session: Session, *, yes: bool) -> None:
-    """List what can go, or remove it: leftovers, unfinished stores, files of no result, of 0.1.
+    """List or remove what is not needed: leftovers, unfinished stores, files without a result.
 
     Nothing else is touched, and nothing that featpipe did not write.
     """
@@ -270,7 +270,7 @@ def clean(session: Session, *, yes: bool) -> None:
 @click.option("--weights", help="Where the backbone's weights are now.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--runtime", help="What runs the backbone [default: what ran it for the features].")
-@click.option("--strict", is_flag=True, help="End with 3 where an image could not be read.")
+@click.option("--strict", is_flag=True, help="Exit with code 3 if an image could not be read.")
 @click.option("-o", "--out", type=_PATH, help="Write the answers to this .csv, .parquet or .json.")
 @click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
 @with_session

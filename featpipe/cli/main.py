@@ -67,8 +67,8 @@ def run(  # noqa: PLR0913 - one argument per option
 ) -> None:
     """Run a recipe: a list of steps as YAML, resumable.
 
-    RECIPE is a file, or the name of one that comes with featpipe. What is done already is not done
-    again, so the same command continues a run that stopped.
+    RECIPE is a file, or the name of one that comes with featpipe. Finished tasks are skipped: run
+    the same command again to resume.
     """
     read = read_recipe(find_recipe(recipe), overrides, limit)
     plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)

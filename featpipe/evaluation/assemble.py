@@ -311,8 +311,8 @@ def _notes(
             )
     notes += [extra["contamination"]] if "contamination" in extra else []
     if settings.get("protocol") == "auto":
-        there = "there is a store" if protocol == "split" else "there is no store"
-        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there} of test rows.")
+        there = "there is a test split" if protocol == "split" else "there is no test split"
+        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there}.")
     if leaked := note_of_leaks(leaks):
         notes.insert(0, leaked)
     return notes

@@ -240,10 +240,10 @@ def _none_fits(
     if step.layer and (near := did_you_mean(step.layer, layers)):
         hint = f"{near} or extract it: {command}"
     return StoreError(
-        "There is no feature store for this.",
+        "No feature store fits.",
         where=folder,
         expected=", ".join(f"{kind} {name}" for kind, name in parts.items() if name) or None,
-        got="; ".join(sorted({_label(store) for store in stores})) or "no store at all",
+        got="; ".join(sorted({_label(store) for store in stores})) or "no stores",
         next_step=hint or command,
     )
 

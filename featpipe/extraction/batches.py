@@ -164,7 +164,10 @@ def read_batches(
                     future.result()
                 except ImageError as error:
                     if options.on_error == "fail":
-                        hint = "repair or remove it, or add --on-error skip; the run then continues"
+                        hint = (
+                            "repair or remove it, or skip unreadable images: --on-error skip (in a "
+                            "recipe: --set extract.on-error=skip)"
+                        )
                         error.details.setdefault("next", hint)
                         raise
                     got = error.details.get("got")  # without the path: the store holds the id

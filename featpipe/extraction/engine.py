@@ -283,6 +283,6 @@ def _dataset_identity(source: ImageSource) -> dict[str, Any]:
 def _refuse_skipped(ids: Sequence[str], skipped: Mapping[int, str]) -> None:
     """Raise ImageError if rows were skipped by an earlier run that was allowed to."""
     if skipped:
-        row, hint = min(skipped), "repair or remove them, or add --on-error skip"
+        row, hint = min(skipped), "repair or remove them, or skip them: --on-error skip"
         what = f"{len(skipped)} of {len(ids)} images could not be read."
         raise ImageError(what, where=ids[row], got=skipped[row], next_step=hint)

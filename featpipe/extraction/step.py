@@ -97,7 +97,7 @@ class ImageStep(Step):
         None, help="Threads that read images; default: one per core.", minimum=1
     )
     strict: bool = in_images(
-        False, help="End with 3 where images were left out, not with 0.", affects_result=False
+        False, help="Exit with code 3 instead of 0 if images were skipped.", affects_result=False
     )
     device: str = running("auto", help="auto, cpu, cuda, cuda:1 or mps.", check=device_name)
     runtime: str | None = in_machine(
@@ -142,8 +142,8 @@ class Extract(ImageStep):
     )
     precision: str = in_machine(
         "float32",
-        help="Precision of the forward pass; what it costs is said. int8 is fitted to training "
-        "images.",
+        help="Precision of the forward pass; its effect on the features is reported. int8 is "
+        "fitted to training images.",
         choices=backbones.PRECISIONS,
     )
     batch_size: int | None = running(

@@ -125,7 +125,7 @@ class Finetune(TrainingRowOptions, ImageStep):
     )
     unfreeze: str | None = in_network(
         None,
-        help="What learns besides the head: none; a stage (layer4); a stage and all behind "
+        help="What is trained besides the head: none; a stage (layer4); a stage and all behind "
         "it (layer3+); all. Default: none, or all for an untrained network.",
     )
     head: str = in_network(
@@ -154,19 +154,15 @@ class Finetune(TrainingRowOptions, ImageStep):
     )
     epochs: int = in_training(20, help="Times the training rows are seen.", minimum=1)
     batch_size: int = in_training(64, help="Images per step.", minimum=1)
-    optimizer: str = in_training(
-        "adam", help="How weights follow gradients.", choices=tuple(OPTIMIZERS)
-    )
+    optimizer: str = in_training("adam", help="Optimizer.", choices=tuple(OPTIMIZERS))
     lr: float = in_training(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
     momentum: float | None = in_training(None, help="Momentum of sgd.", minimum=0)
     nesterov: bool = in_training(False, help="Nesterov's momentum for sgd.")
     betas: tuple[float, ...] | None = in_training(
         None, help="Decay of both moments of adam, adamw and nadam.", minimum=0
     )
-    eps: float | None = in_training(
-        None, help="What the optimizer divides by at least.", minimum=1e-30
-    )
-    weight_decay: float = in_training(0.0, help="Pull of all weights towards zero.", minimum=0)
+    eps: float | None = in_training(None, help="Epsilon of the optimizer.", minimum=1e-30)
+    weight_decay: float = in_training(0.0, help="Weight decay.", minimum=0)
     schedule: str = in_training(
         "none",
         help="none, multistep:80,120, cosine, plateau:5 or onecycle.",

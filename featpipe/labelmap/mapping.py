@@ -218,7 +218,7 @@ def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
     example = next(iter(of_source or sorted(files)))
     raise LabelMapError(
         f"There is no built-in label map from {source_name} to the classes of this dataset, "
-        "and these are not all classes of the source themselves.",
+        "and not every class is a class of the source.",
         expected=f"the classes of {', '.join(files)}; or ids or unambiguous names of the source",
         got=quoted(target_classes),
         next_step="write your own and pass it with --map FILE.csv; to start from a built-in one: "

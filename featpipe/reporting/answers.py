@@ -145,8 +145,8 @@ def _how_sure(group: Group, tests: dict[str, Any]) -> str:
     low, high = percent(first.row["low"], digits), percent(first.row["high"], digits)
     whose = "their" if sum(method.ties_with(first) for method in group.methods) > 1 else "its"
     sentences = [
-        f"With {count(first.row['n_test'])} test images, {whose} accuracy is known to be {low} to "
-        f"{high}\u00a0% (95\u00a0% interval)."
+        f"With {count(first.row['n_test'])} test images, the 95\u00a0% interval of {whose} "
+        f"accuracy is {low} to {high}\u00a0%."
     ]
     if undecided := [tests[one.row["name"]] for one in _of(group.methods, UNDECIDED)]:
         needed = [test["rows_needed"] for test in undecided]
@@ -175,6 +175,8 @@ def _cost(group: Group) -> str:
     if len(contenders) == 1:
         return f"{first.title} took {spent}."
     among = " of those that may be the best" * (len(contenders) < len(group.methods))
+    if cheapest is not first and duration(seconds.get(first)) == duration(seconds[cheapest]):
+        return f"{first.title} took {spent}; none{among} was faster by more than rounding."
     own = "" if cheapest is first else f" ({first.title}: {duration(seconds.get(first))})"
     return f"Cheapest{among}: {cheapest.title}, {spent}{own}."
 
@@ -190,6 +192,8 @@ def _failures(group: Group) -> str:
         return "No test image is misclassified."
     true, answered = np.unravel_index(errors.argmax(), errors.shape)
     of = f"{count(errors[true, answered])} of {count(tested[true])}"
+    if (models := len(method.result.splits)) > 1 and len(method.table.row) > method.row["n_test"]:
+        of += f" answers of {models} models"
     recall = np.where(tested > 0, right / np.maximum(tested, 1), 1.0)
     hardest = f"{method.columns[recall.argmin()]}, {percent(recall.min(), 1)}\u00a0% right"
     confused = f"{method.columns[true]} taken for {method.columns[answered]} ({of})"

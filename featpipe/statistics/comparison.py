@@ -175,11 +175,11 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
     tested = [pair for pair in pairs if pair["models"]]
     notes = []
     if without := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
-        some = f"For {len(without)} of {len(tested)} pairs, only"
-        some = some if len(without) < len(tested) else "Only"
+        some = f"For {len(without)} of {len(tested)} pairs, the verdicts are"
+        some = some if len(without) < len(tested) else "The verdicts are"
         notes.append(
-            f"{some} these trained models are compared, on other test images; nothing is claimed "
-            f"about the methods ({'; '.join(dict.fromkeys(without))})."
+            f"{some} about these trained models, not about the methods: "
+            f"{'; '.join(dict.fromkeys(without))}."
         )
     return [*notes, *([SELECTION] if tested else [])]
 

@@ -68,13 +68,19 @@ def find_recipe(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
+    own = [str(each) for each in sorted(path.parent.glob("*.yaml"))]
     folder = Path(str(resources.files("featpipe.pipelines")))
     known = {each.stem: each for each in sorted(folder.glob("*.yaml"))}
     bare = path.parent in (Path(), Path("pipelines"))
     if bare and path.suffix in ("", ".yaml", ".yml") and path.stem in known:
         return known[path.stem]
     got = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
-    expected, hint = f"a file, or one of {', '.join(known)}", did_you_mean(path.stem, known)
+    hint = did_you_mean(name, [*own, *known])
+    if (beside := str(path.with_suffix(".yaml"))) in own:
+        hint = f"featpipe run {beside}"
+    elif path.is_dir():
+        hint = f"write one for the images in it: featpipe init {name}"
+    expected = f"a file, or one of {', '.join(known)}"
     raise RecipeError(f"There is no recipe {name!r}.", expected=expected, got=got, next_step=hint)
 
 

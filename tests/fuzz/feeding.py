@@ -83,6 +83,7 @@ PARSERS: dict[str, Callable[[Path], object]] = {
     "weights.*": read_weights,
     "store.h5": read_store,
     "model.skops": load_model,
+    "model.npz": load_model,
     "head/*.safetensors": load_head,
     "head/*.json": lambda path: load_head(path.with_suffix(".safetensors")),
     "digits-*.json": read_result,

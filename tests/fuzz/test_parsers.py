@@ -17,6 +17,7 @@ from PIL import Image
 from featpipe.extraction import Extract
 from featpipe.finetuning.step import Finetune
 from featpipe.labelmap.mapping import FOLDER
+from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
@@ -63,7 +64,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in (result, *result.parent.glob(f"{result.stem}.*")):
         shutil.copy(source, folder)
     content = json.loads(result.read_text())
-    shutil.copy(context.workspace.models / content["files"]["model"], folder / "model.skops")
+    shutil.copy(context.workspace.models / content["files"]["model"], folder / "model.npz")
+    Knn(k=(1,)).run(context)
+    (model,) = context.workspace.models.glob("*.skops")
+    shutil.copy(model, folder / "model.skops")
     head = Finetune(**DIGITS, epochs=1, batch_size=8, validation=0.0).run(context).paths[0]
     (folder / "head").mkdir()
     for path in context.workspace.models.glob(f"{head.stem}.*"):

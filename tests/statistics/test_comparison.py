@@ -326,10 +326,7 @@ def test_the_command_says_each_test_in_words(workspace):
     assert "test images would decide it" in said[1]
     assert said[2].startswith("Method c (toynet), 100 test images:\n  these models: better: +35.00")
     assert outcome.message.count("McNemar exact") == 3
-    assert (
-        "Only these trained models are compared, on other test images; nothing is claimed"
-        in said[2]
-    )
+    assert "The verdicts are about these trained models, not about the methods: " in said[2]
     assert "--protocol folds or kfold:5 would answer it" in said[2]
     assert SELECTION in said[2]
     assert outcome.paths == (workspace / "t.md",)
