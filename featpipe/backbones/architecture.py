@@ -59,7 +59,7 @@ class Architecture:
     summary: str = ""  # one line for ``featpipe models``, where the registry has none
     # By upper-case name, "DEFAULT" among them; empty if there are none.
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
-    # Its activations are the features unless others are named; default: what the classifier is given.
+    # Its activations are the features unless others are named; default: the classifier's input.
     default_layer: str = EMBEDDING
     # Further names of layers, each with those it may mean: the first that the network has.
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
