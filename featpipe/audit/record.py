@@ -84,11 +84,18 @@ def load_findings(path: Path) -> pd.DataFrame:
         raise DataError(what, where=listed, got=reason, next_step=again) from error
 
 
-def audits_of(workspace: Workspace, images: str) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the audits that looked at the images with a fingerprint, the newest first."""
+def audit_of(
+    workspace: Workspace, images: str, models: Sequence[str]
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the audit of the images with a fingerprint, or ``None``.
+
+    Of several, it is the newest by the features of the first of ``models`` that has one, else the
+    newest of all.
+    """
     found = [(path, load_audit(path)) for path in sorted(workspace.audits.glob("*.json"))]
     fitting = [(path, one) for path, one in found if one and images in one["images"].values()]
-    return sorted(fitting, key=lambda pair: pair[1]["created"], reverse=True)
+    rank = {model: len(models) - place for place, model in enumerate(models)}
+    return max(fitting, key=lambda p: (rank.get(p[1]["model"], 0), p[1]["created"]), default=None)
 
 
 def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Context) -> Outcome:

@@ -34,6 +34,7 @@ from featpipe.provenance import environment, now
 from featpipe.statistics.intervals import accuracy_interval, mean_sd, methods_interval
 from featpipe.statistics.paired_tests import ONE_TRAINING_SET, SAME_TRAINING_SET, Answers
 from featpipe.steps import Context, Outcome, Step
+from featpipe.store import FeatureStore
 
 # Ratio of the largest to the smallest class from which classes are called unbalanced; KEEL's
 # collection of unbalanced data sets starts there (Alcalá-Fdez et al. 2011, J. Mult.-Valued Log. S.
@@ -238,9 +239,6 @@ def build_result(
     start = extra.get("network") or stores[0].manifest["backbone"]
     if seen := contamination(start, test.manifest["dataset"]):
         extra["contamination"] = seen
-    # A store that several methods share counts in full for each, as if made for it alone.
-    used = stores if output.trains else [test]
-    extraction = sum(store.run["seconds"] for store in used)
     by = grouped_by(test)
     result = Result(
         method=step.name,
@@ -262,22 +260,8 @@ def build_result(
         },
         splits=records,
         summary=summarise([records[i] for i in numbers], table, first.named(table), training),
-        cost={
-            **output.cost,
-            "extract_seconds": extraction,
-            "total_seconds": extraction + sum(output.cost[f"{part}_seconds"] for part in PARTS),
-            "store_bytes": sum(store.n_bytes for store in used),
-        },
-        stores=[
-            {
-                "path": str(store.path),
-                "fingerprint": store.fingerprint,
-                "layer": settings.get("layer") or store.layers[0],
-                "manifest": store.manifest,
-                "run": store.run,
-            }
-            for store in stores
-        ],
+        cost=_cost(output, stores if output.trains else [test]),
+        stores=[_described(store, settings.get("layer")) for store in stores],
         environment=environment(),
         created=now(),
         command=context.command,
@@ -285,6 +269,23 @@ def build_result(
         extra=extra,
     )
     return result, table
+
+
+def _described(store: FeatureStore, layer: str | None) -> dict[str, Any]:
+    """Return a store as a result keeps it."""
+    facts = {name: getattr(store, name) for name in ("fingerprint", "manifest", "run")}
+    return {"path": str(store.path), "layer": layer or store.layers[0], **facts}
+
+
+def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any]:
+    """Add what the features took; a store that methods share counts in full for each of them."""
+    extraction = sum(store.run["seconds"] for store in stores)
+    return {
+        **output.cost,
+        "extract_seconds": extraction,
+        "total_seconds": extraction + sum(output.cost[f"{part}_seconds"] for part in PARTS),
+        "store_bytes": sum(store.n_bytes for store in stores),
+    }
 
 
 def _notes(

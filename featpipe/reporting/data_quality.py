@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from featpipe.audit.record import audits_of, load_findings, sentences
+from featpipe.audit.record import audit_of, load_findings, sentences
 from featpipe.errors import DataError, FeatpipeError
 from featpipe.reporting.answers import leaks
 from featpipe.reporting.data import REPEATED, Group, Method, ReportData, Thumbnail, find_store
@@ -38,25 +39,27 @@ class DataQuality(Section):
             part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
             parts.append(part)
             tested = first.result.dataset["test"]
-            for path, audit in audits_of(data.context.workspace, tested["fingerprint"])[:1]:
-                try:
-                    findings = load_findings(path)
-                except DataError as error:  # it was edited
-                    part["unread"] = str(error)
-                    continue
-                for column in ("label", "likely"):
-                    findings[column] = findings[column].replace(dict(first.names))
-                tables.append(findings)
-                images = AuditedImages(group, data)
-                part |= {
-                    "audit": audit,
-                    "sentences": sentences(audit["summary"], first.names),
-                    "without": without_suspects(group, findings, tested["split"]),
-                    "gallery": [
-                        (issue, len(found), images.shown(found.head(data.report.gallery)))
-                        for issue, found in sorted(findings.groupby("issue"), key=_importance)
-                    ],
-                }
+            if (known := _audit_of(group, data)) is None:
+                continue
+            path, audit = known
+            try:
+                findings = load_findings(path)
+            except DataError as error:  # it was edited
+                part["unread"] = str(error)
+                continue
+            for column in ("label", "likely"):
+                findings[column] = findings[column].replace(dict(first.names))
+            tables.append(findings)
+            images = AuditedImages(group, data)
+            part |= {
+                "audit": audit,
+                "sentences": sentences(audit["summary"], first.names),
+                "without": without_suspects(group, findings, tested["split"]),
+                "gallery": [
+                    (issue, len(found), images.shown(found.head(data.report.gallery)))
+                    for issue, found in sorted(findings.groupby("issue"), key=_importance)
+                ],
+            }
         html = render("audit.html.j2", parts=parts)
         return Content(html, tables={"audit": pd.concat(tables)} if tables else {})
 
@@ -66,17 +69,25 @@ def _importance(issue: tuple[Any, pd.DataFrame]) -> tuple[bool, bool, str]:
     return issue[0] not in _DUPLICATES, issue[0] != "label", issue[0]
 
 
+def _audit_of(group: Group, data: ReportData) -> tuple[Path, dict[str, Any]] | None:
+    """Return the audit of the tested images, by the features of the best method if there is one."""
+    stores = (store for method in group.methods for store in method.result.stores)
+    models = dict.fromkeys(store["manifest"]["backbone"]["model"] for store in stores)
+    tested = group.methods[0].result.dataset["test"]["fingerprint"]
+    return audit_of(data.context.workspace, tested, list(models))
+
+
 def near_leaks(group: Group, data: ReportData) -> list[str]:
     """Warn of test images that an audit found nearly the same as training images."""
-    tested = group.methods[0].result.dataset["test"]["fingerprint"]
-    for path, audit in audits_of(data.context.workspace, tested)[:1]:
-        if near := audit["summary"]["duplicates"]["across"]["near"]:
-            return [
-                f"{near} test image{'s are' if near > 1 else ' is'} nearly the same as a training "
-                f"image (see The data): --drop {path.with_suffix('.csv').name} leaves the training "
-                "images out."
-            ]
-    return []
+    if (known := _audit_of(group, data)) is None:
+        return []
+    path, audit = known
+    near = audit["summary"]["duplicates"]["across"]["near"]
+    text = (
+        f"{near} test image{'s are' if near > 1 else ' is'} nearly the same as a training image "
+        f"(see The data): --drop {path.with_suffix('.csv').name} leaves the training images out."
+    )
+    return [text] if near else []
 
 
 def leaks_of(group: Group) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featpipe.audit.record import audit_stores
+from featpipe.audit.record import audit_of, audit_stores
 from featpipe.audit.step import AuditStep
+from featpipe.files import read_json
+from featpipe.fingerprint import sealed_json, unsealed
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.reporting.data import ReportData
@@ -108,3 +110,20 @@ def test_everything_is_escaped(tmp_path):
     html = DataQuality().content(ReportData.load([result], Report(), where)).html
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_the_audit_is_that_of_the_backbone_on_the_page(leaky):
+    where, stores, results = leaky
+    path, listed = audit_stores(AuditStep(), stores, where).paths
+    model = unsealed(read_json(path))["model"]
+    other = path.with_name(path.name.replace("audit", "audit-of-another"))
+    newer = {**unsealed(read_json(path)), "model": "other", "created": "9999-01-01"}
+    other.write_text(sealed_json(newer))
+    other.with_suffix(".csv").write_bytes(listed.read_bytes())
+    images = results[0].dataset["test"]["fingerprint"]
+    assert audit_of(where.workspace, images, [model])[0] == path
+    assert audit_of(where.workspace, images, ["another", "other", model])[0] == other
+    assert audit_of(where.workspace, images, [])[0] == other
+    assert audit_of(where.workspace, "other images", [model]) is None
+    html = DataQuality().content(ReportData.load(results, Report(), where)).html
+    assert f"an audit of the features of {model}" in html
