@@ -222,7 +222,7 @@ def test_two_groups_of_test_rows_have_two_comparisons(made: Made, tmp_path: Path
 
 
 def test_no_results_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no result"):
+    with pytest.raises(UsageError, match="list of results is empty"):
         build_report([], tmp_path / "r")
 
 
