@@ -11,4 +11,5 @@ mobilenet = Architecture(
     build=lambda num_classes: mobilenet_v3_small(num_classes=num_classes),
     classifier="classifier.3",
     file_preprocessing=Preprocessing(resize=36, crop=32),
+    default_layer="avgpool",
 )

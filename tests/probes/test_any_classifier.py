@@ -17,12 +17,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
-from featpipe.api import evaluate, read_recipe, report
+from featpipe.api import evaluate, report
 from featpipe.cli import main
 from featpipe.errors import FitError, RecipeError, ResultError, UnknownNameError, UsageError
 from featpipe.evaluation.models import load_model, save_model
 from featpipe.evaluation.result import Result
 from featpipe.probes.any_classifier import AnyClassifier, describe
+from featpipe.steps.recipe import read_recipe
 from tests.evaluation.methods import context, evaluated, pair
 
 FOREST = "sklearn.ensemble.RandomForestClassifier"
