@@ -31,7 +31,7 @@ def test_a_folder_of_class_folders(context, tmp_path):
     draw(tmp_path / "my photos", "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png")
     outcome = write_recipe("pets", tmp_path / "my photos", "resnet18", None, context)
     text = (tmp_path / "pets.yaml").read_text()
-    assert "2 classes; 4 images in 'all'" in text
+    assert "2 classes, 4 images, no test split" in text
     assert "featpipe run pets.yaml" in outcome.message
     plan = Plan.of(read_recipe(tmp_path / "pets.yaml"), context)
     assert [task.name for task in plan.tasks] == [
@@ -72,7 +72,7 @@ def test_two_folders_wherever_they_are(context, tmp_path):
     folders = tmp_path / "here" / "summer", tmp_path / "there" / "winter"
     write_recipe("both", folders[0], "resnet18", None, context, folders[1])
     text = (tmp_path / "both.yaml").read_text()
-    assert "2 classes; 3 images in 'train'; 2 images in 'test'" in text
+    assert "2 classes, images: 3 train, 2 test" in text
     assert "Trained on 'train', tested once on 'test'." in text
     lines = (tmp_path / "both.csv").read_text().splitlines()
     assert lines[0] == "path,label,split"
@@ -136,7 +136,7 @@ def test_a_table_may_hold_images_without_label(context, tmp_path):
     draw(tmp_path / "e", "1.png", "2.png", "3.png")
     (tmp_path / "e.csv").write_text("path,label\ne/1.png,x\ne/2.png,y\ne/3.png,\n")
     assert (
-        "2 classes; 3 images"
+        "2 classes, 3 images"
         in write_recipe("mine", tmp_path / "e.csv", "resnet18", None, context).message
     )
 

@@ -258,10 +258,13 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     answers = line("answers", x, y, size=sizes, strong=True)
     axes = _share("mean probability of the answer"), _share("share right")
     spec = lines(*axes, [answers], square=True, diagonal=True, dots=True)
+    calibrated = "temperature" in method.result.extra.get("calibration", {})
     caption = (
-        f"On the diagonal, answers are right as often as they say. Expected calibration error "
-        f"{percent(reliability['ece'], 1)} points in 15 equal-width bins; the area of a dot is the "
-        f"number of answers in its bin{', those of all models together' * bool(of)}."
+        "On the diagonal, answers are right as often as their probability says. Expected "
+        f"calibration error {percent(reliability['ece'], 1)} points in 15 equal-width bins; the "
+        f"area of a dot is the number of answers in its bin{', of all models' * bool(of)}."
+        + " Probabilities as trained; featpipe predict calibrates them."
+        * calibrated
     )
     return [roc, pr, Chart("Reliability curve", spec, caption)]
 

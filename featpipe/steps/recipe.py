@@ -76,7 +76,7 @@ def find_recipe(name: str) -> Path:
         return known[path.stem]
     got = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
     hint = did_you_mean(name, [*own, *known])
-    if (beside := str(path.with_suffix(".yaml"))) in own:
+    if (beside := f"{path}.yaml") in own:
         hint = f"featpipe run {beside}"
     elif path.is_dir():
         hint = f"write one for the images in it: featpipe init {name}"

@@ -103,7 +103,7 @@ def test_stores_of_two_datasets_are_refused(tmp_path, workspace):
 
 
 def test_a_dataset_that_is_not_there_is_named(workspace):
-    with pytest.raises(StoreError, match="no feature store"):
+    with pytest.raises(StoreError, match="No feature store fits"):
         AuditStep(dataset="digits").run(workspace)
 
 

@@ -34,10 +34,10 @@ def test_store_commands(run: Any, extract: str) -> None:
     assert "ant (4), bee (4), cät (4)" in described
     assert "avgpool (64,)" in described
     assert "{" not in described, "for people, not a dump"
-    assert run(f"store verify {path}") == (0, "1 of 1 stores are whole\n", "")
+    assert run(f"store verify {path}") == (0, "1 of 1 stores verified\n", "")
     all_of_them = run("store verify")
     assert all_of_them.code == 1
-    assert "1 of 2 stores are whole" in all_of_them.out
+    assert "1 of 2 stores verified" in all_of_them.out
     assert "x.h5" in all_of_them.err
     assert run(f"store export {path} out/f.npz").code == 0
     assert Path("out/f.npz").exists()
@@ -153,7 +153,7 @@ def test_a_result_is_shown_and_removed_by_a_part_of_its_name(run: Any, evaluated
     ended = run("results rm centroid")
     assert ended == (0, f"removed {later.stem}\n3 files\n", "")
     assert not any(path.exists() for path in before)
-    assert run("results verify") == (0, "1 of 1 results are whole\n", "")
+    assert run("results verify") == (0, "1 of 1 results verified\n", "")
     assert evaluated.exists()
     Path("data/results/torn.json").write_text("{")
     assert run("results rm torn") == (0, "removed torn\n1 files\n", "")
@@ -223,7 +223,7 @@ steps:
 
 def test_verify_names_what_was_changed(run: Any, evaluated: Path) -> None:
     assert run("report").code == 0
-    assert run("results verify") == (0, "1 of 1 results are whole\n", "")
+    assert run("results verify") == (0, "1 of 1 results verified\n", "")
     assert run(f"results verify {evaluated.stem}").code == 0
     assert run("results verify nonesuch").code == 1
     content = json.loads(evaluated.read_text())
@@ -233,7 +233,7 @@ def test_verify_names_what_was_changed(run: Any, evaluated: Path) -> None:
     table.write_text(table.read_text() + "\n")
     ended = run("results verify")
     assert ended.code == 1
-    assert "0 of 1 results are whole; 1 files of reports" in ended.out
+    assert "0 of 1 results verified; 1 files of reports" in ended.out
     assert "summary.accuracy.value: 0.42 stated" in ended.err
     assert table.name in ended.err
     damaged = run("results verify --json").events[-1]["damaged"]

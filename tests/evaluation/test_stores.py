@@ -123,7 +123,7 @@ def test_two_splits_of_which_none_is_called_train_are_not_chosen_from(put, tmp_p
 
 def test_where_none_fits_the_message_is_the_command_that_makes_one(put, tmp_path):
     put()
-    with pytest.raises(StoreError, match="no feature store") as caught:
+    with pytest.raises(StoreError, match="No feature store fits") as caught:
         select(tmp_path, dataset="stl10", model="resnet50", layer="layer3")
     command = "featpipe extract --model resnet50 --dataset stl10 --layer layer3"
     assert caught.value.details["next"] == command
@@ -157,7 +157,7 @@ def test_a_misspelt_name_is_guessed(put, tmp_path, asked, advice):
 def test_in_an_empty_workspace_too(tmp_path):
     with pytest.raises(StoreError) as caught:
         select(tmp_path)
-    assert caught.value.details["got"] == "no store at all"
+    assert caught.value.details["got"] == "no stores"
     assert caught.value.details["next"] == "featpipe extract --model MODEL --dataset DATASET"
 
 
@@ -283,7 +283,7 @@ def test_it_is_so_in_every_probe_and_before_it_runs(put, tmp_path, name):
 
 def test_logits_are_a_layer_of_the_stores_that_hold_them(put, tmp_path):
     put()
-    with pytest.raises(StoreError, match="no feature store") as caught:
+    with pytest.raises(StoreError, match="No feature store fits") as caught:
         select(tmp_path, layer="logits")
     assert "--layer" not in caught.value.details["next"]  # they cannot be asked for: weights decide
     train = put(model="bignet", n_logits=5)

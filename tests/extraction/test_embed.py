@@ -122,7 +122,7 @@ def test_images_without_labels_do_not_get_in_the_way_of_others(photos, tmp_path)
     context = Context(Workspace(tmp_path))
     values = {"model": "glyphnet", "device": "cpu", "runtime": "torch"}
     Extract(dataset=f"folder:{photos}", **values).run(context)
-    with pytest.raises(StoreError, match="no feature store"):
+    with pytest.raises(StoreError, match="No feature store fits"):
         Svm().run(context)
     Extract(dataset="digits", limit=60, **values).run(context)
     assert Svm(c=(0.01,)).run(context).status == "done"

@@ -303,7 +303,7 @@ def test_where_every_source_class_is_a_class_of_the_dataset_there_is_no_other(tm
 
 def test_a_name_that_two_source_classes_have_is_not_guessed_at(tmp_path):
     store = named(tmp_path / "test.h5", ("crane", "ant"))
-    with pytest.raises(LabelMapError, match="not all classes of the source"):
+    with pytest.raises(LabelMapError, match="not every class is a class of the source"):
         evaluate(Zeroshot(protocol="all"), store)
 
 

@@ -50,6 +50,7 @@ def group(*rights: np.ndarray) -> Group:
                 dataset={"classes": ["cat", "dog"], "other": False},
                 extra={},
                 notes=[],
+                splits=[{}] * models,
             ),
             table,
             row,
@@ -78,7 +79,7 @@ def test_a_clear_winner_is_named_with_count_lead_and_interval() -> None:
     assert "Method 0 has the highest accuracy: 95.0 % (380 of 400)." in text
     assert "It is demonstrably better than Method 1." in text
     assert "20.0 points ahead of Method 1, which is demonstrably worse (between +1" in text
-    assert "With 400 test images, its accuracy is known to be 10.0 to 90.0 %" in text
+    assert "With 400 test images, the 95 % interval of its accuracy is 10.0 to 90.0 %" in text
 
 
 def test_the_nearest_of_the_worse_methods_is_named() -> None:

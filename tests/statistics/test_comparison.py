@@ -154,7 +154,9 @@ def test_folds_answer_for_the_methods_too(tmp_path):
     pair = comparison.pairs[0]
     assert pair["methods"]["method"] == "t test over 4 training sets × 200 rows"
     assert pair["methods"]["p_value"] > pair["models"]["p_value"]
-    assert comparison.notes[0].startswith("For 2 of 3 pairs, only these trained models")
+    assert comparison.notes[0].startswith(
+        "For 2 of 3 pairs, the verdicts are about these trained models"
+    )
     flat = comparison.pair_table()
     assert flat["methods_verdict"].tolist()[0] == "better"
 
@@ -255,7 +257,7 @@ def test_a_solver_that_did_not_converge_is_marked_in_the_table(tmp_path):
 
 
 def test_nothing_to_compare_and_the_same_twice_are_refused(three):
-    with pytest.raises(UsageError, match="no result"):
+    with pytest.raises(UsageError, match="list of results is empty"):
         compare([])
     with pytest.raises(UsageError, match="named twice"):
         compare([three[0], three[0]])
