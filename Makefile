@@ -20,7 +20,7 @@ demo: $(PLAIN)  ## Run the demo (offline) and write its report
 
 test: $(DEV)  ## Lint, types, and the test suite (under ten minutes)
 	$(MAKE) lint
-	$(BIN)/python -m pytest -q -m 'not long'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not long' -n auto --maxprocesses 4 --dist loadfile
 
 test-long: $(DEV)  ## The long proofs
 	$(BIN)/python -m pytest -q -m long

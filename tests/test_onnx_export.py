@@ -258,6 +258,7 @@ def test_the_command_writes_three_files(here, stores, tmp_path, capsys):
     assert len(shown) == 3
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_200_images_of_stl10_through_resnet18(stl10_resnet18_store, tmp_path, shared):
     here = {"workspace": tmp_path}

@@ -163,7 +163,7 @@ def test_reliability_is_that_of_all_models(group: Group) -> None:
     assert isinstance(chart, Chart)
     assert isinstance(roc, Chart)
     assert sum(chart.spec["series"][0]["size"]) == 2 * len(table.ids)
-    assert "of all models together" in chart.caption
+    assert "of all models" in chart.caption
     assert "Drawn for the first model" in roc.caption
 
 
