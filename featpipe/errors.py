@@ -94,7 +94,9 @@ class FeatpipeError(Exception):
         self.details = {key: str(value) for key, value in details.items() if value is not None}
 
     def __str__(self) -> str:
-        return "\n".join([self.what, *(f"  {key}: {value}" for key, value in self.details.items())])
+        lines = [self.what, *(f"  {key}: {value}" for key, value in self.details.items())]
+        # A name out of a damaged file may hold half a character, which no stream can take.
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
 class UsageError(FeatpipeError):

@@ -23,6 +23,11 @@ def test_only_what_is_known_is_printed() -> None:
     assert str(FeatpipeError("It broke.")) == "It broke."
 
 
+def test_half_a_character_out_of_a_damaged_file_can_be_written() -> None:
+    error = FeatpipeError("A type is unknown.", got="\ud800.list")
+    assert str(error).encode() == b"A type is unknown.\n  got: \\ud800.list"
+
+
 def test_the_known_names_and_the_nearest_one_are_given() -> None:
     error = UnknownNameError("No resnet5O.", "resnet5O", ["resnet18", "resnet50"])
     assert error.details == {

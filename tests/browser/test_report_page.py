@@ -180,7 +180,7 @@ def test_contents_links_land_on_their_headings(made: Made, look: Any, width: int
         end = seen.tab.evaluate(
             "scrollY + innerHeight >= document.documentElement.scrollHeight - 2"
         )
-        assert end or -1 <= top <= 44, (anchor, top)
+        assert end or -1 <= top <= 20, (anchor, top)
 
 
 def test_what_is_open_is_drawn_at_once(made: Made, look: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import signal
 import sys
@@ -112,8 +113,8 @@ def main(folder: Path, seed: int, count: int, first: int) -> None:
         try:
             PARSERS[pattern](path)
         except FeatpipeError as error:
-            got = "" if number else traceback.format_exc()
-            str(error).encode()  # and it can be printed
+            readable = number and not re.search("[\ud800-\udfff]", str(error))
+            got = "" if readable else traceback.format_exc()
         except BaseException:
             got = traceback.format_exc()
         else:
