@@ -106,7 +106,10 @@ function ticks(place, wanted) {
   }
   const rough = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
-  let step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
+  const sizes = [0.2, 0.5, 1, 2, 5, 10].map((factor) => factor * power);
+  let step = sizes.find((size) => size >= rough);
+  const two = (size) => Math.floor(high / size) > Math.ceil(low / size); // one tick is no scale
+  if (!two(step)) step = sizes.findLast((size) => size < step && two(size)) ?? step;
   if (axis.whole) step = Math.max(1, Math.round(step));
   const values = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) {
