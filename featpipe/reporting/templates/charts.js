@@ -127,12 +127,12 @@ function numbersOfLines(spec) {
 
 function drawIntervals(figure, spec) {
   const plot = figure.querySelector(".plot");
-  const narrow = plot.clientWidth < 520;
+  const beside = 24 + 7.2 * Math.max(...spec.entries.map((entry) => entry.label.length));
+  const narrow = beside > 0.42 * plot.clientWidth || plot.clientWidth < 520; // names above the lines
   const rowHeight = narrow ? 44 : 34;
   const height = spec.entries.length * rowHeight + 56;
   const { canvas, width } = frame(plot, height, plot.dataset.title);
-  const longest = Math.max(...spec.entries.map((entry) => entry.label.length));
-  const left = narrow ? 12 : Math.min(24 + longest * 7.2, width * 0.42);
+  const left = narrow ? 12 : beside;
   const box = { left, right: width - 22, top: 8, bottom: height - 46 };
   const values = spec.entries.flatMap((entry) =>
     [entry.value, entry.low ?? null, entry.high ?? null, ...(entry.dots ?? [])]);
@@ -151,11 +151,15 @@ function drawIntervals(figure, spec) {
     const at = box.top + (index + (narrow ? 0.68 : 0.5)) * rowHeight;
     const kind = `interval${entry.published ? " published" : ""}${entry.best ? " best" : ""}${entry.open ? " open" : ""}`;
     const group = shape("g", { class: kind });
-    const room = Math.floor((narrow ? width - 24 : left - 16) / 6.6);
-    const name = entry.label.length > room ? `${entry.label.slice(0, room - 1)}…` : entry.label;
-    group.append(shape("text", narrow
+    canvas.append(group);
+    const name = shape("text", narrow
       ? { x: 12, y: at - 13, class: "row-name" }
-      : { x: left - 14, y: at + 4, "text-anchor": "end", class: "row-name" }, name));
+      : { x: left - 14, y: at + 4, "text-anchor": "end", class: "row-name" }, entry.label);
+    group.append(name);
+    const room = narrow ? width - 24 : left - 16;
+    for (let end = entry.label.length - 1; end > 0 && name.getComputedTextLength() > room; end -= 1) {
+      name.textContent = `${entry.label.slice(0, end)}…`;
+    }
     if (entry.low !== undefined && entry.low !== null) {
       group.append(shape("line", { x1: x(entry.low), x2: x(entry.high), y1: at, y2: at, class: "range" }));
     }
@@ -180,7 +184,6 @@ function drawIntervals(figure, spec) {
       ...(entry.sd !== undefined && entry.sd !== null ? [line(`standard deviation: ${text(entry.sd, spec.x)}`)] : []),
       ...(entry.note ?? entry.tag ? [line(entry.note ?? entry.tag)] : []),
     ] });
-    canvas.append(group);
   });
   watch(canvas, targets, 34);
 }
