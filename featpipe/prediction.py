@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -206,6 +207,11 @@ def _open_probe(
         logits = [] if backbone.source_classes is None else [LOGITS]
         layers = tuple(dict.fromkeys([*stored, *logits]))
     backbone.prepare(layers)
+    width, expected = backbone.dim(model.layer), model.estimator.n_features_in_
+    if math.prod(width) != expected:
+        what = "The classifier does not fit the features of its backbone."
+        got = f"{math.prod(width)} features at {model.layer}"
+        raise ResultError(what, where=path, expected=f"{expected} features", got=got)
 
     def classify(images: Tensor) -> Answers:
         return model.answer(backbone.embed(images, layers)[model.layer])

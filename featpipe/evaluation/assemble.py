@@ -17,7 +17,6 @@ from featpipe.evaluation.bootstrap import metric_intervals
 from featpipe.evaluation.leaks import (
     account_of_leaks,
     contamination,
-    first_report,
     note_of_leaks,
     notes_of_repeats,
 )
@@ -393,12 +392,9 @@ def outcome_of(result: Result, status: str) -> Outcome:
         text += f" ({parts})"
     if methods is not None:
         text += f"\n  with other training images, too: {_with_limits(methods)}"
-    leaks = result.extra.get("leaks")
-    notes = list(result.notes)
-    stores = [store["fingerprint"] for store in result.stores]
-    if (said := note_of_leaks(leaks)) and notes[:1] == [said] and not first_report(stores):
-        notes[0] = note_of_leaks(leaks, in_full=False)
-    lines = [text, *(f"  note: {note}" for note in notes), f"  → {result.path}"]
+    leaked = note_of_leaks(result.extra.get("leaks"))
+    said = [f"  {'warning' if note == leaked else 'note'}: {note}" for note in result.notes]
+    lines = [text, *said, f"  → {result.path}"]
     facts = {
         "title": result.title,
         "key": result.key,

@@ -22,8 +22,6 @@ from featpipe.store import FeatureStore
 if TYPE_CHECKING:
     from featpipe.evaluation.protocol import RowSet, Split
 
-_reported: set[tuple[str, ...]] = set()  # stores whose leaks a result has been shown with
-
 
 def pixels_known(splits: Iterable[Split]) -> bool:
     """Return whether the stores of all rows hold digests of their pixels."""
@@ -89,11 +87,8 @@ def notes_of_repeats(account: Mapping[str, Any]) -> list[str]:
     return [f"{n} {what} another of their split{clash}: featpipe audit lists them."]
 
 
-def note_of_leaks(account: Mapping[str, Any] | None, *, in_full: bool = True) -> str:
-    """Say what leaked images mean for the accuracy; empty where there are none.
-
-    ``in_full``: with their number, which is the same for every method on these stores.
-    """
+def note_of_leaks(account: Mapping[str, Any] | None) -> str:
+    """Say what leaked images mean for the accuracy; empty where there are none."""
     if account is None or not account["leaked"]:
         return ""
     if (without := account["accuracy_without"]) is None:
@@ -101,21 +96,12 @@ def note_of_leaks(account: Mapping[str, Any] | None, *, in_full: bool = True) ->
     else:
         value, low, high = (100 * without[name] for name in ("value", "low", "high"))
         after = f"accuracy {value:.2f} % [{low:.2f}, {high:.2f}] without them"
-    if not in_full:
-        return f"Leaked test images: {after}"
     share = 100 * account["leaked"] / account["test_images"]
     return (
         f"{account['leaked']} of {account['test_images']} test images ({share:.1f} %) are training "
         f"images, too, pixel for pixel: {after}, {100 * account['accuracy']['value']:.2f} % with "
         "them. --leaks drop leaves them out of training."
     )
-
-
-def first_report(stores: Sequence[str]) -> bool:
-    """Return whether the leaks between stores (by fingerprint) have not been reported before."""
-    told = tuple(stores) in _reported
-    _reported.add(tuple(stores))
-    return not told
 
 
 def _digests(store: FeatureStore) -> NDArray[np.void]:

@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROWS = 16  # on which the matrix is compared with the estimator
+# Classifiers of scikit-learn whose probabilities are the softmax of their scores. Trying it out
+# would not tell: where all scores are large, the probabilities of others are 0 and 1 as well.
+_SOFTMAX = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +58,13 @@ class SoftmaxClassifier(LinearClassifier):
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return probabilities, of shape (n, k)."""
-        scores = self.decision_function(X)
-        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)
+        return softmax(self.decision_function(X))
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities whose logits, up to a constant in each row, are scores (n, k)."""
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def linear_form(estimator: Any) -> LinearClassifier | None:
@@ -80,12 +87,14 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
         weight, bias = last.means_.T, -(last.means_**2).sum(axis=1) / 2
     else:
         return None
-    softmax, k = hasattr(estimator, "predict_proba"), len(estimator.classes_)
+    graded, k = hasattr(estimator, "predict_proba"), len(estimator.classes_)
+    if graded and type(last).__name__ not in _SOFTMAX:
+        return None
     if k == 2:  # one score decides, and the other is its opposite; of probabilities, it is 0
         one = weight[:, -1:] - weight[:, :-1].sum(axis=1, keepdims=True)
         shift = bias[-1:] - bias[:-1].sum()
-        weight = np.hstack([one * 0 if softmax else -one, one])
-        bias = np.concatenate([shift * 0 if softmax else -shift, shift])
+        weight = np.hstack([one * 0 if graded else -one, one])
+        bias = np.concatenate([shift * 0 if graded else -shift, shift])
     if weight.shape != (estimator.n_features_in_, k) or bias.shape != (k,):
         return None
     while before and hasattr(before[-1], "scale_") and hasattr(before[-1], "mean_"):
@@ -95,7 +104,7 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
     unit = [getattr(part, "norm", None) for part in before] == ["l2"]
     if before and not unit:
         return None
-    kind = SoftmaxClassifier if softmax else LinearClassifier
+    kind = SoftmaxClassifier if graded else LinearClassifier
     known = np.asarray(estimator.classes_, dtype=np.int64)
     found = kind(weight.astype(np.float64), bias.astype(np.float64), known, unit)
     rows = np.random.default_rng(0).normal(size=(_ROWS, len(weight)))

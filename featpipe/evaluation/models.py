@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import ResultError
-from featpipe.evaluation.linear import LinearClassifier, SoftmaxClassifier, linear_form
+from featpipe.evaluation.linear import LinearClassifier, SoftmaxClassifier, linear_form, softmax
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
 from featpipe.workspace import atomic_write
@@ -71,9 +71,8 @@ def to_probabilities(
 ) -> NDArray[np.float64]:
     """Return a probability for every class, of shape (n, classes); those not ``known`` have 0."""
     logits = as_logits(scores[:, known], graded=graded) / temperature
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     found = np.zeros(scores.shape)
-    found[:, known] = shares / shares.sum(axis=1, keepdims=True)
+    found[:, known] = softmax(logits)
     return found
 
 

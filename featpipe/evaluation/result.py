@@ -176,7 +176,7 @@ class Result:
         if self.path is None:
             raise ResultError("This result was not saved, so it has no predictions file.")
         name = self.files.get("predictions")
-        if not name or Path(name).name != name:
+        if not name:
             what = "This result names no predictions file beside it."
             raise ResultError(what, where=self.path, got=name)
         self.check_file("predictions", self.path.with_name(name))
@@ -238,6 +238,11 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
         fits = {
             "summary": measured and isinstance(summary.get("metrics"), dict),
             "dataset": isinstance(dataset.get("name"), str),
+            "files": all(
+                isinstance(name, str) and Path(name).name == name
+                for name in content["files"].values()
+            ),
+            "digests": all(isinstance(digest, str) for digest in content["digests"].values()),
             "splits": all(isinstance(one, dict) for one in content["splits"]),
             "stores": all(isinstance(one, dict) for one in content["stores"]),
         }

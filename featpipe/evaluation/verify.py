@@ -36,14 +36,14 @@ def verify_result(path: Path, models: Path) -> Result:
         raise
     refuse_other_numbers(result, "run its command again with --force")
     for kind in {"model", "head"} & result.files.keys():
-        result.check_file(kind, models / Path(result.files[kind]).name)
+        result.check_file(kind, models / result.files[kind])
     return result
 
 
 def refuse_other_numbers(result: Result, next_step: str) -> None:
     """Raise ``ResultError`` if a number of a result is not that of its predictions."""
     assert result.path is not None
-    name = Path(result.files.get("predictions", "")).name
+    name = result.files.get("predictions", "")
     table = PredictionTable.load(result.path.with_name(name))
     try:
         wrong = list(differences(result, table))

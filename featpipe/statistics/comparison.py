@@ -190,16 +190,24 @@ def _apart_notes(
     """Say which methods were tested on other images of a dataset than the first of it."""
     notes: list[str] = []
     first_of: dict[str, dict[str, Any]] = {}
-    for row in rows:
+    for group, members in groupby(rows, key=lambda row: row["group"]):
+        row, *others = members
         first = first_of.setdefault(row["dataset"], row)
-        mine, theirs = tested[row["group"]], tested[first["group"]]
-        if mine != theirs:
-            notes.append(
-                f"{row['method']} ({row['protocol']}) was tested on {len(mine)} images of "
-                f"{row['dataset']}, {len(mine & theirs)} of which are among the {len(theirs)} of "
-                f"{first['method']} ({first['protocol']}), so they are not compared; evaluate both "
-                "with one --protocol."
-            )
+        mine, theirs = tested[group], tested[first["group"]]
+        if mine == theirs:
+            continue
+        more = f" and {len(others)} more" if others else ""
+        reason, advice = (
+            f"{len(mine & theirs)} of which are among",
+            "with one --protocol and --seed",
+        )
+        if {images for images, _ in mine} != {images for images, _ in theirs}:
+            reason, advice = "extracted apart from", "on one extraction"
+        notes.append(
+            f"{row['method']} ({row['protocol']}){more} was tested on {len(mine)} images of "
+            f"{row['dataset']}, {reason} the {len(theirs)} of {first['method']} "
+            f"({first['protocol']}), so they are not compared; evaluate both {advice}."
+        )
     return notes
 
 

@@ -16,6 +16,7 @@ import pytest
 from skops import io as skops_io
 
 from featpipe.errors import FeatpipeError, ResultError
+from featpipe.evaluation.assemble import complete_result
 from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 from featpipe.evaluation.verify import verify_result
@@ -104,6 +105,16 @@ def forge(path: Path, change: Any) -> None:
     change(content)
     del content["digest"]
     path.write_text(sealed_json(content), "utf-8")
+
+
+@pytest.mark.parametrize("kind", ["predictions", "model", "extra"])
+@pytest.mark.parametrize("name", [5, None, "/etc/hostname", "../centroid.json", "a/b.npz"])
+def test_files_are_named_beside_the_result(copy: Workspace, kind: str, name: Any) -> None:
+    path = copy.results / "centroid.json"
+    forge(path, lambda content: content["files"].update({kind: name}))
+    with pytest.raises(ResultError, match="damaged") as caught:
+        complete_result(path, copy.models)
+    assert caught.value.details["got"] == "files"
 
 
 def set_accuracy(content: dict[str, Any]) -> None:

@@ -41,14 +41,14 @@ def test_leaks_are_told_with_the_accuracy_without_them(tmp_path, leaky):
     assert result.notes[0].startswith("10 of 30 test images (33.3 %) are training images, too")
 
 
-def test_leaks_are_told_in_full_once_for_a_pair_of_stores(tmp_path, leaky, monkeypatch):
-    monkeypatch.setattr("featpipe.evaluation.leaks._reported", set())
-    first, other = (evaluated(step, tmp_path, *leaky) for step in (Centroid(), Svm(c=(0.1,))))
-    assert "10 of 30 test images" in outcome_of(first, "done").message
-    message = outcome_of(other, "done").message
-    assert "10 of 30 test images" not in message
-    assert "note: Leaked test images: accuracy" in message
-    assert all("10 of 30 test images" in result.notes[0] for result in (first, other))
+def test_the_terminal_warns_of_the_leaks_of_each_result(tmp_path, leaky):
+    whole, part = (Centroid(), Centroid(train_per_class=(2,)))
+    message = outcome_of(evaluated(whole, tmp_path, *leaky), "done").message
+    assert "warning: 10 of 30 test images" in message
+    few = evaluated(part, tmp_path, *leaky)  # fewer training rows, fewer leaks
+    leaked = few.extra["leaks"]["leaked"]
+    assert 0 < leaked < 10
+    assert f"warning: {leaked} of 30 test images" in outcome_of(few, "done").message
 
 
 def test_without_leaks_nothing_is_said(tmp_path, leaky):

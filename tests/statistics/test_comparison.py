@@ -200,7 +200,7 @@ def test_different_test_rows_are_not_compared(tmp_path, other):
     assert pair["reason"] == "not comparable: different test rows"
     said = [note for note in comparison.notes if "they are not compared" in note]
     assert len(said) == ("dataset" not in other)
-    assert all("tested on 50 images of toy, 0 of which are among the 50" in note for note in said)
+    assert all("50 images of toy, extracted apart from the 50 of Method a" in note for note in said)
 
 
 def test_only_a_table_of_several_datasets_has_a_column_of_them(three, tmp_path):
@@ -213,7 +213,10 @@ def test_only_a_table_of_several_datasets_has_a_column_of_them(three, tmp_path):
 def test_part_of_the_test_rows_is_other_test_rows(tmp_path):
     one = result_of(tmp_path, "a", pattern(50, range(1)))
     two = result_of(tmp_path, "b", pattern(40, range(30)))
-    assert {row["verdict"] for row in compare([one, two]).rows} == {ALONE}
+    comparison = compare([one, two])
+    assert {row["verdict"] for row in comparison.rows} == {ALONE}
+    (note,) = (note for note in comparison.notes if "they are not compared" in note)
+    assert "tested on 40 images of toy, 40 of which are among the 50 of Method a" in note
 
 
 def test_each_group_of_test_rows_has_its_own_best(tmp_path):
