@@ -78,7 +78,9 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
         return estimator
     *before, last = [part for _, part in getattr(estimator, "steps", [("", estimator)])]
     parts = getattr(last, "estimators_", [last])
-    if not hasattr(estimator, "decision_function"):
+    graded, k = hasattr(estimator, "predict_proba"), len(estimator.classes_)
+    known = not graded or type(last).__name__ in _SOFTMAX
+    if not (known and hasattr(estimator, "decision_function")):
         return None
     if all(isinstance(getattr(part, "coef_", None), np.ndarray) for part in parts):
         weight = np.concatenate([np.atleast_2d(part.coef_) for part in parts]).T
@@ -86,9 +88,6 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
     elif isinstance(getattr(last, "means_", None), np.ndarray):
         weight, bias = last.means_.T, -(last.means_**2).sum(axis=1) / 2
     else:
-        return None
-    graded, k = hasattr(estimator, "predict_proba"), len(estimator.classes_)
-    if graded and type(last).__name__ not in _SOFTMAX:
         return None
     if k == 2:  # one score decides, and the other is its opposite; of probabilities, it is 0
         one = weight[:, -1:] - weight[:, :-1].sum(axis=1, keepdims=True)
@@ -105,8 +104,8 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
     if before and not unit:
         return None
     kind = SoftmaxClassifier if graded else LinearClassifier
-    known = np.asarray(estimator.classes_, dtype=np.int64)
-    found = kind(weight.astype(np.float64), bias.astype(np.float64), known, unit)
+    labels = np.asarray(estimator.classes_, dtype=np.int64)
+    found = kind(weight.astype(np.float64), bias.astype(np.float64), labels, unit)
     rows = np.random.default_rng(0).normal(size=(_ROWS, len(weight)))
     scores, got = np.asarray(estimator.decision_function(rows)), found.decision_function(rows)
     got = got[:, 1] if k == 2 else got
