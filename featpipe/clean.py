@@ -113,10 +113,9 @@ def _is_ours(path: Path) -> bool:
             return isinstance(about, dict) and "featpipe_head" in about
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if path.suffix == ".skops":
-                return b'"featpipe_model"' in archive.read("schema.json")
-            if path.suffix == ".npz":
-                answers, model = {"true.npy", "row.npy", "predicted.npy"}, {"about.npy", "bias.npy"}
-                return answers <= {*names} or model <= {*names}
+            if path.name.endswith(".predictions.npz"):
+                return {"ids.npy", "true.npy", "row.npy", "predicted.npy"} <= {*names}
+            if about := {".skops": "schema.json", ".npz": "about.npy"}.get(path.suffix):
+                return b'"featpipe_model"' in archive.read(about)
             return any(name.endswith("/data.pkl") for name in names)
     return False

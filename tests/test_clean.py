@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featpipe.clean import find_unneeded
@@ -123,5 +124,9 @@ def test_what_others_wrote_is_never_listed(work: tuple[Workspace, Path]) -> None
     for ending in (".skops", ".npz"):
         with zipfile.ZipFile(workspace.models / f"zip-01234567{ending}", "w") as archive:
             archive.writestr("other", "my own work")
+    mine = np.arange(3)
+    np.savez(workspace.models / "own-01234567.npz", about=mine, bias=mine, weight=mine)
+    answers = {"true": mine, "row": mine, "predicted": mine}
+    np.savez(workspace.results / "own-01234567.predictions.npz", **answers)
     (workspace.results / ".link.0123456789abcdef.tmp").symlink_to(workspace.results / "notes.txt")
     assert listed(workspace) == {}

@@ -144,10 +144,11 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
     counts = (
         (within["identical"], "identical images"),
         (within["near"], "pairs of near-duplicates"),
-        (found["conflicting"], "identical images with different labels"),
     )
     listed = ", ".join(f"{number} {what}" for number, what in counts if number)
     said.append(f"Duplicates within a split: {listed or 'none'}.")
+    if found["conflicting"]:
+        said.append(f"Identical images with different labels: {found['conflicting']}.")
     if found["too_small"]:
         too_small = f"{found['too_small']} images are too small (below {TINY} pixels)"
         said.append(f"{too_small} to look for near-duplicates of them.")

@@ -152,8 +152,10 @@ def located(model: str) -> str:
 def _folder(model: str) -> Path | None:
     """Return the folder that a model of transformers is named by, if it is one that exists."""
     family, _, argument = model.partition(":")
+    if family != "hf" or not argument:
+        return None
     folder = user_path(argument).resolve()
-    return folder if family == "hf" and argument and folder.is_dir() else None
+    return folder if folder.is_dir() else None
 
 
 def folder_name(name: str) -> str:
@@ -234,7 +236,8 @@ def check_tensors(model: str, weights: str) -> None:
             where=path,
             expected="layer3 with {} blocks of {} convolutions".format(*expected),
             got=f"{got[0] + 1} blocks of {got[1]}",
-            next_step="in a recipe, name both under each: [{model: …, weights: …}, …]",
+            next_step="name the model that the weights are of; in a recipe, both under each: "
+            "[{model: …, weights: …}, …]",
         )
 
 

@@ -161,9 +161,14 @@ def find_weights(
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = named[1] if named else ""
     if not path.exists():
+        if not download:
+            raise WeightsError(
+                f"The weights {path.name} are not here.",
+                where=path,
+                got="--no-download",
+                next_step=f"allow the download, or fetch {url} yourself: --weights FILE",
+            )
         try:
-            if not download:
-                raise DownloadError("The download is not allowed.", got="--no-download")
             fetch(url, path, digest=f"sha256:{prefix}" if prefix else None, progress=progress)
         except DownloadError as error:
             raise WeightsError(

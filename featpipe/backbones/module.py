@@ -63,8 +63,9 @@ class Transform(Preprocessing):
     ) -> Preprocessing:
         """Return the same; UsageError for another image size or fit."""
         if image_size not in (None, self.crop) or fit not in ("auto", self.fit):
-            asked = f"image size {image_size or self.crop}, fit {fit}"
-            raise UsageError("The images are prepared by your own transform.", got=asked)
+            size = f"image size {image_size}" * (image_size not in (None, self.crop))
+            asked = [*filter(None, [size]), *([f"fit {fit}"] * (fit not in ("auto", self.fit)))]
+            raise UsageError("The images are prepared by your own transform.", got=", ".join(asked))
         return replace(self, decode=decode)
 
     def as_dict(self) -> dict[str, Any]:

@@ -105,10 +105,11 @@ def checked(
             if got != digest:
                 file, what = folder / name, f"The file {name} is damaged or another version."
                 found, hint = (
-                    f"{got}, {file.stat().st_size} bytes",
+                    f"md5 {got}, {file.stat().st_size} bytes",
                     f"remove {file} and fetch it again",
                 )
-                raise DataError(what, where=file, expected=digest, got=found, next_step=hint)
+                wanted = f"md5 {digest}"
+                raise DataError(what, where=file, expected=wanted, got=found, next_step=hint)
         yield published
 
 

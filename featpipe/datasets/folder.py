@@ -47,12 +47,12 @@ class Folder(PathDataset):
     def splits(self) -> tuple[str, ...]:
         """``train``, ``test``, ``val`` …, if PATH has such folders of class folders; or ``all``."""
         root = self.path
-        if not root.is_dir():
+        if not os.path.isdir(root):
             what = "The folder of images does not exist."
             nearest = next(above for above in root.absolute().parents if above.is_dir())
             hint = nearest_path(root, folder=True) or f"the nearest folder that exists: {nearest}"
-            if root.is_file():
-                spec, what = spec_of_path(root), "This is a file."
+            if os.path.exists(root):
+                spec, what = spec_of_path(root), "This is a file, not a folder."
                 hint = f"did you mean {spec!r}?" if spec else f"name its folder: {root.parent}"
             expected = "a folder of images, or one with a subfolder of images for each class"
             raise DataError(what, where=root, expected=expected, next_step=hint)

@@ -23,7 +23,14 @@ from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import EncodedSource, FileSource, decode_image
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
-from featpipe.errors import DataError, ImageError, UnknownNameError, did_you_mean, nearest_path
+from featpipe.errors import (
+    DataError,
+    ImageError,
+    UnknownNameError,
+    UsageError,
+    did_you_mean,
+    nearest_path,
+)
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -187,7 +194,10 @@ def _parts(argument: str, data: Path | None = None) -> tuple[str, str | None]:
     path, colon, config = argument.rpartition(":")
     if not colon or DatasetOptions(data=data).resolve(argument).exists():
         return argument, None
-    return path, config or None
+    if not config:
+        what = "The name of the configuration is missing."
+        raise UsageError(what, expected=f"hf:{path} or hf:{path}:CONFIG", got=f"hf:{argument}")
+    return path, config
 
 
 def _field(column: Any, name: str) -> Any:

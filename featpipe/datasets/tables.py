@@ -79,7 +79,7 @@ class CsvList(PathDataset):
                     cells = [restore_cell(cell.strip()) for cell in (path, label, split, group)]
                     rows.append(_Row(reader.line_num, *cells))
         except OSError as error:
-            near = None if table.exists() else nearest_path(table)
+            near = nearest_path(table) if isinstance(error, FileNotFoundError) else None
             what = "The CSV cannot be read."
             raise DataError(what, where=table, got=error.strerror, next_step=near) from error
         except (UnicodeDecodeError, csv.Error) as error:
@@ -206,10 +206,10 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
                     if (member := members.get(f"{name}.npy")) is not None:
                         arrays[name] = _array(stream, archive, member)
     except OSError as error:
-        hint = None if file.exists() else nearest_path(file)
-        what = "The archive cannot be read." if file.exists() else "The file does not exist."
-        got = error.strerror if file.exists() else None
-        raise DataError(what, where=file, got=got, next_step=hint) from error
+        absent = isinstance(error, FileNotFoundError)
+        what = "The file does not exist." if absent else "The archive cannot be read."
+        near, got = nearest_path(file) if absent else None, None if absent else error.strerror
+        raise DataError(what, where=file, got=got, next_step=near) from error
     except DataError as error:
         error.details = {"where": str(file), **error.details}
         raise

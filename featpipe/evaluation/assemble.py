@@ -18,7 +18,7 @@ from featpipe.evaluation.leaks import (
     account_of_leaks,
     contamination,
     note_of_leaks,
-    notes_of_repeats,
+    note_of_repeats,
 )
 from featpipe.evaluation.metrics import (
     Predictions,
@@ -26,7 +26,7 @@ from featpipe.evaluation.metrics import (
     metrics_from_confusion,
     reliability_curve,
 )
-from featpipe.evaluation.protocol import Split, group_notes, grouped_by
+from featpipe.evaluation.protocol import CHOSEN, Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.fingerprint import FileHashes, of_file
 from featpipe.provenance import environment, now
@@ -297,8 +297,7 @@ def _notes(
     """Return what a reader of the numbers must know, leaks first."""
     notes = [*output.notes, *group_notes([one.split for one in output.splits])]
     leaks = extra.get("leaks")
-    if leaks is not None:
-        notes += notes_of_repeats(leaks)
+    notes += filter(None, [note_of_repeats(leaks)])
     if output.trains:
         ratio = imbalance(np.bincount(np.concatenate([s.split.train.labels for s in headline])))
         if ratio >= IMBALANCE:
@@ -311,7 +310,7 @@ def _notes(
     notes += [extra["contamination"]] if "contamination" in extra else []
     if settings.get("protocol") == "auto":
         there = "there is a test split" if protocol == "split" else "there is no test split"
-        notes.insert(0, f"Protocol chosen automatically: {protocol}, since {there}.")
+        notes.insert(0, f"{CHOSEN}: {protocol}, since {there}.")
     if leaked := note_of_leaks(leaks):
         notes.insert(0, leaked)
     return notes

@@ -78,13 +78,13 @@ def account_of_leaks(
     return account
 
 
-def notes_of_repeats(account: Mapping[str, Any]) -> list[str]:
-    """Say how many images occur more than once within a split."""
-    if not (n := account["repeated"]):
-        return []
+def note_of_repeats(account: Mapping[str, Any] | None) -> str:
+    """Say how many images occur more than once within a split; empty where none does."""
+    if account is None or not (n := account["repeated"]):
+        return ""
     clash = f", {account['conflicting']} of them with another label" * bool(account["conflicting"])
     what = "image repeats" if n == 1 else "images repeat"
-    return [f"{n} {what} another of their split{clash}: featpipe audit lists them."]
+    return f"{n} {what} another of their split{clash}: featpipe audit lists them."
 
 
 def note_of_leaks(account: Mapping[str, Any] | None) -> str:

@@ -29,7 +29,8 @@ Rows = NDArray[np.int64]
 
 _MOSTLY_ALONE = 0.9  # groups for each row, from which on they are like rows of their own
 _MOST_ALIKE = 0.01  # of the rows in one of them, then
-GROUPED = "Grouped by "  # what a note of groups begins with
+# What the notes of groups, and of a protocol that was not asked for, begin with.
+GROUPED, CHOSEN = "Grouped by ", "Protocol chosen automatically"
 _FINEST = 10  # a share of groups is a number of folds out of at most so many
 
 

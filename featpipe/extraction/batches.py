@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from featpipe.progress import Task
 
 T = TypeVar("T")
+SKIP_HINT = (
+    "repair or remove it, or skip unreadable images: --on-error skip (in a recipe: on-error: skip)"
+)
 _PREFETCH_BATCHES = 3
 
 
@@ -164,11 +167,7 @@ def read_batches(
                     future.result()
                 except ImageError as error:
                     if options.on_error == "fail":
-                        hint = (
-                            "repair or remove it, or skip unreadable images: --on-error skip (in a "
-                            "recipe: --set extract.on-error=skip)"
-                        )
-                        error.details.setdefault("next", hint)
+                        error.details.setdefault("next", SKIP_HINT)
                         raise
                     got = error.details.get("got")  # without the path: the store holds the id
                     reason = f"{error.what} ({got})" if got else error.what

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,13 @@ from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
-from featpipe.extraction.batches import Batch, ExtractOptions, read_batches, work_on_batches
+from featpipe.extraction.batches import (
+    SKIP_HINT,
+    Batch,
+    ExtractOptions,
+    read_batches,
+    work_on_batches,
+)
 from featpipe.extraction.precision import cost_of_precision
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, of_mapping
@@ -89,20 +95,20 @@ class Extraction:
     def find(self, source: ImageSource) -> FeatureStore | None:
         """Return the store that the same request made from the same images; torch is not needed."""
         identity = _dataset_identity(source)
-        for store in self._opened(source)[0] if self.request is not None else ():
+        for _, store in self._opened(source) if self.request is not None else ():
+            if isinstance(store, StoreError):  # perhaps of other options; if ours, its name tells
+                continue
             if store.manifest["dataset"] == identity and store.run.get("request") == self.request:
                 return store
         return None
 
-    def _opened(self, source: ImageSource) -> tuple[list[FeatureStore], list[str]]:
-        """Return the stores of a split, and why others in their place cannot be opened."""
-        stores, damaged = [], []
+    def _opened(self, source: ImageSource) -> Iterator[tuple[Path, FeatureStore | StoreError]]:
+        """Yield the stores of a split, or why one of them cannot be opened."""
         for path in sorted(self.folder.glob(f"{slug(source.split)}-*.h5")):
             try:
-                stores.append(FeatureStore(path, FileHashes(self.context.workspace.hashes)))
-            except StoreError as error:  # perhaps of other options; if it is ours, its name tells
-                damaged.append(f"{path.name}: {error.what}")
-        return stores, damaged
+                yield path, FeatureStore(path, FileHashes(self.context.workspace.hashes))
+            except StoreError as error:
+                yield path, error
 
     def status(self) -> Status:
         """Return which stores exist and, if a similar one was made, what the others will take."""
@@ -114,7 +120,9 @@ class Extraction:
             paths = tuple(store.path for _, store in found if store is not None)
             return Status(True, "stores are there", key, paths)
         why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
-        if damaged := [text for source in missing for text in self._opened(source)[1]]:
+        opened = (one for source in missing for one in self._opened(source))
+        damaged = [f"{p.name}: {one.what}" for p, one in opened if isinstance(one, StoreError)]
+        if damaged:
             why += f"; cannot be used: {', '.join(damaged)}"
         unfinished = [p for s in missing for p in self.folder.glob(f"{slug(s.split)}-*.h5.partial")]
         if not all(path.with_suffix(JOURNAL).exists() for path in unfinished):
@@ -283,6 +291,6 @@ def _dataset_identity(source: ImageSource) -> dict[str, Any]:
 def _refuse_skipped(ids: Sequence[str], skipped: Mapping[int, str]) -> None:
     """Raise ImageError if rows were skipped by an earlier run that was allowed to."""
     if skipped:
-        row, hint = min(skipped), "repair or remove them, or skip them: --on-error skip"
+        row = min(skipped)
         what = f"{len(skipped)} of {len(ids)} images could not be read."
-        raise ImageError(what, where=ids[row], got=skipped[row], next_step=hint)
+        raise ImageError(what, where=ids[row], got=skipped[row], next_step=SKIP_HINT)

@@ -21,8 +21,9 @@ from featpipe.datasets import split_spec
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, ResultError, UsageError
+from featpipe.evaluation.leaks import note_of_leaks, note_of_repeats
 from featpipe.evaluation.metrics import Predictions
-from featpipe.evaluation.protocol import GROUPED
+from featpipe.evaluation.protocol import CHOSEN, GROUPED
 from featpipe.evaluation.result import PredictionTable, Result, unique_titles
 from featpipe.reporting.names import class_names
 from featpipe.reporting.step import Report
@@ -33,8 +34,6 @@ from featpipe.store import FeatureStore
 THUMBNAIL = 96  # pixels of the longer side
 FINE = 1000  # test images from which one of them is at most a tenth of a point
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
-# Parts of the notes on leaks, on repeated images, on an automatic protocol.
-_LEAKED, REPEATED, _CHOSEN = "training images, too", " of their split", "chosen automatically"
 
 
 # -- methods and groups of methods ---------------------------------------------------------------
@@ -152,7 +151,7 @@ class Method:
     @property
     def protocol_note(self) -> str:
         """Why the protocol was chosen, where it was chosen automatically."""
-        return next((note for note in self.result.notes if _CHOSEN in note), "")
+        return next((note for note in self.result.notes if note.startswith(CHOSEN)), "")
 
     @property
     def notes(self) -> list[str]:
@@ -161,9 +160,15 @@ class Method:
         What is about the data is on the page once: leaks, repeated images, groups, images that the
         backbone may have seen.
         """
-        seen = self.result.extra.get("contamination")
-        once = (GROUPED, _LEAKED, REPEATED, _CHOSEN)
-        return [n for n in self.result.notes if n != seen and not any(part in n for part in once)]
+        extra = self.result.extra
+        once = {extra.get("contamination"), note_of_leaks(extra.get("leaks")), self.repeats}
+        notes = [note for note in self.result.notes if note not in once]
+        return [note for note in notes if not note.startswith((GROUPED, CHOSEN))]
+
+    @property
+    def repeats(self) -> str:
+        """How many images occur more than once within a split; empty where none does."""
+        return note_of_repeats(self.result.extra.get("leaks"))
 
 
 @dataclass(frozen=True, eq=False)

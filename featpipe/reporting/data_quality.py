@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featpipe.audit.record import audit_of, load_findings, sentences
 from featpipe.errors import DataError, FeatpipeError
 from featpipe.reporting.answers import leaks
-from featpipe.reporting.data import REPEATED, Group, Method, ReportData, Thumbnail, find_store
+from featpipe.reporting.data import Group, Method, ReportData, Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.statistics.intervals import accuracy_interval
 from featpipe.store import FeatureStore
@@ -36,7 +36,8 @@ class DataQuality(Section):
         for group in data.groups:
             first = group.methods[0]
             part: dict[str, Any] = {"group": group, "leaks": leaks_of(group)}
-            part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
+            repeats = dict.fromkeys(filter(None, (method.repeats for method in group.methods)))
+            part |= {"audit": None, "unread": "", "repeats": list(repeats)}
             parts.append(part)
             tested = first.result.dataset["test"]
             if (known := _audit_of(group, data)) is None:
@@ -103,12 +104,6 @@ def leaks_of(group: Group) -> str:
         )
     every = " ".join(leaks(group, len(group.methods)))
     return every or "No test image is a training image, too, pixel for pixel."
-
-
-def repeats_of(group: Group) -> list[str]:
-    """Say how many images occur more than once within a split, as the methods found."""
-    notes = [note for method in group.methods for note in method.result.notes]
-    return list(dict.fromkeys(note for note in notes if REPEATED in note))
 
 
 def without_suspects(group: Group, findings: pd.DataFrame, tested: str) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +115,12 @@ class Page:
         self.add(Provenance(written.tables_folder(path).name, [*tables, written.SUMS]))
         datasets = dict.fromkeys(group.name for group in data.groups)
         runs = sorted(method.result.created[:10] for method in data.methods)
-        said = (answers(group, data.comparison.margin).values() for group in data.groups)
+        headlines = (answers(group, data.comparison.margin)["headline"] for group in data.groups)
         text = render_page(
             "report.html.j2",
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
             generator=GENERATOR,
-            description=" ".join(chain.from_iterable(said)),
+            description=" ".join(headlines),
             recipe=recipe,
             n_methods=len(data.methods),
             runs=runs[0] if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}",

@@ -22,7 +22,7 @@ from featpipe.reporting.figures import (
     training_charts,
 )
 from featpipe.reporting.sections import SECTIONS, Content, Section, count, render
-from featpipe.statistics.comparison import LEADING, QUESTIONS, SELECTION
+from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
@@ -55,7 +55,7 @@ class Comparison(Section):
                 *difference_chart(group, data.comparison.margin),
                 cost_chart(group),
             ],
-            notes=untested(group),
+            notes=scope_notes(group.pairs),
             questions=QUESTIONS,
             asked=[q for q in QUESTIONS if any(pair[q] for pair in group.pairs)],
             ways=list(dict.fromkeys(test["method"] for test in tests)),
@@ -105,16 +105,6 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
-
-
-def untested(group: Group) -> list[str]:
-    """Say what the verdicts leave open, and what would answer it."""
-    tested = [pair for pair in group.pairs if pair["models"]]
-    open_ = [pair["reason_methods"] for pair in tested if not pair["methods"]]
-    some = f", for {len(open_)} of {len(tested)} pairs" * (len(open_) < len(tested))
-    note = "Whether the order would be the same after training on other images was not tested"
-    reasons = "; ".join(dict.fromkeys(open_))
-    return [f"{note}{some}: {reasons}."] * bool(open_) + [SELECTION] * bool(tested)
 
 
 def trained_on(group: Group) -> str:

@@ -171,17 +171,13 @@ def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
 
 
 def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
-    """Say what the verdicts of these pairs are about, and what they are not."""
+    """Say what the verdicts of these pairs leave open, and what would answer it."""
     tested = [pair for pair in pairs if pair["models"]]
-    notes = []
-    if without := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
-        some = f"For {len(without)} of {len(tested)} pairs, the verdicts are"
-        some = some if len(without) < len(tested) else "The verdicts are"
-        notes.append(
-            f"{some} about these trained models, not about the methods: "
-            f"{'; '.join(dict.fromkeys(without))}."
-        )
-    return [*notes, *([SELECTION] if tested else [])]
+    untested = [pair["reason_methods"] for pair in tested if not pair["methods"]]
+    some = f", for {len(untested)} of {len(tested)} pairs" * (len(untested) < len(tested))
+    note = "Whether the order would be the same after training on other images was not tested"
+    reasons = "; ".join(dict.fromkeys(untested))
+    return [f"{note}{some}: {reasons}."] * bool(untested) + [SELECTION] * bool(tested)
 
 
 def _apart_notes(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from featpipe.audit.audit import COLUMNS, Audit
+from featpipe.audit.record import sentences
 from featpipe.errors import FitError
 from tests.images import pictures
 from tests.looks import seen
@@ -180,6 +181,17 @@ def test_leaks_are_counted_by_test_image_whatever_repeats(tmp_path):
     assert audit.summary["duplicates"]["across"]["identical"] == 3
     dropped = audit.findings[audit.findings.suggestion == "drop"]
     assert set(dropped.split) == {"train"}
+
+
+def test_copies_in_another_split_are_no_duplicates_within_one(tmp_path):
+    images, tests = list(pictures(60, 32)), list(pictures(30, 32, seed=1))
+    for row in range(3):
+        tests[row] = images[row + 1]  # of another class
+    train = seen(tmp_path / "a.h5", images, arrays={"avgpool": vectors(60, 0)}, dims=40)
+    test = seen(tmp_path / "b.h5", tests, arrays={"avgpool": vectors(30, 1)}, dims=40, split="test")
+    said = sentences(Audit([train, test], jobs=1).summary)
+    assert "Duplicates within a split: none." in said
+    assert "Identical images with different labels: 3." in said
 
 
 def test_a_burst_of_the_same_scene_is_one_cluster(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from featpipe.audit import labels
 from featpipe.audit.labels import doubts, out_of_sample, pairs
 from featpipe.errors import FitError
 
@@ -53,6 +54,25 @@ def test_rows_of_one_group_do_not_train_for_each_other():
     together, _ = out_of_sample(X, y, np.arange(60).repeat(2))
     assert (alone.argmax(axis=1) == y).mean() > 0.8  # the copy gives it away
     assert (together.argmax(axis=1) == y).mean() < 0.7
+
+
+def test_folds_that_are_fitted_apart_give_the_same(monkeypatch):
+    X, y, _ = noisy(0.1)
+    monkeypatch.setattr(labels, "C_VALUES", (1e-3,))  # of many rows, only this one is tried
+    together, _ = out_of_sample(X, y)
+    monkeypatch.setattr(labels, "_MOST_NUMBERS", 3 * len(y) * 2)  # two folds fit
+    apart, _ = out_of_sample(X, y)
+    np.testing.assert_allclose(apart, together, atol=1e-4)
+
+
+def test_of_many_rows_some_of_each_class_train(monkeypatch):
+    X, y, wrong = noisy(0.1, n=3000)
+    whole, _ = out_of_sample(X, y)
+    monkeypatch.setattr(labels, "_MOST_TRAINED", 600)
+    some, _ = out_of_sample(X, y)
+    assert not np.array_equal(some, whole)
+    assert (some.argmax(axis=1) == whole.argmax(axis=1)).mean() > 0.97
+    assert roc_auc_score(wrong, 1 - doubts(some, y).confidence) > 0.95
 
 
 def test_the_same_seed_gives_the_same_numbers():

@@ -222,6 +222,13 @@ def test_a_choice_at_the_edge_of_the_grid_is_said(tmp_path, monkeypatch, best, a
     assert all(text.startswith(f"In 1 of 1 fits the {note}") for text in said)
 
 
+def test_the_accuracies_of_the_search_decide_whether_it_ends_at_an_edge(tmp_path, monkeypatch):
+    train, test = pair(tmp_path)
+    monkeypatch.setattr("featpipe.evaluation.fitting.at_edge", lambda _: True)
+    result = evaluated(Logistic(c=(0.01, 1.0)), tmp_path, train, test)
+    assert any("values tried" in note for note in result.notes)
+
+
 def test_test_rows_that_a_protocol_does_not_use_are_named(tmp_path):
     result = evaluated(Centroid(protocol="kfold:3"), tmp_path, *pair(tmp_path))
     (said,) = [text for text in result.notes if "are not used" in text]

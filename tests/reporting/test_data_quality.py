@@ -7,6 +7,7 @@ import pytest
 
 from featpipe.audit.record import audit_of, audit_stores
 from featpipe.audit.step import AuditStep
+from featpipe.evaluation.leaks import note_of_repeats
 from featpipe.files import read_json
 from featpipe.fingerprint import sealed_json, unsealed
 from featpipe.probes.logistic import Logistic
@@ -64,6 +65,17 @@ def test_leaks_are_told_once_and_methods_named_only_if_they_differ(leaky, tmp_pa
     results[0].extra["leaks"] = None
     html = DataQuality().content(ReportData.load(results, Report(), where)).html
     assert "could not be checked" in html
+
+
+def test_repeats_are_told_once_and_notes_of_a_method_are_its_own(leaky, tmp_path):
+    where, _, results = leaky
+    mine = "These training images, too, were chosen automatically; so was each of their split."
+    for result in results:
+        result.extra["leaks"] |= {"repeated": 2, "conflicting": 0}
+        result.notes += [note_of_repeats(result.extra["leaks"]), mine]
+    text = Page(build_report(results, tmp_path / "r", Report(), where)).text
+    assert text.count("2 images repeat another of their split") == 1
+    assert text.count(mine) == len(results)
 
 
 def titles(results):

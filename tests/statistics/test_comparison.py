@@ -155,7 +155,8 @@ def test_folds_answer_for_the_methods_too(tmp_path):
     assert pair["methods"]["method"] == "t test over 4 training sets × 200 rows"
     assert pair["methods"]["p_value"] > pair["models"]["p_value"]
     assert comparison.notes[0].startswith(
-        "For 2 of 3 pairs, the verdicts are about these trained models"
+        "Whether the order would be the same after training on other images was not tested, "
+        "for 2 of 3 pairs: "
     )
     flat = comparison.pair_table()
     assert flat["methods_verdict"].tolist()[0] == "better"
@@ -331,7 +332,7 @@ def test_the_command_says_each_test_in_words(workspace):
     assert "test images would decide it" in said[1]
     assert said[2].startswith("Method c (toynet), 100 test images:\n  these models: better: +35.00")
     assert outcome.message.count("McNemar exact") == 3
-    assert "The verdicts are about these trained models, not about the methods: " in said[2]
+    assert "after training on other images was not tested: one training set" in said[2]
     assert "--protocol folds or kfold:5 would answer it" in said[2]
     assert SELECTION in said[2]
     assert outcome.paths == (workspace / "t.md",)
