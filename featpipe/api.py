@@ -195,10 +195,11 @@ def evaluate(
     ]
     if method not in evaluated:
         raise UnknownNameError(f"There is no method named {method!r}.", method, evaluated)
-    if test is None and isinstance(train, Sequence) and all(hasattr(s, "manifest") for s in train):
+    listed = train if test is None and isinstance(train, Sequence) else []
+    if listed and all(hasattr(store, "manifest") for store in listed):
         from featpipe.evaluation.stores import train_and_test  # noqa: PLC0415 - brings NumPy
 
-        train, test = train_and_test(train)
+        train, test = train_and_test(listed)
     stores: dict[str, Any] = {"train": train} | ({} if test is None else {"test": test})
     if wrong := [f"{name}={s!r}" for name, s in stores.items() if not hasattr(s, "manifest")]:
         raise UsageError(

@@ -34,8 +34,8 @@ def measure(
     The weights are random, and so are the images, but for one JPEG of 500 x 375 pixels. Each
     measurement takes some ``seconds``, after a call that is not counted.
 
-    Returned are rows, of what was measured with its ``rate`` and ``unit`` or why it could not be,
-    and what ``--runtime auto`` takes here, and why.
+    Returns rows (what was measured, with its ``rate`` and ``unit``, or why it could not be), and
+    what ``--runtime auto`` takes here and why.
     """
     where, architecture = choose_device(device), architecture_of(model)
     prepared, side = architecture.file_preprocessing, architecture.file_preprocessing.crop

@@ -46,9 +46,9 @@ def export_onnx(
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "onnx")
-    paths = [out.with_suffix(suffix) for suffix in (".onnx", ".md", ".py")]
     if out.suffix != ".onnx":
         raise UsageError(f"Cannot write to {out.name!r}.", expected="a name in .onnx")
+    paths = [out.with_suffix(suffix) for suffix in (".onnx", ".md", ".py")]
     for path in paths:
         refuse_foreign(path, _MARK.encode(), force=force)
     predictor = open_predictor(workspace, name, weights, "cpu", "torch")
@@ -79,7 +79,7 @@ def export_onnx(
 def _refused(got: object) -> UsageError:
     what, advice = (
         "This model cannot be exported.",
-        "export one of featpipe svm, logistic, centroid",
+        "export the model of featpipe svm, logistic or centroid",
     )
     expected = "a linear classifier with calibrated probabilities, on features in float32"
     return UsageError(what, expected=expected, got=got, next_step=advice)

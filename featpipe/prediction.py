@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -276,7 +277,8 @@ def images_of(images: Any) -> list[Any]:
     DataError
         If a folder holds none.
     """
-    alone = isinstance(images, str | PathLike | Image.Image | np.ndarray)
+    alone = isinstance(images, str | PathLike | Image.Image)
+    alone |= isinstance(images, np.ndarray) and images.ndim in (2, 3)
     found: list[Any] = []
     for image in [images] if alone else images:
         if not isinstance(image, str | PathLike):
@@ -299,6 +301,8 @@ def write_answers(answers: Sequence[Answer], out: Path, *, force: bool = False) 
         For another ending, and for a file that featpipe did not write, unless ``force``.
     """
     rows = [asdict(answer) for answer in answers]
+    for row in rows:  # a file's name need not be text
+        row["image"] = os.fsencode(row["image"]).decode("utf-8", "backslashreplace")
     header = ",".join(asdict(Answer("")))
     marks = {".csv": header, ".parquet": _WRITTEN, ".json": _WRITTEN}
     if out.suffix not in marks:
@@ -313,7 +317,7 @@ def write_answers(answers: Sequence[Answer], out: Path, *, force: bool = False) 
             text = json.dumps(content, indent=1, ensure_ascii=False)
             temporary.write_text(text, encoding="utf-8")
             return
-        import pandas as pd  # noqa: PLC0415 - half a second that an answer on the screen needs not
+        import pandas as pd  # noqa: PLC0415 - takes half a second, which answers on screen do not need
 
         table = pd.DataFrame(rows, columns=header.split(","))
         table = table.astype({"probability": float, "score": float})

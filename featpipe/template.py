@@ -64,6 +64,9 @@ steps:
 """)
 
 
+_HOW_TO_GROUP = {"folder": "group-by in", "csv": "a column 'group' in"}
+
+
 def write_recipe(
     name: str,
     data: Path | None,
@@ -92,7 +95,7 @@ def write_recipe(
         found, got = "one class" if classes else "no labels", ", ".join(classes) or None
         what = f"The images have {found}, so there is nothing to classify."
         expected = "a folder of images for each class, not one of them"
-        raise DataError(what, where=data or target.stem, got=got, expected=expected)
+        raise DataError(what, where=folder, got=got, expected=expected)
     held_out = (
         "There is no test split, so a fifth of the images is held out; five-fold\n"
         "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
@@ -120,12 +123,13 @@ def write_recipe(
     counts = np.bincount(first.labels[first.labels >= 0], minlength=len(classes))
     if rare := [classes[label] for label in np.flatnonzero(counts < _FEW)]:
         lines.append(f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}")
-    if not first.groups:
+    kind = dataset.partition(":")[0]
+    if not first.groups and (how := _HOW_TO_GROUP.get(kind)):
         nested = len({os.path.dirname(name) for name in first.ids}) > len(classes)
-        seen = "there are folders within the classes: " * nested
+        seen = "there are folders within the classes: " * (nested and kind == "folder")
         lines.append(
             f"{seen}if several images show the same patient, video or place, keep them on one side "
-            f"of every split: group-by in {target}"
+            f"of every split: {how} {target if kind == 'folder' else dataset.partition(':')[2]}"
         )
     return Outcome(
         "done", "\n".join(lines), (target,), {"dataset": dataset, "splits": list(splits)}

@@ -121,7 +121,7 @@ def test_the_list_that_extract_returns_and_a_single_result_are_taken(tmp_path):
     assert api.report(mean, tmp_path / "page", workspace=tmp_path).exists()
 
 
-@pytest.mark.parametrize("given", ["a.h5", ["a.h5"], None, [[]]])
+@pytest.mark.parametrize("given", ["a.h5", "", ["a.h5"], None, [[]]])
 def test_what_is_no_store_or_result_is_told_what_to_pass(tmp_path, given):
     with pytest.raises(fp.FeatpipeError, match="feature stores") as caught:
         api.evaluate("svm", given, workspace=tmp_path)

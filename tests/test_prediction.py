@@ -125,6 +125,13 @@ def test_a_part_of_a_name_is_the_latest_such_model(context):
         open_predictor(context.workspace, "knn")
 
 
+@pytest.mark.parametrize("ending", [".csv", ".json", ".parquet"])
+def test_a_file_whose_name_is_no_text_can_be_written(tmp_path, ending):
+    out = tmp_path / f"answers{ending}"
+    write_answers([Answer("a\udcff.jpg", "ant")], out)
+    assert b"\\xff.jpg" in out.read_bytes().replace(b"\\\\", b"\\")
+
+
 def test_images_in_memory_get_the_answers_of_their_files(result, context, pictures):
     paths = list(pictures.values())[:3]
     files = api.predict(result, paths, workspace=context.workspace.root)
@@ -132,6 +139,8 @@ def test_images_in_memory_get_the_answers_of_their_files(result, context, pictur
     found = api.predict(result, opened, workspace=context.workspace.root)
     assert [one.image for one in found] == ["image 0", "image 1", str(paths[2])]
     assert [one.score for one in found] == [one.score for one in files]
+    for several in (np.array([str(path) for path in paths]), np.stack([opened[1]] * 3)):
+        assert len(api.predict(result, several, workspace=context.workspace.root)) == 3
     (alone,) = api.predict(result, opened[0], workspace=context.workspace.root)
     assert alone == found[0]
     for wrong in ([paths[0], 3], [np.zeros((4, 4, 2), np.uint8)], [np.zeros((4, 4))]):

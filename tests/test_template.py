@@ -64,6 +64,10 @@ def test_folders_within_the_classes_may_be_groups(context, tmp_path):
     rows = "".join(f"scans/{x}/p{n}/{n}.png,{x},p{n}\n" for x in "ab" for n in (1, 2))
     (tmp_path / "known.csv").write_text(f"path,label,group\n{rows}")
     assert "patient" not in write_recipe("known.csv", None, "resnet18", None, context).message
+    (tmp_path / "loose.csv").write_text("path,label\n" + rows.replace(",p1", "").replace(",p2", ""))
+    message = write_recipe("loose.csv", None, "resnet18", None, context).message
+    assert "keep them on one side of every split: a column 'group' in loose.csv" in message
+    assert "folders within" not in message
 
 
 def test_two_folders_wherever_they_are(context, tmp_path):

@@ -212,7 +212,9 @@ class Finetune(TrainingRowOptions, ImageStep):
     title: str | None = option(
         None, help="Name of the method in tables and reports.", affects_result=False
     )
-    force: bool = option(False, help="Compute again what is up to date.", affects_result=False)
+    force: bool = option(
+        False, help="Run again even if the result is up to date.", affects_result=False
+    )
 
     def check(self) -> None:
         """Refuse what cannot be right, before anything is loaded."""

@@ -56,8 +56,8 @@ def derived_seed(*numbers: int) -> int:
 def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) -> Any:
     """Return torch's scheduler for ``"multistep:80,120"``, ``"cosine"`` and so on.
 
-    One that is made for ``epochs`` of so many ``batches``, and stepped after every epoch; a
-    one-cycle schedule after every batch.
+    It is made for ``epochs`` of ``batches`` each, and stepped after every epoch; a one-cycle
+    schedule is stepped after every batch.
     """
     name, numbers = parse("schedule", spec)
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
@@ -139,10 +139,11 @@ class HeadClassifier(NeuralNetClassifier):
         label: str = "training",
         **settings: Any,
     ) -> None:
-        own = {**locals()}  # skorch keeps settings as attributes of the same names
-        for name in ("self", "module", "settings", "__class__"):
-            del own[name]
-        self.__dict__.update(own)
+        self.losses, self.schedule, self.validation = losses, schedule, validation
+        self.patience, self.stop_after, self.augment = patience, stop_after, augment
+        self.shuffle, self.precision, self.head_init = shuffle, precision, head_init
+        self.probe_c, self.gradient_flow, self.seed = probe_c, gradient_flow, seed
+        self.checkpoint, self.run, self.progress, self.label = checkpoint, run, progress, label
         super().__init__(module, **{**_DEFAULTS, **settings})
 
     @property

@@ -207,9 +207,9 @@ class _Planner:
         """Return a task, placed, after the tasks whose outputs its inputs should have first."""
         kin = [other for other in self.recipe.steps if other.kind is part.kind]
         sole = len(kin) == 1 and len(part.variants) == 1
+        if isinstance(out := getattr(step, "out", None), Path):  # relative to the workspace
+            step = step.replace(out=self.workspace.root / out)
         placed = step.placed(self.recipe.name, "" if sole else file_part(name), self.workspace)
-        if isinstance(out := getattr(placed, "out", None), Path):  # relative to the workspace
-            placed = placed.replace(out=self.workspace.root / out)
         others = {task.name: task for tasks in self.made.values() for task in tasks}
         behind = {*needs, *(name for need in needs for name in others[need].needs)}
         after = tuple(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -75,7 +76,9 @@ def find_recipe(name: str) -> Path:
     if bare and path.suffix in ("", ".yaml", ".yml") and path.stem in known:
         return known[path.stem]
     got = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
-    hint = did_you_mean(name, [*own, *known])
+    near = {name: name for name in known} | {Path(each).stem: each for each in own}
+    found = get_close_matches(path.stem, near, n=1, cutoff=0.5)
+    hint = f"did you mean {near[found[0]]!r}?" if found else None
     if (beside := f"{path}.yaml") in own:
         hint = f"featpipe run {beside}"
     elif path.is_dir():

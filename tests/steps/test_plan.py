@@ -123,6 +123,18 @@ def test_reports_are_named_after_the_recipe(plan_of, tmp_path):
     assert outs == ["my-report", "my-short"]
 
 
+def test_files_are_placed_once_in_a_workspace_with_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps = "  - {step: svm, train: a.h5}\n  - step: report\n  - {step: report, name: b, out: c/d}"
+    plan = Plan.of(
+        parse_recipe(f"steps:\n{steps}", "my.yaml", "my"), Context(Workspace(Path("ws")))
+    )
+    assert [task.step.out for task in plan.tasks[1:]] == [
+        Path("ws/reports/my-report"),
+        Path("ws/c/d"),
+    ]
+
+
 def test_only_runs_a_step_and_what_it_needs(plan_of):
     text = EXTRACT + "  - step: svm\n  - step: knn\n  - {step: compare, from: [knn]}"
     assert [task.part for task in plan_of(text, "compare").tasks] == [

@@ -377,6 +377,17 @@ def test_a_file_of_ones_own_goes_first(tmp_path, monkeypatch):
     assert find_recipe("demo.yaml") == Path("demo.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("dmo.yaml", "demo"), ("stl1O", "stl10"), ("phots.yaml", "photos.yaml")]
+)
+def test_the_nearest_recipe_is_named_whatever_its_ending(name, nearest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.yaml").write_text("steps: []")
+    with pytest.raises(RecipeError) as caught:
+        find_recipe(name)
+    assert caught.value.details["next"] == f"did you mean {nearest!r}?"
+
+
 @pytest.mark.parametrize("name", ["dmeo", "other/demo.yaml", "."])
 def test_what_is_no_recipe_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
