@@ -376,7 +376,8 @@ def find_results(
             f"ignored {len(old)} results written by featpipe 0.1: {', '.join(old)}; run their "
             f"commands again, then delete the files or move them out of {folder}"
         )
-    found = [r for r in results if dataset in (None, r.dataset["name"])]
+    wanted = short_name(dataset) if dataset else None
+    found = [r for r in results if wanted in (None, r.dataset["name"])]
     made_by = Counter(r.extra.get("recipe", {}).get("name", "single commands") for r in found)
     if not names and len(made_by) > 1:
         counts = ", ".join(f"{count} of {name}" for name, count in sorted(made_by.items()))

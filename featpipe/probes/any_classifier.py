@@ -25,7 +25,7 @@ _EXAMPLE = "sklearn.ensemble.RandomForestClassifier"
 
 @STEPS.register
 class AnyClassifier(Probe):
-    """Train any scikit-learn classifier on stored features and test it once."""
+    """Train another scikit-learn classifier on stored features and test it once."""
 
     name = "probe"
     examples = (

@@ -13,11 +13,12 @@ import numpy as np
 from featpipe.evaluation.protocol import GROUPED
 from featpipe.reporting.data import Group, GroupImages, Method
 from featpipe.reporting.sections import count, duration, percent, points
-from featpipe.statistics.comparison import contamination_notes
+from featpipe.statistics.comparison import TIED, contamination_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 _NAMED = 3  # more names than these would hide the answer
 _FEW_PER_CLASS = 10  # with fewer test images, a tenth of a class and more hangs on one of them
+_COMPARED = (WORSE, EQUIVALENT, UNDECIDED, TIED)  # verdicts on others than the first
 _MEANING = {
     WORSE: "which is demonstrably worse",
     EQUIVALENT: "which is equivalent",
@@ -148,16 +149,20 @@ def _how_sure(group: Group, tests: dict[str, Any]) -> str:
         f"With {count(first.row['n_test'])} test images, the 95\u00a0% interval of {whose} "
         f"accuracy is {low} to {high}\u00a0%."
     ]
-    if undecided := [tests[one.row["name"]] for one in _of(group.methods, UNDECIDED)]:
+    compared = [tests[m.row["name"]] for m in group.methods[1:] if m.row["verdict"] in _COMPARED]
+    if undecided := [test for test in compared if test["verdict"] == UNDECIDED]:
         needed = [test["rows_needed"] for test in undecided]
         settle = "more test images alone would not settle it"
         if enough := max(filter(None, needed), default=None):
             what = "some of them" if None in needed else "it"
             settle = f"about {count(float(f'{enough:.2g}'))} test images would settle {what}"
-        reach = percent(max(test["high"] for test in undecided), 1)
+        reach = percent(max(max(test["high"], -test["low"]) for test in undecided), 1)
         sentences.append(f"Differences of up to {reach} points remain possible; {settle}.")
-    if first.row["verdict_methods"]:
-        sentences.append("This also allows for other training images.")
+    if (least := first.row["methods_low"]) is not None:
+        limits = f"{percent(least, digits)} to {percent(first.row['methods_high'], digits)}"
+        sentences.append(f"With other training images, too, it is {limits}\u00a0%.")
+    elif first.row["verdict_methods"]:
+        sentences.append("The differences also allow for other training images.")
     elif group.methods[1:]:
         sentences.append("Other training images could change the order.")
     return " ".join(sentences)
@@ -170,13 +175,14 @@ def _cost(group: Group) -> str:
     seconds = {m: s for m in contenders if (s := m.row.get("total_seconds")) is not None}
     if not seconds:
         return "What it cost was not recorded."
-    cheapest = min(seconds, key=seconds.__getitem__)
-    spent = f"{duration(seconds[cheapest])} from images to answers"
+    least = duration(min(seconds.values()))
+    cheapest = next(m for m in seconds if duration(seconds[m]) == least)  # the best of these
+    spent = f"{least} from images to answers"
     if len(contenders) == 1:
         return f"{first.title} took {spent}."
     among = " of those that may be the best" * (len(contenders) < len(group.methods))
     if cheapest is not first and duration(seconds.get(first)) == duration(seconds[cheapest]):
-        return f"{first.title} took {spent}; none{among} was faster by more than rounding."
+        return f"{first.title} took {spent}; none{among} was faster."
     own = "" if cheapest is first else f" ({first.title}: {duration(seconds.get(first))})"
     return f"Cheapest{among}: {cheapest.title}, {spent}{own}."
 

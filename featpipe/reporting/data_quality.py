@@ -83,10 +83,11 @@ def near_leaks(group: Group, data: ReportData) -> list[str]:
     if (known := _audit_of(group, data)) is None:
         return []
     path, audit = known
+    listed = path.with_suffix(".csv").relative_to(data.context.workspace.root)
     near = audit["summary"]["duplicates"]["across"]["near"]
     text = (
         f"{near} test image{'s are' if near > 1 else ' is'} nearly the same as a training image "
-        f"(see The data): --drop {path.with_suffix('.csv').name} leaves the training images out."
+        f"(see The data): --drop {listed} leaves the training images out."
     )
     return [text] if near else []
 

@@ -32,7 +32,9 @@ def group(*rights: np.ndarray) -> Group:
     pairs = compare_all(named)
     for i, right in enumerate(rights):
         row: dict[str, Any] = {"name": f"m{i}", "n_test": n, "accuracy": float(right.mean())}
-        row |= {"low": 0.1, "high": 0.9}
+        row |= {"low": 0.1, "high": 0.9, "methods_low": None, "methods_high": None}
+        if models > 1:
+            row |= {"methods_low": 0.05, "methods_high": 0.95}
         for question in ("models", "methods"):
             test = next((p[question] for p in pairs if (p["a"], p["b"]) == ("m0", f"m{i}")), None)
             word = "highest" if i == 0 else test and test["verdict"]
@@ -96,6 +98,13 @@ def test_equal_accuracies_tie() -> None:
     assert "ahead of" not in text
 
 
+def test_a_tie_is_no_equality() -> None:
+    text = said(np.arange(60) != 0, np.arange(60) != 1)
+    assert "tie at 98.3 % (59 of 60)" in text
+    assert "points remain possible" in text
+    assert "would settle it" in text
+
+
 def test_undecided_says_what_is_open_and_what_would_settle_it() -> None:
     text = said(right(30, 40), right(28, 40))
     assert "No method is demonstrably better; Method 1 may be as good or better." in text
@@ -120,7 +129,7 @@ def test_of_several_training_sets_the_methods_are_spoken_of() -> None:
     rng = np.random.default_rng(0)
     text = said(rng.random((6, 300)) < 0.9, rng.random((6, 300)) < 0.6)
     assert "It is demonstrably better than Method 1." in text
-    assert "This also allows for other training images." in text
+    assert "With other training images, too, it is 5.0 to 95.0 %." in text
     assert "of 300)" not in text, "a mean over models is no count of images"
 
 
