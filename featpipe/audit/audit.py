@@ -286,4 +286,6 @@ class Audit:
         likely = pool.label_names[found.better[doubted]]
         self._add("label", rows[doubted], likely=likely, score=scores)
         checked = {"share": found.share, "checked": len(rows), "labelled": labelled, "c": c}
+        right = np.unique(y)[probabilities.argmax(axis=1)] == y
+        checked["agreement"] = round(float(right.mean()), 4)
         return {**checked, "pairs": labels.pairs(found, y, pool.classes)}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from featpipe.audit.step import AuditStep
 
 AUDIT_SCHEMA = 1
+_SURE = 0.9  # share of labels that a probe agrees with, from which its doubts are about labels
 
 
 def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
@@ -168,6 +169,11 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             f"Labels: an estimated {value:.1f} % are wrong (95 % interval {low:.1f} to "
             f"{high:.1f} %){most}."
         )
+        if (agreement := doubts.get("agreement", 1.0)) < _SURE:
+            said.append(
+                f"The probe that doubts them agrees with {100 * agreement:.1f} % of the labels: if "
+                "the features separate the classes poorly, many of its doubts are its own mistakes."
+            )
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
     if few := [known.get(name, name) for name in summary["few"]]:

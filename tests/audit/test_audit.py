@@ -194,6 +194,18 @@ def test_copies_in_another_split_are_no_duplicates_within_one(tmp_path):
     assert "Identical images with different labels: 3." in said
 
 
+def test_doubts_of_a_poor_probe_are_called_so(tmp_path):
+    def said(apart):
+        features = vectors(150, 0, apart=apart)
+        store = seen(
+            tmp_path / f"{apart}.h5", list(pictures(150, 32)), arrays={"avgpool": features}, dims=40
+        )
+        return " ".join(sentences(Audit([store], jobs=1).summary))
+
+    assert "many of its doubts are its own mistakes" in said(0)
+    assert "own mistakes" not in said(4)
+
+
 def test_a_burst_of_the_same_scene_is_one_cluster(tmp_path):
     images, features = list(pictures(200, 32)), vectors(200, 0)
     rng = np.random.default_rng(3)
