@@ -232,7 +232,8 @@ def converged(estimator: BaseEstimator) -> bool:
         iterations, limit = getattr(solver, "n_iter_", None), getattr(solver, "max_iter", None)
         if hasattr(solver, "n_trees_per_iteration_"):  # boosting makes as many as it is told
             continue
-        if iterations is not None and limit is not None and np.max(iterations) >= limit:
+        # -1 is what scikit-learn calls no limit.
+        if iterations is not None and limit not in (None, -1) and np.max(iterations) >= limit:
             return False
     return True
 

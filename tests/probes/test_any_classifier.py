@@ -128,8 +128,9 @@ def test_a_forest_that_takes_fewer_features_than_its_trees_is_refused(tmp_path, 
         load_model(path)
 
 
-def test_boosting_that_makes_all_its_trees_has_converged(tmp_path, stores):
-    result = evaluate(HistGradientBoostingClassifier(max_iter=3), *stores, workspace=tmp_path)
+@pytest.mark.parametrize("classifier", [HistGradientBoostingClassifier(max_iter=3), SVC()])
+def test_what_makes_all_its_trees_or_has_no_limit_has_converged(tmp_path, stores, classifier):
+    result = evaluate(classifier, *stores, workspace=tmp_path)
     assert result.splits[0]["converged"]
 
 
