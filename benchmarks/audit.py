@@ -21,15 +21,20 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 from featpipe.audit import duplicates
 from featpipe.audit.audit import Audit
 from featpipe.audit.labels import doubts, out_of_sample
 from featpipe.backbones import load_backbone
+from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.images import read_image
 from featpipe.datasets.source import ArraySource, Identity, ImageSource
 from featpipe.extraction.engine import extract_source
@@ -85,6 +90,8 @@ def near_duplicates(data: Path, weights: str, folder: Path) -> dict[str, Any]:
     stores = embed(sources, folder, weights=weights, image_size=64)
     rows = duplicates.whitened(stores, None)
     n_train, n = len(stores[0]), len(rows)
+    unit = np.concatenate([np.asarray(store.features(), np.float32) for store in stores])
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     test, train = np.arange(n_train, n), np.arange(n_train)
     near, _ = duplicates.nearest(rows, test, train, duplicates.CANDIDATES)
     usual = duplicates.nearest(rows, np.arange(n), np.arange(n))
@@ -96,17 +103,95 @@ def near_duplicates(data: Path, weights: str, folder: Path) -> dict[str, Any]:
     score = np.zeros(n - n_train)
     np.maximum.at(score, found["b"].to_numpy() - n_train, found["score"].to_numpy())
     true = np.isin(np.arange(n - n_train), pairs[:, 0])
-    order = np.argsort(-score, kind="stable")
     flagged = score >= duplicates.THRESHOLD
     return {
         "confirmed": int(true.sum()),
-        "found among as many": int(true[order[: true.sum()]].sum()),
-        "found among twice as many": int(true[order[: 2 * true.sum()]].sum()),
-        "average precision": float(average_precision_score(true, score)),
+        **ranked(score, true),
         "flagged": int(flagged.sum()),
         "precision": float(true[flagged].mean()),
         "recall": float(flagged[true].mean()),
+        "prototype": prototype(
+            np.concatenate([known["train_images"], known["test_images"]]),
+            pairs[:, 0],
+            n_train,
+            unit[n_train:] @ unit[:n_train].T,
+        ),
     }
+
+
+def prototype(images: np.ndarray, known: Any, n_train: int, cosine: np.ndarray) -> dict[str, Any]:
+    """Rank by the sum of cosine and of the correlation of grey images, shifted by up to 2 pixels.
+
+    The forty lines that one writes first: five candidates by cosine of the features.
+    """
+    grey = images.astype(np.float32).mean(axis=3)
+    best = np.zeros(len(cosine))
+    for row, similar in enumerate(cosine):
+        for candidate in np.argsort(-similar)[:5]:
+            one, other = grey[n_train + row], grey[candidate]
+            middle = one[2:-2, 2:-2].ravel()
+            shifts = [other[y : y + 28, x : x + 28].ravel() for y in range(5) for x in range(5)]
+            same = max(np.corrcoef(middle, shifted)[0, 1] for shifted in shifts)
+            best[row] = max(best[row], similar[candidate] + same)
+    return ranked(best, np.isin(np.arange(len(cosine)), known))
+
+
+def ranked(score: np.ndarray, true: np.ndarray) -> dict[str, Any]:
+    """Return how many of the true rows are among the first."""
+    order = np.argsort(-score, kind="stable")
+    return {
+        "found among as many": int(true[order[: true.sum()]].sum()),
+        "found among twice as many": int(true[order[: 2 * true.sum()]].sum()),
+        "average precision": float(average_precision_score(true, score)),
+    }
+
+
+def own_folds(data: Path, weights: str, folder: Path) -> dict[str, Any]:
+    """Count STL-10's near-duplicates, those its folds divide, and what keeping them out changes."""
+    source = open_source("stl10", "train", DatasetOptions(data))
+    (store,) = embed([source], folder, weights=weights)
+    audit = Audit([store])
+    pairs = audit.findings[audit.findings.issue == "near-duplicate"]
+    listed = {tuple(sorted(pair)) for pair in zip(pairs.id, pairs.partner, strict=True)}
+    folds = np.zeros((len(store.folds), len(store)), bool)
+    for fold, rows in zip(folds, store.folds, strict=True):
+        fold[rows] = True
+    number = {name: row for row, name in enumerate(store.ids)}
+    a, b = (np.array([number[name] for name in column]) for column in (pairs.id, pairs.partner))
+    X, y = np.asarray(store.features(), np.float32), np.asarray(store.labels)
+    usual, without, copied = [], [], []
+    for fold in folds:
+        probe = make_pipeline(StandardScaler(), LinearSVC(C=1e-4, dual=True)).fit(X[fold], y[fold])
+        right = probe.predict(X) == y
+        twins = np.zeros(len(y), bool)
+        twins[a[fold[b]]] = twins[b[fold[a]]] = True
+        usual.append(right[~fold].mean())
+        without.append(right[~fold & ~twins].mean())
+        copied.append(int((twins & ~fold).sum()))
+    return {
+        "pairs": len(listed),
+        "divided by folds": audit.summary["duplicates"]["divided_by_folds"],
+        "listed": sorted(listed)[:60],
+        "test images of a fold with a twin in training": float(np.mean(copied)),
+        "accuracy": float(np.mean(usual)),
+        "accuracy without these": float(np.mean(without)),
+    }
+
+
+def recall_of_search(n: int = 60_000, width: int = 256) -> dict[str, Any]:
+    """Compare approximate neighbours with exact ones, on rows with clusters."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(n // 20, width)).repeat(20, axis=0) + rng.normal(size=(n, width))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    every, found = np.arange(n), {}
+    for name, most in (("exact", n), ("approximate", duplicates.EXACT_ROWS)):
+        with mock.patch.object(duplicates, "EXACT_ROWS", most):
+            began = time.perf_counter()
+            found[name] = duplicates.nearest(rows, every, every)[0]
+            found[f"{name} seconds"] = round(time.perf_counter() - began, 1)
+    same = [np.isin(a, b).mean() for a, b in zip(found["exact"], found["approximate"], strict=True)]
+    seconds = {name: value for name, value in found.items() if "seconds" in name}
+    return {"rows": n, "features": width, "missed": 1 - float(np.mean(same)), **seconds}
 
 
 def wrong_labels(data: Path, weights: str, folder: Path) -> list[dict[str, Any]]:
@@ -118,16 +203,22 @@ def wrong_labels(data: Path, weights: str, folder: Path) -> list[dict[str, Any]]
     source = ArraySource(Identity("people", "train", tuple("0123456789"), ids, right), images)
     (store,) = embed([source], folder, weights=weights, image_size=64)
     X, rows = np.asarray(store.features(), np.float32), []
-    for name in ("random_label1", "random_label2", "random_label3", "aggre_label", "worse_label"):
-        y = said[name].astype(int)
+    people = ("random_label1", "random_label2", "random_label3", "aggre_label", "worse_label")
+    given = {name: said[name].astype(int) for name in (*people, "clean_label")}
+    rng = np.random.default_rng(0)
+    for share in (0.05, 0.2):
+        drawn = rng.random(len(right)) < share
+        other = (right + rng.integers(1, 10, len(right))) % 10
+        given[f"{share:.0%} at random"] = np.where(drawn, other, right)
+    for name, y in given.items():
         wrong = y != right
         probabilities, c = out_of_sample(X, y)
         found = doubts(probabilities, y)
         row = {"labels": name, "wrong": float(wrong.mean()), "C": c}
-        share = found.share
+        share = found.share()
         row["estimated"] = [share["value"], share["low"], share["high"]]
-        row |= ranking(1 - found.confidence, wrong)
-        if num_label_issues is not None:
+        row |= ranking(1 - found.confidence, wrong) if wrong.any() else {}
+        if num_label_issues is not None and wrong.any():
             for method in ("self_confidence", "normalized_margin", "confidence_weighted_entropy"):
                 quality = get_label_quality_scores(y, probabilities, method=method)
                 row[f"cleanlab {method}"] = ranking(-quality, wrong)
@@ -259,7 +350,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shared", type=Path, default=HERE.parents[1] / "shared")
     parser.add_argument("--weights", default=None)
-    parser.add_argument("--only", default="pairs,labels,leaks,time,million")
+    parser.add_argument("--only", default="pairs,labels,leaks,folds,search,time,million")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "audit.json")
     given = parser.parse_args()
     here = given.shared / "weights" / "resnet18-imagenet-pqf.safetensors"
@@ -270,6 +361,9 @@ def main() -> None:
         if "time" in given.only:
             found["time"] = duration(folder, 60_000, 512)
             print(found["time"], flush=True)
+        if "search" in given.only:
+            found["search"] = recall_of_search()
+            print(found["search"], flush=True)
         if "million" in given.only:
             found["million"] = duration(folder, 1_000_000, 512)
             print(found["million"], flush=True)
@@ -277,6 +371,7 @@ def main() -> None:
             ("pairs", near_duplicates),
             ("labels", wrong_labels),
             ("leaks", planted_leaks),
+            ("folds", own_folds),
         ):
             if part in given.only:
                 found[part] = work(given.shared / "data", weights, folder)

@@ -64,7 +64,7 @@ steps:
 """)
 
 
-_HOW_TO_GROUP = {"folder": "group-by in", "csv": "a column 'group' in"}
+_HOW_TO_GROUP = {"folder": "set group-by in", "csv": "add a column 'group' to"}
 
 
 def write_recipe(
@@ -126,10 +126,11 @@ def write_recipe(
     kind = dataset.partition(":")[0]
     if not first.groups and (how := _HOW_TO_GROUP.get(kind)):
         nested = len({os.path.dirname(name) for name in first.ids}) > len(classes)
-        seen = "there are folders within the classes: " * (nested and kind == "folder")
+        seen = "the classes have subfolders: " * (nested and kind == "folder")
         lines.append(
-            f"{seen}if several images show the same patient, video or place, keep them on one side "
-            f"of every split: {how} {target if kind == 'folder' else dataset.partition(':')[2]}"
+            f"{seen}if several images show the same patient, video or place, keep them on the same "
+            "side of every split: "
+            f"{how} {target if kind == 'folder' else dataset.partition(':')[2]}"
         )
     return Outcome(
         "done", "\n".join(lines), (target,), {"dataset": dataset, "splits": list(splits)}

@@ -66,7 +66,7 @@ def test_folders_within_the_classes_may_be_groups(context, tmp_path):
     assert "patient" not in write_recipe("known.csv", None, "resnet18", None, context).message
     (tmp_path / "loose.csv").write_text("path,label\n" + rows.replace(",p1", "").replace(",p2", ""))
     message = write_recipe("loose.csv", None, "resnet18", None, context).message
-    assert "keep them on one side of every split: a column 'group' in loose.csv" in message
+    assert "on the same side of every split: add a column 'group' to loose.csv" in message
     assert "folders within" not in message
 
 

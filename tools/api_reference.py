@@ -8,6 +8,7 @@ What is public is what ``__all__`` says: that of ``featpipe``, or else of ``feat
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import re
@@ -111,8 +112,11 @@ def _named(match: re.Match[str]) -> str:
 
 def main() -> int:
     """Write the page, or say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if it differs")
+    given = parser.parse_args()
     text = reference(public_module())
-    if "--check" in sys.argv[1:]:
+    if given.check:
         return int(not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text)
     TARGET.write_text(text, encoding="utf-8")
     return 0

@@ -7,6 +7,7 @@ The images are scikit-learn's handwritten digits, as files in a folder per class
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import shutil
@@ -34,6 +35,9 @@ _COLUMNS, _LAST_TABLE = 92, "task "
 
 def main() -> None:
     """Make both pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=TARGET, help="folder of the pictures")
+    target = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for number, (image, label) in enumerate(zip(*load_digits(return_X_y=True), strict=True)):
@@ -53,7 +57,7 @@ def main() -> None:
                 (drawing, 557, "terminal.png"),
                 (root / "reports" / "numerals.html", 860, "report.png"),
             ):
-                photograph(browser, page, height, TARGET / name)
+                photograph(browser, page, height, target / name)
             browser.close()
 
 

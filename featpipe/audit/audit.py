@@ -10,25 +10,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from featpipe.audit import duplicates, labels
+from featpipe.audit import duplicates, labels, outliers
 from featpipe.errors import FitError
+from featpipe.evaluation.assemble import IMBALANCE, imbalance
 from featpipe.evaluation.protocol import units_per_class
 from featpipe.evaluation.stores import TEST_SPLITS
 from featpipe.progress import SILENT, Progress
 from featpipe.store import FeatureStore
 
-FEW_IMAGES = 20  # of a class
+FEW_IMAGES = 20  # of a class, all of them different
+_CLUSTERED = 0.5  # share of a class's images that are copies of the others
 TINY = 16  # pixels of the shorter side
 _BLANK = 2.0  # standard deviation of a thumbnail's grey values, of 255
 _DARK, _BRIGHT = 8.0, 247.0  # mean grey value
 _PLACEHOLDER = 3  # classes that one picture is of
-_FAR = 5.0  # robust standard deviations
 _MOST_VALUES = 1 << 30  # numbers in the features that labels are checked with: 4 GB
 _BLOCK = 1 << 16
 
 _DEFAULTS = {
     "partner": "",
     "partner_split": "",
+    "partner_label": "",
     "likely": "",  # class that is more likely than the label
     "suggestion": "check",
     "score": 1.0,
@@ -124,11 +126,11 @@ class Audit:
             ]
             task.advance()
             alike = self._find_duplicates(vectors)
-            odd = self._find_odd_images()
+            del vectors
+            odd = self._find_odd_images(seed)
             task.advance()
             doubted = self._find_wrong_labels(seed, jobs)
             task.advance()
-        totals = np.bincount(pool.labels[pool.labels >= 0], minlength=len(pool.classes))
         self.summary: dict[str, Any] = {
             "splits": [
                 {"split": split, "images": len(rows)}
@@ -139,7 +141,7 @@ class Audit:
             "duplicates": alike,
             "odd": odd,
             "labels": doubted,
-            "few": [c for c, n in zip(pool.classes, totals, strict=True) if n < FEW_IMAGES],
+            "coverage": self._coverage(),
         }
         found = pd.concat(self._found) if self._found else pd.DataFrame(columns=list(COLUMNS))
         self.findings = found.sort_values(
@@ -153,6 +155,7 @@ class Audit:
         found |= {"label": pool.label_names[pool.labels[rows]], "issue": issue, **_DEFAULTS}
         if partners is not None:
             found |= {"partner": pool.ids[partners], "partner_split": splits[pool.split[partners]]}
+            found["partner_label"] = pool.label_names[pool.labels[partners]]
             found["cluster"] = self._cluster[rows].astype(str).astype(object)
         if len(rows):
             self._found.append(pd.DataFrame(found | columns))
@@ -222,12 +225,12 @@ class Audit:
             "too_small": int((~large).sum()),
         }
 
-    def _find_odd_images(self) -> dict[str, int]:
+    def _find_odd_images(self, seed: int) -> dict[str, int]:
         """Find images that show nothing, the same for several classes, or another class."""
         pool, counts = self._pool, Counter[str]()
 
-        def add(kind: str, rows: Rows) -> None:
-            self._add(kind, rows)
+        def add(kind: str, rows: Rows, **columns: Any) -> None:
+            self._add(kind, rows, **columns)
             if len(rows):
                 counts[kind] += len(rows)
 
@@ -242,17 +245,21 @@ class Audit:
             if pool.has_looks:
                 sides = pool.looks("size", rows).min(axis=1)
                 add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
-            found, cosines = (each[pool.split[pool.rows] == i] for each in self._near[i])
-            closest = cosines.max(axis=1)
-            middle = np.median(closest)
-            spread = 1.4826 * np.median(np.abs(closest - middle))
-            add("far from all others", rows[(closest < middle - _FAR * spread) & (spread > 0)])
             if len(rows) > duplicates.CANDIDATES:  # else all are the nearest ones
-                others = pool.labels[found[:, : duplicates.CANDIDATES]]
+                found = self._near[i][0][pool.split[pool.rows] == i, : duplicates.CANDIDATES]
+                others = pool.labels[found]
                 stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
                 stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
                 likely = pool.label_names[others[stray, 0]]
                 self._add("among another class", rows[stray], likely=likely)
+        units = self._units()
+        once = [rows[np.unique(units[rows], return_index=True)[1]] for rows in pool.rows_of]
+        features = [store.features(self._layer) for store in pool.stores]
+        starts = pool.starts[: len(once)]
+        own = [rows - start for rows, start in zip(once, starts, strict=True)]
+        places, distances = outliers.isolated(features, own, seed)
+        far = np.concatenate(once)[places]
+        add("far from all others", far, score=[round(d, 4) for d in distances.tolist()])
         known = np.flatnonzero((self._cluster >= 0) & (pool.labels >= 0))
         pairs = np.unique(np.stack([self._cluster[known], pool.labels[known]]), axis=1)
         numbers, classes = np.unique(pairs[0], return_counts=True)
@@ -260,12 +267,33 @@ class Audit:
         add("placeholder", np.flatnonzero(shared))
         return dict(counts)
 
+    def _units(self) -> Rows:
+        """Return a number for each row, equal for those of one cluster."""
+        alone = len(self._cluster) + np.arange(len(self._cluster))
+        return np.where(self._cluster >= 0, self._cluster, alone)
+
+    def _coverage(self) -> dict[str, Any]:
+        """Return which classes have few images, or many of few scenes, and the imbalance."""
+        pool = self._pool
+        known = pool.labels >= 0
+        images = np.bincount(pool.labels[known], minlength=len(pool.classes))
+        different = units_per_class(pool.labels[known], self._units()[known], len(pool.classes))
+        rows = [
+            {"label": name, "images": n, "different": own}
+            for name, n, own in zip(pool.classes, images.tolist(), different.tolist(), strict=True)
+        ]
+        there = sorted((row for row in rows if row["images"]), key=lambda row: row["images"])
+        extremes = there[:1] + there[-1:]
+        return {
+            "few": [row for row in rows if row["different"] < FEW_IMAGES],
+            "clustered": [row for row in rows if row["different"] < _CLUSTERED * row["images"]],
+            "imbalance": extremes if there and imbalance(images) >= IMBALANCE else [],
+        }
+
     def _find_wrong_labels(self, seed: int, jobs: int) -> dict[str, Any]:
         """Find labels that are doubted by a probe trained on other rows."""
         pool = self._pool
-        alone = len(pool.ids) + np.arange(len(pool.ids))
-        together = np.where(self._cluster >= 0, self._cluster, alone)
-        rows = np.flatnonzero(pool.labels >= 0)
+        together, rows = self._units(), np.flatnonzero(pool.labels >= 0)
         if len(rows):  # of a class with a single image, or copies of it, nothing can be said
             units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
             rows = rows[units[pool.labels[rows]] > 1]
@@ -285,7 +313,12 @@ class Audit:
         scores = [round(1 - confidence, 4) for confidence in found.confidence[doubted].tolist()]
         likely = pool.label_names[found.better[doubted]]
         self._add("label", rows[doubted], likely=likely, score=scores)
-        checked = {"share": found.share, "checked": len(rows), "labelled": labelled, "c": c}
-        right = np.unique(y)[probabilities.argmax(axis=1)] == y
-        checked["agreement"] = round(float(right.mean()), 4)
-        return {**checked, "pairs": labels.pairs(found, y, pool.classes)}
+        return {
+            "share": found.share(),
+            "agreement": round(1 - float(found.contradicted.mean()), 4),
+            "checked": len(rows),
+            "labelled": labelled,
+            "c": c,
+            "classes": labels.by_class(found, y, pool.classes),
+            "pairs": labels.pairs(found, y, pool.classes),
+        }

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
+from scipy.stats import binomtest
 from sklearn.utils import gen_batches
 
 from featpipe.errors import FitError
@@ -31,20 +32,36 @@ _DEFAULT_C = 1e-3
 _MOST_TRAINED = 100_000  # rows, which bounds memory; more hardly change 500 weights for each class
 _FEWEST = 20  # rows of a class that train, if it has so many
 _BLOCK = 16_384  # rows whose probabilities are computed at once
+_SUREST = 0.02  # share of rows that a probe is surest of, where it hardly errs itself ...
+_SURE = 0.8  # ... if its mean probability there is at least this
 
 
 @dataclass(frozen=True, eq=False)
 class Doubts:
-    """What a probe thinks of labels."""
+    """What a probe thinks of labels; each array has a value for each of n rows."""
 
-    confidence: NDArray[np.float32]  # (n,): probability of each row's own label
-    # (n,): the class that is more likely, by confident learning; -1 where the label is not doubted.
+    confidence: NDArray[np.float32]  # probability of the row's own label
+    # The class that is more likely, by confident learning; -1 where the label is not doubted.
     better: NDArray[np.int64]
+    contradicted: NDArray[np.bool_]  # another class is the most likely
+    surest: NDArray[np.bool_]  # the probe is so sure that it hardly errs itself
 
-    @property
-    def share(self) -> dict[str, float]:
-        """Estimated share of wrong labels with the interval for so many rows."""
-        return wilson(int(np.count_nonzero(self.better >= 0)), len(self.better)).as_dict()
+    def share(self, among: NDArray[np.bool_] | slice = slice(None)) -> dict[str, float]:
+        """Return the estimated share of wrong labels, and the shares that bound it.
+
+        ``value`` is the share of doubted labels. A probe errs, too: of clean labels it doubts some.
+        No label need be wrong but those that it contradicts where it is surest (``low``), and none
+        is that it agrees with (``high``); both are the outer limits of 95 % intervals. They hold if
+        wrong labels are at least as frequent among the other images as among the surest ones, and
+        if the probe does not learn the same errors.
+        """
+        doubted, sure = self.better[among] >= 0, self.surest[among]
+        contradicted = self.contradicted[among]
+        value, low = float(doubted.mean()), 0.0
+        if wrong := int((contradicted & sure).sum()):
+            low = float(binomtest(wrong, int(sure.sum())).proportion_ci(method="exact").low)
+        high = wilson(int(contradicted.sum()), len(contradicted)).high
+        return {"value": value, "low": min(low, value), "high": max(high, value)}
 
 
 def out_of_sample(
@@ -116,7 +133,29 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
     confident = np.where(probabilities >= usual, probabilities, -1)
     best = confident.argmax(axis=1)
     doubted = (confident.max(axis=1) >= 0) & (best != target)
-    return Doubts(own, np.where(doubted, classes[best], -1))
+    most = probabilities.max(axis=1)
+    surest = np.zeros(len(y), bool)
+    surest[np.argsort(-most, kind="stable")[: max(1, round(_SUREST * len(y)))]] = True
+    surest &= most[surest].mean() >= _SURE
+    contradicted = probabilities.argmax(axis=1) != target
+    return Doubts(own, np.where(doubted, classes[best], -1), contradicted, surest)
+
+
+def by_class(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the share of wrong labels of each class, the largest first; see :meth:`Doubts.share`.
+
+    Each has also ``label``, ``images`` and ``doubted``.
+    """
+    shares = [
+        {
+            "label": classes[label],
+            "images": int((own := y == label).sum()),
+            "doubted": int((found.better[own] >= 0).sum()),
+            **found.share(own),
+        }
+        for label in np.unique(y).tolist()
+    ]
+    return sorted(shares, key=lambda share: -share["value"])
 
 
 def pairs(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:

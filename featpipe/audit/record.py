@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from featpipe.audit.audit import COLUMNS, TINY, Audit
+from featpipe.audit.audit import COLUMNS, FEW_IMAGES, TINY, Audit
 from featpipe.audit.duplicates import is_approximate
 from featpipe.backbones import folder_name
 from featpipe.datasets import slug
@@ -26,8 +26,8 @@ from featpipe.workspace import Workspace, atomic_write, neutralised, restore_cel
 if TYPE_CHECKING:
     from featpipe.audit.step import AuditStep
 
-AUDIT_SCHEMA = 1
-_SURE = 0.9  # share of labels that a probe agrees with, from which its doubts are about labels
+AUDIT_SCHEMA = 2
+_NAMED = 8  # classes, and then "…"
 
 
 def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
@@ -143,10 +143,10 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         )
     within = found["within"]
     counts = (
-        (within["identical"], "identical images"),
-        (within["near"], "pairs of near-duplicates"),
+        (within["identical"], "identical image"),
+        (within["near"], "near-duplicate pair"),
     )
-    listed = ", ".join(f"{number} {what}" for number, what in counts if number)
+    listed = ", ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n)
     said.append(f"Duplicates within a split: {listed or 'none'}.")
     if found["conflicting"]:
         said.append(f"Identical images with different labels: {found['conflicting']}.")
@@ -166,20 +166,26 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             label, likely = (known.get(pair[key], pair[key]) for key in ("label", "likely"))
             most = f", most often {label} for {likely} ({pair['images']})"
         said.append(
-            f"Labels: an estimated {value:.1f} % are wrong (95 % interval {low:.1f} to "
-            f"{high:.1f} %){most}."
+            f"Labels: an estimated {value:.1f} % are wrong{most}; at least {low:.1f} % (what is "
+            f"contradicted where the probe is surest) and at most {high:.1f} % (all that it "
+            "contradicts, its own mistakes included)."
         )
-        if (agreement := doubts.get("agreement", 1.0)) < _SURE:
-            said.append(
-                f"The probe that doubts them agrees with {100 * agreement:.1f} % of the labels: if "
-                "the features separate the classes poorly, many of its doubts are its own mistakes."
-            )
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
-    if few := [known.get(name, name) for name in summary["few"]]:
-        said.append(f"Classes with few images: {', '.join(few[:8])}{' …' if len(few) > 8 else ''}.")
+    for part, what in (
+        ("few", f"Classes with fewer than {FEW_IMAGES} different images"),
+        ("clustered", "Classes that are mostly copies of a few images"),
+        ("imbalance", "Classes of very different sizes, from the smallest to the largest"),
+    ):
+        named = [
+            f"{known.get(row['label'], row['label'])} ({row['images']} images"
+            + (f", {row['different']} different)" if part == "clustered" else ")")
+            for row in summary["coverage"][part]
+        ]
+        if named:
+            said.append(f"{what}: {', '.join(named[:_NAMED])}{' …' * (len(named) > _NAMED)}.")
     if summary["approximate"]:
-        said.append("Neighbours were searched approximately (faiss): about one in 2000 is missed.")
+        said.append("The search was approximate (faiss): a few duplicates may be missed.")
     if not summary["pixels_compared"]:
         said.append(
             "Pixels were not compared: the stores hold no digests and thumbnails of the images. "

@@ -105,7 +105,9 @@ class FrozenNetwork:
             how = replace(self.how, runtime="torch")
             self.runtime, _ = open_runtime(self.network, self.preprocessing, self.device, how)
         if self.how.runtime is None and first:
-            self.how.progress.note(f"{self.name} runs in {self.runtime.name}: {self._why}")
+            self.how.progress.note(
+                f"{self.name}: using the {self.runtime.name} runtime ({self._why})"
+            )
         return {
             "runtime": self.runtime.name,
             "runtime_because": self._why,
@@ -321,7 +323,7 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
         network = architecture.untrained()
         digest = digest_of(network.state_dict())
         found = WeightsInfo(UNTRAINED, digest, None, architecture.published.get("DEFAULT"))
-        progress.note(f"{architecture.name} has random weights of seed 0")
+        progress.note(f"{architecture.name}: untrained, with random weights (seed 0)")
     else:
         hashes = hashes or FileHashes()
         found = find_weights(architecture, weights, hashes, progress, download=download)
@@ -329,8 +331,8 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
     preprocessing = trained.adapted(image_size, fit, sizes, decode)
     if fit == "auto" and preprocessing.resize > preprocessing.crop:
-        small = "the whole image, as all images have one size that is not larger than the input"
-        said = small if preprocessing.fit == "fill" else "the centre crop of the weights"
+        small = "the whole image, since all have the same size, no larger than the input"
+        said = small if preprocessing.fit == "fill" else "the centre crop that the weights expect"
         progress.note(f"--fit auto: {said}")
     how = Execution(runtime, precision, calibration, progress)
     return Backbone(architecture, network, found, preprocessing, where, how)

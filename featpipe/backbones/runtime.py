@@ -279,13 +279,13 @@ def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple
         name = "openvino" if precision == "int8" else "torch"
         return name, f"the one that has {precision}"
     if where.type != "cpu":
-        return "torch", f"the one for {where.type}"
+        return "torch", f"the runtime for {where.type}"
     if find_spec("openvino") is None:
         hint = "OpenVINO, which takes about 0.7 of the time on a CPU, is not installed"
         return "torch", f"{hint} (pip install openvino)"
     if side <= _SMALL_SIDE:
-        return "torch", f"images of {side} pixels take less time than to convert the network"
-    return "openvino", "the fastest on a CPU"
+        return "torch", f"for images of {side} pixels, converting the network is not worth it"
+    return "openvino", "the fastest runtime on a CPU"
 
 
 def open_runtime(
@@ -352,7 +352,8 @@ def choose_device(name: str = "auto") -> torch.device:
     asked = torch.device(name)
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
     if device not in there:
-        what = f"The device {name!r} is not there."
+        kind = {"cuda": "CUDA", "mps": "MPS"}.get(asked.type, asked.type)
+        what = f"No {kind} device {asked.index or 0} was found."
         advice = "choose one of these, or --device auto"
         raise UsageError(what, expected=", ".join(map(str, there)), next_step=advice)
     return device

@@ -60,7 +60,7 @@ class Folder(PathDataset):
         found = tuple(name for name in _SPLITS if name in inside and subfolders(root / name))
         flat = [name for name in inside if name in _SPLITS and name not in found]
         if "train" in found and flat and set(inside) <= set(_SPLITS):
-            what, where = f"The split {flat[0]!r} has no class folders.", root / flat[0]
+            what, where = f"The split {flat[0]!r} has no subfolders for classes.", root / flat[0]
             expected = "a subfolder of images for each class, as in 'train'"
             hint = "sort them into folders; featpipe predict classifies images without labels"
             raise DataError(what, where=where, expected=expected, next_step=hint)
@@ -97,7 +97,8 @@ class Folder(PathDataset):
         labelled = _images_of_classes(root, inside, subfolders(base))
         strays = sum(is_image_name(entry.name) and entry.is_file() for entry in base.iterdir())
         if strays:
-            note = f"{strays} image(s) in {base}, in no class folder, are left out"
+            lie = "image lies" if strays == 1 else "images lie"
+            note = f"{strays} {lie} in {base} outside the class folders: left out"
             self.options.progress.note(note)
         return _file_source(self, split, classes, labelled, root)
 

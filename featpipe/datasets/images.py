@@ -198,8 +198,8 @@ def decode_image(content: bytes, path: Path | str, side: int | None = None) -> N
     except ImageError:
         raise
     except UnidentifiedImageError:
-        what = "The file is not an image that can be read." if content else "The file is empty."
-        got = f"{len(content)} bytes of something else, or an image cut off in its header"
+        what = "The file is not a readable image." if content else "The file is empty."
+        got = f"{len(content)} bytes in no recognised image format, or cut off in the header"
         expected = f"one of {', '.join(_READABLE)}"
         raise ImageError(what, where=path, expected=expected, got=got) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -310,7 +310,7 @@ def _notes(
     notes += [extra["contamination"]] if "contamination" in extra else []
     if settings.get("protocol") == "auto":
         there = "there is a test split" if protocol == "split" else "there is no test split"
-        notes.insert(0, f"{CHOSEN}: {protocol}, since {there}.")
+        notes.insert(0, f"{CHOSEN}: {protocol}, because {there}.")
     if leaked := note_of_leaks(leaks):
         notes.insert(0, leaked)
     return notes
@@ -380,14 +380,14 @@ def outcome_of(result: Result, status: str) -> Outcome:
     spread, methods = summary["spread"].get("accuracy"), summary["accuracy_methods"]
     text = f"{status}: {result.title}: accuracy {_with_limits(accuracy)}"
     if imbalance([entry["support"] for entry in metrics["per_class"]]) >= IMBALANCE:
-        text += f", balanced {metrics['balanced_accuracy']:.4f}"
+        text += f", balanced {100 * metrics['balanced_accuracy']:.2f} %"
     text += f" ({result.protocol['n_test']} test rows, {result.protocol['name']})"
     if spread is not None:
-        text += f"\n  ± {spread['sd']:.4f} over {spread['n']} models"
+        text += f"\n  ± {100 * spread['sd']:.2f} points over {spread['n']} models"
         parts = spread["reason"]
         if spread["training_sd"] is not None:
-            parts = f"± {spread['training_sd']:.4f} from training images, "
-            parts += f"± {spread['few_rows_sd']:.4f} from few test rows"
+            parts = f"± {100 * spread['training_sd']:.2f} from training images, "
+            parts += f"± {100 * spread['few_rows_sd']:.2f} from few test rows"
         text += f" ({parts})"
     if methods is not None:
         text += f"\n  with other training images, too: {_with_limits(methods)}"
@@ -413,7 +413,8 @@ def outcome_of(result: Result, status: str) -> Outcome:
 
 
 def _with_limits(interval: Mapping[str, float]) -> str:
-    return f"{interval['value']:.4f} [{interval['low']:.4f}, {interval['high']:.4f}]"
+    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
+    return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from featpipe.evaluation.protocol import RowSet, Split
 
 
+DROP_LEAKS = "--leaks drop leaves them out of training."
+
+
 def pixels_known(splits: Iterable[Split]) -> bool:
     """Return whether the stores of all rows hold digests of their pixels."""
     return all(part.store.has_looks for split in splits for part in (split.train, split.test))
@@ -48,8 +51,9 @@ def account_of_leaks(
     """Return how many test images are also training images, and the accuracy without them.
 
     ``predicted`` are the answers for the test rows of each split. The account has ``test_images``,
-    ``leaked``, ``accuracy``, and if any image leaked ``accuracy_without`` (an interval; None if no
-    image is left) and ``ids``; ``repeated``, how many rows of the stores show an image of a row
+    ``leaked``, ``accuracy``, and if any image leaked ``relabelled`` (how many of them have a label
+    that no copy in training has), ``accuracy_without`` (an interval; None if no image is left) and
+    ``ids``; ``repeated``, how many rows of the stores show an image of a row
     before, and ``conflicting``, how many of these have another label. None where pixels are not
     known.
     """
@@ -74,6 +78,8 @@ def account_of_leaks(
         without = None
         if not leaked.all():
             without = accuracy_interval(correct[~leaked], rows[~leaked]).as_dict()
+        clash = np.concatenate([_relabelled(split.test, split.train) for split in splits])
+        account["relabelled"] = len(np.unique(rows[clash]))
         account |= {"accuracy_without": without, "ids": np.unique(ids[leaked]).tolist()}
     return account
 
@@ -82,9 +88,12 @@ def note_of_repeats(account: Mapping[str, Any] | None) -> str:
     """Say how many images occur more than once within a split; empty where none does."""
     if account is None or not (n := account["repeated"]):
         return ""
-    clash = f", {account['conflicting']} of them with another label" * bool(account["conflicting"])
-    what = "image repeats" if n == 1 else "images repeat"
-    return f"{n} {what} another of their split{clash}: featpipe audit lists them."
+    what = "One image is an exact copy" if n == 1 else f"{n} images are exact copies"
+    clash = ""
+    if conflicting := account["conflicting"]:
+        clash = f", {conflicting} of them with another label" if n > 1 else ", with another label"
+    lists = "it" if n == 1 else "them"
+    return f"{what} of another in the same split{clash}: featpipe audit lists {lists}."
 
 
 def note_of_leaks(account: Mapping[str, Any] | None) -> str:
@@ -96,18 +105,34 @@ def note_of_leaks(account: Mapping[str, Any] | None) -> str:
     else:
         value, low, high = (100 * without[name] for name in ("value", "low", "high"))
         after = f"accuracy {value:.2f} % [{low:.2f}, {high:.2f}] without them"
-    share = 100 * account["leaked"] / account["test_images"]
-    return (
-        f"{account['leaked']} of {account['test_images']} test images ({share:.1f} %) are training "
-        f"images, too, pixel for pixel: {after}, {100 * account['accuracy']['value']:.2f} % with "
-        "them. --leaks drop leaves them out of training."
-    )
+    with_them = f"{100 * account['accuracy']['value']:.2f} % with them"
+    return f"{count_of_leaks(account)}: {after}, {with_them}. {DROP_LEAKS}"
+
+
+def count_of_leaks(account: Mapping[str, Any]) -> str:
+    """Say how many test images leaked, with no full stop."""
+    leaked, tested = account["leaked"], account["test_images"]
+    are = "is an exact copy of a training image"
+    if leaked > 1:
+        are = "are exact copies of training images"
+    relabelled = account.get("relabelled", 0)
+    clash = f", {relabelled} of them under another label" * bool(relabelled)
+    return f"{leaked} of {tested} test images ({100 * leaked / tested:.1f} %) {are}{clash}"
 
 
 def _digests(store: FeatureStore) -> NDArray[np.void]:
     digests = store.digests
     assert digests is not None  # asked for only where the pixels are known
     return digests
+
+
+def _relabelled(rows: RowSet, others: RowSet) -> NDArray[np.bool_]:
+    """Return which rows show an image that is among others, but never with the row's label."""
+    here, there = _digests(rows.store)[rows.rows], _digests(others.store)[others.rows]
+    known = np.unique(np.concatenate([here, there]), return_inverse=True)[1]
+    images = known * (1 + max(rows.labels.max(initial=0), others.labels.max(initial=0)))
+    same = np.isin(images[: len(here)] + rows.labels, images[len(here) :] + others.labels)
+    return np.isin(known[: len(here)], known[len(here) :]) & ~same
 
 
 def _repeats(parts: Sequence[RowSet]) -> tuple[int, int]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
+_FEW_VALUES = 3  # that a title names
 _DAMAGED = (
     OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError,
     struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, AttributeError,
@@ -382,8 +383,8 @@ def find_results(
     if not names and len(made_by) > 1:
         counts = ", ".join(f"{count} of {name}" for name, count in sorted(made_by.items()))
         note(
-            f"all results of the workspace together: {counts}; those of a recipe alone: featpipe "
-            "run RECIPE --only compare; the latest of some names: featpipe compare svm knn"
+            f"using all {len(found)} results in the workspace ({counts}); for one recipe alone: "
+            "featpipe run RECIPE --only compare; for the latest of some: featpipe compare svm knn"
         )
     if not found:
         known = sorted({r.dataset["name"] for r in results})
@@ -452,10 +453,20 @@ def settings_of(result: Result) -> dict[str, Any]:
     return settings
 
 
+def _in_words(value: Any) -> str:
+    """Return a setting for a title; of many values the first and the last."""
+    if isinstance(value, list | tuple):
+        ends = value if len(value) <= _FEW_VALUES else [value[0], "…", value[-1]]
+        return " ".join(map(_in_words, ends)) if "…" in ends else ", ".join(map(_in_words, ends))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def unique_titles(
     results: Sequence[Result], rows: Sequence[dict[str, Any]], shown: Sequence[str] = ()
 ) -> list[str]:
-    """Return titles made different by what differs: features, protocol, settings, else the name.
+    """Return titles made different by what differs: features, protocol, settings, images, day.
+
+    What differs in none of these gets its name.
 
     ``rows`` describe the results: ``method``, ``features``, ``protocol``, ``name``. Rows that
     differ in what is ``shown`` beside the titles may have the same title.
@@ -469,8 +480,13 @@ def unique_titles(
     for key in dict.fromkeys(key for each in settings for key in each):
         values = [each.get(key) for each in settings]
         usual = [known.get(key) for known in defaults]
-        texts = ["" if v in (None, u) else f"{key} {v}" for v, u in zip(values, usual, strict=True)]
+        texts = [
+            "" if v in (None, u) else f"{key.replace('_', ' ')} {_in_words(v)}"
+            for v, u in zip(values, usual, strict=True)
+        ]
         facts.setdefault(key, texts)
+    facts["images"] = [f"{row['n_test']} test images" if "n_test" in row else "" for row in rows]
+    facts["created"] = [getattr(result, "created", "")[:10] for result in results]
     facts["name"] = [row["name"] for row in rows]
     titles = [str(row["method"]) for row in rows]
     beside = [tuple(row[fact] for fact in shown) for row in rows]

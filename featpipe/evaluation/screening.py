@@ -151,14 +151,17 @@ class Screening:
             return split
         if self.leaks == "fail":
             names = [split.train.ids[row] for row in np.flatnonzero(leaked)[:5]]
+            one = leaked.sum() == 1
+            are = "image is also a test image" if one else "images are also test images"
             raise FitError(
-                f"{split.name}: {leaked.sum()} training images are test images, too.",
+                f"{split.name}: {leaked.sum()} training {are}.",
                 where=split.train.store.path,
                 got=", ".join(names),
                 next_step="remove them, or leave them out of training: --leaks drop",
             )
         self.notes.append(
-            f"{split.name}: {leaked.sum()} training images that are test images, too, were dropped."
+            f"{split.name}: training images that are also test images were left out of training "
+            f"({leaked.sum()})."
         )
         return replace(split, train=replace(split.train, rows=split.train.rows[~leaked]))
 

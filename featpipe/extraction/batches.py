@@ -170,7 +170,7 @@ def read_batches(
                         error.details.setdefault("next", SKIP_HINT)
                         raise
                     got = error.details.get("got")  # without the path: the store holds the id
-                    reason = f"{error.what} ({got})" if got else error.what
+                    reason = f"{error.what.rstrip('.')} ({got})" if got else error.what
                     skipped[row] = " ".join(reason.split())
                 except (FeatpipeError, MemoryError):
                     raise

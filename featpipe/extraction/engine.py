@@ -174,7 +174,7 @@ def extract_source(
         batch_size = options.batch_size or embedder.batch_size
         first = writer.rows
         if first:
-            progress.note(f"continues: {first} of {len(source)} images were embedded before")
+            progress.note(f"resuming: {first} of {len(source)} images already embedded")
         looks: dict[int, dict[str, Any]] = {}  # of the rows that were read and not yet written
 
         def read_and_look(row: int, side: int | None) -> NDArray[np.uint8]:
@@ -292,5 +292,5 @@ def _refuse_skipped(ids: Sequence[str], skipped: Mapping[int, str]) -> None:
     """Raise ImageError if rows were skipped by an earlier run that was allowed to."""
     if skipped:
         row = min(skipped)
-        what = f"{len(skipped)} of {len(ids)} images could not be read."
+        what = f"{len(skipped)} of {len(ids)} images cannot be read."
         raise ImageError(what, where=ids[row], got=skipped[row], next_step=SKIP_HINT)

@@ -241,6 +241,10 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
         remove_leftovers(folder)
     hashes = FileHashes(context.workspace.hashes)
     existing = None if step.force else assemble.complete_result(path, model.parent, hashes)
+    if existing is not None and step.leaks == "fail":
+        leaks = existing.extra.get("leaks")
+        if leaks is None or leaks["leaked"]:  # splitting the rows says what leaks, and fails
+            existing = None
     if existing is None:
         result, status = _train_and_test(data, path, model), "done"
     else:
@@ -249,7 +253,8 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
         checkpoint.unlink(missing_ok=True)
     left_out = result.extra.get("left_out", 0)
     if left_out:
-        context.progress.note(f"warning: {left_out} unreadable images are left out")
+        images = "images were" if left_out > 1 else "image was"
+        context.progress.note(f"warning: {left_out} unreadable {images} left out")
     outcome = assemble.outcome_of(result, status)
     return replace(outcome, exit_code=LEFT_OUT if step.strict and left_out else 0)
 

@@ -1,7 +1,8 @@
 """Any scikit-learn classifier, named by its import path.
 
 Its parameters are JSON-like, so a result records what was trained. A parameter that is itself an
-estimator is written as ``{"estimator": PATH, "set": {PARAMETER: VALUE}}``.
+estimator is written as ``{"estimator": PATH, "set": {PARAMETER: VALUE}}``, a dict whose keys are no
+strings as ``{"pairs": [[KEY, VALUE], …]}``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -74,7 +76,9 @@ class AnyClassifier(Probe):
         from sklearn.base import is_classifier  # noqa: PLC0415 - a step is planned without it
 
         made = _build(self.classifier, self.set, trust=self.trust)
-        lacking = [name for name in ("fit", "predict", "get_params") if not hasattr(made, name)]
+        # Of some (StackingClassifier) predict is there only once they are fitted: asked of the class.
+        needed = ("fit", "predict", "get_params")
+        lacking = [name for name in needed if not inspect.getattr_static(made, name, None)]
         if lacking or not is_classifier(made):
             why = f"it has no {lacking[0]}()" if lacking else "it is another estimator"
             near = did_you_mean(self.classifier, _known_paths())
@@ -183,23 +187,30 @@ def describe(estimator: Any) -> dict[str, Any]:
 def _encoded(value: Any, where: str) -> Any:
     if hasattr(value, "get_params") and not isinstance(value, type):
         return describe(value)
+    if type(value).__module__ == "numpy":
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return [_encoded(item, where) for item in value]
-    value = value.item() if type(value).__module__ == "numpy" and not value.shape else value
+    if isinstance(value, Mapping):  # with keys that JSON does not have, such as class_weight's
+        pairs = [[_encoded(key, where), _encoded(item, where)] for key, item in value.items()]
+        return dict(pairs) if all(isinstance(key, str) for key, _ in pairs) else {"pairs": pairs}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UsageError(
         "A parameter cannot be stored with the result.",
         where=where,
-        expected="a number, a string, an estimator, or a list of these",
+        expected="a number, a string, an estimator, or a list or dict of these",
         got=repr(value)[:80],
     )
 
 
 def _decoded(value: Any, *, trust: bool) -> Any:
     """Return what a JSON-like parameter means."""
-    if isinstance(value, Mapping) and "estimator" in value and value.keys() <= {"estimator", "set"}:
-        return _build(str(value["estimator"]), value.get("set") or {}, trust=trust)
+    if isinstance(value, Mapping):
+        if isinstance(path := value.get("estimator"), str) and value.keys() <= {"estimator", "set"}:
+            return _build(path, value.get("set") or {}, trust=trust)
+        pairs = value["pairs"] if value.keys() == {"pairs"} else value.items()
+        return {key: _decoded(item, trust=trust) for key, item in pairs}
     return [_decoded(item, trust=trust) for item in value] if isinstance(value, list) else value
 
 
@@ -223,11 +234,13 @@ def _find(path: str, *, trust: bool) -> type:
     """Import the class of an estimator: a public one of scikit-learn, or one that is trusted."""
     module, _, name = path.rpartition(".")
     if not trust and (not path.startswith("sklearn.") or "._" in path):
-        near = did_you_mean(path, _known_paths())
+        advice = "add --trust if you trust the package: importing it runs its code"
+        if path.startswith("sklearn.") or not find_spec(path.partition(".")[0]):
+            advice = did_you_mean(path, _known_paths()) or advice
         raise UsageError(
             f"{path!r} is not a public scikit-learn class.",
             expected=f"an import path such as {_EXAMPLE}",
-            next_step=near or "add --trust if you trust the package: importing it runs its code",
+            next_step=advice,
         )
     try:
         found = getattr(importlib.import_module(module), name)

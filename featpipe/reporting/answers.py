@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from featpipe.evaluation.leaks import DROP_LEAKS, count_of_leaks
 from featpipe.evaluation.protocol import GROUPED
-from featpipe.reporting.data import Group, GroupImages, Method
+from featpipe.reporting.data import Group, Method
+from featpipe.reporting.images import GroupImages
 from featpipe.reporting.sections import count, duration, percent, points
+from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import TIED, contamination_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
@@ -49,8 +52,7 @@ def warnings(group: Group, images: GroupImages) -> list[str]:
     """Return what a reader must know before relying on a group's numbers, the worst first."""
     best, digits = group.methods[0], group.digits
     tested = np.bincount(group.true, minlength=len(group.classes))
-    found = [f"{note} --leaks drop leaves them out of training." for note in leaks(group, 1)]
-    found += contamination_notes(method.result for method in group.methods)
+    found = contamination_notes(method.result for method in group.methods)
     notes = [note for method in group.methods for note in method.result.notes]
     found += dict.fromkeys(note for note in notes if note.startswith(GROUPED))
     found += filter(None, [images.doubt])
@@ -68,34 +70,45 @@ def warnings(group: Group, images: GroupImages) -> list[str]:
     return found
 
 
-def leaks(group: Group, most: int) -> list[str]:
-    """Say how many test images are training images, too, and the accuracy without them.
+def alarms(group: Group, suspects: Suspects) -> list[str]:
+    """Return what a reader must know before any number: that test images are in training."""
+    found = [f"{note} {DROP_LEAKS}" for note in leaks(group)]
+    if suspects.audit is not None and suspects.path is not None:
+        near = suspects.audit["summary"]["duplicates"]["across"]["near"]
+        are = "image is nearly the same as a training image"
+        if near > 1:
+            are = "images are nearly the same as training images"
+        listed = f"data/audits/{suspects.path.with_suffix('.csv').name}"
+        text = f"{near} test {are}: --drop {listed} leaves the training images out."
+        found += [text] * bool(near)
+    return found
 
-    Methods are named where they differ in these images; of ``most`` of them, the best ones, the
-    accuracy is given.
+
+def leaks(group: Group) -> list[str]:
+    """Say how many test images are training images, too, and the best accuracy without them.
+
+    Methods are named where they differ in these images.
     """
     leaky: dict[tuple[int, int], list[Method]] = {}
     trained = [method for method in group.methods if method.result.extra.get("leaks")]
     for method in trained:
         account = method.result.extra["leaks"]
         leaky.setdefault((account["leaked"], account["test_images"]), []).append(method)
-    said = []
-    for (leaked, tested), methods in sorted(leaky.items(), key=lambda item: -item[0][0]):
+    said, digits = [], group.digits
+    for (leaked, _), methods in sorted(leaky.items(), key=lambda item: -item[0][0]):
         if not leaked:
             continue
-        of = f"{leaked} of {tested} test images ({percent(leaked / tested, 1)} %)"
-        names = f" of {names_of(methods)}" * (len(methods) < len(trained))
-        text = f"{of} are training images{names}, too, pixel for pixel. "
-        without = []
-        for method in methods[:most]:
-            account = method.result.extra["leaks"]
-            if (left := account["accuracy_without"]) is not None:
-                limits = f"{percent(left['low'])} – {percent(left['high'])}"
-                before = percent(account["accuracy"]["value"])
-                value = f"{percent(left['value'])} % ({limits}) instead of {before} %"
-                without.append(f"{method.title} {value}")
-        none = "Without them no test image is left: the accuracy is not that on new images."
-        said.append(text + (f"Accuracy without them: {'; '.join(without)}." if without else none))
+        account = methods[0].result.extra["leaks"]
+        whose = f"For {names_of(methods)}, " * (len(methods) < len(trained))
+        text = f"{whose}{count_of_leaks(account)}. "
+        if (left := account["accuracy_without"]) is None:
+            text += "Without them no test image is left: the accuracy is not that on new images."
+        else:
+            limits = f"{percent(left['low'], digits)} to {percent(left['high'], digits)}"
+            before = percent(account["accuracy"]["value"], digits)
+            value = f"{percent(left['value'], digits)} % ({limits}) instead of {before} %"
+            text += f"Without them, {methods[0].title} has {value}."
+        said.append(text)
     return said
 
 
@@ -111,7 +124,8 @@ def _which(group: Group, margin: float) -> tuple[str, str]:
     tied = [method for method in group.methods if method.ties_with(first)]
     headline = f"{first.title} has the highest accuracy: {accuracy}."
     if len(tied) > 1:
-        headline = f"{names_of(tied)} tie at {accuracy}."
+        more = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
+        headline = f"{names_of(tied, more)} tie at {accuracy}."
     worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
     if len(worse) == len(others):
         return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
@@ -194,7 +208,7 @@ def _failures(group: Group) -> str:
     tested, right = matrix.sum(axis=1), matrix.diagonal()
     errors = matrix.copy()
     np.fill_diagonal(errors, 0)
-    if not errors.any():
+    if not (wrong := errors.sum()):
         return "No test image is misclassified."
     true, answered = np.unravel_index(errors.argmax(), errors.shape)
     of = f"{count(errors[true, answered])} of {count(tested[true])}"
@@ -203,7 +217,13 @@ def _failures(group: Group) -> str:
     recall = np.where(tested > 0, right / np.maximum(tested, 1), 1.0)
     hardest = f"{method.columns[recall.argmin()]}, {percent(recall.min(), 1)}\u00a0% right"
     confused = f"{method.columns[true]} taken for {method.columns[answered]} ({of})"
-    return f"Most confused: {confused}. Hardest class: {hardest}."
+    text = f"Most confused: {confused}. Hardest class: {hardest}."
+    if wrong == 1:
+        text = f"Only error: {confused}."
+    elif errors.max() == 1:
+        text = f"{wrong} errors, no two of them alike. Hardest class: {hardest}."
+    tied = sum(other.ties_with(method) for other in group.methods) > 1
+    return f"{method.title}: {text[0].lower()}{text[1:]}" if tied else text
 
 
 def _of(methods: Sequence[Method], verdict: str) -> list[Method]:

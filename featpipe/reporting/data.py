@@ -1,21 +1,16 @@
-"""What a page shows: results with their predictions, and the images they were tested on."""
+"""What a page shows: results with their predictions, grouped by the rows they were tested on."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import count, groupby
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from featpipe.datasets import split_spec
 from featpipe.datasets.dataset import SourceRequest
@@ -25,15 +20,14 @@ from featpipe.evaluation.leaks import note_of_leaks, note_of_repeats
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.protocol import CHOSEN, GROUPED
 from featpipe.evaluation.result import PredictionTable, Result, unique_titles
+from featpipe.reporting.images import GroupImages, ThumbnailSheet
 from featpipe.reporting.names import class_names
 from featpipe.reporting.step import Report
+from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import Context
-from featpipe.store import FeatureStore
 
-THUMBNAIL = 96  # pixels of the longer side
 FINE = 1000  # test images from which one of them is at most a tenth of a point
-LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
 
 
 # -- methods and groups of methods ---------------------------------------------------------------
@@ -238,106 +232,6 @@ def _labels(groups: Sequence[Sequence[dict[str, Any]]], datasets: list[str]) -> 
     return next(labels for labels in (datasets, sizes, numbers) if len({*labels}) == len(labels))
 
 
-# -- images --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """One embedded image."""
-
-    name: str
-    width: int
-    height: int
-    uri: str
-
-    @property
-    def tiny(self) -> bool:
-        """Whether it is enlarged without smoothing."""
-        return max(self.width, self.height) <= LOSSLESS
-
-
-class ThumbnailSheet(dict[str, Thumbnail]):
-    """Thumbnails by what they show; each is embedded once, however often it is shown."""
-
-    def add(self, key: str, image: NDArray[np.uint8]) -> Thumbnail:
-        """Embed an image of shape (height, width, 3), unless it has been."""
-        if key not in self:
-            picture = Image.fromarray(image)
-            picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2)
-            self[key] = Thumbnail(f"i{len(self)}", *picture.size, data_uri(picture))
-        return self[key]
-
-
-def data_uri(picture: Image.Image, quality: int = 80) -> str:
-    """Return an image as a WebP data URI; small ones lossless.
-
-    WebP, because 96 × 96 photographs took 2.3 KB each and 3.2 KB as JPEG of the same quality.
-    """
-    stream, exact = io.BytesIO(), max(picture.size) <= LOSSLESS
-    picture.save(stream, "WEBP", lossless=exact, quality=quality, method=2)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
-
-
-class GroupImages:
-    """The test images of a group of methods, found again by id.
-
-    ``missing`` says why there are no images at all, ``doubt`` why they may not be those that were
-    tested; both are None where nothing is wrong.
-    """
-
-    def __init__(self, group: Group, data: ReportData) -> None:
-        self.missing: str | None = None
-        self.doubt: str | None = None
-        self._sheet = data.sheet
-        self._rows: dict[str, int] = {}
-        result = group.methods[0].result
-        tested = result.dataset["test"]
-        self._name = f"{tested['fingerprint']}/{tested['split']}"
-        try:
-            self._source = source = data.source(result.stores[-1:], tested["split"])
-        except (FeatpipeError, OSError) as error:
-            self.missing = str(error).splitlines()[0]
-            return
-        classes = np.array(result.dataset["classes"], dtype=object)[group.true]
-        tested_as = dict(zip(group.ids.tolist(), classes, strict=True))
-        for row, (image_id, label) in enumerate(zip(source.ids, source.labels, strict=True)):
-            # One whose class differs is another image.
-            if label >= 0 and tested_as.get(image_id) == source.classes[label]:
-                self._rows[image_id] = row
-        if not self._rows:
-            self.missing = "the dataset holds no images with these ids and classes."
-        elif source.fingerprint != tested["fingerprint"]:
-            self.doubt = (
-                "The dataset on disk differs from the one that was tested (another fingerprint): "
-                "images are found by id and class, and may not be those that were tested."
-            )
-
-    def thumbnail(self, image_id: str) -> Thumbnail | None:
-        """Return the thumbnail of a test image, or None where it cannot be read."""
-        image = self.read(image_id)
-        return None if image is None else self._sheet.add(f"{self._name}/{image_id}", image)
-
-    def read(self, image_id: str) -> NDArray[np.uint8] | None:
-        """Return the pixels of a test image, or None where it cannot be read."""
-        with suppress(FeatpipeError, OSError):
-            if image_id in self._rows:
-                return self._source.read(self._rows[image_id])
-        return None
-
-
-def find_store(method: Method, known: dict[str, Any], root: Path) -> FeatureStore:
-    """Return the very store that a result names; a missing or another one is an error."""
-    parents = [] if method.result.path is None else method.result.path.parents
-    candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise FeatpipeError("its feature store was deleted or moved")
-    store = FeatureStore(found)
-    if store.fingerprint != known["fingerprint"]:
-        raise FeatpipeError("its feature store was replaced by one of other features")
-    return store
-
-
 # -- everything ----------------------------------------------------------------------------------
 
 
@@ -352,6 +246,7 @@ class ReportData:
     sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
     sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)
     found: dict[Group, GroupImages] = field(default_factory=dict)
+    audited: dict[Group, Suspects] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -378,6 +273,8 @@ class ReportData:
         for spec in datasets:
             _, argument, kind = split_spec(spec)
             names.append(report.dataset_name or (kind.stem(argument) if kind else spec))
+        context = context or Context()
+        note = cache(context.progress.note)  # each once
         groups: list[Group] = []
         number = count(1)
         for rows, name, label in zip(grouped, names, _labels(grouped, names), strict=True):
@@ -390,14 +287,14 @@ class ReportData:
                     row,
                     f"method-{next(number)}",
                     title,
-                    class_names(result, report.data),
+                    class_names(result, report.data, note),
                 )
                 for result, row, title in zip(mine.values(), rows, titles, strict=True)
             ]
             # Where a is of the group and there is a test, b is of the group, too.
             pairs = [p for p in comparison.pairs if p["reason"] is None and p["a"] in mine]
             groups.append(Group(rows[0]["dataset"], methods, pairs, label, name))
-        return cls(comparison, groups, report, context or Context())
+        return cls(comparison, groups, report, context)
 
     @property
     def methods(self) -> list[Method]:
@@ -423,6 +320,12 @@ class ReportData:
         if group not in self.found:
             self.found[group] = GroupImages(group, self)
         return self.found[group]
+
+    def suspects(self, group: Group) -> Suspects:
+        """Return what an audit found of the test images of a group."""
+        if group not in self.audited:
+            self.audited[group] = Suspects.of(group, self.context.workspace)
+        return self.audited[group]
 
     def source(self, stores: Sequence[dict[str, Any]], split: str) -> ImageSource:
         """Return the images that the first of some stores was made of; each is opened once."""

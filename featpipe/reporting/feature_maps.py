@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
-from featpipe.reporting.data import LOSSLESS, Group, Method, ReportData, data_uri, find_store
+from featpipe.reporting.data import Group, Method, ReportData
+from featpipe.reporting.images import LOSSLESS, data_uri, find_store
 from featpipe.reporting.sections import SECTIONS, Chart, Content, Missing, Section, percent, render
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
@@ -50,8 +51,8 @@ class FeatureMaps(Section):
                         drawn.setdefault((known["fingerprint"], known["layer"]), (group, method))
         for (_, layer), (group, method) in list(drawn.items())[:MAX_MAPS]:
             title = f"{method.row['features']} {layer}{group.suffix}"
-            if alike := sum(part.title.startswith(title) for part in maps):
-                title += f" ({alike + 1})"
+            if any(part.title == title for part in maps):  # as another extraction prepared them
+                title += f", as used by {method.title}"
             try:
                 root = data.context.workspace.root
                 store = find_store(method, method.result.stores[-1], root)

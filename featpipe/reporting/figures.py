@@ -90,8 +90,8 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
         f"Accuracy{group.suffix}",
         {"kind": "intervals", "x": x, "entries": entries},
         f"Dot: accuracy on {group.methods[0].row['n_test']} test images. Line: 95 % interval over "
-        f"test images ({', '.join(ways)}). Overlapping intervals decide nothing: the differences "
-        "do.",
+        f"test images ({', '.join(ways)}). Whether two intervals overlap says little about "
+        "their difference: see the paired tests.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,14 +12,8 @@ from scipy.stats import mode
 
 from featpipe.files import open_regular
 from featpipe.finetuning.explain import read_explanations
-from featpipe.reporting.data import (
-    Group,
-    GroupImages,
-    Method,
-    ReportData,
-    Thumbnail,
-    ThumbnailSheet,
-)
+from featpipe.reporting.data import Group, Method, ReportData
+from featpipe.reporting.images import GroupImages, Thumbnail, ThumbnailSheet
 from featpipe.reporting.sections import SECTIONS, Content, Section, percent, render
 
 _PAIRS = 6  # confused pairs shown of each method
@@ -52,7 +47,9 @@ class Failures(Section):
             images = data.images(group)
             methods = [failures(method, images, data.sheet, limit) for method in group.methods]
             part: dict[str, Any] = {"group": group, "images": images, "methods": methods}
-            part["always_wrong"] = always_wrong(group, images, limit)
+            above = shown_ids(methods[0])
+            part["always_wrong"], part["above"] = always_wrong(group, images, limit, above)
+            part["several_models"] = not all(method.answers_once for method in group.methods)
             part["disagreements"] = disagreements(group, images, limit)
             groups.append(part)
 
@@ -85,9 +82,9 @@ def failures(
             item = _item(method, row_of[key], images)
             shown.append(replace(item, thumbnail=seen, overlay=overlays[key]))
         explained += [(title, shown)] if shown else []
-    confused = confused_pairs(method, images, limit)
-    lists = [pair["shown"] for pair in confused] + [shown for _, shown in explained]
-    already = {item.id for items in lists for item in items}
+    above = {item.id for _, shown in explained for item in shown}
+    confused = confused_pairs(method, images, limit, above)
+    already = above | {item.id for pair in confused for item in pair["shown"]}
     others = [row for row in method.wrong if str(method.table.ids[row]) not in already]
     return {
         "method": method,
@@ -98,8 +95,20 @@ def failures(
     }
 
 
-def confused_pairs(method: Method, images: GroupImages, limit: int) -> list[dict[str, Any]]:
-    """Return the pairs of classes taken for each other most often, in one direction each."""
+def shown_ids(failed: dict[str, Any]) -> set[str]:
+    """Return the ids of the images in the galleries of one method."""
+    lists = [shown for _, shown in failed["explanations"]]
+    lists += [pair["shown"] for pair in failed["confused"]] + [failed["errors"]]
+    return {item.id for items in lists for item in items}
+
+
+def confused_pairs(
+    method: Method, images: GroupImages, limit: int, above: Set[str] = frozenset()
+) -> list[dict[str, Any]]:
+    """Return the pairs of classes taken for each other most often, in one direction each.
+
+    Images that are shown ``above`` are counted only.
+    """
     matrix = np.array(method.metrics["confusion"])
     errors, wrong = matrix.copy(), method.wrong
     np.fill_diagonal(errors, 0)
@@ -108,32 +117,38 @@ def confused_pairs(method: Method, images: GroupImages, limit: int) -> list[dict
         true, answer = np.unravel_index(cell, errors.shape)
         if errors[true, answer]:
             alike = (method.table.true[wrong] == true) & (method.predicted[wrong] == answer)
-            rows = wrong[alike][: min(_PER_PAIR, limit)]
+            rows = [row for row in wrong[alike] if str(method.table.ids[row]) not in above]
             pairs.append(
                 {
                     "true": method.columns[true],
                     "answer": method.columns[answer],
                     "count": errors[true, answer],
                     "share": errors[true, answer] / matrix[true].sum(),
-                    "shown": [_item(method, row, images) for row in rows],
+                    "above": int(alike.sum()) - len(rows),
+                    "shown": [_item(method, row, images) for row in rows[: min(_PER_PAIR, limit)]],
                 }
             )
     return pairs
 
 
-def always_wrong(group: Group, images: GroupImages, limit: int) -> tuple[int, list[GalleryItem]]:
-    """Return how many images no model of any method gets right, and some of them.
+def always_wrong(
+    group: Group, images: GroupImages, limit: int, above: Set[str] = frozenset()
+) -> tuple[tuple[int, list[GalleryItem]], int]:
+    """Return how many images no model of any method gets right, some of them, and how many of all.
 
-    First those on whose wrong class most methods agree.
+    First those on whose wrong class most methods agree; not those that are shown ``above``, which
+    are counted.
     """
     rows = np.flatnonzero((group.share_right == 0).all(axis=0))
     answers, votes = mode(group.predicted[:, rows], axis=0)
     items, of = [], len(group.methods)
-    for place in np.argsort(-votes, kind="stable")[:limit]:
+    order = np.argsort(-votes, kind="stable")
+    new = [place for place in order if str(group.ids[rows[place]]) not in above]
+    for place in new[:limit]:
         n, answer = votes[place], group.columns[answers[place]]
         agree = f"all {of} methods agree" if n == of else f"{n} of {of} methods agree"
         items.append(_group_item(group, rows[place], answer, images, agree))
-    return len(rows), items
+    return (len(rows), items), len(rows) - len(new)
 
 
 def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[str, Any]]:
@@ -149,7 +164,8 @@ def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[st
             shown = [_group_item(group, r, columns[predicted[r]], images) for r in rows[:each]]
             title = group.methods[winner].title
             sides.append({"winner": title, "count": len(rows), "shown": shown})
-        parts.append({"rival": method.title, "sides": sides})
+        if any(side["count"] for side in sides):
+            parts.append({"rival": method.title, "sides": sides})
     return parts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from featpipe.datasets import split_spec
@@ -13,11 +14,16 @@ from featpipe.evaluation.result import Result
 from featpipe.files import read_regular
 from featpipe.labelmap.mapping import SourceClasses
 
+_NAMED = 5
 FILE = "class_names.csv"  # in the folder of the images, or beside what holds them
 
 
-def class_names(result: Result, data: Path | None) -> dict[str, str]:
+def class_names(
+    result: Result, data: Path | None, note: Callable[[str], None] = lambda _: None
+) -> dict[str, str]:
     """Return class → what the page calls it, unique; identities and keys know nothing of it.
+
+    ``note`` is told of names for classes that do not exist.
 
     Raises
     ------
@@ -30,9 +36,12 @@ def class_names(result: Result, data: Path | None) -> dict[str, str]:
     if source := run.get("source"):
         _, argument, kind = split_spec(SourceRequest.from_dict(source).moved(data).dataset)
         if kind and (place := Path(argument)).is_absolute():
-            known |= next(
-                (_read(p) for p in (place / FILE, place.parent / FILE) if p.is_file()), {}
-            )
+            files = [p for p in (place / FILE, place.parent / FILE) if p.is_file()]
+            given = _read(files[0]) if files else {}
+            if unknown := sorted(given.keys() - {*result.dataset["classes"]}):
+                some = ", ".join(unknown[:_NAMED]) + " …" * (len(unknown) > _NAMED)
+                note(f"{files[0]} names classes that the results do not have: {some}")
+            known |= given
     called = {name: known.get(name, name) for name in result.dataset["classes"]}
     counts = Counter(called.values())
     return {name: f"{new} ({name})" if counts[new] > 1 else new for name, new in called.items()}

@@ -131,8 +131,10 @@ def p_value(value: float | None) -> str:
 
 def duration(value: float | None) -> str:
     """Return a duration of so many seconds in the unit that people would say it in."""
-    if not value:
-        return MISSING if value is None else "0\u00a0s"
+    if value is None:
+        return MISSING
+    if value < 5e-5:
+        return "0\u00a0s"
     for unit, factor, least in (("h", 3600, 5400), ("min", 60, 90), ("s", 1, 0.1), ("ms", 1e-3, 0)):
         if value >= least:
             return f"{value / factor:.{0 if value >= 10 * factor else 1}f}\u00a0{unit}"

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from featpipe.errors import FeatpipeError
-from featpipe.reporting.answers import answers, names_of, warnings
-from featpipe.reporting.data import Group, GroupImages, Method, ReportData, find_store
-from featpipe.reporting.data_quality import near_leaks
+from featpipe.reporting.answers import alarms, answers, names_of, warnings
+from featpipe.reporting.data import Group, Method, ReportData
 from featpipe.reporting.figures import (
     accuracy_chart,
     cost_chart,
@@ -21,13 +20,17 @@ from featpipe.reporting.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.reporting.sections import SECTIONS, Content, Section, count, render
+from featpipe.reporting.images import GroupImages, find_store
+from featpipe.reporting.sections import SECTIONS, Content, Section, count, duration, render
+from featpipe.reporting.suspects import Suspects, who_is_best
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
 _SAMPLES = 12  # images on the card of a dataset
+_TIMES = ("extract", "search", "fit", "predict")  # what makes up the total
+_LEAST_TIME = 0.005  # share of the total, below which a part is not worth naming
 
 
 class Comparison(Section):
@@ -46,8 +49,11 @@ class Comparison(Section):
             "comparison.html.j2",
             group=group,
             answers=answers(group, data.comparison.margin),
-            warnings=[*near_leaks(group, data), *warnings(group, images)],
+            alarms=alarms(group, data.suspects(group)),
+            warnings=warnings(group, images),
+            suspected=suspected(data.suspects(group)),
             matrix=matrix(group),
+            parts_of_time=parts_of_time,
             card=dataset_card(group, images, data),
             published=published,
             charts=[
@@ -64,6 +70,18 @@ class Comparison(Section):
             looks=dict.fromkeys(LEADING, "best") | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
         )
         return Content(html)
+
+
+def suspected(suspects: Suspects) -> dict[str, Any] | None:
+    """Return accuracies without suspected images, a row for each method; None without suspects."""
+    frame = suspects.accuracies()
+    if frame.empty:
+        return None
+    return {
+        "kinds": list(dict.fromkeys(frame["without"])),
+        "rows": [(name, rows.to_dict("records")) for name, rows in frame.groupby("method")],
+        "best": who_is_best(frame),
+    }
 
 
 def matrix(group: Group) -> dict[str, Any] | None:
@@ -94,7 +112,10 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
             left_out |= {store.ids[row]: why for row, why in store.skipped.items()}
     known = [record["manifest"]["dataset"] for _, record in records.values()]
     tested = np.bincount(group.true, minlength=len(group.classes))
-    rows = np.unique(group.true, return_index=True)[1][:_SAMPLES]
+    order = np.argsort(group.true, kind="stable")
+    place = np.arange(len(order)) - np.searchsorted(group.true[order], group.true[order])
+    each = max(1, _SAMPLES // max(1, len(np.unique(group.true))))  # of a class
+    rows = order[place < each][:_SAMPLES]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
         "splits": {dataset["split"]: dataset["images"] for dataset in known},
@@ -105,6 +126,18 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
+
+
+def parts_of_time(row: dict[str, Any]) -> list[str]:
+    """Say what the time of a method went into, the parts that matter."""
+    spent = {name: row.get(f"{name}_seconds") or 0.0 for name in _TIMES}
+    least = _LEAST_TIME * sum(spent.values())
+    words = {"extract": "extraction", "predict": "prediction"}
+    return [
+        f"{words.get(name, name)} {duration(seconds)}"
+        for name, seconds in spent.items()
+        if seconds > least
+    ]
 
 
 def trained_on(group: Group) -> str:

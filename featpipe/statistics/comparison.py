@@ -14,6 +14,7 @@ import pandas as pd
 
 from featpipe import fingerprint
 from featpipe.errors import UsageError
+from featpipe.evaluation.leaks import note_of_leaks
 from featpipe.evaluation.result import Result, as_results, find_results, unique_titles
 from featpipe.notebook import html_table
 from featpipe.statistics.intervals import wilson
@@ -139,7 +140,12 @@ def compare(
     else:  # rows asked for by name are shown with the results whatever dataset they are about
         named = [row for name in published for row in find_published(name)]
         reference = [_published_row(row, datasets[0]) for row in named]
-    notes = [*scope_notes(pairs), *_apart_notes(rows, tested), *contamination_notes(results)]
+    notes = [
+        *_leak_notes(results, title_of),
+        *scope_notes(pairs),
+        *_apart_notes(rows, tested),
+        *contamination_notes(results),
+    ]
     return Comparison(rows, pairs, reference, notes, margin)
 
 
@@ -175,7 +181,7 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
     tested = [pair for pair in pairs if pair["models"]]
     untested = [pair["reason_methods"] for pair in tested if not pair["methods"]]
     some = f", for {len(untested)} of {len(tested)} pairs" * (len(untested) < len(tested))
-    note = "Whether the order would be the same after training on other images was not tested"
+    note = "Whether other training images would give the same order was not tested"
     reasons = "; ".join(dict.fromkeys(untested))
     return [f"{note}{some}: {reasons}."] * bool(untested) + [SELECTION] * bool(tested)
 
@@ -207,6 +213,12 @@ def _apart_notes(
     return notes
 
 
+def _leak_notes(results: Iterable[Result], titles: Mapping[str, str]) -> list[str]:
+    """Return what leaks into the test images of each result."""
+    said = ((titles[result.name], note_of_leaks(result.extra.get("leaks"))) for result in results)
+    return [f"{title}: {note}" for title, note in said if note]
+
+
 def contamination_notes(results: Iterable[Result]) -> list[str]:
     """Return what results say of backbones that may have seen their test images, each once."""
     said = (result.extra.get("contamination") for result in results)
@@ -218,6 +230,8 @@ def _row(result: Result, group: str) -> dict[str, Any]:
     spread = result.summary["spread"].get("accuracy") or {}
     methods = result.summary.get("accuracy_methods") or {}
     backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
+    leaks = result.extra.get("leaks") or {}
+    left_over = leaks.get("accuracy_without") or {}
     trained = result.protocol["training"]
     headline = result.splits if trained is None else [result.splits[i] for i in trained["splits"]]
     # What was chosen, each with the number of models it won.
@@ -252,6 +266,8 @@ def _row(result: Result, group: str) -> dict[str, Any]:
         },
         **{name: result.cost.get(name) for name in _COSTS},
         "chosen": next(iter(chosen)) if len(chosen) == 1 else counted,
+        "leaked": leaks.get("leaked"),  # test images that are copies of training images
+        **{f"without_leaks_{name}": left_over.get(name) for name in ("value", "low", "high")},
         "converged": all(split.get("converged", True) for split in headline),
         "seed": result.settings.get("seed"),
         "group": group,
@@ -286,6 +302,7 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
     every = [*comparison.rows, *comparison.published]
     several = len({row["dataset"] for row in every}) > 1
+    leaky = any(row.get("leaked") for row in every)
     return [
         {
             "method": row["method"],
@@ -295,6 +312,7 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "n": row["n_test"] or "",
             "accuracy %": percent(row["accuracy"]),
             "95 % interval": "–".join(filter(None, (percent(row["low"]), percent(row["high"])))),
+            **({"without copies %": percent(row.get("without_leaks_value"))} if leaky else {}),
             "± sd": percent(row.get("sd")),
             "balanced %": percent(row.get("balanced_accuracy")),
             "macro f1 %": percent(row.get("macro_f1")),

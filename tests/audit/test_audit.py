@@ -77,7 +77,10 @@ def test_clean_data_has_no_duplicates(tmp_path):
     summary = Audit([store], jobs=1).summary
     assert summary["duplicates"]["clusters"] == 0
     assert summary["duplicates"]["divided_by_folds"] is None
-    assert not any(count for kind, count in summary["odd"].items())
+    odd = dict(summary["odd"])
+    assert odd.pop("far from all others", 0) <= 1  # one image of any hundred may be
+    assert not odd
+    assert summary["coverage"] == {"few": [], "clustered": [], "imbalance": []}
 
 
 def test_pairs_that_folds_divide_are_counted(tmp_path):
@@ -194,16 +197,48 @@ def test_copies_in_another_split_are_no_duplicates_within_one(tmp_path):
     assert "Identical images with different labels: 3." in said
 
 
-def test_doubts_of_a_poor_probe_are_called_so(tmp_path):
-    def said(apart):
+def test_what_a_poor_probe_contradicts_bounds_the_share(tmp_path):
+    def share(apart):
         features = vectors(150, 0, apart=apart)
         store = seen(
             tmp_path / f"{apart}.h5", list(pictures(150, 32)), arrays={"avgpool": features}, dims=40
         )
-        return " ".join(sentences(Audit([store], jobs=1).summary))
+        return Audit([store], jobs=1).summary["labels"]["share"]
 
-    assert "many of its doubts are its own mistakes" in said(0)
-    assert "own mistakes" not in said(4)
+    poor, good = share(0), share(4)
+    assert poor["low"] == 0 < 0.5 < poor["high"]
+    assert good["low"] == good["value"] == 0 < good["high"] < 0.05
+
+
+@pytest.mark.parametrize("copies", [0, 150])
+def test_images_of_another_kind_are_far_from_all_others_whatever_repeats(tmp_path, copies):
+    rng = np.random.default_rng(0)
+    images, features = list(pictures(200 + copies, 32)), vectors(200 + copies, 0)
+    for row in range(copies):
+        images[200 + row], features[200 + row] = images[row % 3], features[row % 3]
+    strange = [11, 12, 50]
+    features[strange] = rng.normal(size=(3, 40)) * 9
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40)
+    found = Audit([store], jobs=1).findings
+    far = found[found.issue == "far from all others"]
+    assert {f"train/{row}.png" for row in strange} <= {*far.id}
+    assert len(far) <= 5
+    assert far.score.is_monotonic_decreasing
+
+
+def test_coverage_tells_few_copied_and_unequal_classes(tmp_path):
+    labels = np.repeat([0, 1, 2], [150, 40, 10])
+    images, features = list(pictures(200, 32)), vectors(200, 0)
+    for row in range(160, 190):  # of the second class
+        images[row] = images[150 + row % 5]
+    store = seen(tmp_path / "a.h5", images, labels, arrays={"avgpool": features}, dims=40)
+    summary = Audit([store], jobs=1).summary
+    bee = {"label": "bee", "images": 40, "different": 10}
+    cat = {"label": "cat", "images": 10, "different": 10}
+    ant = {"label": "ant", "images": 150, "different": 150}
+    assert summary["coverage"] == {"few": [bee, cat], "clustered": [bee], "imbalance": [cat, ant]}
+    said = " ".join(sentences(summary, {"bee": "honey bee"}))
+    assert "Classes that are mostly copies of a few images: honey bee (40 images, 10 diff" in said
 
 
 def test_a_burst_of_the_same_scene_is_one_cluster(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from featpipe.audit import labels
-from featpipe.audit.labels import doubts, out_of_sample, pairs
+from featpipe.audit.labels import by_class, doubts, out_of_sample, pairs
 from featpipe.errors import FitError
 
 
@@ -25,12 +25,33 @@ def noisy(share, n=600, classes=3, seed=0):
 def test_the_share_of_wrong_labels_is_estimated(share, classes):
     X, y, wrong = noisy(share, classes=classes)
     found = doubts(*_arguments(X, y))
-    assert found.share["value"] == pytest.approx(wrong.mean(), abs=0.04)
+    estimated = found.share()
+    assert estimated["value"] == pytest.approx(wrong.mean(), abs=0.04)
+    assert estimated["low"] <= wrong.mean() <= estimated["high"]
+    by_name = {one["label"]: one for one in by_class(found, y, "abcdef")}
+    for k in range(classes):
+        one = by_name["abcdef"[k]]
+        assert one["images"] == (y == k).sum()
+        assert one["low"] <= wrong[y == k].mean() <= one["high"]
+        assert one["value"] == one["doubted"] / one["images"]
     if share:
         assert roc_auc_score(wrong, 1 - found.confidence) > 0.95
         (most, *_) = pairs(found, y, [f"c{k}" for k in range(classes)])
         assert most["likely"] != most["label"]
         assert sum(p["images"] for p in pairs(found, y, "abcdef")) == (found.better >= 0).sum()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("apart", [0.0, 0.3, 1.0, 3.0])
+def test_the_bounds_hold_where_the_probe_errs(apart, share):
+    rng = np.random.default_rng(1)
+    right = np.arange(2000) % 4
+    X = rng.normal(size=(4, 20))[right] * apart + rng.normal(size=(2000, 20))
+    wrong = rng.random(2000) < share
+    y = np.where(wrong, (right + rng.integers(1, 4, 2000)) % 4, right)
+    found = doubts(*_arguments(X.astype(np.float32), y)).share()
+    assert found["low"] <= found["value"] <= found["high"]
+    assert found["low"] <= wrong.mean() <= found["high"]
 
 
 def _arguments(X, y):
@@ -86,7 +107,7 @@ def test_classes_need_not_be_numbered_without_gaps():
     X, y, wrong = noisy(0.1)
     found = doubts(*_arguments(X, y * 3 + 2))
     assert set(found.better[found.better >= 0]) <= {2, 5, 8}
-    assert found.share["value"] == pytest.approx(wrong.mean(), abs=0.03)
+    assert found.share()["value"] == pytest.approx(wrong.mean(), abs=0.03)
 
 
 def test_too_few_groups_of_a_class_are_an_error():

@@ -216,8 +216,8 @@ def test_of_several_calls_the_last_output_counts(resnet18: Backbone) -> None:
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        ([(96, 96)], "the whole image, as all images have one size that is not larger"),
-        ([(300, 400), None], "the centre crop of the weights"),
+        ([(96, 96)], "the whole image, since all have the same size, no larger"),
+        ([(300, 400), None], "the centre crop that the weights expect"),
     ],
 )
 def test_what_fit_auto_means_is_said_where_it_means_something(

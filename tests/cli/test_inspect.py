@@ -216,7 +216,7 @@ steps:
     for title, page in (("k nearest", True), ("Nearest class mean", False)):
         assert (title in Path("reports/own.html").read_text()) is page
     ended = run("compare")
-    assert "all results of the workspace together: 1 of mine, 1 of single commands" in ended.err
+    assert "using all 2 results in the workspace (1 of mine, 1 of single commands)" in ended.err
     assert "Nearest class mean" in ended.out
     assert "together" not in run("compare knn centroid").err
 

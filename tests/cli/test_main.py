@@ -335,7 +335,9 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 def test_extract_says_done_and_then_up_to_date(run: Any, extract: str) -> None:
     first, second = run(extract), run(extract)
     assert (first.code, second.code, second.err) == (0, 0, "")
-    assert first.err.startswith("cifar_resnet20 runs in torch: images of 32 pixels")
+    assert first.err.startswith(
+        "cifar_resnet20: using the torch runtime (for images of 32 pixels, conv"
+    )
     assert len(first.err.splitlines()) == 1
     assert first.out.startswith("done\nfolder:photos all: 12 images, ")
     assert "images/s" in first.out
@@ -409,9 +411,9 @@ def test_skipped_images_are_a_warning_and_under_strict_an_exit_code(run: Any, ex
     assert "--on-error skip" in failed.err
     skipped = run(f"{extract} --on-error skip")
     assert skipped.code == 0
-    assert "2 unreadable ones left out" in skipped.out
+    assert "(2 unreadable images left out)" in skipped.out
     assert "skipped bee/1.png" in skipped.err
-    assert "warning: 2 unreadable images are left out" in skipped.err
+    assert "warning: 2 unreadable images were left out" in skipped.err
     assert run(f"{extract} --on-error skip --strict").code == 3
     assert run(f"{extract} --on-error skip --strict --layer layer2").code == 3
 

@@ -230,7 +230,7 @@ def test_an_unchanged_folder_is_not_read_again(tree, options, listener, let_file
 
 def test_a_split_without_labels_is_no_class(tree, options):
     spec = tree("train/cat/1.png", "train/dog/2.png", "test/3.png", "test/4.png")
-    with pytest.raises(DataError, match="The split 'test' has no class folders") as caught:
+    with pytest.raises(DataError, match="The split 'test' has no subfolders for classes") as caught:
         splits_of(spec, options)
     assert "featpipe predict" in str(caught.value)
 

@@ -345,7 +345,7 @@ def test_progress_advances_with_every_split(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "used", "note"),
     [
-        ("auto", "split", "Protocol chosen automatically: split, since there is a test split"),
+        ("auto", "split", "Protocol chosen automatically: split, because there is a test split"),
         ("split", "split", None),
         ("kfold:3", "kfold:3", None),
     ],
@@ -363,7 +363,7 @@ def test_the_protocol_that_was_used_is_named(workspace, asked, used, note):
 def test_without_test_rows_the_automatic_protocol_is_a_holdout(tmp_path):
     result = evaluate(Centroid(), sealed(tmp_path / "s.h5", noise=4.0))
     assert result.protocol["name"] == "holdout:0.2"
-    assert "holdout:0.2, since there is no test split" in result.notes[0]
+    assert "holdout:0.2, because there is no test split" in result.notes[0]
 
 
 METHODS = [Svm(), Logistic(), Knn(), Centroid(), Zeroshot()]

@@ -38,7 +38,8 @@ def test_leaks_are_told_with_the_accuracy_without_them(tmp_path, leaky):
     kept = [i for i, name in enumerate(table.ids) if int(name[5:-4]) >= 10]
     expected = np.mean(table.correct[np.isin(table.row, kept)])
     assert account["accuracy_without"]["value"] == pytest.approx(expected)
-    assert result.notes[0].startswith("10 of 30 test images (33.3 %) are training images, too")
+    assert result.notes[0].startswith("10 of 30 test images (33.3 %) are exact copies of training")
+    assert account["relabelled"] == 0
 
 
 def test_the_terminal_warns_of_the_leaks_of_each_result(tmp_path, leaky):
@@ -56,7 +57,19 @@ def test_without_leaks_nothing_is_said(tmp_path, leaky):
     test = seen(tmp_path / "other.h5", images, split="test")
     result = evaluated(Centroid(), tmp_path, leaky[0], test)
     assert result.extra["leaks"]["leaked"] == 0
-    assert not any("training images, too" in note for note in result.notes)
+    assert not any("exact cop" in note for note in result.notes)
+
+
+def test_leaks_with_another_label_are_counted(tmp_path, leaky):
+    train, _ = leaky
+    images = list(pictures(90, 16))
+    more = seen(tmp_path / "more.h5", [images[0], images[1], *images[60:80]], split="test")
+    assert set(more.labels[:2]) == {0, 1}
+    wrong = seen(tmp_path / "wrong.h5", [images[1], images[0], *images[60:80]], split="test")
+    for test, relabelled in ((more, 0), (wrong, 2)):
+        result = evaluated(Centroid(), tmp_path, train, test)
+        assert result.extra["leaks"]["relabelled"] == relabelled
+        assert ("2 of them under another label" in result.notes[0]) == (relabelled == 2)
 
 
 def test_images_that_repeat_within_a_split_are_counted(tmp_path):
@@ -66,7 +79,7 @@ def test_images_that_repeat_within_a_split_are_counted(tmp_path):
     result = evaluated(Centroid(), tmp_path, seen(tmp_path / "a.h5", images, noise=6.0))
     account = result.extra["leaks"]
     assert (account["repeated"], account["conflicting"]) == (3, 1)
-    text = "3 images repeat another of their split, 1 of them with another label"
+    text = "3 images are exact copies of another in the same split, 1 of them with another label"
     assert any(note.startswith(text) for note in result.notes)
 
 

@@ -436,7 +436,7 @@ def test_skip_says_so_everywhere(extract: Any, broken: Path, extract_whole: np.n
     outcome = extract(dataset=f"folder:{broken}", on_error="skip")
     store = only_store(outcome)
     assert outcome.exit_code == 0
-    assert "2 unreadable ones left out" in outcome.message
+    assert "(2 unreadable images left out)" in outcome.message
     assert outcome.facts["stores"][0]["skipped"] == ["bee/2.png", "cät/0.png"]
     assert {store.ids[row] for row in store.skipped} == {"bee/2.png", "cät/0.png"}
     assert all(str(broken) not in reason for reason in store.skipped.values())
@@ -548,7 +548,7 @@ def test_ctrl_c_and_again_gives_the_same_features(weights: Path, tmp_path: Path,
     )
     kept = at // 4 * 4
     notes = [event.message for event in events if event.event == "note"]
-    assert notes == [f"continues: {kept} of 30 images were embedded before"] * (kept > 0)
+    assert notes == [f"resuming: {kept} of 30 images already embedded"] * (kept > 0)
     shown = [event for event in events if event.event != "note"]
     assert (shown[0].done, shown[0].total, shown[-1].done) == (kept, 30, 30)
     np.testing.assert_array_equal(store.features(), whole.features())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from featpipe.errors import ImageError
+from featpipe.errors import FitError, ImageError
 from featpipe.evaluation.result import Result
 from featpipe.finetuning.rows import Prefix, PreparedImages
 from featpipe.finetuning.run import FinetuneData, run_finetune
@@ -108,6 +108,18 @@ def test_an_image_that_cannot_be_read_may_be_left_out(make_step, context, tmp_pa
     assert step.replace(on_error="skip", strict=True).run(context).exit_code == 3
     with pytest.raises(ImageError, match="1 of 12 images"):
         step.replace(force=True).run(context)
+
+
+def test_leaks_are_refused_also_where_the_result_is_there(finetune, make_step, tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (30, 32, 32, 3)).astype(np.uint8)
+    images[29] = images[0]
+    split = np.where(np.arange(30) < 21, "train", "test")
+    path = tmp_path / "leaky.npz"
+    np.savez(path, images=images, labels=np.arange(30) % 3, classes=list("abc"), split=split)
+    dataset = f"npz:{path}"
+    finetune(dataset=dataset, epochs=1)
+    with pytest.raises(FitError, match="1 training image is also a test image"):
+        finetune(dataset=dataset, epochs=1, leaks="fail")
 
 
 @pytest.mark.parametrize("refit", [False, True])

@@ -211,7 +211,7 @@ def test_options_that_cannot_be_right_are_refused_at_once(make_step, options, me
         ({"augment": "cutout:99"}, "too much for images"),
         ({"classes": "red"}, "at least two classes"),
         ({"weights": "none", "unfreeze": "layer3"}, "untrained"),
-        ({"device": "cuda:7"}, "is not there"),
+        ({"device": "cuda:7"}, "No CUDA device 7 was found"),
     ],
 )
 def test_what_does_not_fit_network_or_images_is_refused(make_step, context, options, message):

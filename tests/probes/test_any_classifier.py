@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
@@ -12,10 +13,12 @@ from sklearn.ensemble import (
     RandomForestClassifier,
 )
 from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils import all_estimators
 
 from featpipe.api import evaluate, report
 from featpipe.cli import main
@@ -76,6 +79,66 @@ def test_estimators_within_an_estimator_are_described_and_built_again(tmp_path, 
     trained = load_model(tmp_path / "data" / "models" / result.files["model"]).estimator[-1]
     assert trained[0].n_components == 4
     assert [tree.max_depth for tree in trained[1].estimators_] == [3] * 5
+
+
+BASE = DecisionTreeClassifier(max_depth=3)
+ARGUMENTS = {  # of classifiers that cannot be made without them
+    "ClassifierChain": (BASE,),
+    "FixedThresholdClassifier": (BASE,),
+    "MultiOutputClassifier": (BASE,),
+    "OneVsOneClassifier": (BASE,),
+    "OneVsRestClassifier": (BASE,),
+    "OutputCodeClassifier": (BASE,),
+    "SelfTrainingClassifier": (BASE,),
+    "StackingClassifier": ([("tree", BASE), ("bayes", GaussianNB())],),
+    "TunedThresholdClassifierCV": (BASE,),
+    "VotingClassifier": ([("tree", BASE), ("bayes", GaussianNB())],),
+}
+REFUSED = {  # what scikit-learn says of this data or this task
+    "CategoricalNB": "Negative values",
+    "ClassifierChain": "y",
+    "ComplementNB": "Negative values",
+    "FixedThresholdClassifier": "binary",
+    "MultiOutputClassifier": "y",
+    "MultinomialNB": "Negative values",
+    "TunedThresholdClassifierCV": "binary",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param(*found, id=found[0]) for found in all_estimators("classifier")]
+)
+def test_every_classifier_of_scikit_learn_is_a_probe(name, kind, tmp_path, stores):
+    step = AnyClassifier.from_mapping(
+        {
+            "classifier": (described := describe(kind(*ARGUMENTS.get(name, ()))))["estimator"],
+            "set": described["set"],
+            "scale": "length" if name == "RadiusNeighborsClassifier" else "standard",
+        }
+    )
+    if name in REFUSED:
+        with pytest.raises(FitError, match=REFUSED[name]):
+            evaluated(step, tmp_path, *stores)
+    else:
+        result = evaluated(step, tmp_path, *stores)
+        assert result.protocol["n_test"] == len(stores[1])
+        assert 0 < result.summary["accuracy"]["value"] <= 1
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        GridSearchCV(SVC(), {"C": np.logspace(-1, 1, 3), "kernel": ["linear", "rbf"]}, cv=2),
+        RandomForestClassifier(5, class_weight={0: 1, 1: 5, 2: 1.5}),
+        GridSearchCV(
+            make_pipeline(PCA(3), BASE), [{"pca": [PCA(2), None]}, {"pca__n_components": [3]}], cv=2
+        ),
+    ],
+)
+def test_parameters_may_be_mappings(tmp_path, stores, estimator):
+    assert json.loads(json.dumps(describe(estimator))) == describe(estimator)
+    result = evaluate(estimator, *stores, workspace=tmp_path)
+    assert result.summary["accuracy"]["value"] > 0.4
 
 
 def test_the_seed_decides_and_the_number_of_jobs_does_not(stores, tmp_path):
@@ -154,6 +217,7 @@ def test_a_model_that_skops_does_not_trust_is_not_saved_and_says_why(tmp_path, s
         ({"classifier": "RandomForestClassifier"}, UsageError, FOREST),
         ({"classifier": "sklearn.ensemble._forest.RandomForestClassifier"}, UsageError, "public"),
         ({"classifier": "os.path.join"}, UsageError, "--trust"),
+        ({"classifier": "numpy.random.RandomForestClassifier"}, UsageError, "--trust"),
         ({"classifier": "sklearn.utils.Bunch"}, UsageError, "not an estimator"),
         ({"classifier": "sklearn.preprocessing.StandardScaler"}, UsageError, r"no predict\(\)"),
         ({"classifier": "sklearn.linear_model.LinearRegression"}, UsageError, "another estimator"),

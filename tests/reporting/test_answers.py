@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featpipe.reporting.answers import answers, warnings
+from featpipe.reporting.answers import alarms, answers, warnings
 from featpipe.reporting.data import Group, Method
+from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import QUESTIONS, TIED
 from featpipe.statistics.paired_tests import Answers
 from featpipe.statistics.two_way import TrainingSets
@@ -163,9 +164,11 @@ def test_warnings_name_what_would_mislead() -> None:
     account = {"leaked": 4, "test_images": 400, "accuracy": {"value": 0.95}}
     poor.methods[1:] = [copy.copy(poor.methods[0])]
     poor.methods[0].result.extra["leaks"] = {**account, "accuracy_without": None}
-    assert warnings(poor, images)[0].startswith("4 of 400 test images (1.0 %) are training images")
+    (alarm,) = alarms(poor, Suspects(poor))
+    assert alarm.startswith("4 of 400 test images (1.0 %) are exact copies of training images. ")
+    assert "no test image is left" in alarm
     better = group(right(380))
     better.methods[0].row["low"] = 0.9
-    assert warnings(better, images) == []
+    assert warnings(better, images) == alarms(better, Suspects(better)) == []
     few = group(right(8, of=10))
     assert any("cat and dog: 5 test images each; per-class" in one for one in warnings(few, images))

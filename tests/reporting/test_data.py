@@ -17,7 +17,8 @@ from featpipe.errors import ResultError
 from featpipe.evaluation.assemble import save_result
 from featpipe.evaluation.result import PredictionTable, Result, settings_of, unique_titles
 from featpipe.probes.nearest_mean import Centroid
-from featpipe.reporting.data import ReportData, ThumbnailSheet
+from featpipe.reporting.data import ReportData
+from featpipe.reporting.images import ThumbnailSheet
 from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.workspace import Workspace

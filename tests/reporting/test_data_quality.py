@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from featpipe.audit.record import audit_of, audit_stores
@@ -13,9 +14,10 @@ from featpipe.fingerprint import sealed_json, unsealed
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.reporting.data import ReportData
-from featpipe.reporting.data_quality import DataQuality, without_suspects
+from featpipe.reporting.data_quality import DataQuality
 from featpipe.reporting.page import build_report
 from featpipe.reporting.step import Report
+from featpipe.reporting.suspects import Suspects, who_is_best
 from tests.audit.test_audit import vectors
 from tests.evaluation.methods import context, evaluate
 from tests.images import pictures
@@ -46,22 +48,23 @@ def leaky(tmp_path):
 def test_leaks_are_on_the_page_without_an_audit(leaky):
     where, _, results = leaky
     html = DataQuality().content(ReportData.load(results, Report(), where)).html
-    assert "5 of 30 test images (16.7 %) are training images, too" in html
+    assert "5 of 30 test images (16.7 %) are exact copies of training images" in html
     assert "featpipe audit --dataset toy" in html
 
 
 def test_leaks_are_told_once_and_methods_named_only_if_they_differ(leaky, tmp_path):
     where, _, results = leaky
     text = Page(build_report(results, tmp_path / "same", Report(), where)).text
-    first, _, rest = text.partition("All methods")
-    assert first.count("5 of 30 test images (16.7 %) are training images, too") == 1
-    assert "Accuracy without them: " in first
+    first, _, rest = text.partition("How sure?")
+    said = "5 of 30 test images (16.7 %) are exact copies of training images"
+    assert first.count(said) == 1, "before any number"
     assert "--leaks drop leaves them out" in first
-    assert rest.count("are training images, too") == 1, "in The data, with every method"
-    assert all(title in rest.partition("Accuracy without them")[2] for title in titles(results))
+    assert rest.count(said) == 1, "in The data"
+    drawer = rest.partition("Accuracy without suspected images")[2]
+    assert all(title in drawer for title in titles(results))
     results[0].extra["leaks"] |= {"leaked": 7}
     text = Page(build_report(results, tmp_path / "other", Report(), where)).text
-    assert f"7 of 30 test images (23.3 %) are training images of {results[0].title}, too" in text
+    assert f"For {results[0].title}, 7 of 30 test images (23.3 %) are exact copies of" in text
     results[0].extra["leaks"] = None
     html = DataQuality().content(ReportData.load(results, Report(), where)).html
     assert "could not be checked" in html
@@ -74,7 +77,7 @@ def test_repeats_are_told_once_and_notes_of_a_method_are_its_own(leaky, tmp_path
         result.extra["leaks"] |= {"repeated": 2, "conflicting": 0}
         result.notes += [note_of_repeats(result.extra["leaks"]), mine]
     text = Page(build_report(results, tmp_path / "r", Report(), where)).text
-    assert text.count("2 images repeat another of their split") == 1
+    assert text.count("2 images are exact copies of another in the same split") == 1
     assert text.count(mine) == len(results)
 
 
@@ -95,19 +98,35 @@ def test_an_audit_of_the_same_images_is_shown(leaky, tmp_path):
 
 def test_accuracies_without_the_suspects(leaky):
     where, stores, results = leaky
-    path = audit_stores(AuditStep(), stores, where).paths[0]
-    from featpipe.audit.record import load_findings
+    exact = Suspects.of(ReportData.load(results, Report(), where).groups[0], where.workspace)
+    assert {*exact.accuracies().images} == {30, 25}, "identical images are known without an audit"
+    audit_stores(AuditStep(), stores, where)
+    data = ReportData.load(results, Report(), where)
+    (group,) = data.groups
+    frame = data.suspects(group).accuracies()
+    for method in group.methods:
+        rows = frame[frame.method == method.title].set_index("without")
+        kept = ~np.isin(method.table.ids, [f"test/{i}.png" for i in (0, 1, 2, 3, 4, 6)])
+        expected = method.table.correct[kept[method.table.row]].mean()
+        assert rows.accuracy["copies of training images"] == pytest.approx(expected)
+        assert rows.images[["", "copies of training images"]].tolist() == [30, 24]
+        assert rows.accuracy[""] == pytest.approx(method.row["accuracy"])
+        assert (rows.low <= rows.accuracy).all()
+        assert (rows.accuracy <= rows.high).all()
+    page = build_report(results, where.workspace.root / "page", Report(), where)
+    written = pd.read_csv(page.parent / "page-tables" / "without_suspects.csv")
+    assert len(written) == len(frame)
+    assert (page.parent / "page-tables" / "audit_labels.csv").is_file()
 
-    findings = load_findings(path)
-    (group,) = ReportData.load(results, Report(), where).groups
-    for row in without_suspects(group, findings, "test"):
-        table = row["method"].table
-        kept = ~np.isin(table.ids, [f"test/{i}.png" for i in (0, 1, 2, 3, 4, 6)])
-        expected = table.correct[kept[table.row]].mean()
-        images, accuracies = zip(*row["kinds"].values(), strict=True)
-        assert accuracies[1]["value"] == pytest.approx(expected)
-        assert images[:2] == (30, 24)
-        assert images[3] <= images[2] <= 30
+
+def test_whether_the_order_depends_on_suspects_is_said():
+    frame = pd.DataFrame(
+        [("A", "", 0.9), ("B", "", 0.8), ("A", "copies", 0.7), ("B", "copies", 0.75)],
+        columns=["method", "without", "accuracy"],
+    )
+    assert who_is_best(frame) == "The highest accuracy with all images: A; without copies, it is B."
+    assert "does not change" in who_is_best(frame.assign(accuracy=[0.9, 0.8, 0.7, 0.6]))
+    assert who_is_best(frame[frame.method == "A"]) == ""
 
 
 def test_everything_is_escaped(tmp_path):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from featpipe.errors import FeatpipeError
 from featpipe.evaluation.result import Result
-from featpipe.reporting.data import Method, ReportData, find_store
+from featpipe.reporting.data import Method, ReportData
 from featpipe.reporting.feature_maps import FeatureMaps, nearest, project, sprite
+from featpipe.reporting.images import find_store
 from featpipe.reporting.sections import Chart, Missing
 from featpipe.workspace import IMAGE_LAYER
 from tests.reporting.conftest import Made, Page

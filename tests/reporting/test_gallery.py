@@ -14,8 +14,9 @@ from PIL import Image
 
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import sealed_json
-from featpipe.reporting.data import Group, GroupImages, ThumbnailSheet
+from featpipe.reporting.data import Group
 from featpipe.reporting.gallery import always_wrong, as_seen, confused_pairs, disagreements
+from featpipe.reporting.images import GroupImages, ThumbnailSheet
 from tests.reporting.conftest import Made, Page
 
 

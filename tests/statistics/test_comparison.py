@@ -155,8 +155,7 @@ def test_folds_answer_for_the_methods_too(tmp_path):
     assert pair["methods"]["method"] == "t test over 4 training sets × 200 rows"
     assert pair["methods"]["p_value"] > pair["models"]["p_value"]
     assert comparison.notes[0].startswith(
-        "Whether the order would be the same after training on other images was not tested, "
-        "for 2 of 3 pairs: "
+        "Whether other training images would give the same order was not tested, for 2 of 3 pairs: "
     )
     flat = comparison.pair_table()
     assert flat["methods_verdict"].tolist()[0] == "better"
@@ -209,6 +208,20 @@ def test_only_a_table_of_several_datasets_has_a_column_of_them(three, tmp_path):
     assert "dataset" not in display_rows(compare(three))[0]
     rows = display_rows(compare([*three, other]))
     assert {row["dataset"] for row in rows} == {"toy", "zoo"}
+
+
+def test_leaks_are_in_the_table_and_its_notes(tmp_path):
+    clean = result_of(tmp_path, "a", pattern(100, range(5)))
+    leaky = result_of(tmp_path, "b", pattern(100, range(9)))
+    assert "without copies %" not in display_rows(compare([clean, leaky]))[0]
+    interval = {"low": 0.8, "high": 0.95}
+    account = {"test_images": 100, "leaked": 20, "accuracy": {"value": 0.91, **interval}}
+    leaky.extra["leaks"] = account | {"accuracy_without": {"value": 0.8875, **interval}}
+    comparison = compare([clean, leaky])
+    assert comparison.notes[0].startswith("Method b: 20 of 100 test images (20.0 %) are exact cop")
+    shown = {row["method"]: row["without copies %"] for row in display_rows(comparison)}
+    assert (shown["Method a"], shown["Method b"]) == ("", "88.75")
+    assert comparison.table().set_index("method").leaked["Method b"] == 20
 
 
 def test_part_of_the_test_rows_is_other_test_rows(tmp_path):
@@ -332,7 +345,7 @@ def test_the_command_says_each_test_in_words(workspace):
     assert "test images would decide it" in said[1]
     assert said[2].startswith("Method c (toynet), 100 test images:\n  these models: better: +35.00")
     assert outcome.message.count("McNemar exact") == 3
-    assert "after training on other images was not tested: one training set" in said[2]
+    assert "would give the same order was not tested: one training set" in said[2]
     assert "--protocol folds or kfold:5 would answer it" in said[2]
     assert SELECTION in said[2]
     assert outcome.paths == (workspace / "t.md",)

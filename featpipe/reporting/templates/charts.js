@@ -96,7 +96,8 @@ function drawLegend(figure, lines, groups, hidden) {
     const button = make("button", {
       type: "button", class: groups[index].getAttribute("class").replace("series", "key"),
       "aria-pressed": String(!hidden.has(one.name)),
-    }, make("span", { class: "swatch" }), one.name, ...(one.value ? [make("b", {}, one.value)] : []));
+    }, shape("svg", { class: "swatch", viewBox: "0 0 30 4", "aria-hidden": "true" },
+      shape("line", { x1: 0, x2: 30, y1: 2, y2: 2 })), one.name, ...(one.value ? [make("b", {}, one.value)] : []));
     button.addEventListener("click", () => {
       const off = groups[index].classList.toggle("off");
       button.setAttribute("aria-pressed", String(!off));
@@ -221,18 +222,19 @@ function drawScatter(figure, spec) {
   const x = scale(choice.x, choice.points.map((point) => point.x), box.left, box.right);
   const y = scale(spec.y, choice.points.flatMap((point) => [point.low, point.high]), box.bottom, box.top);
   drawAxes(canvas, x, y, box);
-  const marks = choice.points.map((point) => [x(point.x), y(point.y)]);
+  const marks = choice.points.map((point) =>
+    ({ cx: x(point.x), cy: y(point.y), top: y(point.high), bottom: y(point.low) }));
   const named = choice.points.map((point) => point.label);
   let labels = placed(named, marks, box);
-  const numbered = !labels; // where not every name has room, numbers are shown in the place of all of them
-  labels ??= placed(named.map((_, i) => String(i + 1)), marks, box, true);
+  const numbered = !labels; // where not every name has room, the points are numbered
+  labels ??= numberedDiscs(marks, box);
   figure.querySelector(".legend").replaceChildren(...(numbered
     ? named.map((name, i) => make("span", { class: "key" }, make("b", {}, String(i + 1)), name)) : []));
   const targets = choice.points.map((point, index) => {
-    const [cx, cy] = marks[index];
+    const { cx, cy, top, bottom } = marks[index];
     const group = shape("g", { class: `cost${index === 0 ? " best" : ""}` },
-      shape("line", { x1: cx, x2: cx, y1: y(point.low), y2: y(point.high), class: "range" }),
-      shape("circle", { cx, cy, r: 5.5, class: "value" }), ...labels[index]);
+      shape("line", { x1: cx, x2: cx, y1: bottom, y2: top, class: "range" }),
+      shape("circle", { cx, cy, r: numbered ? 3.5 : 5.5, class: "value" }));
     canvas.append(group);
     return { x: cx, y: cy, nodes: [group], show: () => [
       line(point.label, true),
@@ -240,37 +242,57 @@ function drawScatter(figure, spec) {
       line(`${choice.x.label}: ${text(point.x, choice.x)}`),
     ] };
   });
+  labels.forEach((label, index) => { // above the lines of all points
+    canvas.append(...label);
+    targets[index].nodes.push(...label);
+  });
   watch(canvas, targets, 50);
 }
 
-// A label for every point, each where it covers no other and no point; null if one has no room,
-// unless `forced`. One that is away from its point has a line to it.
-function placed(names, marks, box, forced = false) {
-  const taken = marks.map(([cx, cy]) => ({ left: cx - 7, right: cx + 7, top: cy - 7, bottom: cy + 7 }));
+function overlap(a, b) {
+  return a.right >= b.left && a.left <= b.right && a.bottom >= b.top && a.top <= b.bottom;
+}
+
+// A name beside every point, where it covers no other name, point or interval; null if one has no room.
+function placed(names, marks, box) {
+  const taken = marks.flatMap(({ cx, cy, top, bottom }) => [
+    { left: cx - 7, right: cx + 7, top: cy - 7, bottom: cy + 7 },
+    { left: cx - 2, right: cx + 2, top, bottom }]);
   const found = [];
   for (const [index, name] of names.entries()) {
-    const [cx, cy] = marks[index];
-    const wide = name.length * 6.8;
-    const areas = [10, 22, 36, 52].flatMap((away) =>
-      [[away, 0], [-away, 0], [away, -away], [-away, -away], [away, away], [-away, away], [0, -away - 4], [0, away + 4]]
-        .map(([dx, dy]) => {
-          const left = dx > 0 ? cx + dx : dx < 0 ? cx + dx - wide : cx - wide / 2;
-          return { left, right: left + wide, top: cy + dy - 7, bottom: cy + dy + 7, apart: away > 10 };
-        }));
-    const inside = (area) => area.left >= box.left && area.right <= box.right + 14
-      && area.top >= 14 && area.bottom <= box.bottom;
-    const free = (area) => taken.every((other) => area.right < other.left || area.left > other.right
-      || area.bottom < other.top || area.top > other.bottom);
-    const area = areas.find((one) => inside(one) && free(one)) ?? (forced ? areas[0] : null);
+    const { cx, cy } = marks[index];
+    const wide = name.length * 6.9 + 4;
+    const area = [[10, 0], [-10, 0], [10, -16], [-10, -16], [10, 16], [-10, 16]].map(([dx, dy]) => {
+      const left = dx > 0 ? cx + dx : cx + dx - wide;
+      return { left, right: left + wide, top: cy + dy - 8, bottom: cy + dy + 8 };
+    }).find((one) => one.left >= box.left && one.right <= box.right + 14 && one.top >= 14
+      && one.bottom <= box.bottom && !taken.some((other) => overlap(one, other)));
     if (!area) return null;
     taken.push(area);
-    const middle = (area.left + area.right) / 2;
-    found.push([
-      ...(area.apart ? [shape("line", { x1: cx, y1: cy, class: "leader",
-        x2: Math.min(Math.max(cx, area.left), area.right), y2: (area.top + area.bottom) / 2 })] : []),
-      shape("text", { x: middle, y: area.bottom - 3, "text-anchor": "middle", class: "point-name" }, name)]);
+    found.push([shape("text", { x: area.left + 2, y: area.bottom - 4, class: "point-name" }, name)]);
   }
   return found;
+}
+
+// A numbered disc for every point: on it, or else as near as there is room, with a line to it.
+function numberedDiscs(marks, box) {
+  const taken = [];
+  return marks.map(({ cx, cy }, index) => {
+    const places = [[cx, cy]];
+    for (let away = 14; away < 90; away += 8) {
+      for (let turn = 0; turn < 12; turn += 1) {
+        const angle = (turn * Math.PI) / 6;
+        places.push([cx + away * Math.cos(angle), cy + away * Math.sin(angle)]);
+      }
+    }
+    const [px, py] = places.find(([px, py]) => px >= box.left + 9 && px <= box.right + 9 && py >= box.top - 4
+      && py <= box.bottom - 9 && taken.every(([qx, qy]) => Math.hypot(px - qx, py - qy) > 19)) ?? places[0];
+    taken.push([px, py]);
+    return [
+      ...(px === cx && py === cy ? [] : [shape("line", { x1: cx, y1: cy, x2: px, y2: py, class: "leader" })]),
+      shape("circle", { cx: px, cy: py, r: 8.5, class: `disc${index === 0 ? " best" : ""}` }),
+      shape("text", { x: px, y: py + 4, "text-anchor": "middle", class: "disc-number" }, String(index + 1))];
+  });
 }
 
 function numbersOfScatter(spec) {
@@ -287,14 +309,23 @@ function numbersOfScatter(spec) {
 
 function drawMatrix(figure, spec) {
   const plot = figure.querySelector(".plot");
-  const side = Math.min(plot.clientWidth, 720);
+  const side = Math.min(plot.clientWidth, 820);
+  const most = Math.max(spec.classes.length, spec.columns.length);
+  const named = (side - 96) / most >= 9.5; // else names would be too small to read
+  const margin = named ? 96 : 0;
   const { canvas } = frame(plot, side, plot.dataset.title);
   canvas.setAttribute("width", side);
-  canvas.setAttribute("viewBox", `0 0 ${side} ${side}`);
-  const cell = side / Math.max(spec.classes.length, spec.columns.length);
+  canvas.setAttribute("viewBox", `${-margin} ${-margin} ${side} ${side}`);
+  const cell = (side - margin) / most;
+  const short = (name) => (name.length > 15 ? `${name.slice(0, 14)}…` : name);
+  (named ? spec.classes : []).forEach((name, i) => canvas.append(shape("text",
+    { x: -5, y: (i + 0.5) * cell + 3.5, "text-anchor": "end", class: "cell-name" }, short(name))));
+  (named ? spec.columns : []).forEach((name, i) => canvas.append(shape("text",
+    { x: 0, y: 0, transform: `translate(${(i + 0.5) * cell + 3.5} -5) rotate(-90)`, class: "cell-name" }, short(name))));
   const totals = spec.classes.map(() => 0);
   spec.cells.forEach(([row, , count]) => { totals[row] += count; });
-  canvas.append(shape("rect", { width: side, height: side, class: "ground" }));
+  canvas.append(shape("rect",
+    { width: spec.columns.length * cell, height: spec.classes.length * cell, class: "ground" }));
   const targets = spec.cells.map(([row, column, count]) => {
     const level = Math.ceil(10 * Math.sqrt(count / totals[row]));
     canvas.append(shape("rect", {
