@@ -163,7 +163,7 @@ def test_the_command_names_what_it_could_not_read(result, context, pictures, tmp
     read, unread = json.loads(capsys.readouterr().out.splitlines()[-1])["answers"]
     assert read["label"] in result.dataset["classes"]
     assert unread["label"] is None
-    assert "not an image" in unread["error"]
+    assert "not a readable image" in unread["error"]
     for options, code in (([*line, "--strict"], 3), ([*line[:2], line[3]], 1)):
         with pytest.raises(SystemExit) as ended:
             main([*options, "--workspace", str(context.workspace.root)])

@@ -57,7 +57,7 @@ def test_train_and_test_folders(context, tmp_path):
 def test_folders_within_the_classes_may_be_groups(context, tmp_path):
     draw(tmp_path / "scans", *(f"{label}/p{n}/{n}.png" for label in "ab" for n in (1, 2)))
     message = write_recipe("scans", None, "resnet18", None, context).message
-    assert "there are folders within the classes: if several images show" in message
+    assert "the classes have subfolders: if several images show" in message
     recipe = tmp_path / "scans.yaml"
     recipe.write_text(recipe.read_text().replace("# group-by: folder", "group-by: folder"))
     assert read_recipe(recipe).steps[0].variants[0].step.group_by == "folder"
@@ -67,7 +67,7 @@ def test_folders_within_the_classes_may_be_groups(context, tmp_path):
     (tmp_path / "loose.csv").write_text("path,label\n" + rows.replace(",p1", "").replace(",p2", ""))
     message = write_recipe("loose.csv", None, "resnet18", None, context).message
     assert "on the same side of every split: add a column 'group' to loose.csv" in message
-    assert "folders within" not in message
+    assert "have subfolders" not in message
 
 
 def test_two_folders_wherever_they_are(context, tmp_path):

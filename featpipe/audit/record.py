@@ -137,9 +137,9 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
     said = []
     if others:
         said.append(
-            f"Leaks: of {sum(sizes.values()) - sizes[first]} images of {' and '.join(others)}, "
-            f"{across['identical']} are identical to a training image and {across['near']} are "
-            "near-duplicates of one."
+            f"Leaks: among {sum(sizes.values()) - sizes[first]} images of {' and '.join(others)}, "
+            f"exact copies of a training image: {across['identical']}, near-duplicates of one: "
+            f"{across['near']}."
         )
     within = found["within"]
     counts = (

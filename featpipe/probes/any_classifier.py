@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any
 
 from featpipe import fingerprint
-from featpipe.errors import FitError, UnknownNameError, UsageError, did_you_mean
+from featpipe.errors import FeatpipeError, FitError, UnknownNameError, UsageError, did_you_mean
 from featpipe.probes.base import Probe
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, option
@@ -76,7 +76,7 @@ class AnyClassifier(Probe):
         from sklearn.base import is_classifier  # noqa: PLC0415 - a step is planned without it
 
         made = _build(self.classifier, self.set, trust=self.trust)
-        # Of some (StackingClassifier) predict is there only once they are fitted: asked of the class.
+        # The class is asked: some (StackingClassifier) have predict only once they are fitted.
         needed = ("fit", "predict", "get_params")
         lacking = [name for name in needed if not inspect.getattr_static(made, name, None)]
         if lacking or not is_classifier(made):
@@ -151,7 +151,9 @@ class AnyClassifier(Probe):
         """Train and test it; its own errors become errors of the step."""
         try:
             return super().answer(splits, context)
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        except FeatpipeError:
+            raise
+        except Exception as error:  # whatever a classifier may raise
             raise FitError(
                 f"{self._class_name} failed on these rows with these parameters: {error}",
                 next_step="change its parameters (--set, --grid), or --scale",

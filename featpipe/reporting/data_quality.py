@@ -19,6 +19,11 @@ from featpipe.reporting.images import Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.store import FeatureStore
 
+_HEADINGS = {
+    "identical": "Identical images",
+    "near-duplicate": "Near-duplicates",
+    "label": "Doubted labels",
+}
 _DUPLICATES = ("identical", "near-duplicate")  # shown first
 
 
@@ -61,7 +66,7 @@ class DataQuality(Section):
         accuracies = [data.suspects(group).accuracies() for group in data.groups]
         named = {"audit": tables, "audit_labels": labels, "without_suspects": accuracies}
         return Content(
-            render("audit.html.j2", parts=parts),
+            render("audit.html.j2", parts=parts, headings=_HEADINGS),
             tables={name: pd.concat(frames) for name, frames in named.items() if frames},
         )
 

@@ -24,6 +24,7 @@ from featpipe.reporting.sections import (
     Section,
     axis,
     count,
+    duration,
     line,
     lines,
     number_axis,
@@ -42,6 +43,7 @@ COSTS = {
     "parameters_trained": "parameters trained",
     "model_bytes": "model, bytes",
 }
+_SAME_COST = 1.05  # costs are called the same up to this ratio
 _UNIT = 10_000  # curve coordinates are whole ten-thousandths: half the bytes of decimals
 _FEW_LINES = 6
 _LEAST_POINTS = 3  # two points are a comparison, and that is in the table
@@ -137,13 +139,15 @@ def cost_chart(group: Group) -> Chart | Missing:
             choices.append({"x": axis(label, log=log), "points": points})
     if not choices:
         return Missing(title, "no result records what it cost")
-    # A cost that all methods share distinguishes nothing; it is shown if there is no other.
-    shown = [c for c in choices if len({point["x"] for point in c["points"]}) > 1] or choices[:1]
-    return Chart(
-        title,
-        {"kind": "scatter", "y": {**_ACCURACY, "digits": group.digits}, "choices": shown},
-        "Up and to the left is better. Vertical lines: 95 % intervals.",
-    )
+    # A cost that is nearly the same for all tells nothing; it is shown if there is no other.
+    spans = [[point["x"] for point in choice["points"]] for choice in choices]
+    told = [max(span) > _SAME_COST * min(span) for span in spans]
+    shown = [choice for choice, tells in zip(choices, told, strict=True) if tells] or choices[:1]
+    caption = "Up and to the left is better. Vertical lines: 95 % intervals."
+    if shown[0] is not choices[0] and len(spans[0]) > 1:
+        caption += f" From images to answers, all methods take about {duration(max(spans[0]))}."
+    y = {**_ACCURACY, "digits": group.digits}
+    return Chart(title, {"kind": "scatter", "y": y, "choices": shown}, caption)
 
 
 def fold_chart(group: Group) -> list[Chart]:

@@ -109,7 +109,8 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     for method, record in records.values():
         with suppress(FeatpipeError):  # a store that is gone cannot say what it left out
             store = find_store(method, record, data.context.workspace.root)
-            left_out |= {store.ids[row]: why for row, why in store.skipped.items()}
+            for row, why in store.skipped.items():  # what the decoder said in brackets is left out
+                left_out[store.ids[row]] = why[:1].lower() + why[1:].partition(" (")[0]
     known = [record["manifest"]["dataset"] for _, record in records.values()]
     tested = np.bincount(group.true, minlength=len(group.classes))
     order = np.argsort(group.true, kind="stable")

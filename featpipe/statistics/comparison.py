@@ -14,7 +14,7 @@ import pandas as pd
 
 from featpipe import fingerprint
 from featpipe.errors import UsageError
-from featpipe.evaluation.leaks import note_of_leaks
+from featpipe.evaluation.leaks import DROP_LEAKS, count_of_leaks
 from featpipe.evaluation.result import Result, as_results, find_results, unique_titles
 from featpipe.notebook import html_table
 from featpipe.statistics.intervals import wilson
@@ -214,9 +214,16 @@ def _apart_notes(
 
 
 def _leak_notes(results: Iterable[Result], titles: Mapping[str, str]) -> list[str]:
-    """Return what leaks into the test images of each result."""
-    said = ((titles[result.name], note_of_leaks(result.extra.get("leaks"))) for result in results)
-    return [f"{title}: {note}" for title, note in said if note]
+    """Return what leaks into the test images of which results."""
+    leaky: dict[str, list[str]] = {}
+    for result in results:
+        account = result.extra.get("leaks") or {}
+        if account.get("leaked"):
+            leaky.setdefault(count_of_leaks(account), []).append(titles[result.name])
+    return [
+        f"{count} ({', '.join(named)}); the accuracy without them is given, too. {DROP_LEAKS}"
+        for count, named in leaky.items()
+    ]
 
 
 def contamination_notes(results: Iterable[Result]) -> list[str]:

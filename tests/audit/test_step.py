@@ -37,7 +37,7 @@ def workspace(tmp_path):
 def test_the_findings_are_a_table_and_the_summary_is_json(workspace):
     outcome = AuditStep().run(workspace)
     path, listed = outcome.paths
-    assert "1 are identical to a training image and 0 are near-duplicates" in outcome.message
+    assert "exact copies of a training image: 1, near-duplicates of one: 0." in outcome.message
     assert load_audit(path)["summary"] == json.loads(path.read_text())["summary"]
     found = load_findings(path)
     assert found.id[found.issue == "identical"].tolist() == ["train/0.png"]

@@ -216,10 +216,18 @@ def test_every_point_of_the_cost_plot_is_named(made: Made, look: Any, width: int
     seen = look(made.page, width)
     figure = seen.drawn("scatter")
     points = figure.locator("circle.value").count()
-    assert figure.locator(".point-name").count() == points
-    named = figure.locator(".point-name").all_inner_texts()
-    if named[0] == "1":
+    names, numbers = figure.locator(".point-name").count(), figure.locator(".disc-number").count()
+    assert sorted((names, numbers)) == [0, points]
+    if numbers:
         assert figure.locator(".legend .key").count() == points
+    boxes = figure.locator(".point-name, .disc").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect())"
+        ".map((b) => [b.x, b.y, b.right, b.bottom])"
+    )
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        for other in boxes[:number]:
+            apart = right < other[0] or left > other[2] or bottom < other[1] or top > other[3]
+            assert apart, "no label covers another"
 
 
 def test_printing_opens_everything(made: Made, look: Any) -> None:

@@ -351,7 +351,7 @@ def test_postscript_is_never_run(tmp_path):
     """Pillow would hand such a file to Ghostscript."""
     path = tmp_path / "harmless.jpg"
     Image.fromarray(COLOUR).save(path, "EPS")
-    with pytest.raises(ImageError, match="not an image"):
+    with pytest.raises(ImageError, match="not a readable image"):
         read_image(path)
 
 

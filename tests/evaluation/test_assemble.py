@@ -297,7 +297,7 @@ def test_unbalanced_classes_are_said(tmp_path):
     assert "--class-weight" not in str(result_of(Svm(class_weight="balanced"), parts).notes)
     assert "--class-weight" not in str(result_of(Centroid(), parts).notes)
     balanced = result.summary["metrics"]["balanced_accuracy"]
-    assert f"balanced {balanced:.4f}" in outcome_of(result, "done").message
+    assert f"balanced {100 * balanced:.2f} %" in outcome_of(result, "done").message
 
 
 def test_balanced_classes_are_not_remarked_upon(store, tmp_path):

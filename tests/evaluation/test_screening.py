@@ -98,7 +98,7 @@ def test_dropped_leaks_do_not_train(tmp_path, leaky):
 
 
 def test_leaks_can_be_forbidden(leaky):
-    with pytest.raises(FitError, match="10 training images are test images") as error:
+    with pytest.raises(FitError, match="10 training images are also test images") as error:
         set_up(Centroid(leaks="fail"), *leaky)
     assert "--leaks drop" in str(error.value)
 

@@ -475,7 +475,7 @@ def odd(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(120)
 def test_everything_unreadable_is_skipped_or_named(extract: Any, odd: Path) -> None:
-    with pytest.raises(ImageError, match="5 of 19 images could not be read") as caught:
+    with pytest.raises(ImageError, match="5 of 19 images cannot be read") as caught:
         extract(dataset=f"folder:{odd}")
     assert caught.value.details["where"] == "ant/fifo.png"
     assert "--on-error skip" in caught.value.details["next"]
@@ -511,7 +511,7 @@ def test_what_was_skipped_is_refused_where_skipping_was_not_asked_for(
     extract: Any, broken: Path
 ) -> None:
     extract(dataset=f"folder:{broken}", on_error="skip")
-    with pytest.raises(ImageError, match="2 of 12 images could not be read") as caught:
+    with pytest.raises(ImageError, match="2 of 12 images cannot be read") as caught:
         extract(dataset=f"folder:{broken}")
     assert caught.value.details["where"] == "bee/2.png"
 

@@ -99,7 +99,7 @@ def test_an_image_that_cannot_be_read_may_be_left_out(make_step, context, tmp_pa
     path.write_bytes(b"damaged")
     options = {"dataset": f"folder:{path.parents[1]}", "batch_size": 4, "validation": 0.0}
     step = make_step(**options, epochs=1)
-    with pytest.raises(ImageError, match="not an image") as caught:
+    with pytest.raises(ImageError, match="not a readable image") as caught:
         step.run(context)
     assert "--on-error skip" in str(caught.value)
     outcome = step.replace(on_error="skip").run(context)

@@ -51,7 +51,8 @@ def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) 
 
 def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
     group, images = shown
-    count, items = always_wrong(group, images, 5)
+    (count, items), above = always_wrong(group, images, 5)
+    assert above == 0
     assert count == int((group.share_right == 0).all(axis=0).sum()) > 0
     assert len(items) == min(count, 5)
     n = len(group.methods)
@@ -59,11 +60,16 @@ def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
     votes = [n if "all" in item.remark else int(item.remark.split()[0]) for item in items]
     assert votes == sorted(votes, reverse=True)
     assert all(item.true != item.answer for item in items)
+    (again, others), above = always_wrong(group, images, 5, {items[0].id})
+    assert (again, above) == (count, 1)
+    assert items[0].id not in {item.id for item in others}
 
 
 def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, GroupImages]) -> None:
     group, images = shown
-    for rival, part in enumerate(disagreements(group, images, 8), start=1):
+    number = {method.title: rival for rival, method in enumerate(group.methods)}
+    for part in disagreements(group, images, 8):
+        rival = number[part["rival"]]
         best, other = group.share_right[0], group.share_right[rival]
         assert [side["count"] for side in part["sides"]] == [
             int(((best == 1) & (other == 0)).sum()),

@@ -49,7 +49,7 @@ def test_key_figures_are_those_the_method_has(made: Made, tmp_path: Path) -> Non
     ece = logistic.result.summary["intervals"]["ece"]
     assert f"points ({100 * ece['low']:.1f} – {100 * ece['high']:.1f})" in page.text
     f1 = logistic.result.summary["intervals"]["macro_f1"]
-    assert f"{100 * f1['low']:.1f} – {100 * f1['high']:.1f}" in page.text
+    assert f"{100 * f1['low']:.1f}–{100 * f1['high']:.1f}" in page.text
     assert "log loss" not in Page(made.again(tmp_path / "svm", made.results[:1])).text
 
 

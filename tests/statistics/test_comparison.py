@@ -218,7 +218,9 @@ def test_leaks_are_in_the_table_and_its_notes(tmp_path):
     account = {"test_images": 100, "leaked": 20, "accuracy": {"value": 0.91, **interval}}
     leaky.extra["leaks"] = account | {"accuracy_without": {"value": 0.8875, **interval}}
     comparison = compare([clean, leaky])
-    assert comparison.notes[0].startswith("Method b: 20 of 100 test images (20.0 %) are exact cop")
+    assert comparison.notes[0].startswith(
+        "20 of 100 test images (20.0 %) are exact copies of training images (Method b); "
+    )
     shown = {row["method"]: row["without copies %"] for row in display_rows(comparison)}
     assert (shown["Method a"], shown["Method b"]) == ("", "88.75")
     assert comparison.table().set_index("method").leaked["Method b"] == 20
