@@ -122,11 +122,23 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
         "splits": {dataset["split"]: dataset["images"] for dataset in known},
         "per_class": sorted({tested.min(), tested.max()}),
         "trained": trained_on(group),
-        "protocols": said_of(group, lambda method: method.row["protocol"]),
+        "protocols": said_of(group, lambda method: in_words(method.row["protocol"])),
         "why": list(dict.fromkeys(filter(None, (m.protocol_note for m in group.methods)))),
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
+
+
+def in_words(protocol: str) -> str:
+    """Say what a protocol does, with its name."""
+    kind, _, number = protocol.partition(":")
+    said = {
+        "split": "the dataset's own test images",
+        "folds": "the dataset's own folds",
+        "kfold": f"{number}-fold cross-validation",
+        "holdout": f"a random {float(number or 0):.0%} held out".replace("%", "\u00a0%"),
+    }
+    return f"{said[kind]} ({protocol})" if kind in said else protocol
 
 
 def parts_of_time(row: dict[str, Any]) -> list[str]:

@@ -169,7 +169,9 @@ def test_an_automatic_protocol_is_no_warning(made: Made, tmp_path: Path) -> None
     path = made.again(tmp_path / "r", [result])
     assert f'class="note">{note}' not in path.read_text(encoding="utf-8")
     text = Page(path).text
-    assert f"Protocol split {note}" in text.partition("All methods")[0]
+    assert (
+        f"Protocol the dataset's own test images (split) {note}" in text.partition("All methods")[0]
+    )
     assert text.count(note) == 2, "on the card, and where the page says how to reproduce it"
 
 
