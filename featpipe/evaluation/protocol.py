@@ -221,10 +221,17 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
         raise no_labels(store)
     groups, by = rows.groups, grouped_by(store)
     if groups is not None and len(np.unique(groups)) == 1:
+        if not by:
+            raise FitError(
+                "All labelled images are identical or in one cluster, which cannot both train and "
+                "test.",
+                where=store.path,
+                next_step="add different images; featpipe audit lists what is alike",
+            )
         raise FitError(
             "All labelled images are in one group, which cannot both train and test.",
             where=store.path,
-            got=f"{store.groups[rows.rows[0]]!r}, by {by}" if by else "one image or cluster",
+            got=f"{store.groups[rows.rows[0]]!r}, by {by}",
             next_step="extract with groups that are smaller (--group-by), or with none",
         )
     counts = units_per_class(labels, groups, len(store.classes))

@@ -208,6 +208,13 @@ def test_a_missing_list_is_named(tmp_path, leaky):
     assert "nine.csv" in str(error.value)
 
 
+def test_images_that_are_all_the_same_cannot_be_split(tmp_path):
+    store = seen(tmp_path / "store.h5", list(pictures(1, 16)) * 12)
+    with pytest.raises(FitError, match="identical or in one cluster") as error:
+        set_up(Centroid(), store)
+    assert "add different images" in str(error.value)
+
+
 def test_groups_of_the_dataset_and_identical_images_are_joined(tmp_path):
     images = list(pictures(60, 16))
     images[30] = images[0]
