@@ -14,7 +14,6 @@ from featpipe.audit import duplicates, labels, outliers
 from featpipe.errors import FitError
 from featpipe.evaluation.assemble import IMBALANCE, imbalance
 from featpipe.evaluation.protocol import units_per_class
-from featpipe.evaluation.stores import TEST_SPLITS
 from featpipe.progress import SILENT, Progress
 from featpipe.store import FeatureStore
 
@@ -23,7 +22,8 @@ _CLUSTERED = 0.5  # share of a class's images that are copies of the others
 TINY = 16  # pixels of the shorter side
 _BLANK = 2.0  # standard deviation of a thumbnail's grey values, of 255
 _DARK, _BRIGHT = 8.0, 247.0  # mean grey value
-_PLACEHOLDER = 3  # classes that one picture is of
+_PLACEHOLDER = 3  # classes that one picture is of ...
+_COPIES = 5  # ... or images with the same pixels
 _MOST_VALUES = 1 << 30  # numbers in the features that labels are checked with: 4 GB
 _BLOCK = 1 << 16
 
@@ -49,17 +49,16 @@ class _Pool:
         self.starts = np.cumsum([0, *map(len, stores)])  # the first row of each store; their number
         self.split = np.repeat(np.arange(len(stores)), list(map(len, stores)))  # of each row
         self.splits = [str(store.manifest["dataset"]["split"]) for store in stores]
-        self.name = stores[0].manifest["dataset"]["name"]
+        self.names = [str(store.manifest["dataset"]["name"]) for store in stores]
         self.rows_of: list[Rows] = [  # of each store, those with an image
             start + np.setdiff1d(np.arange(len(store)), list(store.skipped))
             for start, store in zip(self.starts, stores, strict=False)
         ]
         self.rows: Rows = np.concatenate(self.rows_of)
         self.ids = np.array([name for store in stores for name in store.ids], object)
-        kinds = [number > 0 and name in TEST_SPLITS for number, name in enumerate(self.splits)]
-        self.tests = np.array(kinds)[self.split]  # whether a row is there to test
         self.labels = np.full(len(self.ids), -1, np.int64)  # unlabelled, or without an image
         self.labels[self.rows] = np.concatenate([store.labels for store in stores])[self.rows]
+        self.tests = (self.split > 0) & (self.labels >= 0)  # whether a row is there to test
         self.classes = next((store.classes for store in stores if store.classes), ())
         self.label_names = np.array([*self.classes, ""], object)  # the last one: label -1
         self.has_looks = all(store.has_looks for store in stores)
@@ -83,7 +82,8 @@ class Audit:
     Parameters
     ----------
     stores : sequence of FeatureStore
-        Splits of one dataset, embedded alike, the training split first.
+        Splits, embedded alike, the one that trains first. Labelled images of the others are taken
+        for test images.
     layer : str, optional
     seed : int, optional
         Of the folds that labels are checked with.
@@ -151,7 +151,9 @@ class Audit:
     def _add(self, issue: str, rows: Rows, partners: Rows | None = None, **columns: Any) -> None:
         pool = self._pool
         splits = np.array(pool.splits, object)
-        found = {"dataset": pool.name, "split": splits[pool.split[rows]], "id": pool.ids[rows]}
+        names = np.array(pool.names, object)[pool.split[rows]]
+        found: dict[str, Any] = {"dataset": names, "split": splits[pool.split[rows]]}
+        found["id"] = pool.ids[rows]
         found |= {"label": pool.label_names[pool.labels[rows]], "issue": issue, **_DEFAULTS}
         if partners is not None:
             found |= {"partner": pool.ids[partners], "partner_split": splits[pool.split[partners]]}
@@ -189,12 +191,17 @@ class Audit:
         )
         pairs = pairs[first[pairs["a"]] != first[pairs["b"]]]
         a, b, scores = pairs["a"].to_numpy(), pairs["b"].to_numpy(), pairs["score"].tolist()
+        self._copies = np.bincount(first[pool.rows], minlength=n)[first]
         same = np.flatnonzero(first != np.arange(n))
         ends = np.concatenate([a, same]), np.concatenate([b, first[same]])
         self._cluster = duplicates.clusters(n, *ends)
 
-        clash = pool.labels != pool.labels[first]
-        clash &= (pool.labels >= 0) & (pool.labels[first] >= 0)
+        labelled = np.flatnonzero(pool.labels >= 0)
+        labelled = labelled[np.argsort(~tests[labelled], kind="stable")]
+        groups, leaders = np.unique(first[labelled], return_index=True)
+        usual = np.full(n, -1)  # label of the first that has one of the rows with the same pixels
+        usual[groups] = pool.labels[labelled[leaders]]
+        clash = (pool.labels >= 0) & (pool.labels != usual[first])
         advice = np.where(tests[same], "check", "drop")
         no_leak = tests[same] | ~tests[first[same]]
         advice = np.where(clash[same] & no_leak, "check label", advice)
@@ -204,25 +211,43 @@ class Audit:
         advice, scores = np.where(across, "drop", "keep together"), [round(x, 4) for x in scores]
         self._add("near-duplicate", a, b, score=scores, suggestion=advice)
 
-        trained = np.zeros(n, bool)  # by the first row of an image: whether it is trained on
-        trained[first[pool.rows[~tests[pool.rows]]]] = True
-        leaked = tests & trained[first]
-        nearly = np.zeros(n, bool)
-        nearly[b[across]] = True
         inside = np.zeros((len(pool.stores[0].folds), n), bool)
         for fold, members in zip(inside, pool.stores[0].folds, strict=True):
             fold[members] = True
         divided = (inside[:, ends[0]] != inside[:, ends[1]]).any(axis=0)
         return {
-            "across": {"identical": int(leaked.sum()), "near": int((nearly & ~leaked).sum())},
-            "within": {
-                "identical": int((tests[same] == tests[first[same]]).sum()),
-                "near": int((~across).sum()),
-            },
+            **self._count_duplicates(first, a, b),
             "conflicting": int(clash.sum()),
             "clusters": len(np.unique(self._cluster[self._cluster >= 0])),
             "divided_by_folds": int(divided.sum()) if len(inside) else None,
             "too_small": int((~large).sum()),
+        }
+
+    def _count_duplicates(self, first: Rows, a: Rows, b: Rows) -> dict[str, dict[str, int]]:
+        """Count images that repeat across training and test images, within and between splits.
+
+        ``first`` is the first row with the same pixels, ``a`` and ``b`` are near-duplicates; where
+        one of the two is a test row, it is ``b``.
+        """
+        pool, n, tests = self._pool, len(first), self._pool.tests
+        trained = np.zeros(n, bool)  # by the first row of an image: whether it is trained on
+        trained[first[pool.rows[~tests[pool.rows]]]] = True
+        leaked, nearly, across = tests & trained[first], np.zeros(n, bool), tests[a] != tests[b]
+        nearly[b[across]] = True
+        # Of the images of one split those that repeat, and those that two test splits share.
+        own = np.unique(np.stack([pool.split[pool.rows], first[pool.rows]]), axis=1)
+        testing = np.bincount(own[1, own[0] > 0], minlength=n)
+        inside_one = pool.split[a] == pool.split[b]
+        return {
+            "across": {"identical": int(leaked.sum()), "near": int((nearly & ~leaked).sum())},
+            "within": {
+                "identical": len(pool.rows) - own.shape[1],
+                "near": int((~across & inside_one).sum()),
+            },
+            "between": {
+                "identical": int((testing > 1).sum()),
+                "near": int((~across & ~inside_one).sum()),
+            },
         }
 
     def _find_odd_images(self, seed: int) -> dict[str, int]:
@@ -264,7 +289,7 @@ class Audit:
         pairs = np.unique(np.stack([self._cluster[known], pool.labels[known]]), axis=1)
         numbers, classes = np.unique(pairs[0], return_counts=True)
         shared = np.isin(self._cluster, numbers[classes >= _PLACEHOLDER])
-        add("placeholder", np.flatnonzero(shared))
+        add("placeholder", np.flatnonzero(shared | (self._copies >= _COPIES)))
         return dict(counts)
 
     def _units(self) -> Rows:
@@ -273,9 +298,9 @@ class Audit:
         return np.where(self._cluster >= 0, self._cluster, alone)
 
     def _coverage(self) -> dict[str, Any]:
-        """Return which classes have few images, or many of few scenes, and the imbalance."""
+        """Return which classes have few training images, or many of few scenes; the imbalance."""
         pool = self._pool
-        known = pool.labels >= 0
+        known = (pool.labels >= 0) & ~pool.tests
         images = np.bincount(pool.labels[known], minlength=len(pool.classes))
         different = units_per_class(pool.labels[known], self._units()[known], len(pool.classes))
         rows = [

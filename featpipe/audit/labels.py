@@ -144,7 +144,7 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
 def by_class(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return the share of wrong labels of each class, the largest first; see :meth:`Doubts.share`.
 
-    Each has also ``label``, ``images`` and ``doubted``.
+    Each has also ``label``, ``images`` and ``doubted``; none has a lower bound.
     """
     shares = [
         {
@@ -152,6 +152,7 @@ def by_class(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> lis
             "images": int((own := y == label).sum()),
             "doubted": int((found.better[own] >= 0).sum()),
             **found.share(own),
+            "low": 0.0,  # the surest images of a class are too few, and chosen by the probe
         }
         for label in np.unique(y).tolist()
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from featpipe.audit.duplicates import is_approximate
 from featpipe.backbones import folder_name
 from featpipe.datasets import slug
 from featpipe.errors import DataError, UsageError
-from featpipe.evaluation.stores import alike, select_splits
+from featpipe.evaluation.stores import embedded_alike, select_splits
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, of_file, sealed_json, unsealed
 from featpipe.provenance import environment, now
@@ -38,9 +38,9 @@ def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
     stores = [FeatureStore(path, hashes) for path in step.stores]
     splits = {store.manifest["dataset"]["split"] for store in stores}
     classes = {store.classes for store in stores if store.classes}
-    if not alike(stores) or len(splits) < len(stores) or len(classes) > 1:
-        what = "The stores are not the splits of one dataset, embedded alike."
-        hint = "name stores of one dataset and model: featpipe store list"
+    if not embedded_alike(stores) or len(splits) < len(stores) or len(classes) > 1:
+        what = "The stores are not different splits with the same classes, embedded alike."
+        hint = "name stores of one model: featpipe store list"
         raise UsageError(what, got=", ".join(str(s.path) for s in stores), next_step=hint)
     return stores
 
@@ -86,15 +86,15 @@ def load_findings(path: Path) -> pd.DataFrame:
 
 
 def audit_of(
-    workspace: Workspace, images: str, models: Sequence[str]
+    workspace: Workspace, images: Set[str], models: Sequence[str]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Return the audit of the images with a fingerprint, or ``None``.
+    """Return the audit of the images with some fingerprints, or ``None``.
 
     Of several, it is the newest by the features of the first of ``models`` that has one, else the
     newest of all.
     """
     found = [(path, load_audit(path)) for path in sorted(workspace.audits.glob("*.json"))]
-    fitting = [(path, one) for path, one in found if one and images in one["images"].values()]
+    fitting = [(path, one) for path, one in found if one and images <= {*one["images"].values()}]
     rank = {model: len(models) - place for place, model in enumerate(models)}
     return max(fitting, key=lambda p: (rank.get(p[1]["model"], 0), p[1]["created"]), default=None)
 
@@ -136,25 +136,12 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
     found, across = summary["duplicates"], summary["duplicates"]["across"]
     said = []
     if others:
+        images = _number(sum(sizes.values()) - sizes[first], "image")
         said.append(
-            f"Leaks: among {sum(sizes.values()) - sizes[first]} images of {' and '.join(others)}, "
-            f"exact copies of a training image: {across['identical']}, near-duplicates of one: "
-            f"{across['near']}."
+            f"Leaks: among {images} of {' and '.join(others)}, exact copies of a training image: "
+            f"{across['identical']}, near-duplicates of one: {across['near']}."
         )
-    within = found["within"]
-    counts = (
-        (within["identical"], "identical image"),
-        (within["near"], "near-duplicate pair"),
-    )
-    listed = ", ".join(f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n)
-    said.append(f"Duplicates within a split: {listed or 'none'}.")
-    if found["conflicting"]:
-        said.append(f"Identical images with different labels: {found['conflicting']}.")
-    if found["too_small"]:
-        too_small = f"{found['too_small']} images are too small (below {TINY} pixels)"
-        said.append(f"{too_small} to look for near-duplicates of them.")
-    if found["divided_by_folds"]:
-        said.append(f"{found['divided_by_folds']} pairs are divided by the dataset's own folds.")
+    said += _on_duplicates(found)
     doubts = summary["labels"]
     if "reason" in doubts:
         said.append(f"Labels were not checked: {doubts['reason']}.")
@@ -173,12 +160,12 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
     for part, what in (
-        ("few", f"Classes with fewer than {FEW_IMAGES} different images"),
+        ("few", f"Classes with fewer than {FEW_IMAGES} different training images"),
         ("clustered", "Classes that are mostly copies of a few images"),
-        ("imbalance", "Classes of very different sizes, from the smallest to the largest"),
+        ("imbalance", "Classes of different sizes, the smallest and the largest"),
     ):
         named = [
-            f"{known.get(row['label'], row['label'])} ({row['images']} images"
+            f"{known.get(row['label'], row['label'])} ({_number(row['images'], 'image')}"
             + (f", {row['different']} different)" if part == "clustered" else ")")
             for row in summary["coverage"][part]
         ]
@@ -192,3 +179,26 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             "Delete them and extract the dataset again to compare them."
         )
     return said
+
+
+def _on_duplicates(found: dict[str, Any]) -> list[str]:
+    """Say which images repeat, apart from leaks."""
+    said = []
+    for part, where in (("within", "within a split"), ("between", "between the other splits")):
+        kinds = (("identical", "identical image"), ("near", "near-duplicate pair"))
+        listed = ", ".join(_number(n, what) for kind, what in kinds if (n := found[part][kind]))
+        if listed or part == "within":
+            said.append(f"Duplicates {where}: {listed or 'none'}.")
+    if found["conflicting"]:
+        said.append(f"Identical images with different labels: {found['conflicting']}.")
+    if found["too_small"]:
+        too_small = f"Too small to look for near-duplicates (below {TINY} pixels)"
+        said.append(f"{too_small}: {_number(found['too_small'], 'image')}.")
+    if found["divided_by_folds"]:
+        pairs = _number(found["divided_by_folds"], "pair")
+        said.append(f"Divided by the dataset's own folds: {pairs}.")
+    return said
+
+
+def _number(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"

@@ -18,11 +18,12 @@ class AuditStep(OnFeatures):
     revision = 2  # 1 estimated the share of wrong labels without bounds
     examples = ("featpipe audit", "featpipe audit --dataset stl10 --model resnet50")
     makes = ("audit",)
+    takes_unlabelled = True
 
     stores: tuple[Path, ...] | None = option(
         None,
-        help="Stores of the splits of one dataset, the training split first; default: the only "
-        "ones that fit.",
+        help="Stores of the splits of one dataset, or of a training and a test dataset, the "
+        "training images first; default: the only ones that fit.",
         selects_input=True,
         positional=True,
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featpipe.evaluation.protocol import RowSet, Split
 
 
+_MOST_IDLE = 10_000
 DROP_LEAKS = "--leaks drop leaves them out of training."
 
 
@@ -53,9 +54,10 @@ def account_of_leaks(
     ``predicted`` are the answers for the test rows of each split. The account has ``test_images``,
     ``leaked``, ``accuracy``, and if any image leaked ``relabelled`` (how many of them have a label
     that no copy in training has), ``accuracy_without`` (an interval; None if no image is left) and
-    ``ids``; ``repeated``, how many rows of the stores show an image of a row
-    before, and ``conflicting``, how many of these have another label. None where pixels are not
-    known.
+    ``ids``; ``not_trained``, ids of the training store that train nothing and are not tested, as
+    those that a list leaves out (unless they are more than 10,000); ``repeated``, how many rows of
+    the stores show an image of a row before, and ``conflicting``, how many of these have another
+    label. None where pixels are not known.
     """
     if not pixels_known(splits):
         return None
@@ -67,17 +69,21 @@ def account_of_leaks(
     for part in (part for split in splits for part in (split.train, split.test)):
         used.setdefault(part.store, []).append(part)
     repeated, conflicting = np.sum([_repeats(parts) for parts in used.values()], axis=0).tolist()
+    train = splits[0].train.store
+    others = [part.rows for s in splits for part in (s.train, s.test) if part.store is train]
+    idle = np.setdiff1d(train.usable, np.concatenate(others))
     account: dict[str, Any] = {
         "repeated": repeated,
         "conflicting": conflicting,
         "test_images": len(np.unique(rows)),
         "leaked": len(np.unique(rows[leaked])),
         "accuracy": accuracy_interval(correct, rows).as_dict(),
+        "not_trained": [train.ids[row] for row in idle] if len(idle) <= _MOST_IDLE else [],
     }
     if leaked.any():
-        without = None
-        if not leaked.all():
-            without = accuracy_interval(correct[~leaked], rows[~leaked]).as_dict()
+        without, clean = None, ~np.isin(rows, rows[leaked])  # of several models, leaked in none
+        if clean.any():
+            without = accuracy_interval(correct[clean], rows[clean]).as_dict()
         clash = np.concatenate([_relabelled(split.test, split.train) for split in splits])
         account["relabelled"] = len(np.unique(rows[clash]))
         account |= {"accuracy_without": without, "ids": np.unique(ids[leaked]).tolist()}

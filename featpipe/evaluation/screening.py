@@ -149,6 +149,12 @@ class Screening:
         leaked = shared(split.train, split.test)
         if not leaked.any():
             return split
+        if leaked.all() and self.leaks == "drop":
+            raise FitError(
+                f"{split.name}: --leaks drop leaves no training image: all are test images, too.",
+                where=split.train.store.path,
+                next_step="train on other images",
+            )
         if self.leaks == "fail":
             names = [split.train.ids[row] for row in np.flatnonzero(leaked)[:5]]
             one = leaked.sum() == 1

@@ -68,7 +68,14 @@ def _fitting(
 
 def alike(stores: Sequence[FeatureStore]) -> bool:
     """Return whether stores are of one dataset and embedded alike."""
+    return embedded_alike(stores) and len({_dataset(store) for store in stores}) == 1
+
+
+def embedded_alike(stores: Sequence[FeatureStore]) -> bool:
+    """Return whether stores, perhaps of several datasets, hold the same features."""
     shared = [_apart_from_split(store.manifest) for store in stores]
+    for manifest in shared:
+        manifest["dataset"] = {}
     return all(each == shared[0] for each in shared)
 
 
@@ -140,9 +147,11 @@ def _open_named(
 def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
     """Whether a store is of the dataset and the model asked for.
 
-    Unlabelled rows never are, those of a dataset without labels only by its name.
+    Unlabelled rows never are, those of a dataset without labels only by its name, or for a step
+    that needs no labels.
     """
     named = step.dataset is not None or getattr(step, "train", None) is not None
+    named |= getattr(step, "takes_unlabelled", False)
     return (
         (bool(store.classes) or named)
         and (step.dataset is None or short_name(step.dataset) == _dataset(store))

@@ -73,14 +73,15 @@ def warnings(group: Group, images: GroupImages) -> list[str]:
 def alarms(group: Group, suspects: Suspects) -> list[str]:
     """Return what a reader must know before any number: that test images are in training."""
     found = [f"{note} {DROP_LEAKS}" for note in leaks(group)]
-    if suspects.audit is not None and suspects.path is not None:
-        near = suspects.audit["summary"]["duplicates"]["across"]["near"]
+    if suspects.path is not None and (near := suspects.near):
         are = "image is nearly the same as a training image"
         if near > 1:
             are = "images are nearly the same as training images"
         listed = f"data/audits/{suspects.path.with_suffix('.csv').name}"
-        text = f"{near} test {are}: --drop {listed} leaves the training images out."
-        found += [text] * bool(near)
+        how = f"--groups {listed} keeps them together"
+        if suspects.across:
+            how = f"--drop {listed} leaves the latter out"
+        found.append(f"{near} test {are}: {how}.")
     return found
 
 
@@ -124,8 +125,10 @@ def _which(group: Group, margin: float) -> tuple[str, str]:
     tied = [method for method in group.methods if method.ties_with(first)]
     headline = f"{first.title} has the highest accuracy: {accuracy}."
     if len(tied) > 1:
-        more = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
-        headline = f"{names_of(tied, more)} tie at {accuracy}."
+        named = names_of(tied)
+        if len(tied) > _NAMED:
+            named = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
+        headline = f"{named} tie at {accuracy}."
     worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
     if len(worse) == len(others):
         return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."

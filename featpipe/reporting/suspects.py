@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,42 +33,64 @@ class Suspects:
 
     @classmethod
     def of(cls, group: Group, workspace: Workspace) -> Suspects:
-        """Find the audit of the tested images, by the features of the best method if it has one."""
-        stores = (store for method in group.methods for store in method.result.stores)
-        models = dict.fromkeys(store["manifest"]["backbone"]["model"] for store in stores)
+        """Find the audit of the images, by the features of the best method if it has one.
+
+        An audit has to know the tested images and, of some method, those that it trained on.
+        """
         tested = group.methods[0].result.dataset["test"]["fingerprint"]
-        if (known := audit_of(workspace, tested, list(models))) is None:
-            return cls(group)
-        path, audit = known
-        try:
-            return cls(group, path, audit, load_findings(path))
-        except DataError as error:  # the list was edited
-            return cls(group, path, audit, unread=str(error))
+        for method in group.methods:
+            stores = method.result.stores
+            if "leaks" not in method.result.extra or not stores:
+                continue  # nothing was trained
+            models = dict.fromkeys(store["manifest"]["backbone"]["model"] for store in stores)
+            images = {tested, stores[0]["manifest"]["dataset"]["fingerprint"]}
+            if known := audit_of(workspace, images, list(models)):
+                path, audit = known
+                try:
+                    return cls(group, path, audit, load_findings(path))
+                except DataError as error:  # the list was edited
+                    return cls(group, path, audit, unread=str(error))
+        return cls(group)
+
+    @cached_property
+    def copies(self) -> set[str]:
+        """Ids of test images with an identical image or a near-duplicate that trained a model.
+
+        Without an audit, those with an identical one.
+        """
+        accounts = (method.result.extra.get("leaks") or {} for method in self.group.methods)
+        found = {name for account in accounts for name in account.get("ids", ())}
+        if self.findings is not None and self.audit is not None:
+            pairs = self.findings[self.findings.issue.isin(_DUPLICATES)]
+            one = pairs[["split", "id", "cluster"]]
+            other = pairs[["partner_split", "partner", "cluster"]].set_axis(one.columns, axis=1)
+            members = pd.concat([one, other]).drop_duplicates()
+            for method in self.group.methods:
+                found |= _alike(method, members, self.audit["images"])
+        return found & {*self.group.ids.tolist()}
+
+    @property
+    def across(self) -> bool:
+        """Whether training and test images are of different splits."""
+        result = self.group.methods[0].result
+        tested = result.dataset["test"]["fingerprint"]
+        return bool(result.stores[0]["manifest"]["dataset"]["fingerprint"] != tested)
+
+    @property
+    def near(self) -> int:
+        """How many test images are nearly the same as training images, not exactly."""
+        accounts = (method.result.extra.get("leaks") or {} for method in self.group.methods)
+        return len(self.copies - {name for account in accounts for name in account.get("ids", ())})
 
     @property
     def left_out(self) -> dict[str, set[str]]:
-        """Ids of the test images that are left out: what → ids, if there are any.
-
-        Copies are test images with an identical image or a near-duplicate among the rows that can
-        train; without an audit, those with an identical one.
-        """
-        accounts = (method.result.extra.get("leaks") or {} for method in self.group.methods)
-        copies = {name for account in accounts for name in account.get("ids", ())}
+        """Ids of the test images that are left out: what → ids, if there are any."""
         doubted: set[str] = set()
         if self.findings is not None:
-            result, found = self.group.methods[0].result, self.findings
-            trained = result.stores[0]["manifest"]["dataset"]["split"]
-            tested = result.dataset["test"]["split"]
-            pairs = found[found.issue.isin(_DUPLICATES)]
-            one = pairs[["split", "id", "cluster"]]
-            other = pairs[["partner_split", "partner", "cluster"]].set_axis(one.columns, axis=1)
-            members = pd.concat([one, other])
-            leaking = members.cluster[members.split == trained]
-            here = (members.split == tested) & members.cluster.isin(leaking)
-            copies |= {*members.id[here]}
+            found, tested = self.findings, self.group.methods[0].result.dataset["test"]["split"]
             doubted = {*found.id[(found.issue == "label") & (found.split == tested)]}
-        ids = {*self.group.ids.tolist()}
-        kinds = {"copies of training images": copies & ids, "doubted labels": doubted & ids}
+        doubted &= {*self.group.ids.tolist()}
+        kinds = {"copies of training images": self.copies, "doubted labels": doubted}
         found_kinds = {what: names for what, names in kinds.items() if names}
         if len(found_kinds) > 1:
             found_kinds["both"] = set().union(*found_kinds.values())
@@ -93,6 +116,28 @@ class Suspects:
             for method in self.group.methods
             for what, names in kinds.items()
         )
+
+
+def _alike(method: Method, members: pd.DataFrame, images: dict[str, str]) -> set[str]:
+    """Return the test images of a method of whose cluster an image trained the model."""
+    result, table = method.result, method.table
+    account = result.extra.get("leaks")
+    if account is None or not result.stores:
+        return set()
+    train, tested = result.stores[0]["manifest"]["dataset"], result.dataset["test"]
+    if images.get(train["split"]) != train["fingerprint"]:
+        return set()  # it was trained on images that the audit does not know
+    idle = [*account.get("not_trained", ())]
+    trained = members[(members.split == train["split"]) & ~members.id.isin(idle)]
+    asked = members[members.split == tested["split"]]
+    if train["fingerprint"] != tested["fingerprint"]:
+        return {*asked.id[asked.cluster.isin(trained.cluster)]}
+    found: set[str] = set()
+    for number in np.unique(table.split):  # rows of one store: a model trains on those it skips
+        ids = table.ids[table.row[table.split == number]]
+        left = trained.cluster[~trained.id.isin(ids)]
+        found |= {*asked.id[asked.id.isin(ids) & asked.cluster.isin(left)]}
+    return found
 
 
 def _accuracy(method: Method, left_out: set[str]) -> dict[str, Any]:

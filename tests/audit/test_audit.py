@@ -197,6 +197,59 @@ def test_copies_in_another_split_are_no_duplicates_within_one(tmp_path):
     assert "Identical images with different labels: 3." in said
 
 
+def of_three(tmp_path, train, val, test, names=("train", "val", "evaluation"), labels=None):
+    """Audit splits whose images are given as numbers; equal numbers are equal images."""
+    stores = []
+    for name, numbers in zip(names, (train, val, test), strict=True):
+        images = [pictures(1, 32, seed=number)[0] for number in numbers]
+        features = np.concatenate([vectors(1, number) for number in numbers])
+        own = np.array((labels or {}).get(name, [n % 3 for n in numbers]))
+        path = tmp_path / f"{name}.h5"
+        stores.append(seen(path, images, own, arrays={"avgpool": features}, dims=40, split=name))
+    return Audit(stores, jobs=1)
+
+
+def test_splits_of_any_name_are_test_splits_and_pairs_between_them_are_told_apart(tmp_path):
+    summary = of_three(
+        tmp_path, train=[1, 2, 3, 4, 5, 6, 1], val=[1, 10, 11, 12], test=[11, 12, 20, 2]
+    ).summary
+    found = summary["duplicates"]
+    assert found["across"] == {"identical": 2, "near": 0}  # 1 in val, 2 in evaluation
+    assert found["within"]["identical"] == 1  # 1, twice in train
+    assert found["between"]["identical"] == 2  # 11 and 12
+    said = " ".join(sentences(summary))
+    assert "Duplicates between the other splits: 2 identical images." in said
+
+
+def test_labels_that_differ_are_found_where_the_first_copy_has_none(tmp_path):
+    labels = {"train": [0, 1, 2, 0, 1, 2], "val": [-1, 1, 2], "evaluation": [0, 1, 2]}
+    audit = of_three(tmp_path, [1, 1, 3, 4, 5, 6], [1, 11, 12], [20, 21, 22], labels=labels)
+    assert audit.summary["duplicates"]["conflicting"] == 1
+    assert audit.summary["duplicates"]["across"]["identical"] == 0, (
+        "an unlabelled row tests nothing"
+    )
+    assert "check label" in {*audit.findings.suggestion[audit.findings.issue == "identical"]}
+
+
+def test_coverage_is_that_of_the_training_images(tmp_path):
+    train = seen(
+        tmp_path / "a.h5", list(pictures(60, 32)), arrays={"avgpool": vectors(60, 0)}, dims=40
+    )
+    labels = np.zeros(40, int)
+    test = seen(tmp_path / "b.h5", list(pictures(40, 32, seed=1)), labels,
+                arrays={"avgpool": vectors(40, 1)}, dims=40, split="test")  # fmt: skip
+    assert Audit([train, test], jobs=1).summary["coverage"]["imbalance"] == []
+
+
+def test_one_picture_many_times_is_a_placeholder(tmp_path):
+    images = list(pictures(60, 32))
+    for row in (3, 6, 9, 12):  # all of one class
+        images[row] = images[0]
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": vectors(60, 0)}, dims=40)
+    audit = Audit([store], jobs=1)
+    assert (audit.findings.issue == "placeholder").sum() == 5
+
+
 def test_what_a_poor_probe_contradicts_bounds_the_share(tmp_path):
     def share(apart):
         features = vectors(150, 0, apart=apart)

@@ -95,11 +95,27 @@ def test_what_it_suggests_can_be_dropped(workspace):
     assert 0 in split.test.rows
 
 
-def test_stores_of_two_datasets_are_refused(tmp_path, workspace):
-    other = seen(tmp_path / "other.h5", list(pictures(9, 32)), dataset="other", dims=40)
-    paths = [*workspace.workspace.features.rglob("train*.h5"), other.path]
-    with pytest.raises(UsageError, match="not the splits of one dataset"):
-        AuditStep(stores=paths).run(workspace)
+def test_a_training_and_a_test_dataset_are_audited_together(tmp_path, workspace):
+    images = list(pictures(60, 32))[:9]
+    (train,) = workspace.workspace.features.rglob("train*.h5")
+    more = {"dataset": "other", "dims": 40}
+    test = seen(tmp_path / "test.h5", images, split="test", **more)
+    outcome = AuditStep(stores=[train, test.path]).run(workspace)
+    assert "exact copies of a training image: 9" in outcome.message
+    found = load_findings(outcome.paths[0]).query("issue == 'identical'")
+    assert {*found.dataset} == {"toy"}
+    same = seen(tmp_path / "train.h5", images, **more)
+    with pytest.raises(UsageError, match="not different splits with the same classes"):
+        AuditStep(stores=[train, same.path]).run(workspace)
+
+
+def test_unlabelled_images_are_audited_without_being_named(tmp_path):
+    where = context(tmp_path)
+    folder = where.workspace.features / "flat" / "toynet"
+    folder.mkdir(parents=True)
+    labels = np.full(12, -1)
+    seen(folder / "all-1.h5", list(pictures(12, 32)), labels, classes=(), split="all", dims=8)
+    assert "Labels were not checked" in AuditStep().run(where).message
 
 
 def test_a_dataset_that_is_not_there_is_named(workspace):

@@ -208,6 +208,13 @@ def test_a_missing_list_is_named(tmp_path, leaky):
     assert "nine.csv" in str(error.value)
 
 
+def test_dropping_every_training_image_is_refused(tmp_path):
+    train = seen(tmp_path / "a.h5", list(pictures(30, 16)))
+    test = seen(tmp_path / "b.h5", list(pictures(30, 16)), split="test")
+    with pytest.raises(FitError, match="leaves no training image"):
+        set_up(Centroid(leaks="drop"), train, test)
+
+
 def test_images_that_are_all_the_same_cannot_be_split(tmp_path):
     store = seen(tmp_path / "store.h5", list(pictures(1, 16)) * 12)
     with pytest.raises(FitError, match="identical or in one cluster") as error:

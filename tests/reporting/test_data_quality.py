@@ -119,6 +119,58 @@ def test_accuracies_without_the_suspects(leaky):
     assert (page.parent / "page-tables" / "audit_labels.csv").is_file()
 
 
+def suspected(results, where):
+    data = ReportData.load(results, Report(), where)
+    return data.suspects(data.groups[0])
+
+
+def test_what_did_not_train_is_no_copy_of_a_training_image(leaky, tmp_path):
+    where, stores, results = leaky
+    listed = audit_stores(AuditStep(), stores, where).paths[1]
+    assert len(suspected(results, where).copies) == 6
+    steps = (Centroid(drop=listed), Centroid(leaks="drop"))
+    dropped, unleaked = (
+        evaluate(step, *stores, where, where.workspace.results / f"{n}.json")
+        for n, step in enumerate(steps)
+    )
+    assert suspected([dropped], where).copies == set()
+    assert suspected([unleaked], where).copies == {"test/6.png"}
+    text = Page(build_report([dropped], tmp_path / "r", Report(), where)).text
+    assert "also used for training" not in text
+
+
+def test_folds_leak_only_what_they_divide(tmp_path):
+    where = context(tmp_path)
+    images, features = list(pictures(60, 32)), vectors(60, 0)
+    for row in range(0, 30, 3):  # mirrored, of the same class
+        images[row + 30], features[row + 30] = images[row][:, ::-1], features[row] * 0.99
+    store = seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40)
+    listed = audit_stores(AuditStep(), [store], where).paths[1]
+
+    def copies(**how):
+        path = where.workspace.results / f"{len(how)}.json"
+        result = evaluate(Centroid(protocol="kfold:5", **how), store, None, where, path)
+        return suspected([result], where), result
+
+    divided, result = copies()
+    table, fold = result.predictions(), {}
+    for split, row in zip(table.split, table.row, strict=True):
+        fold[table.ids[row]] = split
+    pairs = [(f"train/{row}.png", f"train/{row + 30}.png") for row in range(0, 30, 3)]
+    assert divided.copies == {name for a, b in pairs if fold[a] != fold[b] for name in (a, b)}
+    assert copies(groups=listed)[0].copies == set()
+
+
+def test_an_audit_of_other_training_images_says_nothing(leaky, tmp_path):
+    where, stores, _ = leaky
+    audit_stores(AuditStep(), stores, where)
+    more = {"dataset": "other", "dims": 40}
+    other = seen(tmp_path / "o.h5", list(pictures(60, 32, seed=9)), **more)
+    result = evaluate(Centroid(), other, stores[1], where, where.workspace.results / "o.json")
+    found = suspected([result], where)
+    assert (found.audit, found.copies) == (None, set())
+
+
 def test_whether_the_order_depends_on_suspects_is_said():
     frame = pd.DataFrame(
         [("A", "", 0.9), ("B", "", 0.8), ("A", "copies", 0.7), ("B", "copies", 0.75)],
@@ -152,9 +204,9 @@ def test_the_audit_is_that_of_the_backbone_on_the_page(leaky):
     other.write_text(sealed_json(newer))
     other.with_suffix(".csv").write_bytes(listed.read_bytes())
     images = results[0].dataset["test"]["fingerprint"]
-    assert audit_of(where.workspace, images, [model])[0] == path
-    assert audit_of(where.workspace, images, ["another", "other", model])[0] == other
-    assert audit_of(where.workspace, images, [])[0] == other
-    assert audit_of(where.workspace, "other images", [model]) is None
+    assert audit_of(where.workspace, {images}, [model])[0] == path
+    assert audit_of(where.workspace, {images}, ["another", "other", model])[0] == other
+    assert audit_of(where.workspace, {images}, [])[0] == other
+    assert audit_of(where.workspace, {images, "other images"}, [model]) is None
     html = DataQuality().content(ReportData.load(results, Report(), where)).html
     assert f"an audit of the features of {model}" in html
