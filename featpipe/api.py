@@ -190,6 +190,13 @@ def evaluate(
         described = describe(method)
         own = {"classifier": described["estimator"], "set": described["set"], "trust": True}
         method, options = "probe", own | options
+    if not isinstance(method, str):
+        kind = method if isinstance(method, type) else type(method)
+        raise UsageError(
+            "This is no method.",
+            expected="a name such as 'svm', or an unfitted classifier: RandomForestClassifier()",
+            got=f"{'the class' if kind is method else 'an instance of'} {kind.__name__}",
+        )
     evaluated = [
         s.name for s in STEPS if s.needs and s.needs.output == "features" and "result" in s.makes
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -95,7 +97,10 @@ def write_recipe(
         found, got = "one class" if classes else "no labels", ", ".join(classes) or None
         what = f"The images have {found}, so there is nothing to classify."
         expected = "a folder of images for each class, not one of them"
-        raise DataError(what, where=folder, got=got, expected=expected)
+        advice = (
+            None if classes else f"for their embeddings: featpipe embed {folder} -o vectors.csv"
+        )
+        raise DataError(what, where=folder, got=got, expected=expected, next_step=advice)
     held_out = (
         "There is no test split, so a fifth of the images is held out; five-fold\n"
         "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
@@ -146,7 +151,12 @@ def _target(name: str, data: Path | None) -> tuple[Path, Path]:
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     _refuse_existing("recipe", target)
     if not is_name(target.stem):
-        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME)
+        words = re.sub(r"[^A-Za-z0-9]+", "-", target.stem).strip("-").lower() or "NAME"
+        raise UsageError(
+            f"{target.stem!r} cannot be a name.",
+            expected=A_NAME,
+            next_step=f"featpipe init {words} --data {shlex.quote(str(data or target.stem))}",
+        )
     folder = data or target.with_suffix("")
     if data is None and not folder.is_dir():
         what = f"There is no folder or table of images called {str(folder)!r}."

@@ -24,7 +24,8 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "Answer": "(image: str, label: str | None = None, probability: float | None = None, "
     "score: float | None = None, error: str | None = None) -> None",
     "Comparison": "(rows: list[dict[str, Any]], pairs: list[dict[str, Any]], "
-    "published: list[dict[str, Any]], notes: list[str], margin: float) -> None",
+    "published: list[dict[str, Any]], notes: list[str], margin: float, "
+    "apart: Sequence[str] = ()) -> None",
     "Embedder": "(backbone: Any = 'resnet50', *, "
     "preprocess: Callable[[Any], Any] | None = None, fingerprint: str | None = None, "
     "weights: str | os.PathLike[str] = 'DEFAULT', layer: str | None = None, "

@@ -54,6 +54,13 @@ def test_train_and_test_folders(context, tmp_path):
     assert (step.dataset, step.weights) == ("folder:a", "own.safetensors")
 
 
+def test_a_folder_whose_name_cannot_be_a_recipe_is_told_another(context, tmp_path):
+    (tmp_path / "My pets").mkdir()
+    with pytest.raises(UsageError, match="cannot be a name") as error:
+        write_recipe("My pets", None, "glyphnet", None, context)
+    assert "featpipe init my-pets --data 'My pets'" in str(error.value)
+
+
 def test_folders_within_the_classes_may_be_groups(context, tmp_path):
     draw(tmp_path / "scans", *(f"{label}/p{n}/{n}.png" for label in "ab" for n in (1, 2)))
     message = write_recipe("scans", None, "resnet18", None, context).message

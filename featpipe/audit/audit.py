@@ -276,7 +276,7 @@ class Audit:
                 stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
                 stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
                 likely = pool.label_names[others[stray, 0]]
-                self._add("among another class", rows[stray], likely=likely)
+                add("among another class", rows[stray], likely=likely)
         units = self._units()
         once = [rows[np.unique(units[rows], return_index=True)[1]] for rows in pool.rows_of]
         features = [store.features(self._layer) for store in pool.stores]

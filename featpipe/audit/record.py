@@ -151,10 +151,10 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         if doubts["pairs"]:
             pair = doubts["pairs"][0]
             label, likely = (known.get(pair[key], pair[key]) for key in ("label", "likely"))
-            most = f", most often {label} for {likely} ({pair['images']})"
+            most = f", most often labelled {label}, looking like {likely} ({pair['images']})"
         said.append(
-            f"Labels: an estimated {value:.1f} % are wrong{most}; at least {low:.1f} % (what is "
-            f"contradicted where the probe is surest) and at most {high:.1f} % (all that it "
+            f"Labels: about {value:.1f} % look wrong{most}. At least {low:.1f} % are (those that "
+            f"the probe contradicts where it is surest), at most {high:.1f} % (all that it "
             "contradicts, its own mistakes included)."
         )
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
@@ -192,7 +192,7 @@ def _on_duplicates(found: dict[str, Any]) -> list[str]:
     if found["conflicting"]:
         said.append(f"Identical images with different labels: {found['conflicting']}.")
     if found["too_small"]:
-        too_small = f"Too small to look for near-duplicates (below {TINY} pixels)"
+        too_small = f"Smaller than {TINY} pixels, so not checked for near-duplicates"
         said.append(f"{too_small}: {_number(found['too_small'], 'image')}.")
     if found["divided_by_folds"]:
         pairs = _number(found["divided_by_folds"], "pair")

@@ -42,8 +42,8 @@ IMBALANCE = 1.5
 PARTS = ("search", "fit", "predict")  # of the seconds that a method takes
 NOTHING_TRAINED = "nothing is trained: the interval of the accuracy holds for the method"
 OTHER_ROWS = (
-    "training images and test rows together: each model was tested on rows of its own; only models "
-    "tested on the same rows, as by --protocol folds, would tell them apart"
+    "training and test images differ between the models; only models tested on the same images, "
+    "as by --protocol folds, would tell the two effects apart"
 )
 
 

@@ -10,17 +10,21 @@ from featpipe.fingerprint import of_file
 from featpipe.steps import Step, option
 from featpipe.workspace import explain_os_errors, user_path
 
+_ROWS = "Images"
+
 
 class RowOptions(Step):
     """Lists of rows that should not be used as they are."""
 
     drop: Path | None = option(
         None,
+        group=_ROWS,
         help="CSV of images to leave out: those with the suggestion 'drop' (featpipe audit), or "
         "all of a list without suggestions.",
     )
     groups: Path | None = option(
         None,
+        group=_ROWS,
         help="CSV with the cluster (of featpipe audit) or the group of images: no fold, holdout or "
         "validation divides one.",
     )
@@ -44,6 +48,7 @@ class TrainingRowOptions(RowOptions):
 
     leaks: str = option(
         "warn",
+        group=_ROWS,
         help="Images that are both in the training and in the test rows: warn, fail, or drop them "
         "from the training rows.",
         choices=("warn", "fail", "drop"),

@@ -68,7 +68,7 @@ def _fitting(
 
 def alike(stores: Sequence[FeatureStore]) -> bool:
     """Return whether stores are of one dataset and embedded alike."""
-    return embedded_alike(stores) and len({_dataset(store) for store in stores}) == 1
+    return embedded_alike(stores) and len({_dataset(store) for store in stores}) <= 1
 
 
 def embedded_alike(stores: Sequence[FeatureStore]) -> bool:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SKIP_HINT = (
-    "repair or remove it, or skip unreadable images: --on-error skip (in a recipe: on-error: skip)"
+    "repair or remove it, or skip unreadable images: --on-error skip "
+    "(of a recipe: --set on-error=skip)"
 )
 _PREFETCH_BATCHES = 3
 

@@ -125,8 +125,8 @@ class Finetune(TrainingRowOptions, ImageStep):
     )
     unfreeze: str | None = in_network(
         None,
-        help="What is trained besides the head: none; a stage (layer4); a stage and all behind "
-        "it (layer3+); all. Default: none, or all for an untrained network.",
+        help="What is trained besides the head: none; a stage (layer4); a stage and all later "
+        "ones (layer3+); all. Default: none, or all for an untrained network.",
     )
     head: str = in_network(
         "linear",
@@ -135,8 +135,8 @@ class Finetune(TrainingRowOptions, ImageStep):
     )
     head_init: str = in_network(
         "random",
-        help="Where the last layer starts: at random, or where a logistic probe of its features "
-        "ends, so that it does not distort pretrained stages while it learns.",
+        help="How the last layer is initialised: at random, or from a logistic probe of its "
+        "features, which does not distort pretrained stages while the head learns.",
         choices=("random", "probe"),
     )
     device: str = altered(ImageStep.device, affects_result=True, selects_input=True)
@@ -148,14 +148,14 @@ class Finetune(TrainingRowOptions, ImageStep):
     )
     batch_norm: str = in_network(
         "auto",
-        help="Running statistics of batch norms behind the boundary: update or keep them; "
+        help="Running statistics of batch norms in the trained part: update or keep them; "
         "auto: keep those of pretrained weights.",
         choices=("auto", "update", "keep"),
     )
-    epochs: int = in_training(20, help="Times the training rows are seen.", minimum=1)
+    epochs: int = in_training(20, help="Passes over the training images.", minimum=1)
     batch_size: int = in_training(64, help="Images per step.", minimum=1)
     optimizer: str = in_training("adam", help="Optimizer.", choices=tuple(OPTIMIZERS))
-    lr: float = in_training(1e-3, help="Learning rate, at most.", minimum=1e-12, maximum=1e12)
+    lr: float = in_training(1e-3, help="Maximum learning rate.", minimum=1e-12, maximum=1e12)
     momentum: float | None = in_training(None, help="Momentum of sgd.", minimum=0)
     nesterov: bool = in_training(False, help="Nesterov's momentum for sgd.")
     betas: tuple[float, ...] | None = in_training(
@@ -185,7 +185,7 @@ class Finetune(TrainingRowOptions, ImageStep):
         minimum=0,
     )
     patience: int | None = in_testing(
-        None, help="Stop when so many epochs brought no better one.", minimum=1
+        None, help="Stop after this many epochs without improvement.", minimum=1
     )
     refit: bool = in_testing(
         False, help="Then train again on all training rows, up to the epoch that was chosen."

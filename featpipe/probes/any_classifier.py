@@ -101,7 +101,7 @@ class AnyClassifier(Probe):
     @property
     def display_name(self) -> str:  # type: ignore[override]
         """The class, and what was set."""
-        return ", ".join([self._class_name, *(f"{key}={v}" for key, v in self.set.items())])
+        return _in_words({"estimator": self.classifier, "set": self.set})
 
     @property
     def label(self) -> str:
@@ -229,15 +229,43 @@ def _build(path: str, parameters: Mapping[str, Any], *, trust: bool) -> Any:
         nested = {name: value for name, value in values.items() if name not in known}
         return made.set_params(**nested) if nested else made
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{path} does not accept these parameters: {error}") from error
+        raise UsageError(
+            f"{path} does not accept these parameters: {error}",
+            next_step=f"give them with --set; in Python: evaluate({kind.__name__}(…), train, test)",
+        ) from error
+
+
+def _in_words(value: Any) -> str:
+    """Return a JSON-like parameter for a title: classes by their names, of mappings the keys."""
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
+    if not isinstance(value, Mapping):
+        return str(value)
+    if "estimator" not in value:
+        return "/".join(map(str, value))
+    name = str(value["estimator"]).rpartition(".")[2]
+    given = [f"{key}={_in_words(item)}" for key, item in (value.get("set") or {}).items()]
+    if name == "Pipeline":  # its steps in their order, without the names that they were given
+        steps = (value.get("set") or {}).get("steps", ())
+        return " → ".join(_in_words(step[-1]) for step in steps)
+    return ", ".join([name, *given]) if given else name
 
 
 def _find(path: str, *, trust: bool) -> type:
     """Import the class of an estimator: a public one of scikit-learn, or one that is trusted."""
     module, _, name = path.rpartition(".")
+    package = path.partition(".")[0]
+    if module and package.isidentifier() and not find_spec(package):
+        near = did_you_mean(path, _known_paths())
+        install = f"pip install {package}, if that is its name, and add --trust"
+        raise UsageError(
+            f"{path!r} cannot be imported: the package {package!r} is not installed.",
+            expected=f"an import path such as {_EXAMPLE}",
+            next_step=f"{near} or {install}" if near else install,
+        )
     if not trust and (not path.startswith("sklearn.") or "._" in path):
         advice = "add --trust if you trust the package: importing it runs its code"
-        if path.startswith("sklearn.") or not find_spec(path.partition(".")[0]):
+        if path.startswith("sklearn.") or not module:
             advice = did_you_mean(path, _known_paths()) or advice
         raise UsageError(
             f"{path!r} is not a public scikit-learn class.",

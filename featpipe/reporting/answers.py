@@ -14,7 +14,7 @@ from featpipe.evaluation.leaks import DROP_LEAKS, count_of_leaks
 from featpipe.evaluation.protocol import GROUPED
 from featpipe.reporting.data import Group, Method
 from featpipe.reporting.images import GroupImages
-from featpipe.reporting.sections import count, duration, percent, points
+from featpipe.reporting.sections import SAME_COST, count, duration, percent, points
 from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import TIED, contamination_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
@@ -177,7 +177,7 @@ def _how_sure(group: Group, tests: dict[str, Any]) -> str:
         sentences.append(f"Differences of up to {reach} points remain possible; {settle}.")
     if (least := first.row["methods_low"]) is not None:
         limits = f"{percent(least, digits)} to {percent(first.row['methods_high'], digits)}"
-        sentences.append(f"With other training images, too, it is {limits}\u00a0%.")
+        sentences.append(f"Allowing for other training images, too, it is {limits}\u00a0%.")
     elif first.row["verdict_methods"]:
         sentences.append("The differences also allow for other training images.")
     elif group.methods[1:]:
@@ -192,15 +192,15 @@ def _cost(group: Group) -> str:
     seconds = {m: s for m in contenders if (s := m.row.get("total_seconds")) is not None}
     if not seconds:
         return "What it cost was not recorded."
-    least = duration(min(seconds.values()))
-    cheapest = next(m for m in seconds if duration(seconds[m]) == least)  # the best of these
-    spent = f"{least} from images to answers"
+    least = min(seconds.values())
+    cheapest = next(m for m in seconds if seconds[m] <= SAME_COST * least)  # the best of these
+    spent = f"{duration(seconds[cheapest])} from images to answers"
     if len(contenders) == 1:
         return f"{first.title} took {spent}."
     among = " of those that may be the best" * (len(contenders) < len(group.methods))
-    if cheapest is not first and duration(seconds.get(first)) == duration(seconds[cheapest]):
-        return f"{first.title} took {spent}; none{among} was faster."
-    own = "" if cheapest is first else f" ({first.title}: {duration(seconds.get(first))})"
+    if cheapest is first:
+        return f"{first.title} took {spent}; none{among} was clearly faster."
+    own = f" ({first.title}: {duration(seconds.get(first))})"
     return f"Cheapest{among}: {cheapest.title}, {spent}{own}."
 
 
@@ -218,13 +218,16 @@ def _failures(group: Group) -> str:
     if (models := len(method.result.splits)) > 1 and len(method.table.row) > method.row["n_test"]:
         of += f" answers of {models} models"
     recall = np.where(tested > 0, right / np.maximum(tested, 1), 1.0)
-    hardest = f"{method.columns[recall.argmin()]}, {percent(recall.min(), 1)}\u00a0% right"
+    hard = [method.columns[k] for k in np.flatnonzero(recall == recall.min())]
+    hardest = f"{_listed(hard, '{} classes')}, {percent(recall.min(), 1)}\u00a0% right"
     confused = f"{method.columns[true]} taken for {method.columns[answered]} ({of})"
+    if others := int((errors == errors.max()).sum()) - 1:
+        confused += f", {others} other pair{'s' * (others > 1)} as often"
     text = f"Most confused: {confused}. Hardest class: {hardest}."
     if wrong == 1:
         text = f"Only error: {confused}."
     elif errors.max() == 1:
-        text = f"{wrong} errors, no two of them alike. Hardest class: {hardest}."
+        text = f"Only {wrong} errors, each between different classes. Hardest class: {hardest}."
     tied = sum(other.ties_with(method) for other in group.methods) > 1
     return f"{method.title}: {text[0].lower()}{text[1:]}" if tied else text
 

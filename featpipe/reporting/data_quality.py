@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from featpipe.audit.record import sentences
 from featpipe.errors import FeatpipeError
+from featpipe.fingerprint import FileHashes
 from featpipe.reporting.answers import leaks
 from featpipe.reporting.data import Group, ReportData
 from featpipe.reporting.images import Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
-from featpipe.store import FeatureStore
+from featpipe.store import FeatureStore, scan_stores
 
 _HEADINGS = {
     "identical": "Identical images",
@@ -97,19 +98,38 @@ class AuditedImages:
         self._sheet = data.sheet
         # Of each split the rows by id, and what reads one.
         self._splits: dict[str, tuple[dict[str, int], Callable[[int], NDArray[np.uint8]]]] = {}
-        for known in group.methods[0].result.stores:
-            dataset = known["manifest"]["dataset"]
-            with suppress(FeatpipeError, OSError):
-                source = data.source([known], dataset["split"])
-                if source.fingerprint == dataset["fingerprint"]:
-                    rows = {name: row for row, name in enumerate(source.ids)}
-                    self._splits[dataset["split"]] = rows, source.read
-                    continue
-            with suppress(FeatpipeError):
-                store = find_store(group.methods[0], known, data.context.workspace.root)
-                if store.has_looks:
-                    rows = {name: row for row, name in enumerate(store.ids)}
-                    self._splits[dataset["split"]] = rows, partial(_stored_thumbnail, store)
+        first, workspace = group.methods[0], data.context.workspace
+        for known in first.result.stores:
+            look_up = partial(find_store, first, known, workspace.root)
+            self._open(data, known["manifest"]["dataset"], known["run"], look_up)
+        images = (data.suspects(group).audit or {"images": {}})["images"]
+        if images.keys() - self._splits.keys():  # splits that were audited, and are not tested
+            for store in scan_stores(workspace.features, FileHashes(workspace.hashes))[0]:
+                dataset = store.manifest["dataset"]
+                if images.get(dataset["split"]) == dataset["fingerprint"]:
+                    self._open(data, dataset, store.run, partial(FeatureStore, store.path))
+
+    def _open(
+        self,
+        data: ReportData,
+        dataset: dict[str, Any],
+        run: dict[str, Any],
+        look_up: Callable[[], FeatureStore],
+    ) -> None:
+        """Open the images of a split, or the thumbnails that its store keeps."""
+        if (split := dataset["split"]) in self._splits:
+            return
+        with suppress(FeatpipeError, OSError):
+            source = data.source([{"run": run}], split)
+            if source.fingerprint == dataset["fingerprint"]:
+                rows = {name: row for row, name in enumerate(source.ids)}
+                self._splits[split] = rows, source.read
+                return
+        with suppress(FeatpipeError):
+            store = look_up()
+            if store.has_looks:
+                rows = {name: row for row, name in enumerate(store.ids)}
+                self._splits[split] = rows, partial(_stored_thumbnail, store)
 
     def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
         """Return findings with their thumbnails, and those of their partners."""

@@ -17,6 +17,7 @@ from featpipe.evaluation.metrics import reliability_curve
 from featpipe.evaluation.result import options_behind, settings_of
 from featpipe.reporting.data import Group, Method, ReportData
 from featpipe.reporting.sections import (
+    SAME_COST,
     SECTIONS,
     Chart,
     Content,
@@ -43,7 +44,6 @@ COSTS = {
     "parameters_trained": "parameters trained",
     "model_bytes": "model, bytes",
 }
-_SAME_COST = 1.05  # costs are called the same up to this ratio
 _UNIT = 10_000  # curve coordinates are whole ten-thousandths: half the bytes of decimals
 _FEW_LINES = 6
 _LEAST_POINTS = 3  # two points are a comparison, and that is in the table
@@ -115,8 +115,8 @@ def difference_chart(group: Group, margin: float) -> list[Chart]:
     chart = Chart(
         f"Difference from {first.title}{group.suffix}",
         {"kind": "intervals", "x": x, "entries": entries, "zero": True, "margin": margin / 100},
-        f"Paired tests about {about}. Line: {span} % interval, corrected for all pairs of this "
-        "report. Left of zero throughout: demonstrably worse. Within the shaded "
+        f"Paired tests about {about}. Lines are {span} % confidence intervals, corrected for the "
+        "number of pairs. Left of zero throughout: demonstrably worse. Within the shaded "
         f"{margin:g} point{'s' * (margin != 1)}: equivalent. Otherwise undecided (hollow).",
     )
     return [chart]
@@ -141,7 +141,7 @@ def cost_chart(group: Group) -> Chart | Missing:
         return Missing(title, "no result records what it cost")
     # A cost that is nearly the same for all tells nothing; it is shown if there is no other.
     spans = [[point["x"] for point in choice["points"]] for choice in choices]
-    told = [max(span) > _SAME_COST * min(span) for span in spans]
+    told = [max(span) > SAME_COST * min(span) for span in spans]
     shown = [choice for choice, tells in zip(choices, told, strict=True) if tells] or choices[:1]
     caption = "Up and to the left is better. Vertical lines: 95 % intervals."
     if shown[0] is not choices[0] and len(spans[0]) > 1:
@@ -380,7 +380,7 @@ def training_charts(method: Method) -> list[Chart]:
     ):
         drawn = []
         for key in keys:
-            if any(value is not None for value in columns.get(key, ())):
+            if len({*columns.get(key, ())} - {None}) > (key == "lr"):  # a constant rate is no curve
                 name = _DRAWN[key.partition("_")[0]]
                 marked = [epoch == chosen and key == "valid_accuracy" for epoch in epochs]
                 drawn.append(line(name, epochs, columns[key], strong=True, marked=marked))

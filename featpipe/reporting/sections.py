@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from featpipe.reporting.data import ReportData
 
 MISSING = "–"
+SAME_COST = 1.05  # costs are called the same up to this ratio
 _LOG_SPAN = 20
 _SCRIPTS = ("draw.js", "charts.js", "map.js", "page.js")
 

@@ -39,7 +39,7 @@ class Comparison(Section):
     def __init__(self, number: int, group: Group) -> None:
         self.name = f"tests-{number}"
         self.title = group.label or "At a glance"
-        self.group = group
+        self.group, self.first = group, number == 1
 
     def content(self, data: ReportData) -> Content:
         """Return the answers, the dataset, the table, accuracy and cost, and all paired tests."""
@@ -50,7 +50,7 @@ class Comparison(Section):
             group=group,
             answers=answers(group, data.comparison.margin),
             alarms=alarms(group, data.suspects(group)),
-            warnings=warnings(group, images),
+            warnings=[*warnings(group, images), *(data.comparison.apart if self.first else ())],
             suspected=suspected(data.suspects(group)),
             matrix=matrix(group),
             parts_of_time=parts_of_time,

@@ -30,8 +30,8 @@ BEST, TIED, HIGHEST = "best", "tied best", "highest"
 LEADING = (BEST, TIED, HIGHEST)  # what the first of several can be
 ALONE = "only method on these rows"
 SELECTION = (
-    "The highest of several accuracies on the same test images is optimistic: if you choose by "
-    "this table, measure the chosen method again on images that played no part."
+    "The best of several accuracies is usually too high: if you choose by this table, test your "
+    "choice again on images that played no part in it."
 )
 
 _WRITTEN = "written by featpipe compare"
@@ -60,6 +60,7 @@ class Comparison:
     published: list[dict[str, Any]]
     notes: list[str]
     margin: float
+    apart: Sequence[str] = ()  # those of the notes that say what is not compared, and why
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.rows)} methods, {len(self.published)} published)"
@@ -140,13 +141,10 @@ def compare(
     else:  # rows asked for by name are shown with the results whatever dataset they are about
         named = [row for name in published for row in find_published(name)]
         reference = [_published_row(row, datasets[0]) for row in named]
-    notes = [
-        *_leak_notes(results, title_of),
-        *scope_notes(pairs),
-        *_apart_notes(rows, tested),
-        *contamination_notes(results),
-    ]
-    return Comparison(rows, pairs, reference, notes, margin)
+    apart = _apart_notes(rows, tested)
+    leaks, seen = _leak_notes(results, title_of), contamination_notes(results)
+    notes = [*leaks, *scope_notes(pairs), *apart, *seen]
+    return Comparison(rows, pairs, reference, notes, margin, apart)
 
 
 def _judge_group(

@@ -83,6 +83,8 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
     """Return the end of a run: what failed, why, and the command to continue."""
     lines = []
     for ended in outcomes:
+        if ended.status == "not run":
+            continue  # the table says so, and what failed says why
         if not ended.succeeded:
             lines.append(f"{ended.status}: {ended.task}: {ended.message}")
             lines += [f"    {label}: {text}" for label, text in ended.details.items()]

@@ -143,6 +143,30 @@ def test_parameters_may_be_mappings(tmp_path, stores, estimator):
     assert result.summary["accuracy"]["value"] > 0.4
 
 
+@pytest.mark.parametrize(
+    ("estimator", "title"),
+    [
+        (RandomForestClassifier(8), "RandomForestClassifier, n_estimators=8"),
+        (
+            GridSearchCV(SVC(), {"C": [1, 10], "kernel": ["rbf"]}, cv=3),
+            "GridSearchCV, cv=3, estimator=SVC, param_grid=C/kernel",
+        ),
+        (make_pipeline(PCA(4), SVC(C=2)), "PCA, n_components=4 → SVC, C=2"),
+    ],
+)
+def test_titles_name_classes_in_words(estimator, title):
+    described = describe(estimator)
+    step = AnyClassifier(classifier=described["estimator"], set=described["set"])
+    assert step.display_name == title
+
+
+@pytest.mark.parametrize("wrong", [RandomForestClassifier, object(), 3])
+def test_what_is_no_classifier_is_told_so(tmp_path, stores, wrong):
+    with pytest.raises(UsageError, match="This is no method") as error:
+        evaluate(wrong, *stores, workspace=tmp_path)
+    assert "RandomForestClassifier()" in str(error.value)
+
+
 def test_the_seed_decides_and_the_number_of_jobs_does_not(stores, tmp_path):
     train, test = stores
 
@@ -229,7 +253,10 @@ def test_a_model_that_skops_does_not_trust_is_not_saved_and_says_why(tmp_path, s
         ({"classifier": FOREST, "set": {"n_jobs": 3}}, UsageError, "--jobs"),
         ({"classifier": FOREST, "set": ["max_depth"]}, UsageError, "KEY=VALUE"),
         ({"classifier": "sklearn.ensemble.VotingClassifier"}, UsageError, "estimators"),
-        ({"classifier": "nowhere.Thing", "trust": True}, UsageError, "no class"),
+        ({"classifier": "nowhere.Thing", "trust": True}, UsageError, "pip install nowhere"),
+        ({"classifier": "xgboost.XGBClassifier"}, UsageError, "add --trust"),
+        ({"classifier": "json.Thing", "trust": True}, UsageError, "no class"),
+        ({"classifier": "sklearn.ensemble.StackingClassifier"}, UsageError, "evaluate(Stacking"),
     ],
 )
 def test_bad_input_is_explained(options, error, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +44,7 @@ def group(*rights: np.ndarray) -> Group:
         tied = i and right.mean() == rights[0].mean()
         row["verdict"] = TIED if tied else row["verdict_methods"] or row["verdict_models"]
         row["about"] = QUESTIONS["methods" if row["verdict_methods"] else "models"]
-        row |= {"total_seconds": 40.0 - i, "converged": True}
+        row |= {"total_seconds": 40.0 * 0.8**i, "converged": True}
         confusion = [[n // 2, 0], [int(n - right.sum() / models), n // 2]]
         table = SimpleNamespace(row=np.tile(np.arange(n), models), ids=np.arange(n))
         table.true = np.arange(n) % 2
@@ -130,7 +131,7 @@ def test_of_several_training_sets_the_methods_are_spoken_of() -> None:
     rng = np.random.default_rng(0)
     text = said(rng.random((6, 300)) < 0.9, rng.random((6, 300)) < 0.6)
     assert "It is demonstrably better than Method 1." in text
-    assert "With other training images, too, it is 5.0 to 95.0 %." in text
+    assert "Allowing for other training images, too, it is 5.0 to 95.0 %." in text
     assert "of 300)" not in text, "a mean over models is no count of images"
 
 
@@ -142,10 +143,30 @@ def test_better_is_never_said_without_a_test(n: int) -> None:
     assert ("Method 0, Method 1 and 3 more methods tie" in text) == (n == 5)
 
 
+def test_a_title_may_hold_anything() -> None:
+    many = group(*[right(300)] * 5)
+    for number, method in enumerate(many.methods):
+        many.methods[number] = replace(method, title=f"{{{number}}} {{x!r}}")
+    headline = answers(many, 1.0)["headline"]
+    assert headline.startswith("{0} {x!r}, {1} {x!r} and 3 more methods tie at 75.0")
+
+
+def test_classes_that_are_as_hard_are_named_together() -> None:
+    even = group(right(380))
+    even.methods[0].metrics["confusion"] = [[190, 10], [10, 190]]
+    text = answers(even, 1.0)["Where does it fail?"].replace("\u00a0", " ")
+    assert "cat taken for dog (10 of 200), 1 other pair as often" in text
+    assert "Hardest class: cat and dog, 95.0 % right" in text
+
+
 def test_the_cheapest_is_one_that_may_be_the_best() -> None:
     text = said(right(380), right(379), right(100))
-    assert "Cheapest of those that may be the best: Method 1, 39 s from images" in text
+    assert "Cheapest of those that may be the best: Method 1, 32 s from images" in text
     assert "(Method 0: 40 s)" in text
+    near = group(right(380), right(379))
+    near.methods[1].row["total_seconds"] = 39.0
+    cost = answers(near, 1.0)["At what cost?"].replace("\u00a0", " ")
+    assert cost == "Method 0 took 40 s from images to answers; none was clearly faster."
 
 
 def test_the_classes_that_are_confused_are_named() -> None:

@@ -6,9 +6,9 @@ function drawLines(figure, spec) {
   const wide = plot.clientWidth;
   const height = spec.square ? Math.min(wide * 0.9, 400) : Math.min(Math.max(wide * 0.6, 220), 320);
   const { canvas, width } = frame(plot, Math.round(height), plot.dataset.title);
-  const box = { left: 54, right: width - 22, top: 26, bottom: height - 44 };
   const xs = lines.flatMap((one) => one.x);
   const ys = lines.flatMap((one) => [...one.y, ...(one.low ?? []), ...(one.high ?? [])]);
+  const box = { left: besideAxis(spec.y, ys), right: width - 22, top: 26, bottom: height - 44 };
   const x = scale(spec.x, xs, box.left, box.right);
   const y = scale(spec.y, ys, box.bottom, box.top);
   drawAxes(canvas, x, y, box);

@@ -130,6 +130,14 @@ function frame(plot, height, label) {
   return { canvas, width, height };
 }
 
+// Room for the numbers beside an axis: 54 pixels, or more for long ones.
+function besideAxis(axis, values) {
+  const place = scale(axis, values, 300, 0);
+  const marks = ticks(place, 6);
+  const longest = Math.max(...marks.values.map((value) => tickText(value, axis, marks.step).length));
+  return Math.max(54, 14 + 7 * longest);
+}
+
 function drawAxes(canvas, x, y, box) {
   const group = shape("g", { class: "axes" });
   const across = ticks(x, Math.max(2, Math.floor((box.right - box.left) / 70)));
