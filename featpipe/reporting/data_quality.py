@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from featpipe.audit.record import sentences
 from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
-from featpipe.reporting.answers import leaks
-from featpipe.reporting.data import Group, ReportData
+from featpipe.reporting.answers import leaks, names_of
+from featpipe.reporting.data import Group, Method, ReportData
 from featpipe.reporting.images import Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.store import FeatureStore, scan_stores
@@ -41,8 +41,7 @@ class DataQuality(Section):
         for group in data.groups:
             first = group.methods[0]
             part: dict[str, Any] = {"group": group, "leaks": leaks_of(group)}
-            repeats = dict.fromkeys(filter(None, (method.repeats for method in group.methods)))
-            part |= {"audit": None, "unread": "", "repeats": list(repeats)}
+            part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
             parts.append(part)
             suspects = data.suspects(group)
             part["unread"], findings = suspects.unread, suspects.findings
@@ -89,6 +88,17 @@ def leaks_of(group: Group) -> str:
             "extract the dataset again."
         )
     return " ".join(leaks(group)) or "No test image is an exact copy of a training image."
+
+
+def repeats_of(group: Group) -> list[str]:
+    """Say which images repeat within a split, once for the methods that it is said of."""
+    told: dict[str, list[Method]] = {}
+    for method in group.methods:
+        if method.repeats:
+            told.setdefault(method.repeats, []).append(method)
+    if len(told) == 1:
+        return [*told]
+    return [f"For {names_of(methods)}: {text}" for text, methods in told.items()]
 
 
 class AuditedImages:

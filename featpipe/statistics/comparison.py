@@ -203,8 +203,9 @@ def _apart_notes(
         )
         if {images for images, _ in mine} != {images for images, _ in theirs}:
             reason, advice = "extracted apart from", "on one extraction"
+        were = "were" if others else "was"
         notes.append(
-            f"{row['method']} ({row['protocol']}){more} was tested on {len(mine)} images of "
+            f"{row['method']} ({row['protocol']}){more} {were} tested on {len(mine)} images of "
             f"{row['dataset']}, {reason} the {len(theirs)} of {first['method']} "
             f"({first['protocol']}), so they are not compared; evaluate both {advice}."
         )
@@ -218,10 +219,7 @@ def _leak_notes(results: Iterable[Result], titles: Mapping[str, str]) -> list[st
         account = result.extra.get("leaks") or {}
         if account.get("leaked"):
             leaky.setdefault(count_of_leaks(account), []).append(titles[result.name])
-    return [
-        f"{count} ({', '.join(named)}); the accuracy without them is given, too. {DROP_LEAKS}"
-        for count, named in leaky.items()
-    ]
+    return [f"{count} ({', '.join(named)}). {DROP_LEAKS}" for count, named in leaky.items()]
 
 
 def contamination_notes(results: Iterable[Result]) -> list[str]:

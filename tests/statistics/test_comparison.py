@@ -219,7 +219,7 @@ def test_leaks_are_in_the_table_and_its_notes(tmp_path):
     leaky.extra["leaks"] = account | {"accuracy_without": {"value": 0.8875, **interval}}
     comparison = compare([clean, leaky])
     assert comparison.notes[0].startswith(
-        "20 of 100 test images (20.0 %) are exact copies of training images (Method b); "
+        "20 of 100 test images (20.0 %) are exact copies of training images (Method b). "
     )
     shown = {row["method"]: row["without copies %"] for row in display_rows(comparison)}
     assert (shown["Method a"], shown["Method b"]) == ("", "88.75")

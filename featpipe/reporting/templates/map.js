@@ -52,7 +52,7 @@ function classNames(spec, targets, side) {
   return spec.classes.map((name, label) => {
     const mine = targets.filter(({ i }) => spec.true[i] === label);
     if (!mine.length) return null;
-    const half = name.length * 3.6;
+    const half = name.length * 4.2;
     const x = Math.min(Math.max(median(mine.map((one) => one.x)), half), side - half);
     return shape("text", { x, y: median(mine.map((one) => one.y)) + 4, "text-anchor": "middle", class: "class-name" }, name);
   }).filter(Boolean);
