@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from featpipe.clean import files_of, find_unneeded
     from featpipe.datasets.dataset import open_source
     from featpipe.embedder import Embedder
-    from featpipe.evaluation.result import Result, locate_result, scan_results, unique_titles
+    from featpipe.evaluation.result import Result, locate_result, scan_results
+    from featpipe.evaluation.titles import unique_titles
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.prediction import Answer, write_answers
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "audit.audit": "Audit", "backbones": "load_backbone", "bench": "measure",
     "clean": "files_of find_unneeded", "datasets.dataset": "open_source", "embedder": "Embedder",
-    "evaluation.result": "Result locate_result scan_results unique_titles",
+    "evaluation.result": "Result locate_result scan_results",
+    "evaluation.titles": "unique_titles",
     "evaluation.verify": "verify_result", "labelmap": "LabelMap builtin_maps",
     "prediction": "Answer write_answers", "reporting.written": "changed_files",
     "statistics.comparison": "Comparison compare", "store": "FeatureStore scan_stores",

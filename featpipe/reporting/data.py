@@ -19,7 +19,8 @@ from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.leaks import note_of_leaks, note_of_repeats
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.protocol import CHOSEN, GROUPED
-from featpipe.evaluation.result import PredictionTable, Result, unique_titles
+from featpipe.evaluation.result import PredictionTable, Result
+from featpipe.evaluation.titles import unique_titles
 from featpipe.reporting.images import GroupImages, ThumbnailSheet
 from featpipe.reporting.names import class_names
 from featpipe.reporting.step import Report

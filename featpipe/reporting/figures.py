@@ -14,7 +14,7 @@ import numpy as np
 
 from featpipe.evaluation.curves import pr_curves, roc_curves
 from featpipe.evaluation.metrics import reliability_curve
-from featpipe.evaluation.result import options_behind, settings_of
+from featpipe.evaluation.titles import options_behind, settings_of
 from featpipe.reporting.data import Group, Method, ReportData
 from featpipe.reporting.sections import (
     SAME_COST,

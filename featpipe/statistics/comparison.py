@@ -15,7 +15,8 @@ import pandas as pd
 from featpipe import fingerprint
 from featpipe.errors import UsageError
 from featpipe.evaluation.leaks import DROP_LEAKS, count_of_leaks
-from featpipe.evaluation.result import Result, as_results, find_results, unique_titles
+from featpipe.evaluation.result import Result, as_results, find_results
+from featpipe.evaluation.titles import unique_titles
 from featpipe.notebook import html_table
 from featpipe.statistics.intervals import wilson
 from featpipe.statistics.paired_tests import SMALLEST_P, Answers

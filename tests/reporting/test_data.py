@@ -5,17 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from featpipe.errors import ResultError
 from featpipe.evaluation.assemble import save_result
-from featpipe.evaluation.result import PredictionTable, Result, settings_of, unique_titles
+from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.reporting.data import ReportData
 from featpipe.reporting.images import ThumbnailSheet
@@ -23,47 +19,6 @@ from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
 from tests.reporting.conftest import Made, Page, Plan, make_world
-
-
-def titles(*facts: dict[str, Any]) -> list[str]:
-    """Return the titles of methods that are all called SVM, given what differs."""
-    rows = [
-        {"method": "SVM", "features": "r50", "protocol": "split", "name": f"n{i}", **fact}
-        for i, fact in enumerate(facts)
-    ]
-    results: Any = [
-        SimpleNamespace(method="svm", settings=fact.get("settings", {"c": 1})) for fact in facts
-    ]
-    return unique_titles(results, rows)
-
-
-def test_only_what_differs_is_named() -> None:
-    assert titles({}) == ["SVM"]
-    assert titles({"features": "r18"}, {"features": "r50"}) == ["SVM, r18", "SVM, r50"]
-    assert titles({"protocol": "folds"}, {"protocol": "split"}) == ["SVM, folds", "SVM, split"]
-    assert titles({"settings": {"map": None}}, {"settings": {"map": "narrow"}}) == [
-        "SVM",
-        "SVM, map narrow",
-    ]
-
-
-def test_the_name_is_the_last_resort() -> None:
-    assert titles({}, {}) == ["SVM, n0", "SVM, n1"]
-    assert titles({"settings": {"force": True}}, {"settings": {"force": False}}) == [
-        "SVM, n0",
-        "SVM, n1",
-    ], "an option that changes no number tells nothing"
-
-
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("cd"), st.integers(0, 2))))
-def test_titles_are_always_different(facts: list[tuple[str, str, int]]) -> None:
-    made = titles(*[{"features": f, "protocol": p, "settings": {"c": c}} for f, p, c in facts])
-    assert len(set(made)) == len(facts)
-
-
-def test_settings_of_a_method_that_is_not_installed_all_count() -> None:
-    result: Any = SimpleNamespace(method="of another package", settings={"title": "x", "c": 1})
-    assert settings_of(result) == {"title": "x", "c": 1}
 
 
 def test_groups_hold_methods_of_equal_rows_best_first(made: Made, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""What results are called beside each other: by what they differ in, their settings among it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featpipe.errors import UsageError
+from featpipe.evaluation.result import Result
+from featpipe.steps import STEPS, options_of
+from featpipe.steps.options import OptionSpec, plain
+
+_FEW_VALUES = 3  # that a title names
+
+
+def options_behind(result: Result) -> dict[str, OptionSpec]:
+    """Return the options of the step that made a result; none if its package is gone or broken."""
+    try:
+        return options_of(STEPS.get(result.method))
+    except UsageError:
+        return {}
+
+
+def settings_of(result: Result) -> dict[str, Any]:
+    """Return the settings of a result that may change its numbers, without those of the input."""
+    options, settings = options_behind(result), dict(result.settings)
+    for key, known in options.items():
+        if key in settings and (known.selects_input or not known.affects_result):
+            del settings[key]
+        elif known.item_type is Path and settings.get(key) is not None:
+            settings[key] = Path(settings[key]).name
+    return settings
+
+
+def _in_words(value: Any) -> str:
+    """Return a setting for a title; of many values the first and the last."""
+    if isinstance(value, list | tuple):
+        ends = value if len(value) <= _FEW_VALUES else [value[0], "…", value[-1]]
+        return " ".join(map(_in_words, ends)) if "…" in ends else ", ".join(map(_in_words, ends))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def unique_titles(
+    results: Sequence[Result], rows: Sequence[dict[str, Any]], shown: Sequence[str] = ()
+) -> list[str]:
+    """Return titles made different by what differs: features, protocol, settings, images, day.
+
+    What differs in none of these gets its name.
+
+    ``rows`` describe the results: ``method``, ``features``, ``protocol``, ``name``. Rows that
+    differ in what is ``shown`` beside the titles may have the same title.
+    """
+    settings = [settings_of(result) for result in results]
+    defaults = [
+        {name: plain(known.default) for name, known in options_behind(result).items()}
+        for result in results
+    ]
+    facts = {name: [str(row[name] or "") for row in rows] for name in ("features", "protocol")}
+    for key in dict.fromkeys(key for each in settings for key in each):
+        values = [each.get(key) for each in settings]
+        usual = [known.get(key) for known in defaults]
+        texts = [
+            "" if v in (None, u) else f"{key.replace('_', ' ')} {_in_words(v)}"
+            for v, u in zip(values, usual, strict=True)
+        ]
+        facts.setdefault(key, texts)
+    facts["images"] = [f"{row['n_test']} test images" if "n_test" in row else "" for row in rows]
+    facts["created"] = [getattr(result, "created", "")[:10] for result in results]
+    facts["name"] = [row["name"] for row in rows]
+    titles = [str(row["method"]) for row in rows]
+    beside = [tuple(row[fact] for fact in shown) for row in rows]
+    for fact, texts in facts.items():
+        alike: dict[Any, list[int]] = {}
+        for i, row in enumerate(zip(titles, beside, strict=True)):
+            alike.setdefault(row, []).append(i)
+        for members in alike.values():
+            if fact not in shown and len({texts[i] for i in members}) > 1:
+                for i in members:
+                    titles[i] = ", ".join(filter(None, [titles[i], texts[i]]))
+    return titles
