@@ -43,6 +43,14 @@ def test_a_file_in_the_folder_or_beside_it_names_the_classes(
         assert "bird" not in text
 
 
+def test_names_of_classes_that_do_not_exist_are_told_of(made: Made, tmp_path: Path) -> None:
+    result, told = placed(made, tmp_path), list[str]()
+    (tmp_path / "class_names.csv").write_text("class,name\nbird,Bird\nbrid,Bird\n")
+    assert class_names(result, None, told.append)["bird"] == "Bird"
+    (note,) = told
+    assert note.endswith("names classes that the results do not have: brid")
+
+
 def test_wordnet_ids_have_their_names(made: Made) -> None:
     result = copy.deepcopy(made.results[0])
     result.stores = []
