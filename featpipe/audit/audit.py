@@ -176,12 +176,13 @@ class Audit:
         neighbours[pool.rows] = np.take_along_axis(every, order, axis=1)
         cosines[pool.rows] = np.take_along_axis(values, order, axis=1)
         large = np.ones(n, bool)
-        first = np.arange(n)  # of the rows with the same pixels; a test row, if any
+        first = np.arange(n)  # of the rows with the same pixels; a test row, or labelled, if any
         if pool.has_looks:
             large[pool.rows] = pool.looks("size", pool.rows).min(axis=1) >= TINY
             digests = np.ascontiguousarray(pool.looks("digest", pool.rows)).view("V16")[:, 0]
             number = np.unique(digests, return_inverse=True)[1]
-            order = np.lexsort((pool.rows, ~tests[pool.rows], number))
+            unlabelled = pool.labels[pool.rows] < 0
+            order = np.lexsort((pool.rows, unlabelled, ~tests[pool.rows], number))
             leading = np.unique(number[order], return_index=True)[1]
             first[pool.rows] = pool.rows[order][leading][number]
         compared = (other >= 0) & large[one] & large[other]  # of tiny images too much is alike

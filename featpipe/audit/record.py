@@ -39,8 +39,8 @@ def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
     splits = {store.manifest["dataset"]["split"] for store in stores}
     classes = {store.classes for store in stores if store.classes}
     if not embedded_alike(stores) or len(splits) < len(stores) or len(classes) > 1:
-        what = "The stores are not different splits with the same classes, embedded alike."
-        hint = "name stores of one model: featpipe store list"
+        what = "The stores are not splits of different names with the same classes, embedded alike."
+        hint = "name stores of one model; two folders as two splits: a CSV with path, label, split"
         raise UsageError(what, got=", ".join(str(s.path) for s in stores), next_step=hint)
     return stores
 
@@ -166,7 +166,7 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
     ):
         named = [
             f"{known.get(row['label'], row['label'])} ({_number(row['images'], 'image')}"
-            + (f", {row['different']} different)" if part == "clustered" else ")")
+            + (f", {row['different']} different" * (row["different"] < row["images"]) + ")")
             for row in summary["coverage"][part]
         ]
         if named:

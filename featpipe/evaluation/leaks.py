@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featpipe.evaluation.protocol import RowSet, Split
 
 
-_MOST_IDLE = 10_000
+_MOST_LISTED = 10_000
 DROP_LEAKS = "--leaks drop leaves them out of training."
 
 
@@ -55,7 +55,8 @@ def account_of_leaks(
     ``leaked``, ``accuracy``, and if any image leaked ``relabelled`` (how many of them have a label
     that no copy in training has), ``accuracy_without`` (an interval; None if no image is left) and
     ``ids``; ``not_trained``, ids of the training store that train nothing and are not tested, as
-    those that a list leaves out (unless they are more than 10,000); ``repeated``, how many rows of
+    those that a list leaves out (unless they are more than 10,000); ``trained``, of a low-shot
+    draw, ids of those that do train (likewise); ``repeated``, how many rows of
     the stores show an image of a row before, and ``conflicting``, how many of these have another
     label. None where pixels are not known.
     """
@@ -72,14 +73,17 @@ def account_of_leaks(
     train = splits[0].train.store
     others = [part.rows for s in splits for part in (s.train, s.test) if part.store is train]
     idle = np.setdiff1d(train.usable, np.concatenate(others))
+    taught = np.unique(np.concatenate([split.train.rows for split in splits]))
     account: dict[str, Any] = {
         "repeated": repeated,
         "conflicting": conflicting,
         "test_images": len(np.unique(rows)),
         "leaked": len(np.unique(rows[leaked])),
         "accuracy": accuracy_interval(correct, rows).as_dict(),
-        "not_trained": [train.ids[row] for row in idle] if len(idle) <= _MOST_IDLE else [],
+        "not_trained": [train.ids[row] for row in idle] if len(idle) <= _MOST_LISTED else [],
     }
+    if splits[0].train_per_class is not None and len(taught) <= _MOST_LISTED:
+        account["trained"] = [train.ids[row] for row in taught]
     if leaked.any():
         without, clean = None, ~np.isin(rows, rows[leaked])  # of several models, leaked in none
         if clean.any():

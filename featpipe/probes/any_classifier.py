@@ -238,16 +238,22 @@ def _build(path: str, parameters: Mapping[str, Any], *, trust: bool) -> Any:
 def _in_words(value: Any) -> str:
     """Return a JSON-like parameter for a title: classes by their names, of mappings the keys."""
     if isinstance(value, list):
+        if value and all(isinstance(item, list) and len(item) == 2 for item in value):
+            value = [
+                item[1] for item in value if item[1] is not None
+            ]  # estimators with their names
         return ", ".join(map(_in_words, value))
     if not isinstance(value, Mapping):
         return str(value)
+    if "pairs" in value:
+        return ", ".join(f"{key}: {_in_words(item)}" for key, item in value["pairs"])
     if "estimator" not in value:
         return "/".join(map(str, value))
     name = str(value["estimator"]).rpartition(".")[2]
     given = [f"{key}={_in_words(item)}" for key, item in (value.get("set") or {}).items()]
     if name == "Pipeline":  # its steps in their order, without the names that they were given
         steps = (value.get("set") or {}).get("steps", ())
-        return " → ".join(_in_words(step[-1]) for step in steps)
+        return " → ".join(_in_words(step[-1]) for step in steps if step[-1] is not None)
     return ", ".join([name, *given]) if given else name
 
 
@@ -261,7 +267,7 @@ def _find(path: str, *, trust: bool) -> type:
         raise UsageError(
             f"{path!r} cannot be imported: the package {package!r} is not installed.",
             expected=f"an import path such as {_EXAMPLE}",
-            next_step=f"{near} or {install}" if near else install,
+            next_step=f"{install}; {near}" if near else install,
         )
     if not trust and (not path.startswith("sklearn.") or "._" in path):
         advice = "add --trust if you trust the package: importing it runs its code"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,7 @@ class DataQuality(Section):
             first = group.methods[0]
             part: dict[str, Any] = {"group": group, "leaks": leaks_of(group)}
             part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
+            part["how"] = how_to_audit(group)
             parts.append(part)
             suspects = data.suspects(group)
             part["unread"], findings = suspects.unread, suspects.findings
@@ -57,6 +60,7 @@ class DataQuality(Section):
                 "sentences": sentences(suspects.audit["summary"], first.names),
                 "classes": suspects.audit["summary"]["labels"].get("classes", []),
                 "names": first.names,
+                "unaudited": names_of(suspects.unaudited) if suspects.unaudited else "",
                 "gallery": [
                     (issue, len(found), images.shown(found.head(data.report.gallery)))
                     for issue, found in sorted(findings.groupby("issue"), key=_importance)
@@ -87,7 +91,16 @@ def leaks_of(group: Group) -> str:
             "stored without digests of the images' pixels. To check it, delete the stores and "
             "extract the dataset again."
         )
-    return " ".join(leaks(group)) or "No test image is an exact copy of a training image."
+    clean = "No image that these methods were tested on is an exact copy of one that trained them."
+    return " ".join(leaks(group)) or clean
+
+
+def how_to_audit(group: Group) -> str:
+    """Return what names a group's images in the command: a dataset, or the stores of two."""
+    stores = group.methods[0].result.stores
+    if len({store["manifest"]["dataset"]["name"] for store in stores}) > 1:
+        return " ".join(shlex.quote(Path(store["path"]).name) for store in stores)
+    return f"--dataset {shlex.quote(group.dataset)}"
 
 
 def repeats_of(group: Group) -> list[str]:

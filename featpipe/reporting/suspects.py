@@ -70,6 +70,17 @@ class Suspects:
         return found & {*self.group.ids.tolist()}
 
     @property
+    def unaudited(self) -> list[Method]:
+        """The methods whose training images the audit does not know."""
+        known = {*self.audit["images"].values()} if self.audit is not None else set()
+        return [
+            method
+            for method in self.group.methods
+            if "leaks" in method.result.extra and method.result.stores
+            if method.result.stores[0]["manifest"]["dataset"]["fingerprint"] not in known
+        ]
+
+    @property
     def across(self) -> bool:
         """Whether training and test images are of different splits."""
         result = self.group.methods[0].result
@@ -127,8 +138,10 @@ def _alike(method: Method, members: pd.DataFrame, images: dict[str, str]) -> set
     train, tested = result.stores[0]["manifest"]["dataset"], result.dataset["test"]
     if images.get(train["split"]) != train["fingerprint"]:
         return set()  # it was trained on images that the audit does not know
-    idle = [*account.get("not_trained", ())]
-    trained = members[(members.split == train["split"]) & ~members.id.isin(idle)]
+    trained = members[members.split == train["split"]]
+    trained = trained[~trained.id.isin(account.get("not_trained", ()))]
+    if "trained" in account:
+        trained = trained[trained.id.isin(account["trained"])]
     asked = members[members.split == tested["split"]]
     if train["fingerprint"] != tested["fingerprint"]:
         return {*asked.id[asked.cluster.isin(trained.cluster)]}

@@ -228,6 +228,9 @@ def test_labels_that_differ_are_found_where_the_first_copy_has_none(tmp_path):
     assert audit.summary["duplicates"]["across"]["identical"] == 0, (
         "an unlabelled row tests nothing"
     )
+    listed = audit.findings[audit.findings.issue == "identical"]
+    advice = dict(zip(listed.id, listed.suggestion, strict=True))
+    assert advice == {"train/1.png": "check label", "val/0.png": "drop"}, "a labelled one is kept"
     assert "check label" in {*audit.findings.suggestion[audit.findings.issue == "identical"]}
 
 

@@ -105,7 +105,7 @@ def test_a_training_and_a_test_dataset_are_audited_together(tmp_path, workspace)
     found = load_findings(outcome.paths[0]).query("issue == 'identical'")
     assert {*found.dataset} == {"toy"}
     same = seen(tmp_path / "train.h5", images, **more)
-    with pytest.raises(UsageError, match="not different splits with the same classes"):
+    with pytest.raises(UsageError, match="not splits of different names with the same classes"):
         AuditStep(stores=[train, same.path]).run(workspace)
 
 

@@ -11,6 +11,7 @@ from sklearn.ensemble import (
     BaggingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
+    VotingClassifier,
 )
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GridSearchCV
@@ -151,7 +152,12 @@ def test_parameters_may_be_mappings(tmp_path, stores, estimator):
             GridSearchCV(SVC(), {"C": [1, 10], "kernel": ["rbf"]}, cv=3),
             "GridSearchCV, cv=3, estimator=SVC, param_grid=C/kernel",
         ),
-        (make_pipeline(PCA(4), SVC(C=2)), "PCA, n_components=4 → SVC, C=2"),
+        (make_pipeline(PCA(4), None, SVC(C=2)), "PCA, n_components=4 → SVC, C=2"),
+        (SVC(class_weight={0: 1, 1: 2}), "SVC, class_weight=0: 1, 1: 2"),
+        (
+            VotingClassifier([("a", SVC()), ("b", BASE)]),
+            "VotingClassifier, estimators=SVC, DecisionTreeClassifier, max_depth=3",
+        ),
     ],
 )
 def test_titles_name_classes_in_words(estimator, title):

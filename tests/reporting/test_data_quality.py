@@ -139,6 +139,28 @@ def test_what_did_not_train_is_no_copy_of_a_training_image(leaky, tmp_path):
     assert "also used for training" not in text
 
 
+def test_of_a_low_shot_draw_only_what_it_trained_on_leaks(leaky):
+    where, stores, _ = leaky
+    audit_stores(AuditStep(), stores, where)
+    path = where.workspace.results / "few.json"
+    few = evaluate(Centroid(train_per_class=(1,), repeats=1), *stores, where, path)
+    trained = {*few.extra["leaks"]["trained"]}
+    assert len(trained) == 3
+    copies = {f"test/{row}.png" for row in (0, 1, 2, 3, 4, 6) if f"train/{row}.png" in trained}
+    assert suspected([few], where).copies == copies
+
+
+def test_methods_with_unaudited_training_images_are_named(leaky, tmp_path):
+    where, stores, results = leaky
+    audit_stores(AuditStep(), stores, where)
+    other = seen(tmp_path / "o.h5", list(pictures(60, 32, seed=9)), dataset="other", dims=40)
+    result = evaluate(Centroid(), other, stores[1], where, where.workspace.results / "o.json")
+    data = ReportData.load([*results, result], Report(), where)
+    (method,) = data.suspects(data.groups[0]).unaudited
+    html = DataQuality().content(data).html
+    assert f"The training images of {method.title} were not audited." in html
+
+
 def test_folds_leak_only_what_they_divide(tmp_path):
     where = context(tmp_path)
     images, features = list(pictures(60, 32)), vectors(60, 0)
