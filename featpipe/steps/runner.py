@@ -84,13 +84,16 @@ def _summary(outcomes: list[Outcome], command: str) -> Outcome:
     lines = []
     for ended in outcomes:
         if ended.status == "not run":
-            continue  # the table says so, and what failed says why
+            continue  # said below, all of them at once
         if not ended.succeeded:
             lines.append(f"{ended.status}: {ended.task}: {ended.message}")
             lines += [f"    {label}: {text}" for label, text in ended.details.items()]
         elif ended.exit_code:
             lines.append(f"incomplete: {ended.task}: something was left out, see above")
     statuses = [ended.status for ended in outcomes]
+    if "not run" in statuses:
+        idle = ", ".join(ended.task for ended in outcomes if ended.status == "not run")
+        lines.append(f"not run: {idle}")
     order = ("done", "up to date", "failed", "interrupted", "not run")
     counts = [f"{statuses.count(status)} {status}" for status in order if status in statuses]
     lines.append(f"{len(outcomes)} tasks: {', '.join(counts)}")
