@@ -1,6 +1,6 @@
 """``python -m featpipe`` is the command ``featpipe``."""
 
-from featpipe.cli import main
+from featpipe.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -169,6 +171,27 @@ def test_the_command_names_what_it_could_not_read(result, context, pictures, tmp
             main([*options, "--workspace", str(context.workspace.root)])
         assert ended.value.code == code
         assert "warning: 1 of" in capsys.readouterr().out
+
+
+def test_the_process_ends_at_once_with_all_that_it_has_to_say(result, context, pictures, tmp_path):
+    good, bad = str(next(iter(pictures.values()))), tmp_path / "notes.png"
+    bad.write_text("no image")
+
+    def run(*arguments):
+        line = [sys.executable, "-m", "featpipe", "predict", result.name, *arguments]
+        line += ["--workspace", str(context.workspace.root)]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    out = tmp_path / "answers.csv"
+    written = run(good, "--out", str(out))
+    assert (written.returncode, len(out.read_text().splitlines())) == (0, 2)
+    shown = run(good, str(bad), "--strict")
+    assert shown.returncode == 3
+    assert good in shown.stdout
+    assert "warning: 1 of 2" in shown.stdout
+    wrong = run(good, "--device", "cuda:99")
+    assert wrong.returncode == 2
+    assert "No CUDA device 99 was found" in wrong.stderr
 
 
 @pytest.mark.timeout(60)

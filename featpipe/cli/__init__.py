@@ -1,5 +1,5 @@
 """The command line: the only place that prints or sets an exit code."""
 
-from featpipe.cli.main import main
+from featpipe.cli.main import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

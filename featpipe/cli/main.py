@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -277,3 +278,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         console.error(FeatpipeError(f"{error.strerror or error}.", where=error.filename))
         code = FeatpipeError.exit_code
     sys.exit(code)
+
+
+def program() -> NoReturn:
+    """Run the command line as a process of its own.
+
+    After ``predict`` it ends at once: nothing is left to write or to wait for, and taking PyTorch
+    apart would take as long as answering.
+    """
+    try:
+        main()
+    except SystemExit as ended:
+        if sys.argv[1:2] == ["predict"] and isinstance(ended.code, int):
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):  # a reader that has seen enough
+                    stream.flush()
+            os._exit(ended.code)
+        raise
