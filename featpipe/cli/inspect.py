@@ -394,10 +394,10 @@ def info(session: Session, path: Path) -> None:
         "folds": facts["folds"],
         "left out": "\n".join(skipped[:_FEW] + ["…"] * bool(skipped[_FEW:])),
         "model": [backbone["model"], f"weights {weights.get('name', weights)}"],
-        "layers": [f"{name} {tuple(shape)}" for name, shape in shapes.items()],
+        "layers": [f"{name} {' × '.join(map(str, shape))}" for name, shape in shapes.items()],
         "stored as": found.manifest["dtype"],
         "images prepared": _plainly(backbone.get("preprocessing", {})),
-        "made": f"{run['created']} in {run['seconds']} s, {run['images_per_s']} images/s, "
+        "made": f"{run['created']} in {run['seconds']:.1f} s, {run['images_per_s']:.0f} images/s, "
         f"on {run['device']}",
         "made by": run.get("command"),
         "fingerprint": found.fingerprint,

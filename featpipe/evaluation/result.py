@@ -407,7 +407,8 @@ def latest_result(folder: Path, method: str, dataset: str | None = None) -> Resu
 
 def latest_named(paths: Iterable[Path], name: str) -> Path | None:
     """Return the file of this name, or the newest whose name has these parts one after another."""
-    alike = [path for path in paths if f"-{name}-" in f"-{path.stem}-"]
+    part = f"-{name}-".lower()
+    alike = [path for path in paths if part in f"-{path.stem}-".lower()]
     return max(alike, key=lambda path: (path.stem == name, path.stat().st_mtime_ns), default=None)
 
 

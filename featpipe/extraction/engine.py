@@ -195,7 +195,7 @@ def extract_source(
         batches = work_on_batches(
             read, lambda batch: batch.embed(embedder, content.shapes), embedder.parallel, lap
         )
-        label = f"{source.name} {source.split} · {embedder.name}"
+        label = f"{short_name(source.name)} {source.split} · {embedder.name}"
         with closing(batches), progress.task(label, len(source), first) as task:
             for batch, arrays in batches:
                 writer.append(arrays, batch.skipped, _stacked(looks, batch))
