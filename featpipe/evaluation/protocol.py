@@ -334,8 +334,9 @@ def group_notes(splits: Sequence[Split]) -> list[str]:
     across = "none of which is on both sides of a split."
     if straddling:
         across = f"{straddling} of which are on both sides of the dataset's own split."
+    every = set().union(*(names for both in sides for names in both))
     return [
-        f"{GROUPED}{by}: {len(set().union(*sides[0]))} groups, {across} Intervals and tests count "
+        f"{GROUPED}{by}: {len(every)} groups, {across} Intervals and tests count "
         "images, as if those of a group were independent."
     ]
 

@@ -118,6 +118,12 @@ def test_the_result_says_what_was_kept_together(tmp_path):
     assert "none of which is on both sides" in note
 
 
+def test_of_folds_and_low_shot_draws_all_groups_are_counted(tmp_path):
+    step = Svm(c=(0.1,), protocol="kfold:3", train_per_class=(1,), repeats=1)
+    result = evaluated(step, tmp_path, patients(tmp_path / "store.h5"))
+    assert any(note.startswith("Grouped by folder: 24 groups") for note in result.notes)
+
+
 def test_an_official_split_stays_and_groups_that_straddle_it_are_counted(tmp_path):
     train = patients(tmp_path / "train.h5")
     test = grouped(tmp_path / "test.h5", ["patient 3", "patient 4", "new"] * 4, split="test")
