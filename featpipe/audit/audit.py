@@ -341,7 +341,6 @@ class Audit:
         self._add("label", rows[doubted], likely=likely, score=scores)
         return {
             "share": found.share(),
-            "agreement": round(1 - float(found.contradicted.mean()), 4),
             "checked": len(rows),
             "labelled": labelled,
             "c": c,

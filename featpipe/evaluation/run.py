@@ -217,8 +217,7 @@ def _row_notes(splits: Sequence[Split]) -> list[str]:
         if unlabelled := int((store.labels < 0).sum()):
             notes.append(f"{unlabelled} unlabelled rows of {split} were left out.")
         if store.skipped:
-            images = "image was" if len(store.skipped) == 1 else "images were"
-            notes.append(f"{split}: {len(store.skipped)} unreadable {images} left out.")
+            notes.append(f"{split}: unreadable images left out: {len(store.skipped)}.")
     classes = splits[0].test.store.classes
     for part, rows in (("training", splits[0].train), ("test", splits[0].test)):
         absent = [classes[c] for c in np.setdiff1d(range(len(classes)), rows.labels)]

@@ -151,7 +151,7 @@ def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
     that needs no labels.
     """
     named = step.dataset is not None or getattr(step, "train", None) is not None
-    named |= getattr(step, "takes_unlabelled", False)
+    named |= step.takes_unlabelled
     return (
         (bool(store.classes) or named)
         and (step.dataset is None or short_name(step.dataset) == _dataset(store))

@@ -241,7 +241,7 @@ class Extract(ImageStep):
         for store in stores:
             dataset, n = store.manifest["dataset"], len(store.skipped)
             speed = f", {store.run['images_per_s']} images/s" if extraction.fresh else ""
-            left_out = f" ({n} unreadable image{'s' * (n != 1)} left out)" if n else ""
+            left_out = f" (unreadable images left out: {n})" if n else ""
             lines.append(
                 f"{dataset['name']} {dataset['split']}: {len(store) - n} images{left_out}{speed}"
                 f" → {store.path}"
@@ -257,8 +257,7 @@ class Extract(ImageStep):
             facts.append(fact)
         n_left_out = sum(len(store.skipped) for store in stores)
         if n_left_out:
-            images = "images were" if n_left_out > 1 else "image was"
-            context.progress.note(f"warning: {n_left_out} unreadable {images} left out")
+            context.progress.note(f"warning: unreadable images left out: {n_left_out}")
         code = LEFT_OUT if self.strict and n_left_out else 0
         paths = tuple(store.path for store in stores)
         return Outcome(status, "\n".join(lines), paths, {"stores": facts}, exit_code=code)

@@ -253,8 +253,7 @@ def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = N
         checkpoint.unlink(missing_ok=True)
     left_out = result.extra.get("left_out", 0)
     if left_out:
-        images = "images were" if left_out > 1 else "image was"
-        context.progress.note(f"warning: {left_out} unreadable {images} left out")
+        context.progress.note(f"warning: unreadable images left out: {left_out}")
     outcome = assemble.outcome_of(result, status)
     return replace(outcome, exit_code=LEFT_OUT if step.strict and left_out else 0)
 

@@ -239,9 +239,8 @@ def _in_words(value: Any) -> str:
     """Return a JSON-like parameter for a title: classes by their names, of mappings the keys."""
     if isinstance(value, list):
         if value and all(isinstance(item, list) and len(item) == 2 for item in value):
-            value = [
-                item[1] for item in value if item[1] is not None
-            ]  # estimators with their names
+            # Estimators with the names that they were given, as in a VotingClassifier.
+            value = [item[1] for item in value if item[1] is not None]
         return ", ".join(map(_in_words, value))
     if not isinstance(value, Mapping):
         return str(value)

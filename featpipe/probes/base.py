@@ -38,6 +38,7 @@ class OnFeatures(Step):
     """What works on the stored features of one dataset × backbone."""
 
     needs = Needs("features")
+    takes_unlabelled: ClassVar[bool] = False  # whether stores without labels fit unasked
 
     dataset: str | None = option(
         None,

@@ -20,6 +20,7 @@ from featpipe.reporting.answers import leaks, names_of
 from featpipe.reporting.data import Group, Method, ReportData
 from featpipe.reporting.images import Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
+from featpipe.reporting.suspects import DUPLICATES
 from featpipe.store import FeatureStore, scan_stores
 
 _HEADINGS = {
@@ -27,7 +28,6 @@ _HEADINGS = {
     "near-duplicate": "Near-duplicates",
     "label": "Doubted labels",
 }
-_DUPLICATES = ("identical", "near-duplicate")  # shown first
 
 
 @SECTIONS.register
@@ -44,7 +44,7 @@ class DataQuality(Section):
             first = group.methods[0]
             part: dict[str, Any] = {"group": group, "leaks": leaks_of(group)}
             part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
-            part["how"] = how_to_audit(group)
+            part["how"] = how_to_audit(group, data.context.workspace.root)
             parts.append(part)
             suspects = data.suspects(group)
             part["unread"], findings = suspects.unread, suspects.findings
@@ -77,7 +77,7 @@ class DataQuality(Section):
 
 def _importance(issue: tuple[Any, pd.DataFrame]) -> tuple[bool, bool, str]:
     """Sort duplicates first, then doubted labels, then what is odd."""
-    return issue[0] not in _DUPLICATES, issue[0] != "label", issue[0]
+    return issue[0] not in DUPLICATES, issue[0] != "label", issue[0]
 
 
 def leaks_of(group: Group) -> str:
@@ -95,12 +95,15 @@ def leaks_of(group: Group) -> str:
     return " ".join(leaks(group)) or clean
 
 
-def how_to_audit(group: Group) -> str:
+def how_to_audit(group: Group, workspace: Path) -> str:
     """Return what names a group's images in the command: a dataset, or the stores of two."""
     stores = group.methods[0].result.stores
-    if len({store["manifest"]["dataset"]["name"] for store in stores}) > 1:
-        return " ".join(shlex.quote(Path(store["path"]).name) for store in stores)
-    return f"--dataset {shlex.quote(group.dataset)}"
+    if len({store["manifest"]["dataset"]["name"] for store in stores}) < 2:
+        return f"--dataset {shlex.quote(group.dataset)}"
+    paths = [Path(store["path"]) for store in stores]
+    inside = [p.relative_to(workspace) if p.is_relative_to(workspace) else p for p in paths]
+    # A folder of this machine is not for the page: what is elsewhere is found by its name.
+    return " ".join(shlex.quote(p.name if p.is_absolute() else str(p)) for p in inside)
 
 
 def repeats_of(group: Group) -> list[str]:

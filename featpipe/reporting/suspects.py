@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from featpipe.reporting.data import Group, Method
     from featpipe.workspace import Workspace
 
-_DUPLICATES = ("identical", "near-duplicate")
+DUPLICATES = ("identical", "near-duplicate")  # of the issues in a list of findings
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Suspects:
         accounts = (method.result.extra.get("leaks") or {} for method in self.group.methods)
         found = {name for account in accounts for name in account.get("ids", ())}
         if self.findings is not None and self.audit is not None:
-            pairs = self.findings[self.findings.issue.isin(_DUPLICATES)]
+            pairs = self.findings[self.findings.issue.isin(DUPLICATES)]
             one = pairs[["split", "id", "cluster"]]
             other = pairs[["partner_split", "partner", "cluster"]].set_axis(one.columns, axis=1)
             members = pd.concat([one, other]).drop_duplicates()

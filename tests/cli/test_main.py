@@ -411,9 +411,9 @@ def test_skipped_images_are_a_warning_and_under_strict_an_exit_code(run: Any, ex
     assert "--on-error skip" in failed.err
     skipped = run(f"{extract} --on-error skip")
     assert skipped.code == 0
-    assert "(2 unreadable images left out)" in skipped.out
+    assert "(unreadable images left out: 2)" in skipped.out
     assert "skipped bee/1.png" in skipped.err
-    assert "warning: 2 unreadable images were left out" in skipped.err
+    assert "warning: unreadable images left out: 2" in skipped.err
     assert run(f"{extract} --on-error skip --strict").code == 3
     assert run(f"{extract} --on-error skip --strict --layer layer2").code == 3
 

@@ -436,7 +436,7 @@ def test_skip_says_so_everywhere(extract: Any, broken: Path, extract_whole: np.n
     outcome = extract(dataset=f"folder:{broken}", on_error="skip")
     store = only_store(outcome)
     assert outcome.exit_code == 0
-    assert "(2 unreadable images left out)" in outcome.message
+    assert "(unreadable images left out: 2)" in outcome.message
     assert outcome.facts["stores"][0]["skipped"] == ["bee/2.png", "cät/0.png"]
     assert {store.ids[row] for row in store.skipped} == {"bee/2.png", "cät/0.png"}
     assert all(str(broken) not in reason for reason in store.skipped.values())

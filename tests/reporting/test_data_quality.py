@@ -191,6 +191,8 @@ def test_an_audit_of_other_training_images_says_nothing(leaky, tmp_path):
     result = evaluate(Centroid(), other, stores[1], where, where.workspace.results / "o.json")
     found = suspected([result], where)
     assert (found.audit, found.copies) == (None, set())
+    html = DataQuality().content(ReportData.load([result], Report(), where)).html
+    assert "<code>featpipe audit o.h5 b.h5</code>" in html, "as they lie in the workspace"
 
 
 def test_whether_the_order_depends_on_suspects_is_said():
