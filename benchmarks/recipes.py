@@ -26,25 +26,28 @@ from featpipe.provenance import environment, now
 
 RECORD = Path(__file__).parent / "results" / "recipes-small.json"
 
+# The network whose features are audited.
+AUDIT = " --set extract.weights={weights}/resnet18-imagenet-pqf.safetensors"
+
 # What makes a recipe small, offline and at home on the material; {data} and {weights} are folders.
 SMALL: dict[str, str] = {
     "stl10": "--limit 1000 --set data={data} --set split=train --set protocol=holdout:0.2"
     " --set weights={weights}/resnet50-imagenet-pqf.safetensors --set finetune.epochs=5",
     "tiny_imagenet_losses": "--set data={data} --set epochs=4 --set image-size=64"
     " --set weights={weights}/resnet18-imagenet-pqf.safetensors",
-    "dogs_vs_cats_optimizers": "--set data={data}",
+    "dogs_vs_cats_optimizers": "--set data={data}" + AUDIT,
     "two_class_resnet34": "--set data={data} --set model=resnet18"
     " --set weights={weights}/resnet18-imagenet-pqf.safetensors",
     "cifar10_resnets": "--limit 1000 --set dataset=npz:{data}/cifar10/train_first4000.npz"
     " --set epochs=4 --set batch-size=32"
     " --set pretrained.weights={weights}/resnet50-imagenet-pqf.safetensors"
-    " --set pretrained.image-size=64",
+    " --set pretrained.image-size=64" + AUDIT,
     "cifar10_bit": "--limit 100 --set dataset=npz:{data}/cifar10/train_first4000.npz"
     " --set weights=none --set image-size=32 --set epochs=1 --set batch-size=16",
     "cifar10_gradcam": "--limit 1000 --set dataset=npz:{data}/cifar10/train_first4000.npz"
-    " --set epochs=4 --set batch-size=32",
+    " --set epochs=4 --set batch-size=32" + AUDIT,
     "cifar10_resnet9": "--set dataset=npz:{data}/cifar10/train_first4000.npz --set epochs=6"
-    " --set batch-size=128 --set one-cycle.lr=0.1",
+    " --set batch-size=128 --set one-cycle.lr=0.1" + AUDIT,
 }
 
 

@@ -28,6 +28,12 @@ def test_every_recipe_can_be_planned_and_ends_in_a_report(path, tmp_path, monkey
     assert plan.tasks[-1].step.out == tmp_path / "reports" / path.stem
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_every_recipe_audits_its_data(path, tmp_path):
+    plan = Plan.of(read_recipe(path), Context(Workspace(tmp_path)))
+    assert "audit" in {task.step.name for task in plan.tasks}
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
 def test_every_head_says_what_it_reproduces_needs_and_costs(path):
     head = re.match(r"(#.*\n)+", path.read_text()).group()

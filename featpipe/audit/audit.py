@@ -29,6 +29,7 @@ _BLOCK = 1 << 16
 
 _DEFAULTS = {
     "partner": "",
+    "partner_dataset": "",
     "partner_split": "",
     "partner_label": "",
     "likely": "",  # class that is more likely than the label
@@ -48,8 +49,9 @@ class _Pool:
         self.stores = stores
         self.starts = np.cumsum([0, *map(len, stores)])  # the first row of each store; their number
         self.split = np.repeat(np.arange(len(stores)), list(map(len, stores)))  # of each row
-        self.splits = [str(store.manifest["dataset"]["split"]) for store in stores]
-        self.names = [str(store.manifest["dataset"]["name"]) for store in stores]
+        known = [store.manifest["dataset"] for store in stores]
+        self.splits = np.array([one["split"] for one in known], object)
+        self.datasets = np.array([one["name"] for one in known], object)
         self.rows_of: list[Rows] = [  # of each store, those with an image
             start + np.setdiff1d(np.arange(len(store)), list(store.skipped))
             for start, store in zip(self.starts, stores, strict=False)
@@ -133,8 +135,10 @@ class Audit:
             task.advance()
         self.summary: dict[str, Any] = {
             "splits": [
-                {"split": split, "images": len(rows)}
-                for split, rows in zip(pool.splits, pool.rows_of, strict=True)
+                {"dataset": dataset, "split": split, "images": len(rows)}
+                for dataset, split, rows in zip(
+                    pool.datasets, pool.splits, pool.rows_of, strict=True
+                )
             ],
             "pixels_compared": pool.has_looks,
             "approximate": any(duplicates.is_approximate(len(rows)) for rows in pool.rows_of),
@@ -150,13 +154,14 @@ class Audit:
 
     def _add(self, issue: str, rows: Rows, partners: Rows | None = None, **columns: Any) -> None:
         pool = self._pool
-        splits = np.array(pool.splits, object)
-        names = np.array(pool.names, object)[pool.split[rows]]
-        found: dict[str, Any] = {"dataset": names, "split": splits[pool.split[rows]]}
+        split = pool.split[rows]
+        found: dict[str, Any] = {"dataset": pool.datasets[split], "split": pool.splits[split]}
         found["id"] = pool.ids[rows]
         found |= {"label": pool.label_names[pool.labels[rows]], "issue": issue, **_DEFAULTS}
         if partners is not None:
-            found |= {"partner": pool.ids[partners], "partner_split": splits[pool.split[partners]]}
+            split = pool.split[partners]
+            found |= {"partner": pool.ids[partners], "partner_dataset": pool.datasets[split]}
+            found["partner_split"] = pool.splits[split]
             found["partner_label"] = pool.label_names[pool.labels[partners]]
             found["cluster"] = self._cluster[rows].astype(str).astype(object)
         if len(rows):

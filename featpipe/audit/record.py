@@ -26,7 +26,8 @@ from featpipe.workspace import Workspace, atomic_write, neutralised, restore_cel
 if TYPE_CHECKING:
     from featpipe.audit.step import AuditStep
 
-AUDIT_SCHEMA = 2
+AUDIT_SCHEMA = 3
+_NAMES_IMAGES = ("name", "split", "fingerprint")  # of a dataset in a manifest
 _NAMED = 8  # classes, and then "…"
 
 
@@ -36,11 +37,11 @@ def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
         return select_splits(step, context)
     hashes = FileHashes(context.workspace.hashes)
     stores = [FeatureStore(path, hashes) for path in step.stores]
-    splits = {store.manifest["dataset"]["split"] for store in stores}
+    splits = {tuple(map(store.manifest["dataset"].get, ("name", "split"))) for store in stores}
     classes = {store.classes for store in stores if store.classes}
     if not embedded_alike(stores) or len(splits) < len(stores) or len(classes) > 1:
-        what = "The stores are not splits of different names with the same classes, embedded alike."
-        hint = "name stores of one model; two folders as two splits: a CSV with path, label, split"
+        what = "The stores are not different splits with the same classes, embedded alike."
+        hint = "name stores of one model; tell datasets of one name apart: featpipe extract --name"
         raise UsageError(what, got=", ".join(str(s.path) for s in stores), next_step=hint)
     return stores
 
@@ -85,6 +86,11 @@ def load_findings(path: Path) -> pd.DataFrame:
         raise DataError(what, where=listed, got=reason, next_step=again) from error
 
 
+def fingerprints(audit: dict[str, Any]) -> set[str]:
+    """Return the fingerprints of the images that were audited, one for each split."""
+    return {one["fingerprint"] for one in audit["images"]}
+
+
 def audit_of(
     workspace: Workspace, images: Set[str], models: Sequence[str]
 ) -> tuple[Path, dict[str, Any]] | None:
@@ -94,7 +100,7 @@ def audit_of(
     newest of all.
     """
     found = [(path, load_audit(path)) for path in sorted(workspace.audits.glob("*.json"))]
-    fitting = [(path, one) for path, one in found if one and images <= {*one["images"].values()}]
+    fitting = [(path, one) for path, one in found if one and images <= fingerprints(one)]
     rank = {model: len(models) - place for place, model in enumerate(models)}
     return max(fitting, key=lambda p: (rank.get(p[1]["model"], 0), p[1]["created"]), default=None)
 
@@ -118,7 +124,7 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
             "environment": environment(),
             "dataset": datasets[0]["name"],
             "model": stores[0].manifest["backbone"]["model"],
-            "images": {one["split"]: one["fingerprint"] for one in datasets},
+            "images": [{part: one[part] for part in _NAMES_IMAGES} for one in datasets],
             "summary": audit.summary,
             "list": of_file(listed),
         }
@@ -131,14 +137,17 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
 
 def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) -> list[str]:
     """Say what an audit found, a sentence for each kind; ``called``: display names of classes."""
-    known, sizes = called or {}, {one["split"]: one["images"] for one in summary["splits"]}
-    first, *others = sizes
+    known, (_, *others) = called or {}, summary["splits"]
     found, across = summary["duplicates"], summary["duplicates"]["across"]
     said = []
     if others:
-        images = _number(sum(sizes.values()) - sizes[first], "image")
+        images = _number(sum(one["images"] for one in others), "image")
+        one_dataset = len({one["dataset"] for one in summary["splits"]}) == 1
+        names = [
+            one["split"] if one_dataset else f"{one['dataset']} {one['split']}" for one in others
+        ]
         said.append(
-            f"Leaks: among {images} of {' and '.join(others)}, exact copies of a training image: "
+            f"Leaks: among {images} of {' and '.join(names)}, exact copies of a training image: "
             f"{across['identical']}, near-duplicates of one: {across['near']}."
         )
     said += _on_duplicates(found)

@@ -15,7 +15,7 @@ class AuditStep(OnFeatures):
     """Find duplicates, leaks, doubtful labels and odd images in embedded datasets."""
 
     name = "audit"
-    revision = 2  # 1 estimated the share of wrong labels without bounds
+    revision = 3  # 1: the share of wrong labels has no bounds; 2: its list names no partner_dataset
     examples = ("featpipe audit", "featpipe audit --dataset stl10 --model resnet50")
     makes = ("audit",)
     takes_unlabelled = True

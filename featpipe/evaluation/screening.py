@@ -29,19 +29,20 @@ if TYPE_CHECKING:
 _MOST_BYTES = 1 << 30
 _DROP = "drop"  # what audit.csv suggests for images to leave out
 _CLUSTER = ("cluster", "group")  # columns that may say what an image belongs to
+Key = tuple[str, str, str]  # dataset, split, id; each of the first two may be empty: any
 
 
 @dataclass(frozen=True)
 class Screening:
     """Images to leave out, images to keep together, and what is done about leaks.
 
-    ``left_out`` and ``clusters`` name images by their split (empty: any) and id; ``notes`` are what
-    was done, in words.
+    ``left_out`` and ``clusters`` name images by dataset and split (empty: any) and id; ``notes``
+    are what was done, in words.
     """
 
     leaks: str = "warn"  # or "fail", "drop"
-    left_out: frozenset[tuple[str, str]] = frozenset()
-    clusters: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+    left_out: frozenset[Key] = frozenset()
+    clusters: Mapping[Key, Sequence[str]] = field(default_factory=dict)
     drop: Path | None = None  # the list that left_out comes from
     notes: list[str] = field(default_factory=list)
 
@@ -52,20 +53,20 @@ class Screening:
         listed = there if step.drop or step.groups else []
         known = {key for store in listed for n in range(len(store.ids)) for key in _keys(store, n)}
         left_out = {
-            (row.get("split", ""), row["id"])
+            _named(row)
             for row in _read(step.drop, there, known)
             if row.get("suggestion", _DROP).strip().lower() == _DROP
         }
         notes = []
-        if unknown := sorted(name for split, name in left_out if (split, name) not in known):
+        if unknown := sorted(name for *_, name in left_out - known):
             some = ", ".join(unknown[:3]) + " …" * (len(unknown) > 3)
             notes.append(f"{len(unknown)} of {len(left_out)} listed images are not here: {some}.")
         clusters = defaultdict(list)
         for row in _read(step.groups, there, known, _CLUSTER):
             if name := next((row[column] for column in _CLUSTER if row.get(column)), ""):
-                clusters[row.get("split", ""), row["id"]].append(name)
+                clusters[_named(row)].append(name)
                 if row.get("partner"):
-                    clusters[row.get("partner_split", ""), row["partner"]].append(name)
+                    clusters[_named(row, "partner", "partner_")].append(name)
         return cls(
             getattr(step, "leaks", "warn"), frozenset(left_out), dict(clusters), step.drop, notes
         )
@@ -184,15 +185,21 @@ def components(n: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _keys(store: FeatureStore, row: int) -> tuple[tuple[str, str], tuple[str, str]]:
+def _keys(store: FeatureStore, row: int) -> list[Key]:
     """Return the keys under which a list may name an image."""
-    return (store.manifest["dataset"]["split"], store.ids[row]), ("", store.ids[row])
+    dataset, split = map(store.manifest["dataset"].get, ("name", "split"))
+    return [(one, other, store.ids[row]) for one in (dataset, "") for other in (split, "")]
+
+
+def _named(row: Mapping[str, str], name: str = "id", prefix: str = "") -> Key:
+    """Return the key under which a row of a list names an image."""
+    return row.get(f"{prefix}dataset", ""), row.get(f"{prefix}split", ""), row[name]
 
 
 def _read(
     path: Path | None,
     stores: Sequence[FeatureStore],
-    known: set[tuple[str, str]],
+    known: set[Key],
     needed: Sequence[str] = (),
 ) -> list[dict[str, str]]:
     """Read a list of images: a CSV file with a column ``id`` and, if any are needed, one of them.
@@ -220,8 +227,8 @@ def _read(
         )
     datasets = {store.manifest["dataset"]["name"] for store in stores}
     ours = [row for row in rows if row.get("dataset", "") in ("", *datasets)]
-    if rows and known.isdisjoint((row.get("split", ""), row["id"]) for row in ours):
-        split, example = min(known, default=("", ""), key=lambda key: (not key[0], key))
+    if rows and known.isdisjoint(map(_named, ours)):
+        _, split, example = min((key for key in known if all(key)), default=("", "", ""))
         first = rows[0]
         raise DataError(
             "The list names no image of this dataset.",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from featpipe.audit.record import sentences
+from featpipe.audit.record import fingerprints, sentences
 from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
 from featpipe.reporting.answers import leaks, names_of
@@ -122,17 +122,20 @@ class AuditedImages:
 
     def __init__(self, group: Group, data: ReportData) -> None:
         self._sheet = data.sheet
-        # Of each split the rows by id, and what reads one.
-        self._splits: dict[str, tuple[dict[str, int], Callable[[int], NDArray[np.uint8]]]] = {}
+        # Of each dataset and split the rows by id, and what reads one.
+        self._splits: dict[
+            tuple[str, str], tuple[dict[str, int], Callable[[int], NDArray[np.uint8]]]
+        ] = {}
         first, workspace = group.methods[0], data.context.workspace
         for known in first.result.stores:
             look_up = partial(find_store, first, known, workspace.root)
             self._open(data, known["manifest"]["dataset"], known["run"], look_up)
-        images = (data.suspects(group).audit or {"images": {}})["images"]
-        if images.keys() - self._splits.keys():  # splits that were audited, and are not tested
+        audit = data.suspects(group).audit or {"images": []}
+        # Splits that were audited, and are not tested:
+        if {(one["name"], one["split"]) for one in audit["images"]} - self._splits.keys():
             for store in scan_stores(workspace.features, FileHashes(workspace.hashes))[0]:
                 dataset = store.manifest["dataset"]
-                if images.get(dataset["split"]) == dataset["fingerprint"]:
+                if dataset["fingerprint"] in fingerprints(audit):
                     self._open(data, dataset, store.run, partial(FeatureStore, store.path))
 
     def _open(
@@ -143,36 +146,39 @@ class AuditedImages:
         look_up: Callable[[], FeatureStore],
     ) -> None:
         """Open the images of a split, or the thumbnails that its store keeps."""
-        if (split := dataset["split"]) in self._splits:
+        split = dataset["split"]
+        if (key := (dataset["name"], split)) in self._splits:
             return
         with suppress(FeatpipeError, OSError):
             source = data.source([{"run": run}], split)
             if source.fingerprint == dataset["fingerprint"]:
                 rows = {name: row for row, name in enumerate(source.ids)}
-                self._splits[split] = rows, source.read
+                self._splits[key] = rows, source.read
                 return
         with suppress(FeatpipeError):
             store = look_up()
             if store.has_looks:
                 rows = {name: row for row, name in enumerate(store.ids)}
-                self._splits[split] = rows, partial(_stored_thumbnail, store)
+                self._splits[key] = rows, partial(_stored_thumbnail, store)
 
     def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
         """Return findings with their thumbnails, and those of their partners."""
         return [
             {
                 **row,
-                "thumbnail": self._thumbnail(row["split"], row["id"]),
-                "other": self._thumbnail(row["partner_split"], row["partner"]),
+                "thumbnail": self._thumbnail(row["dataset"], row["split"], row["id"]),
+                "other": self._thumbnail(
+                    row["partner_dataset"], row["partner_split"], row["partner"]
+                ),
             }
             for row in map(dict, findings.to_dict("records"))
         ]
 
-    def _thumbnail(self, split: str, name: str) -> Thumbnail | None:
-        rows, read = self._splits.get(split, ({}, None))
+    def _thumbnail(self, dataset: str, split: str, name: str) -> Thumbnail | None:
+        rows, read = self._splits.get((dataset, split), ({}, None))
         with suppress(FeatpipeError, OSError):
             if read is not None and name in rows:
-                return self._sheet.add(f"audit {split}/{name}", read(rows[name]))
+                return self._sheet.add(f"audit {dataset}/{split}/{name}", read(rows[name]))
         return None
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from featpipe.audit.record import audit_of, load_findings
+from featpipe.audit.record import audit_of, fingerprints, load_findings
 from featpipe.errors import DataError
 from featpipe.statistics.intervals import accuracy_interval
 
@@ -62,17 +62,17 @@ class Suspects:
         found = {name for account in accounts for name in account.get("ids", ())}
         if self.findings is not None and self.audit is not None:
             pairs = self.findings[self.findings.issue.isin(DUPLICATES)]
-            one = pairs[["split", "id", "cluster"]]
-            other = pairs[["partner_split", "partner", "cluster"]].set_axis(one.columns, axis=1)
-            members = pd.concat([one, other]).drop_duplicates()
+            one = pairs[["dataset", "split", "id", "cluster"]]
+            other = pairs[["partner_dataset", "partner_split", "partner", "cluster"]]
+            members = pd.concat([one, other.set_axis(one.columns, axis=1)]).drop_duplicates()
             for method in self.group.methods:
-                found |= _alike(method, members, self.audit["images"])
+                found |= _alike(method, members, fingerprints(self.audit))
         return found & {*self.group.ids.tolist()}
 
     @property
     def unaudited(self) -> list[Method]:
         """The methods whose training images the audit does not know."""
-        known = {*self.audit["images"].values()} if self.audit is not None else set()
+        known = fingerprints(self.audit) if self.audit is not None else set()
         return [
             method
             for method in self.group.methods
@@ -98,8 +98,8 @@ class Suspects:
         """Ids of the test images that are left out: what → ids, if there are any."""
         doubted: set[str] = set()
         if self.findings is not None:
-            found, tested = self.findings, self.group.methods[0].result.dataset["test"]["split"]
-            doubted = {*found.id[(found.issue == "label") & (found.split == tested)]}
+            tested = _in_split(self.findings, self.group.methods[0].result.dataset["test"])
+            doubted = {*tested.id[tested.issue == "label"]}
         doubted &= {*self.group.ids.tolist()}
         kinds = {"copies of training images": self.copies, "doubted labels": doubted}
         found_kinds = {what: names for what, names in kinds.items() if names}
@@ -129,20 +129,25 @@ class Suspects:
         )
 
 
-def _alike(method: Method, members: pd.DataFrame, images: dict[str, str]) -> set[str]:
+def _in_split(listed: pd.DataFrame, dataset: dict[str, Any]) -> pd.DataFrame:
+    """Return the listed images of a split, given its dataset in a manifest."""
+    return listed[(listed.dataset == dataset["name"]) & (listed.split == dataset["split"])]
+
+
+def _alike(method: Method, members: pd.DataFrame, audited: set[str]) -> set[str]:
     """Return the test images of a method of whose cluster an image trained the model."""
     result, table = method.result, method.table
     account = result.extra.get("leaks")
     if account is None or not result.stores:
         return set()
     train, tested = result.stores[0]["manifest"]["dataset"], result.dataset["test"]
-    if images.get(train["split"]) != train["fingerprint"]:
+    if train["fingerprint"] not in audited:
         return set()  # it was trained on images that the audit does not know
-    trained = members[members.split == train["split"]]
+    trained = _in_split(members, train)
     trained = trained[~trained.id.isin(account.get("not_trained", ()))]
     if "trained" in account:
         trained = trained[trained.id.isin(account["trained"])]
-    asked = members[members.split == tested["split"]]
+    asked = _in_split(members, tested)
     if train["fingerprint"] != tested["fingerprint"]:
         return {*asked.id[asked.cluster.isin(trained.cluster)]}
     found: set[str] = set()

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from featpipe.audit.record import audit_stores, load_audit, load_findings
+from featpipe.audit.record import audit_stores, load_audit, load_findings, sentences
 from featpipe.audit.step import AuditStep
 from featpipe.errors import DataError, FeatpipeError, FitError, StoreError, UsageError
 from featpipe.evaluation.run import set_up
@@ -104,9 +104,27 @@ def test_a_training_and_a_test_dataset_are_audited_together(tmp_path, workspace)
     assert "exact copies of a training image: 9" in outcome.message
     found = load_findings(outcome.paths[0]).query("issue == 'identical'")
     assert {*found.dataset} == {"toy"}
-    same = seen(tmp_path / "train.h5", images, **more)
-    with pytest.raises(UsageError, match="not splits of different names with the same classes"):
-        AuditStep(stores=[train, same.path]).run(workspace)
+    again = seen(tmp_path / "again.h5", images, dims=40)
+    with pytest.raises(UsageError, match="not different splits with the same classes"):
+        AuditStep(stores=[train, again.path]).run(workspace)
+
+
+def test_two_datasets_with_equal_names_of_splits_and_images_are_told_apart(tmp_path):
+    where, many = context(tmp_path), list(pictures(60, 32))
+    ours, theirs = many[:40], [*many[40:], *many[:9]]
+    first = seen(tmp_path / "ours.h5", ours, dataset="ours", split="all", dims=40)
+    second = seen(tmp_path / "theirs.h5", theirs, dataset="theirs", split="all", dims=40)
+    path, listed = audit_stores(AuditStep(), [first, second], where).paths
+    text = "among 29 images of theirs all, exact copies of a training image: 9"
+    assert text in " ".join(sentences(load_audit(path)["summary"]))
+    found = load_findings(path)
+    assert {*found.partner_dataset[found.issue == "identical"]} == {"theirs"}
+    dropped = found[found.suggestion == "drop"]
+    assert len(dropped) >= 9
+    assert {*dropped.dataset} == {"ours"}
+    (split,) = set_up(Centroid(drop=listed), first, second).splits
+    assert {*split.train.ids} == {*first.ids} - {*dropped.id}
+    assert len(split.test) == 29  # theirs have the same ids, and are not what is to be dropped
 
 
 def test_unlabelled_images_are_audited_without_being_named(tmp_path):

@@ -58,7 +58,7 @@ GOLDEN = {
     "zeroshot": "3c977d29a9cd909e",
     "finetune": "ca39c07fb09d15a1",
     "explain": "5953596603ef7a41",
-    "audit": "bde63b2931171441",
+    "audit": "d9a670bcdad5236b",
     "compare": "f90fde7cab6af3f3",
     "report": "7f1415829cd72f8d",
 }
