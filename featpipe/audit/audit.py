@@ -24,7 +24,8 @@ _BLANK = 2.0  # standard deviation of a thumbnail's grey values, of 255
 _DARK, _BRIGHT = 8.0, 247.0  # mean grey value
 _PLACEHOLDER = 3  # classes that one picture is of ...
 _COPIES = 5  # ... or images with the same pixels
-_MOST_VALUES = 1 << 30  # numbers in the features that labels are checked with: 4 GB
+_MOST_VALUES = 1 << 30  # numbers in the features that labels are checked with: 4 GB ...
+_PER_CLASS = 4  # ... and this many times the probabilities: 1 GB
 _BLOCK = 1 << 16
 
 _DEFAULTS = {
@@ -330,13 +331,13 @@ class Audit:
             rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
         features = [store.features(self._layer) for store in pool.stores]
-        most = _MOST_VALUES // features[0].shape[1]
+        most = _MOST_VALUES // max(features[0].shape[1], _PER_CLASS * len(pool.classes))
         if labelled > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
             y = pool.labels[rows]
         X = pool.take(rows, features).astype(np.float32, copy=False)
         try:
-            probabilities, c = labels.out_of_sample(X, y, together[rows], seed=seed, jobs=jobs)
+            probabilities, shrinkage = labels.out_of_sample(X, y, together[rows], seed=seed)
         except FitError as error:
             return {"reason": error.what}
         found = labels.doubts(probabilities, y)
@@ -348,7 +349,7 @@ class Audit:
             "share": found.share(),
             "checked": len(rows),
             "labelled": labelled,
-            "c": c,
+            "shrinkage": shrinkage,
             "classes": labels.by_class(found, y, pool.classes),
             "pairs": labels.pairs(found, y, pool.classes),
         }

@@ -12,28 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.linalg import solve
+from scipy.optimize import minimize_scalar
+from scipy.sparse import coo_array
+from scipy.special import logsumexp, softmax
 from scipy.stats import binomtest
 from sklearn.utils import gen_batches
 
 from featpipe.errors import FitError
 from featpipe.evaluation.protocol import cut, units_per_class
-from featpipe.probes.logistic import Logistic
-from featpipe.probes.rows import moments
-from featpipe.probes.solvers import BatchedLinear
 from featpipe.statistics.intervals import wilson
 
-C_VALUES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+SHRINKAGES = (0.1, 0.3, 0.6)  # of the covariance within classes, towards a multiple of the identity
+_SOFTER = 0.85  # times the logits: the less confident, the better confident learning counts
 _FOLDS = 5
-_MOST_NUMBERS = 50_000_000  # rows times classes up to which all values of C are tried
-_DEFAULT_C = 1e-3
-_MOST_TRAINED = 100_000  # rows, which bounds memory; more hardly change 500 weights for each class
-_FEWEST = 20  # rows of a class that train, if it has so many
-_BLOCK = 16_384  # rows whose probabilities are computed at once
-_SUREST = 0.02  # share of rows that a probe is surest of, where it hardly errs itself ...
-_SURE = 0.8  # ... if its mean probability there is at least this
+_SOME = 20_000  # rows that the shrinkage and the temperature are chosen on
+_BLOCK = 8192  # rows that are computed at once
+_SUREST = 0.02  # share of rows that a probe is surest of, where it hardly errs itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +41,26 @@ class Doubts:
     better: NDArray[np.int64]
     contradicted: NDArray[np.bool_]  # another class is the most likely
     surest: NDArray[np.bool_]  # the probe is so sure that it hardly errs itself
+    most: NDArray[np.float32]  # the largest probability
 
     def share(self, among: NDArray[np.bool_] | slice = slice(None)) -> dict[str, float]:
         """Return the estimated share of wrong labels, and the shares that bound it.
 
         ``value`` is the share of doubted labels. A probe errs, too: of clean labels it doubts some.
-        No label need be wrong but those that it contradicts where it is surest (``low``), and none
-        is that it agrees with (``high``); both are the outer limits of 95 % intervals. They hold if
+        No label need be wrong but those that it contradicts where it is surest, less the mistakes
+        that its own probabilities admit there (``low``), and none is that it agrees with
+        (``high``); both are from the outer limits of 95 % intervals. They hold if
         wrong labels are at least as frequent among the other images as among the surest ones, and
         if the probe does not learn the same errors.
         """
-        doubted, sure = self.better[among] >= 0, self.surest[among]
-        contradicted = self.contradicted[among]
-        value, low = float(doubted.mean()), 0.0
-        if wrong := int((contradicted & sure).sum()):
-            low = float(binomtest(wrong, int(sure.sum())).proportion_ci(method="exact").low)
+        contradicted, surest = self.contradicted[among], self.surest[among]
+        value, low = float((self.better[among] >= 0).mean()), 0.0
+        if surest.any():
+            wrong = binomtest(int((contradicted & surest).sum()), int(surest.sum()))
+            own_mistakes = 1 - float(self.most[among][surest].mean())
+            low = float(wrong.proportion_ci(method="exact").low) - own_mistakes
         high = wilson(int(contradicted.sum()), len(contradicted)).high
-        return {"value": value, "low": min(low, value), "high": max(high, value)}
+        return {"value": value, "low": max(0.0, min(low, value)), "high": max(high, value)}
 
 
 def out_of_sample(
@@ -70,54 +69,88 @@ def out_of_sample(
     groups: NDArray[np.int64] | None = None,
     *,
     seed: int = 0,
-    jobs: int = -1,
 ) -> tuple[NDArray[np.float32], float]:
-    """Return probabilities of a logistic probe for rows that did not train it, and its C.
+    """Return probabilities of a probe for rows that did not train it, and its shrinkage.
 
-    Five folds, of which at most 100,000 rows in all train. Of the values of C whose accuracy is
-    within a standard error of the best, the one with the strongest penalty: the less confident, the
-    better confident learning counts. FitError, if there is a single class, or one with too few rows
-    or groups for two folds.
+    Five folds of a linear discriminant analysis: on real errors of people it ranks better than a
+    logistic probe, and as it is solved in closed form, it takes seconds for a thousand classes. The
+    shrinkage and a temperature (Guo et al. 2017, ICML, "On calibration of modern neural networks")
+    are those with the smallest log loss of these rows. FitError, if there is a single class, or one
+    with too few rows or groups for two folds.
     """
     classes, target = np.unique(y, return_inverse=True)
     fewest = int(units_per_class(target, groups).min()) if len(classes) > 1 else 0
     if fewest < 2:
         raise FitError("there are no two classes with two different images each")
-    folds = cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)
-    values = C_VALUES if len(y) * len(classes) <= _MOST_NUMBERS else (_DEFAULT_C,)
-    trained = _drawn(target, min(_MOST_TRAINED, _MOST_NUMBERS // len(classes)), seed)
-    weight = np.zeros((len(folds), len(y)))
-    for number, (train, _) in enumerate(folds):
-        weight[number, train] = 1
-    weight, own = weight[:, trained], X[trained]
-    mean, scale = moments(own, weight > 0)
-    found = np.zeros((len(values), len(y), len(classes)), np.float32)
-    solver = BatchedLinear(Logistic(c=values))
-    at_once = max(1, _MOST_NUMBERS // (len(trained) * len(classes)))  # folds
-    for first in range(0, len(folds), at_once):
-        some = weight[first : first + at_once]
-        for fit in solver.path(own, target[trained], some, values, jobs, 1e-4):
-            fold = first + fit.fold
-            W, apart = fit.W[:-1] / scale[fold][:, None], folds[fold][1]
-            for part in gen_batches(len(apart), _BLOCK):
-                rows = apart[part]
-                scores = (X[rows] - mean[fold]) @ W + fit.W[-1]
-                found[fit.value, rows] = softmax(scores, axis=1)
-    right = (found.argmax(axis=2) == target).mean(axis=1)
-    error = np.sqrt(right.max() * (1 - right.max()) / len(y))
-    best = int(np.argmax(right >= right.max() - error))
-    return found[best], values[best]
+    folds = [rows for _, rows in cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)]
+    center = X.mean(axis=0, dtype=np.float64).astype(np.float32)
+    probes = _discriminants(X, target, folds, center)
+    step = -(-len(y) // _SOME)
+    own = np.concatenate([target[rows[::step]] for rows in folds])
+    fits = []
+    for value in range(len(SHRINKAGES)):
+        scores = [
+            (X[rows[::step]] - center) @ W[value, :-1] + W[value, -1]
+            for rows, W in zip(folds, probes, strict=True)
+        ]
+        fits.append((*_tempered(np.concatenate(scores), own), value))
+    _, scale, value = min(fits)
+    found = np.empty((len(y), len(classes)), np.float32)
+    for fold, W in zip(folds, probes, strict=True):
+        for part in gen_batches(len(fold), _BLOCK):
+            rows = fold[part]
+            logits = (X[rows] - center) @ W[value, :-1] + W[value, -1]
+            found[rows] = softmax(np.float32(_SOFTER * scale) * logits, axis=1)
+    return found, SHRINKAGES[value]
 
 
-def _drawn(target: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """Return all rows, or about ``most`` of them at random, of each class as many as its share."""
-    if len(target) <= most:
-        return np.arange(len(target))
-    order = np.random.default_rng(seed).permutation(len(target))
-    drawn = pd.Series(target[order])
-    place = drawn.groupby(drawn).cumcount()
-    quota = np.maximum(_FEWEST, np.bincount(target) * most / len(target))
-    return np.sort(order[place < quota[target[order]]])
+def _discriminants(
+    X: NDArray[np.float32],
+    target: NDArray[np.int64],
+    folds: Sequence[NDArray[np.int64]],
+    center: NDArray[np.float32],
+) -> list[NDArray[np.float32]]:
+    """Return for each fold the linear discriminants of all other rows.
+
+    Each has the shape (shrinkages, d + 1, classes); the last row is the intercept. Regularised
+    discriminant analysis with one covariance for all classes (Friedman 1989, J. Am. Stat. Assoc.
+    84: 165–175). Sums over all rows are taken once, and each fold's are subtracted.
+    """
+    n_classes, d = int(target.max()) + 1, X.shape[1]
+    count = np.stack([np.bincount(target[rows], minlength=n_classes) for rows in folds])
+    products, sums = np.zeros((len(folds), d, d)), np.zeros((len(folds), n_classes, d))
+    for number, fold in enumerate(folds):
+        for part in gen_batches(len(fold), _BLOCK):
+            rows, where = X[fold[part]] - center, (target[fold[part]], np.arange(len(fold[part])))
+            ones = np.ones(len(rows), np.float32)
+            members = coo_array((ones, where), shape=(n_classes, len(rows)))
+            products[number] += rows.T @ rows
+            sums[number] += members.tocsr() @ rows
+    found = []
+    for own_count, own_products, own_sums in zip(count, products, sums, strict=True):
+        n = (count.sum(axis=0) - own_count)[:, None]
+        means = (sums.sum(axis=0) - own_sums) / n.clip(1)
+        within = (products.sum(axis=0) - own_products - means.T @ (n * means)) / n.sum()
+        spread = max(float(within.trace()) / d, np.finfo(np.float32).tiny)
+        prior = np.log(n[:, 0].clip(1) / n.sum())
+        weights = np.empty((len(SHRINKAGES), d + 1, n_classes), np.float32)
+        for value, shrinkage in enumerate(SHRINKAGES):
+            covariance = (1 - shrinkage) * within + shrinkage * spread * np.eye(d)
+            W = solve(covariance, means.T, assume_a="pos")
+            weights[value] = np.vstack([W, prior - (means * W.T).sum(axis=1) / 2])
+        found.append(weights)
+    return found
+
+
+def _tempered(logits: NDArray[np.float32], own: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the smallest log loss of logits times a scale, and this scale."""
+
+    def loss(log_scale: float) -> float:
+        scaled = logits * np.float32(np.exp(log_scale))
+        return float((logsumexp(scaled, axis=1) - scaled[np.arange(len(own)), own]).mean())
+
+    best = minimize_scalar(loss, bounds=(-7, 3), method="bounded")
+    return float(best.fun), float(np.exp(best.x))
 
 
 def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
@@ -136,15 +169,15 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
     most = probabilities.max(axis=1)
     surest = np.zeros(len(y), bool)
     surest[np.argsort(-most, kind="stable")[: max(1, round(_SUREST * len(y)))]] = True
-    surest &= most[surest].mean() >= _SURE
     contradicted = probabilities.argmax(axis=1) != target
-    return Doubts(own, np.where(doubted, classes[best], -1), contradicted, surest)
+    return Doubts(own, np.where(doubted, classes[best], -1), contradicted, surest, most)
 
 
 def by_class(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the share of wrong labels of each class, the largest first; see :meth:`Doubts.share`.
+    """Return the share of wrong labels of each class, the largest first.
 
-    Each has also ``label``, ``images`` and ``doubted``; none has a lower bound.
+    See :meth:`Doubts.share`; each has also ``label``, ``images`` and ``doubted``. A class has no
+    lower bound: which of its rows the probe is surest of depends on whether their labels are right.
     """
     shares = [
         {
@@ -152,7 +185,7 @@ def by_class(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> lis
             "images": int((own := y == label).sum()),
             "doubted": int((found.better[own] >= 0).sum()),
             **found.share(own),
-            "low": 0.0,  # the surest images of a class are too few, and chosen by the probe
+            "low": 0.0,
         }
         for label in np.unique(y).tolist()
     ]

@@ -15,7 +15,7 @@ class AuditStep(OnFeatures):
     """Find duplicates, leaks, doubtful labels and odd images in embedded datasets."""
 
     name = "audit"
-    revision = 3  # 1: the share of wrong labels has no bounds; 2: its list names no partner_dataset
+    revision = 3  # 1: no bounds of shares; 2: labels doubted by a logistic probe
     examples = ("featpipe audit", "featpipe audit --dataset stl10 --model resnet50")
     makes = ("audit",)
     takes_unlabelled = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
 from featpipe.audit import labels
 from featpipe.audit.labels import by_class, doubts, out_of_sample, pairs
 from featpipe.errors import FitError
+from featpipe.evaluation.protocol import cut
 
 
 def noisy(share, n=600, classes=3, seed=0):
@@ -77,23 +79,60 @@ def test_rows_of_one_group_do_not_train_for_each_other():
     assert (together.argmax(axis=1) == y).mean() < 0.7
 
 
-def test_folds_that_are_fitted_apart_give_the_same(monkeypatch):
+def test_the_answers_are_those_of_discriminant_analysis():
+    X, y, _ = noisy(0.3)
+    probabilities, shrinkage = out_of_sample(X, y)
+    answers = np.empty(len(y))
+    for train, test in cut("kfold:5", y, None, 0):
+        within = X[train] - np.stack([X[train][y[train] == k].mean(axis=0) for k in y[train]])
+        spread = np.mean(within.astype(np.float64) ** 2)  # sklearn standardises, ours does not
+        model = LinearDiscriminantAnalysis(
+            solver="lsqr", covariance_estimator=Shrunk(shrinkage, spread)
+        )
+        answers[test] = model.fit(X[train].astype(np.float64), y[train]).predict(X[test])
+    assert (probabilities.argmax(axis=1) == answers).mean() > 0.995
+
+
+class Shrunk:
+    """The covariance of centred rows, shrunk towards a multiple of the identity."""
+
+    def __init__(self, shrinkage, spread):
+        self.shrinkage, self.spread = shrinkage, spread
+
+    def fit(self, X):
+        X = X - X.mean(axis=0)
+        eye = np.eye(X.shape[1])
+        own = X.T @ X / len(X)
+        self.covariance_ = (1 - self.shrinkage) * own + self.shrinkage * self.spread * eye
+
+
+def test_blocks_and_offsets_change_nothing(monkeypatch):
     X, y, _ = noisy(0.1)
-    monkeypatch.setattr(labels, "C_VALUES", (1e-3,))  # of many rows, only this one is tried
-    together, _ = out_of_sample(X, y)
-    monkeypatch.setattr(labels, "_MOST_NUMBERS", 3 * len(y) * 2)  # two folds fit
-    apart, _ = out_of_sample(X, y)
-    np.testing.assert_allclose(apart, together, atol=1e-4)
-
-
-def test_of_many_rows_some_of_each_class_train(monkeypatch):
-    X, y, wrong = noisy(0.1, n=3000)
     whole, _ = out_of_sample(X, y)
-    monkeypatch.setattr(labels, "_MOST_TRAINED", 600)
-    some, _ = out_of_sample(X, y)
-    assert not np.array_equal(some, whole)
-    assert (some.argmax(axis=1) == whole.argmax(axis=1)).mean() > 0.97
-    assert roc_auc_score(wrong, 1 - doubts(some, y).confidence) > 0.95
+    monkeypatch.setattr(labels, "_BLOCK", 50)
+    np.testing.assert_allclose(out_of_sample(X, y)[0], whole, atol=1e-5)
+    np.testing.assert_allclose(out_of_sample(X * 8 + 4096, y)[0], whole, atol=0.02)
+
+
+def test_the_temperature_makes_probabilities_honest():
+    X, y, _ = noisy(0.3, n=6000)
+    probabilities, _ = out_of_sample(X, y)
+    right = probabilities.argmax(axis=1) == y
+    assert probabilities.max(axis=1).mean() == pytest.approx(right.mean(), abs=0.05)
+
+
+def test_equal_features_say_nothing():
+    y = np.arange(40) % 2
+    probabilities, _ = out_of_sample(np.full((40, 8), 3.0, np.float32), y)
+    np.testing.assert_allclose(probabilities, 0.5, atol=1e-6)
+
+
+def test_thousands_of_classes_take_seconds():
+    rng = np.random.default_rng(0)
+    y = np.arange(6000) % 2000
+    X = (rng.normal(size=(2000, 64))[y] * 3 + rng.normal(size=(6000, 64))).astype(np.float32)
+    probabilities, _ = out_of_sample(X, y)
+    assert (probabilities.argmax(axis=1) == y).mean() > 0.95
 
 
 def test_the_same_seed_gives_the_same_numbers():
