@@ -7,14 +7,15 @@ when it is first used, so that ``featpipe --help`` is fast.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featpipe.errors import FeatpipeError, UnknownNameError, UsageError
 from featpipe.progress import Progress
-from featpipe.steps import STEPS, Context, Outcome
+from featpipe.steps import STEPS, Context, Outcome, options_of
 from featpipe.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -65,6 +66,34 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"featpipe.{_HOME_OF[name]}"), name)
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _typed(step: str) -> Callable[[_Function], _Function]:
+    """Show the options of a step, with types and defaults, in place of ``**options``.
+
+    That is what ``help``, editors and notebooks show; the step itself checks what it is given.
+    """
+
+    def typed(function: _Function) -> _Function:
+        own = inspect.signature(function)
+        *named, rest = own.parameters.values()
+        options = [
+            rest.replace(
+                name=name,
+                kind=rest.KEYWORD_ONLY,
+                default=one.default,
+                annotation=inspect.formatannotation(one.type),
+            )
+            for name, one in options_of(STEPS.get(step)).items()
+            if name not in own.parameters
+        ]
+        function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+        return function
+
+    return typed
+
+
 def _run(
     name: str,
     options: Mapping[str, Any],
@@ -77,6 +106,7 @@ def _run(
     return step.run(Context(Workspace.find(workspace), progress or Progress.find(), jobs))
 
 
+@_typed("extract")
 def extract(  # noqa: PLR0913 - a model has a name, or is a module with four properties
     dataset: str | Iterable[Any],
     model: str | None = None,
@@ -222,13 +252,21 @@ def evaluate(
     return __getattr__("Result").load(outcome.paths[0])
 
 
+@_typed("zeroshot")
 def zeroshot(
-    train: FeatureStore | Sequence[FeatureStore], test: FeatureStore | None = None, **options: Any
+    train: FeatureStore | Sequence[FeatureStore],
+    test: FeatureStore | None = None,
+    *,
+    workspace: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Result:
     """Test the backbone's own classifier on stored logits: ``evaluate("zeroshot", …)``."""
-    return evaluate("zeroshot", train, test, **options)
+    own: dict[str, Any] = {"workspace": workspace, "progress": progress}
+    return evaluate("zeroshot", train, test, **own, **options)
 
 
+@_typed("finetune")
 def finetune(
     dataset: str,
     model: str,
@@ -239,20 +277,22 @@ def finetune(
 ) -> Result:
     """Train a new head or more of a network, test it once, and save the result.
 
-    Options are those of ``featpipe finetune``: ``unfreeze``, ``epochs``, ``head_init`` …; the rest
-    is as of :func:`extract`.
+    Options are those of ``featpipe finetune``, which explains each (``featpipe finetune --help``);
+    the rest is as of :func:`extract`.
     """
     outcome = _run("finetune", {"dataset": dataset, "model": model, **options}, workspace, progress)
     return __getattr__("Result").load(outcome.paths[0])
 
 
-def predict(
+def predict(  # noqa: PLR0913 - which model, which images, and how
     model: str | os.PathLike[str] | Result,
     images: Any,
     *,
     workspace: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    **where: str | None,
+    device: str = "auto",
+    runtime: str | None = None,
+    weights: str | None = None,
 ) -> list[Answer]:
     """Classify new images with a trained model; ``pandas.DataFrame(answers)`` is a table.
 
@@ -266,8 +306,12 @@ def predict(
         (height, width, 3) or (height, width).
     workspace : path, optional
     progress : Progress, optional
-    **where
-        ``device``, ``runtime``, and ``weights`` where the backbone's are no longer where they were.
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"`` …
+    runtime : str, optional
+        What computes the network; default: as for extraction.
+    weights : str, optional
+        The backbone's weights, where they are no longer where they were.
 
     Returns
     -------
@@ -277,9 +321,9 @@ def predict(
     """
     from featpipe import prediction  # noqa: PLC0415 - brings torch
 
-    files = prediction.images_of(images)
-    known = Workspace.find(workspace)
-    predictor = prediction.open_predictor(known, _name(model), n_images=len(files), **where)
+    files, known = prediction.images_of(images), Workspace.find(workspace)
+    how = {"device": device, "runtime": runtime, "weights": weights}
+    predictor = prediction.open_predictor(known, _name(model), n_images=len(files), **how)
     progress = progress or Progress.find()
     if predictor.probe is not None:
         path, trained, _ = predictor.probe
@@ -309,6 +353,7 @@ def _name(model: str | os.PathLike[str] | Result) -> str:
     return os.fspath(model) if isinstance(model, str | os.PathLike) else model.name
 
 
+@_typed("report")
 def report(
     results: Sequence[Result] | Result,
     out: str | os.PathLike[str],

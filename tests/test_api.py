@@ -15,6 +15,7 @@ import featpipe as fp
 from featpipe import api
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.errors import UnknownNameError, UsageError
+from featpipe.steps import STEPS, options_of
 from tests.stores import content, sealed
 
 PROGRESS = "progress: Progress | None = None"
@@ -44,14 +45,16 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "extract": "(dataset: str | Iterable[Any], model: str | None = None, *, "
     "labels: Iterable[Any] | None = None, backbone: Module | None = None, "
     "transform: Callable[[Any], Any] | None = None, name: str | None = None, "
-    f"fingerprint: str | None = None, {PLACE}, {PROGRESS}, **options: Any) -> list[FeatureStore]",
-    "finetune": f"(dataset: str, model: str, *, {PLACE}, {PROGRESS}, **options: Any) -> Result",
+    f"fingerprint: str | None = None, {PLACE}, {PROGRESS}) -> list[FeatureStore]",
+    "finetune": f"(dataset: str, model: str, *, {PLACE}, {PROGRESS}) -> Result",
     "predict": "(model: str | os.PathLike[str] | Result, images: Any, *, "
-    f"{PLACE}, {PROGRESS}, **where: str | None) -> list[Answer]",
-    "report": f"(results: Sequence[Result] | Result, out: str | os.PathLike[str], *, {PLACE}, "
-    "**options: Any) -> Path",
-    "zeroshot": f"({STORES}, **options: Any) -> Result",
+    f"{PLACE}, {PROGRESS}, device: str = 'auto', runtime: str | None = None, "
+    "weights: str | None = None) -> list[Answer]",
+    "report": f"(results: Sequence[Result] | Result, out: str | os.PathLike[str], *, {PLACE})"
+    " -> Path",
+    "zeroshot": f"({STORES}, *, {PLACE}, {PROGRESS}) -> Result",
 }
+TYPED = ("extract", "finetune", "report", "zeroshot")  # have the options of their step, too
 # Described where they are.
 OTHERS = {"Audit", "FeatpipeError", "LabelMap", "Result", "load_backbone"}
 
@@ -63,8 +66,26 @@ def test_the_names_are_these():
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_the_signatures_are_these(name):
-    text = str(inspect.signature(getattr(api, name)))
+    function = getattr(api, name)
+    signature = inspect.signature(function)
+    if name in TYPED:
+        code = function.__code__
+        own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        signature = signature.replace(parameters=[signature.parameters[n] for n in own])
+    text = str(signature)
     assert re.sub(r"(: |-> )'([^']*)'", r"\1\2", text) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_options_are_shown_with_their_types_and_defaults(name):
+    shown = inspect.signature(getattr(fp, name)).parameters
+    for option in options_of(STEPS.get(name)).values():
+        if option.name in {"dataset", "model", "train", "test", "results", "out", "name"}:
+            continue  # has its own meaning in Python
+        one = shown[option.name]
+        assert (one.default, one.kind) == (option.default, one.KEYWORD_ONLY)
+        assert one.annotation == inspect.formatannotation(option.type)
+    assert not any(one.kind is one.VAR_KEYWORD for one in shown.values())
 
 
 @pytest.mark.parametrize(

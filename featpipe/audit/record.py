@@ -41,7 +41,7 @@ def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
     classes = {store.classes for store in stores if store.classes}
     if not embedded_alike(stores) or len(splits) < len(stores) or len(classes) > 1:
         what = "The stores are not different splits with the same classes, embedded alike."
-        hint = "name stores of one model; tell datasets of one name apart: featpipe extract --name"
+        hint = "name stores of one model; of datasets of one name, make a CSV: path, label, split"
         raise UsageError(what, got=", ".join(str(s.path) for s in stores), next_step=hint)
     return stores
 

@@ -34,6 +34,15 @@ def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, Fea
     ignored = {error.details["where"]: error for error in (*damaged, *unusable.values())}
     for error in ignored.values():
         context.progress.note(f"ignored: {error}")
+    train, test = chosen
+    unused = [store for store in fitting if store is not train and store.classes]
+    if test is None and unused and step.protocol == "auto":
+        splits = " and ".join(sorted(map(_split, unused)))
+        hint = f"--train {str(train.path)!r} --test {str(unused[0].path)!r}"
+        context.progress.note(
+            f"No split is named {', '.join(TEST_SPLITS[:-1])} or {TEST_SPLITS[-1]}, so the split "
+            f"{splits} is not used; to test on it: {hint}"
+        )
     return chosen
 
 

@@ -66,6 +66,19 @@ def test_a_training_split_alone_has_no_test_store(put, tmp_path):
     assert select(tmp_path) == [train.path, None]
 
 
+def test_a_split_of_another_name_is_told_not_to_be_tested_on(put, tmp_path):
+    train, other, _ = put("train"), put("evaluation"), put("unlabeled")
+    progress = Notes()
+    chosen = select_stores(Svm(), Context(Workspace(tmp_path), progress))
+    assert [store and store.path for store in chosen] == [train.path, None]
+    (note,) = progress.notes
+    assert "so the split evaluation is not used" in note
+    assert f"--test {str(other.path)!r}" in note
+    progress.notes.clear()
+    select_stores(Svm(protocol="kfold:2"), Context(Workspace(tmp_path), progress))
+    assert not progress.notes
+
+
 def test_a_validation_split_is_tested_and_an_unlabelled_one_is_not_looked_at(put, tmp_path):
     train, val, _ = put("train"), put("val"), put("unlabeled")
     assert select(tmp_path) == [train.path, val.path]
