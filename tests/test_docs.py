@@ -15,10 +15,14 @@ from types import ModuleType
 
 import click
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.models import ResNet50_Weights, resnet50
 
 from featpipe import cli
+from featpipe.datasets.binary import Stl10
+from tests.datasets.conftest import sums_of, write_stl10
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -186,6 +190,37 @@ def test_the_commands_on_your_own_photos_run(tmp_path: Path) -> None:
     assert (tmp_path / "reports" / "photos.html").is_file()
     assert (tmp_path / "vectors.parquet").is_file()
     assert "Garden birds" in (tmp_path / "reports" / "folder-photos.html").read_text("utf-8")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_commands_of_the_benchmark_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They run on files of STL-10's form and on a ResNet-50 that was not trained, as downloaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATPIPE_WORKSPACE", raising=False)
+    folder = tmp_path / "data" / "raw" / "stl10_binary"
+    write_stl10(folder, 100)
+    monkeypatch.setattr(Stl10, "md5", sums_of(Stl10, folder))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = tmp_path / "hub" / "checkpoints" / "untrained.pth"  # no digest in its name
+    weights.parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(resnet50().state_dict(), weights)
+    published = ResNet50_Weights.DEFAULT.value
+    monkeypatch.setattr(published, "url", f"https://example.org/{weights.name}")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## A benchmark")[2]
+    block = next(block for language, block in FENCE.findall(text) if language == "sh")
+    typed = [words(line)[1:] for line in block.splitlines()]
+    assert [arguments[0] for arguments in typed[:2]] == ["extract", "svm"]
+    for arguments in typed:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert not ended.value.code, (arguments, capsys.readouterr().err)
+    page = (tmp_path / "reports" / "stl10.html").read_text(encoding="utf-8")
+    for method in ("SVM", "Logistic", "RandomForest", "restricted", "new head"):
+        assert method in page
 
 
 @pytest.mark.timeout(600)

@@ -18,7 +18,7 @@ from featpipe.cli.inspect import INSPECTION
 from featpipe.errors import FeatpipeError, UsageError, did_you_mean
 from featpipe.registry import summary_of
 from featpipe.steps import STEPS, Step, options_of
-from featpipe.steps.options import OptionSpec
+from featpipe.steps.options import OptionSpec, as_written
 from featpipe.steps.plan import Plan
 from featpipe.steps.recipe import find_recipe, read_recipe
 from featpipe.steps.runner import run_plan
@@ -170,8 +170,7 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
     shown = ""
     if spec.default not in (None, {}):
         values = spec.default if spec.many else [spec.default]
-        texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-        shown = f" [default: {','.join(texts)}]"
+        shown = f" [default: {','.join(map(as_written, values))}]"
     return click.Option(
         [spec.flag, *filter(None, [spec.short]), spec.name],
         required=spec.required,

@@ -171,6 +171,12 @@ def summarise(
                 values[name] = None
                 why = next(m["undefined"][name] for m in metrics if m[name] is None)
                 values["undefined"][name] = f"{why} (in {lacking} of {len(metrics)} splits)"
+        for entry, *each in zip(
+            values["per_class"], *(m["per_class"] for m in metrics), strict=True
+        ):
+            for name in each[0].keys() - entry.keys():
+                if all(one.get(name) is not None for one in each):
+                    entry[name] = float(np.mean([one[name] for one in each]))
     intervals = metric_intervals(pooled, table.row, table.split, values)
     summary: dict[str, Any] = {
         "accuracy": accuracy.as_dict(),

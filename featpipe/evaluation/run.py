@@ -40,6 +40,7 @@ from featpipe.probes.zeroshot import Zeroshot
 from featpipe.provenance import package_version
 from featpipe.steps import Context, Outcome
 from featpipe.steps.grammar import LOGITS
+from featpipe.steps.options import as_written
 from featpipe.store import FeatureStore
 from featpipe.workspace import one_at_a_time, remove_leftovers
 
@@ -203,8 +204,8 @@ def _edge_notes(probe: Probe, chosen: Sequence[dict[str, Any]]) -> list[str]:
         if at_end:
             notes.append(
                 f"In {len(at_end)} of {len(chosen)} fits the best {probe.tuned} was "
-                f"{grid[end]:g}, the {last} of the values tried: a {beyond} one may do better. "
-                f"Add {beyond} values to --{probe.tuned}."
+                f"{as_written(grid[end])}, the {last} of the values tried: a {beyond} one may do "
+                f"better. Add {beyond} values to --{probe.tuned}."
             )
     return notes
 

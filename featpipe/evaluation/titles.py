@@ -9,7 +9,7 @@ from typing import Any
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result
 from featpipe.steps import STEPS, options_of
-from featpipe.steps.options import OptionSpec, plain
+from featpipe.steps.options import OptionSpec, as_written, plain
 
 _FEW_VALUES = 3  # that a title names
 
@@ -38,7 +38,7 @@ def _in_words(value: Any) -> str:
     if isinstance(value, list | tuple):
         ends = value if len(value) <= _FEW_VALUES else [value[0], "…", value[-1]]
         return " ".join(map(_in_words, ends)) if "…" in ends else ", ".join(map(_in_words, ends))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return as_written(value)
 
 
 def unique_titles(

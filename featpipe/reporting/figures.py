@@ -56,7 +56,7 @@ class Variation(Section):
     """How accuracy changes with labels, folds and settings."""
 
     name = "labels"
-    title = "Few labels, folds, sweeps"
+    title = "Few labels, folds and settings"
 
     def content(self, data: ReportData) -> Content:
         """Return low-shot curves, the spread over models and sweeps of each group."""
@@ -122,8 +122,10 @@ def difference_chart(group: Group, margin: float) -> list[Chart]:
     return [chart]
 
 
-def cost_chart(group: Group) -> Chart | Missing:
-    """Accuracy against what a method costs; the reader chooses which cost."""
+def cost_chart(group: Group) -> list[Chart | Missing]:
+    """Accuracy against what each of several methods costs; the reader chooses which cost."""
+    if len(group.methods) == 1:
+        return []
     title = f"Accuracy against cost{group.suffix}"
     choices = []
     for key, label in COSTS.items():
@@ -138,7 +140,7 @@ def cost_chart(group: Group) -> Chart | Missing:
             log = min(costs) > 0 and max(costs) > 10 * min(costs)
             choices.append({"x": axis(label, log=log), "points": points})
     if not choices:
-        return Missing(title, "no result records what it cost")
+        return [Missing(title, "no result records what it cost")]
     # A cost that is nearly the same for all tells nothing; it is shown if there is no other.
     spans = [[point["x"] for point in choice["points"]] for choice in choices]
     told = [max(span) > SAME_COST * min(span) for span in spans]
@@ -147,7 +149,7 @@ def cost_chart(group: Group) -> Chart | Missing:
     if shown[0] is not choices[0] and len(spans[0]) > 1:
         caption += f" From images to answers, all methods take about {duration(max(spans[0]))}."
     y = {**_ACCURACY, "digits": group.digits}
-    return Chart(title, {"kind": "scatter", "y": y, "choices": shown}, caption)
+    return [Chart(title, {"kind": "scatter", "y": y, "choices": shown}, caption)]
 
 
 def fold_chart(group: Group) -> list[Chart]:

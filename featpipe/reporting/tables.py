@@ -59,7 +59,7 @@ class Comparison(Section):
             charts=[
                 accuracy_chart(group, published),
                 *difference_chart(group, data.comparison.margin),
-                cost_chart(group),
+                *cost_chart(group),
             ],
             notes=scope_notes(group.pairs),
             questions=QUESTIONS,

@@ -24,6 +24,7 @@ from featpipe.statistics.published import PublishedRow, find_published, publishe
 from featpipe.statistics.step import Compare
 from featpipe.statistics.verdicts import BETTER, EQUIVALENT, UNDECIDED, WORSE, compare_all, p_text
 from featpipe.steps import Context, Outcome
+from featpipe.steps.options import as_written
 from featpipe.workspace import atomic_write, neutralised, refuse_foreign
 
 QUESTIONS = {"models": "these models", "methods": "the methods"}
@@ -241,7 +242,7 @@ def _row(result: Result, group: str) -> dict[str, Any]:
     # What was chosen, each with the number of models it won.
     chosen = Counter(
         ", ".join(
-            f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            f"{key}={as_written(value)}"
             for key, value in split.get("chosen", {}).items()
             if key not in ("by", "at_edge")
         )
@@ -380,7 +381,10 @@ def run_compare(step: Compare, context: Context) -> Outcome:
     if len(tested) > _MAX_SENTENCES:  # only those against the first of a group
         first = {next(group)["name"] for _, group in groupby(comparison.rows, lambda r: r["group"])}
         shown = [pair for pair in tested if pair["a"] in first]
-    titles = {row["name"]: f"{row['method']} ({row['features']})" for row in comparison.rows}
+    several = len({row["features"] for row in comparison.rows}) > 1
+    titles = {
+        row["name"]: row["method"] + f" ({row['features']})" * several for row in comparison.rows
+    }
     sentences = [
         f"{titles[pair['a']]} against {titles[pair['b']]}, {pair['n']} test images:"
         + "".join(

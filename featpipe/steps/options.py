@@ -219,6 +219,19 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
+def as_written(value: Any) -> str:
+    """Return one value as people write it: a number as 1e-5, not 1e-05 or 0.00001.
+
+    Examples
+    --------
+    >>> as_written(1e-5), as_written(0.5), as_written(True), as_written("auto")
+    ('1e-5', '0.5', 'True', 'auto')
+    """
+    if not isinstance(value, float):
+        return str(value)
+    return re.sub(r"e([-+])0*", r"e\1", f"{value:g}").replace("e+", "e")
+
+
 def _without_none(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         return next(kind for kind in get_args(hint) if kind is not type(None))

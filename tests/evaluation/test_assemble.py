@@ -192,6 +192,16 @@ def test_a_protocol_says_whether_test_rows_train(store, protocol, own_pool, over
     assert about["overlap"] == pytest.approx(overlap)
 
 
+def test_areas_of_a_class_are_means_over_the_models(store, tmp_path):
+    result = evaluated(Centroid(protocol="kfold:3"), tmp_path, store)
+    summary = result.summary["metrics"]
+    areas = [entry["roc_auc"] for entry in summary["per_class"]]
+    for k, area in enumerate(areas):
+        each = [split["metrics"]["per_class"][k]["roc_auc"] for split in result.splits]
+        assert area == pytest.approx(np.mean(each))
+    assert summary["roc_auc_macro"] == pytest.approx(np.mean(areas))
+
+
 def test_draws_in_a_low_shot_curve_are_training_sets_of_its_headline(tmp_path):
     train = sealed(tmp_path / "s.h5", content(30, CLASSES), noise=4.0)
     test = sealed(tmp_path / "t.h5", content(30, CLASSES, split="test"), noise=4.0, seed=1)

@@ -41,7 +41,7 @@ def test_only_what_differs_is_named() -> None:
 def test_values_are_given_in_words() -> None:
     grids = {"c": [1e-05, 1e-4, 1e-3, 0.01]}, {"c": [0.1, 1.0]}
     assert titles({"settings": grids[0]}, {"settings": grids[1]}) == [
-        "SVM, c 1e-05 … 0.01",
+        "SVM, c 1e-5 … 0.01",
         "SVM, c 0.1, 1",
     ]
     sizes = {"image_size": 224}, {"image_size": 96}

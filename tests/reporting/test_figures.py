@@ -115,7 +115,7 @@ def test_a_cost_that_all_share_is_left_out(group: Group) -> None:
     def drawn(total: list[float]) -> tuple[list[str], str]:
         for method, seconds in zip(group.methods, total, strict=False):
             method.row["total_seconds"] = seconds
-        chart = cost_chart(group)
+        (chart,) = cost_chart(group)
         assert isinstance(chart, Chart)
         return [choice["x"]["label"] for choice in chart.spec["choices"]], chart.caption
 
@@ -127,10 +127,10 @@ def test_a_cost_that_all_share_is_left_out(group: Group) -> None:
     labels, caption = drawn([20.0 + 0.1 * n for n in range(len(group.methods))])
     assert whole not in labels
     assert "From images to answers, all methods take about 2" in caption
-    free: Any = [SimpleNamespace(row={})]
-    assert cost_chart(Group("toy", free, [])) == Missing(
-        "Accuracy against cost", "no result records what it cost"
-    )
+    free: Any = [SimpleNamespace(row={})] * 2
+    missing = Missing("Accuracy against cost", "no result records what it cost")
+    assert cost_chart(Group("toy", free, [])) == [missing]
+    assert cost_chart(Group("toy", free[:1], [])) == [], "a single point compares nothing"
 
 
 def test_every_fold_is_a_dot(group: Group) -> None:

@@ -121,7 +121,7 @@ def test_one_method_is_not_called_better(made: Made, tmp_path: Path) -> None:
     page = Page(made.again(tmp_path / "one", made.results[:1]))
     assert "No other method was tested on them" in page.text
     assert "Where two methods disagree" not in page.text
-    assert "Few labels, folds, sweeps" not in page.text, "it has nothing to say of one result"
+    assert "Few labels, folds and settings" not in page.text, "it has nothing to say of one result"
 
 
 def test_no_errors_at_all(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def workspace(tmp_path):
 def test_the_command_says_each_test_in_words(workspace):
     outcome = run_compare(Compare(out=workspace / "t.md"), Context(Workspace(workspace)))
     assert len(outcome.table) == 3
-    said = outcome.message.split("Method a (toynet) against ")
+    said = outcome.message.split("Method a against ")
     assert said[1].startswith(
         "Method b (toynet), 100 test images:\n  these models: undecided: +2.00"
     )

@@ -36,7 +36,7 @@ function text(value, axis = {}) {
   if (axis.names) return axis.names[value - 1];
   if (axis.format === "percent") return `${(100 * value).toFixed(axis.digits ?? 2)} %`;
   if (axis.format === "points") return signed((100 * value).toFixed(axis.digits ?? 2));
-  if (value !== 0 && Math.abs(value) < 0.001) return String(Number(value.toPrecision(3))).replace(/-/g, "−");
+  if (value !== 0 && Math.abs(value) < 0.001) return exponential(value);
   const rounded = Number(value.toPrecision(5));
   const grouped = Math.abs(rounded) >= 10000
     ? Math.round(rounded).toString().replace(/\B(?=(\d{3})+$)/g, "\u202f")
@@ -54,16 +54,13 @@ function tickText(value, axis, step) {
     return `${(100 * value).toFixed(Math.min(digits, 2))} %`;
   }
   if (axis.format === "points") return signed(String(Number((100 * value).toPrecision(3))));
-  if (axis.log && value > 0 && value < 0.001) return power10(value);
+  if (axis.log && value > 0 && value < 0.001) return exponential(value);
   if (Math.abs(value) >= 1e6) return `${Number((value / 1e6).toPrecision(3))} M`;
   return text(Number(value.toPrecision(10)));
 }
 
-function power10(value) {
-  const [digit, power] = value.toExponential(0).split("e");
-  const raised = [...power.replace("+", "")].map((sign) =>
-    (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)])).join("");
-  return `${digit === "1" ? "" : `${digit}·`}10${raised}`;
+function exponential(value) { // as the options are written: 1e-5
+  return Number(value.toPrecision(3)).toExponential();
 }
 
 // -- scales ------------------------------------------------------------------------------------
