@@ -146,6 +146,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             known = _read_kept(kept, digests)
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
         new, shapes = list(row_of), {layer: backbone.dim(layer)}
+        backbone.prepare((layer,))
         with Progress.find().task(backbone.name, len(new)) as task:
             for batch, arrays in work_on_images(
                 lambda number, side: source.read_scaled(row_of[new[number]], side),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from os import PathLike
@@ -143,16 +143,23 @@ def open_predictor(
 
 def _no_model(workspace: Workspace, name: str) -> ResultError:
     """Return why there is no model of this name, although there may be a result."""
-    folder = workspace.models
-    if (path := workspace.results / f"{name}.json").is_file():
+    folder, written = workspace.models, [*workspace.results.glob("*.json")]
+    named = [path for path in written if path.stem == name]
+    named = named or [path for path in written if name.lower() in path.stem.lower()]
+    if named:
+        path = max(named, key=lambda path: path.stat().st_mtime)
         result = Result.load(path)
+        if why := result.extra.get("not_saved"):
+            what = f"The model of the result {path.stem!r} could not be saved."
+            advice = "name a result of another method, such as featpipe svm"
+            return ResultError(what, where=path, got=why, next_step=advice)
         trained = "save_model" in result.settings or "model" in result.files
         return ResultError(
-            f"The result {name!r} has no model."
+            f"The result {path.stem!r} has no model."
             if trained
             else f"The method {result.method!r} trains no model, so it cannot classify new images.",
             where=path,
-            expected=f"{folder / name} ending in {', '.join(_KINDS)}" if trained else None,
+            expected=f"{folder / path.stem} ending in {', '.join(_KINDS)}" if trained else None,
             next_step="run its command again, without --no-save-model and with --force"
             if trained
             else "name a result of a method that is trained, such as featpipe svm",
@@ -279,6 +286,9 @@ def images_of(images: Any) -> list[Any]:
     """
     alone = isinstance(images, str | PathLike | Image.Image)
     alone |= isinstance(images, np.ndarray) and images.ndim in (2, 3)
+    if not alone and not isinstance(images, Iterable):
+        expected = "paths, folders, PIL images or arrays of uint8; one, or a list of them"
+        raise UsageError("These are no images.", expected=expected, got=repr(images))
     found: list[Any] = []
     for image in [images] if alone else images:
         if not isinstance(image, str | PathLike):

@@ -219,6 +219,18 @@ def test_a_result_without_a_model_says_why(context):
     with pytest.raises(ResultError, match="has no model") as caught:
         open_predictor(context.workspace, f"{unsaved.name}.json")
     assert "without --no-save-model" in str(caught.value)
+    result = Result.load(unsaved.path)
+    result.extra["not_saved"] = "skops does not trust a type"
+    result.save(unsaved.path)
+    with pytest.raises(ResultError, match="could not be saved") as caught:
+        open_predictor(context.workspace, unsaved.name)
+    assert "skops does not trust a type" in str(caught.value)
+
+
+@pytest.mark.parametrize("images", [None, 3])
+def test_what_is_no_image_is_named(images):
+    with pytest.raises(UsageError, match="no images"):
+        images_of(images)
 
 
 def test_other_weights_than_those_of_the_training_are_refused(result, context, tmp_path):

@@ -132,7 +132,7 @@ class Audit:
             del vectors
             odd = self._find_odd_images(seed)
             task.advance()
-            doubted = self._find_wrong_labels(seed, jobs)
+            doubted = self._find_wrong_labels(seed)
             task.advance()
         self.summary: dict[str, Any] = {
             "splits": [
@@ -322,13 +322,15 @@ class Audit:
             "imbalance": extremes if there and imbalance(images) >= IMBALANCE else [],
         }
 
-    def _find_wrong_labels(self, seed: int, jobs: int) -> dict[str, Any]:
+    def _find_wrong_labels(self, seed: int) -> dict[str, Any]:
         """Find labels that are doubted by a probe trained on other rows."""
         pool = self._pool
         together, rows = self._units(), np.flatnonzero(pool.labels >= 0)
-        if len(rows):  # of a class with a single image, or copies of it, nothing can be said
-            units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
-            rows = rows[units[pool.labels[rows]] > 1]
+        if not len(rows):
+            return {"reason": "no image has a label"}
+        # Of a class with a single image, or copies of it, nothing can be said.
+        units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
+        rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
         features = [store.features(self._layer) for store in pool.stores]
         most = _MOST_VALUES // max(features[0].shape[1], _PER_CLASS * len(pool.classes))

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from featpipe.backbones import WEIGHTS_SUFFIXES, Automatic, weights_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.download import fetch
-from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError
+from featpipe.errors import (
+    DownloadError,
+    UnknownNameError,
+    UsageError,
+    WeightsError,
+    did_you_mean,
+)
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.labelmap import SourceClasses
@@ -209,11 +215,14 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
             absent = isinstance(error, errors.EntryNotFoundError)
             if not (local or (absent and not isinstance(error, errors.LocalEntryNotFoundError))):
                 break  # no network, or no access
+    beside = Path(name).parent
+    siblings = [str(p) for p in beside.iterdir() if p.is_dir()] if beside.is_dir() else []
+    near = f"{hint}; or " if (hint := did_you_mean(name, siblings)) else ""
     raise WeightsError(
         f"The files of {model} are not here and could not be fetched.",
         where=f"{repository}: {' or '.join(names)}",
         got=reason,
-        next_step="connect to a network and try again, or "
+        next_step=f"{near}connect to a network and try again, or "
         + ("name a folder: --model hf:FOLDER" if model[:3] == "hf:" else "--weights FILE or none"),
     )
 

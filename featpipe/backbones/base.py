@@ -104,6 +104,7 @@ class FrozenNetwork:
             self._why, first = f"{error.what} {error.details.get('got', '')}".strip(), True
             how = replace(self.how, runtime="torch")
             self.runtime, _ = open_runtime(self.network, self.preprocessing, self.device, how)
+            self.runtime.prepare(captures)
         if self.how.runtime is None and first:
             self.how.progress.note(
                 f"{self.name}: using the {self.runtime.name} runtime ({self._why})"
@@ -183,6 +184,10 @@ class FrozenNetwork:
             raise UnknownNameError(what, name, known, expected=expected)
         module, _, part = place.partition(":")
         capture, shape = Capture(layer, module, len(shapes), part), shapes[-1]
+        if not shape:
+            what = f"{self.name} gives a single number per image at {place or 'its end'}."
+            advice = "choose another layer, or keep its dimension: (n, 1)"
+            raise UsageError(what, expected=self._main_layers(), next_step=advice)
         if reading == "map":
             return capture
         prefix = int(getattr(self.network, "num_prefix_tokens", 0))
@@ -367,8 +372,10 @@ def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[in
             try:
                 network(image.to(next((value.device for _, value in named), image.device)))
             except Exception as error:
-                what = f"The network cannot take images of {image_size} × {image_size} pixels."
-                got, advice = str(error).partition("\n")[0], "another --image-size, or its own"
+                what = f"The network failed on an image of {image_size} × {image_size} pixels."
+                got = f"{type(error).__name__}: {error}".partition("\n")[0]
+                advice = "a network that takes images (n, 3, H, W); if only the size is wrong, "
+                advice += "another --image-size"
                 raise UsageError(what, got=got, next_step=advice) from None
     return shapes
 

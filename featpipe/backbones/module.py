@@ -20,6 +20,7 @@ from featpipe.errors import UsageError
 from featpipe.fingerprint import of_bytes
 
 _SUMMARY = "a module of yours"
+_TRIES = 8  # in which a random transform does not make the same
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Transform(Preprocessing):
 
     @classmethod
     def of(cls, apply: Callable[[Image.Image], Tensor], description: str) -> Transform:
-        """Return the transform; what it makes of a grey image tells the size."""
-        made = apply(Image.new("RGB", (400, 300), (128, 128, 128)))
+        """Return the transform; what it makes of some image tells the size."""
+        ramp = np.linspace(0, 255, 400 * 300 * 3).reshape(300, 400, 3).astype(np.uint8)
+        made, *again = (apply(Image.fromarray(ramp)) for _ in range(_TRIES))
         square = isinstance(made, Tensor) and made.ndim == 3 and made.shape[1] == made.shape[2]
         if not (square and made.shape[0] == 3 and made.is_floating_point()):
             raise UsageError(
@@ -42,6 +44,13 @@ class Transform(Preprocessing):
                 expected="a floating-point tensor (3, S, S) of every image",
                 got=f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made),
                 next_step="end it with CenterCrop, ToTensor and Normalize, for example",
+            )
+        if not all(torch.equal(made, other) for other in again):
+            raise UsageError(
+                "The transform is random, and features are stored once.",
+                expected="the same tensor whenever it is given the same image",
+                got=description.replace("\n", " ")[:200],
+                next_step="take the transform that the network is tested with",
             )
         side = made.shape[1]
         return cls(resize=side, crop=side, fit="transform", apply=apply, description=description)
@@ -93,6 +102,13 @@ def register_module(
         Changes when the features do. Default: of the module's state dict and text (``repr``), and
         of the transform's text, none of which shows a change of code alone.
     """
+    if not isinstance(module, nn.Module):
+        kind = f"the class {module.__name__}" if isinstance(module, type) else repr(module)
+        expected, hint = "an instance of torch.nn.Module", "extract(dataset, 'NAME') takes names"
+        raise UsageError("The backbone is no module.", expected=expected, got=kind, next_step=hint)
+    if not callable(transform) and not isinstance(transform, Preprocessing):
+        expected = "a callable that makes a float tensor (3, S, S) of a PIL image"
+        raise UsageError("The transform cannot be called.", expected=expected, got=repr(transform))
     if ":" in name or (name in MODELS and MODELS.summary(name) != _SUMMARY):
         what = f"A module cannot have the name {name!r}."
         expected = "one without a colon that no other model has"

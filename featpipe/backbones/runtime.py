@@ -219,6 +219,13 @@ class TorchRuntime(Runtime):
             torch.cuda.synchronize(self.device)  # other streams would not wait for it
         return folded
 
+    def prepare(self, captures: Sequence[Capture]) -> None:
+        """Fold the batch norms before threads read images.
+
+        While a network is traced, every module of the process is, and so would be the transforms.
+        """
+        _ = self._folded
+
     def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
         """Return the activations of one batch."""
         parts: list[dict[str, NDArray[np.float32]]] = []

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _MOSTLY_ALONE = 0.9  # groups for each row, from which on they are like rows of 
 _MOST_ALIKE = 0.01  # of the rows in one of them, then
 # What the notes of groups, and of a protocol that was not asked for, begin with.
 GROUPED, CHOSEN = "Grouped by ", "Protocol chosen automatically"
+_FAR = 0.05  # of the rows: a share held out that differs by more is told of
 _FINEST = 10  # a share of groups is a number of folds out of at most so many
 
 
@@ -237,11 +239,13 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
     counts = units_per_class(labels, groups, len(store.classes))
     units = f"groups (by {by}) with images" if by else "images or clusters of images that are alike"
     units = "images" if groups is None else units
-    if few := [store.classes[c] for c in np.flatnonzero((counts > 0) & (counts < n_folds))]:
+    if few := np.flatnonzero((counts > 0) & (counts < n_folds)).tolist():
         raise FitError(
             f"{protocol} needs at least {n_folds} labelled {units} of every class.",
             where=store.path,
-            got=f"fewer of {', '.join(few[:5])}{' …' if len(few) > 5 else ''}",
+            got="of "
+            + ", ".join(f"{store.classes[c]}: {counts[c]}" for c in few[:5])
+            + " …" * (len(few) > 5),
             next_step="add images, drop these classes with --classes, or take another --protocol",
         )
     return [
@@ -309,8 +313,18 @@ def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Ro
         parts = list(cv.split(labels, labels, groups))
     if kind == "kfold":
         return parts
-    apart = np.sort(np.concatenate([held_out for _, held_out in parts[:n_apart]]))
+    # Folds are drawn; others than the first are held out only where large groups make these unfit.
+    aimed = (number or 0.0) * len(labels)
+    chosen = parts[:n_apart]
+    if abs(_held_out(chosen) - aimed) > _FAR * len(labels):
+        several = map(list, combinations(parts, n_apart))
+        chosen = min(several, key=lambda some: abs(_held_out(some) - aimed))
+    apart = np.sort(np.concatenate([held_out for _, held_out in chosen]))
     return [(np.setdiff1d(np.arange(len(labels)), apart), apart)]
+
+
+def _held_out(parts: Iterable[tuple[Rows, Rows]]) -> int:
+    return sum(len(apart) for _, apart in parts)
 
 
 def mostly_alone(groups: Rows) -> bool:
@@ -335,9 +349,18 @@ def group_notes(splits: Sequence[Split]) -> list[str]:
     if straddling:
         across = f"{straddling} of which are on both sides of the dataset's own split."
     every = set().union(*(names for both in sides for names in both))
+    notes = []
+    kind, _, asked = splits[0].name.partition(" ")
+    held_out = len(splits[0].test) / max(1, len(splits[0].train) + len(splits[0].test))
+    if kind == "holdout" and abs(held_out - float(asked)) > _FAR:
+        notes.append(
+            f"{held_out:.0%} of the images are held out instead of {float(asked):.0%}, because "
+            "groups are not divided and some are large."
+        )
     return [
+        *notes,
         f"{GROUPED}{by}: {len(every)} groups, {across} Intervals and tests count "
-        "images, as if those of a group were independent."
+        "images, as if those of a group were independent.",
     ]
 
 

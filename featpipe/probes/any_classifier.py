@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
@@ -260,7 +261,8 @@ def _find(path: str, *, trust: bool) -> type:
     """Import the class of an estimator: a public one of scikit-learn, or one that is trusted."""
     module, _, name = path.rpartition(".")
     package = path.partition(".")[0]
-    if module and package.isidentifier() and not find_spec(package):
+    there = package in sys.modules or (package.isidentifier() and find_spec(package))
+    if module and package.isidentifier() and not there:
         near = did_you_mean(path, _known_paths())
         install = f"pip install {package}, if that is its name, and add --trust"
         raise UsageError(

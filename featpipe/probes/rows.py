@@ -66,7 +66,8 @@ class Rows:
         self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
         self.stored = not isinstance(X, np.ndarray)  # read again for every product
         self.whole: Rows = self  # that these are a projection of
-        self._basis: Array | None = None
+        self._basis: tuple[Array, Array] | None = None  # rows, and the factor of their products
+        self._products: tuple[Array, Array] | None = None  # the last kernel, and of which rows
         self._common: tuple[Array, Array] | None = None
         self._own: tuple[Array, Array] | None = None
         if mean is not None and scale is not None:
@@ -89,17 +90,36 @@ class Rows:
     def in_span(self, mine: Array) -> Rows:
         """Return all rows projected on the span of some, as a single fold sees them.
 
-        Where these have fewer rows than features, nothing else matters to what they train.
+        Where these have fewer rows than features, nothing else matters to what they train. The
+        pivoted Cholesky factor of their products, K = L Lᵀ, holds their coordinates in an
+        orthonormal basis (Golub and Van Loan, *Matrix Computations*, 4.2.8): a quarter of the time
+        that a QR decomposition takes, and K is wanted again.
         """
-        basis = linalg.qr(self.seen(mine, 0).T, mode="economic", check_finite=False)[0]
-        B = np.concatenate([basis, np.zeros_like(basis[:1])])[:, None]
-        spanned = Rows(self.forward(B, np.zeros(1, int))[:, 0], pool=self._pool)
-        spanned.whole, spanned._basis = self, basis
+        K = self.kernel(mine, 0)
+        L, order, rank, _ = linalg.lapack.dpstrf(K - 1, lower=1)  # counts from 1
+        L, order = np.tril(L)[:, :rank], mine[order - 1]
+        Z = self.seen(order[:rank], 0).astype(np.float64)
+        within = np.empty((self.shape[0], rank), self.dtype)
+        within[order] = L
+        others = np.setdiff1d(np.arange(len(within)), mine)
+
+        def work(some: Array) -> None:
+            products = Z @ self.seen(some, 0).T
+            within[some] = _solved(L[:rank], products).T
+
+        parts = np.array_split(others, _PARTS) if len(others) else []
+        list((self._pool.map if self._pool else map)(work, parts))
+        spanned = Rows(within, pool=self._pool)
+        spanned.whole, spanned._basis, self._products = self, (Z, L[:rank]), (mine, K)
         return spanned
 
     def lift(self, W: Array) -> Array:
         """Return weights (d + 1, columns) as those of the ``whole`` rows' features."""
-        return W if self._basis is None else np.concatenate([self._basis @ W[:-1], W[-1:]])
+        if self._basis is None:
+            return W
+        Z, L = self._basis
+        lifted = Z.T @ _solved(L, W[:-1], trans=1)
+        return np.concatenate([lifted.astype(W.dtype), W[-1:]])
 
     def block(self, rows: Any) -> Array:
         """Return some rows, standardised as all folds are on average."""
@@ -119,6 +139,8 @@ class Rows:
 
     def kernel(self, rows: Array, fold: int) -> Array:
         """Return inner products of some rows as a fold sees them, with their ones, in float64."""
+        if self._products is not None and np.array_equal(rows, self._products[0]):
+            return self._products[1]
         Z = self.seen(rows, fold).astype(np.float64)
         K = np.empty((len(Z), len(Z)))
 
@@ -226,6 +248,11 @@ class Rows:
 
     def _each(self, work: Callable[[list[slice]], Any]) -> list[Any]:
         return list((self._pool.map if self._pool else map)(work, self._parts))
+
+
+def _solved(L: Array, right: Array, trans: int = 0) -> Array:
+    solved: Array = linalg.solve_triangular(L, right, lower=True, trans=trans, check_finite=False)
+    return solved
 
 
 def _total(terms: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from featpipe.datasets import split_spec
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import FeatpipeError, ResultError, UsageError
@@ -22,7 +21,7 @@ from featpipe.evaluation.protocol import CHOSEN, GROUPED
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.evaluation.titles import unique_titles
 from featpipe.reporting.images import GroupImages, ThumbnailSheet
-from featpipe.reporting.names import class_names
+from featpipe.reporting.names import class_names, dataset_name
 from featpipe.reporting.step import Report
 from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import Comparison, compare
@@ -270,10 +269,10 @@ class ReportData:
                 expected="results of one dataset, chosen with --dataset",
                 got=", ".join(dict.fromkeys(datasets)),
             )
-        names = []  # what people call a dataset: a folder's own name, without the kind of dataset
-        for spec in datasets:
-            _, argument, kind = split_spec(spec)
-            names.append(report.dataset_name or (kind.stem(argument) if kind else spec))
+        names = []  # of what was tested
+        for rows in grouped:
+            tested = by_name[rows[0]["name"]].dataset["test"]["name"]
+            names.append(report.dataset_name or dataset_name(tested))
         context = context or Context()
         note = cache(context.progress.note)  # each once
         groups: list[Group] = []

@@ -1,4 +1,4 @@
-"""What a page calls the classes: names that people chose, and WordNet's own for its ids."""
+"""What a page calls datasets and classes: names that people chose, WordNet's for its ids."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from featpipe.labelmap.mapping import SourceClasses
 
 _NAMED = 5
 FILE = "class_names.csv"  # in the folder of the images, or beside what holds them
+
+
+def dataset_name(spec: str) -> str:
+    """Return what people call a dataset: of a folder its own name, without the kind of dataset."""
+    _, argument, kind = split_spec(spec)
+    return kind.stem(argument) if kind else spec
 
 
 def class_names(

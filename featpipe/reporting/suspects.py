@@ -101,7 +101,8 @@ class Suspects:
             tested = _in_split(self.findings, self.group.methods[0].result.dataset["test"])
             doubted = {*tested.id[tested.issue == "label"]}
         doubted &= {*self.group.ids.tolist()}
-        kinds = {"copies of training images": self.copies, "doubted labels": doubted}
+        copies = "copies and near-duplicates" if self.near else "copies"
+        kinds = {f"{copies} of training images": self.copies, "doubted labels": doubted}
         found_kinds = {what: names for what, names in kinds.items() if names}
         if len(found_kinds) > 1:
             found_kinds["both"] = set().union(*found_kinds.values())

@@ -21,6 +21,7 @@ from featpipe.reporting.figures import (
     training_charts,
 )
 from featpipe.reporting.images import GroupImages, find_store
+from featpipe.reporting.names import dataset_name
 from featpipe.reporting.sections import SECTIONS, Content, Section, count, duration, render
 from featpipe.reporting.suspects import Suspects, who_is_best
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
@@ -112,6 +113,7 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
             for row, why in store.skipped.items():  # what the decoder said in brackets is left out
                 left_out[store.ids[row]] = why[:1].lower() + why[1:].partition(" (")[0]
     known = [record["manifest"]["dataset"] for _, record in records.values()]
+    several = len({dataset["name"] for dataset in known}) > 1
     tested = np.bincount(group.true, minlength=len(group.classes))
     order = np.argsort(group.true, kind="stable")
     place = np.arange(len(order)) - np.searchsorted(group.true[order], group.true[order])
@@ -119,7 +121,9 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     rows = order[place < each][:_SAMPLES]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
-        "splits": {dataset["split"]: dataset["images"] for dataset in known},
+        "splits": {
+            f"{dataset_name(one['name'])} " * several + one["split"]: one["images"] for one in known
+        },
         "per_class": sorted({tested.min(), tested.max()}),
         "trained": trained_on(group),
         "protocols": said_of(group, lambda method: in_words(method.row["protocol"])),

@@ -137,6 +137,7 @@ def test_half_a_module_is_refused(embed: Any, how: dict[str, Any]) -> None:
     ("made", "says"),
     [
         (lambda images: images.sum(), "Odd has no pooled output"),
+        (lambda images: images.sum(dim=(1, 2, 3)), "a single number per image"),
         (lambda images: "no tensor", "Odd has no pooled output"),
         (lambda images: images[:, None], "is to be pooled"),
     ],
@@ -148,4 +149,58 @@ def test_what_is_no_vector_tokens_or_map_is_refused(embed: Any, made: Any, says:
 
     with pytest.raises(UsageError, match=says) as caught:
         embed(backbone=Odd(), name="Odd")
-    assert "--layer" in caught.value.details["next"]
+    assert "layer" in caught.value.details["next"]
+
+
+def test_the_network_is_traced_before_threads_call_the_transform(
+    embed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is traced, the modules of other threads are, too: those of a transform."""
+    steps: list[str] = []
+
+    class Told(nn.Module):
+        def forward(self, image: Image.Image) -> torch.Tensor:
+            steps.append("transform")
+            return torch.as_tensor(prepare()(image))
+
+    def fold(module: nn.Module) -> nn.Module:
+        steps.append("trace")
+        return module
+
+    monkeypatch.setattr("featpipe.backbones.runtime.fold_batch_norm", fold)
+    transform = Told()
+    embed(transform=transform, runtime="torch")
+    tried = steps.index("trace")
+    assert steps.count("trace") == 1
+    assert steps[:tried] == ["transform"] * tried
+    assert len(steps) == tried + 1 + 12, "no image is read before"
+
+
+def test_a_network_that_fails_says_how(embed: Any) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: torch.Tensor) -> Any:
+            raise ValueError("odd")
+
+    with pytest.raises(UsageError, match="failed on an image of 16 × 16") as caught:
+        embed(backbone=Odd(), name="Odd")
+    assert "ValueError: odd" in str(caught.value)
+
+
+def test_a_random_transform_is_refused(embed: Any) -> None:
+    scaled = v2.ToDtype(torch.float32, scale=True)
+    transform = v2.Compose([v2.RandomResizedCrop(SIDE), v2.ToImage(), scaled])
+    with pytest.raises(UsageError, match="transform is random"):
+        embed(transform=transform)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"backbone": "resnet18"}, "is no module"),
+        ({"backbone": nn.Identity}, "the class Identity"),
+        ({"transform": "resize"}, "cannot be called"),
+    ],
+)
+def test_what_is_no_module_or_transform_is_named(embed: Any, how: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        embed(**how)

@@ -10,6 +10,7 @@ import pytest
 from featpipe.errors import FitError
 from featpipe.evaluation.fitting import fit_splits
 from featpipe.evaluation.protocol import (
+    group_notes,
     low_shot,
     make_splits,
     resolve_validation,
@@ -53,6 +54,18 @@ def test_no_group_is_on_both_sides(tmp_path, protocol, seed):
     else:
         share = float(protocol.partition(":")[2])
         assert abs(len(splits[0].test) / len(store) - share) < 0.06
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_large_group_is_not_held_out_where_a_small_one_fits(tmp_path, seed):
+    sizes = [54, 6]
+    names = np.repeat(["large", "small"], sizes)
+    store = grouped(tmp_path / "store.h5", names, np.arange(60) % 3)
+    (split,) = make_splits("holdout:0.2", store, None, seed)[1]
+    assert (len(split.train), len(split.test)) == (54, 6)
+    assert "10% of the images are held out instead of 20%" in group_notes([split])[0]
+    usual = patients(tmp_path / "other.h5")
+    assert len(group_notes(make_splits("holdout:0.2", usual, None, seed)[1])) == 1
 
 
 def test_the_seed_decides_which_groups(tmp_path):
@@ -149,7 +162,7 @@ def test_too_few_groups_of_a_class_are_refused(tmp_path):
     store = grouped(tmp_path / "store.h5", [f"{row % 3}" for row in range(60)])
     with pytest.raises(FitError, match=r"needs at least 2 labelled groups \(by folder\)") as caught:
         make_splits("holdout:0.2", store, None, 0)
-    assert "ant, bee, cat" in caught.value.details["got"]
+    assert caught.value.details["got"] == "of ant: 1, bee: 1, cat: 1"
     labels, groups = np.arange(12) % 2, np.arange(12) // 4
     with pytest.raises(FitError, match="needs 5 training groups of every class"):
         resolve_validation("kfold:5", labels, groups)

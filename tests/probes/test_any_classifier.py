@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -32,6 +34,32 @@ from tests.evaluation.methods import context, evaluated, pair
 
 FOREST = "sklearn.ensemble.RandomForestClassifier"
 TREE = "sklearn.tree.DecisionTreeClassifier"
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from featpipe import FeatureStore, evaluate
+
+class Constant(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X):
+        return np.repeat(self.classes_[0], len(X))
+
+print(evaluate(Constant(), *map(FeatureStore, sys.argv[1:]), workspace=".").title)
+"""
+
+
+def test_a_class_of_the_running_script_is_a_classifier(stores, tmp_path):
+    paths = [str(store.path) for store in stores]
+    (tmp_path / "script.py").write_text(SCRIPT)
+    call = [sys.executable, "script.py", *paths]  # it has no spec, nor has a notebook
+    ended = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "Constant", ended.stderr
 
 
 @pytest.fixture(scope="module")
