@@ -146,10 +146,12 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         names = [
             one["split"] if one_dataset else f"{one['dataset']} {one['split']}" for one in others
         ]
-        said.append(
-            f"Leaks: among {images} of {' and '.join(names)}, exact copies of a training image: "
-            f"{across['identical']}, near-duplicates of one: {across['near']}."
-        )
+        among = f"Leaks: of {images} of {' and '.join(names)}"
+        found_here = f"{among}, none is a copy or near-duplicate of a training image."
+        if any(across.values()):
+            copies = f"exact copies of training images: {across['identical']}"
+            found_here = f"{among}, {copies}, near-duplicates: {across['near']}."
+        said.append(found_here)
     said += _on_duplicates(found)
     doubts = summary["labels"]
     if "reason" in doubts:
@@ -160,7 +162,7 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         if doubts["pairs"]:
             pair = doubts["pairs"][0]
             label, likely = (known.get(pair[key], pair[key]) for key in ("label", "likely"))
-            most = f", most often labelled {label}, looking like {likely} ({pair['images']})"
+            most = f", most often a label {label} on what looks like {likely} ({pair['images']})"
         said.append(
             f"Labels: about {value:.1f} % look wrong (where few are wrong, too many do){most}. At "
             f"least {low:.1f} % are (those that the probe contradicts where it is surest), at most "

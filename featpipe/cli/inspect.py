@@ -267,7 +267,7 @@ def clean(session: Session, *, yes: bool) -> None:
 )
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, type=_PATH)
-@click.option("--weights", help="Where the backbone's weights are now.")
+@click.option("--weights", help="The backbone's weights, if they were moved.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 @click.option("--runtime", help="What runs the backbone [default: what ran it for the features].")
 @click.option("--strict", is_flag=True, help="Exit with code 3 if an image could not be read.")
@@ -312,14 +312,14 @@ def predict(
 @click.command("export", epilog="Example: featpipe export svm model.onnx")
 @click.argument("model")
 @click.argument("out", type=_PATH)
-@click.option("--weights", help="Where the backbone's weights are now.")
+@click.option("--weights", help="The backbone's weights, if they were moved.")
 @click.option("--force", is_flag=True, help="Replace files that featpipe did not write, too.")
 @with_session
 def export_model(session: Session, model: str, out: Path, **how: Any) -> None:
     """Write a trained probe with its backbone as one ONNX graph, with a model card and a script.
 
-    MODEL is as of featpipe predict. The graph takes images of the network's size and gives
-    probabilities; the script beside it makes such images of files, with Pillow.
+    MODEL is as in featpipe predict. The graph takes images of the network's size and gives
+    probabilities; the script beside it prepares image files, with Pillow.
     """
     paths = api.export(model, out, workspace=session.workspace.root, **how)
     session.finish(Outcome("done", "\n".join(map(str, paths)), tuple(paths)))

@@ -97,7 +97,7 @@ def demo(session: Session) -> None:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Folder of class folders, CSV or npz [default: the folder or table NAME].",
+    help="Folder of class folders, or a CSV or npz file [default: the folder or table NAME].",
 )
 @click.option(
     "--test",

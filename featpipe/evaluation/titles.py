@@ -77,5 +77,6 @@ def unique_titles(
         for members in alike.values():
             if fact not in shown and len({texts[i] for i in members}) > 1:
                 for i in members:
-                    titles[i] = ", ".join(filter(None, [titles[i], texts[i]]))
+                    joined = " on " if fact == "features" else ", "
+                    titles[i] = joined.join(filter(None, [titles[i], texts[i]]))
     return titles

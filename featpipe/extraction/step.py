@@ -64,8 +64,8 @@ class ImageStep(Step):
     )
     group_by: str | None = selecting(
         None,
-        help="What no split may divide: folder, the one an image is in; regex:PATTERN, what the "
-        "pattern (its first parentheses) matches in an id.",
+        help="Images that must stay in the same split: folder, those of one folder; regex:PATTERN, "
+        "those in whose ids the pattern (its first parentheses) matches the same text.",
         check=grouping,
     )
     download: bool = in_images(
@@ -76,15 +76,15 @@ class ImageStep(Step):
     )
     fit: str = in_network(
         "auto",
-        help="crop: resize the shorter side and cut the centre, as the weights were tested; whole: "
-        "squeeze the whole image; auto: crop, but without its margin where all images have one "
-        "size that is not larger than the network's input.",
+        help="crop: resize the shorter side and crop the centre, as the weights were tested; "
+        "whole: resize the whole image, ignoring its proportions; auto: crop, but without its "
+        "margin where all images have one size that is not larger than the network's input.",
         choices=backbones.FITS,
     )
     decode: str = in_network(
         "full",
         help="scaled: JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, where that leaves "
-        "at least twice the side they are resized to; faster, with slightly other features.",
+        "at least twice the side they are resized to; faster, with slightly different features.",
         choices=("full", "scaled"),
     )
     on_error: str = in_images(

@@ -90,11 +90,13 @@ class Explain(Step):
         None, help="Stage whose maps are shown; default: the last one that has maps."
     )
     strength: float = option(0.5, help="Opacity of the heat map, up to 1.", minimum=0, maximum=1)
-    limit: int = option(24, help="Images at most, the most confident mistakes first.", minimum=1)
+    limit: int = option(
+        24, help="Maximum number of images, the most confident mistakes first.", minimum=1
+    )
     data: Path | None = option(None, help="Folder to look for the images in.", affects_result=False)
     weights: str | None = option(
         None,
-        help="Where the weights are now; default: where they were at training.",
+        help="The weights, if they were moved; default: where they were at training.",
         affects_result=False,
     )
     device: str = option("auto", help="auto, cpu, cuda, cuda:1 or mps.", affects_result=False)

@@ -125,10 +125,10 @@ def _which(group: Group, margin: float) -> tuple[str, str]:
     tied = [method for method in group.methods if method.ties_with(first)]
     headline = f"{first.title} has the highest accuracy: {accuracy}."
     if len(tied) > 1:
-        named = names_of(tied)
-        if len(tied) > _NAMED:
+        named = _on_one_backbone(tied, group) or names_of(tied)
+        if named == names_of(tied) and len(tied) > _NAMED:
             named = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
-        headline = f"{named} tie at {accuracy}."
+        headline = f"{named[0].upper()}{named[1:]} tie at {accuracy}."
     worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
     if len(worse) == len(others):
         return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
@@ -137,12 +137,23 @@ def _which(group: Group, margin: float) -> tuple[str, str]:
         within = f"equivalent within {margin:g} point{'s' * (margin != 1)}"
         clauses.append(f"{names_of(alike)} {'is' if len(alike) == 1 else 'are'} {within}")
     if open_:
-        clauses.append(f"{names_of(open_)} may be as good or better")
+        those = _on_one_backbone(open_, group) or names_of(open_)
+        clauses.append(f"{those} may be as good or better")
     if worse:
         rest = f"the {len(worse)} others are" if len(worse) > 1 else f"{names_of(worse)} is"
         clauses.append(f"{rest} demonstrably worse")
     text = "; ".join(clauses)
     return headline, f"{text[0].upper()}{text[1:]}."
+
+
+def _on_one_backbone(methods: Sequence[Method], group: Group) -> str:
+    """Return what all methods on one of several backbones are called; empty for other methods."""
+    features = {method.row["features"] for method in methods}
+    there = [method for method in group.methods if method.row["features"] in features]
+    if len(features) > 1 or len(there) != len(methods) or len(there) == len(group.methods):
+        return ""
+    number = "both" if len(there) == 2 else f"all {len(there)}"
+    return f"{number} methods on {features.pop()}" if len(there) > 1 else ""
 
 
 def _by_how_much(group: Group, tests: dict[str, Any]) -> str:
@@ -211,7 +222,7 @@ def _failures(group: Group) -> str:
     tested, right = matrix.sum(axis=1), matrix.diagonal()
     errors = matrix.copy()
     np.fill_diagonal(errors, 0)
-    if not (wrong := errors.sum()):
+    if not (wrong := int(errors.sum())):
         return "No test image is misclassified."
     true, answered = np.unravel_index(errors.argmax(), errors.shape)
     of = f"{count(errors[true, answered])} of {count(tested[true])}"
@@ -219,16 +230,22 @@ def _failures(group: Group) -> str:
         of += f" answers of {models} models"
     recall = np.where(tested > 0, right / np.maximum(tested, 1), 1.0)
     hard = [method.columns[k] for k in np.flatnonzero(recall == recall.min())]
-    hardest = f"{_listed(hard, '{} classes')}, {percent(recall.min(), 1)}\u00a0% right"
+    classes = "class" if len(hard) == 1 else "classes"
+    hardest = _listed(hard, f"{{}} of {len(recall)}")
+    hardest = f"Hardest {classes}: {hardest}, {percent(recall.min(), 1)}\u00a0% right"
     confused = f"{method.columns[true]} taken for {method.columns[answered]} ({of})"
     if others := int((errors == errors.max()).sum()) - 1:
         confused += f", {others} other pair{'s' * (others > 1)} as often"
-    text = f"Most confused: {confused}. Hardest class: {hardest}."
-    if wrong == 1:
-        text = f"Only error: {confused}."
-    elif errors.max() == 1:
-        text = f"Only {wrong} errors, each between different classes. Hardest class: {hardest}."
     tied = sum(other.ties_with(method) for other in group.methods) > 1
+    if errors.max() == 1:  # no confusion occurs twice
+        pairs = [
+            f"{method.columns[i]} taken for {method.columns[j]}" for i, j in np.argwhere(errors)
+        ]
+        listed = f": {_listed(pairs, '')}" if wrong <= _NAMED else ", no two alike"
+        made = f"{wrong} error{'s' * (wrong > 1)}{listed}"
+        text = f"{method.title} makes {made}." if tied else f"Only {made}."
+        return text if wrong <= _NAMED else f"{text} {hardest}."
+    text = f"Most confused: {confused}. {hardest}."
     return f"{method.title}: {text[0].lower()}{text[1:]}" if tied else text
 
 

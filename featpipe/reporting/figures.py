@@ -93,7 +93,7 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
         {"kind": "intervals", "x": x, "entries": entries},
         f"Dot: accuracy on {group.methods[0].row['n_test']} test images. Line: 95 % interval over "
         f"test images ({', '.join(ways)}). Whether two intervals overlap says little about "
-        "their difference: see the paired tests.",
+        "their difference: see the paired tests." + " Diamond: published." * bool(published),
     )
 
 
@@ -144,10 +144,15 @@ def cost_chart(group: Group) -> list[Chart | Missing]:
     # A cost that is nearly the same for all tells nothing; it is shown if there is no other.
     spans = [[point["x"] for point in choice["points"]] for choice in choices]
     told = [max(span) > SAME_COST * min(span) for span in spans]
-    shown = [choice for choice, tells in zip(choices, told, strict=True) if tells] or choices[:1]
+    shown = [choice for choice, tells in zip(choices, told, strict=True) if tells]
+    about = f"from images to answers, all methods take about {duration(max(spans[0]))}"
+    if not told[0]:  # then its parts matter as little
+        shown = [choice for choice in shown if "seconds" not in choice["x"]["label"]]
+    if not shown:
+        return [Missing(title, about)]
     caption = "Up and to the left is better. Vertical lines: 95 % intervals."
-    if shown[0] is not choices[0] and len(spans[0]) > 1:
-        caption += f" From images to answers, all methods take about {duration(max(spans[0]))}."
+    if not told[0]:
+        caption += f" {about[0].upper()}{about[1:]}."
     y = {**_ACCURACY, "digits": group.digits}
     return [Chart(title, {"kind": "scatter", "y": y, "choices": shown}, caption)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from featpipe.registry import Registry
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 MISSING = "–"
 SAME_COST = 1.05  # costs are called the same up to this ratio
 _LOG_SPAN = 20
+_FLAG = re.compile(r"(--[a-z][a-z-]*)")
 _SCRIPTS = ("draw.js", "charts.js", "map.js", "page.js")
 
 
@@ -157,6 +159,11 @@ def size(value: float | None) -> str:
     return f"{value:.0f}\u00a0B"
 
 
+def flags(text: str) -> Markup:
+    """Return text, escaped, in which no line ends within an option such as ``--leaks drop``."""
+    return Markup(_FLAG.sub(r'<span class="flag">\1</span>', str(escape(text))))  # noqa: S704
+
+
 # -- templates -----------------------------------------------------------------------------------
 
 
@@ -170,7 +177,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (percent, points, p_value, duration, count, size)
+    formats = (percent, points, p_value, duration, count, size, flags)
     environment.filters.update({function.__name__: function for function in formats})
     # JSON that is safe inside a script element: no "<", ">" or "&" in it.
     environment.filters["data"] = lambda value: htmlsafe_json_dumps(

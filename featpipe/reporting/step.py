@@ -25,7 +25,7 @@ class Report(ResultsStep):
     waits_for = ("pictures", "audit")
 
     all: bool = option(
-        False, help="All results of the workspace, as without naming any.", selects_input=True
+        False, help="All results in the workspace (the default).", selects_input=True
     )
     out: Path | None = option(
         None,
@@ -36,7 +36,7 @@ class Report(ResultsStep):
     dataset_name: str | None = option(
         None, help="What the page calls the dataset.", affects_result=False
     )
-    gallery: int = option(24, help="Images in each gallery at most.", minimum=0)
+    gallery: int = option(24, help="Maximum number of images in each gallery.", minimum=0)
     data: Path | None = option(None, help="Folder to look for the images in.", affects_result=False)
     seed: int = option(0, help="Seed of the map of the features.", seed=True)
 

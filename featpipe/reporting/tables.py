@@ -122,8 +122,12 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
         "splits": {
-            f"{dataset_name(one['name'])} " * several + one["split"]: one["images"] for one in known
+            (f"{dataset_name(one['name'])} " * several + one["split"])
+            .removesuffix("all")  # what a dataset of a single split calls it
+            .strip(): one["images"]
+            for one in known
         },
+        "limits": sorted({n for _, r in records.values() if (n := _limit(r)) is not None}),
         "per_class": sorted({tested.min(), tested.max()}),
         "trained": trained_on(group),
         "protocols": said_of(group, lambda method: in_words(method.row["protocol"])),
@@ -131,6 +135,12 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
+
+
+def _limit(record: dict[str, Any]) -> int | None:
+    """Return how many images of a store's split were asked for, if that is all it has."""
+    limit: int | None = record["run"].get("source", {}).get("limit")
+    return limit if limit == record["manifest"]["dataset"]["images"] else None
 
 
 def in_words(protocol: str) -> str:

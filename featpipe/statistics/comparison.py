@@ -180,10 +180,10 @@ def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
     """Say what the verdicts of these pairs leave open, and what would answer it."""
     tested = [pair for pair in pairs if pair["models"]]
     untested = [pair["reason_methods"] for pair in tested if not pair["methods"]]
-    some = f", for {len(untested)} of {len(tested)} pairs" * (len(untested) < len(tested))
-    note = "Whether other training images would give the same order was not tested"
+    some = f" for {len(untested)} of {len(tested)} pairs" * (len(untested) < len(tested))
+    note = f"Whether other training images would change the order is untested{some}"
     reasons = "; ".join(dict.fromkeys(untested))
-    return [f"{note}{some}: {reasons}."] * bool(untested) + [SELECTION] * bool(tested)
+    return [f"{note}: {reasons}."] * bool(untested) + [SELECTION] * bool(tested)
 
 
 def _apart_notes(

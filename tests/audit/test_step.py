@@ -37,7 +37,7 @@ def workspace(tmp_path):
 def test_the_findings_are_a_table_and_the_summary_is_json(workspace):
     outcome = AuditStep().run(workspace)
     path, listed = outcome.paths
-    assert "exact copies of a training image: 1, near-duplicates of one: 0." in outcome.message
+    assert "exact copies of training images: 1, near-duplicates: 0." in outcome.message
     assert load_audit(path)["summary"] == json.loads(path.read_text())["summary"]
     found = load_findings(path)
     assert found.id[found.issue == "identical"].tolist() == ["train/0.png"]
@@ -101,7 +101,7 @@ def test_a_training_and_a_test_dataset_are_audited_together(tmp_path, workspace)
     more = {"dataset": "other", "dims": 40}
     test = seen(tmp_path / "test.h5", images, split="test", **more)
     outcome = AuditStep(stores=[train, test.path]).run(workspace)
-    assert "exact copies of a training image: 9" in outcome.message
+    assert "exact copies of training images: 9" in outcome.message
     found = load_findings(outcome.paths[0]).query("issue == 'identical'")
     assert {*found.dataset} == {"toy"}
     again = seen(tmp_path / "again.h5", images, dims=40)
@@ -115,7 +115,7 @@ def test_two_datasets_with_equal_names_of_splits_and_images_are_told_apart(tmp_p
     first = seen(tmp_path / "ours.h5", ours, dataset="ours", split="all", dims=40)
     second = seen(tmp_path / "theirs.h5", theirs, dataset="theirs", split="all", dims=40)
     path, listed = audit_stores(AuditStep(), [first, second], where).paths
-    text = "among 29 images of theirs all, exact copies of a training image: 9"
+    text = "of 29 images of theirs all, exact copies of training images: 9"
     assert text in " ".join(sentences(load_audit(path)["summary"]))
     found = load_findings(path)
     assert {*found.partner_dataset[found.issue == "identical"]} == {"theirs"}

@@ -30,7 +30,7 @@ def titles(*facts: dict[str, Any]) -> list[str]:
 
 def test_only_what_differs_is_named() -> None:
     assert titles({}) == ["SVM"]
-    assert titles({"features": "r18"}, {"features": "r50"}) == ["SVM, r18", "SVM, r50"]
+    assert titles({"features": "r18"}, {"features": "r50"}) == ["SVM on r18", "SVM on r50"]
     assert titles({"protocol": "folds"}, {"protocol": "split"}) == ["SVM, folds", "SVM, split"]
     assert titles({"settings": {"map": None}}, {"settings": {"map": "narrow"}}) == [
         "SVM",

@@ -34,6 +34,7 @@ def group(*rights: np.ndarray) -> Group:
     pairs = compare_all(named)
     for i, right in enumerate(rights):
         row: dict[str, Any] = {"name": f"m{i}", "n_test": n, "accuracy": float(right.mean())}
+        row["features"] = "toynet"
         row |= {"low": 0.1, "high": 0.9, "methods_low": None, "methods_high": None}
         if models > 1:
             row |= {"methods_low": 0.05, "methods_high": 0.95}
@@ -156,7 +157,25 @@ def test_classes_that_are_as_hard_are_named_together() -> None:
     even.methods[0].metrics["confusion"] = [[190, 10], [10, 190]]
     text = answers(even, 1.0)["Where does it fail?"].replace("\u00a0", " ")
     assert "cat taken for dog (10 of 200), 1 other pair as often" in text
-    assert "Hardest class: cat and dog, 95.0 % right" in text
+    assert "Hardest classes: cat and dog, 95.0 % right" in text
+
+
+def test_all_methods_on_one_backbone_are_named_together() -> None:
+    several = group(right(380), right(380), right(378), right(377))
+    for method, features in zip(several.methods, ("r50", "r50", "r18", "r18"), strict=True):
+        method.row["features"] = features
+    text = " ".join(answers(several, 1.0).values())
+    assert "Both methods on r50 tie at" in text
+    assert "both methods on r18 may be as good or better" in text
+
+
+def test_few_errors_are_all_named() -> None:
+    few = group(right(398))
+    few.methods[0].metrics["confusion"] = [[199, 1], [1, 199]]
+    text = answers(few, 1.0)["Where does it fail?"]
+    assert text == "Only 2 errors: cat taken for dog and dog taken for cat."
+    few.methods[0].metrics["confusion"] = [[200, 1], [0, 199]]
+    assert answers(few, 1.0)["Where does it fail?"] == "Only 1 error: cat taken for dog."
 
 
 def test_the_cheapest_is_one_that_may_be_the_best() -> None:

@@ -234,4 +234,4 @@ def test_the_audit_is_that_of_the_backbone_on_the_page(leaky):
     assert audit_of(where.workspace, {images}, [])[0] == other
     assert audit_of(where.workspace, {images, "other images"}, [model]) is None
     html = DataQuality().content(ReportData.load(results, Report(), where)).html
-    assert f"an audit of the features of {model}" in html
+    assert f"An audit of the features of {model}" in html

@@ -155,7 +155,7 @@ def test_folds_answer_for_the_methods_too(tmp_path):
     assert pair["methods"]["method"] == "t test over 4 training sets × 200 rows"
     assert pair["methods"]["p_value"] > pair["models"]["p_value"]
     assert comparison.notes[0].startswith(
-        "Whether other training images would give the same order was not tested, for 2 of 3 pairs: "
+        "Whether other training images would change the order is untested for 2 of 3 pairs: "
     )
     flat = comparison.pair_table()
     assert flat["methods_verdict"].tolist()[0] == "better"
@@ -341,13 +341,11 @@ def test_the_command_says_each_test_in_words(workspace):
     outcome = run_compare(Compare(out=workspace / "t.md"), Context(Workspace(workspace)))
     assert len(outcome.table) == 3
     said = outcome.message.split("Method a against ")
-    assert said[1].startswith(
-        "Method b (toynet), 100 test images:\n  these models: undecided: +2.00"
-    )
+    assert said[1].startswith("Method b, 100 test images:\n  these models: undecided: +2.00")
     assert "test images would decide it" in said[1]
-    assert said[2].startswith("Method c (toynet), 100 test images:\n  these models: better: +35.00")
+    assert said[2].startswith("Method c, 100 test images:\n  these models: better: +35.00")
     assert outcome.message.count("McNemar exact") == 3
-    assert "would give the same order was not tested: one training set" in said[2]
+    assert "would change the order is untested: one training set" in said[2]
     assert "--protocol folds or kfold:5 would answer it" in said[2]
     assert SELECTION in said[2]
     assert outcome.paths == (workspace / "t.md",)

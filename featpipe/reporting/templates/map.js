@@ -110,7 +110,7 @@ function mapLegend(figure, spec) {
   legend.replaceChildren(
     ...spec.classes.map((name, i) => make("span", { class: "key" }, icon(i), name)),
     make("span", { class: "key" }, shape("svg", { width: 12, height: 12, "aria-hidden": "true" },
-      shape("circle", { class: "point wrong plain", cx: 6, cy: 6, r: 3.6 })), "ringed: misclassified"));
+      shape("circle", { class: "point wrong plain", cx: 6, cy: 6, r: 3.6 })), "ringed: misclassified; black ring: shown beside; dashed: its neighbours"));
 }
 
 function inspect(figure, spec, i, canvas, targets) {
