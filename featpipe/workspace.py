@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -203,5 +203,14 @@ def neutralised(table: Any) -> Any:
     safe = table.rename(columns=neutralise_cell)
     for name in safe.columns:
         if safe[name].dtype.kind not in "biufc":
-            safe[name] = safe[name].map(neutralise_cell)
+            safe[name] = mapped(safe[name], neutralise_cell)
     return safe
+
+
+def mapped(column: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a pandas column of changed values; each value that occurs is changed once."""
+    try:
+        known = {value: change(value) for value in column.unique()}
+    except TypeError:  # lists and the like
+        return column.map(change)
+    return column.map(known)

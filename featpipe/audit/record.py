@@ -21,7 +21,7 @@ from featpipe.fingerprint import FileHashes, of_file, sealed_json, unsealed
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Outcome
 from featpipe.store import FeatureStore
-from featpipe.workspace import Workspace, atomic_write, neutralised, restore_cell
+from featpipe.workspace import Workspace, atomic_write, mapped, neutralised, restore_cell
 
 if TYPE_CHECKING:
     from featpipe.audit.step import AuditStep
@@ -77,7 +77,7 @@ def load_findings(path: Path) -> pd.DataFrame:
     listed = path.with_suffix(".csv")
     try:
         frame = pd.read_csv(listed, keep_default_na=False, dtype=str, usecols=list(COLUMNS))
-        texts = {name: frame[name].map(restore_cell) for name in COLUMNS}
+        texts = {name: mapped(frame[name], restore_cell) for name in COLUMNS}
         return frame.assign(**texts).assign(score=frame["score"].astype(float))
     except (ValueError, OSError) as error:
         reason = str(error).partition("\n")[0]
