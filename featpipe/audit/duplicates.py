@@ -58,8 +58,13 @@ def whitened(stores: Sequence[FeatureStore], layer: str | None) -> NDArray[np.fl
     sample = sample.reshape(len(sample), width)
     mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
     sample -= mean
-    variances, axes = np.linalg.eigh(sample.T @ sample / max(len(sample) - 1, 1))
-    variances, axes = variances[::-1][:_DIMENSIONS], axes[:, ::-1][:, :_DIMENSIONS]
+    if len(sample) < width:
+        _, deviations, spanned = np.linalg.svd(sample, full_matrices=False)
+        variances, axes = deviations**2 / max(len(sample) - 1, 1), spanned.T
+    else:
+        variances, axes = np.linalg.eigh(sample.T @ sample / (len(sample) - 1))
+        variances, axes = variances[::-1], axes[:, ::-1]
+    variances, axes = variances[:_DIMENSIONS], axes[:, :_DIMENSIONS]
     tiny = np.finfo(np.float32).tiny
     ridge = max(_RIDGE * float(variances[0]), tiny)
     turn = axes / np.sqrt(variances.clip(0) + ridge)

@@ -83,8 +83,11 @@ def out_of_sample(
     if fewest < 2:
         raise FitError("there are no two classes with two different images each")
     folds = [rows for _, rows in cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)]
-    center = X.mean(axis=0, dtype=np.float64).astype(np.float32)
-    probes = _discriminants(X, target, folds, center)
+    center, width = X.mean(axis=0, dtype=np.float64).astype(np.float32), X.shape[1]
+    if len(X) < width:  # nothing else matters than the span of the rows
+        X = (X - center) @ np.linalg.qr((X - center).T)[0]
+        center = np.zeros(X.shape[1], np.float32)
+    probes = _discriminants(X, target, folds, center, width)
     step = -(-len(y) // _SOME)
     own = np.concatenate([target[rows[::step]] for rows in folds])
     fits = []
@@ -109,12 +112,14 @@ def _discriminants(
     target: NDArray[np.int64],
     folds: Sequence[NDArray[np.int64]],
     center: NDArray[np.float32],
+    width: int,
 ) -> list[NDArray[np.float32]]:
     """Return for each fold the linear discriminants of all other rows.
 
     Each has the shape (shrinkages, d + 1, classes); the last row is the intercept. Regularised
     discriminant analysis with one covariance for all classes (Friedman 1989, J. Am. Stat. Assoc.
-    84: 165–175). Sums over all rows are taken once, and each fold's are subtracted.
+    84: 165–175). Sums over all rows are taken once, and each fold's are subtracted. Of ``width``
+    features, X may hold only the span of its rows.
     """
     n_classes, d = int(target.max()) + 1, X.shape[1]
     count = np.stack([np.bincount(target[rows], minlength=n_classes) for rows in folds])
@@ -131,7 +136,7 @@ def _discriminants(
         n = (count.sum(axis=0) - own_count)[:, None]
         means = (sums.sum(axis=0) - own_sums) / n.clip(1)
         within = (products.sum(axis=0) - own_products - means.T @ (n * means)) / n.sum()
-        spread = max(float(within.trace()) / d, np.finfo(np.float32).tiny)
+        spread = max(float(within.trace()) / width, float(np.finfo(np.float32).tiny))
         prior = np.log(n[:, 0].clip(1) / n.sum())
         weights = np.empty((len(SHRINKAGES), d + 1, n_classes), np.float32)
         for value, shrinkage in enumerate(SHRINKAGES):

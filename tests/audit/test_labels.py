@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ortho_group
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 
@@ -104,6 +105,27 @@ class Shrunk:
         eye = np.eye(X.shape[1])
         own = X.T @ X / len(X)
         self.covariance_ = (1 - self.shrinkage) * own + self.shrinkage * self.spread * eye
+
+
+def test_few_rows_of_many_features_are_solved_in_their_span():
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = rng.normal(size=(3, 40))[y] * 0.5 + rng.normal(size=(60, 40))
+    wide = np.zeros((60, 200))
+    wide[:, :40] = X
+    wide @= ortho_group.rvs(200, random_state=0)
+    spanned, shrinkage = out_of_sample(wide.astype(np.float32), y)
+    scores = np.empty((60, 3))  # without the span: the same classifier of 200 features
+    for train, test in cut("kfold:5", y, None, 0):
+        means = np.stack([wide[train][y[train] == k].mean(axis=0) for k in range(3)])
+        within = wide[train] - means[y[train]]
+        products = within.T @ within / len(train)
+        ridge = shrinkage * products.trace() / 200 * np.eye(200)
+        W = np.linalg.solve((1 - shrinkage) * products + ridge, means.T)
+        scores[test] = wide[test] @ W - (means * W.T).sum(axis=1) / 2
+    assert 0.35 < spanned.max(axis=1).mean() < 0.95
+    ratio = np.log(spanned[:, 1:] / spanned[:, :1]) / (scores[:, 1:] - scores[:, :1])
+    np.testing.assert_allclose(ratio, np.median(ratio), rtol=0.01)
 
 
 def test_blocks_and_offsets_change_nothing(monkeypatch):
