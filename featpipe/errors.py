@@ -51,7 +51,7 @@ def _nearest(path: Path, folder: bool) -> Path | None:
     names = []
     with suppress(OSError):
         names = [entry.name for entry in os.scandir(parent) if not folder or entry.is_dir()]
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     return parent / near[0] if near else None
 
 
