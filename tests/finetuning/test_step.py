@@ -207,7 +207,7 @@ def test_options_that_cannot_be_right_are_refused_at_once(make_step, options, me
         ({"unfreeze": "layer9"}, "no stage named 'layer9'"),
         ({"batch_size": 500}, "larger than the training rows"),
         ({"split": "train,train"}, "each value once"),
-        ({"model": "resnet18_32_stem", "weights": "none", "image_size": 8}, "cannot take images"),
+        ({"model": "resnet18_32_stem", "weights": "none", "image_size": 8}, "failed on an image"),
         ({"augment": "cutout:99"}, "too much for images"),
         ({"classes": "red"}, "at least two classes"),
         ({"weights": "none", "unfreeze": "layer3"}, "untrained"),
