@@ -164,9 +164,10 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             label, likely = (known.get(pair[key], pair[key]) for key in ("label", "likely"))
             most = f", most often a label {label} on what looks like {likely} ({pair['images']})"
         said.append(
-            f"Labels: about {value:.1f} % look wrong (where few are wrong, too many do){most}. At "
-            f"least {low:.1f} % are (those that the probe contradicts where it is surest), at most "
-            f"{high:.1f} % (all that it contradicts, its own mistakes included)."
+            f"Labels: about {value:.1f} % look wrong{most}"
+            + "; if few are, that is too many" * (value > 0)
+            + f". At least {low:.1f} % are wrong (those that the probe contradicts where it is "
+            f"surest), at most {high:.1f} % (all that it contradicts, its own mistakes included)."
         )
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")
