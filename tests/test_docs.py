@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,9 +19,10 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.models import ResNet50_Weights, resnet50
+from torchvision.models import resnet50
 
 from featpipe import cli
+from featpipe.backbones import MODELS
 from featpipe.datasets.binary import Stl10
 from tests.datasets.conftest import sums_of, write_stl10
 
@@ -203,13 +205,14 @@ def test_the_commands_of_the_benchmark_run(
     folder = tmp_path / "data" / "raw" / "stl10_binary"
     write_stl10(folder, 100)
     monkeypatch.setattr(Stl10, "md5", sums_of(Stl10, folder))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     weights = tmp_path / "hub" / "checkpoints" / "untrained.pth"  # no digest in its name
     weights.parent.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(resnet50().state_dict(), weights)
-    published = ResNet50_Weights.DEFAULT.value
-    monkeypatch.setattr(published, "url", f"https://example.org/{weights.name}")
+    published = MODELS.get("resnet50").published
+    at = replace(published["DEFAULT"], location=f"https://example.org/{weights.name}")
+    monkeypatch.setitem(published, "DEFAULT", at)
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## A benchmark")[2]
     block = next(block for language, block in FENCE.findall(text) if language == "sh")
     typed = [words(line)[1:] for line in block.splitlines()]

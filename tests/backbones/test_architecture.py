@@ -53,12 +53,10 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Path]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in the place of torch hub's."""
-    before = torch.hub.get_dir()
-    torch.hub.set_dir(tmp_path / "hub")
-    yield tmp_path / "hub" / "checkpoints"
-    torch.hub.set_dir(before)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
 
 
 def at(url: str) -> Architecture:
