@@ -97,9 +97,11 @@ def near_duplicates(data: Path, weights: str, folder: Path) -> dict[str, Any]:
     usual = duplicates.nearest(rows, np.arange(n), np.arange(n))
     thumbnails = np.concatenate([store.looks("thumbnail") for store in stores])
 
+    both = duplicates._COSINE + duplicates._CORRELATION
+
     def scored(cosine: float) -> np.ndarray:
-        """Return the score of each test image, given the weight of the cosine of 15.4 in all."""
-        weights = {"_COSINE": cosine, "_CORRELATION": 15.4 - cosine}
+        """Return the score of each test image, given the weight of the cosine in the same sum."""
+        weights = {"_COSINE": cosine, "_CORRELATION": both - cosine}
         with mock.patch.multiple(duplicates, **weights):
             found = duplicates.score_pairs(
                 *(rows, np.repeat(test, near.shape[1]), near.ravel()),

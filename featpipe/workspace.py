@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -207,10 +208,7 @@ def neutralised(table: Any) -> Any:
     return safe
 
 
-def mapped(column: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a pandas column of changed values; each value that occurs is changed once."""
-    try:
-        known = {value: change(value) for value in column.unique()}
-    except TypeError:  # lists and the like
-        return column.map(change)
-    return column.map(known)
+def mapped(column: Any, change: Callable[[str], str]) -> Any:
+    """Return a pandas column whose texts are changed; each text that occurs is changed once."""
+    known = cache(change)
+    return column.map(lambda value: known(value) if isinstance(value, str) else value)

@@ -18,12 +18,14 @@ import click
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
-from torchvision.models import resnet50
+from torchvision.models import get_model, get_model_weights
 
 from featpipe import cli
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, architecture_of
 from featpipe.datasets.binary import Stl10
+from featpipe.store import scan_stores
 from tests.datasets.conftest import sums_of, write_stl10
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,36 +196,77 @@ def test_the_commands_on_your_own_photos_run(tmp_path: Path) -> None:
     assert "Garden birds" in (tmp_path / "reports" / "folder-photos.html").read_text("utf-8")
 
 
+def with_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """Work in a folder that holds files of STL-10's form, with ``n`` images a split."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATPIPE_WORKSPACE", raising=False)
+    folder = tmp_path / "data" / "raw" / "stl10_binary"
+    write_stl10(folder, n)
+    monkeypatch.setattr(Stl10, "md5", sums_of(Stl10, folder))
+
+
+def untrained(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let random weights be the published ones of a network of torchvision, as downloaded."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    weights = tmp_path / "hub" / "checkpoints" / f"{name}.pth"  # no digest in its name
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    torch.save(get_model(name).state_dict(), weights)
+    url = f"https://example.org/{weights.name}"
+    monkeypatch.setattr(get_model_weights(name).DEFAULT.value, "url", url)
+    published = architecture_of(name if name in MODELS else f"torchvision:{name}").published
+    at = replace(published["DEFAULT"], location=url)  # of those that were looked up before
+    monkeypatch.setitem(published, "DEFAULT", at)
+
+
+def run_block(heading: str, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Run the first commands under a heading of the README; return what follows ``featpipe``."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition(f"## {heading}")[2]
+    block = next(block for language, block in FENCE.findall(text) if language == "sh")
+    typed = [words(line)[1:] for line in block.splitlines()]
+    for arguments in typed:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert not ended.value.code, (arguments, capsys.readouterr().err)
+    return typed
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_commands_of_the_benchmark_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They run on files of STL-10's form and on a ResNet-50 that was not trained, as downloaded."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FEATPIPE_WORKSPACE", raising=False)
-    folder = tmp_path / "data" / "raw" / "stl10_binary"
-    write_stl10(folder, 100)
-    monkeypatch.setattr(Stl10, "md5", sums_of(Stl10, folder))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    weights = tmp_path / "hub" / "checkpoints" / "untrained.pth"  # no digest in its name
-    weights.parent.mkdir(parents=True)
-    torch.manual_seed(0)
-    torch.save(resnet50().state_dict(), weights)
-    published = MODELS.get("resnet50").published
-    at = replace(published["DEFAULT"], location=f"https://example.org/{weights.name}")
-    monkeypatch.setitem(published, "DEFAULT", at)
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## A benchmark")[2]
-    block = next(block for language, block in FENCE.findall(text) if language == "sh")
-    typed = [words(line)[1:] for line in block.splitlines()]
+    with_stl10(tmp_path, monkeypatch, 100)
+    untrained("resnet50", tmp_path, monkeypatch)
+    typed = run_block("A benchmark", capsys)
     assert [arguments[0] for arguments in typed[:2]] == ["extract", "svm"]
-    for arguments in typed:
-        with pytest.raises(SystemExit) as ended:
-            cli.main(arguments)
-        assert not ended.value.code, (arguments, capsys.readouterr().err)
     page = (tmp_path / "reports" / "stl10.html").read_text(encoding="utf-8")
     for method in ("SVM", "Logistic", "RandomForest", "restricted", "new head"):
         assert method in page
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_commands_on_any_backbone_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They run on random weights, as downloaded; that of transformers is a smaller DINOv2."""
+    families = importlib.import_module("tests.backbones.test_families")  # skips without extras
+    hub = tmp_path / "huggingface"
+    with_stl10(tmp_path, monkeypatch, 10)
+    untrained("convnext_tiny", tmp_path, monkeypatch)
+    vit = families.timm.create_model("vit_base_patch16_224.dino")
+    (of_timm := hub / "timm" / "vit_base_patch16_224.dino").mkdir(parents=True)
+    save_file(vit.state_dict(), of_timm / "model.safetensors")
+    families.save_tiny("dinov2", hub / "facebook" / "dinov2-base")
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda name, file, **_: str(hub / name / file)
+    )
+    typed = run_block("Any backbone", capsys)
+    made = [store.manifest["backbone"]["model"] for store in scan_stores(tmp_path)[0]]
+    assert sorted(made[::2]) == sorted(made[1::2]), "a training and a test split of each"
+    assert {*made} == {arguments[arguments.index("--model") + 1] for arguments in typed}
 
 
 @pytest.mark.timeout(600)

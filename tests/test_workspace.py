@@ -188,3 +188,10 @@ def test_tables_are_neutralised_but_for_their_numbers() -> None:
     assert safe["'=id"].tolist()[:2] == ["'=1+1", "cat"]
     assert safe["'=id"].isna().tolist() == [False, False, True]
     pd.testing.assert_frame_equal(safe[["n", "x"]], table[["n", "x"]])
+
+
+def test_values_of_a_mixed_column_stay_what_they_are() -> None:
+    mixed = [1, True, 1.0, ["=x"], None, "=x", "=x"]
+    safe = list(neutralised(pd.DataFrame({"a": pd.Series(mixed, dtype=object)})).a)
+    assert safe == [1, True, 1.0, ["=x"], None, "'=x", "'=x"]
+    assert [type(value) for value in safe[:3]] == [int, bool, float]

@@ -125,9 +125,9 @@ def _which(group: Group, margin: float) -> tuple[str, str]:
     tied = [method for method in group.methods if method.ties_with(first)]
     headline = f"{first.title} has the highest accuracy: {accuracy}."
     if len(tied) > 1:
-        named = _on_one_backbone(tied, group) or names_of(tied)
-        if named == names_of(tied) and len(tied) > _NAMED:
-            named = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
+        some = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
+        each = names_of(tied) if len(tied) <= _NAMED else some
+        named = _on_one_backbone(tied, group) or each
         headline = f"{named[0].upper()}{named[1:]} tie at {accuracy}."
     worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
     if len(worse) == len(others):

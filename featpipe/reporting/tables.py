@@ -121,12 +121,7 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     rows = order[place < each][:_SAMPLES]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
-        "splits": {
-            (f"{dataset_name(one['name'])} " * several + one["split"])
-            .removesuffix("all")  # what a dataset of a single split calls it
-            .strip(): one["images"]
-            for one in known
-        },
+        "splits": {_called(one, several=several): one["images"] for one in known},
         "limits": sorted({n for _, r in records.values() if (n := _limit(r)) is not None}),
         "per_class": sorted({tested.min(), tested.max()}),
         "trained": trained_on(group),
@@ -135,6 +130,12 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
+
+
+def _called(dataset: dict[str, Any], *, several: bool) -> str:
+    """Return the name of a split, which is ``all`` where a dataset has only one."""
+    split = "" if dataset["split"] == "all" else dataset["split"]
+    return f"{dataset_name(dataset['name'])} {split}".strip() if several else split
 
 
 def _limit(record: dict[str, Any]) -> int | None:

@@ -21,7 +21,7 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.reporting.page import build_report, recipes_of, step, write_index
 from featpipe.reporting.sections import SECTIONS
-from featpipe.reporting.tables import dataset_card, matrix
+from featpipe.reporting.tables import _called, dataset_card, matrix
 from featpipe.steps import Context
 from tests.reporting.conftest import HOSTILE, Made, Page, Plan, make_world
 
@@ -173,6 +173,12 @@ def test_an_automatic_protocol_is_no_warning(made: Made, tmp_path: Path) -> None
         f"Protocol the dataset's own test images (split) {note}" in text.partition("All methods")[0]
     )
     assert text.count(note) == 2, "on the card, and where the page says how to reproduce it"
+
+
+def test_splits_are_called_by_their_names_on_the_card() -> None:
+    photos = {"name": "folder:photos", "split": "all"}
+    assert [_called(photos, several=several) for several in (False, True)] == ["", "photos"]
+    assert _called({**photos, "split": "small"}, several=True) == "photos small"
 
 
 def test_what_extraction_left_out_is_on_the_card(
