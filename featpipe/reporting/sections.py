@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from featpipe.registry import Registry
 
@@ -160,8 +160,9 @@ def size(value: float | None) -> str:
 
 
 def flags(text: str) -> Markup:
-    """Return text, escaped, in which no line ends within an option such as ``--leaks drop``."""
-    return Markup(_FLAG.sub(r'<span class="flag">\1</span>', str(escape(text))))  # noqa: S704
+    """Return text, escaped, in which no line ends within the name of an option."""
+    parts, flag = _FLAG.split(text), Markup('<span class="flag">{}</span>')
+    return Markup().join(flag.format(part) if n % 2 else part for n, part in enumerate(parts))
 
 
 # -- templates -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from featpipe.reporting.sections import (
     count,
     duration,
     environment,
+    flags,
     number_axis,
     p_value,
     percent,
@@ -215,3 +216,9 @@ def test_the_policy_allows_exactly_the_style_and_the_script_of_the_page(tag: str
     (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
     assert f"{tag}-src 'sha256-{digest}';" in html.unescape(text)
+
+
+def test_names_of_options_do_not_break_and_all_else_is_escaped() -> None:
+    marked = flags("<b> --leaks drop & --no-download.")
+    spans = '<span class="flag">--leaks</span> drop', '<span class="flag">--no-download</span>.'
+    assert str(marked) == f"&lt;b&gt; {spans[0]} &amp; {spans[1]}"
