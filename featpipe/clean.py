@@ -13,7 +13,15 @@ from pathlib import Path
 from featpipe.evaluation.result import OldResultError, scan_results
 from featpipe.files import read_json
 from featpipe.store import scan_stores
-from featpipe.workspace import Workspace, explain_os_errors, is_locked, leftovers, one_at_a_time
+from featpipe.store.layout import partial_path, shard_folder
+from featpipe.workspace import (
+    Workspace,
+    explain_os_errors,
+    is_locked,
+    leftovers,
+    one_at_a_time,
+    store_files,
+)
 
 # What follows the name of a result: its last part is eight letters of the result's key.
 _OF_RESULT = re.compile(
@@ -57,10 +65,15 @@ def find_unneeded(workspace: Workspace) -> list[Unneeded]:
             left = [path for path in leftovers(folder) if not is_locked(path)]
             whys |= dict.fromkeys(left, "temporary file of a run that was stopped")
     for folder in (workspace.features, workspace.activations):
-        for path in sorted(folder.rglob("*.h5.partial")):
+        for path in store_files(folder, "*.h5.partial"):
             if path.is_file() and not is_locked(path):
-                for part in filter(Path.is_file, (path, path.with_suffix(".sealing"))):
+                parts = path, path.with_suffix(".sealing"), shard_folder(path)
+                for part in filter(Path.exists, parts):
                     whys[part] = "unfinished store: the same extraction would continue it"
+        for path in sorted(folder.rglob("*.shards")):
+            store = path.with_suffix(".h5")
+            if not (store.exists() or partial_path(store).exists()):
+                whys[path] = "shards of no store"
         for error in scan_stores(folder)[1]:
             path = Path(error.details.get("where", ""))
             if error.what.endswith("featpipe 0.1."):

@@ -15,6 +15,8 @@ and what to do next. The command line prints exactly that text and exits with
     │   └── ImageError
     ├── WeightsError
     ├── StoreError
+    │   └── StoreInUseError
+    ├── ClusterError
     ├── LabelMapError
     ├── FitError
     ├── ResultError
@@ -141,6 +143,14 @@ class WeightsError(FeatpipeError):
 
 class StoreError(FeatpipeError):
     """A feature store that is missing, unfinished, damaged or of another schema."""
+
+
+class StoreInUseError(StoreError):
+    """A feature store that another process is writing."""
+
+
+class ClusterError(FeatpipeError):
+    """A cluster that cannot be reached, or does not have what the work needs."""
 
 
 class LabelMapError(FeatpipeError):

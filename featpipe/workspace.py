@@ -47,6 +47,11 @@ class Workspace:
         return cls(user_path(root or os.environ.get("FEATPIPE_WORKSPACE") or "."))
 
 
+def store_files(folder: Path, pattern: str = "*.h5") -> list[Path]:
+    """Return the files of feature stores below a folder, sorted; those of their shards are not."""
+    return sorted(path for path in folder.rglob(pattern) if path.parent.suffix != ".shards")
+
+
 def user_path(path: str | os.PathLike[str]) -> Path:
     """Return a path as the user wrote it, ``~`` and ``~name`` expanded."""
     try:

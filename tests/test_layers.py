@@ -26,6 +26,7 @@ LAYERS = {
         "progress",
         "notebook",
         "provenance",
+        "cluster",
     ),
     1: ("datasets", "store", "labelmap"),
     2: ("backbones", "probes", "evaluation", "statistics", "audit"),

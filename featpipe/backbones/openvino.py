@@ -117,6 +117,7 @@ class OpenVinoRuntime(Runtime):
                     model = self._quantised(model, captures)
                 hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
                 hints["NUM_STREAMS"] = str(self.parallel)
+                hints["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
                 compiled = self._core.compile_model(model, "CPU", hints)
             except RuntimeError as error:
                 raise _cannot(error) from error

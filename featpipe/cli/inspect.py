@@ -18,6 +18,7 @@ from featpipe.datasets import DATASETS
 from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
+from featpipe.workspace import store_files
 
 _PATH = click.Path(path_type=Path)
 _FEW = 12  # classes, or images that are left out, that are listed for people
@@ -353,7 +354,7 @@ def list_stores(session: Session) -> None:
         size = len(one), round(one.n_bytes / 1e6, 1), "sealed", str(one.path)
         cells.append((dataset["name"], dataset["split"], model, ", ".join(one.layers), *size))
     others = [(error.what.rstrip("."), error.details.get("where")) for error in damaged]
-    others += [("unfinished", str(path)) for path in sorted(folder.rglob("*.h5.partial"))]
+    others += [("unfinished", str(path)) for path in store_files(folder, "*.h5.partial")]
     cells += [(*[None] * 6, state, place) for state, place in others]
     rows = [dict(zip(columns, row, strict=True)) for row in cells]
     message = "" if rows else f"no store in {folder}; make one: featpipe extract --help"
@@ -411,7 +412,7 @@ def info(session: Session, path: Path) -> None:
 def verify(session: Session, paths: tuple[Path, ...]) -> None:
     """Read stores completely and compare them with their digests; all of them by default."""
     folders = session.workspace.features, session.workspace.activations
-    found = paths or tuple(path for folder in folders for path in sorted(folder.rglob("*.h5")))
+    found = paths or tuple(path for folder in folders for path in store_files(folder))
     _verify(session, "stores", found, lambda path: api.FeatureStore(path).verify())
 
 

@@ -15,13 +15,15 @@ import click
 from featpipe import api
 from featpipe.cli.console import Console, JsonConsole, Session, jobs_option, with_session
 from featpipe.cli.inspect import INSPECTION
+from featpipe.cluster import OnCluster
 from featpipe.errors import FeatpipeError, UsageError, did_you_mean
 from featpipe.registry import summary_of
 from featpipe.steps import STEPS, Step, options_of
+from featpipe.steps.on_ray import run_plan_on_cluster
 from featpipe.steps.options import OptionSpec, as_written
 from featpipe.steps.plan import Plan
 from featpipe.steps.recipe import find_recipe, read_recipe
-from featpipe.steps.runner import run_plan
+from featpipe.steps.runner import Listener, run_plan
 from featpipe.steps.tracking import TRACKERS
 
 # -- recipes -------------------------------------------------------------------------------------
@@ -49,6 +51,16 @@ from featpipe.steps.tracking import TRACKERS
 )
 @jobs_option
 @click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="Where tasks run: local, one after the other; ray, on the nodes of a Ray cluster.",
+)
+@click.option(
+    "--address",
+    help="The cluster's head node, HOST:PORT [default: $RAY_ADDRESS, or one on this machine].",
+)
+@click.option(
     "--track",
     type=click.Choice(list(TRACKERS)),
     help="Keep parameters, metrics and curves there too.",
@@ -64,6 +76,8 @@ def run(  # noqa: PLR0913 - one argument per option
     limit: int | None = None,
     out_anywhere: bool = False,
     jobs: int = -1,
+    engine: str = "local",
+    address: str | None = None,
     track: str | None = None,
 ) -> None:
     """Run a recipe: a list of steps as YAML, resumable.
@@ -75,8 +89,12 @@ def run(  # noqa: PLR0913 - one argument per option
     plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
     if dry_run:
         session.finish(plan.outcome())
+    OnCluster(engine=engine, **({"address": address} if address else {})).check_requirements()
     trackers = [] if track is None else [TRACKERS[track](plan)]
-    session.finish(run_plan(plan, [session.console.follow, *trackers]))
+    listeners: list[Listener] = [session.console.follow, *trackers]
+    if engine == "local":
+        session.finish(run_plan(plan, listeners))
+    session.finish(run_plan_on_cluster(plan, listeners, address or "auto"))
 
 
 @click.command(epilog="Example: featpipe demo --workspace demo")

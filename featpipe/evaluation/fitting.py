@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import joblib
@@ -16,11 +17,13 @@ from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
 from featpipe.errors import FitError, UsageError
+from featpipe.evaluation import on_ray
 from featpipe.evaluation.assemble import SplitPredictions
 from featpipe.evaluation.models import predict_with_scores
 from featpipe.evaluation.protocol import RowSet, Split, StoredRows, no_labels, validation_folds
 from featpipe.probes.base import Probe
 from featpipe.probes.solvers import ScikitLearn, Strategy, learners
+from featpipe.progress import SILENT, Progress
 
 # A fit of a linear classifier took 0.2 to 0.3 µs per number in its rows (800 × 512 features, mean
 # over the grid, one 2.5 GHz core); starting workers that import scikit-learn takes seconds.
@@ -31,13 +34,14 @@ _BATCHED_BYTES = 12  # of memory for each feature of a row, where all are fitted
 
 
 def fit_splits(
-    splits: Sequence[Split], probe: Probe, jobs: int = 1
+    splits: Sequence[Split], probe: Probe, jobs: int = 1, progress: Progress = SILENT
 ) -> Iterator[tuple[BaseEstimator, SplitPredictions]]:
     """Fit a probe on every split.
 
     Results do not depend on ``jobs``: splits are fitted in parallel, or the parts of a single one,
     and sums have a fixed order. What fits all candidates together needs threads only,
-    scikit-learn processes.
+    scikit-learn processes. On a cluster, splits are fitted on its cores; of a single split, those
+    candidates that are not fitted together.
 
     Yields
     ------
@@ -52,10 +56,16 @@ def fit_splits(
         check_rows(split, probe)
     workers = workers_for(splits, probe, jobs)
     check_memory(splits, probe, workers)
-    with threadpool_limits(1), ThreadPoolExecutor(joblib.effective_n_jobs(jobs)) as threads:
+    with ExitStack() as stack:
+        stack.enter_context(threadpool_limits(1))
+        threads = stack.enter_context(ThreadPoolExecutor(joblib.effective_n_jobs(jobs)))
         fits: Iterable[Any]
+        if spread := probe.engine == "ray":
+            stack.enter_context(on_ray.on_cluster(probe.address, progress))
         if len(splits) == 1:
-            fits = [_fit_split(splits[0], probe, jobs)]
+            fits = [_fit_split(splits[0], probe, jobs, spread=spread)]
+        elif spread:
+            fits = on_ray.fit_there(_fit_split, splits, probe)
         elif is_batched(splits, probe):
             fits = threads.map(lambda split: _fit_split(split, probe, 1), splits)
         elif workers == 1:
@@ -75,15 +85,22 @@ def is_batched(splits: Sequence[Split], probe: Probe) -> bool:
     return all(probe.strategy(len(split.train), width).name == "batched" for split in splits)
 
 
-def _fit_split(split: Split, probe: Probe, jobs: int) -> tuple[BaseEstimator, Any, dict[str, Any]]:
-    """Choose the hyper-parameter on training rows, refit on all of them, predict the test rows."""
+def _fit_split(
+    split: Split, probe: Probe, jobs: int, *, spread: bool = False
+) -> tuple[BaseEstimator, Any, dict[str, Any]]:
+    """Choose the hyper-parameter on training rows, refit on all of them, predict the test rows.
+
+    With ``spread``, joblib works on a cluster.
+    """
     X, y = training_rows(split, probe), split.train.labels
     strategy = probe.strategy(*X.shape)
+    if spread and isinstance(X, np.ndarray) and strategy.name != "batched":
+        X = on_ray.PlacedArray.of(X)
+    where = {"backend": "loky", "n_jobs": workers_for([split], probe, jobs)}
+    where |= {"inner_max_num_threads": 1}
     with (
         threadpool_limits(1),
-        joblib.parallel_config(
-            "loky", n_jobs=workers_for([split], probe, jobs), inner_max_num_threads=1
-        ),
+        nullcontext() if spread else joblib.parallel_config(**where),
     ):
         times = [time.perf_counter()]
         value, how, search = _choose(X, split.train, probe, strategy, jobs)

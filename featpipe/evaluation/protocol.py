@@ -6,7 +6,6 @@ hyper-parameters are chosen on rows of the training part (:mod:`featpipe.evaluat
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -62,20 +61,26 @@ class RowSet:
         """Ids of the rows."""
         return [self.store.ids[row] for row in self.rows]
 
-    def take(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return these rows of an array; the array itself, uncopied, where that is all of them."""
-        return values if len(self.rows) == len(values) else values[self.rows]
+    def take(self, values: Any) -> NDArray[Any]:
+        """Return these rows of an array; all of them uncopied, if it is in one piece."""
+        return np.asanyarray(values) if len(self.rows) == len(values) else values[self.rows]
 
-    def features(self, layer: str | None) -> NDArray[np.float32]:
-        """Return the features of the rows, of shape (n, d), float32 and finite."""
-        features = self.take(self.store.features(layer))
-        if features.ndim != 2:
+    def width(self, layer: str | None) -> int:
+        """Return how many features a row has; a FitError, if the layer holds maps."""
+        _, *shape = self.store.features(layer).shape
+        if len(shape) != 1:
             raise FitError(
                 "A probe needs one vector per image, and this layer holds maps.",
                 where=self.store.path,
-                got=f"shape {features.shape[1:]} per image",
+                got=f"shape {tuple(shape)} per image",
                 next_step="extract the layer without ':map', or use featpipe finetune",
             )
+        return int(shape[0])
+
+    def features(self, layer: str | None) -> NDArray[np.float32]:
+        """Return the features of the rows, of shape (n, d), float32 and finite."""
+        self.width(layer)
+        features = self.take(self.store.features(layer))
         _need_finite(features, self.store.path)
         return features.astype(np.float32, copy=False)
 
@@ -86,20 +91,14 @@ class StoredRows:
     dtype = np.dtype(np.float32)
 
     def __init__(self, rows: RowSet, layer: str | None) -> None:
-        self._features: Any = rows.store.features(layer)  # memory-mapped
-        self._rows = rows.rows
-        self._path = rows.store.path
-        self.shape = (len(rows), math.prod(self._features.shape[1:]))
+        self._store, self._layer, self._rows = rows.store, layer, rows.rows
+        self.shape = (len(rows), rows.width(layer))
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
         numbers = np.atleast_1d(self._rows[rows])
-        first, n_rows = int(numbers[0]), int(numbers[-1] - numbers[0]) + 1
-        # Read, not mapped: mapped pages would stay in memory as long as there is some.
-        stored, width = self._features.dtype, self.shape[1]
-        offset = self._features.offset + first * width * stored.itemsize
-        block = np.fromfile(self._path, stored, n_rows * width, offset=offset)
-        block = block.reshape(n_rows, width)[numbers - first].astype(np.float32)
-        _need_finite(block, self._path)
+        # Mapped anew each time: pages of a longer mapping stay in memory as long as there is some.
+        block = self._store.features(self._layer)[numbers].astype(np.float32)
+        _need_finite(block, self._store.path)
         return block if np.ndim(self._rows[rows]) else block[0]
 
 

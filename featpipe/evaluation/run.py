@@ -159,7 +159,7 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
     """Fit a probe on every split and test it once."""
     fits = []
     with context.progress.task(probe.display_name, len(splits)) as task:
-        for fit in fit_splits(splits, probe, context.jobs):
+        for fit in fit_splits(splits, probe, context.jobs, context.progress):
             fits.append(fit)
             task.advance()
     predictions = [predicted for _, predicted in fits]

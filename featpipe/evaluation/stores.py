@@ -16,6 +16,7 @@ from featpipe.steps import Context, grammar
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import FeatureStore, scan_stores
 from featpipe.store.writer import unfinished_manifest
+from featpipe.workspace import store_files
 
 TEST_SPLITS = ("test", "val", "valid", "validation")
 _UNLABELLED = "unlabeled"  # STL-10's name of it
@@ -98,7 +99,7 @@ def _unusable(
     """
     places = {store.path.parent for store in fitting}
     found = {Path(error.details["where"]): error.what for error in damaged}
-    unfinished = [path for path in folder.rglob("*.h5.partial") if path.is_file()]
+    unfinished = [path for path in store_files(folder, "*.h5.partial") if path.is_file()]
     found |= dict.fromkeys(unfinished, "The feature store is unfinished.")
     dataset = step.dataset and slug(short_name(step.dataset))
     model = step.model and folder_name(canonical_model(step.model))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from PIL import Image
 
 from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PLC0414 - for steps
+from featpipe.datasets.selection import Subset
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
 from featpipe.extraction.batches import (
@@ -27,13 +28,14 @@ from featpipe.extraction.batches import (
     work_on_batches,
 )
 from featpipe.extraction.precision import cost_of_precision
+from featpipe.extraction.shards import Listen, Make, Shard, extract_shards, shard_ranges
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Status
 from featpipe.store import LOGITS, FeatureStore, StoreContent, StoreWriter, scan_stores
-from featpipe.store.layout import JOURNAL, LOOKS
+from featpipe.store.layout import JOURNAL, LOOKS, shard_folder
 from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Extraction:
     context: Context
     request: Mapping[str, Any] | None = None
     record: Mapping[str, Any] = field(default_factory=dict)  # for the stores' run record
+    shard_rows: int | None = None  # rows of a shard; None: the stores have none
     fresh: int = field(default=0, init=False)  # stores that had to be made
 
     @cached_property
@@ -64,41 +67,87 @@ class Extraction:
         """What embeds them."""
         return self.open_embedder()
 
+    def content(self, source: ImageSource) -> StoreContent:
+        """Return what the store of a split holds; nothing is embedded for it."""
+        return content_of(source, self.embedder, self.options)
+
     def contents(self) -> list[StoreContent]:
-        """Return what the store of each split holds; nothing is embedded for it."""
-        return [content_of(source, self.embedder, self.options) for source in self.sources]
+        """Return what the store of each split holds."""
+        return [self.content(source) for source in self.sources]
 
     def stores(self) -> list[FeatureStore]:
         """Return the sealed store of each split; unfinished ones are continued."""
-        stores = []
+        stores: dict[str, FeatureStore] = {}
+        missing: dict[str, tuple[Path, StoreContent]] = {}
         for source in self.sources:
             store = self.find(source)
             if store is not None:
                 remove_leftovers(store.path)
             else:
-                content = content_of(source, self.embedder, self.options)
+                content = self.content(source)
                 path = self.folder / f"{slug(source.split)}-{content.fingerprint[:12]}.h5"
                 if path.exists():
                     store = FeatureStore(path, FileHashes(self.context.workspace.hashes))
-                else:
-                    record: dict[str, Any] = {"request": self.request} if self.request else {}
-                    record |= {"command": self.context.command, "source": self.images.as_dict()}
-                    record |= self.record
-                    how = (self.embedder, path, self.options, record, self.context.progress)
-                    store = extract_source(source, *how)
-                    self.fresh += 1
-            if self.options.on_error == "fail":
-                _refuse_skipped(store.ids, store.skipped)
-            stores.append(store)
-        return stores
+                if store is None or store.lost_shards:
+                    missing[source.split] = path, content
+                    continue
+            self._refuse_skipped(store)
+            stores[source.split] = store
+        for store in self.make(missing) if missing else ():
+            self._refuse_skipped(store)
+            stores[store.manifest["dataset"]["split"]] = store
+            self.fresh += 1
+        return [stores[source.split] for source in self.sources]
+
+    def make(self, missing: Mapping[str, tuple[Path, StoreContent]]) -> Iterable[FeatureStore]:
+        """Embed splits into stores, given path and content of each; or what these lack."""
+        if self.shard_rows is not None:
+            return self.in_shards(missing, self.make_shards)
+        how = (self.options, self.run_record, self.context.progress)
+        sources = (source for source in self.sources if source.split in missing)
+        return (extract_source(one, self.embedder, missing[one.split][0], *how) for one in sources)
+
+    def in_shards(
+        self, missing: Mapping[str, tuple[Path, StoreContent]], make: Make
+    ) -> list[FeatureStore]:
+        """Return stores in shards, of which ``make`` makes those that are missing."""
+        return extract_shards(
+            missing.values(),
+            self.shard_rows,
+            make,
+            record=self.run_record,
+            label=f"{short_name(self.images.dataset)} · {self.folder.name}",
+            progress=self.context.progress,
+        )
+
+    def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
+        """Embed the rows of some shards, and seal each."""
+        sources = {source.split: source for source in self.sources}
+        for shard in shards:
+            progress = Progress(partial(listen, shard.label))
+            how = (self.embedder, shard.path, self.options, self.run_record, progress)
+            extract_source(Subset(sources[shard.split], shard.rows), *how)
+        return {}
+
+    @property
+    def run_record(self) -> dict[str, Any]:
+        """What asked for the stores, for their run record."""
+        record: dict[str, Any] = {"request": self.request} if self.request else {}
+        record |= {"command": self.context.command, "source": self.images.as_dict()}
+        return record | dict(self.record)
+
+    def _refuse_skipped(self, store: FeatureStore) -> None:
+        if self.options.on_error == "fail":
+            _refuse_skipped(store.ids, store.skipped)
 
     def find(self, source: ImageSource) -> FeatureStore | None:
         """Return the store that the same request made from the same images; torch is not needed."""
-        identity = _dataset_identity(source)
+        identity = dataset_identity(source)
         for _, store in self._opened(source) if self.request is not None else ():
             if isinstance(store, StoreError):  # perhaps of other options; if ours, its name tells
                 continue
-            if store.manifest["dataset"] == identity and store.run.get("request") == self.request:
+            same = store.manifest["dataset"] == identity and not store.lost_shards
+            if same and store.run.get("request") == self.request:
                 return store
         return None
 
@@ -112,7 +161,7 @@ class Extraction:
 
     def status(self) -> Status:
         """Return which stores exist and, if a similar one was made, what the others will take."""
-        datasets = [_dataset_identity(source) for source in self.sources]
+        datasets = [dataset_identity(source) for source in self.sources]
         key = of_mapping([{"request": self.request, "dataset": one} for one in datasets])[:8]
         found = [(source, self.find(source)) for source in self.sources]
         missing = [source for source, store in found if store is None]
@@ -124,9 +173,14 @@ class Extraction:
         damaged = [f"{p.name}: {one.what}" for p, one in opened if isinstance(one, StoreError)]
         if damaged:
             why += f"; cannot be used: {', '.join(damaged)}"
-        unfinished = [p for s in missing for p in self.folder.glob(f"{slug(s.split)}-*.h5.partial")]
-        if not all(path.with_suffix(JOURNAL).exists() for path in unfinished):
-            why += "; continues an unfinished store"
+        for source in missing:
+            for path in self.folder.glob(f"{slug(source.split)}-*.h5.partial"):
+                store = path.with_suffix("")
+                if (there := shard_folder(store)).is_dir():
+                    n = len(shard_ranges(len(source), self.shard_rows))
+                    why += f"; {len(list(there.glob('*.h5')))} of {n} shards are there"
+                elif not path.with_suffix(JOURNAL).exists():
+                    why += "; continues an unfinished store"
 
         def kind(request: Mapping[str, Any]) -> tuple[Any, ...]:
             return request.get("inputs", {}).get("model"), request.get("options")
@@ -238,7 +292,7 @@ def content_of(
         dtype=options.dtype,
         manifest={
             "extraction": EXTRACTION_VERSION,
-            "dataset": _dataset_identity(source),
+            "dataset": dataset_identity(source),
             "backbone": embedder.describe(),
             "layers": layers,
             "dtype": options.dtype,
@@ -277,7 +331,8 @@ def _stacked(looks: dict[int, dict[str, Any]], batch: Batch) -> dict[str, NDArra
     return arrays
 
 
-def _dataset_identity(source: ImageSource) -> dict[str, Any]:
+def dataset_identity(source: ImageSource) -> dict[str, Any]:
+    """Return what identifies the images of a split, as it stands in manifests."""
     return {
         # Where a folder is does not change the numbers; what is in it has the fingerprint.
         "name": short_name(source.name),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featpipe import backbones
+from featpipe.cluster import OnCluster
 from featpipe.datasets import DATASETS, check_installed, short_name, slug
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
@@ -28,6 +29,7 @@ selecting = partial(option, group="Images", selects_input=True)
 in_network = partial(option, group="Network")
 in_machine = partial(option, group="Numbers and machine")
 running = partial(in_machine, affects_result=False)
+on_cluster = partial(running, group="Cluster")
 
 
 class ImageStep(Step):
@@ -120,7 +122,7 @@ class ImageStep(Step):
 
 
 @STEPS.register
-class Extract(ImageStep):
+class Extract(OnCluster, ImageStep):
     """Embed a dataset with a frozen backbone into a feature store."""
 
     name = "extract"
@@ -149,6 +151,17 @@ class Extract(ImageStep):
     batch_size: int | None = running(
         None, help="Images per forward pass; auto or left out: chosen for the device.", minimum=1
     )
+    shard_rows: int | None = running(
+        None,
+        help="Rows in each file of a store that is kept in shards; default: no shards, on a cluster"
+        " 500 to 50,000 rows.",
+        minimum=1,
+    )
+    actors: int | None = on_cluster(
+        None, help="Processes that embed; default: as many as the nodes have room for.", minimum=1
+    )
+    num_cpus: int = on_cluster(1, help="Cores of each actor.", minimum=1)
+    num_gpus: float = on_cluster(0.0, help="GPUs of each actor; 0.5: two share one.", minimum=0)
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what int8 and a runtime asked for by name need."""
@@ -191,7 +204,11 @@ class Extract(ImageStep):
             runtime=backbones.effective_runtime(self.runtime, self.precision, self.device),
         )
 
-    def _extraction(self, context: Context, *, download: bool) -> Extraction:
+    def extraction(self, context: Context, *, download: bool) -> Extraction:
+        """Return the stores that are asked for, found or still to be made."""
+        if self.engine == "ray" and self.device == "auto":
+            device = "cuda" if self.num_gpus else "cpu"
+            return self.replace(device=device).extraction(context, download=download)
         from featpipe.extraction import batches, engine, precision  # noqa: PLC0415 - bring NumPy, h5py
 
         hashes, given = FileHashes(context.workspace.hashes), user_path(self.weights)
@@ -202,7 +219,13 @@ class Extract(ImageStep):
         calibration = None
         if self.precision == "int8":
             calibration = precision.calibration(images, sources, context, download=download)
-        return engine.Extraction(
+        kind: Any = engine.Extraction
+        if self.engine == "ray":
+            from featpipe.extraction import on_ray  # noqa: PLC0415 - of use on a cluster only
+
+            order = on_ray.Order(self, context.workspace.root.resolve())
+            kind = partial(on_ray.ClusterExtraction, order=order, address=self.address)
+        extraction: Extraction = kind(
             images=images,
             sources=sources,
             folder=context.workspace.features / dataset / model,
@@ -221,20 +244,22 @@ class Extract(ImageStep):
                 self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers
             ),
             context=context,
+            shard_rows=self.shard_rows,
             request=self.request(hashes, sources, calibration, fetch=download),
             record={
                 "model": backbones.located(self.model),
                 "weights": str(given.resolve()) if given.is_file() else self.weights,
             },
         )
+        return extraction
 
     def status(self, context: Context) -> Status:
         """Say which splits are embedded; nothing is downloaded and torch is not imported."""
-        return self._extraction(context, download=False).status()
+        return self.extraction(context, download=False).status()
 
     def run(self, context: Context) -> Outcome:
         """Embed every split that the step names, unless its store exists already."""
-        extraction = self._extraction(context, download=self.download)
+        extraction = self.extraction(context, download=self.download)
         stores = extraction.stores()
         status = "done" if extraction.fresh else "up to date"
         lines, facts = [status], []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from featpipe.backbones import MODELS, backbone_name
+from featpipe.cluster import OnCluster
 from featpipe.errors import UsageError
 from featpipe.evaluation.options import RowOptions, TrainingRowOptions
 from featpipe.steps import (
@@ -160,7 +161,7 @@ class Evaluation(RowOptions, OnFeatures):
         return outcome
 
 
-class Probe(TrainingRowOptions, Evaluation):
+class Probe(OnCluster, TrainingRowOptions, Evaluation):
     """A classifier that is trained on stored features.
 
     A subclass has a name, options and an :meth:`estimator`. One option may be ``tunable``: a tuple

@@ -76,10 +76,10 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
                     took[task.part].append(outcome.seconds)
             outcomes[task.name] = replace(outcome, task=task.name)
             notify(outcomes[task.name])
-    return _summary(list(outcomes.values()), plan.context.command)
+    return summary(list(outcomes.values()), plan.context.command)
 
 
-def _summary(outcomes: list[Outcome], command: str) -> Outcome:
+def summary(outcomes: list[Outcome], command: str) -> Outcome:
     """Return the end of a run: what failed, why, and the command to continue."""
     lines = []
     for ended in outcomes:
@@ -203,11 +203,11 @@ def _work(channel: Connection) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError, _Terminated):  # the parent has closed the pipe
         while True:
-            channel.send(_execute(channel.recv(), Progress(channel.send)))
+            channel.send(execute(channel.recv(), Progress(channel.send)))
 
 
-def _execute(order: tuple[Any, ...], progress: Progress) -> Outcome:
-    """Run a step in the worker; return its outcome, whatever happens."""
+def execute(order: tuple[Any, ...], progress: Progress) -> Outcome:
+    """Run a step in a worker; return its outcome, whatever happens."""
     step, inputs, workspace, jobs, command, recipe = order
     try:
         context = Context(workspace, progress, jobs, command, recipe)

@@ -18,6 +18,7 @@ from featpipe.fingerprint import of_mapping
 from featpipe.steps.grammar import LOGITS
 
 SCHEMA_VERSION = 2
+SHARDED_VERSION = 3  # of a store whose rows are in shards
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_RECORD_BYTES = 1 << 29  # of JSON text, about ten million ids; more is not read into memory
 # What images look like (:func:`featpipe.extraction.engine.look_at`): type and shape of one row; the
@@ -86,6 +87,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def shard_folder(path: Path) -> Path:
+    """Return the folder of the shards of a store, which may be unfinished."""
+    return path.with_name(f"{path.name.partition('.h5')[0]}.shards")
+
+
 def reserve(path: Path, n_bytes: int) -> None:
     """Take the bytes of a file from the disk before they are written.
 
@@ -100,21 +106,34 @@ def reserve(path: Path, n_bytes: int) -> None:
 def write_store(
     path: Path,
     content: StoreContent,
-    blocks: Iterable[NDArray[np.void]],
     skipped: Mapping[int, str],
     run: Mapping[str, Any],
+    blocks: Iterable[NDArray[np.void]] = (),
+    shards: Sequence[Mapping[str, Any]] = (),
 ) -> int:
-    """Write a store from blocks of ``content.row_dtype``; return how many rows they had."""
+    """Write a store from blocks of ``content.row_dtype``; return how many rows they had.
+
+    ``shards``, which say what is where in other files, stand in for blocks.
+    """
     reasons = dict(sorted(skipped.items()))
     skips = {"rows": list(reasons), "reasons": list(reasons.values())}
     record = {**content.record(), "skipped": skips, "run": dict(run)}
+    row_dtype = content.row_dtype
+    names = row_dtype.names or ()
+    if shards:
+        record["shards"] = list(shards)
+        record["shapes"] = {name: list(row_dtype[name].shape) for name in names}
+        names = ()
     n_bytes = content.sealed_bytes + len(json.dumps(record))
     labels = np.asarray(content.labels, dtype=np.int64)
+    if shards:
+        n_bytes -= len(labels) * row_dtype.itemsize
     reserve(path, n_bytes)
     # In the format of HDF5 1.8 every structure has a checksum; the default one, of HDF5 1.0, has
     # none, and the library crashes on some damaged files.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    access.set_file_locking(False, True)  # whoever writes has locked it
     plan = _creation_plan(h5py.h5p.FILE_CREATE)
     handle = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, plan, access)
     with h5py.File(handle) as file:
@@ -123,14 +142,14 @@ def write_store(
         digests = {"labels": hashlib.sha256(labels.tobytes())}
         if content.looks:
             h5py.h5g.create(file.id, b"looks", gcpl=_creation_plan(h5py.h5p.GROUP_CREATE))
-        for name in content.row_dtype.names or ():
-            row = content.row_dtype[name]
+        for name in names:
+            row = row_dtype[name]
             _create_dataset(file, name, (len(labels), *row.shape), row.base)
             digests[name] = hashlib.sha256()
         reserve(path, n_bytes)  # once more: creating the file released it
         n_rows = 0
         for block in blocks:
-            for name in content.row_dtype.names or ():
+            for name in names:
                 values = np.ascontiguousarray(block[name])
                 file[name][n_rows : n_rows + len(block)] = values
                 digests[name].update(values.data)
@@ -139,7 +158,7 @@ def write_store(
         text = json.dumps(record, sort_keys=True).encode()
         # Of a fixed length: HDF5 keeps no checksum of other strings.
         _create_dataset(file, "record", (), h5py.string_dtype("utf-8", len(text)))[()] = text
-        file.attrs["schema"] = np.int64(SCHEMA_VERSION)
+        file.attrs["schema"] = np.int64(SHARDED_VERSION if shards else SCHEMA_VERSION)
         file.attrs["seal"] = np.bytes_(hashlib.sha256(text).hexdigest())
     with path.open("rb+") as raw:  # HDF5 has left what was reserved and not needed
         raw.truncate(hdf5_size(raw.read(48)))

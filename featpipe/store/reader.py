@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
-from featpipe.fingerprint import FileHashes, of_mapping, of_part
+from featpipe.fingerprint import FileHashes
 from featpipe.notebook import html_table
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import layout
-
-_LOGITS = f"features/{LOGITS}"
-# What a record holds: values of a type, lists of one kind, mappings with at least these keys.
-SCHEMA: dict[str, Any] = {
-    "fingerprint": str,
-    "manifest": {
-        "dataset": {"name": str, "split": str, "images": int, "fingerprint": str},
-        "backbone": {"model": str},
-        "layers": [str],
-        "dtype": str,
-    },
-    "ids": [str],
-    "classes": [str],
-    "folds": [[int]],
-    "skipped": {"rows": [int], "reasons": [str]},
-    "run": {"created": str, "seconds": float, "images_per_s": float},
-    "digests": dict,
-}
-_FEATURE_TYPES = ("float32", "float16", "uint8")
-
-
-class ArrayExtent(NamedTuple):
-    """Where a contiguous array is stored in the file, and the digest of its bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
-    sha256: str
+from featpipe.store.arrays import Extent, ShardedArray
+from featpipe.store.record import (
+    check_beginning,
+    extents_of,
+    read_record,
+    require,
+    translate_errors,
+)
+from featpipe.workspace import store_files
 
 
 class FeatureStore:
@@ -56,7 +33,8 @@ class FeatureStore:
 
     Everything but the feature arrays is read at once and the file closed again; feature arrays
     are memory-mapped, so worker processes share them and nothing is copied. The first look at an
-    array compares it with its digest.
+    array compares it with its digest. Where the rows are in shards, files of their own, arrays are
+    of the kind :class:`featpipe.store.arrays.ShardedArray`.
 
     Parameters
     ----------
@@ -93,15 +71,16 @@ class FeatureStore:
         self.path = Path(path)
         self._hashes = hashes or FileHashes()
         self._intact: set[str] = set()
-        with _translate_errors(self.path):
-            _check_beginning(self.path)
+        with translate_errors(self.path):
+            check_beginning(self.path)
             with h5py.File(self.path, "r", locking=False) as file:
-                record = _read_record(file, self.path)
-                self._arrays = _extents(file, record)
-            self.labels: NDArray[np.int64] = np.array(self._map("labels"))
-            _require(self._digest("labels") == self._arrays["labels"].sha256, "labels changed")
+                record = read_record(file, self.path)
+                self._arrays = extents_of(file, record, self.path)
+            (labels,) = self._arrays["labels"]
+            self.labels: NDArray[np.int64] = np.array(labels.map())
+            require(labels.digest() == labels.sha256, "labels changed")
             in_range = (self.labels >= -1) & (self.labels < len(record["classes"]))
-            _require(bool(in_range.all()), "labels are of no class")
+            require(bool(in_range.all()), "labels are of no class")
         self.fingerprint: str = record["fingerprint"]
         self.manifest: dict[str, Any] = record["manifest"]
         self.run: dict[str, Any] = record["run"]
@@ -109,8 +88,8 @@ class FeatureStore:
         self.classes: tuple[str, ...] = tuple(record["classes"])
         self.layers: tuple[str, ...] = tuple(self.manifest["layers"])
         self.shapes = {
-            name.removeprefix("features/"): array.shape[1:]
-            for name, array in self._arrays.items()
+            name.removeprefix("features/"): extents[0].shape[1:]
+            for name, extents in self._arrays.items()
             if name.startswith("features/")
         }
         skipped = record["skipped"]
@@ -141,8 +120,23 @@ class FeatureStore:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
+        """Size of the file, or of all files."""
+        return sum(path.stat().st_size for path in (self.path, *self.shards))
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files of the rows, in their order; none where they are in this file."""
+        return [
+            extent.path
+            for extent in self._arrays[f"features/{self.layers[0]}"]
+            if extent.path != self.path
+        ]
+
+    @property
+    def lost_shards(self) -> list[Path]:
+        """Shards whose files are not there."""
+        there = set(self.shards[0].parent.glob("*.h5")) if self.shards else set()
+        return [path for path in self.shards if path not in there]
 
     @property
     def usable(self) -> NDArray[np.int64]:
@@ -203,27 +197,40 @@ class FeatureStore:
         """
         return self._intact_array(f"looks/{part}")
 
-    def _intact_array(self, name: str) -> NDArray[Any]:
-        with _translate_errors(self.path):
+    def extents(self, name: str) -> Sequence[Extent]:
+        """Return where an array, such as ``features/avgpool``, is in which files."""
+        return self._arrays[name]
+
+    def _intact_array(self, name: str) -> Any:
+        extents = self._arrays[name]
+        with translate_errors(self.path):
             if name not in self._intact:
-                found = self._hashes.many([self.path], name, digest_of=lambda _, n: self._digest(n))
-                _require(found == [self._arrays[name].sha256], f"the content of {name} changed")
+                lost = [extent for extent in extents if not extent.path.exists()]
+                self._require_none(lost, name)
+                of = {extent.path: extent for extent in extents}
+                found = self._hashes.many(of, name, digest_of=lambda path, _: of[path].digest())
+                pairs = zip(extents, found, strict=True)
+                self._require_none([one for one, digest in pairs if digest != one.sha256], name)
                 self._intact.add(name)
-            return self._map(name)
+            return ShardedArray(extents) if self.shards else extents[0].map()
+
+    def _require_none(self, changed: Sequence[Extent], names: str) -> None:
+        """Raise an error that names the files in which an array is not what was sealed."""
+        paths = list(dict.fromkeys(extent.path for extent in changed))
+        require(self.path not in paths, f"the content of {names} changed")
+        if paths:
+            listed = " ".join(repr(str(path)) for path in paths[:5]) + " …" * (len(paths) > 5)
+            raise StoreError(
+                f"Shards of the feature store are missing or damaged, {len(paths)} of"
+                f" {len(self.shards)}: {', '.join(path.name for path in paths[:5])}.",
+                where=self.path,
+                next_step=f"rm -f {listed}, and extract again: only they are made again",
+            )
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
         """Logits of the backbone's own classifier, of shape (n, source classes), or ``None``."""
         return self.features(LOGITS) if LOGITS in self.shapes else None
-
-    def _map(self, name: str) -> NDArray[Any]:
-        array = self._arrays[name]
-        if not array.n_bytes:
-            return np.empty(array.shape, array.dtype)
-        return np.memmap(self.path, array.dtype, "r", array.offset, array.shape)
-
-    def _digest(self, name: str) -> str:
-        return of_part(self.path, self._arrays[name].offset, self._arrays[name].n_bytes)
 
     def verify(self) -> None:
         """Read everything and compare it with the digests taken when the store was sealed.
@@ -231,13 +238,16 @@ class FeatureStore:
         Raises
         ------
         StoreError
-            Naming every array whose content changed.
+            Naming every array, or every shard, whose content changed.
         """
         store = FeatureStore(self.path)
-        with _translate_errors(self.path):
-            arrays = store._arrays.items()
-            changed = [name for name, array in arrays if store._digest(name) != array.sha256]
-            _require(not changed, f"the content of {', '.join(changed)} changed")
+        with translate_errors(self.path):
+            changed = {
+                name: found
+                for name, extents in store._arrays.items()
+                if (found := [one for one in extents if not one.is_intact()])
+            }
+            store._require_none([*chain(*changed.values())], ", ".join(changed))
 
 
 def scan_stores(
@@ -246,7 +256,7 @@ def scan_stores(
     """Return the sealed stores below a folder, and what is wrong with damaged and old ones."""
     stores: list[FeatureStore] = []
     errors: list[StoreError] = []
-    for path in sorted(folder.rglob("*.h5")):
+    for path in store_files(folder):
         try:
             stores.append(FeatureStore(path, hashes))
         except StoreError as error:
@@ -259,164 +269,3 @@ def scan_stores(
         next_step = f"it cannot be continued: rm {left}"
         errors.append(StoreError(what, where=journal, next_step=next_step))
     return stores, errors
-
-
-def _check_beginning(path: Path) -> None:
-    """Refuse, before HDF5 sees it, a file that is no store, cut off, or longer than it was."""
-    _require(path.is_file() or path.is_dir() or not path.exists(), "it is no regular file")
-    with path.open("rb") as file:
-        head = file.read(48)
-    if head.startswith(b"featpipe feature store\n"):
-        raise _another_schema(path, 1)
-    if not head.startswith(layout.HDF5_SIGNATURE + b"\x02"):  # older HDF5 formats have no checksums
-        raise _not_sealed(path)
-    sealed_bytes, n_bytes = layout.hdf5_size(head), path.stat().st_size
-    _require(n_bytes == sealed_bytes, f"it has {n_bytes} bytes instead of {sealed_bytes}")
-
-
-def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Return everything but the arrays: what the seal proves unchanged, checked against itself."""
-    for name, dtype in (("schema", np.dtype("int64")), ("seal", np.dtype("S64"))):
-        attribute = file.attrs.get_id(name) if name in file.attrs else None
-        if attribute is None or (attribute.dtype, attribute.shape) != (dtype, ()):
-            raise _not_sealed(path)
-    if file.attrs["schema"] != layout.SCHEMA_VERSION:
-        raise _another_schema(path, file.attrs["schema"])
-    dataset = _dataset(file, "record")
-    _require(dataset.dtype.kind == "S" and dataset.shape == (), "its record is not text")
-    n_bytes = dataset.dtype.itemsize
-    _require(n_bytes <= layout.MAX_RECORD_BYTES, f"its record has {n_bytes} bytes")
-    _place("its record", dataset)
-    text = dataset[()]
-    sealed = hashlib.sha256(text).hexdigest().encode() == file.attrs["seal"]
-    _require(sealed, "its ids, manifest or other records changed")
-    record: dict[str, Any] = json.loads(text)
-    conform("its record", record, SCHEMA)
-    manifest, skipped = record["manifest"], record["skipped"]
-    n, layers, dtype = manifest["dataset"]["images"], manifest["layers"], manifest["dtype"]
-    known = record["fingerprint"] == of_mapping(manifest)
-    _require(known, "its fingerprint is not that of its manifest")
-    _require(len(record["ids"]) == n, f"{len(record['ids'])} ids, {n} images")
-    for rows in (skipped["rows"], *record["folds"]):
-        _require(all(0 <= row < n for row in rows), "skipped rows or folds are out of range")
-    _require(len(skipped["rows"]) == len(skipped["reasons"]), "skipped rows without a reason")
-    _require(len(set(layers)) == len(layers) > 0, "layers are not named")
-    _require(dtype in _FEATURE_TYPES, f"features of type {dtype!r}")
-    groups, meaning = record.setdefault("groups", []), record.setdefault("source_classes", None)
-    conform("groups", groups, [str])
-    _require(len(groups) in (0, n), f"{len(groups)} groups, {n} images")
-    conform("source_classes", meaning or [[], []], [[str]])
-    _require(meaning is None or len(meaning) == 2, "source_classes are not ids and names")
-    conform("run/request", record["run"].get("request", {"inputs": {}}), {"inputs": dict})
-    return record
-
-
-def _extents(file: h5py.File, record: dict[str, Any]) -> dict[str, ArrayExtent]:
-    """Return where the arrays are that the record implies: no others, of its types and rows."""
-    source, digests, n = record["source_classes"], record["digests"], len(record["ids"])
-    layers = dict.fromkeys(record["manifest"]["layers"], record["manifest"]["dtype"])
-    if source is not None or LOGITS in layers:
-        layers[LOGITS] = "float32"
-    types = {"labels": "int64"} | {f"features/{name}": dtype for name, dtype in layers.items()}
-    if layout.LOOKS.keys() <= digests.keys():
-        types |= {name: dtype for name, (dtype, _) in layout.LOOKS.items()}
-    _require(digests.keys() == types.keys(), f"it holds {', '.join(digests)}")
-    arrays = {}
-    for name, dtype in types.items():
-        dataset = _dataset(file, name)
-        shape, given = tuple(dataset.shape), dataset.dtype
-        dims = range(1, 2) if name == "labels" else range(2, 9)
-        fit = len(shape) in dims and shape[0] == n and all(shape[1:])
-        _, row = layout.LOOKS.get(name, ("", shape[1:]))
-        fit = fit and given == np.dtype(dtype) and shape[1:] == row
-        _require(fit, f"{name} has shape {shape} and type {given} for {n} images")
-        offset, n_bytes = _place(name, dataset)
-        arrays[name] = ArrayExtent(dtype, shape, offset, n_bytes, digests[name])
-    if source is not None:
-        ids, names = source
-        fit = arrays[_LOGITS].shape[1:] == (len(ids),) == (len(names),)
-        _require(fit, "source_classes do not fit the logits")
-    return arrays
-
-
-def _place(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
-    """Return the first byte and the number of bytes of an array, all of which are in the file."""
-    n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
-    offset, size = dataset.id.get_offset(), dataset.file.id.get_filesize()
-    stored = n_bytes == 0 or (offset is not None and offset + n_bytes <= size)
-    _require(stored, f"the bytes of {name} are not in the file")
-    return offset or 0, n_bytes
-
-
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Open a dataset whose bytes are all in this file, in one piece."""
-    item = file
-    for part in name.split("/"):
-        link = item.id.links.get_info(part.encode())
-        _require(link.type == h5py.h5l.TYPE_HARD, f"{name} is a link to elsewhere")
-        item = item[part]
-    plan, array = item.id.get_create_plist(), isinstance(item, h5py.Dataset)
-    whole = array and item.shape is not None and plan.get_layout() == h5py.h5d.CONTIGUOUS
-    _require(whole and not plan.get_external_count(), f"{name} is not a contiguous array")
-    return item
-
-
-def conform(name: str, value: Any, schema: Any) -> None:
-    """Require that a JSON value is of the form that a schema describes."""
-    kind = type(schema) if isinstance(schema, dict | list) else schema
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    _require(fits, f"{name} is not of type {kind.__name__}")
-    if isinstance(schema, dict):
-        for key, part in schema.items():
-            _require(key in value, f"{name} has no {key}")
-            conform(key, value[key], part)
-    elif isinstance(schema, list) and isinstance(schema[0], list):
-        for part in value:
-            conform(name, part, schema[0])
-    elif isinstance(schema, list):  # of ten million ids, perhaps: not one after the other
-        others = set(map(type, value)) - set(schema)
-        _require(not others, f"{name} holds other than {schema[0].__name__}")
-
-
-def _require(condition: bool, detail: str) -> None:
-    if not condition:
-        raise ValueError(detail)
-
-
-def _another_schema(path: Path, schema: int) -> StoreError:
-    old = schema == 1
-    return StoreError(
-        f"The feature store {'was written by featpipe 0.1' if old else 'has another schema'}.",
-        where=path,
-        expected=f"schema {layout.SCHEMA_VERSION}",
-        got=f"schema {schema}",
-        next_step=f"delete it and extract it again: rm {str(path)!r}",
-    )
-
-
-def _not_sealed(path: Path) -> StoreError:
-    # Deleting is not suggested: this may be any file of the user's, named by mistake.
-    what = "The file is not a sealed feature store."
-    next_step = "name another, or run the extract command again: featpipe store list"
-    return StoreError(what, where=path, next_step=next_step)
-
-
-@contextlib.contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
-    """Explain why a file cannot be read as a store."""
-    try:
-        yield
-    except FileNotFoundError:
-        what, next_step = "There is no such feature store.", "featpipe store list"
-        if layout.partial_path(path).exists():
-            what = "The feature store is unfinished."
-            next_step = "run the extract command again: it continues where it stopped"
-        raise StoreError(what, where=path, next_step=next_step) from None
-    except IsADirectoryError:
-        raise StoreError("A feature store is a file, this is a folder.", where=path) from None
-    except PermissionError:
-        raise StoreError("The feature store may not be read.", where=path) from None
-    except (OSError, LookupError, ValueError, RuntimeError, AttributeError, TypeError) as error:
-        what = f"The feature store is damaged: {error}."
-        next_step = f"delete it and extract again: rm {str(path)!r}"
-        raise StoreError(what, where=path, next_step=next_step) from error

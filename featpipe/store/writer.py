@@ -14,16 +14,18 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.errors import StoreError
+from featpipe.errors import StoreError, StoreInUseError
 from featpipe.store import layout
-from featpipe.store.reader import SCHEMA, FeatureStore, conform
+from featpipe.store.reader import FeatureStore
+from featpipe.store.record import SCHEMA, conform
+from featpipe.store.shards import describe_shards
 from featpipe.workspace import lock
 
 _SEALING = ".sealing"  # ending of the HDF5 file while it is written
@@ -40,12 +42,14 @@ class StoreWriter:
 
     Opening a path whose unfinished store is of the same content continues after the last
     undamaged block. StoreError, if another process is writing this store, or the disk has too
-    little space for it.
+    little space for it. With ``sharded`` the rows are in sealed stores of their own that others
+    write (:mod:`featpipe.store.shards`); this one is then kept for the writer, and sealed.
     """
 
-    def __init__(self, path: Path, content: layout.StoreContent) -> None:
+    def __init__(self, path: Path, content: layout.StoreContent, *, sharded: bool = False) -> None:
         self.path = path  # where the sealed store will be
         self.content = content
+        self._sharded = sharded
         self.rows = 0  # written so far, those of interrupted runs included
         self.skipped: dict[int, str] = {}  # rows among them that have no image, with the reason
         self.note = ""  # what of an unfinished store could not be used, and why
@@ -108,6 +112,9 @@ class StoreWriter:
         size = self._partial.stat().st_size
         blocks = (len(self.content.labels) - self.rows) * self.content.row_dtype.itemsize
         sealed = self.content.sealed_bytes
+        if self._sharded:
+            done = layout.shard_folder(self.path).glob("*.h5")
+            blocks, sealed = 0, max(sealed - sum(file.stat().st_size for file in done), 0)
         if (n_bytes := len(json.dumps(self.content.record()))) > layout.MAX_RECORD_BYTES:
             what, got = (
                 "These are too many images for one feature store.",
@@ -125,6 +132,8 @@ class StoreWriter:
             )
             hint = "free some space, add --dtype float16, or name another --workspace"
             raise StoreError(what, where=folder, expected=expected, got=got, next_step=hint)
+        if self._sharded:  # perhaps on another file system, and written by others
+            return
         try:  # a quota, or a limit on the size of files, shows now as well, not after hours
             layout.reserve(self._partial, size + blocks)
             layout.reserve(self._sealing, sealed)
@@ -204,19 +213,26 @@ class StoreWriter:
             os.fsync(self._stream.fileno())
         self._synced_at = time.monotonic()
 
-    def seal(self, run: Mapping[str, Any]) -> FeatureStore:
-        """Write the HDF5 file from the blocks, then give it the store's name.
+    def seal(self, run: Mapping[str, Any], shards: Sequence[Path] = ()) -> FeatureStore:
+        """Write the HDF5 file from the blocks, or from shards; then give it the store's name.
 
         ``run``: when, where and how fast it was made; not part of the fingerprint. StoreError, if
         rows are missing or were damaged on the disk, or the disk is full.
         """
         rows, n = self.rows, len(self.content.labels)
         with translate_os_errors(self.path), contextlib.ExitStack() as stack:
+            if shards and not self._is_sealed:
+                described, self.skipped = describe_shards(self.content, shards)
+                rows = sum(shard["rows"] for shard in described)
             if rows == n and not self._is_sealed:
                 stack.callback(self._sealing.unlink, missing_ok=True)
                 dtype = self.content.row_dtype
-                blocks = (np.frombuffer(content, dtype) for _, content, _ in self._blocks())
-                rows = layout.write_store(self._sealing, self.content, blocks, self.skipped, run)
+                content, skipped = self.content, self.skipped
+                if shards:
+                    layout.write_store(self._sealing, content, skipped, run, shards=described)
+                else:
+                    blocks = (np.frombuffer(part, dtype) for _, part, _ in self._blocks())
+                    rows = layout.write_store(self._sealing, content, skipped, run, blocks)
             if rows != n:
                 what = "The store cannot be sealed: rows are missing or damaged."
                 hint, got = "run the same command again: it continues there", f"{rows} rows"
@@ -226,7 +242,9 @@ class StoreWriter:
                 sealed = stack.enter_context(self._sealing.open("rb+"))
                 lock(sealed)  # a writer that finds it under the unfinished name has to wait
                 os.fsync(sealed.fileno())
-                FeatureStore(self._sealing).verify()
+                written = FeatureStore(self._sealing)
+                if not shards:  # they were verified when they were sealed
+                    written.verify()
                 # The rows are replaced first: no kill then leaves both them and the sealed store.
                 self._sealing.replace(self._partial)
                 _sync_folder(self.path.parent)
@@ -309,7 +327,8 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         if isinstance(error, BlockingIOError):
             what = "Another process is writing this store."
             next_step = "wait for it, or stop it and run the same command again"
-        elif code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreInUseError(what, where=where, next_step=next_step) from error
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what = f"The disk is full, or no more may be written to it: {os.strerror(code)}."
             where = path.parent
             next_step = (

@@ -121,7 +121,7 @@ def content_of(path: Path) -> Any:
     if path.suffix == ".h5":
         store = FeatureStore(path)
         store.verify()
-        arrays = {name: array.sha256 for name, array in store._arrays.items()}
+        arrays = {name: [one.sha256 for one in extents] for name, extents in store._arrays.items()}
         return [store.manifest, store.ids, store.classes, sorted(store.skipped), arrays]
     if path.suffix == ".sqlite":
         return None  # it remembers what can be computed again

@@ -82,7 +82,7 @@ def test_a_second_process_is_told_and_changes_nothing(archive: Path, tmp_path: P
     second = []
     source = open_source(f"npz:{archive}", "all", DatasetOptions())
     watched = Watched(source, lambda: second.append(command(archive, tmp_path / "work")))
-    extraction = asked(archive)._extraction(Context(Workspace(tmp_path / "work")), download=False)
+    extraction = asked(archive).extraction(Context(Workspace(tmp_path / "work")), download=False)
     extraction.__dict__["sources"] = [watched]
     (store,) = extraction.stores()
     assert second[0].returncode == 1

@@ -85,12 +85,12 @@ def test_an_option_that_is_added_changes_no_key(name: str) -> None:
 
     class Extended(type(before)):
         sharpness: float = option(1.0, help="Added later.")
-        engine: str = option("fast", help="Chosen later.", neutral="slow")
+        pace: str = option("fast", help="Chosen later.", neutral="slow")
 
     values = {name: getattr(before, name) for name in options_of(type(before))}
-    unchanged = Extended(**values, engine="slow")
+    unchanged = Extended(**values, pace="slow")
     assert unchanged.key(INPUTS) == before.key(INPUTS)
-    assert Extended(**values, engine="slow", sharpness=2.0).key(INPUTS) != before.key(INPUTS)
+    assert Extended(**values, pace="slow", sharpness=2.0).key(INPUTS) != before.key(INPUTS)
     assert Extended(**values).key(INPUTS) != before.key(INPUTS)  # not what was done before
 
 

@@ -1,0 +1,261 @@
+"""Work on a Ray cluster: options of steps that can, the connection, and nodes that are alike.
+
+Ray schedules and repeats; nothing here does. Ray is an extra and imported when it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from featpipe.errors import ClusterError, FeatpipeError, MissingExtraError, UsageError
+from featpipe.progress import Progress
+from featpipe.provenance import PACKAGES, package_version
+from featpipe.steps import Step, option, options_of
+
+_REACH_SECONDS = 5.0
+_LISTEN_SECONDS = 0.2
+_LOOK_SECONDS = 120.0  # in which every node has to answer; the first time it imports featpipe
+
+
+def address(value: str) -> None:
+    """Check the address of a cluster."""
+    host, _, port = value.rpartition(":")
+    if value != "auto" and not (host and port.isdecimal() and int(port) < 1 << 16):
+        expected = "auto, or HOST:PORT of the cluster's head node"
+        raise UsageError(f"{value!r} is no address of a cluster.", expected=expected)
+
+
+class OnCluster(Step):
+    """A step that can work on a cluster."""
+
+    engine: str = option(
+        "local",
+        help="Where it runs: local, this machine; ray, the nodes of a Ray cluster.",
+        choices=("local", "ray"),
+        affects_result=False,
+        group="Cluster",
+    )
+    address: str = option(
+        "auto",
+        help="The cluster's head node, HOST:PORT; auto: $RAY_ADDRESS, or one on this machine.",
+        check=address,
+        affects_result=False,
+        group="Cluster",
+    )
+
+    def check(self) -> None:
+        """Refuse what only a cluster can do."""
+        super().check()
+        specs = options_of(type(self)).values()
+        theirs = [spec for spec in specs if spec.group == "Cluster" and spec.name != "engine"]
+        given = [spec.flag for spec in theirs if getattr(self, spec.name) != spec.default]
+        if given and self.engine == "local":
+            what = f"{given[0]} is for a cluster."
+            raise UsageError(what, next_step="add --engine ray, or leave it out")
+
+    def check_requirements(self) -> None:
+        """Refuse a cluster without Ray, too."""
+        super().check_requirements()
+        if self.engine == "ray":
+            check_ray()
+
+
+def check_ray() -> None:
+    """Raise ``MissingExtraError`` unless Ray is installed."""
+    if find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What has to be the same on every node as where the command was given."""
+
+    folder: str  # the current one: relative paths start there
+    packages: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def here(cls) -> Surroundings:
+        """Return those of this process."""
+        names = (*PACKAGES, "timm", "transformers")
+        return cls(os.getcwd(), tuple((name, package_version(name)) for name in names))
+
+    def enter(self) -> None:
+        """Make this process, on whatever node, one of these surroundings."""
+        if wrong := self.difference():
+            raise ClusterError(wrong[0], where=node_name(), expected=wrong[1], got=wrong[2])
+        os.chdir(self.folder)
+
+    def difference(self) -> tuple[str, str, str] | None:
+        """Return what is not the same here: a sentence, what was expected and what there is."""
+        here = dict(Surroundings.here().packages)
+        wanted = dict(self.packages)
+        if other := [name for name in wanted if here[name] != wanted[name]]:
+            expected, got = (
+                ", ".join(f"{name} {have[name]}" for name in other) for have in (wanted, here)
+            )
+            return "A node of the cluster has other versions of packages.", expected, got
+        if not os.path.isdir(self.folder):
+            what = "A node of the cluster does not have the folder that the command was given in."
+            return what, f"{self.folder}, on a file system that all nodes share", "no such folder"
+        return None
+
+
+def node_name() -> str:
+    """Return what people call this machine in the cluster."""
+    import ray.util  # noqa: PLC0415 - an extra
+
+    return f"node {ray.util.get_node_ip_address()} ({socket.gethostname()})"
+
+
+@contextmanager
+def joined(where: str, progress: Progress) -> Iterator[Any]:
+    """Join the cluster at an address, unless this process is in one already; yield ``ray``.
+
+    ClusterError, if there is none, or if its nodes are not alike.
+    """
+    check_ray()
+    import ray  # noqa: PLC0415 - an extra
+
+    if ray.is_initialized():
+        yield ray
+        return
+    _reach(where)
+    try:
+        ray.init(where, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError …, by version
+        what, got = "The cluster cannot be joined.", str(error).strip().partition("\n")[0][:400]
+        hint = "start one, ray start --head, or name its address: --address HOST:PORT"
+        raise ClusterError(what, where=where, got=got, next_step=hint) from error
+    try:
+        _check_nodes(ray)
+        found = nodes(ray)
+        cores = sum(node.get("CPU", 0) for node in found)
+        gpus = sum(node.get("GPU", 0) for node in found)
+        with_gpus = f", {gpus:g} GPUs" * bool(gpus)
+        progress.note(f"Ray cluster: {len(found)} nodes, {cores:g} cores{with_gpus}")
+        with _said_by_ray(progress):
+            yield ray
+    finally:
+        ray.shutdown()  # ends what still runs for this process
+
+
+@contextmanager
+def _said_by_ray(progress: Progress) -> Iterator[None]:
+    """Report what Ray says of nodes and actors that died; it would print it among our output."""
+    from ray._private import worker  # noqa: PLC0415 - there is no public way
+
+    def report(data: Mapping[str, Any], **_: Any) -> None:
+        lines = "\n".join(data.get("lines", ())).strip().splitlines() or [""]
+        progress.note(f"Ray: {lines[0][:300]}")
+
+    printing = getattr(worker, "print_to_stdstream", None)
+    worker.print_to_stdstream = report
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printing
+
+
+def _reach(where: str) -> None:
+    """Refuse an address at which nobody listens: Ray itself would wait for a minute."""
+    if where == "auto":
+        return
+    host, _, port = where.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    except OSError as error:
+        hint = "start its head node there, ray start --head --port=PORT, or correct --address"
+        what, got = "There is no cluster at this address.", error.strerror or str(error)
+        raise ClusterError(what, where=where, got=got, next_step=hint) from error
+
+
+def nodes(ray: Any) -> list[dict[str, float]]:
+    """Return the resources of each node, ``CPU`` and ``GPU`` for example."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def on_node(identity: str) -> Any:
+    """Return how Ray is told to run something on one node."""
+    from ray.util import scheduling_strategies  # noqa: PLC0415 - an extra
+
+    return scheduling_strategies.NodeAffinitySchedulingStrategy(identity, soft=False)
+
+
+def _check_nodes(ray: Any) -> None:
+    """Compare every node with this process."""
+    look = ray.remote(Surroundings.difference)
+    places = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    here = Surroundings.here()
+    asked = {
+        look.options(num_cpus=0, scheduling_strategy=on_node(identity)).remote(here): name
+        for identity, name in places.items()
+    }
+    for answer, name in asked.items():
+        try:
+            wrong = ray.get(answer, timeout=_LOOK_SECONDS)
+        except ray.exceptions.NodeDiedError:
+            continue  # what it would have done, others do
+        except Exception as error:
+            lines = [line for line in str(error).strip().splitlines() if line.strip()]
+            got = lines[-1].strip()[:400] if lines else type(error).__name__
+            what, hint = "A node of the cluster cannot run featpipe.", "install it there, too"
+            raise ClusterError(what, where=f"node {name}", got=got, next_step=hint) from error
+        if wrong:
+            what, expected, got = wrong
+            hint = "make the nodes alike, with one container image for instance: docs/scale.md"
+            raise ClusterError(
+                what, where=f"node {name}", expected=expected, got=got, next_step=hint
+            )
+
+
+@contextmanager
+def listening(ray: Any, take: Callable[..., None]) -> Iterator[Any]:
+    """Yield a queue on this node, to which others report; a thread passes on what comes.
+
+    ``take`` is called with what was put into the queue by :func:`report`.
+    """
+    from ray.util.queue import Empty, Queue  # noqa: PLC0415 - an extra
+
+    here = on_node(ray.get_runtime_context().get_node_id())
+    inbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    ended = threading.Event()
+
+    def pass_on() -> None:
+        while not ended.is_set():
+            with suppress(Empty):
+                take(*inbox.get(timeout=_LISTEN_SECONDS))
+
+    listener = threading.Thread(target=pass_on, daemon=True)
+    listener.start()
+    try:
+        yield inbox
+    finally:
+        ended.set()
+        listener.join()
+        inbox.shutdown(force=True)
+
+
+def report(inbox: Any, *values: Any) -> None:
+    """Put something into the queue of :func:`listening`; whether it arrives changes nothing."""
+    inbox.actor.put_nowait.remote(values)
+
+
+@contextmanager
+def explained(ray: Any) -> Iterator[None]:
+    """Say what to do where Ray has given up; an error of featpipe comes as it was raised."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        if isinstance(cause := getattr(error, "cause", None), FeatpipeError):
+            raise cause from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        what, got = "The cluster has given up.", f"{type(error).__name__}: {' '.join(lines[-1:])}"
+        hint = "see Ray's logs; the same command continues with what is missing"
+        raise ClusterError(what, got=got[:400], next_step=hint) from error

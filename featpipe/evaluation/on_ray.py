@@ -1,0 +1,95 @@
+"""Fits on a Ray cluster; the features are in the object store of each node, once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe import cluster
+from featpipe.errors import ClusterError
+from featpipe.evaluation.protocol import RowSet, Split
+from featpipe.probes.base import Probe
+from featpipe.progress import Progress
+from featpipe.store import FeatureStore
+
+T = TypeVar("T")
+_SHARE = 0.8  # of an object store, which holds what tasks return as well
+
+
+class PlacedArray(np.ndarray[Any, Any]):
+    """An array of which other processes get a reference: a node has it once, whoever asks."""
+
+    _reference: Any = None
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> PlacedArray:
+        """Place an array in the object store."""
+        import ray  # noqa: PLC0415 - an extra
+
+        capacity = min(node.get("object_store_memory", 0) for node in cluster.nodes(ray))
+        if values.nbytes > _SHARE * capacity:
+            raise ClusterError(
+                "The features do not fit into the object store of a node.",
+                expected=f"at most {_SHARE * capacity / 1e9:.1f} GB",
+                got=f"{values.nbytes / 1e9:.1f} GB",
+                next_step="ray start --object-store-memory=BYTES, or leave out --engine ray: "
+                "one machine reads features that are larger than its memory in blocks",
+            )
+        placed = np.asarray(values).view(cls)
+        placed._reference = ray.put(np.asarray(values))
+        return placed
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        import ray  # noqa: PLC0415 - an extra
+
+        whole = self._reference is not None  # a part of it has no reference of its own
+        return (ray.get, (self._reference,)) if whole else super().__reduce_ex__(protocol)
+
+
+class PlacedStore(FeatureStore):
+    """A store with one layer in the object store, read once and by one process."""
+
+    def __init__(self, store: FeatureStore, layer: str | None) -> None:
+        self.__dict__.update(store.__dict__)
+        self._placed = PlacedArray.of(np.asarray(store.features(layer)))
+
+    def features(self, layer: str | None = None) -> NDArray[Any]:
+        """Return the features of the layer that was placed."""
+        return self._placed
+
+
+@contextmanager
+def on_cluster(address: str, progress: Progress) -> Iterator[None]:
+    """Have joblib work on the cluster."""
+    with cluster.joined(address, progress) as ray, cluster.explained(ray):
+        from ray.util.joblib import register_ray  # noqa: PLC0415 - an extra
+
+        register_ray()
+        # Ray's pool reports that joblib's choice between fork and spawn means nothing to it.
+        logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.CRITICAL)
+        with joblib.parallel_config("ray", n_jobs=-1):
+            yield
+
+
+def fit_there(fit: Callable[..., T], splits: Sequence[Split], probe: Probe) -> Iterator[T]:
+    """Yield what ``fit(split, probe, 1)`` returns for each split, fitted on the cluster."""
+    import ray  # noqa: PLC0415 - an extra
+
+    stores = {id(part.store): part.store for s in splits for part in (s.train, s.test)}
+    placed = {key: PlacedStore(store, probe.layer) for key, store in stores.items()}
+
+    def there(part: RowSet) -> RowSet:
+        return replace(part, store=placed[id(part.store)])
+
+    moved = [replace(split, train=there(split.train), test=there(split.test)) for split in splits]
+    every = ray.put(moved)  # once, whatever the number of splits
+    run = ray.remote(lambda splits, number: fit(splits[number], probe, 1)).options(num_cpus=1)
+    for ended in [run.remote(every, number) for number in range(len(splits))]:
+        yield ray.get(ended)

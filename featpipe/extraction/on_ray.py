@@ -1,0 +1,212 @@
+"""Extraction on a Ray cluster: Ray Data hands the missing shards to actors that stay warm."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featpipe import cluster
+from featpipe.cluster import Surroundings
+from featpipe.datasets.source import ImageSource
+from featpipe.errors import ClusterError, FeatpipeError, StoreInUseError
+from featpipe.extraction.engine import Extraction, dataset_identity
+from featpipe.extraction.shards import Listen, Shard
+from featpipe.extraction.step import Extract
+from featpipe.progress import Event, Progress
+from featpipe.steps import Context
+from featpipe.store import FeatureStore, StoreContent
+from featpipe.workspace import Workspace
+
+# How many processes may die at one shard; Ray alone would try again for ever.
+_MOST_ATTEMPTS = 5
+_IN_USE_SECONDS = 60.0  # for which a process of a driver that was killed may still hold a shard
+
+
+@dataclass
+class ClusterExtraction(Extraction):
+    """The sealed stores of some splits, of which the nodes of a cluster make what is missing."""
+
+    order: Order = field(kw_only=True)
+    address: str = field(kw_only=True)
+    _joined: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
+
+    def stores(self) -> list[FeatureStore]:
+        """Return the sealed store of each split; the cluster is joined only if one is missing."""
+        with self._joined:
+            return super().stores()
+
+    @cached_property
+    def _described(self) -> dict[str, StoreContent]:
+        """What the store of each split holds but for rows, as a node says: it has the network."""
+        ray = self._joined.enter_context(cluster.joined(self.address, self.context.progress))
+        resources, _ = self.order.actors(ray)
+        describe = ray.remote(_describe).options(**resources)
+        with cluster.explained(ray):
+            answer = ray.get(describe.remote(self.order))
+        if isinstance(answer, FeatpipeError):
+            raise answer
+        return {content.manifest["dataset"]["split"]: content for content in answer}
+
+    def content(self, source: ImageSource) -> StoreContent:
+        """Return what the store of a split holds; ClusterError, if the nodes see other images."""
+        described, own = self._described[source.split], dataset_identity(source)
+        if (theirs := described.manifest["dataset"]) != own:
+            raise ClusterError(
+                f"The nodes see other images of {source.name} {source.split}.",
+                expected=f"{own['images']} images, fingerprint {own['fingerprint'][:8]}",
+                got=f"{theirs['images']} images, fingerprint {theirs['fingerprint'][:8]}",
+                next_step="name a folder that all nodes share, or copy the dataset anew",
+            )
+        rows: dict[str, Any] = {"ids": source.ids, "labels": source.labels, "folds": source.folds}
+        return replace(described, **rows, groups=source.groups)
+
+    def make(self, missing: Mapping[str, tuple[Path, StoreContent]]) -> list[FeatureStore]:
+        """Have the nodes embed the shards that are missing."""
+        return self.in_shards(missing, self.make_shards)
+
+    def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
+        """Hand each shard to an actor, and the next one to the actor that is free first."""
+        import ray  # noqa: PLC0415 - an extra
+        from ray import data  # noqa: PLC0415
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        settings = data.DataContext.get_current()
+        settings.enable_progress_bars = settings.print_on_execution_start = False
+        settings.execution_no_progress_timeout_s = -1  # a shard may take hours
+        of = {shard.label: shard for shard in shards}
+        resources, n_actors = self.order.actors(ray)
+        n_actors = min(n_actors, len(of))
+        each = " and ".join(f"{value:g} {name[4:-1].upper()}" for name, value in resources.items())
+        self.context.progress.note(f"{n_actors} actors, {each} each; {len(of)} shards")
+        # One block for each shard: a shard is what Ray hands out, and what it repeats.
+        items = [{"label": label, "shard": pickle.dumps(shard)} for label, shard in of.items()]
+        rows = data.from_items(items, override_num_blocks=len(items))
+        with cluster.explained(ray), cluster.listening(ray, listen) as inbox:
+            answers = rows.map(
+                ShardWorker,
+                fn_constructor_args=(self.order, inbox),
+                compute=data.ActorPoolStrategy(size=n_actors, max_tasks_in_flight_per_actor=1),
+                **resources,
+            )
+            for answer in answers.iter_rows():
+                if answer["error"]:
+                    raise pickle.loads(answer["error"])  # noqa: S301 - what our own actor pickled
+                n = len(of[answer["label"]].rows)
+                listen(answer["label"], Event("progress", done=n, total=n))
+        return {
+            "engine": {"name": "ray", "version": ray.__version__, "actors": n_actors, **resources}
+        }
+
+
+@dataclass(frozen=True)
+class Order:
+    """What every actor is told: the step, where it was given, and what it may use."""
+
+    step: Extract
+    workspace: Path
+    surroundings: Surroundings = field(default_factory=Surroundings.here)
+    identity: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def open(self, progress: Progress) -> Extraction:
+        """Open the images in the process of an actor; the network, when it is needed."""
+        import torch  # noqa: PLC0415 - not in the process that gives the order
+
+        self.surroundings.enter()
+        torch.set_num_threads(self.step.num_cpus)
+        context = Context(Workspace(self.workspace), progress)
+        return self.step.replace(engine="local").extraction(context, download=False)
+
+    def actors(self, ray: Any) -> tuple[dict[str, float], int]:
+        """Return what each actor gets, and how many are asked for: as many as there is room for."""
+        step, nodes = self.step, cluster.nodes(ray)
+        resources = {"num_cpus": float(step.num_cpus)}
+        if step.num_gpus:
+            resources["num_gpus"] = step.num_gpus
+        room = sum(
+            int(min(node.get(name[4:-1].upper(), 0) // value for name, value in resources.items()))
+            for node in nodes
+        )
+        if not room:
+            got = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes[:8])
+            expected = ", ".join(
+                f"--{name.replace('_', '-')} {v:g}" for name, v in resources.items()
+            )
+            what, hint = "No node has what an actor needs.", "ask for less, or add such nodes"
+            raise ClusterError(what, expected=expected, got=got, next_step=hint)
+        return resources, step.actors or room
+
+
+class ShardWorker:
+    """What an actor runs: images and network are opened once, for one shard after another.
+
+    Errors are part of the answers: what is raised, Ray would try again.
+    """
+
+    def __init__(self, order: Order, inbox: Any) -> None:
+        self._order, self._inbox = order, inbox
+        self._name = f"{cluster.node_name()}, process {os.getpid()}"
+        self._extraction: Extraction | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Embed and seal a shard."""
+        shard, error = pickle.loads(row["shard"]), b""  # noqa: S301 - what the driver pickled
+        try:
+            if self._extraction is None:
+                self._extraction = self._order.open(Progress(lambda event: None))
+            self._count_attempt(shard)
+            until = time.monotonic() + _IN_USE_SECONDS
+            while not shard.path.exists():
+                try:
+                    self._extraction.make_shards([shard], self.listen)
+                except StoreInUseError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(1)
+        except FeatpipeError as raised:
+            error = pickle.dumps(_with_node(raised))
+        return {"label": row["label"], "error": error}
+
+    def _count_attempt(self, shard: Shard) -> None:
+        """Give up at a shard at which process after process dies, of memory for example."""
+        attempts = shard.path.with_suffix(".attempts")
+        attempts.parent.mkdir(parents=True, exist_ok=True)
+        with attempts.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            before = file.read().count(self._order.identity)
+            file.write(f"{self._order.identity}\n")
+        if before >= _MOST_ATTEMPTS:
+            what, got = "Processes die at a shard again and again.", f"{before} that died"
+            hint = "if memory is short: a smaller --batch-size, or more --num-cpus for each actor"
+            raise ClusterError(what, where=shard.path, got=got, next_step=hint)
+
+    def listen(self, label: str, event: Event) -> None:
+        """Pass an event on to the process that gave the order."""
+        cluster.report(self._inbox, label, event, self._name)
+
+
+def _describe(order: Order) -> list[StoreContent] | FeatpipeError:
+    """Return what the stores of all splits hold but for their rows; an error as a value."""
+    try:
+        contents = order.open(Progress(lambda event: None)).contents()
+    except FeatpipeError as error:
+        return _with_node(error)
+    nothing: dict[str, Any] = {"ids": (), "groups": (), "folds": ()}
+    return [replace(one, labels=np.zeros(0, np.int64), **nothing) for one in contents]
+
+
+def _with_node(error: FeatpipeError) -> FeatpipeError:
+    """Return the error with the node it occurred on."""
+    places = filter(None, [error.details.get("where"), cluster.node_name()])
+    error.details = {**error.details, "where": ", on ".join(places)}
+    return error

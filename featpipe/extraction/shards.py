@@ -1,0 +1,164 @@
+"""Extraction in shards: ranges of rows, each a sealed store of its own, presented as one store.
+
+Which rows are in which shard follows from their number alone, so ids and order never depend on who
+computed what; a shard that is sealed is never computed again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from featpipe.progress import Event, Progress, Task
+from featpipe.provenance import now
+from featpipe.store import FeatureStore, StoreContent, StoreWriter
+from featpipe.store.layout import shard_folder
+from featpipe.store.shards import shard_path
+
+# Rows of a shard, unless they are given: few enough that many can work and little is repeated
+# after a failure, and enough that opening and sealing it takes no time to speak of.
+_MOST_ROWS, _FEWEST_ROWS, _SHARDS = 50_000, 500, 64
+# Of the run record of a shard: what is that of all shards otherwise.
+_OF_A_SHARD = ("command", "source", "request")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive rows of a store, and the file that they are in."""
+
+    split: str
+    rows: range
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """What distinguishes it from all others."""
+        return f"{self.split} {self.path.stem}"
+
+
+def shard_ranges(n: int, rows: int | None) -> list[range]:
+    """Return the rows of each shard of a store with ``n``; ``rows``: as :func:`extract_shards`."""
+    rows = rows or min(max(-(-n // _SHARDS), _FEWEST_ROWS), _MOST_ROWS)
+    return [range(*edge) for edge in pairwise([*range(0, n, rows), n])]
+
+
+@dataclass
+class Together:
+    """The progress of all shards as that of one task, whoever computes them."""
+
+    progress: Progress
+    task: Task
+    _done: dict[str, int] = field(default_factory=dict)  # rows, by label of the shard's events
+    _rates: dict[str, float] = field(default_factory=dict)  # images/s, by who computes
+    _said: set[str] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _began: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first shard began."""
+        return max(time.monotonic() - (self._began or 0.0), 1e-9)
+
+    def listen(self, label: str, event: Event, worker: str = "") -> None:
+        """Take an event of the shard called ``label`` that ``worker`` computes."""
+        with self._lock:
+            self._began = self._began or time.monotonic()
+            self._take(label, event, worker)
+
+    def _take(self, label: str, event: Event, worker: str) -> None:
+        if event.event == "note":
+            if event.message not in self._said:  # every shard has the same to say
+                self.progress.note(event.message)
+            self._said.add(event.message)
+            return
+        before, self._done[label] = self._done.get(label, 0), event.done
+        if rate := event.facts.get("rate"):
+            self._rates[worker] = float(rate.partition(" ")[0])
+        facts = {"rate": f"{sum(self._rates.values()):.1f} images/s"}
+        if len(self._rates) > 1:
+            slowest, fastest = min(self._rates.values()), max(self._rates.values())
+            facts["actors"] = f"{len(self._rates)} actors, {slowest:.1f} to {fastest:.1f} each"
+        elif shares := event.facts.get("shares"):
+            facts["shares"] = shares
+        self.task.advance(event.done - before, **facts)
+
+
+# Takes the label of a shard, an event of it and perhaps the name of who computes it.
+Listen = Callable[..., None]
+# Seals each shard that it is given, and returns facts for the run record: who did it.
+Make = Callable[[Sequence[Shard], Listen], Mapping[str, Any]]
+
+
+def extract_shards(
+    wanted: Iterable[tuple[Path, StoreContent]],
+    rows: int | None,
+    make: Make,
+    *,
+    record: Mapping[str, Any],
+    label: str,
+    progress: Progress,
+) -> list[FeatureStore]:
+    """Have the missing shards of stores made, all together, and seal the stores.
+
+    ``rows`` are those of a shard; None: chosen by the number of images. ``label`` names the work
+    in the progress.
+    """
+    with ExitStack() as stack:
+        stores = [stack.enter_context(_Sharded(*one, rows)) for one in wanted]
+        missing = [shard for store in stores for shard in store.missing]
+        shards = [shard for store in stores for shard in store.shards]
+        n, to_do = (sum(len(shard.rows) for shard in some) for some in (shards, missing))
+        if kept := len(shards) - len(missing):
+            progress.note(
+                f"resuming: {kept} of {len(shards)} shards ({n - to_do} images) are there"
+            )
+        facts: Mapping[str, Any] = {}
+        if missing:
+            with progress.task(label, n, n - to_do) as task:
+                together = Together(progress, task)
+                facts = make(missing, together.listen)
+            facts = {**facts, "images_per_s": round(to_do / together.seconds, 2)}
+        return [store.seal({**facts, **record}) for store in stores]
+
+
+class _Sharded:
+    """A store whose rows are in shards, locked until it is sealed."""
+
+    def __init__(self, path: Path, content: StoreContent, rows: int | None) -> None:
+        split, parts = content.manifest["dataset"]["split"], shard_ranges(len(content.ids), rows)
+        self.shards = [Shard(split, part, shard_path(path, part)) for part in parts]
+        self._folder = shard_folder(path)
+        path.unlink(missing_ok=True)  # if it is there, it names a shard that is lost
+        self._writer = StoreWriter(path, content, sharded=True)
+        there = set(self._folder.glob("*.h5"))
+        self.missing = [shard for shard in self.shards if shard.path not in there]
+
+    def __enter__(self) -> _Sharded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def seal(self, record: Mapping[str, Any]) -> FeatureStore:
+        """Seal the store when all its shards are; remove what is left of other ones."""
+        files = [shard.path for shard in self.shards]
+        for left in set(self._folder.iterdir()) - set(files):
+            left.unlink()  # of another number of rows
+        runs = [FeatureStore(file).run for file in files]
+        parts = runs[-1]["shares"]
+        run = {
+            **{key: value for key, value in runs[-1].items() if key not in _OF_A_SHARD},
+            "created": now(),
+            "seconds": round(sum(each["seconds"] for each in runs), 3),
+            "shares": {
+                part: round(sum(each["shares"][part] for each in runs), 3) for part in parts
+            },
+            "shards": len(files),
+        }
+        return self._writer.seal({**run, **record}, files)

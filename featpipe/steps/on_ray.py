@@ -1,0 +1,119 @@
+"""Run a plan on a Ray cluster: tasks that need nothing of each other run at once, on any node.
+
+Ray starts a task when those that it needs have ended; their outcomes are its arguments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from featpipe import cluster
+from featpipe.cluster import Surroundings
+from featpipe.errors import ClusterError, FeatpipeError
+from featpipe.progress import Event, Progress
+from featpipe.steps.base import Context, Outcome
+from featpipe.steps.plan import Plan, Task
+from featpipe.steps.runner import Listener, execute, summary
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a node is told: a task, and where it was given."""
+
+    task: Task
+    number: int
+    context: Context  # without what reports its progress
+    surroundings: Surroundings
+
+
+def run_plan_on_cluster(plan: Plan, listeners: Sequence[Listener], address: str) -> Outcome:
+    """Run the tasks of a plan on the nodes of a cluster; as :func:`featpipe.steps.runner.run_plan`.
+
+    A task gets all cores of a node, and one of its GPUs if it has any and the step uses one; a step
+    that is itself spread over the cluster gets none, as it only waits.
+    """
+    outcomes: dict[str, Outcome] = {}
+
+    def notify(record: Event | Outcome) -> None:
+        for listener in listeners:
+            listener(record)
+
+    with cluster.joined(address, plan.context.progress) as ray:
+        # Tasks that only wait have no cores: they must not fill up the nodes.
+        nodes = [node for node in cluster.nodes(ray) if node.get("CPU", 0) >= 1]
+        if not nodes:
+            raise ClusterError("No node of the cluster has a core.", where=address)
+        n_cores = int(min(node["CPU"] for node in nodes))
+        with_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+        try:
+            with cluster.listening(ray, notify) as inbox:
+                running = _start(ray, plan, inbox, n_cores, with_gpu=with_gpu)
+                while running:
+                    (ended,), _ = ray.wait(list(running), num_returns=1)
+                    task = running.pop(ended)
+                    outcomes[task.name] = _outcome(ray, ended, task, outcomes)
+                    notify(outcomes[task.name])
+        except KeyboardInterrupt:
+            for task in plan.tasks:
+                if task.name not in outcomes:
+                    outcomes[task.name] = Outcome("interrupted", "interrupted", task=task.name)
+                    notify(outcomes[task.name])
+    return summary([outcomes[task.name] for task in plan.tasks], plan.context.command)
+
+
+def _start(ray: Any, plan: Plan, inbox: Any, n_cores: int, *, with_gpu: bool) -> dict[Any, Task]:
+    """Give all tasks to Ray; return each by the reference to its outcome."""
+    here, run = Surroundings.here(), ray.remote(_run)
+    made: dict[str, Any] = {}
+    running: dict[Any, Task] = {}
+    silent = replace(plan.context, progress=Progress(_nobody), jobs=n_cores)
+    for number, task in enumerate(plan.tasks, start=1):
+        recipe = {"task": task.name, **plan.recipe.resolved}
+        order = Order(task, number, replace(silent, recipe=recipe), here)
+        spread = getattr(task.step, "engine", "local") == "ray"
+        resources = {"num_cpus": 0 if spread else n_cores}
+        if with_gpu and hasattr(task.step, "device") and not spread:
+            resources["num_gpus"] = 1
+        before = [made[name] for name in dict.fromkeys((*task.needs, *task.after))]
+        made[task.name] = run.options(**resources).remote(order, len(plan.tasks), inbox, *before)
+        running[made[task.name]] = task
+    return running
+
+
+def _nobody(event: Event) -> None:
+    """Hear of nothing."""
+
+
+def _run(order: Order, n_tasks: int, inbox: Any, *before: Outcome) -> Outcome:
+    """Run a task on a node, unless what it needs has failed."""
+    task, context = order.task, order.context
+    ended = {outcome.task: outcome for outcome in before}
+    if failed := [name for name in task.needs if not ended[name].succeeded]:
+        return Outcome("not run", f"it needs {', '.join(failed)}", task=task.name)
+    cluster.report(inbox, Event("started", task.name, order.number, n_tasks, {}, task.name))
+    progress = Progress(lambda event: cluster.report(inbox, replace(event, task=task.name)))
+    began = time.monotonic()
+    try:
+        order.surroundings.enter()
+        inputs = [ended[name].paths for name in task.needs]
+        told: tuple[Any, ...] = (context.workspace, context.jobs, context.command, context.recipe)
+        outcome = execute((task.step, inputs, *told), progress)
+    except FeatpipeError as error:
+        outcome = Outcome.failure(error)
+    return replace(outcome, task=task.name, seconds=time.monotonic() - began)
+
+
+def _outcome(ray: Any, ended: Any, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
+    """Return the outcome of a task, or the failure that the death of its process is."""
+    try:
+        outcome: Outcome = ray.get(ended)
+    except ray.exceptions.RayError as error:
+        lost = [name for name in task.needs if name in outcomes and not outcomes[name].succeeded]
+        if lost:
+            return Outcome("not run", f"it needs {', '.join(lost)}", task=task.name)
+        first = str(error).strip().partition("\n")[0][:300]
+        return Outcome("failed", f"{type(error).__name__}: {first}", task=task.name)
+    return outcome

@@ -1,0 +1,226 @@
+"""The record of a sealed store and the places of its arrays; nothing is trusted unchecked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from featpipe.errors import StoreError
+from featpipe.fingerprint import of_mapping
+from featpipe.steps.grammar import LOGITS
+from featpipe.store import layout
+from featpipe.store.arrays import Extent
+
+_LOGITS = f"features/{LOGITS}"
+# What a record holds: values of a type, lists of one kind, mappings with at least these keys.
+SCHEMA: dict[str, Any] = {
+    "fingerprint": str,
+    "manifest": {
+        "dataset": {"name": str, "split": str, "images": int, "fingerprint": str},
+        "backbone": {"model": str},
+        "layers": [str],
+        "dtype": str,
+    },
+    "ids": [str],
+    "classes": [str],
+    "folds": [[int]],
+    "skipped": {"rows": [int], "reasons": [str]},
+    "run": {"created": str, "seconds": float, "images_per_s": float},
+    "digests": dict,
+}
+_SHARD = re.compile(r"\d{10,}-\d{10,}\.h5")
+_FEATURE_TYPES = ("float32", "float16", "uint8")
+
+
+def check_beginning(path: Path) -> None:
+    """Refuse, before HDF5 sees it, a file that is no store, cut off, or longer than it was."""
+    require(path.is_file() or path.is_dir() or not path.exists(), "it is no regular file")
+    with path.open("rb") as file:
+        head = file.read(48)
+    if head.startswith(b"featpipe feature store\n"):
+        raise _another_schema(path, 1)
+    if not head.startswith(layout.HDF5_SIGNATURE + b"\x02"):  # older HDF5 formats have no checksums
+        raise _not_sealed(path)
+    sealed_bytes, n_bytes = layout.hdf5_size(head), path.stat().st_size
+    require(n_bytes == sealed_bytes, f"it has {n_bytes} bytes instead of {sealed_bytes}")
+
+
+def read_record(file: h5py.File, path: Path) -> dict[str, Any]:
+    """Return everything but the arrays: what the seal proves unchanged, checked against itself."""
+    for name, dtype in (("schema", np.dtype("int64")), ("seal", np.dtype("S64"))):
+        attribute = file.attrs.get_id(name) if name in file.attrs else None
+        if attribute is None or (attribute.dtype, attribute.shape) != (dtype, ()):
+            raise _not_sealed(path)
+    schema = file.attrs["schema"]
+    if schema not in (layout.SCHEMA_VERSION, layout.SHARDED_VERSION):
+        raise _another_schema(path, schema)
+    dataset = _dataset(file, "record")
+    require(dataset.dtype.kind == "S" and dataset.shape == (), "its record is not text")
+    n_bytes = dataset.dtype.itemsize
+    require(n_bytes <= layout.MAX_RECORD_BYTES, f"its record has {n_bytes} bytes")
+    _place("its record", dataset)
+    text = dataset[()]
+    sealed = hashlib.sha256(text).hexdigest().encode() == file.attrs["seal"]
+    require(sealed, "its ids, manifest or other records changed")
+    record: dict[str, Any] = json.loads(text)
+    conform("its record", record, SCHEMA)
+    manifest, skipped = record["manifest"], record["skipped"]
+    n, layers, dtype = manifest["dataset"]["images"], manifest["layers"], manifest["dtype"]
+    known = record["fingerprint"] == of_mapping(manifest)
+    require(known, "its fingerprint is not that of its manifest")
+    require(len(record["ids"]) == n, f"{len(record['ids'])} ids, {n} images")
+    for rows in (skipped["rows"], *record["folds"]):
+        require(all(0 <= row < n for row in rows), "skipped rows or folds are out of range")
+    require(len(skipped["rows"]) == len(skipped["reasons"]), "skipped rows without a reason")
+    require(len(set(layers)) == len(layers) > 0, "layers are not named")
+    require(dtype in _FEATURE_TYPES, f"features of type {dtype!r}")
+    groups, meaning = record.setdefault("groups", []), record.setdefault("source_classes", None)
+    conform("groups", groups, [str])
+    require(len(groups) in (0, n), f"{len(groups)} groups, {n} images")
+    conform("source_classes", meaning or [[], []], [[str]])
+    require(meaning is None or len(meaning) == 2, "source_classes are not ids and names")
+    conform("run/request", record["run"].get("request", {"inputs": {}}), {"inputs": dict})
+    if schema == layout.SHARDED_VERSION:
+        conform("its record", record, {"shards": [dict], "shapes": dict})
+        for shard in record["shards"]:
+            conform("a shard", shard, {"file": str, "rows": int, "arrays": dict})
+            require(bool(_SHARD.fullmatch(shard["file"])), f"a shard is called {shard['file']!r}")
+        require(sum(shard["rows"] for shard in record["shards"]) == n, "its shards have other rows")
+    return record
+
+
+def extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str, list[Extent]]:
+    """Return where the arrays are that the record implies: no others, of its types and rows."""
+    source, digests, n = record["source_classes"], record["digests"], len(record["ids"])
+    layers = dict.fromkeys(record["manifest"]["layers"], record["manifest"]["dtype"])
+    if source is not None or LOGITS in layers:
+        layers[LOGITS] = "float32"
+    types = {"labels": "int64"} | {f"features/{name}": dtype for name, dtype in layers.items()}
+    held = {**digests, **record.get("shapes", {})}
+    if layout.LOOKS.keys() <= held.keys():
+        types |= {name: dtype for name, (dtype, _) in layout.LOOKS.items()}
+    require(held.keys() == types.keys(), f"it holds {', '.join(held)}")
+    arrays = {}
+    for name, dtype in types.items():
+        if name in digests:
+            dataset = _dataset(file, name)
+            shape, given = tuple(dataset.shape), dataset.dtype
+            require(given == np.dtype(dtype), f"{name} is of type {given}")
+            arrays[name] = [Extent(path, dtype, shape, _place(name, dataset)[0], digests[name])]
+        else:
+            shape = (n, *record["shapes"][name])
+            arrays[name] = list(_in_shards(path, record["shards"], name, dtype, shape[1:]))
+        dims = range(1, 2) if name == "labels" else range(2, 9)
+        _, row = layout.LOOKS.get(name, ("", shape[1:]))
+        fit = len(shape) in dims and shape[0] == n and all(shape[1:]) and shape[1:] == row
+        require(fit, f"{name} has shape {shape} for {n} images")
+    if source is not None:
+        ids, names = source
+        fit = arrays[_LOGITS][0].shape[1:] == (len(ids),) == (len(names),)
+        require(fit, "source_classes do not fit the logits")
+    return arrays
+
+
+def _in_shards(
+    path: Path, shards: Sequence[Mapping[str, Any]], name: str, dtype: str, row: tuple[int, ...]
+) -> Iterator[Extent]:
+    """Yield where an array is in each shard of a store."""
+    folder = layout.shard_folder(path)
+    for shard in shards:
+        offset, digest = shard["arrays"][name]
+        conform(name, digest, str)
+        require(type(offset) is int and offset >= 0, f"{name} begins at {offset}")
+        yield Extent(folder / shard["file"], dtype, (shard["rows"], *row), offset, digest)
+
+
+def _place(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
+    """Return the first byte and the number of bytes of an array, all of which are in the file."""
+    n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
+    offset, size = dataset.id.get_offset(), dataset.file.id.get_filesize()
+    stored = n_bytes == 0 or (offset is not None and offset + n_bytes <= size)
+    require(stored, f"the bytes of {name} are not in the file")
+    return offset or 0, n_bytes
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Open a dataset whose bytes are all in this file, in one piece."""
+    item = file
+    for part in name.split("/"):
+        link = item.id.links.get_info(part.encode())
+        require(link.type == h5py.h5l.TYPE_HARD, f"{name} is a link to elsewhere")
+        item = item[part]
+    plan, array = item.id.get_create_plist(), isinstance(item, h5py.Dataset)
+    whole = array and item.shape is not None and plan.get_layout() == h5py.h5d.CONTIGUOUS
+    require(whole and not plan.get_external_count(), f"{name} is not a contiguous array")
+    return item
+
+
+def conform(name: str, value: Any, schema: Any) -> None:
+    """Require that a JSON value is of the form that a schema describes."""
+    kind = type(schema) if isinstance(schema, dict | list) else schema
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    require(fits, f"{name} is not of type {kind.__name__}")
+    if isinstance(schema, dict):
+        for key, part in schema.items():
+            require(key in value, f"{name} has no {key}")
+            conform(key, value[key], part)
+    elif isinstance(schema, list) and isinstance(schema[0], list):
+        for part in value:
+            conform(name, part, schema[0])
+    elif isinstance(schema, list):  # of ten million ids, perhaps: not one after the other
+        others = set(map(type, value)) - set(schema)
+        require(not others, f"{name} holds other than {schema[0].__name__}")
+
+
+def require(condition: bool, detail: str) -> None:
+    """Raise ValueError with what is wrong, unless it is right."""
+    if not condition:
+        raise ValueError(detail)
+
+
+def _another_schema(path: Path, schema: int) -> StoreError:
+    old = schema == 1
+    return StoreError(
+        f"The feature store {'was written by featpipe 0.1' if old else 'has another schema'}.",
+        where=path,
+        expected=f"schema {layout.SCHEMA_VERSION}",
+        got=f"schema {schema}",
+        next_step=f"delete it and extract it again: rm {str(path)!r}",
+    )
+
+
+def _not_sealed(path: Path) -> StoreError:
+    # Deleting is not suggested: this may be any file of the user's, named by mistake.
+    what = "The file is not a sealed feature store."
+    next_step = "name another, or run the extract command again: featpipe store list"
+    return StoreError(what, where=path, next_step=next_step)
+
+
+@contextlib.contextmanager
+def translate_errors(path: Path) -> Iterator[None]:
+    """Explain why a file cannot be read as a store."""
+    try:
+        yield
+    except FileNotFoundError:
+        what, next_step = "There is no such feature store.", "featpipe store list"
+        if layout.partial_path(path).exists():
+            what = "The feature store is unfinished."
+            next_step = "run the extract command again: it continues where it stopped"
+        raise StoreError(what, where=path, next_step=next_step) from None
+    except IsADirectoryError:
+        raise StoreError("A feature store is a file, this is a folder.", where=path) from None
+    except PermissionError:
+        raise StoreError("The feature store may not be read.", where=path) from None
+    except (OSError, LookupError, ValueError, RuntimeError, AttributeError, TypeError) as error:
+        what = f"The feature store is damaged: {error}."
+        next_step = f"delete it and extract again: rm {str(path)!r}"
+        raise StoreError(what, where=path, next_step=next_step) from error

@@ -1,0 +1,205 @@
+"""A store in shards is the store without them: in every number, for everything that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import featpipe
+from featpipe.cli.main import featpipe as program
+from featpipe.errors import FeatpipeError, ImageError, StoreError, StoreInUseError, UsageError
+from featpipe.extraction import Extract
+from featpipe.progress import Event, Progress
+from featpipe.steps import Context
+from featpipe.store import FeatureStore, StoreWriter
+from featpipe.store.layout import StoreContent
+from featpipe.workspace import Workspace
+from tests.images import photo_folder
+
+Extracted = Callable[..., list[FeatureStore]]
+
+
+@pytest.fixture
+def extracted(tmp_path: Path) -> Extracted:
+    """Extract glyphnet's features of handwritten digits into shards of 400 rows."""
+
+    def extract(workspace: str = "shards", **options: Any) -> list[FeatureStore]:
+        given = {"dataset": "digits", "model": "glyphnet", "shard_rows": 400, **options}
+        return featpipe.extract(workspace=tmp_path / workspace, **given)
+
+    return extract
+
+
+def shard_times(store: FeatureStore) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in store.shards}
+
+
+def test_everything_is_that_of_the_store_without_shards(extracted: Extracted) -> None:
+    for whole, store in zip(extracted("whole", shard_rows=None), extracted(), strict=True):
+        assert (store.fingerprint, store.manifest) == (whole.fingerprint, whole.manifest)
+        assert (store.ids, store.classes) == (whole.ids, whole.classes)
+        np.testing.assert_array_equal(store.labels, whole.labels)
+        for layer in ("avgpool", "logits"):
+            np.testing.assert_allclose(store.features(layer), whole.features(layer), atol=1e-5)
+        assert store.digests is not None
+        np.testing.assert_array_equal(store.digests, whole.digests)
+        np.testing.assert_array_equal(store.looks("thumbnail"), whole.looks("thumbnail"))
+        store.verify()
+    assert [path.name for path in store.shards] == [
+        "0000000000-0000000400.h5",
+        "0000000400-0000000539.h5",
+    ]
+    assert store.run["shards"] == 2
+    assert store.n_bytes > sum(path.stat().st_size for path in store.shards)
+
+
+def test_probe_audit_report_and_export_read_it(extracted: Extracted, tmp_path: Path) -> None:
+    answers = {}
+    for workspace, rows in (("whole", None), ("shards", 400)):
+        train, test = extracted(workspace, shard_rows=rows)
+        root = tmp_path / workspace
+        results = [
+            featpipe.evaluate(method, train, test, workspace=root) for method in ("svm", "knn")
+        ]
+        curve = featpipe.evaluate("centroid", train, test, workspace=root, train_per_class=[2, 5])
+        page = featpipe.report([*results, curve], root / "page", workspace=root)
+        assert "SVM" in page.read_text(encoding="utf-8")
+        for command in (
+            ["audit", "--dataset", "digits"],
+            ["store", "verify", str(test.path)],
+            ["store", "info", str(test.path)],
+            ["store", "export", str(test.path), str(root / "test.npz")],
+        ):
+            # `store` finds its workspace by the path it is given.
+            where = ["--workspace", str(root)] if command[0] == "audit" else []
+            outcome = CliRunner().invoke(program, [*command, *where])
+            assert outcome.exit_code == 0, outcome.output
+        predictions = [result.summary["accuracy"]["value"] for result in (*results, curve)]
+        with np.load(root / "test.npz") as exported:
+            answers[workspace] = predictions, exported["ids"].tolist(), exported["labels"].tolist()
+    assert answers["whole"] == answers["shards"]
+
+
+def test_finished_shards_are_never_made_again(extracted: Extracted) -> None:
+    store, _ = extracted()
+    before = shard_times(store)
+    lost = store.shards[1]
+    lost.unlink()
+    with pytest.raises(StoreError, match="0000000400-0000000800") as raised:
+        FeatureStore(store.path).features()
+    assert "only they are made again" in raised.value.details["next"]
+    with pytest.raises(StoreError, match="1 of 4"):
+        store.verify()
+    again, _ = extracted()
+    after = shard_times(again)
+    assert [name for name in after if after[name] != before[name]] == [lost.name]
+    again.verify()
+
+
+def test_a_damaged_shard_is_named(extracted: Extracted, tmp_path: Path) -> None:
+    store, _ = extracted()
+    content = bytearray(store.shards[2].read_bytes())
+    content[store.extents("features/avgpool")[2].offset + 99] ^= 1
+    store.shards[2].write_bytes(content)
+    for look in (lambda: FeatureStore(store.path).features(), store.verify):
+        with pytest.raises(StoreError, match="1 of 4: 0000000800-0000001200"):
+            look()
+    store.shards[2].unlink()  # as the message says
+    extracted()[0].verify()
+
+
+def test_an_interrupted_run_continues_with_what_is_missing(
+    extracted: Extracted, tmp_path: Path
+) -> None:
+    def interrupt(event: Event) -> None:
+        if event.done > 800:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extracted(progress=Progress(interrupt, 0))
+    (folder,) = (tmp_path / "shards").rglob("train-*.shards")
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.h5")}
+    assert len(kept) == 2
+    step = Extract(dataset="digits", model="glyphnet", shard_rows=400)
+    status = step.status(Context(Workspace(tmp_path / "shards")))
+    assert "2 of 4 shards are there" in status.why
+    notes: list[str] = []
+    store, _ = extracted(progress=Progress(lambda event: notes.append(event.message), 0))
+    assert any(note.startswith("resuming: 2 of 6 shards (800 images)") for note in notes)
+    assert kept.items() <= shard_times(store).items()
+
+
+def test_shards_of_another_size_are_replaced(extracted: Extracted, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.done > 400:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extracted(progress=Progress(stop, 0))
+    store, _ = extracted(shard_rows=1000)
+    assert len(store.shards) == 2
+    assert sorted(store.path.with_suffix(".shards").iterdir()) == store.shards
+
+
+def test_a_sealed_store_stays_whatever_size_is_asked_for(extracted: Extracted) -> None:
+    before = shard_times(extracted()[0])
+    assert shard_times(extracted(shard_rows=17)[0]) == before
+    assert shard_times(extracted(shard_rows=None)[0]) == before
+
+
+def test_unreadable_images_follow_the_policy(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "photos")
+    broken = sorted(folder.rglob("*.png"))[7]
+    broken.write_bytes(broken.read_bytes()[:60])
+    given: dict[str, Any] = {"dataset": f"folder:{folder}", "model": "glyphnet", "shard_rows": 5}
+    with pytest.raises(ImageError):
+        featpipe.extract(**given, workspace=tmp_path)
+    (store,) = featpipe.extract(**given, workspace=tmp_path, on_error="skip")
+    (whole,) = featpipe.extract(
+        **given | {"shard_rows": None}, workspace=tmp_path / "whole", on_error="skip"
+    )
+    assert store.skipped == whole.skipped
+    assert len(store.skipped) == 1
+    np.testing.assert_allclose(store.features(), whole.features(), atol=1e-5)
+    with pytest.raises(ImageError, match="1 of 12 images cannot be read"):
+        featpipe.extract(**given, workspace=tmp_path)
+
+
+def test_two_runs_at_one_target(extracted: Extracted, tmp_path: Path) -> None:
+    whole, _ = extracted("whole", shard_rows=None)
+    content = StoreContent(
+        whole.ids, whole.labels, whole.classes, whole.shapes, "float32", whole.manifest
+    )
+    path = tmp_path / "shards" / whole.path.relative_to(tmp_path / "whole")
+    with StoreWriter(path, content, sharded=True), pytest.raises(StoreInUseError):
+        extracted()
+    extracted()[0].verify()
+
+
+def test_a_shard_of_other_rows_is_not_taken(extracted: Extracted) -> None:
+    store, other = extracted()
+    taken = store.shards[0]
+    taken.write_bytes(other.shards[0].read_bytes())
+    store.shards[1].unlink()
+    with pytest.raises(StoreError, match="does not hold the rows that are due") as raised:
+        extracted()
+    assert taken.name in raised.value.details["next"]
+    taken.unlink()
+    extracted()[0].verify()
+
+
+@pytest.mark.parametrize("options", [{"actors": 2}, {"num_gpus": 1}, {"address": "a:1"}])
+def test_options_of_a_cluster_need_one(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is for a cluster"):
+        Extract(dataset="digits", model="glyphnet", **options)
+
+
+@pytest.mark.parametrize("address", ["here", "host:", ":1", "host:port", "host:99999"])
+def test_addresses_are_checked(address: str) -> None:
+    with pytest.raises(FeatpipeError, match="no address of a cluster"):
+        Extract(dataset="digits", model="glyphnet", engine="ray", address=address)
