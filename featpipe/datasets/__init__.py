@@ -34,13 +34,13 @@ class _Datasets(Registry["type[Dataset]"]):
             if spec := spec_of_path(name):
                 error.details["next"] = f"did you mean {spec!r}?"
             elif name in (*_PACKAGES, "https", "http", "file", "memory"):
-                error.details["next"] = f"write folder:{name}://…"
+                error.details["next"] = f"write folder:{name}://… or wds:{name}://…"
             raise
 
 
 def spec_of_path(path: str | os.PathLike[str]) -> str | None:
-    """Return the dataset that a path means: a folder, CSV or NumPy archive; else ``None``."""
-    kinds = {".csv": "csv", ".npz": "npz"}
+    """Return the dataset that a path means: a folder, CSV, NumPy or tar archive; else ``None``."""
+    kinds = {".csv": "csv", ".npz": "npz", ".tar": "wds"}
     kind = kinds.get(os.path.splitext(path)[1].lower())
     kind = "folder" if os.path.isdir(path) else kind if os.path.isfile(path) else None
     return kind and f"{kind}:{os.fspath(path)}"
@@ -57,6 +57,7 @@ DATASETS = _Datasets(
         "folder": "featpipe.datasets.folder",
         "csv": "featpipe.datasets.tables",
         "npz": "featpipe.datasets.tables",
+        "wds": "featpipe.datasets.wds",
         "torchvision": "featpipe.datasets.torchvision",
         "hf": "featpipe.datasets.hf",
         "images": "featpipe.datasets.given",

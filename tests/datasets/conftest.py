@@ -364,6 +364,28 @@ def png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+def _make_wds(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Two shards of a training split, one of a test split, names of classes."""
+    images = {"train": pictures(4, seed=1), "test": pictures(3, seed=2)}
+    names = {"train": ["dog", "cat", "", "dog"], "test": ["dog", "cat", ""]}
+
+    def write(split: str, pixels: np.ndarray) -> None:
+        n = len(pixels)
+        for shard, rows in enumerate([range(n)] if split == "test" else [range(2), range(2, n)]):
+            members = {}
+            for row in rows:
+                members[f"{row:04d}.png"] = png(pixels[row])
+                members[f"{row:04d}.cls"] = names[split][row].encode()
+            write_shard(tmp / "shards" / f"{split}-{shard:03d}.tar", members)
+
+    for split, pixels in images.items():
+        write(split, pixels)
+    changed = np.concatenate([255 - images["train"][:1], images["train"][1:]])
+    labels = {"train": [1, 0, -1, 1], "test": [1, 0, -1]}
+    change = partial(write, "train", changed)
+    return Made(f"wds:{tmp / 'shards'}", None, images, labels, ("cat", "dog"), change)
+
+
 MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "stl10": _make_stl10,
     "cifar10": _make_cifar(Cifar10),
@@ -373,6 +395,7 @@ MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "folder": _make_folder,
     "csv": _make_csv,
     "npz": _make_npz,
+    "wds": _make_wds,
     "torchvision": _make_torchvision,
     "hf": _make_hf,
     "images": _make_images,

@@ -192,7 +192,7 @@ def test_damaged_images_are_skipped_as_files_are(s3, folder, tmp_path):
     assert [len(store.skipped) for store in stores] == [0, 1]
 
 
-@pytest.mark.parametrize("spec", ["folder:s3://nobody/photos"])
+@pytest.mark.parametrize("spec", ["folder:s3://nobody/photos", "wds:s3://nobody/x.tar"])
 def test_a_bucket_that_does_not_exist(s3, options, spec):
     with pytest.raises(DataError, match="nothing at this place") as caught:
         splits_of(spec, options)
@@ -282,7 +282,7 @@ def test_names_of_urls(tmp_path, monkeypatch):
 def test_a_url_in_the_place_of_a_name(options):
     with pytest.raises(UnknownNameError) as caught:
         splits_of("memory://photos", options)
-    assert caught.value.details["next"] == "write folder:memory://…"
+    assert caught.value.details["next"] == "write folder:memory://… or wds:memory://…"
 
 
 @pytest.mark.parametrize(
