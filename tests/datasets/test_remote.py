@@ -17,7 +17,7 @@ from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest, open_source, splits_of
 from featpipe.datasets.remote import Place, as_listed
 from featpipe.errors import DataError, ImageError, MissingExtraError, UnknownNameError, UsageError
-from tests.datasets.conftest import pictures, png, save
+from tests.datasets.conftest import pictures, png, save, write_shard
 
 HOW = {"model": "glyphnet", "device": "cpu", "runtime": "torch"}
 
@@ -127,7 +127,7 @@ def test_classes_follow_the_rules_of_folders(memory, options):
         open_source("folder:memory://q", "all", options)
 
 
-def test_every_extension_of_a_run_works_end_to_end(s3, folder, tmp_path, capsys):
+def test_extract_reads_a_bucket_end_to_end(s3, folder, tmp_path, capsys):
     upload(s3, folder)
     command = ["extract", "--model", "glyphnet", "--dataset", "folder:s3://shelf/photos"]
     command += ["--workspace", str(tmp_path / "work"), "--device", "cpu", "--json"]
@@ -237,6 +237,24 @@ def test_a_server_that_does_not_answer(s3, options, monkeypatch):
     with pytest.raises(DataError, match="cannot be read") as caught:
         splits_of("folder:s3://shelf/photos", options)
     assert "network" in caught.value.details["next"]
+
+
+def test_a_store_that_denies_access_meanwhile_stops_the_run(s3, folder, options, monkeypatch):
+    from moto import settings
+
+    upload(s3, folder)
+    images = {path.name: path.read_bytes() for path in (folder / "test").rglob("*.png")}
+    write_shard(folder.parent / "x.tar", images)
+    s3.upload_file(str(folder.parent / "x.tar"), "shelf", "x.tar")
+    sources = [
+        open_source(spec, split, options)
+        for spec, split in (("folder:s3://shelf/photos", "train"), ("wds:s3://shelf/x.tar", "all"))
+    ]
+    monkeypatch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
+    for source in sources:
+        with pytest.raises(DataError, match="gives no access") as caught:
+            source.read(0)
+        assert not isinstance(caught.value, ImageError), "an image that may be skipped"
 
 
 @pytest.mark.parametrize(("at", "extra"), [("s3", "s3"), ("gs", "gcs"), ("gcs", "gcs")])
