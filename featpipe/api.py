@@ -127,8 +127,9 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
     Parameters
     ----------
     dataset : str or iterable of images
-        Name, or ``"folder:PATH"``, ``"csv:PATH"``, ``"npz:PATH"``; or images: paths, PIL images or
-        arrays (height, width, 3) or (height, width), uint8.
+        Name, or ``"folder:PATH"``, ``"csv:PATH"``, ``"npz:PATH"``, ``"wds:PATH"``, or a URL such as
+        ``"folder:s3://BUCKET/PATH"``; or images: paths, PIL images or arrays (height, width, 3) or
+        (height, width), uint8.
     model : str, optional
         Name of the backbone, as ``featpipe models`` lists it; ``"timm:NAME"``.
     labels : iterable of str or int, optional

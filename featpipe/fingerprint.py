@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
@@ -142,7 +142,7 @@ class FileHashes:
             stat = os.stat(path)
             key = os.path.join(real_folder(folder), name)
             stamps.append((key, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-        known = self._known(algorithm)
+        known = self._known("algorithm = ?", algorithm)
         digests, fresh = [], []
         try:
             for path, stamp in zip(paths, stamps, strict=True):
@@ -154,20 +154,36 @@ class FileHashes:
                     on_hashed()
                 digests.append(digest)
         finally:  # so that an interrupted look at many files can be continued
-            if self.cache is not None and fresh:
-                with (
-                    suppress(sqlite3.Error, OSError),  # what cannot be remembered is computed again
-                    closing(self._connect(self.cache)) as connection,
-                    connection,
-                ):
-                    into = f"insert or replace into hashes ({_COLUMNS}) values"
-                    rows = [(*row, _crc32(row)) for row in fresh]
-                    connection.executemany(f"{into} (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._remember(fresh)
         return digests
 
     def one(self, path: Path, algorithm: str = "sha256") -> str:
         """Return the hex digest of one file."""
         return self.many([path], algorithm)[0]
+
+    def recall(self, content: str, what: str, make: Callable[[], str]) -> str:
+        """Return a text that follows from content alone: made once, then remembered.
+
+        ``content`` is a digest that names the content, ``what`` says which of its texts is meant.
+        """
+        stamp = (content, 0, 0, 0)
+        text = self._known("algorithm = ? and path = ?", what, content).get(stamp)
+        if text is None:
+            text = make()
+            self._remember([(*stamp, what, text)])
+        return text
+
+    def _remember(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        if self.cache is None or not rows:
+            return
+        with (
+            suppress(sqlite3.Error, OSError),  # what cannot be remembered is computed again
+            closing(self._connect(self.cache)) as connection,
+            connection,
+        ):
+            into = f"insert or replace into hashes ({_COLUMNS}) values"
+            checked = [(*row, _crc32(row)) for row in rows]
+            connection.executemany(f"{into} (?, ?, ?, ?, ?, ?, ?)", checked)
 
     def _connect(self, cache: Path) -> sqlite3.Connection:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -178,13 +194,13 @@ class FileHashes:
         )
         return connection
 
-    def _known(self, algorithm: str) -> dict[tuple[str, int, int, int], str]:
+    def _known(self, condition: str, *values: str) -> dict[tuple[str, int, int, int], str]:
         if self.cache is None or not self.cache.exists():
             return {}
         try:
             with closing(self._connect(self.cache)) as connection:
-                query = f"select {_COLUMNS} from hashes where algorithm = ?"  # noqa: S608 - ours
-                rows = connection.execute(query, (algorithm,)).fetchall()
+                query = f"select {_COLUMNS} from hashes where {condition}"  # noqa: S608 - ours
+                rows = connection.execute(query, values).fetchall()
         except sqlite3.OperationalError:
             return {}  # busy, or on a disk that is read-only: the hashes are computed again
         except sqlite3.DatabaseError:

@@ -215,3 +215,20 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[Pa
     time.sleep(0.1)  # what has only just changed is not remembered
     digests = FileHashes(folder / "hashes.sqlite").many(files)
     return (folder / "hashes.sqlite").read_bytes(), files, digests
+
+
+def test_a_text_is_made_once_for_a_content(tmp_path):
+    made = []
+
+    def make():
+        made.append(len(made))
+        return f"text {len(made)}"
+
+    for cache in (tmp_path / "hashes.sqlite", None):
+        hashes, before = FileHashes(cache), len(made)
+        texts = [
+            hashes.recall(*key, make) for key in (("a", "x"), ("a", "x"), ("b", "x"), ("a", "y"))
+        ]
+        assert len(made) - before == (3 if cache else 4)
+        assert (texts[0] == texts[1]) == bool(cache)
+        assert len(set(texts[1:])) == 3

@@ -18,6 +18,13 @@ IMAGENET = "ImageNet-1k"
 CIFAR10_TRAIN = "CIFAR-10's training images"
 
 
+# What fsspec needs for a protocol, and its extra of featpipe; of any other it says so itself.
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")),
+    **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs")),
+}
+
+
 class _Datasets(Registry["type[Dataset]"]):
     def canonical(self, name: str) -> str:
         """Return the name; whoever names a path instead is told how datasets are named."""
@@ -26,12 +33,15 @@ class _Datasets(Registry["type[Dataset]"]):
         except UnknownNameError as error:
             if spec := spec_of_path(name):
                 error.details["next"] = f"did you mean {spec!r}?"
+            elif name in (*_PACKAGES, "https", "http", "file", "memory"):
+                error.details["next"] = f"write folder:{name}://… or wds:{name}://…"
             raise
 
 
 def spec_of_path(path: str | os.PathLike[str]) -> str | None:
-    """Return the dataset that a path means: a folder, a CSV or a NumPy archive; else ``None``."""
-    kind = {".csv": "csv", ".npz": "npz"}.get(os.path.splitext(path)[1].lower())
+    """Return the dataset that a path means: a folder, CSV, NumPy or tar archive; else ``None``."""
+    kinds = {".csv": "csv", ".npz": "npz", ".tar": "wds"}
+    kind = kinds.get(os.path.splitext(path)[1].lower())
     kind = "folder" if os.path.isdir(path) else kind if os.path.isfile(path) else None
     return kind and f"{kind}:{os.fspath(path)}"
 
@@ -47,6 +57,7 @@ DATASETS = _Datasets(
         "folder": "featpipe.datasets.folder",
         "csv": "featpipe.datasets.tables",
         "npz": "featpipe.datasets.tables",
+        "wds": "featpipe.datasets.wds",
         "torchvision": "featpipe.datasets.torchvision",
         "hf": "featpipe.datasets.hf",
         "images": "featpipe.datasets.given",
@@ -64,12 +75,30 @@ def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
         return name, argument, None
 
 
+def protocol_of(argument: str) -> str | None:
+    """Return the protocol of a URL, ``"s3"`` for example; ``None``: it is a path or a name.
+
+    A ``file://`` URL is a path, too: :func:`plain_path` tells which.
+    """
+    found = re.match(r"([a-z][a-z0-9+.-]*)://", plain_path(argument))
+    return found and found[1]
+
+
+def plain_path(argument: str) -> str:
+    """Return the path that a ``file://`` URL means, and any other text as it is."""
+    return re.sub("^(file|local)://(?=/)", "", argument)
+
+
 def check_installed(spec: str) -> None:
     """Raise ``MissingExtraError`` unless what a dataset is read with is installed."""
-    name = spec.partition(":")[0]
-    needed = DATASETS.get(name).requires if name in DATASETS else None  # else a folder, or unknown
-    if needed and find_spec(needed[0]) is None:
-        raise MissingExtraError(*needed)
+    name, _, argument = spec.partition(":")
+    known = name in DATASETS  # else a folder, or unknown
+    for needed in (
+        DATASETS.get(name).requires if known else None,
+        _PACKAGES.get(protocol_of(argument if known else spec) or ""),
+    ):
+        if needed and find_spec(needed[0]) is None:
+            raise MissingExtraError(*needed)
 
 
 def short_name(spec: str) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featpipe.datasets import DATASETS, check_installed, split_spec
+from featpipe.datasets import DATASETS, check_installed, plain_path, protocol_of, split_spec
 from featpipe.datasets.selection import Subset, class_balanced_rows, groups_of, keep_classes
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UnknownNameError, UsageError, nearest_path
@@ -161,7 +161,11 @@ class Dataset(ABC):
     def short(cls, argument: str) -> str:
         """Return the argument for manifests: where a folder is does not change its images."""
         path = cls.path_in(argument)
-        return user_path(path).resolve().name + argument[len(path) :] if path else argument
+        if not path:
+            return argument
+        is_url = protocol_of(path) is not None
+        named = PurePosixPath(path) if is_url else user_path(plain_path(path)).resolve()
+        return named.name + argument[len(path) :]
 
     @classmethod
     def stem(cls, argument: str) -> str:
@@ -171,8 +175,10 @@ class Dataset(ABC):
     @classmethod
     def absolute(cls, argument: str, data: Path | None) -> str:
         """Return the argument so that it means the same in every folder."""
+        if protocol_of(argument):
+            return argument
         path = cls.path_in(argument, data)
-        found = str(DatasetOptions(data=data).resolve(path).resolve()) if path else ""
+        found = str(DatasetOptions(data=data).resolve(plain_path(path)).resolve()) if path else ""
         return found + argument[len(path) :]
 
     @classmethod
@@ -192,7 +198,12 @@ class PathDataset(Dataset):
     @property
     def path(self) -> Path:
         """The path, below the data folder if it exists there."""
-        return self.options.resolve(self.argument)
+        if protocol_of(self.argument):
+            what = f"The dataset {self.name!r} is not read from a URL."
+            hint = f"copy it to this machine, then --dataset {self.name}:PATH"
+            expected = "a path; folder: and wds: take URLs"
+            raise UsageError(what, expected=expected, got=self.spec, next_step=hint)
+        return self.options.resolve(plain_path(self.argument))
 
     @classmethod
     def path_in(cls, argument: str, data: Path | None = None) -> str:
@@ -241,7 +252,7 @@ def open_source(spec: str, split: str, options: DatasetOptions) -> ImageSource:
 def _dataset(spec: str, options: DatasetOptions) -> Dataset:
     name, _, argument = spec.partition(":")
     kind = DATASETS.get(name)
-    check_installed(name)
+    check_installed(spec)
     if bool(argument) != bool(wanted := kind.argument_name):
         wrong = f"needs a {wanted.lower()}" if wanted else "takes no argument"
         expected = f"{name}:{wanted}" if wanted else name

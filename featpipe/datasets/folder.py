@@ -1,18 +1,19 @@
 """Folders of image files: one per class or one of all (``folder:PATH``), and two known datasets.
 
-Image files are listed in an order that people expect, through links, without going in circles.
+Image files are listed in an order that people expect, through links, without going in circles. A
+folder may also be at a URL: the listing differs, the rules are the same.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from featpipe.datasets import DATASETS, IMAGENET, spec_of_path
+from featpipe.datasets import DATASETS, IMAGENET, protocol_of, spec_of_path
 from featpipe.datasets.dataset import (
     MOST_LIST_BYTES,
     Dataset,
@@ -21,46 +22,37 @@ from featpipe.datasets.dataset import (
     refuse_missing,
 )
 from featpipe.datasets.download import RemoteArchive
-from featpipe.datasets.images import FileSource
+from featpipe.datasets.images import FileSource, is_image_name
 from featpipe.datasets.naming import natural_key
+from featpipe.datasets.remote import Place, RemoteSource
 from featpipe.datasets.selection import choose_classes, stratified_split
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, nearest_path
 from featpipe.files import read_regular
 
-# File name endings (lower case) that make a file an image in a folder.
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
-)
-
-_SPLITS = ("train", "test", "val", "valid", "validation")
+SPLITS = ("train", "test", "val", "valid", "validation")
 
 
 @DATASETS.register
 class Folder(PathDataset):
-    """folder:PATH, a folder of images per class, or of images without labels."""
+    """folder:PATH, a folder of images per class, or of images without labels; or its URL."""
 
     name = "folder"
 
     @cached_property
+    def _place(self) -> _Disk | Place:
+        return Place(self.argument) if protocol_of(self.argument) else _Disk(self.path)
+
+    @cached_property
     def splits(self) -> tuple[str, ...]:
         """``train``, ``test``, ``val`` …, if PATH has such folders of class folders; or ``all``."""
-        root = self.path
-        if not os.path.isdir(root):
-            what = "The folder of images does not exist."
-            nearest = next(above for above in root.absolute().parents if above.is_dir())
-            hint = nearest_path(root, folder=True) or f"the nearest folder that exists: {nearest}"
-            if os.path.exists(root):
-                spec, what = spec_of_path(root), "This is a file, not a folder."
-                hint = f"did you mean {spec!r}?" if spec else f"name its folder: {root.parent}"
-            expected = "a folder of images, or one with a subfolder of images for each class"
-            raise DataError(what, where=root, expected=expected, next_step=hint)
-        inside = subfolders(root)
-        found = tuple(name for name in _SPLITS if name in inside and subfolders(root / name))
-        flat = [name for name in inside if name in _SPLITS and name not in found]
-        if "train" in found and flat and set(inside) <= set(_SPLITS):
-            what, where = f"The split {flat[0]!r} has no subfolders for classes.", root / flat[0]
+        place = self._place
+        inside = place.folders()
+        found = tuple(name for name in SPLITS if name in inside and place.folders(f"{name}/"))
+        flat = [name for name in inside if name in SPLITS and name not in found]
+        if "train" in found and flat and set(inside) <= set(SPLITS):
+            what = f"The split {flat[0]!r} has no subfolders for classes."
+            where = place.where(flat[0])
             expected = "a subfolder of images for each class, as in 'train'"
             hint = "sort them into folders; featpipe predict classifies images without labels"
             raise DataError(what, where=where, expected=expected, next_step=hint)
@@ -70,37 +62,70 @@ class Folder(PathDataset):
     @property
     def _classes(self) -> tuple[str, ...]:
         """Class names that hold in every split, so that a label means the same everywhere."""
-        root, splits = self.path, self.splits
+        place, splits = self._place, self.splits
         if splits == ("all",):
-            return tuple(subfolders(root))
-        per_split = {split: subfolders(root / split) for split in splits}
+            return tuple(place.folders())
+        per_split = {split: place.folders(f"{split}/") for split in splits}
         known = {name for names in per_split.values() for name in names}
         train = per_split.get("train", known)
         for split, names in per_split.items():
             if unknown := ", ".join(name for name in names if name not in train):
                 what = f"The split {split!r} has classes that the training split does not have."
                 expected = f"some of {', '.join(train)}"
-                raise DataError(what, where=root / split, expected=expected, got=unknown)
+                raise DataError(what, where=place.where(split), expected=expected, got=unknown)
         return tuple(sorted(known, key=natural_key))
 
     def open(self, split: str) -> ImageSource:
         """List the images of one split."""
-        root, classes = self.path, self._classes
+        place, classes = self._place, self._classes
+        inside = "" if split == "all" else f"{split}/"
+        images = place.images(inside)
         if not classes:
-            images = images_below(root)
             if not images:
                 expected = "images, or a subfolder of images for each class"
-                raise DataError("There are no images.", where=root, expected=expected)
-            return _file_source(self, split, (), ((image, "") for image in images), root)
-        inside = "" if split == "all" else f"{split}/"
-        base = root / inside
-        labelled = _images_of_classes(root, inside, subfolders(base))
-        strays = sum(is_image_name(entry.name) and entry.is_file() for entry in base.iterdir())
-        if strays:
-            lie = "image lies" if strays == 1 else "images lie"
-            note = f"{strays} {lie} in {base} outside the class folders: left out"
-            self.options.progress.note(note)
-        return _file_source(self, split, classes, labelled, root)
+                raise DataError("There are no images.", where=place.where(), expected=expected)
+            labelled = [(image, "") for image in images]
+        else:
+            found: dict[str, list[str]] = {name: [] for name in place.folders(inside)}
+            strays = 0
+            for image in images:
+                name, slash, _ = image[len(inside) :].partition("/")
+                if slash and name in found:
+                    found[name].append(image)
+                else:
+                    strays += 1
+            labelled = _with_classes(found, place.where(inside))
+            if strays:
+                lie = f"{'image lies' if strays == 1 else 'images lie'} in {place.where(inside)}"
+                self.options.progress.note(f"{strays} {lie} outside the class folders: left out")
+        if isinstance(place, _Disk):
+            return _file_source(self, split, classes, labelled, place.root)
+        return RemoteSource(_identity(self, split, classes, labelled), place, inside, self.options)
+
+
+class _Disk:
+    """A folder on this machine, listed as :class:`Place` lists one at a URL."""
+
+    def __init__(self, root: Path) -> None:
+        if not os.path.isdir(root):
+            what = "The folder of images does not exist."
+            nearest = next(above for above in root.absolute().parents if above.is_dir())
+            hint = nearest_path(root, folder=True) or f"the nearest folder that exists: {nearest}"
+            if os.path.exists(root):
+                spec, what = spec_of_path(root), "This is a file, not a folder."
+                hint = f"did you mean {spec!r}?" if spec else f"name its folder: {root.parent}"
+            expected = "a folder of images, or one with a subfolder of images for each class"
+            raise DataError(what, where=root, expected=expected, next_step=hint)
+        self.root = root
+
+    def where(self, inside: str = "") -> Path:
+        return self.root / inside
+
+    def folders(self, inside: str = "") -> list[str]:
+        return subfolders(self.root / inside)
+
+    def images(self, inside: str = "") -> list[str]:
+        return images_below(self.root / inside, inside)
 
 
 @DATASETS.register
@@ -136,7 +161,9 @@ class TinyImageNet(Dataset):
             missing = [wnid for wnid in classes if not (train / wnid).is_dir()]
             what = f"{len(missing)} class folder(s) are missing."
             refuse_missing(missing, what, train, expected, next_step)
-            found = _images_of_classes(root, "train/", classes)
+            found = _with_classes(
+                {name: images_below(train / name, f"train/{name}/") for name in classes}, train
+            )
         else:
             annotations = root / "val" / "val_annotations.txt"
             found, line = [], ""
@@ -199,25 +226,26 @@ def _file_source(
     labelled: Iterable[tuple[str, str]],
     root: Path,
 ) -> FileSource:
-    """Open images given as pairs of path and class name; a name of no class: unlabelled."""
+    """Open image files given as pairs of path and class name."""
+    return FileSource(_identity(dataset, split, classes, labelled), root, dataset.options)
+
+
+def _identity(
+    dataset: Dataset, split: str, classes: tuple[str, ...], labelled: Iterable[tuple[str, str]]
+) -> Identity:
+    """Identify images given as pairs of path and class name; a name of no class: unlabelled."""
     number = {name: label for label, name in enumerate(classes)}
     found = [(path, number.get(name, UNLABELLED)) for path, name in labelled]
     ids, labels = [path for path, _ in found], [label for _, label in found]
-    return FileSource(Identity(dataset.spec, split, classes, ids, labels), root, dataset.options)
+    return Identity(dataset.spec, split, classes, ids, labels)
 
 
-def _images_of_classes(root: Path, inside: str, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Pair the images in the class folders ``root/inside`` with their classes."""
-    found = {name: images_below(root / inside / name, f"{inside}{name}/") for name in classes}
+def _with_classes(found: Mapping[str, list[str]], where: object) -> list[tuple[str, str]]:
+    """Pair the images in class folders with their classes; a folder without images is refused."""
     empty = [f"images in {name}" for name, images in found.items() if not images]
     what, next_step = "A class folder has no images.", "put images into it, or remove the folder"
-    refuse_missing(empty, what, root / inside, "at least one image", next_step)
+    refuse_missing(empty, what, where, "at least one image", next_step)
     return [(image, name) for name, images in found.items() for image in images]
-
-
-def is_image_name(name: str) -> bool:
-    """Tell from its name whether a file is taken for an image; hidden ones are not."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def subfolders(folder: Path) -> list[str]:

@@ -174,7 +174,7 @@ class _Mapped(EncodedSource):
         with options.unchanged(files):
             content = options.digests(files)
         super().__init__(identity, content, identity.name)
-        self._column, self._anchor, self._hashes = column, files[0], options.hashes
+        self._column, self._hashes = column, options.hashes
         absent = _field(column, "bytes").is_null().to_numpy()
         self.unreadable = dict.fromkeys(np.flatnonzero(absent).tolist(), "The row holds no image.")
 

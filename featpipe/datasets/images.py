@@ -19,6 +19,7 @@ import re
 import sys
 import warnings
 from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -40,6 +41,12 @@ from featpipe.fingerprint import FileHashes, of_bytes
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 Image.init()
 _READABLE = tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF came with Pillow 11.3
+
+# File name endings (lower case) that make a file an image in a folder.
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
+)
 
 # A file is read whole, so that what is hashed is what is decoded.
 _MOST_BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
@@ -66,7 +73,7 @@ class EncodedSource(ImageSource):
     """Images that are decoded when they are read; a subclass knows where their files are."""
 
     _hashes: FileHashes
-    _anchor: Path  # a file or folder of theirs: what is remembered of them is remembered with it
+    _at_once = 1  # how many headers are read at the same time: more where each takes its time
 
     @abstractmethod
     def _opened(self, row: int) -> BinaryIO:
@@ -75,21 +82,26 @@ class EncodedSource(ImageSource):
     @cached_property
     def size(self) -> tuple[int, int] | None:
         """Height and width that the headers of all images give; the answer is remembered."""
-
-        def headers(_anchor: Path, _name: str) -> str:
-            found = set()
-            for row in set(range(len(self))) - set(self.unreadable):
-                # What cannot be read is told when it is decoded.
-                with suppress(Exception), self._opened(row) as stream:
-                    found.add(Image.open(stream, formats=_READABLE).size)
-                if len(found) > 1:
-                    return "none"
-            return "x".join(map(str, *found)) if found else "none"
-
-        name = f"size of {self.fingerprint}"
-        (size,) = self._hashes.many([self._anchor], name, digest_of=headers)
+        size = self._hashes.recall(self.fingerprint, "size of all images", self._common_size)
         width, _, height = size.partition("x")
         return (int(height), int(width)) if height else None
+
+    def _common_size(self) -> str:
+        rows = [row for row in range(len(self)) if row not in self.unreadable]
+        found: set[tuple[int, int]] = set()
+        with ThreadPoolExecutor(self._at_once) as pool:
+            mapped = pool.map if self._at_once > 1 else map
+            for first in range(0, len(rows), self._at_once):
+                found.update(*mapped(self._header, rows[first : first + self._at_once]))
+                if len(found) > 1:
+                    return "none"
+        return "x".join(map(str, *found)) if found else "none"
+
+    def _header(self, row: int) -> list[tuple[int, int]]:
+        # What cannot be read is told when it is decoded.
+        with suppress(Exception), self._opened(row) as stream:
+            return [Image.open(stream, formats=_READABLE).size]
+        return []
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Decode one image to upright RGB; see :meth:`read_scaled`."""
@@ -107,7 +119,7 @@ class FileSource(EncodedSource):
     def __init__(
         self, identity: Identity, root: Path, options: DatasetOptions, where: object = None
     ) -> None:
-        self.root = self._anchor = root
+        self.root = root
         self._hashes = options.hashes
         paths = [os.path.join(root, name) for name in identity.ids]
         # A name that is no UTF-8 is no text: nor are the JSON and HDF5 that would hold it.
@@ -139,6 +151,11 @@ class FileSource(EncodedSource):
             what = "An image has changed since the dataset was opened."
             raise DataError(what, where=path, next_step="run again when nothing changes it")
         return decode_image(content, path, side)
+
+
+def is_image_name(name: str) -> bool:
+    """Tell from its name whether a file is taken for an image; hidden ones are not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
@@ -173,12 +190,16 @@ def _reason(error: OSError) -> str:
     return reasons.get(type(error), f"The image file cannot be read: {error.strerror}.")
 
 
+def most_image_bytes() -> int:
+    """Return how many bytes the file of the largest image can have."""
+    limit = Image.MAX_IMAGE_PIXELS
+    return sys.maxsize if limit is None else limit * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
+
+
 def _content_of(path: Path) -> bytes:
     """Return the bytes of an image file, at most as many as the largest image can have."""
-    limit = Image.MAX_IMAGE_PIXELS
-    most = sys.maxsize if limit is None else limit * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
     try:
-        return read_regular(path, most)
+        return read_regular(path, most_image_bytes())
     except OSError as error:
         raise ImageError(_reason(error), where=path) from None
 

@@ -41,7 +41,8 @@ class ImageStep(Step):
         selects_input=True,
     )
     dataset: str = selecting(
-        help="Dataset: a name, folder:PATH, csv:PATH, npz:PATH, torchvision:CLASS or hf:DATASET.",
+        help="Dataset: a name, folder:PATH (or URL), csv:PATH, npz:PATH, wds:PATH, "
+        "torchvision:CLASS or hf:DATASET.",
         registry=DATASETS,
     )
     weights: str = in_network(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,7 +13,9 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -342,6 +347,45 @@ def _make_images(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     return Made(spec, None, {"all": images}, {"all": [1, 0, -1, 1]}, ("cat", "dog"))
 
 
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    """Write a tar file with these members, the same bytes each time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def png(image: np.ndarray) -> bytes:
+    """Return an image as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _make_wds(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Two shards of a training split, one of a test split, names of classes."""
+    images = {"train": pictures(4, seed=1), "test": pictures(3, seed=2)}
+    names = {"train": ["dog", "cat", "", "dog"], "test": ["dog", "cat", ""]}
+
+    def write(split: str, pixels: np.ndarray) -> None:
+        n = len(pixels)
+        for shard, rows in enumerate([range(n)] if split == "test" else [range(2), range(2, n)]):
+            members = {}
+            for row in rows:
+                members[f"{row:04d}.png"] = png(pixels[row])
+                members[f"{row:04d}.cls"] = names[split][row].encode()
+            write_shard(tmp / "shards" / f"{split}-{shard:03d}.tar", members)
+
+    for split, pixels in images.items():
+        write(split, pixels)
+    changed = np.concatenate([255 - images["train"][:1], images["train"][1:]])
+    labels = {"train": [1, 0, -1, 1], "test": [1, 0, -1]}
+    change = partial(write, "train", changed)
+    return Made(f"wds:{tmp / 'shards'}", None, images, labels, ("cat", "dog"), change)
+
+
 MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "stl10": _make_stl10,
     "cifar10": _make_cifar(Cifar10),
@@ -351,6 +395,7 @@ MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], Made]] = {
     "folder": _make_folder,
     "csv": _make_csv,
     "npz": _make_npz,
+    "wds": _make_wds,
     "torchvision": _make_torchvision,
     "hf": _make_hf,
     "images": _make_images,
@@ -495,3 +540,52 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of an S3 server on this machine."""
+    pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+    moto = pytest.importorskip("moto.server", reason="moto is not installed")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    started = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    started.start()
+    host, port = started.get_host_and_port()
+    yield f"http://{host}:{port}"
+    started.stop()
+
+
+@pytest.fixture
+def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A client of the server, with an empty bucket ``shelf``."""
+    import boto3
+    import s3fs
+    from moto.core.models import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].reset()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="shelf")
+    yield client
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -18,7 +18,7 @@ from featpipe.errors import DataError, UnknownNameError, UsageError
 from featpipe.extraction import Extract
 
 KINDS = DATASETS.names()
-PATHS = ["folder", "csv", "npz", "hf"]
+PATHS = ["folder", "csv", "npz", "wds", "hf"]
 NOWHERE = ["digits", "images"]  # on no disk
 WITHOUT = pytest.mark.skipif(find_spec("datasets") is None, reason="the extra hf is not installed")
 PATH_KINDS = [*PATHS[:-1], pytest.param("hf", marks=WITHOUT)]

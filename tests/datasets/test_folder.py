@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from featpipe.datasets.dataset import open_source, splits_of
-from featpipe.datasets.folder import IMAGE_SUFFIXES, images_below, is_image_name
+from featpipe.datasets.folder import images_below
+from featpipe.datasets.images import IMAGE_SUFFIXES, is_image_name
 from featpipe.datasets.naming import natural_key
 from featpipe.errors import DataError, ImageError
 

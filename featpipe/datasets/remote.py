@@ -1,0 +1,254 @@
+"""Files at URLs, ``s3://bucket/photos`` for example, listed and read with fsspec.
+
+Nothing is copied to this machine. What a store says of an object (its checksum or ETag) stands for
+its content; only where a store says nothing, the object is read to be hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featpipe.datasets import plain_path, protocol_of
+from featpipe.datasets.dataset import DatasetOptions
+from featpipe.datasets.images import (
+    EncodedSource,
+    decode_image,
+    is_image_name,
+    most_image_bytes,
+)
+from featpipe.datasets.naming import natural_key
+from featpipe.datasets.source import Identity
+from featpipe.errors import DataError, FeatpipeError, ImageError, UsageError
+from featpipe.fingerprint import of_bytes
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+AT_ONCE = 16  # requests at the same time: each waits for the network most of the time
+
+# What file systems call a digest or a version of the content, best first: a copy elsewhere has the
+# same digest, but another version.
+_MARKS = ("md5Hash", "checksum", "crc32c", "ETag", "etag", "VersionId", "version_id", "generation")
+
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure; "
+    "FSSPEC_S3_ANON=true reads public buckets",
+    "g": "run gcloud auth application-default login; FSSPEC_GS_TOKEN=anon reads public buckets",
+}
+_NO_CREDENTIALS = re.compile("Credential|Token|RefreshError|Unauthorized")
+
+
+class Remote(NamedTuple):
+    """A file at a URL, as it was listed."""
+
+    path: str  # as the file system calls it
+    size: int
+    mark: str  # what tells that its content is another; "": the listing says nothing
+
+
+class Place:
+    """A folder or file that fsspec reads: at a URL, or on this machine."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - only URLs and tar files need it
+
+        self.url = plain_path(url).rstrip("/")
+        if urlsplit(url).password:  # before anything records the URL, or a message shows it
+            what, expected = "The URL holds a password, which would be recorded.", "one without"
+            hint = "give credentials in the way of the file system: environment or configuration"
+            raise UsageError(what, expected=expected, next_step=hint)
+        try:
+            self.fs, path = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            what = f"Files at {protocol_of(url)}:// cannot be read here."
+            expected = "s3://, gs://, https:// or another protocol that fsspec knows"
+            raise UsageError(what, where=url, expected=expected, got=error) from error
+        except Exception as error:
+            raise explained(error, url) from error
+        self.path: str = path.rstrip("/")
+        self.fs.invalidate_cache()  # what was listed before may have changed
+        self._below: dict[str, dict[str, Remote]] = {}
+
+    def where(self, inside: str = "") -> str:
+        """Return the URL of something in the folder, for messages."""
+        return f"{self.url}/{inside}".rstrip("/")
+
+    def url_of(self, path: str) -> str:
+        """Return the URL of what the file system calls so, for messages."""
+        return plain_path(self.fs.unstrip_protocol(path))
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Return what is known of a file or folder."""
+        with explaining(self.url_of(path)):
+            return dict(self.fs.info(path))
+
+    def folders(self, inside: str = "") -> list[str]:
+        """Return the names of the folders in ``inside`` (``""``, ``"train/"``), in natural order.
+
+        Hidden ones are left out.
+        """
+        folder = f"{self.path}/{inside}"
+        with explaining(self.where(inside)):
+            # Some stores list a folder in itself, as an object without a name.
+            listed = self.fs.ls(folder.rstrip("/"), detail=True)
+        if any(entry["name"] == self.path and entry["type"] == "file" for entry in listed):
+            what, expected = "This is a file, not a folder.", "a folder of images"
+            raise DataError(what, where=self.url, expected=expected, got="a file")
+        paths = [entry["name"] for entry in listed if entry["type"] == "directory"]
+        names = {path.removeprefix(folder).strip("/") for path in paths}
+        visible = {name for name in names if name and not name.startswith(".")}
+        return sorted(visible, key=natural_key)
+
+    def files(self, inside: str = "") -> dict[str, Remote]:
+        """Return all files below ``inside`` by their paths, in natural order; no hidden ones."""
+        if inside not in self._below:
+            with explaining(self.where(inside)):
+                listed = self.fs.find(f"{self.path}/{inside}".rstrip("/"), detail=True)
+            start, found = len(self.path) + 1, {}
+            for path, info in listed.items():
+                name = path[start:]
+                hidden = any(part.startswith(".") for part in name.split("/"))
+                if not hidden and name and not name.endswith("/") and info["type"] == "file":
+                    found[name] = as_listed(info)
+            order = sorted(found, key=lambda name: [natural_key(part) for part in name.split("/")])
+            self._below[inside] = {name: found[name] for name in order}
+        return self._below[inside]
+
+    def images(self, inside: str = "") -> list[str]:
+        """Return the paths of all images below ``inside``, in natural order."""
+        return [name for name in self.files(inside) if is_image_name(name.rpartition("/")[2])]
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return some bytes of a file; safe to call from several threads at once."""
+        return bytes(self.fs.cat_file(path, start=start, end=end))
+
+    def marked(self, files: Sequence[Remote], options: DatasetOptions) -> list[Remote]:
+        """Return files with their marks; those of which nothing is said are read and hashed."""
+
+        def mark(file: Remote) -> Remote:
+            if file.mark:
+                return file
+            file = as_listed(self.info(file.path))  # it may say more than the listing
+            if file.mark:
+                return file
+            with explaining(self.url_of(file.path)):
+                content = self.read(file.path)
+            return Remote(file.path, len(content), f"sha256:{of_bytes(content)}")
+
+        if all(file.mark for file in files):
+            return list(files)
+        return at_once(mark, files, "checking files", options)
+
+
+class RemoteSource(EncodedSource):
+    """Images that are files at a place, read and decoded one by one."""
+
+    _at_once = AT_ONCE
+
+    def __init__(
+        self, identity: Identity, place: Place, inside: str, options: DatasetOptions
+    ) -> None:
+        listed = place.files(inside)
+        self._files = place.marked([listed[name] for name in identity.ids], options)
+        self._place, self._hashes = place, options.hashes
+        super().__init__(identity, [[file.mark, file.size] for file in self._files], place.url)
+
+    def _opened(self, row: int) -> BinaryIO:
+        return io.BytesIO(self._content(row))
+
+    def _content(self, row: int) -> bytes:
+        """Return the file of an image, which must be that of the listing."""
+        file, where = self._files[row], self._place.where(self.ids[row])
+        if file.size > (most := most_image_bytes()):
+            got, expected = f"{file.size} bytes", f"at most {most} bytes"
+            raise ImageError("The file is too large.", where=where, expected=expected, got=got)
+        try:
+            content = self._place.read(file.path)
+        except FileNotFoundError:
+            raise ImageError("The image is not there any more.", where=where) from None
+        except Exception as error:
+            raise explained(error, where) from error
+        if len(content) != file.size or not self._agrees(content, file):
+            what = "An image has changed since the dataset was opened."
+            got, hint = f"{len(content)} bytes", "run again when nothing changes it"
+            expected = f"{file.size} bytes, {file.mark}"
+            raise DataError(what, where=where, expected=expected, got=got, next_step=hint)
+        return content
+
+    def _agrees(self, content: bytes, file: Remote) -> bool:
+        """Tell whether content may be that of a mark."""
+        kind, _, value = file.mark.partition(":")
+        if kind == "sha256":
+            return of_bytes(content) == value
+        if kind == "md5hash" or (kind == "etag" and re.fullmatch("[0-9a-f]{32}", value)):
+            md5 = hashlib.md5(content, usedforsecurity=False)
+            if value not in (md5.hexdigest(), b64encode(md5.digest()).decode()):
+                # The ETag of an encrypted object looks like an MD5 and is none: the store tells.
+                self._place.fs.invalidate_cache()
+                return kind == "etag" and as_listed(self._place.info(file.path)) == file
+        return True
+
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
+        """Decode one image, a JPEG at a reduced scale if a side is given."""
+        return decode_image(self._content(row), self._place.where(self.ids[row]), side)
+
+
+def as_listed(info: Mapping[str, Any]) -> Remote:
+    """Return a file from what its file system says of it."""
+    marks = ((key, info[key]) for key in _MARKS if info.get(key))
+    mark = next((f"{key.lower()}:{str(value).strip(chr(34))}" for key, value in marks), "")
+    return Remote(info["name"], info.get("size") or 0, mark)
+
+
+def at_once(
+    work: Callable[[S], T], items: Sequence[S], label: str, options: DatasetOptions
+) -> list[T]:
+    """Return what is made of each item, in order: many at the same time, with progress."""
+    found = []
+    with options.progress.task(label, len(items)) as task, ThreadPoolExecutor(AT_ONCE) as pool:
+        for made in pool.map(work, items):
+            found.append(made)
+            task.advance()
+    return found
+
+
+@contextmanager
+def explaining(where: str) -> Iterator[None]:
+    """Turn whatever a file system raises into a DataError that says where and what to do."""
+    try:
+        yield
+    except FeatpipeError:
+        raise
+    except Exception as error:
+        raise explained(error, where) from error
+
+
+def explained(error: Exception, where: str) -> DataError:
+    """Return the DataError for what a file system raised."""
+    kind, got = type(error).__name__, " ".join(str(error).split())[:400]
+    protocol = protocol_of(where) or ""
+    if isinstance(error, FileNotFoundError):
+        what, got = "There is nothing at this place.", got if "bucket" in got else ""
+        expected, hint = "a bucket and a name in it that exist", "correct the URL"
+    elif isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
+        what, expected = "The storage gives no access.", "credentials that may list and read"
+        hint = next(
+            (how for name, how in _CREDENTIALS.items() if protocol.startswith(name)),
+            "give credentials in the way of the file system",
+        )
+    else:
+        what, got = "The storage cannot be read.", f"{kind}: {got}"
+        expected = "an answer to the request"
+        hint = "check the URL and the network, then run the same command again"
+    return DataError(what, where=where, expected=expected, got=got or None, next_step=hint)
