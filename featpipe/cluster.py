@@ -32,6 +32,13 @@ def address(value: str) -> None:
         raise UsageError(f"{value!r} is no address of a cluster.", expected=expected)
 
 
+def gpus(value: float) -> None:
+    """Check the GPUs of an actor: several may share one, but none may have parts of two."""
+    if value > 1 and value != int(value):
+        what = f"An actor cannot have {value:g} GPUs."
+        raise UsageError(what, expected="a whole number, or a part of one: 0.5")
+
+
 class OnCluster(Step):
     """A step that can work on a cluster."""
 
@@ -44,7 +51,8 @@ class OnCluster(Step):
     )
     address: str = option(
         "auto",
-        help="The cluster's head node, HOST:PORT; auto: $RAY_ADDRESS, or one on this machine.",
+        help="The cluster's head node, HOST:PORT; auto: $RAY_ADDRESS, or the cluster that this"
+        " machine, where the command is given, is a node of.",
         check=address,
         affects_result=False,
         group="Cluster",
@@ -83,7 +91,7 @@ class Surroundings:
     @classmethod
     def here(cls) -> Surroundings:
         """Return those of this process."""
-        names = (*PACKAGES, "timm", "transformers")
+        names = (*PACKAGES, "pillow", "timm", "transformers")
         return cls(os.getcwd(), tuple((name, package_version(name)) for name in names))
 
     def enter(self) -> None:

@@ -118,6 +118,9 @@ class OpenVinoRuntime(Runtime):
                 hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
                 hints["NUM_STREAMS"] = str(self.parallel)
                 hints["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
+                if torch.get_num_threads() < (os.cpu_count() or 1):
+                    # Processes that have a part of the cores would all be bound to the first ones.
+                    hints["ENABLE_CPU_PINNING"] = "NO"
                 compiled = self._core.compile_model(model, "CPU", hints)
             except RuntimeError as error:
                 raise _cannot(error) from error

@@ -37,8 +37,7 @@ class Subset(ImageSource):
         self.groups = tuple(source.groups[row] for row in chosen.tolist() if source.groups)
         unreadable = source.unreadable.items()
         self.unreadable = {int(new_row[row]): why for row, why in unreadable if new_row[row] >= 0}
-        digest = of_bytes(chosen.astype("<i8").tobytes())
-        self.fingerprint = of_mapping({"of": source.fingerprint, "rows": digest})
+        self.fingerprint = subset_fingerprint(source, chosen)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -52,6 +51,12 @@ class Subset(ImageSource):
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
         """Return one image of the source, perhaps smaller."""
         return self.source.read_scaled(int(self.rows[row]), side)
+
+
+def subset_fingerprint(source: ImageSource, rows: ArrayLike) -> str:
+    """Return the fingerprint of a subset that need not be made for it."""
+    digest = of_bytes(np.asarray(rows, dtype="<i8").tobytes())
+    return of_mapping({"of": source.fingerprint, "rows": digest})
 
 
 def groups_of(ids: Sequence[str], rule: str) -> list[str]:

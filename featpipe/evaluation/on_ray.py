@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,19 @@ T = TypeVar("T")
 _SHARE = 0.8  # of an object store, which holds what tasks return as well
 
 
+def check_room(ray: Any, n_bytes: int) -> None:
+    """Refuse features that do not fit into the object store of every node."""
+    capacity = _SHARE * min(node.get("object_store_memory", 0) for node in cluster.nodes(ray))
+    if n_bytes > capacity:
+        raise ClusterError(
+            "The features do not fit into the object store of the smallest node.",
+            expected=f"at most {capacity / 1e9:.1f} GB",
+            got=f"{n_bytes / 1e9:.1f} GB",
+            next_step="ray start --object-store-memory=BYTES, or leave out --engine ray: "
+            "one machine reads features that are larger than its memory in blocks",
+        )
+
+
 class PlacedArray(np.ndarray[Any, Any]):
     """An array of which other processes get a reference: a node has it once, whoever asks."""
 
@@ -33,15 +47,7 @@ class PlacedArray(np.ndarray[Any, Any]):
         """Place an array in the object store."""
         import ray  # noqa: PLC0415 - an extra
 
-        capacity = min(node.get("object_store_memory", 0) for node in cluster.nodes(ray))
-        if values.nbytes > _SHARE * capacity:
-            raise ClusterError(
-                "The features do not fit into the object store of a node.",
-                expected=f"at most {_SHARE * capacity / 1e9:.1f} GB",
-                got=f"{values.nbytes / 1e9:.1f} GB",
-                next_step="ray start --object-store-memory=BYTES, or leave out --engine ray: "
-                "one machine reads features that are larger than its memory in blocks",
-            )
+        check_room(ray, values.nbytes)
         placed = np.asarray(values).view(cls)
         placed._reference = ray.put(np.asarray(values))
         return placed
@@ -83,6 +89,8 @@ def fit_there(fit: Callable[..., T], splits: Sequence[Split], probe: Probe) -> I
     import ray  # noqa: PLC0415 - an extra
 
     stores = {id(part.store): part.store for s in splits for part in (s.train, s.test)}
+    layers = [store.features(probe.layer) for store in stores.values()]
+    check_room(ray, sum(math.prod(layer.shape) * layer.dtype.itemsize for layer in layers))
     placed = {key: PlacedStore(store, probe.layer) for key, store in stores.items()}
 
     def there(part: RowSet) -> RowSet:

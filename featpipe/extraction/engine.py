@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from featpipe.backbones.base import FrozenNetwork
 
 
+# What has to be made, by split: the store's path, what it will hold, and the images.
+Missing = Mapping[str, tuple[Path, StoreContent, ImageSource]]
+
+
 @dataclass
 class Extraction:
     """The sealed stores of some splits: found where they were made before, made where not.
@@ -78,7 +82,7 @@ class Extraction:
     def stores(self) -> list[FeatureStore]:
         """Return the sealed store of each split; unfinished ones are continued."""
         stores: dict[str, FeatureStore] = {}
-        missing: dict[str, tuple[Path, StoreContent]] = {}
+        missing: dict[str, tuple[Path, StoreContent, ImageSource]] = {}
         for source in self.sources:
             store = self.find(source)
             if store is not None:
@@ -89,7 +93,7 @@ class Extraction:
                 if path.exists():
                     store = FeatureStore(path, FileHashes(self.context.workspace.hashes))
                 if store is None or store.lost_shards:
-                    missing[source.split] = path, content
+                    missing[source.split] = path, content, source
                     continue
             self._refuse_skipped(store)
             stores[source.split] = store
@@ -99,17 +103,15 @@ class Extraction:
             self.fresh += 1
         return [stores[source.split] for source in self.sources]
 
-    def make(self, missing: Mapping[str, tuple[Path, StoreContent]]) -> Iterable[FeatureStore]:
-        """Embed splits into stores, given path and content of each; or what these lack."""
+    def make(self, missing: Missing) -> Iterable[FeatureStore]:
+        """Embed splits into stores, given path and content of each, or what these lack."""
         if self.shard_rows is not None:
             return self.in_shards(missing, self.make_shards)
         how = (self.options, self.run_record, self.context.progress)
-        sources = (source for source in self.sources if source.split in missing)
-        return (extract_source(one, self.embedder, missing[one.split][0], *how) for one in sources)
+        wanted = missing.values()
+        return (extract_source(source, self.embedder, path, *how) for path, _, source in wanted)
 
-    def in_shards(
-        self, missing: Mapping[str, tuple[Path, StoreContent]], make: Make
-    ) -> list[FeatureStore]:
+    def in_shards(self, missing: Missing, make: Make) -> list[FeatureStore]:
         """Return stores in shards, of which ``make`` makes those that are missing."""
         return extract_shards(
             missing.values(),

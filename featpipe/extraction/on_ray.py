@@ -20,7 +20,7 @@ from featpipe import cluster
 from featpipe.cluster import Surroundings
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ClusterError, FeatpipeError, StoreInUseError
-from featpipe.extraction.engine import Extraction, dataset_identity
+from featpipe.extraction.engine import Extraction, Missing
 from featpipe.extraction.shards import Listen, Shard
 from featpipe.extraction.step import Extract
 from featpipe.progress import Event, Progress
@@ -30,7 +30,9 @@ from featpipe.workspace import Workspace
 
 # How many processes may die at one shard; Ray alone would try again for ever.
 _MOST_ATTEMPTS = 5
-_IN_USE_SECONDS = 60.0  # for which a process of a driver that was killed may still hold a shard
+# A process of a driver that was killed may still hold a shard; a server of files that does not
+# hear of a node gives its locks free after a minute and a half, most often.
+_IN_USE_SECONDS = 150.0
 
 
 @dataclass
@@ -59,19 +61,11 @@ class ClusterExtraction(Extraction):
         return {content.manifest["dataset"]["split"]: content for content in answer}
 
     def content(self, source: ImageSource) -> StoreContent:
-        """Return what the store of a split holds; ClusterError, if the nodes see other images."""
-        described, own = self._described[source.split], dataset_identity(source)
-        if (theirs := described.manifest["dataset"]) != own:
-            raise ClusterError(
-                f"The nodes see other images of {source.name} {source.split}.",
-                expected=f"{own['images']} images, fingerprint {own['fingerprint'][:8]}",
-                got=f"{theirs['images']} images, fingerprint {theirs['fingerprint'][:8]}",
-                next_step="name a folder that all nodes share, or copy the dataset anew",
-            )
+        """Return what the store of a split holds."""
         rows: dict[str, Any] = {"ids": source.ids, "labels": source.labels, "folds": source.folds}
-        return replace(described, **rows, groups=source.groups)
+        return replace(self._described[source.split], **rows, groups=source.groups)
 
-    def make(self, missing: Mapping[str, tuple[Path, StoreContent]]) -> list[FeatureStore]:
+    def make(self, missing: Missing) -> list[FeatureStore]:
         """Have the nodes embed the shards that are missing."""
         return self.in_shards(missing, self.make_shards)
 
@@ -89,6 +83,8 @@ class ClusterExtraction(Extraction):
         n_actors = min(n_actors, len(of))
         each = " and ".join(f"{value:g} {name[4:-1].upper()}" for name, value in resources.items())
         self.context.progress.note(f"{n_actors} actors, {each} each; {len(of)} shards")
+        if not self.order.step.num_gpus and any(node.get("GPU") for node in cluster.nodes(ray)):
+            self.context.progress.note("the cluster's GPUs are not used: --num-gpus 1 gives them")
         # One block for each shard: a shard is what Ray hands out, and what it repeats.
         items = [{"label": label, "shard": pickle.dumps(shard)} for label, shard in of.items()]
         rows = data.from_items(items, override_num_blocks=len(items))
@@ -115,6 +111,7 @@ class Order:
 
     step: Extract
     workspace: Path
+    images: Mapping[str, str]  # fingerprint of the images of each split
     surroundings: Surroundings = field(default_factory=Surroundings.here)
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -125,7 +122,16 @@ class Order:
         self.surroundings.enter()
         torch.set_num_threads(self.step.num_cpus)
         context = Context(Workspace(self.workspace), progress)
-        return self.step.replace(engine="local").extraction(context, download=False)
+        opened = self.step.replace(engine="local").extraction(context, download=False)
+        for source in opened.sources:
+            if source.fingerprint != self.images[source.split]:
+                raise ClusterError(
+                    f"A node sees other images of {source.name} {source.split}.",
+                    expected=f"fingerprint {self.images[source.split][:8]}",
+                    got=f"fingerprint {source.fingerprint[:8]} ({len(source)} images)",
+                    next_step="name a folder that all nodes share, or copy the dataset anew",
+                )
+        return opened
 
     def actors(self, ray: Any) -> tuple[dict[str, float], int]:
         """Return what each actor gets, and how many are asked for: as many as there is room for."""
@@ -133,16 +139,20 @@ class Order:
         resources = {"num_cpus": float(step.num_cpus)}
         if step.num_gpus:
             resources["num_gpus"] = step.num_gpus
-        room = sum(
-            int(min(node.get(name[4:-1].upper(), 0) // value for name, value in resources.items()))
-            for node in nodes
-        )
-        if not room:
+        room = 0
+        for node in nodes:
+            cores, gpus = int(node.get("CPU", 0)) // step.num_cpus, int(node.get("GPU", 0))
+            if step.num_gpus:  # several may share one, but none may have parts of two
+                fit = int(1 / step.num_gpus + 1e-9) * gpus if step.num_gpus < 1 else 0
+                cores = min(cores, fit or int(gpus // step.num_gpus))
+            room += cores
+        if not room and step.actors is None:
             got = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes[:8])
             expected = ", ".join(
                 f"--{name.replace('_', '-')} {v:g}" for name, v in resources.items()
             )
-            what, hint = "No node has what an actor needs.", "ask for less, or add such nodes"
+            what = "No node has what an actor needs."
+            hint = "ask for less; or --actors N, where the cluster adds nodes by itself"
             raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return resources, step.actors or room
 
@@ -164,7 +174,8 @@ class ShardWorker:
         try:
             if self._extraction is None:
                 self._extraction = self._order.open(Progress(lambda event: None))
-            self._count_attempt(shard)
+            if not shard.path.exists():  # Ray repeats what is done, too, where a node is lost
+                self._count_attempt(shard)
             until = time.monotonic() + _IN_USE_SECONDS
             while not shard.path.exists():
                 try:

@@ -15,6 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from featpipe.datasets.selection import subset_fingerprint
+from featpipe.datasets.source import ImageSource
 from featpipe.progress import Event, Progress, Task
 from featpipe.provenance import now
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
@@ -96,7 +98,7 @@ Make = Callable[[Sequence[Shard], Listen], Mapping[str, Any]]
 
 
 def extract_shards(
-    wanted: Iterable[tuple[Path, StoreContent]],
+    wanted: Iterable[tuple[Path, StoreContent, ImageSource]],
     rows: int | None,
     make: Make,
     *,
@@ -130,10 +132,12 @@ def extract_shards(
 class _Sharded:
     """A store whose rows are in shards, locked until it is sealed."""
 
-    def __init__(self, path: Path, content: StoreContent, rows: int | None) -> None:
+    def __init__(
+        self, path: Path, content: StoreContent, source: ImageSource, rows: int | None
+    ) -> None:
         split, parts = content.manifest["dataset"]["split"], shard_ranges(len(content.ids), rows)
         self.shards = [Shard(split, part, shard_path(path, part)) for part in parts]
-        self._folder = shard_folder(path)
+        self._folder, self._source = shard_folder(path), source
         path.unlink(missing_ok=True)  # if it is there, it names a shard that is lost
         self._writer = StoreWriter(path, content, sharded=True)
         there = set(self._folder.glob("*.h5"))
@@ -147,7 +151,8 @@ class _Sharded:
 
     def seal(self, record: Mapping[str, Any]) -> FeatureStore:
         """Seal the store when all its shards are; remove what is left of other ones."""
-        files = [shard.path for shard in self.shards]
+        images = {one.path: subset_fingerprint(self._source, one.rows) for one in self.shards}
+        files = list(images)
         for left in set(self._folder.iterdir()) - set(files):
             left.unlink()  # of another number of rows
         runs = [FeatureStore(file).run for file in files]
@@ -161,4 +166,4 @@ class _Sharded:
             },
             "shards": len(files),
         }
-        return self._writer.seal({**run, **record}, files)
+        return self._writer.seal({**run, **record}, images)

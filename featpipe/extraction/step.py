@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featpipe import backbones
-from featpipe.cluster import OnCluster
+from featpipe.cluster import OnCluster, gpus
 from featpipe.datasets import DATASETS, check_installed, short_name, slug
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
@@ -162,7 +162,9 @@ class Extract(OnCluster, ImageStep):
         None, help="Processes that embed; default: as many as the nodes have room for.", minimum=1
     )
     num_cpus: int = on_cluster(1, help="Cores of each actor.", minimum=1)
-    num_gpus: float = on_cluster(0.0, help="GPUs of each actor; 0.5: two share one.", minimum=0)
+    num_gpus: float = on_cluster(
+        0.0, help="GPUs of each actor; 0.5: two share one.", minimum=0, check=gpus
+    )
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what int8 and a runtime asked for by name need."""
@@ -224,7 +226,8 @@ class Extract(OnCluster, ImageStep):
         if self.engine == "ray":
             from featpipe.extraction import on_ray  # noqa: PLC0415 - of use on a cluster only
 
-            order = on_ray.Order(self, context.workspace.root.resolve())
+            found = {source.split: source.fingerprint for source in sources}
+            order = on_ray.Order(self, context.workspace.root.resolve(), found)
             kind = partial(on_ray.ClusterExtraction, order=order, address=self.address)
         extraction: Extraction = kind(
             images=images,

@@ -6,7 +6,7 @@ which shard, with its digest: no shard is opened to read it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,21 @@ def shard_path(path: Path, rows: range) -> Path:
 
 
 def describe_shards(
-    content: StoreContent, files: Sequence[Path]
+    content: StoreContent, shards: Mapping[Path, str]
 ) -> tuple[list[dict[str, Any]], dict[int, str]]:
     """Return what a store says of its shards, in their order, and which rows have no image.
 
+    ``shards`` gives the fingerprint of the images whose rows are in each file.
     StoreError, if a shard is missing or damaged, or does not hold the rows that are due.
     """
-    shards: list[dict[str, Any]] = []
+    described: list[dict[str, Any]] = []
     skipped: dict[int, str] = {}
     first, row = 0, content.row_dtype
-    for file in files:
+    for file, images in shards.items():
         shard = FeatureStore(file)
         last, where = first + len(shard), {}
-        fits = shard.ids == list(content.ids[first:last])
+        fits = shard.manifest["dataset"]["fingerprint"] == images
+        fits &= shard.ids == list(content.ids[first:last])
         fits &= np.array_equal(shard.labels, content.labels[first:last])
         fits &= shard.manifest["backbone"] == content.manifest["backbone"]
         for name in row.names or ():
@@ -46,7 +48,7 @@ def describe_shards(
             what = "A shard does not hold the rows that are due."
             hint = f"rm {str(file)!r}, and extract again: only it is made again"
             raise StoreError(what, where=file, next_step=hint)
-        shards.append({"file": file.name, "rows": len(shard), "arrays": where})
+        described.append({"file": file.name, "rows": len(shard), "arrays": where})
         skipped |= {first + number: reason for number, reason in shard.skipped.items()}
         first = last
-    return shards, skipped
+    return described, skipped

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from featpipe.workspace import lock
 _SEALING = ".sealing"  # ending of the HDF5 file while it is written
 _SYNC_SECONDS = 2.0  # at most this much work is lost to a power failure
 _LONGEST_LINE = 1 << 24
+_OF_SHARDS = 1 << 24  # bytes of the record that may say where shards are
 _BLOCK: dict[str, Any] = {"first": int, "rows": int, "n_bytes": int, "sha256": str}
 _BLOCK |= {"skipped": dict, "seconds": float}
 
@@ -115,7 +116,8 @@ class StoreWriter:
         if self._sharded:
             done = layout.shard_folder(self.path).glob("*.h5")
             blocks, sealed = 0, max(sealed - sum(file.stat().st_size for file in done), 0)
-        if (n_bytes := len(json.dumps(self.content.record()))) > layout.MAX_RECORD_BYTES:
+        n_bytes = len(json.dumps(self.content.record()))
+        if n_bytes + self._sharded * _OF_SHARDS > layout.MAX_RECORD_BYTES:
             what, got = (
                 "These are too many images for one feature store.",
                 f"{n_bytes / 1e6:.0f} MB",
@@ -213,8 +215,12 @@ class StoreWriter:
             os.fsync(self._stream.fileno())
         self._synced_at = time.monotonic()
 
-    def seal(self, run: Mapping[str, Any], shards: Sequence[Path] = ()) -> FeatureStore:
+    def seal(
+        self, run: Mapping[str, Any], shards: Mapping[Path, str] | None = None
+    ) -> FeatureStore:
         """Write the HDF5 file from the blocks, or from shards; then give it the store's name.
+
+        ``shards`` are files, with the fingerprint of the images whose rows are in each.
 
         ``run``: when, where and how fast it was made; not part of the fingerprint. StoreError, if
         rows are missing or were damaged on the disk, or the disk is full.

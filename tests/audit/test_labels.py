@@ -149,6 +149,7 @@ def test_equal_features_say_nothing():
     np.testing.assert_allclose(probabilities, 0.5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_thousands_of_classes_take_seconds():
     rng = np.random.default_rng(0)
     y = np.arange(6000) % 2000

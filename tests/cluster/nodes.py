@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 START = "from ray.scripts.scripts import main; main()"
 DEADLINE = 120.0
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import featpipe
+from featpipe import cluster
 from featpipe.cli.main import featpipe as program
 from featpipe.errors import FeatpipeError, ImageError, StoreError, StoreInUseError, UsageError
 from featpipe.extraction import Extract
+from featpipe.extraction.on_ray import Order
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreWriter
@@ -191,6 +194,44 @@ def test_a_shard_of_other_rows_is_not_taken(extracted: Extracted) -> None:
     assert taken.name in raised.value.details["next"]
     taken.unlink()
     extracted()[0].verify()
+
+
+def test_a_shard_of_other_images_is_not_taken(tmp_path: Path) -> None:
+    """Their ids, labels and shapes are the same: only the pixels are others."""
+    given: dict[str, Any] = {"model": "glyphnet", "shard_rows": 5}
+    stores = []
+    for number, name in enumerate(("one", "other")):
+        folder = photo_folder(tmp_path / name / "photos")
+        if number:
+            for path in folder.rglob("*.png"):
+                Image.open(path).rotate(90).save(path)
+        workspace = tmp_path / name
+        stores += featpipe.extract(f"folder:{folder}", workspace=workspace, **given)
+    one, other = stores
+    other.shards[1].write_bytes(one.shards[1].read_bytes())
+    other.shards[0].unlink()
+    with pytest.raises(StoreError, match="does not hold the rows that are due"):
+        featpipe.extract(f"folder:{tmp_path / 'other' / 'photos'}", workspace=workspace, **given)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "room"), [(0, 5), (1, 4), (2, 2), (0.5, 4), (0.6, 4), (0.1, 5), (0.25, 5)]
+)
+def test_as_many_actors_as_there_is_room_for(
+    gpus: float, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 1.0}] if gpus != 0.1 else [{"CPU": 5.0, "GPU": 1.0}]
+    if gpus == 0.25:
+        nodes = [{"CPU": 5.0, "GPU": 2.0}]
+    monkeypatch.setattr(cluster, "nodes", lambda ray: nodes)
+    step = Extract(dataset="digits", model="glyphnet", engine="ray", num_gpus=gpus)
+    resources, n_actors = Order(step, Path(), {}).actors(None)
+    assert (n_actors, resources.get("num_gpus", 0)) == (room, gpus)
+
+
+def test_parts_of_two_gpus_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"cannot have 1\.5 GPUs"):
+        Extract(dataset="digits", model="glyphnet", engine="ray", num_gpus=1.5)
 
 
 @pytest.mark.parametrize("options", [{"actors": 2}, {"num_gpus": 1}, {"address": "a:1"}])

@@ -91,6 +91,7 @@ def test_a_few_steps_of_training_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 <= found["accuracy"] <= found["accuracy_without_case"] <= 1
 
 
+@pytest.mark.long
 def test_the_script_trains_and_writes_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,100 @@
+"""What a Ray cluster costs, and how it scales, on the cores of this machine.
+
+A real cluster on loopback, its nodes with one core each, embeds 2000 images of STL-10 with
+ResNet-18: beside the local engine on the same two cores (the overhead), and two actors beside two
+independent processes with a thread each (the scaling). All rates are those of warm processes: from
+the first image to the last, sealing included on the cluster. Runs alternate; medians count.
+
+    python benchmarks/cluster.py --out benchmarks/results/cluster.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from featpipe.provenance import environment, package_version  # noqa: E402
+from featpipe.store import FeatureStore  # noqa: E402
+from tests.cluster.nodes import cluster  # noqa: E402
+
+IMAGES = 2000
+
+
+def extract(shared: Path, workspace: Path, *options: str, threads: int = 2) -> subprocess.Popen:
+    """Start an extraction as a process of its own."""
+    command = [sys.executable, "-m", "featpipe", "extract", "--dataset", "stl10", "--quiet"]
+    command += ["--split", "train", "--data", str(shared / "data"), "--limit", str(IMAGES)]
+    command += ["--model", "resnet18", "--workspace", str(workspace), *options]
+    command += ["--weights", str(shared / "weights" / "resnet18-imagenet-pqf.safetensors")]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+
+
+def rate(process: subprocess.Popen, workspace: Path, *, here: bool) -> float:
+    """Return the images per second of an extraction, once the network is loaded."""
+    assert process.wait() == 0
+    (path,) = (workspace / "data" / "features").rglob("train-*[0-9a-f].h5")
+    run = FeatureStore(path).run
+    return IMAGES / sum(run["shares"].values()) if here else run["images_per_s"]
+
+
+def measure(shared: Path, rounds: int) -> dict[str, Any]:
+    """Measure by turns."""
+    found: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        found.setdefault(name, []).append(round(value, 2))
+        print(name, found[name], flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary, cluster(2) as nodes:
+        there = ["--engine", "ray", "--address", nodes.address, "--shard-rows", "250"]
+        for number in range(rounds):
+            folder = Path(temporary) / str(number)
+            work = folder / "local"
+            add("local, 2 threads", rate(extract(shared, work), work, here=True))
+            for actors in (1, 2):
+                work = folder / f"ray-{actors}"
+                process = extract(shared, work, *there, "--actors", str(actors))
+                add(f"cluster, {actors} actors", rate(process, work, here=False))
+            works = [folder / f"alone-{one}" for one in range(2)]
+            processes = [extract(shared, work, threads=1) for work in works]
+            pairs = zip(processes, works, strict=True)
+            add("2 processes, 1 thread each", sum(rate(p, w, here=True) for p, w in pairs))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    two = medians["cluster, 2 actors"]
+    return {
+        "images": IMAGES,
+        "images_per_s": found,
+        "median": medians,
+        "of_local": round(two / medians["local, 2 threads"], 3),
+        "of_two_processes": round(two / medians["2 processes, 1 thread each"], 3),
+        "two_actors_of_one": round(two / medians["cluster, 1 actors"], 3),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and print or write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args(arguments)
+    found = measure(given.shared.resolve(), given.rounds)
+    found = {"environment": environment(), "ray": package_version("ray"), **found}
+    print(json.dumps(found, indent=1))
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
