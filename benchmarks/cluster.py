@@ -2,8 +2,8 @@
 
 A real cluster on loopback, its nodes with one core each, embeds 2000 images of STL-10 with
 ResNet-18: beside the local engine on the same two cores (the overhead), and two actors beside two
-independent processes with a thread each (the scaling). All rates are those of warm processes: from
-the first image to the last, sealing included on the cluster. Runs alternate; medians count.
+independent processes with a thread each (the scaling). All rates are those of warm processes; on
+the cluster they include opening, sealing and handing out shards. Runs alternate; medians count.
 
     python benchmarks/cluster.py --out benchmarks/results/cluster.json
 """
@@ -28,7 +28,7 @@ from featpipe.provenance import environment, package_version  # noqa: E402
 from featpipe.store import FeatureStore  # noqa: E402
 from tests.cluster.nodes import cluster  # noqa: E402
 
-IMAGES = 2000
+IMAGES, ROWS = 2000, 125  # of a shard
 
 
 def extract(shared: Path, workspace: Path, *options: str, threads: int = 2) -> subprocess.Popen:
@@ -40,12 +40,27 @@ def extract(shared: Path, workspace: Path, *options: str, threads: int = 2) -> s
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
 
 
-def rate(process: subprocess.Popen, workspace: Path, *, here: bool) -> float:
+def local_rate(process: subprocess.Popen, workspace: Path) -> float:
     """Return the images per second of an extraction, once the network is loaded."""
     assert process.wait() == 0
-    (path,) = (workspace / "data" / "features").rglob("train-*[0-9a-f].h5")
-    run = FeatureStore(path).run
-    return IMAGES / sum(run["shares"].values()) if here else run["images_per_s"]
+    return IMAGES / sum(store_of(workspace).run["shares"].values())
+
+
+def warm_rate(process: subprocess.Popen, workspace: Path) -> float:
+    """Return the images per second of all actors together, while all of them are at work.
+
+    That is between the times at which the third and the last but two of the shards were sealed.
+    """
+    assert process.wait() == 0
+    store = store_of(workspace)
+    sealed = sorted(path.stat().st_mtime for path in store.shards)
+    return ROWS * (len(sealed) - 5) / (sealed[-3] - sealed[2])
+
+
+def store_of(workspace: Path) -> FeatureStore:
+    """Return the store in a workspace."""
+    (path,) = (workspace / "data" / "features").glob("*/*/train-*.h5")
+    return FeatureStore(path)
 
 
 def measure(shared: Path, rounds: int) -> dict[str, Any]:
@@ -57,19 +72,19 @@ def measure(shared: Path, rounds: int) -> dict[str, Any]:
         print(name, found[name], flush=True)
 
     with tempfile.TemporaryDirectory() as temporary, cluster(2) as nodes:
-        there = ["--engine", "ray", "--address", nodes.address, "--shard-rows", "250"]
+        there = ["--engine", "ray", "--address", nodes.address, "--shard-rows", str(ROWS)]
         for number in range(rounds):
             folder = Path(temporary) / str(number)
             work = folder / "local"
-            add("local, 2 threads", rate(extract(shared, work), work, here=True))
+            add("local, 2 threads", local_rate(extract(shared, work), work))
             for actors in (1, 2):
                 work = folder / f"ray-{actors}"
                 process = extract(shared, work, *there, "--actors", str(actors))
-                add(f"cluster, {actors} actors", rate(process, work, here=False))
+                add(f"cluster, {actors} actors", warm_rate(process, work))
             works = [folder / f"alone-{one}" for one in range(2)]
             processes = [extract(shared, work, threads=1) for work in works]
             pairs = zip(processes, works, strict=True)
-            add("2 processes, 1 thread each", sum(rate(p, w, here=True) for p, w in pairs))
+            add("2 processes, 1 thread each", sum(local_rate(p, w) for p, w in pairs))
     medians = {name: statistics.median(values) for name, values in found.items()}
     two = medians["cluster, 2 actors"]
     return {
