@@ -171,6 +171,23 @@ def test_a_node_without_the_weights_is_named(extracted: Extracted, tmp_path: Pat
 
 
 @pytest.mark.long
+def test_a_shard_at_which_processes_die_ends_the_run(
+    extracted: Extracted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0123456789abcdef")
+    store = extracted(engine="local", address="auto")[0]
+    lost = store.shards[3]
+    lost.unlink()
+    lost.with_suffix(".attempts").write_text("0123456789abcdef\n" * 5)  # of as many processes
+    with pytest.raises(ClusterError, match="die at a shard again and again") as raised:
+        extracted()
+    assert str(lost) in raised.value.details["where"]
+    monkeypatch.undo()
+    extracted()[0].verify()
+    assert not list(lost.parent.glob("*.attempts"))
+
+
+@pytest.mark.long
 def test_other_versions_on_a_node_are_refused(
     extracted: Extracted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
