@@ -84,9 +84,9 @@ def cluster(nodes: int = 2, **environment: str) -> Iterator[Cluster]:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # A dead node is noticed in seconds rather than half a minute.
+        # A dead node is noticed in ten seconds; one that is only slow, after ten times ten.
         "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_failure_threshold": "10",
         **environment,
     }
     made = Cluster(folder, variables)
