@@ -1,9 +1,9 @@
 """What a Ray cluster costs, and how it scales, on the cores of this machine.
 
-A real cluster on loopback, its nodes with one core each, embeds 2000 images of STL-10 with
-ResNet-18: beside the local engine on the same two cores (the overhead), and two actors beside two
-independent processes with a thread each (the scaling). All rates are those of warm processes; on
-the cluster they include opening, sealing and handing out shards. Runs alternate; medians count.
+A Ray cluster of one node, these two cores, embeds 2000 images of STL-10 with ResNet-18: beside
+the local engine on the same cores (the overhead), and two actors beside two independent processes
+with a thread each (the scaling). All rates are those of warm processes; on the cluster they
+include opening, sealing and handing out shards. Runs alternate; medians count.
 
     python benchmarks/cluster.py --out benchmarks/results/cluster.json
 """
@@ -28,7 +28,7 @@ from featpipe.provenance import environment, package_version  # noqa: E402
 from featpipe.store import FeatureStore  # noqa: E402
 from tests.cluster.nodes import cluster  # noqa: E402
 
-IMAGES, ROWS = 2000, 125  # of a shard
+IMAGES = 2000
 
 
 def extract(shared: Path, workspace: Path, *options: str, threads: int = 2) -> subprocess.Popen:
@@ -46,15 +46,18 @@ def local_rate(process: subprocess.Popen, workspace: Path) -> float:
     return IMAGES / sum(store_of(workspace).run["shares"].values())
 
 
-def warm_rate(process: subprocess.Popen, workspace: Path) -> float:
-    """Return the images per second of all actors together, while all of them are at work.
+def warm_rate(process: subprocess.Popen, workspace: Path, actors: int) -> float:
+    """Return the images per second of all actors together, after the first shard of each.
 
-    That is between the times at which the third and the last but two of the shards were sealed.
+    Up to that the network is loaded. It takes from the mean time at which the first shards were
+    sealed to the mean time at which the last ones were.
     """
     assert process.wait() == 0
-    store = store_of(workspace)
-    sealed = sorted(path.stat().st_mtime for path in store.shards)
-    return ROWS * (len(sealed) - 5) / (sealed[-3] - sealed[2])
+    shards = [FeatureStore(path) for path in store_of(workspace).shards]
+    shards.sort(key=lambda shard: shard.path.stat().st_mtime)
+    sealed = [shard.path.stat().st_mtime for shard in shards]
+    seconds = statistics.mean(sealed[-actors:]) - statistics.mean(sealed[:actors])
+    return sum(len(shard) for shard in shards[actors:]) / seconds
 
 
 def store_of(workspace: Path) -> FeatureStore:
@@ -71,8 +74,8 @@ def measure(shared: Path, rounds: int) -> dict[str, Any]:
         found.setdefault(name, []).append(round(value, 2))
         print(name, found[name], flush=True)
 
-    with tempfile.TemporaryDirectory() as temporary, cluster(2) as nodes:
-        there = ["--engine", "ray", "--address", nodes.address, "--shard-rows", str(ROWS)]
+    with tempfile.TemporaryDirectory() as temporary, cluster(0, head_cores=2) as nodes:
+        there = ["--engine", "ray", "--address", nodes.address]
         for number in range(rounds):
             folder = Path(temporary) / str(number)
             work = folder / "local"
@@ -80,7 +83,7 @@ def measure(shared: Path, rounds: int) -> dict[str, Any]:
             for actors in (1, 2):
                 work = folder / f"ray-{actors}"
                 process = extract(shared, work, *there, "--actors", str(actors))
-                add(f"cluster, {actors} actors", warm_rate(process, work))
+                add(f"cluster, {actors} actors", warm_rate(process, work, actors))
             works = [folder / f"alone-{one}" for one in range(2)]
             processes = [extract(shared, work, threads=1) for work in works]
             pairs = zip(processes, works, strict=True)

@@ -20,7 +20,6 @@ from featpipe.provenance import PACKAGES, package_version
 from featpipe.steps import Step, option, options_of
 
 _REACH_SECONDS = 5.0
-_LISTEN_SECONDS = 0.2
 _LOOK_SECONDS = 120.0  # in which every node has to answer; the first time it imports featpipe
 
 
@@ -229,23 +228,23 @@ def listening(ray: Any, take: Callable[..., None]) -> Iterator[Any]:
 
     ``take`` is called with what was put into the queue by :func:`report`.
     """
-    from ray.util.queue import Empty, Queue  # noqa: PLC0415 - an extra
+    from ray.util.queue import Queue  # noqa: PLC0415 - an extra
 
     here = on_node(ray.get_runtime_context().get_node_id())
     inbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-    ended = threading.Event()
 
     def pass_on() -> None:
-        while not ended.is_set():
-            with suppress(Empty):
-                take(*inbox.get(timeout=_LISTEN_SECONDS))
+        with suppress(ray.exceptions.RayError):  # the cluster is gone; who works there says so
+            while values := inbox.get():
+                take(*values)
 
     listener = threading.Thread(target=pass_on, daemon=True)
     listener.start()
     try:
         yield inbox
     finally:
-        ended.set()
+        with suppress(ray.exceptions.RayError):
+            inbox.put(())
         listener.join()
         inbox.shutdown(force=True)
 

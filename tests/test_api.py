@@ -35,7 +35,8 @@ SIGNATURES = {  # what users have written down: a change is one of the changelog
     "pixel_range: tuple[float, float] | str | None = None, "
     "cache: str | os.PathLike[str] | None = 'memory', device: str = 'auto', "
     "runtime: str | None = None) -> None",
-    "FeatureStore": "(path: str | os.PathLike[str], hashes: FileHashes | None = None) -> None",
+    "FeatureStore": "(path: str | os.PathLike[str], hashes: FileHashes | None = None, *, "
+    "at: str | None = None) -> None",
     "compare": "(results: Sequence[Result] | Result, *, published: bool | Sequence[str] = True, "
     "margin: float = 1.0) -> Comparison",
     "evaluate": f"(method: Any, {STORES}, *, {PLACE}, {PROGRESS}, jobs: int = -1, **options: Any)"

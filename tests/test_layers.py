@@ -27,6 +27,7 @@ LAYERS = {
         "notebook",
         "provenance",
         "cluster",
+        "urls",
     ),
     1: ("datasets", "store", "labelmap"),
     2: ("backbones", "probes", "evaluation", "statistics", "audit"),

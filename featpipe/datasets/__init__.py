@@ -7,6 +7,7 @@ import re
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from featpipe import urls
 from featpipe.errors import MissingExtraError, UnknownNameError
 from featpipe.registry import Registry
 
@@ -18,13 +19,6 @@ IMAGENET = "ImageNet-1k"
 CIFAR10_TRAIN = "CIFAR-10's training images"
 
 
-# What fsspec needs for a protocol, and its extra of featpipe; of any other it says so itself.
-_PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")),
-    **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs")),
-}
-
-
 class _Datasets(Registry["type[Dataset]"]):
     def canonical(self, name: str) -> str:
         """Return the name; whoever names a path instead is told how datasets are named."""
@@ -33,7 +27,7 @@ class _Datasets(Registry["type[Dataset]"]):
         except UnknownNameError as error:
             if spec := spec_of_path(name):
                 error.details["next"] = f"did you mean {spec!r}?"
-            elif name in (*_PACKAGES, "https", "http", "file", "memory"):
+            elif name in (*urls.PACKAGES, "https", "http", "file", "memory"):
                 error.details["next"] = f"write folder:{name}://… or wds:{name}://…"
             raise
 
@@ -75,30 +69,14 @@ def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
         return name, argument, None
 
 
-def protocol_of(argument: str) -> str | None:
-    """Return the protocol of a URL, ``"s3"`` for example; ``None``: it is a path or a name.
-
-    A ``file://`` URL is a path, too: :func:`plain_path` tells which.
-    """
-    found = re.match(r"([a-z][a-z0-9+.-]*)://", plain_path(argument))
-    return found and found[1]
-
-
-def plain_path(argument: str) -> str:
-    """Return the path that a ``file://`` URL means, and any other text as it is."""
-    return re.sub("^(file|local)://(?=/)", "", argument)
-
-
 def check_installed(spec: str) -> None:
     """Raise ``MissingExtraError`` unless what a dataset is read with is installed."""
     name, _, argument = spec.partition(":")
     known = name in DATASETS  # else a folder, or unknown
-    for needed in (
-        DATASETS.get(name).requires if known else None,
-        _PACKAGES.get(protocol_of(argument if known else spec) or ""),
-    ):
-        if needed and find_spec(needed[0]) is None:
-            raise MissingExtraError(*needed)
+    needed = DATASETS.get(name).requires if known else None
+    if needed and find_spec(needed[0]) is None:
+        raise MissingExtraError(*needed)
+    urls.check_protocol(argument if known else spec)
 
 
 def short_name(spec: str) -> str:

@@ -11,13 +11,14 @@ from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from featpipe.datasets import DATASETS, check_installed, plain_path, protocol_of, split_spec
+from featpipe.datasets import DATASETS, check_installed, split_spec
 from featpipe.datasets.selection import Subset, class_balanced_rows, groups_of, keep_classes
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UnknownNameError, UsageError, nearest_path
 from featpipe.files import read_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.progress import SILENT, Progress
+from featpipe.urls import plain_path, protocol_of
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:

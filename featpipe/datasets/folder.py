@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from featpipe.datasets import DATASETS, IMAGENET, protocol_of, spec_of_path
+from featpipe.datasets import DATASETS, IMAGENET, spec_of_path
 from featpipe.datasets.dataset import (
     MOST_LIST_BYTES,
     Dataset,
@@ -24,11 +24,12 @@ from featpipe.datasets.dataset import (
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource, is_image_name
 from featpipe.datasets.naming import natural_key
-from featpipe.datasets.remote import Place, RemoteSource
+from featpipe.datasets.remote import RemoteFolder, RemoteSource
 from featpipe.datasets.selection import choose_classes, stratified_split
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, nearest_path
 from featpipe.files import read_regular
+from featpipe.urls import protocol_of
 
 SPLITS = ("train", "test", "val", "valid", "validation")
 
@@ -40,8 +41,8 @@ class Folder(PathDataset):
     name = "folder"
 
     @cached_property
-    def _place(self) -> _Disk | Place:
-        return Place(self.argument) if protocol_of(self.argument) else _Disk(self.path)
+    def _place(self) -> _Disk | RemoteFolder:
+        return RemoteFolder(self.argument) if protocol_of(self.argument) else _Disk(self.path)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ class Folder(PathDataset):
 
 
 class _Disk:
-    """A folder on this machine, listed as :class:`Place` lists one at a URL."""
+    """A folder on this machine, listed as :class:`RemoteFolder` lists one at a URL."""
 
     def __init__(self, root: Path) -> None:
         if not os.path.isdir(root):

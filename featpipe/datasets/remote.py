@@ -1,4 +1,4 @@
-"""Files at URLs, ``s3://bucket/photos`` for example, listed and read with fsspec.
+"""Images at URLs, ``s3://bucket/photos`` for example, listed and read with fsspec.
 
 Nothing is copied to this machine. What a store says of an object (its checksum or ETag) stands for
 its content; only where a store says nothing, the object is read to be hashed.
@@ -10,16 +10,13 @@ import hashlib
 import io
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets import plain_path, protocol_of
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.datasets.images import (
     EncodedSource,
@@ -29,8 +26,9 @@ from featpipe.datasets.images import (
 )
 from featpipe.datasets.naming import natural_key
 from featpipe.datasets.source import Identity
-from featpipe.errors import DataError, FeatpipeError, ImageError, UsageError
+from featpipe.errors import DataError, ImageError
 from featpipe.fingerprint import of_bytes
+from featpipe.urls import Place, explained, explaining
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -41,13 +39,6 @@ AT_ONCE = 16  # requests at the same time: each waits for the network most of th
 # same digest, but another version.
 _MARKS = ("md5Hash", "checksum", "crc32c", "ETag", "etag", "VersionId", "version_id", "generation")
 
-_CREDENTIALS = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure; "
-    "FSSPEC_S3_ANON=true reads public buckets",
-    "g": "run gcloud auth application-default login; FSSPEC_GS_TOKEN=anon reads public buckets",
-}
-_NO_CREDENTIALS = re.compile("Credential|Token|RefreshError|Unauthorized")
-
 
 class Remote(NamedTuple):
     """A file at a URL, as it was listed."""
@@ -57,41 +48,12 @@ class Remote(NamedTuple):
     mark: str  # what tells that its content is another; "": the listing says nothing
 
 
-class Place:
-    """A folder or file that fsspec reads: at a URL, or on this machine."""
+class RemoteFolder(Place):
+    """A folder of images, or one of them, at a URL or on this machine."""
 
     def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs  # noqa: PLC0415 - only URLs and tar files need it
-
-        self.url = plain_path(url).rstrip("/")
-        if urlsplit(url).password:  # before anything records the URL, or a message shows it
-            what, expected = "The URL holds a password, which would be recorded.", "one without"
-            hint = "give credentials in the way of the file system: environment or configuration"
-            raise UsageError(what, expected=expected, next_step=hint)
-        try:
-            self.fs, path = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            what = f"Files at {protocol_of(url)}:// cannot be read here."
-            expected = "s3://, gs://, https:// or another protocol that fsspec knows"
-            raise UsageError(what, where=url, expected=expected, got=error) from error
-        except Exception as error:
-            raise explained(error, url) from error
-        self.path: str = path.rstrip("/")
-        self.fs.invalidate_cache()  # what was listed before may have changed
+        super().__init__(url)
         self._below: dict[str, dict[str, Remote]] = {}
-
-    def where(self, inside: str = "") -> str:
-        """Return the URL of something in the folder, for messages."""
-        return f"{self.url}/{inside}".rstrip("/")
-
-    def url_of(self, path: str) -> str:
-        """Return the URL of what the file system calls so, for messages."""
-        return plain_path(self.fs.unstrip_protocol(path))
-
-    def info(self, path: str) -> dict[str, Any]:
-        """Return what is known of a file or folder."""
-        with explaining(self.url_of(path)):
-            return dict(self.fs.info(path))
 
     def folders(self, inside: str = "") -> list[str]:
         """Return the names of the folders in ``inside`` (``""``, ``"train/"``), in natural order.
@@ -129,10 +91,6 @@ class Place:
         """Return the paths of all images below ``inside``, in natural order."""
         return [name for name in self.files(inside) if is_image_name(name.rpartition("/")[2])]
 
-    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        """Return some bytes of a file; safe to call from several threads at once."""
-        return bytes(self.fs.cat_file(path, start=start, end=end))
-
     def marked(self, files: Sequence[Remote], options: DatasetOptions) -> list[Remote]:
         """Return files with their marks; those of which nothing is said are read and hashed."""
 
@@ -157,7 +115,7 @@ class RemoteSource(EncodedSource):
     _at_once = AT_ONCE
 
     def __init__(
-        self, identity: Identity, place: Place, inside: str, options: DatasetOptions
+        self, identity: Identity, place: RemoteFolder, inside: str, options: DatasetOptions
     ) -> None:
         listed = place.files(inside)
         self._files = place.marked([listed[name] for name in identity.ids], options)
@@ -221,34 +179,3 @@ def at_once(
             found.append(made)
             task.advance()
     return found
-
-
-@contextmanager
-def explaining(where: str) -> Iterator[None]:
-    """Turn whatever a file system raises into a DataError that says where and what to do."""
-    try:
-        yield
-    except FeatpipeError:
-        raise
-    except Exception as error:
-        raise explained(error, where) from error
-
-
-def explained(error: Exception, where: str) -> DataError:
-    """Return the DataError for what a file system raised."""
-    kind, got = type(error).__name__, " ".join(str(error).split())[:400]
-    protocol = protocol_of(where) or ""
-    if isinstance(error, FileNotFoundError):
-        what, got = "There is nothing at this place.", got if "bucket" in got else ""
-        expected, hint = "a bucket and a name in it that exist", "correct the URL"
-    elif isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
-        what, expected = "The storage gives no access.", "credentials that may list and read"
-        hint = next(
-            (how for name, how in _CREDENTIALS.items() if protocol.startswith(name)),
-            "give credentials in the way of the file system",
-        )
-    else:
-        what, got = "The storage cannot be read.", f"{kind}: {got}"
-        expected = "an answer to the request"
-        hint = "check the URL and the network, then run the same command again"
-    return DataError(what, where=where, expected=expected, got=got or None, next_step=hint)

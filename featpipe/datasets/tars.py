@@ -12,9 +12,10 @@ import zlib
 from typing import Any, BinaryIO, NamedTuple
 
 from featpipe.datasets.images import IMAGE_SUFFIXES
-from featpipe.datasets.remote import Place, Remote, explaining
+from featpipe.datasets.remote import Remote, RemoteFolder
 from featpipe.errors import DataError
 from featpipe.files import open_regular
+from featpipe.urls import explaining
 
 BLOCK = tarfile.BLOCKSIZE
 UNPACK = "unpack it: featpipe reads single images, which needs plain .tar files"
@@ -43,7 +44,7 @@ class Shard(NamedTuple):
     where: str
 
 
-def read_index(shard: Shard, place: Place, *, remote: bool) -> list[Sample]:
+def read_index(shard: Shard, place: RemoteFolder, *, remote: bool) -> list[Sample]:
     """Return the images of a tar file with their labels, in the order of the archive.
 
     DataError, which names the file, if it is compressed, damaged, cut off, or holds two images of
@@ -109,7 +110,7 @@ def _samples(stream: BinaryIO, where: str) -> list[Sample]:
 class _Ranges(io.RawIOBase):
     """A file at a place as a stream that is read in blocks, for its headers."""
 
-    def __init__(self, place: Place, file: Remote) -> None:
+    def __init__(self, place: RemoteFolder, file: Remote) -> None:
         self._place, self._file = place, file
         self._at = self._first = 0
         self._block = b""

@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from featpipe.datasets import DATASETS, naming, protocol_of
+from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import DatasetOptions, PathDataset, refuse_missing
 from featpipe.datasets.folder import SPLITS
 from featpipe.datasets.images import (
@@ -30,10 +30,11 @@ from featpipe.datasets.images import (
     decode_image,
     most_image_bytes,
 )
-from featpipe.datasets.remote import AT_ONCE, Place, Remote, as_listed, at_once, explaining
+from featpipe.datasets.remote import AT_ONCE, Remote, RemoteFolder, as_listed, at_once
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.datasets.tars import BLOCK, UNPACK, Sample, Shard, read_index
 from featpipe.errors import DataError, ImageError, UsageError, nearest_path
+from featpipe.urls import explaining, protocol_of
 
 _INDEX = "index of a tar file, 1"  # what is remembered, with the version of its form
 _MOST_SHARDS = 100_000
@@ -78,10 +79,10 @@ class WebDataset(PathDataset):
         return super().moved(argument if cls.path_in(argument) else f"./{argument}", data)
 
     @cached_property
-    def _place(self) -> Place:
+    def _place(self) -> RemoteFolder:
         """The tar file, the folder of tar files, or the folder before the braces."""
         named = self.absolute(self.argument, self.options.data)
-        place = Place(self.path_in(named))
+        place = RemoteFolder(self.path_in(named))
         if not protocol_of(named) and not os.path.exists(place.path):
             what, path = "There is no such tar file or folder.", Path(place.path)
             expected = "a .tar, a folder of them, or braces: train-{000..099}.tar"
@@ -174,7 +175,7 @@ class ShardSource(EncodedSource):
     def __init__(
         self,
         identity: Identity,
-        place: Place,
+        place: RemoteFolder,
         samples: Sequence[tuple[Shard, Sample]],
         options: DatasetOptions,
     ) -> None:
@@ -245,7 +246,7 @@ def expanded(pattern: str, spec: str) -> list[str]:
     return [f"{pattern[: found.start()]}{choice}{more}" for choice in choices for more in rest]
 
 
-def _existing(place: Place, paths: Sequence[str], options: DatasetOptions) -> list[Remote]:
+def _existing(place: RemoteFolder, paths: Sequence[str], options: DatasetOptions) -> list[Remote]:
     """Return the files that braces stand for; all of them must be there."""
 
     def look(path: str) -> Remote | None:

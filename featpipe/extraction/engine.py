@@ -28,14 +28,14 @@ from featpipe.extraction.batches import (
     work_on_batches,
 )
 from featpipe.extraction.precision import cost_of_precision
-from featpipe.extraction.shards import Listen, Make, Shard, extract_shards, shard_ranges
+from featpipe.extraction.shards import Listen, Make, Shard, Sharding, extract_shards
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.progress import SILENT, Progress
 from featpipe.provenance import environment, now
 from featpipe.steps import Context, Status
 from featpipe.store import LOGITS, FeatureStore, StoreContent, StoreWriter, scan_stores
-from featpipe.store.layout import JOURNAL, LOOKS, shard_folder
+from featpipe.store.layout import JOURNAL, LOOKS
 from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Extraction:
     context: Context
     request: Mapping[str, Any] | None = None
     record: Mapping[str, Any] = field(default_factory=dict)  # for the stores' run record
-    shard_rows: int | None = None  # rows of a shard; None: the stores have none
+    sharding: Sharding | None = None  # None: rows are in the stores themselves
     fresh: int = field(default=0, init=False)  # stores that had to be made
 
     @cached_property
@@ -105,7 +105,7 @@ class Extraction:
 
     def make(self, missing: Missing) -> Iterable[FeatureStore]:
         """Embed splits into stores, given path and content of each, or what these lack."""
-        if self.shard_rows is not None:
+        if self.sharding is not None:
             return self.in_shards(missing, self.make_shards)
         how = (self.options, self.run_record, self.context.progress)
         wanted = missing.values()
@@ -115,7 +115,7 @@ class Extraction:
         """Return stores in shards, of which ``make`` makes those that are missing."""
         return extract_shards(
             missing.values(),
-            self.shard_rows,
+            self.sharding or Sharding(),
             make,
             record=self.run_record,
             label=f"{short_name(self.images.dataset)} · {self.folder.name}",
@@ -126,9 +126,11 @@ class Extraction:
         """Embed the rows of some shards, and seal each."""
         sources = {source.split: source for source in self.sources}
         for shard in shards:
-            progress = Progress(partial(listen, shard.label))
+            progress = Progress(partial(listen, shard.label), seconds_between=1.0)
             how = (self.embedder, shard.path, self.options, self.run_record, progress)
-            extract_source(Subset(sources[shard.split], shard.rows), *how)
+            if not shard.path.exists():  # else it was not put where it belongs
+                extract_source(Subset(sources[shard.split], shard.rows), *how)
+            shard.deliver()
         return {}
 
     @property
@@ -177,10 +179,12 @@ class Extraction:
             why += f"; cannot be used: {', '.join(damaged)}"
         for source in missing:
             for path in self.folder.glob(f"{slug(source.split)}-*.h5.partial"):
-                store = path.with_suffix("")
-                if (there := shard_folder(store)).is_dir():
-                    n = len(shard_ranges(len(source), self.shard_rows))
-                    why += f"; {len(list(there.glob('*.h5')))} of {n} shards are there"
+                if sharding := self.sharding:
+                    ranges, sealed = (
+                        sharding.ranges(len(source)),
+                        sharding.sealed(path.with_suffix("")),
+                    )
+                    why += f"; {len(sealed)} of {len(ranges)} shards are there"
                 elif not path.with_suffix(JOURNAL).exists():
                     why += "; continues an unfinished store"
 

@@ -174,10 +174,10 @@ class ShardWorker:
         try:
             if self._extraction is None:
                 self._extraction = self._order.open(Progress(lambda event: None))
-            if not shard.path.exists():  # Ray repeats what is done, too, where a node is lost
+            if not shard.is_done:  # Ray repeats what is done, too, where a node is lost
                 self._count_attempt(shard)
             until = time.monotonic() + _IN_USE_SECONDS
-            while not shard.path.exists():
+            while not shard.is_done:
                 try:
                     self._extraction.make_shards([shard], self.listen)
                 except StoreInUseError:

@@ -21,7 +21,8 @@ from featpipe.progress import Event, Progress, Task
 from featpipe.provenance import now
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.store.layout import shard_folder
-from featpipe.store.shards import shard_path
+from featpipe.store.shards import describe_shards, shard_path
+from featpipe.urls import Place
 
 # Rows of a shard, unless they are given: few enough that many can work and little is repeated
 # after a failure, and enough that opening and sealing it takes no time to speak of.
@@ -37,6 +38,18 @@ class Shard:
     split: str
     rows: range
     path: Path
+    at: str = ""  # URL of the folder that it is put into; "": it stays where it was made
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is sealed, and where it belongs."""
+        return Place(self.at).has(self.path.name) if self.at else self.path.exists()
+
+    def deliver(self) -> None:
+        """Put the sealed file where it belongs."""
+        if self.at:
+            Place(self.at).put(self.path)
+            self.path.unlink()
 
     @property
     def label(self) -> str:
@@ -44,10 +57,28 @@ class Shard:
         return f"{self.split} {self.path.stem}"
 
 
-def shard_ranges(n: int, rows: int | None) -> list[range]:
-    """Return the rows of each shard of a store with ``n``; ``rows``: as :func:`extract_shards`."""
-    rows = rows or min(max(-(-n // _SHARDS), _FEWEST_ROWS), _MOST_ROWS)
-    return [range(*edge) for edge in pairwise([*range(0, n, rows), n])]
+@dataclass(frozen=True)
+class Sharding:
+    """How stores are divided into shards, and where these are kept."""
+
+    rows: int | None = None  # of a shard; None: chosen by the number of images
+    at: str = ""  # URL of a folder, in which each store has one of its own; "": beside the store
+
+    def ranges(self, n: int) -> list[range]:
+        """Return the rows of each shard of a store with ``n``."""
+        rows = self.rows or min(max(-(-n // _SHARDS), _FEWEST_ROWS), _MOST_ROWS)
+        return [range(*edge) for edge in pairwise([*range(0, n, rows), n])]
+
+    def place_of(self, path: Path) -> str:
+        """Return the URL that the shards of the store at ``path`` are put into, if at one."""
+        names = (*path.parts[-3:-1], shard_folder(path).name)  # as in the workspace
+        return self.at and "/".join([self.at.rstrip("/"), *names])
+
+    def sealed(self, path: Path) -> set[str]:
+        """Return the names of the shards of the store at ``path`` that are where they belong."""
+        at, folder = self.place_of(path), shard_folder(path)
+        names = Place(at).names() if at else {file.name for file in folder.glob("*")}
+        return {name for name in names if name.endswith(".h5")}
 
 
 @dataclass
@@ -99,7 +130,7 @@ Make = Callable[[Sequence[Shard], Listen], Mapping[str, Any]]
 
 def extract_shards(
     wanted: Iterable[tuple[Path, StoreContent, ImageSource]],
-    rows: int | None,
+    sharding: Sharding,
     make: Make,
     *,
     record: Mapping[str, Any],
@@ -108,11 +139,10 @@ def extract_shards(
 ) -> list[FeatureStore]:
     """Have the missing shards of stores made, all together, and seal the stores.
 
-    ``rows`` are those of a shard; None: chosen by the number of images. ``label`` names the work
-    in the progress.
+    ``label`` names the work in the progress.
     """
     with ExitStack() as stack:
-        stores = [stack.enter_context(_Sharded(*one, rows)) for one in wanted]
+        stores = [stack.enter_context(_Sharded(*one, sharding)) for one in wanted]
         missing = [shard for store in stores for shard in store.missing]
         shards = [shard for store in stores for shard in store.shards]
         n, to_do = (sum(len(shard.rows) for shard in some) for some in (shards, missing))
@@ -133,15 +163,16 @@ class _Sharded:
     """A store whose rows are in shards, locked until it is sealed."""
 
     def __init__(
-        self, path: Path, content: StoreContent, source: ImageSource, rows: int | None
+        self, path: Path, content: StoreContent, source: ImageSource, sharding: Sharding
     ) -> None:
-        split, parts = content.manifest["dataset"]["split"], shard_ranges(len(content.ids), rows)
-        self.shards = [Shard(split, part, shard_path(path, part)) for part in parts]
-        self._folder, self._source = shard_folder(path), source
+        split, parts = content.manifest["dataset"]["split"], sharding.ranges(len(content.ids))
+        self._folder, self._content, self._source = shard_folder(path), content, source
+        self._at = at = sharding.place_of(path)
+        self.shards = [Shard(split, part, shard_path(path, part), at) for part in parts]
         path.unlink(missing_ok=True)  # if it is there, it names a shard that is lost
-        self._writer = StoreWriter(path, content, sharded=True)
-        there = set(self._folder.glob("*.h5"))
-        self.missing = [shard for shard in self.shards if shard.path not in there]
+        self._writer = StoreWriter(path, content, sharded=True, elsewhere=bool(at))
+        sealed = sharding.sealed(path)
+        self.missing = [shard for shard in self.shards if shard.path.name not in sealed]
 
     def __enter__(self) -> _Sharded:
         return self
@@ -152,18 +183,17 @@ class _Sharded:
     def seal(self, record: Mapping[str, Any]) -> FeatureStore:
         """Seal the store when all its shards are; remove what is left of other ones."""
         images = {one.path: subset_fingerprint(self._source, one.rows) for one in self.shards}
-        files = list(images)
-        for left in set(self._folder.iterdir()) - set(files):
+        shards = describe_shards(self._content, images, self._at)
+        for left in set(self._folder.glob("*")) - set(images):
             left.unlink()  # of another number of rows
-        runs = [FeatureStore(file).run for file in files]
-        parts = runs[-1]["shares"]
+        parts = shards.runs[-1]["shares"]
         run = {
-            **{key: value for key, value in runs[-1].items() if key not in _OF_A_SHARD},
+            **{key: value for key, value in shards.runs[-1].items() if key not in _OF_A_SHARD},
             "created": now(),
-            "seconds": round(sum(each["seconds"] for each in runs), 3),
+            "seconds": round(sum(each["seconds"] for each in shards.runs), 3),
             "shares": {
-                part: round(sum(each["shares"][part] for each in runs), 3) for part in parts
+                part: round(sum(each["shares"][part] for each in shards.runs), 3) for part in parts
             },
-            "shards": len(files),
+            "shards": len(images),
         }
-        return self._writer.seal({**run, **record}, images)
+        return self._writer.seal({**run, **record}, shards)

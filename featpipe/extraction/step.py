@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from featpipe import backbones
 from featpipe.cluster import OnCluster, gpus
 from featpipe.datasets import DATASETS, check_installed, short_name, slug
+from featpipe.errors import UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
 from featpipe.steps.grammar import device_name, grouping
+from featpipe.urls import Place, check_protocol
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
@@ -122,6 +125,14 @@ class ImageStep(Step):
         backbones.backbone_name(self.model)
 
 
+def shard_place(value: str) -> None:
+    """Check where shards are to be put."""
+    if not re.match("[a-z][a-z0-9+.-]*://.", value):
+        expected = "s3://bucket/folder, gs://bucket/folder, file:///folder …"
+        raise UsageError(f"{value!r} is not a URL.", expected=expected)
+    Place(value)
+
+
 @STEPS.register
 class Extract(OnCluster, ImageStep):
     """Embed a dataset with a frozen backbone into a feature store."""
@@ -158,6 +169,12 @@ class Extract(OnCluster, ImageStep):
         " 500 to 50,000 rows.",
         minimum=1,
     )
+    shards_at: str | None = running(
+        None,
+        help="Folder at a URL, s3://bucket/features for example, that the shards are put into"
+        " instead of the workspace; what reads the store fetches them.",
+        check=shard_place,
+    )
     actors: int | None = on_cluster(
         None, help="Processes that embed; default: as many as the nodes have room for.", minimum=1
     )
@@ -165,6 +182,18 @@ class Extract(OnCluster, ImageStep):
     num_gpus: float = on_cluster(
         0.0, help="GPUs of each actor; 0.5: two share one.", minimum=0, check=gpus
     )
+
+    def check(self) -> None:
+        """Refuse a place for shards where there are none."""
+        super().check()
+        if self.shards_at and self.engine == "local" and not self.shard_rows:
+            what = "--shards-at is for a store in shards, which this is not."
+            raise UsageError(what, next_step="add --shard-rows N, or --engine ray")
+
+    def check_requirements(self) -> None:
+        """Refuse a place for shards that nothing here can reach, too."""
+        super().check_requirements()
+        check_protocol(self.shards_at or "")
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what int8 and a runtime asked for by name need."""
@@ -212,7 +241,7 @@ class Extract(OnCluster, ImageStep):
         if self.engine == "ray" and self.device == "auto":
             device = "cuda" if self.num_gpus else "cpu"
             return self.replace(device=device).extraction(context, download=download)
-        from featpipe.extraction import batches, engine, precision  # noqa: PLC0415 - bring NumPy, h5py
+        from featpipe.extraction import batches, engine, precision, shards  # noqa: PLC0415 - NumPy, h5py
 
         hashes, given = FileHashes(context.workspace.hashes), user_path(self.weights)
         dataset = slug(short_name(self.dataset))
@@ -222,6 +251,7 @@ class Extract(OnCluster, ImageStep):
         calibration = None
         if self.precision == "int8":
             calibration = precision.calibration(images, sources, context, download=download)
+        sharding = shards.Sharding(self.shard_rows, self.shards_at or "")
         kind: Any = engine.Extraction
         if self.engine == "ray":
             from featpipe.extraction import on_ray  # noqa: PLC0415 - of use on a cluster only
@@ -248,7 +278,7 @@ class Extract(OnCluster, ImageStep):
                 self.layer or (), self.dtype, self.batch_size, self.on_error, self.workers
             ),
             context=context,
-            shard_rows=self.shard_rows,
+            sharding=sharding if self.shard_rows or self.engine == "ray" else None,
             request=self.request(hashes, sources, calibration, fetch=download),
             record={
                 "model": backbones.located(self.model),

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Self
 
@@ -97,6 +97,8 @@ class Fit:
     F: Array  # decisions on all rows, (n, columns)
     gap: float  # bound on (objective − minimum) / objective
     iterations: int  # Newton steps since the smallest C
+    mean: Array | None = None  # (d,) of features that are standardised, on the fold's rows
+    scale: Array | None = None
 
 
 @contextmanager
@@ -154,9 +156,13 @@ def fit_path(
         if spans and len(trained[folds[0]]) > _EXACT_ROWS:
             rows = rows.in_span(trained[folds[0]])
         for fit in _fit_folds(rows, task, folds, values, solver):
-            if mean is not None and not standardise:
+            if mean is None or scale is None:
+                yield fit
+            elif standardise:
+                yield replace(fit, mean=mean[fit.fold], scale=scale[fit.fold])
+            else:
                 fit.W[-1] -= mean[fit.fold] @ fit.W[:-1]
-            yield fit
+                yield fit
 
 
 def _check(task: Task, values: Sequence[float]) -> None:

@@ -127,7 +127,9 @@ class Rows:
         if self._common is None:
             return block
         center, factor = self._common
-        return (block - center) * factor
+        block = block - center
+        block *= factor
+        return block
 
     def seen(self, rows: Any, fold: int) -> Array:
         """Return some rows as a fold sees them."""

@@ -18,7 +18,6 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.utils import gen_batches
 from threadpoolctl import threadpool_limits
 
 from featpipe.probes.linear import Fit, Solver, Task, fit_path, thread_pool
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]  # training and validation rows
 
-_BLOCK = 4096
 _FIT_TOL = 1e-6  # costs a tenth more than 1e-5; decisions are certain to thousandths
 _HINGE_SEARCH_TOL = 1e-5
 # Answers as of 1e-5, but for a row in thousands; that takes ten times as long, as single precision
@@ -130,8 +128,9 @@ class BatchedLinear:
         weight = np.ones((1, len(y)))
         (fit,) = self.path(X, target, weight, [value], jobs, _FIT_TOL)
         scaler = StandardScaler()
-        for rows in gen_batches(len(y), max(len(y), 1) if isinstance(X, np.ndarray) else _BLOCK):
-            scaler.partial_fit(X[rows])
+        scaler.mean_, scaler.scale_ = fit.mean, fit.scale
+        scaler.var_ = np.square(scaler.scale_)
+        scaler.n_samples_seen_, scaler.n_features_in_ = X.shape
         template = self.probe.estimator(*X.shape).set_params(**{self.probe.parameter: value})[-1]
         estimator = _fitted(template, classes, fit)
         facts = {

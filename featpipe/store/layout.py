@@ -82,6 +82,16 @@ class StoreContent:
         }
 
 
+@dataclass(frozen=True)
+class Shards:
+    """What a store says of its shards."""
+
+    described: list[dict[str, Any]]  # of each: the file, its rows, and where arrays are in it
+    skipped: dict[int, str]  # rows of the store that have no image, with the reason
+    runs: list[dict[str, Any]]  # how each was made
+    at: str = ""  # URL of the folder that they are in; "": beside the store
+
+
 def partial_path(path: Path) -> Path:
     """Return the name of a store while it is being written."""
     return path.with_name(path.name + ".partial")
@@ -109,11 +119,11 @@ def write_store(
     skipped: Mapping[int, str],
     run: Mapping[str, Any],
     blocks: Iterable[NDArray[np.void]] = (),
-    shards: Sequence[Mapping[str, Any]] = (),
+    shards: Shards | None = None,
 ) -> int:
     """Write a store from blocks of ``content.row_dtype``; return how many rows they had.
 
-    ``shards``, which say what is where in other files, stand in for blocks.
+    ``shards`` stand in for blocks: they say what is where in other files.
     """
     reasons = dict(sorted(skipped.items()))
     skips = {"rows": list(reasons), "reasons": list(reasons.values())}
@@ -121,7 +131,7 @@ def write_store(
     row_dtype = content.row_dtype
     names = row_dtype.names or ()
     if shards:
-        record["shards"] = list(shards)
+        record |= {"shards": shards.described, "shards_at": shards.at}
         record["shapes"] = {name: list(row_dtype[name].shape) for name in names}
         names = ()
     n_bytes = content.sealed_bytes + len(json.dumps(record))
@@ -142,16 +152,17 @@ def write_store(
         digests = {"labels": hashlib.sha256(labels.tobytes())}
         if content.looks:
             h5py.h5g.create(file.id, b"looks", gcpl=_creation_plan(h5py.h5p.GROUP_CREATE))
+        arrays = {}
         for name in names:
             row = row_dtype[name]
-            _create_dataset(file, name, (len(labels), *row.shape), row.base)
+            arrays[name] = _create_dataset(file, name, (len(labels), *row.shape), row.base)
             digests[name] = hashlib.sha256()
         reserve(path, n_bytes)  # once more: creating the file released it
         n_rows = 0
         for block in blocks:
-            for name in names:
+            for name, array in arrays.items():
                 values = np.ascontiguousarray(block[name])
-                file[name][n_rows : n_rows + len(block)] = values
+                array[n_rows : n_rows + len(block)] = values
                 digests[name].update(values.data)
             n_rows += len(block)
         record["digests"] = {name: digest.hexdigest() for name, digest in digests.items()}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
-from featpipe.fingerprint import FileHashes
+from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.notebook import html_table
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import layout
@@ -25,7 +27,10 @@ from featpipe.store.record import (
     require,
     translate_errors,
 )
+from featpipe.urls import Place
 from featpipe.workspace import store_files
+
+_AT_ONCE = 4  # shards that are fetched at the same time
 
 
 class FeatureStore:
@@ -41,6 +46,9 @@ class FeatureStore:
     path : str or Path
     hashes : FileHashes, optional
         Remembers which arrays were compared, so that the next process need not read them for it.
+    at : str, optional
+        URL of the folder that the file is in, if it is not on this machine: everything but the
+        features can be read then.
 
     Attributes
     ----------
@@ -67,20 +75,27 @@ class FeatureStore:
         If the file is missing, unfinished, damaged or of another schema.
     """
 
-    def __init__(self, path: str | os.PathLike[str], hashes: FileHashes | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        hashes: FileHashes | None = None,
+        *,
+        at: str | None = None,
+    ) -> None:
         self.path = Path(path)
         self._hashes = hashes or FileHashes()
         self._intact: set[str] = set()
-        with translate_errors(self.path):
-            check_beginning(self.path)
-            with h5py.File(self.path, "r", locking=False) as file:
+        with translate_errors(self.path), self._stream(at) as stream:
+            check_beginning(stream, self.path)
+            with h5py.File(stream if at else self.path, "r", locking=False) as file:
                 record = read_record(file, self.path)
                 self._arrays = extents_of(file, record, self.path)
+                self.labels: NDArray[np.int64] = file["labels"][()]
             (labels,) = self._arrays["labels"]
-            self.labels: NDArray[np.int64] = np.array(labels.map())
-            require(labels.digest() == labels.sha256, "labels changed")
+            require(of_bytes(self.labels.tobytes()) == labels.sha256, "labels changed")
             in_range = (self.labels >= -1) & (self.labels < len(record["classes"]))
             require(bool(in_range.all()), "labels are of no class")
+        self.shards_at: str = record.get("shards_at", "")
         self.fingerprint: str = record["fingerprint"]
         self.manifest: dict[str, Any] = record["manifest"]
         self.run: dict[str, Any] = record["run"]
@@ -98,6 +113,13 @@ class FeatureStore:
         self.groups: list[str] = record["groups"]
         meaning = record["source_classes"]
         self.source_classes: tuple[list[str], list[str]] | None = meaning and tuple(meaning)
+
+    def _stream(self, at: str | None) -> AbstractContextManager[BinaryIO]:
+        if at:
+            return Place(at).opened(self.path.name)
+        regular = self.path.is_file() or self.path.is_dir() or not self.path.exists()
+        require(regular, "it is no regular file")  # opening a pipe would wait for a writer
+        return self.path.open("rb")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -120,8 +142,9 @@ class FeatureStore:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the file, or of all files."""
-        return sum(path.stat().st_size for path in (self.path, *self.shards))
+        """Size of the file, or of what is in its shards, too."""
+        others = (e for extents in self._arrays.values() for e in extents if e.path != self.path)
+        return self.path.stat().st_size + sum(extent.n_bytes for extent in others)
 
     @property
     def shards(self) -> list[Path]:
@@ -134,9 +157,11 @@ class FeatureStore:
 
     @property
     def lost_shards(self) -> list[Path]:
-        """Shards whose files are not there."""
+        """Shards whose files are nowhere."""
         there = set(self.shards[0].parent.glob("*.h5")) if self.shards else set()
-        return [path for path in self.shards if path not in there]
+        lost = [path for path in self.shards if path not in there]
+        elsewhere = Place(self.shards_at).names() if lost and self.shards_at else ()
+        return [path for path in lost if path.name not in elsewhere]
 
     @property
     def usable(self) -> NDArray[np.int64]:
@@ -205,6 +230,7 @@ class FeatureStore:
         extents = self._arrays[name]
         with translate_errors(self.path):
             if name not in self._intact:
+                self._fetch_shards()
                 lost = [extent for extent in extents if not extent.path.exists()]
                 self._require_none(lost, name)
                 of = {extent.path: extent for extent in extents}
@@ -214,17 +240,28 @@ class FeatureStore:
                 self._intact.add(name)
             return ShardedArray(extents) if self.shards else extents[0].map()
 
+    def _fetch_shards(self) -> None:
+        """Copy the shards that are at a URL to this machine, beside the store."""
+        lost = [path for path in self.shards if not path.exists()] if self.shards_at else []
+        if lost:
+            place = Place(self.shards_at)
+            names = place.names()
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                wanted = [path for path in lost if path.name in names]
+                list(pool.map(lambda path: place.fetch(path.name, path), wanted))
+
     def _require_none(self, changed: Sequence[Extent], names: str) -> None:
         """Raise an error that names the files in which an array is not what was sealed."""
         paths = list(dict.fromkeys(extent.path for extent in changed))
         require(self.path not in paths, f"the content of {names} changed")
         if paths:
             listed = " ".join(repr(str(path)) for path in paths[:5]) + " …" * (len(paths) > 5)
+            there = f", delete them in {self.shards_at}, too" * bool(self.shards_at)
             raise StoreError(
                 f"Shards of the feature store are missing or damaged, {len(paths)} of"
                 f" {len(self.shards)}: {', '.join(path.name for path in paths[:5])}.",
                 where=self.path,
-                next_step=f"rm -f {listed}, and extract again: only they are made again",
+                next_step=f"rm -f {listed}{there}, and extract again: only they are made again",
             )
 
     @property
@@ -242,6 +279,7 @@ class FeatureStore:
         """
         store = FeatureStore(self.path)
         with translate_errors(self.path):
+            store._fetch_shards()
             changed = {
                 name: found
                 for name, extents in store._arrays.items()

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -41,16 +42,14 @@ _SHARD = re.compile(r"\d{10,}-\d{10,}\.h5")
 _FEATURE_TYPES = ("float32", "float16", "uint8")
 
 
-def check_beginning(path: Path) -> None:
+def check_beginning(file: BinaryIO, path: Path) -> None:
     """Refuse, before HDF5 sees it, a file that is no store, cut off, or longer than it was."""
-    require(path.is_file() or path.is_dir() or not path.exists(), "it is no regular file")
-    with path.open("rb") as file:
-        head = file.read(48)
+    head, n_bytes = file.read(48), file.seek(0, os.SEEK_END)
     if head.startswith(b"featpipe feature store\n"):
         raise _another_schema(path, 1)
     if not head.startswith(layout.HDF5_SIGNATURE + b"\x02"):  # older HDF5 formats have no checksums
         raise _not_sealed(path)
-    sealed_bytes, n_bytes = layout.hdf5_size(head), path.stat().st_size
+    sealed_bytes = layout.hdf5_size(head)
     require(n_bytes == sealed_bytes, f"it has {n_bytes} bytes instead of {sealed_bytes}")
 
 
@@ -95,6 +94,7 @@ def read_record(file: h5py.File, path: Path) -> dict[str, Any]:
             conform("a shard", shard, {"file": str, "rows": int, "arrays": dict})
             require(bool(_SHARD.fullmatch(shard["file"])), f"a shard is called {shard['file']!r}")
         require(sum(shard["rows"] for shard in record["shards"]) == n, "its shards have other rows")
+        conform("shards_at", record.setdefault("shards_at", ""), str)
     return record
 
 

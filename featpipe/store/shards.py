@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from featpipe.errors import StoreError
-from featpipe.store.layout import StoreContent, shard_folder
+from featpipe.store.layout import Shards, StoreContent, shard_folder
 from featpipe.store.reader import FeatureStore
 
 
@@ -22,19 +21,16 @@ def shard_path(path: Path, rows: range) -> Path:
     return shard_folder(path) / f"{rows.start:010d}-{rows.stop:010d}.h5"
 
 
-def describe_shards(
-    content: StoreContent, shards: Mapping[Path, str]
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
-    """Return what a store says of its shards, in their order, and which rows have no image.
+def describe_shards(content: StoreContent, shards: Mapping[Path, str], at: str = "") -> Shards:
+    """Return what a store says of its shards, given in their order.
 
     ``shards`` gives the fingerprint of the images whose rows are in each file.
     StoreError, if a shard is missing or damaged, or does not hold the rows that are due.
     """
-    described: list[dict[str, Any]] = []
-    skipped: dict[int, str] = {}
+    found = Shards([], {}, [], at)
     first, row = 0, content.row_dtype
     for file, images in shards.items():
-        shard = FeatureStore(file)
+        shard = FeatureStore(file, at=at)
         last, where = first + len(shard), {}
         fits = shard.manifest["dataset"]["fingerprint"] == images
         fits &= shard.ids == list(content.ids[first:last])
@@ -46,9 +42,11 @@ def describe_shards(
             where[name] = extent.offset, extent.sha256
         if not fits:
             what = "A shard does not hold the rows that are due."
-            hint = f"rm {str(file)!r}, and extract again: only it is made again"
-            raise StoreError(what, where=file, next_step=hint)
-        described.append({"file": file.name, "rows": len(shard), "arrays": where})
-        skipped |= {first + number: reason for number, reason in shard.skipped.items()}
+            there = f"{at}/{file.name}" if at else str(file)
+            hint = f"delete {there!r}, and extract again: only it is made again"
+            raise StoreError(what, where=there, next_step=hint)
+        found.described.append({"file": file.name, "rows": len(shard), "arrays": where})
+        found.skipped.update({first + row: reason for row, reason in shard.skipped.items()})
+        found.runs.append(shard.run)
         first = last
-    return described, skipped
+    return found

@@ -25,7 +25,6 @@ from featpipe.errors import StoreError, StoreInUseError
 from featpipe.store import layout
 from featpipe.store.reader import FeatureStore
 from featpipe.store.record import SCHEMA, conform
-from featpipe.store.shards import describe_shards
 from featpipe.workspace import lock
 
 _SEALING = ".sealing"  # ending of the HDF5 file while it is written
@@ -45,12 +44,20 @@ class StoreWriter:
     undamaged block. StoreError, if another process is writing this store, or the disk has too
     little space for it. With ``sharded`` the rows are in sealed stores of their own that others
     write (:mod:`featpipe.store.shards`); this one is then kept for the writer, and sealed.
+    Shards that are kept ``elsewhere`` need no space here.
     """
 
-    def __init__(self, path: Path, content: layout.StoreContent, *, sharded: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        content: layout.StoreContent,
+        *,
+        sharded: bool = False,
+        elsewhere: bool = False,
+    ) -> None:
         self.path = path  # where the sealed store will be
         self.content = content
-        self._sharded = sharded
+        self._sharded, self._elsewhere = sharded, elsewhere
         self.rows = 0  # written so far, those of interrupted runs included
         self.skipped: dict[int, str] = {}  # rows among them that have no image, with the reason
         self.note = ""  # what of an unfinished store could not be used, and why
@@ -116,6 +123,7 @@ class StoreWriter:
         if self._sharded:
             done = layout.shard_folder(self.path).glob("*.h5")
             blocks, sealed = 0, max(sealed - sum(file.stat().st_size for file in done), 0)
+            sealed *= not self._elsewhere
         n_bytes = len(json.dumps(self.content.record()))
         if n_bytes + self._sharded * _OF_SHARDS > layout.MAX_RECORD_BYTES:
             what, got = (
@@ -215,12 +223,8 @@ class StoreWriter:
             os.fsync(self._stream.fileno())
         self._synced_at = time.monotonic()
 
-    def seal(
-        self, run: Mapping[str, Any], shards: Mapping[Path, str] | None = None
-    ) -> FeatureStore:
+    def seal(self, run: Mapping[str, Any], shards: layout.Shards | None = None) -> FeatureStore:
         """Write the HDF5 file from the blocks, or from shards; then give it the store's name.
-
-        ``shards`` are files, with the fingerprint of the images whose rows are in each.
 
         ``run``: when, where and how fast it was made; not part of the fingerprint. StoreError, if
         rows are missing or were damaged on the disk, or the disk is full.
@@ -228,14 +232,14 @@ class StoreWriter:
         rows, n = self.rows, len(self.content.labels)
         with translate_os_errors(self.path), contextlib.ExitStack() as stack:
             if shards and not self._is_sealed:
-                described, self.skipped = describe_shards(self.content, shards)
-                rows = sum(shard["rows"] for shard in described)
+                self.skipped = shards.skipped
+                rows = sum(shard["rows"] for shard in shards.described)
             if rows == n and not self._is_sealed:
                 stack.callback(self._sealing.unlink, missing_ok=True)
                 dtype = self.content.row_dtype
                 content, skipped = self.content, self.skipped
                 if shards:
-                    layout.write_store(self._sealing, content, skipped, run, shards=described)
+                    layout.write_store(self._sealing, content, skipped, run, shards=shards)
                 else:
                     blocks = (np.frombuffer(part, dtype) for _, part, _ in self._blocks())
                     rows = layout.write_store(self._sealing, content, skipped, run, blocks)

@@ -20,9 +20,9 @@ DEADLINE = 120.0
 
 
 class Cluster:
-    """Nodes with one core each; the first one is the head, which has none to give to actors."""
+    """Nodes with one core each; the first one is the head, which by default has none to give."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], head_cores: int = 0) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -30,7 +30,7 @@ class Cluster:
         port = self.address.partition(":")[2]
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}/ray"]
         head += ["--node-ip-address=127.0.0.1"]
-        self.nodes = [self._start("head", "--num-cpus=0", *head)]
+        self.nodes = [self._start("head", f"--num-cpus={head_cores}", *head)]
 
     def add(self, cores: int = 1) -> int:
         """Start a node; return its number."""
@@ -76,7 +76,7 @@ def wait(condition: object, what: str) -> None:
 
 
 @contextmanager
-def cluster(nodes: int = 2, **environment: str) -> Iterator[Cluster]:
+def cluster(nodes: int = 2, head_cores: int = 0, **environment: str) -> Iterator[Cluster]:
     """Yield a cluster with some nodes besides its head; afterwards nothing of it is left."""
     # Sockets have short names, so pytest's own folders are too deep.
     folder = Path(tempfile.mkdtemp(prefix="fp-ray-"))
@@ -89,7 +89,7 @@ def cluster(nodes: int = 2, **environment: str) -> Iterator[Cluster]:
         "RAY_health_check_failure_threshold": "10",
         **environment,
     }
-    made = Cluster(folder, variables)
+    made = Cluster(folder, variables, head_cores)
     try:
         for _ in range(nodes):
             made.add()

@@ -59,7 +59,14 @@ def assert_equal_to_one_machine(stores: list[FeatureStore], workspace: Path, **g
         store.verify()
 
 
-def test_a_node_that_is_killed_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "shards_at", [None, pytest.param("s3://shelf/features", marks=pytest.mark.long)]
+)
+def test_a_node_that_is_killed_changes_nothing(
+    shards_at: str | None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if shards_at:
+        request.getfixturevalue("s3")  # before the nodes, which have its address then
     events: list[Event] = []
     with cluster(2) as nodes:
 
@@ -72,10 +79,13 @@ def test_a_node_that_is_killed_changes_nothing(tmp_path: Path) -> None:
             *("digits", "glyphnet"),
             workspace=tmp_path / "ray",
             shard_rows=ROWS,
+            shards_at=shards_at,
             engine="ray",
             address=nodes.address,
             progress=Progress(kill, 0),
         )
+    there = [path.exists() for store in stores for path in store.shards]
+    assert there == [not shards_at] * 30
     assert_equal_to_one_machine(stores, tmp_path / "here")
     assert max(event.done for event in events) == sum(map(len, stores)) == 1797
     assert any("images/s" in event.facts.get("rate", "") for event in events)

@@ -14,13 +14,21 @@ from PIL import Image
 import featpipe
 from featpipe import cluster
 from featpipe.cli.main import featpipe as program
-from featpipe.errors import FeatpipeError, ImageError, StoreError, StoreInUseError, UsageError
+from featpipe.errors import (
+    DataError,
+    FeatpipeError,
+    ImageError,
+    StoreError,
+    StoreInUseError,
+    UsageError,
+)
 from featpipe.extraction import Extract
 from featpipe.extraction.on_ray import Order
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreWriter
 from featpipe.store.layout import StoreContent
+from featpipe.urls import Place
 from featpipe.workspace import Workspace
 from tests.images import photo_folder
 
@@ -58,7 +66,8 @@ def test_everything_is_that_of_the_store_without_shards(extracted: Extracted) ->
         "0000000400-0000000539.h5",
     ]
     assert store.run["shards"] == 2
-    assert store.n_bytes > sum(path.stat().st_size for path in store.shards)
+    arrays = [np.asarray(store.features(layer)) for layer in ("avgpool", "logits")]
+    assert store.n_bytes > sum(array.nbytes for array in arrays)
 
 
 def test_probe_audit_report_and_export_read_it(extracted: Extracted, tmp_path: Path) -> None:
@@ -212,6 +221,99 @@ def test_a_shard_of_other_images_is_not_taken(tmp_path: Path) -> None:
     other.shards[0].unlink()
     with pytest.raises(StoreError, match="does not hold the rows that are due"):
         featpipe.extract(f"folder:{tmp_path / 'other' / 'photos'}", workspace=workspace, **given)
+
+
+PLACES = ["file://{folder}/bucket", "memory://bucket/features/", "s3://shelf/features"]
+
+
+@pytest.fixture(params=PLACES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder that is not there yet."""
+    place: str = request.param.format(folder=tmp_path)
+    if (protocol := place.partition(":")[0]) != "file":
+        request.getfixturevalue(protocol)
+    return place
+
+
+def test_shards_at_a_url(extracted: Extracted, url: str) -> None:
+    whole, _ = extracted("whole", shard_rows=None)
+    store, _ = extracted(shards_at=url)
+    there = Place(store.shards_at)
+    inside = "/digits/glyphnet/" + store.shards[0].parent.name
+    assert store.shards_at == url.rstrip("/") + inside
+    assert there.names() == {path.name for path in store.shards}, "no temporary ones"
+    assert not any(path.exists() for path in store.shards), "until they are needed"
+    assert not store.lost_shards
+    assert (store.fingerprint, store.ids) == (whole.fingerprint, whole.ids)
+    assert store.n_bytes > whole.features().nbytes
+    np.testing.assert_allclose(store.features(), whole.features(), atol=1e-5)
+    assert [path.exists() for path in store.shards] == [True] * 4
+    store.shards[1].unlink()
+    store.verify()
+    svm = [
+        featpipe.evaluate("svm", *extracted(workspace, shard_rows=None))
+        for workspace in ("whole", "shards")
+    ]
+    assert svm[0].summary["accuracy"] == svm[1].summary["accuracy"]
+
+
+def test_what_is_lost_at_a_url_is_made_again_alone(extracted: Extracted, url: str) -> None:
+    store, _ = extracted(shards_at=url)
+    there, lost = Place(store.shards_at), store.shards[1]
+    before = {name: there.read(f"{there.path}/{name}") for name in there.names()}
+    damaged = bytearray(before[lost.name])
+    damaged[store.extents("features/avgpool")[1].offset + 99] ^= 1
+    there.fs.pipe_file(f"{there.path}/{lost.name}", bytes(damaged))
+    with pytest.raises(StoreError, match=f"1 of 4: {lost.name}") as raised:
+        store.features()
+    assert there.url in raised.value.details["next"]
+    there.fs.rm_file(f"{there.path}/{lost.name}")
+    lost.unlink()
+    assert FeatureStore(store.path).lost_shards == [lost]
+    again, _ = extracted(shards_at=url)
+    again.verify()
+    kept = {name: there.read(f"{there.path}/{name}") for name in before if name != lost.name}
+    assert kept.items() <= before.items()
+
+
+def test_a_shard_that_was_not_put_where_it_belongs(
+    extracted: Extracted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is complete, but the process died, or the storage did not answer."""
+
+    def fail(self: Place, file: Path) -> None:
+        raise DataError("The storage cannot be read.")
+
+    url = f"file://{tmp_path}/bucket"
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "put", fail)
+        with pytest.raises(DataError):
+            extracted(shards_at=url)
+    (made,) = (tmp_path / "shards").rglob("*.shards/*.h5")
+    content = made.read_bytes()
+    step = Extract(dataset="digits", model="glyphnet", shard_rows=400, shards_at=url)
+    assert "0 of 4 shards" in step.status(Context(Workspace(tmp_path / "shards"))).why
+    store, _ = extracted(shards_at=url)
+    there = Path(store.shards_at.removeprefix("file://"))
+    assert (there / made.name).read_bytes() == content
+    store.verify()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shards_at": "s3://shelf/x", "shard_rows": None}, "which this is not"),
+        ({"shards_at": "shelf/x"}, "is not a URL"),
+        ({"shards_at": "nonsense://shelf"}, "cannot be read here"),
+        ({"shards_at": "ftp://me:secret@host/x"}, "holds a password"),
+    ],
+)
+def test_places_for_shards_are_checked(
+    given: dict[str, Any], message: str, extracted: Extracted
+) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        extracted(**given)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

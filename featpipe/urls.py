@@ -1,0 +1,153 @@
+"""Files at URLs, ``s3://bucket/photos`` for example, read and written with fsspec."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from featpipe.errors import DataError, FeatpipeError, MissingExtraError, UsageError
+from featpipe.workspace import atomic_write
+
+# What fsspec needs for a protocol, and its extra of featpipe; of any other it says so itself.
+PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")),
+    **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs")),
+}
+_CREDENTIALS = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure; "
+    "FSSPEC_S3_ANON=true reads public buckets",
+    "g": "run gcloud auth application-default login; FSSPEC_GS_TOKEN=anon reads public buckets",
+}
+_NO_CREDENTIALS = re.compile("Credential|Token|RefreshError|Unauthorized")
+_BLOCK_BYTES = 1 << 21  # read at once from a file that is opened
+
+
+def protocol_of(argument: str) -> str | None:
+    """Return the protocol of a URL, ``"s3"`` for example; ``None``: it is a path or a name.
+
+    A ``file://`` URL is a path, too: :func:`plain_path` tells which.
+    """
+    found = re.match(r"([a-z][a-z0-9+.-]*)://", plain_path(argument))
+    return found and found[1]
+
+
+def plain_path(argument: str) -> str:
+    """Return the path that a ``file://`` URL means, and any other text as it is."""
+    return re.sub("^(file|local)://(?=/)", "", argument)
+
+
+def check_protocol(url: str) -> None:
+    """Raise ``MissingExtraError`` unless what reads files at a URL is installed."""
+    needed = PACKAGES.get(protocol_of(url) or "")
+    if needed and find_spec(needed[0]) is None:
+        raise MissingExtraError(*needed)
+
+
+class Place:
+    """A folder or file that fsspec reads: at a URL, or on this machine."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - only URLs and tar files need it
+
+        self.url = plain_path(url).rstrip("/")
+        if urlsplit(url).password:  # before anything records the URL, or a message shows it
+            what, expected = "The URL holds a password, which would be recorded.", "one without"
+            hint = "give credentials in the way of the file system: environment or configuration"
+            raise UsageError(what, expected=expected, next_step=hint)
+        try:
+            self.fs, path = url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            what = f"Files at {protocol_of(url)}:// cannot be read here."
+            expected = "s3://, gs://, https:// or another protocol that fsspec knows"
+            raise UsageError(what, where=url, expected=expected, got=error) from error
+        except Exception as error:
+            raise explained(error, url) from error
+        self.path: str = path.rstrip("/")
+        self.fs.invalidate_cache()  # what was listed before may have changed
+
+    def where(self, inside: str = "") -> str:
+        """Return the URL of something in the folder, for messages."""
+        return f"{self.url}/{inside}".rstrip("/")
+
+    def url_of(self, path: str) -> str:
+        """Return the URL of what the file system calls so, for messages."""
+        return plain_path(self.fs.unstrip_protocol(path))
+
+    def info(self, path: str) -> dict[str, Any]:
+        """Return what is known of a file or folder."""
+        with explaining(self.url_of(path)):
+            return dict(self.fs.info(path))
+
+    def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Return some bytes of a file; safe to call from several threads at once."""
+        return bytes(self.fs.cat_file(path, start=start, end=end))
+
+    def names(self) -> set[str]:
+        """Return the names in the folder, of which there may be none yet."""
+        with explaining(self.url), suppress(FileNotFoundError):
+            return {path.rpartition("/")[2] for path in self.fs.ls(self.path, detail=False)}
+        return set()
+
+    def has(self, name: str) -> bool:
+        """Return whether a file of the folder is there."""
+        with explaining(self.where(name)):
+            return bool(self.fs.exists(f"{self.path}/{name}"))
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """Yield a file of the folder; of its bytes only those that are read are fetched."""
+        with explaining(self.where(name)):
+            file = self.fs.open(f"{self.path}/{name}", "rb", block_size=_BLOCK_BYTES)
+        with file:
+            yield file
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file of the folder to this machine, where it has its name when it is complete."""
+        with atomic_write(path) as temporary, explaining(self.where(name)):
+            self.fs.get_file(f"{self.path}/{name}", str(temporary))
+
+    def put(self, file: Path) -> None:
+        """Copy a file into the folder, where it has its name when it is complete."""
+        temporary = f"{self.path}/.{file.name}.{secrets.token_hex(8)}.tmp"
+        with explaining(self.where(file.name)):
+            if protocol_of(self.url) not in PACKAGES:  # buckets have no folders
+                self.fs.makedirs(self.path, exist_ok=True)
+            self.fs.put_file(str(file), temporary)
+            self.fs.mv(temporary, f"{self.path}/{file.name}")
+
+
+@contextmanager
+def explaining(where: str) -> Iterator[None]:
+    """Turn whatever a file system raises into a DataError that says where and what to do."""
+    try:
+        yield
+    except FeatpipeError:
+        raise
+    except Exception as error:
+        raise explained(error, where) from error
+
+
+def explained(error: Exception, where: str) -> DataError:
+    """Return the DataError for what a file system raised."""
+    kind, got = type(error).__name__, " ".join(str(error).split())[:400]
+    protocol = protocol_of(where) or ""
+    if isinstance(error, FileNotFoundError):
+        what, got = "There is nothing at this place.", got if "bucket" in got else ""
+        expected, hint = "a bucket and a name in it that exist", "correct the URL"
+    elif isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
+        what, expected = "The storage gives no access.", "credentials that may list and read"
+        hint = next(
+            (how for name, how in _CREDENTIALS.items() if protocol.startswith(name)),
+            "give credentials in the way of the file system",
+        )
+    else:
+        what, got = "The storage cannot be read.", f"{kind}: {got}"
+        expected = "an answer to the request"
+        hint = "check the URL and the network, then run the same command again"
+    return DataError(what, where=where, expected=expected, got=got or None, next_step=hint)
