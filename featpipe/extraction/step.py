@@ -226,7 +226,7 @@ class Extract(OnCluster, ImageStep):
             inputs["calibration"] = calibration.fingerprint
         chosen = backbones.automatic(self.model, self.weights, download=self.download)
         side = self.image_size or chosen.image_size
-        sizes = [source.size for source in sources]
+        sizes = (source.size for source in sources)  # read only where they decide
         fit = backbones.resolve_fit(self.fit, side, sizes, chosen.fit)
         return self.identity(
             inputs,
@@ -265,7 +265,7 @@ class Extract(OnCluster, ImageStep):
             folder=context.workspace.features / dataset / model,
             open_embedder=lambda: backbones.load_backbone(
                 *(self.model, self.weights, self.device, self.image_size, self.fit),
-                sizes=[source.size for source in sources],
+                sizes=(source.size for source in sources),
                 decode=self.decode,
                 runtime=self.runtime,
                 precision=self.precision,

@@ -70,7 +70,7 @@ class FinetuneData:
         """The network below the head."""
         return load_trunk(
             **self.trunk_options,
-            sizes=[source.size for source in self.sources],
+            sizes=(source.size for source in self.sources),
             hashes=FileHashes(self.context.workspace.hashes),
             download=self.step.download,
         )

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import featpipe
 from featpipe.backbones import GLYPHNET
 from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.images import EncodedSource
 from featpipe.errors import StoreError, UnknownNameError, UsageError
 from featpipe.extraction import Extract
 from featpipe.fingerprint import FileHashes, of_mapping
@@ -130,6 +132,19 @@ def test_auto_is_the_weights_own_crop_where_sizes_differ(tmp_path: Path) -> None
     # The whole dataset decides, not the rows that are chosen from it.
     few = {"limit": 3, "split_seed": 1}
     assert request(f"folder:{folder}", "auto", **few)["options"]["fit"] == "crop"
+
+
+def test_sizes_are_looked_at_only_where_they_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For images in a bucket each of them is fetched for it."""
+    folder = images.photo_folder(tmp_path / "photos")
+    looked: list[int] = []
+    monkeypatch.setattr(EncodedSource, "_header", lambda self, row: looked.append(row) or [(9, 9)])
+    featpipe.extract(f"folder:{folder}", "glyphnet", fit="crop", workspace=tmp_path)
+    assert not looked
+    featpipe.extract(f"folder:{folder}", "glyphnet", fit="auto", workspace=tmp_path)
+    assert len(looked) == 12
 
 
 @pytest.mark.parametrize("runtime", ["auto", "torch", "openvino"])
