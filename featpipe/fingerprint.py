@@ -141,8 +141,11 @@ class FileHashes:
             folder, name = os.path.split(path)
             stat = os.stat(path)
             key = os.path.join(real_folder(folder), name)
+            key = key.encode("utf-8", "backslashreplace").decode()  # SQLite knows UTF-8 only
             stamps.append((key, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-        known = self._known("algorithm = ?", algorithm)
+        keys = [stamp[0] for stamp in stamps] or [""]
+        within = "algorithm = ? and path between ? and ?"  # not those of all other datasets
+        known = self._known(within, algorithm, min(keys), max(keys))
         digests, fresh = [], []
         try:
             for path, stamp in zip(paths, stamps, strict=True):

@@ -103,6 +103,22 @@ def test_a_link_and_its_file_are_one(hashed: Path, tmp_path: Path) -> None:
     assert reads(hashes, tmp_path / "link" / "a.bin") == 0
 
 
+def test_names_that_are_not_utf_8_are_remembered(
+    tmp_path: Path, let_files_settle: Callable[[], None]
+) -> None:
+    files = [
+        Path(os.fsdecode(os.fsencode(tmp_path) + name)) for name in (b"/\xe4", b"/z", b"/\xff")
+    ]
+    try:
+        for number, file in enumerate(files):
+            file.write_text(str(number))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    let_files_settle()
+    cache = tmp_path / "h.sqlite"
+    assert (reads(FileHashes(cache), *files), reads(FileHashes(cache), *files)) == (3, 0)
+
+
 @pytest.mark.parametrize("content", [b"", b"no database at all" * 100])
 def test_a_damaged_memory_is_replaced(hashed: Path, tmp_path: Path, content: bytes) -> None:
     cache = tmp_path / "h.sqlite"
