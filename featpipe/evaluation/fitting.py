@@ -55,13 +55,15 @@ def fit_splits(
     for split in splits:
         check_rows(split, probe)
     workers = workers_for(splits, probe, jobs)
-    check_memory(splits, probe, workers)
     with ExitStack() as stack:
+        if spread := probe.engine == "ray":
+            ray = stack.enter_context(on_ray.on_cluster(probe.address, progress))
+            check_memory(splits, probe, 1, on_ray.memory_of_nodes(ray))
+        else:
+            check_memory(splits, probe, workers, psutil.virtual_memory().available)
         stack.enter_context(threadpool_limits(1))
         threads = stack.enter_context(ThreadPoolExecutor(joblib.effective_n_jobs(jobs)))
         fits: Iterable[Any]
-        if spread := probe.engine == "ray":
-            stack.enter_context(on_ray.on_cluster(probe.address, progress))
         if len(splits) == 1:
             fits = [_fit_split(splits[0], probe, jobs, spread=spread)]
         elif spread:
@@ -252,14 +254,13 @@ def n_fits(split: Split, probe: Probe) -> int:
     return 1 if cv is None else len(probe.candidates()) * len(cv[0]) + 1
 
 
-def check_memory(splits: Sequence[Split], probe: Probe, workers: int) -> None:
-    """Refuse a fit that would not fit into memory, before it starts."""
+def check_memory(splits: Sequence[Split], probe: Probe, workers: int, available: float) -> None:
+    """Refuse a fit that would not fit into the ``available`` bytes of memory, before it starts."""
     largest, width = max(len(split.train) for split in splits), width_of(splits[0], probe)
     reads_blocks = probe.strategy(largest, width).reads_blocks
     if reads_blocks and not getattr(probe, "check_solver", False):
         return
     alone = largest * width * probe.bytes_per_value
-    available = psutil.virtual_memory().available
     if alone * workers <= available:
         return
     advice = "--train-per-class N, a layer with fewer features"

@@ -71,9 +71,15 @@ class PlacedStore(FeatureStore):
         return self._placed
 
 
+def memory_of_nodes(ray: Any) -> float:
+    """Return the bytes of memory of the smallest node that has cores."""
+    with_cores = [node for node in cluster.nodes(ray) if node.get("CPU")]
+    return min((node.get("memory", math.inf) for node in with_cores), default=math.inf)
+
+
 @contextmanager
-def on_cluster(address: str, progress: Progress) -> Iterator[None]:
-    """Have joblib work on the cluster."""
+def on_cluster(address: str, progress: Progress) -> Iterator[Any]:
+    """Have joblib work on the cluster; yield ``ray``."""
     with cluster.joined(address, progress) as ray, cluster.explained(ray):
         from ray.util.joblib import register_ray  # noqa: PLC0415 - an extra
 
@@ -81,7 +87,7 @@ def on_cluster(address: str, progress: Progress) -> Iterator[None]:
         # Ray's pool reports that joblib's choice between fork and spawn means nothing to it.
         logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.CRITICAL)
         with joblib.parallel_config("ray", n_jobs=-1):
-            yield
+            yield ray
 
 
 def fit_there(fit: Callable[..., T], splits: Sequence[Split], probe: Probe) -> Iterator[T]:

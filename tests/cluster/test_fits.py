@@ -91,3 +91,13 @@ def test_an_error_on_a_node_is_that_of_one_machine(
             address=nodes.address,
         )
     assert "--validation" in raised.value.details["next"]
+
+
+def test_memory_is_that_of_the_nodes(
+    nodes: Cluster, stores: list[FeatureStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "nodes", lambda ray: [{"CPU": 1.0, "memory": 1e6}, {"CPU": 0.0}])
+    there = {"engine": "ray", "address": nodes.address, "solver": "sklearn"}
+    with pytest.raises(FitError, match="not fit into memory") as raised:
+        featpipe.evaluate("svm", *stores, workspace=tmp_path, **there)
+    assert raised.value.details["expected"] == "at most 0.0 GB"

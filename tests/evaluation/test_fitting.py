@@ -172,31 +172,28 @@ class Available:
 
 
 @pytest.mark.parametrize(("room", "advice"), [(1.5, "--jobs 1"), (0.5, "--train-per-class N")])
-def test_a_fit_that_would_not_fit_is_refused_before_it_starts(tmp_path, monkeypatch, room, advice):
+def test_a_fit_that_would_not_fit_is_refused_before_it_starts(tmp_path, room, advice):
     split = one_split(sealed(tmp_path / "s.h5", content(60, dims=100)))
     probe = Svm(solver="sklearn")
     alone = len(split.train) * 100 * probe.bytes_per_value
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(room * alone))
     with pytest.raises(FitError, match="not fit into memory") as caught:
-        check_memory([split], probe, 2)
+        check_memory([split], probe, 2, room * alone)
     assert advice in caught.value.details["next"]
     assert "42 training rows of 100 features in 2 processes" in caught.value.details["got"]
 
 
-def test_advice_never_names_the_probe_that_was_refused(tmp_path, monkeypatch):
+def test_advice_never_names_the_probe_that_was_refused(tmp_path):
     split = one_split(sealed(tmp_path / "s.h5"))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(1))
     for probe in (PROBES["knn"], PROBES["centroid"]):
         with pytest.raises(FitError) as caught:
-            check_memory([split], probe, 1)
+            check_memory([split], probe, 1, 1)
         assert "featpipe" not in caught.value.details["next"]
 
 
-def test_a_fit_that_just_fits_is_let_through(tmp_path, monkeypatch):
+def test_a_fit_that_just_fits_is_let_through(tmp_path):
     split = one_split(sealed(tmp_path / "s.h5", content(60, dims=100)))
     alone = len(split.train) * 100 * PROBES["svm"].bytes_per_value
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Available(2 * alone))
-    check_memory([split], PROBES["svm"].replace(solver="sklearn"), 2)
+    check_memory([split], PROBES["svm"].replace(solver="sklearn"), 2, 2 * alone)
 
 
 @pytest.mark.parametrize("kind", [Svm, Logistic])
