@@ -130,6 +130,7 @@ def shard_place(value: str) -> None:
     if not re.match("[a-z][a-z0-9+.-]*://.", value):
         expected = "s3://bucket/folder, gs://bucket/folder, file:///folder …"
         raise UsageError(f"{value!r} is not a URL.", expected=expected)
+    check_protocol(value)
     Place(value)
 
 
@@ -189,11 +190,6 @@ class Extract(OnCluster, ImageStep):
         if self.shards_at and self.engine == "local" and not self.shard_rows:
             what = "--shards-at is for a store in shards, which this is not."
             raise UsageError(what, next_step="add --shard-rows N, or --engine ray")
-
-    def check_requirements(self) -> None:
-        """Refuse a place for shards that nothing here can reach, too."""
-        super().check_requirements()
-        check_protocol(self.shards_at or "")
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what int8 and a runtime asked for by name need."""

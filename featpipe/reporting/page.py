@@ -40,7 +40,8 @@ def write_report(report: Report, context: Context) -> Outcome:
     default = folder / (slug(datasets.pop()) if len(datasets) == 1 else "all")
     page = Page(ReportData.load(results, report, context))
     path = page.write(report.out or default)
-    lines = [f"report of {len(results)} results, {path.stat().st_size / 1e6:.2f} MB → {path}"]
+    n = f"{len(results)} result{'s' * (len(results) != 1)}"
+    lines = [f"report of {n}, {path.stat().st_size / 1e6:.2f} MB → {path}"]
     try:
         paths: tuple[Path, ...] = (path, write_index(folder, force=report.force))
     except UsageError as error:  # the page is there all the same

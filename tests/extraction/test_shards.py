@@ -18,6 +18,7 @@ from featpipe.errors import (
     DataError,
     FeatpipeError,
     ImageError,
+    MissingExtraError,
     StoreError,
     StoreInUseError,
     UsageError,
@@ -314,6 +315,13 @@ def test_places_for_shards_are_checked(
     with pytest.raises(UsageError, match=message) as raised:
         extracted(**given)
     assert "secret" not in str(raised.value)
+
+
+def test_a_bucket_needs_its_extra(extracted: Extracted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featpipe.urls.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="s3fs") as raised:
+        extracted(shards_at="s3://shelf/x")
+    assert raised.value.details["next"] == 'pip install "featpipe[s3]"'
 
 
 @pytest.mark.parametrize(
