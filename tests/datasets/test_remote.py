@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featpipe import datasets
+from featpipe import urls
 from featpipe.api import extract
 from featpipe.cli import main
 from featpipe.datasets import short_name, slug
 from featpipe.datasets.dataset import SourceRequest, open_source, splits_of
-from featpipe.datasets.remote import Place, as_listed
+from featpipe.datasets.remote import RemoteFolder, as_listed
 from featpipe.errors import DataError, ImageError, MissingExtraError, UnknownNameError, UsageError
 from tests.datasets.conftest import pictures, png, save, write_shard
 
@@ -261,7 +261,7 @@ def test_a_store_that_denies_access_meanwhile_stops_the_run(s3, folder, options,
 def test_a_package_that_is_missing(options, monkeypatch, at, extra):
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        datasets, "find_spec", lambda name: None if name in ("s3fs", "gcsfs") else found(name)
+        urls, "find_spec", lambda name: None if name in ("s3fs", "gcsfs") else found(name)
     )
     with pytest.raises(MissingExtraError) as caught:
         splits_of(f"folder:{at}://shelf/photos", options)
@@ -319,6 +319,6 @@ def test_what_stands_for_the_content(said, mark):
 
 def test_a_listing_is_asked_for_again_by_the_next_dataset(s3):
     s3.put_object(Bucket="shelf", Key="p/1.png", Body=b"x")
-    assert Place("s3://shelf/p").images() == ["1.png"]
+    assert RemoteFolder("s3://shelf/p").images() == ["1.png"]
     s3.put_object(Bucket="shelf", Key="p/2.png", Body=b"x")
-    assert Place("s3://shelf/p").images() == ["1.png", "2.png"]
+    assert RemoteFolder("s3://shelf/p").images() == ["1.png", "2.png"]
