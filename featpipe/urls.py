@@ -42,6 +42,11 @@ def plain_path(argument: str) -> str:
     return re.sub("^(file|local)://(?=/)", "", argument)
 
 
+def is_url(text: str) -> bool:
+    """Return whether a text is the URL of a place, a ``file://`` one included, and no chain."""
+    return "::" not in text and re.match("[a-z][a-z0-9+.-]*://.", text) is not None
+
+
 def check_protocol(url: str) -> None:
     """Raise ``MissingExtraError`` unless what reads files at a URL is installed."""
     needed = PACKAGES.get(protocol_of(url) or "")

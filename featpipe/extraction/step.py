@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from featpipe.errors import UsageError
 from featpipe.fingerprint import FileHashes
 from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
 from featpipe.steps.grammar import device_name, grouping
-from featpipe.urls import Place, check_protocol
+from featpipe.urls import Place, check_protocol, is_url
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class ImageStep(Step):
 
 def shard_place(value: str) -> None:
     """Check where shards are to be put."""
-    if not re.match("[a-z][a-z0-9+.-]*://.", value):
+    if not is_url(value):
         expected = "s3://bucket/folder, gs://bucket/folder, file:///folder …"
         raise UsageError(f"{value!r} is not a URL.", expected=expected)
     check_protocol(value)

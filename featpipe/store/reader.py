@@ -142,7 +142,7 @@ class FeatureStore:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the file, or of what is in its shards, too."""
+        """Size of the file, and of the arrays in its shards, wherever these are."""
         others = (e for extents in self._arrays.values() for e in extents if e.path != self.path)
         return self.path.stat().st_size + sum(extent.n_bytes for extent in others)
 

@@ -20,6 +20,7 @@ from featpipe.fingerprint import of_mapping
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import layout
 from featpipe.store.arrays import Extent
+from featpipe.urls import is_url
 
 _LOGITS = f"features/{LOGITS}"
 # What a record holds: values of a type, lists of one kind, mappings with at least these keys.
@@ -94,7 +95,8 @@ def read_record(file: h5py.File, path: Path) -> dict[str, Any]:
             conform("a shard", shard, {"file": str, "rows": int, "arrays": dict})
             require(bool(_SHARD.fullmatch(shard["file"])), f"a shard is called {shard['file']!r}")
         require(sum(shard["rows"] for shard in record["shards"]) == n, "its shards have other rows")
-        conform("shards_at", record.setdefault("shards_at", ""), str)
+        conform("shards_at", at := record.setdefault("shards_at", ""), str)
+        require(not at or is_url(at), f"its shards are at {at!r}")
     return record
 
 

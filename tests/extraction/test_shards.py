@@ -305,6 +305,7 @@ def test_a_shard_that_was_not_put_where_it_belongs(
     [
         ({"shards_at": "s3://shelf/x", "shard_rows": None}, "which this is not"),
         ({"shards_at": "shelf/x"}, "is not a URL"),
+        ({"shards_at": "simplecache::s3://shelf/x"}, "is not a URL"),
         ({"shards_at": "nonsense://shelf"}, "cannot be read here"),
         ({"shards_at": "ftp://me:secret@host/x"}, "holds a password"),
     ],
