@@ -65,7 +65,8 @@ def measure(
             stream.flush()
             os.fsync(stream.fileno())
         row("write and sync", None, _WRITTEN_BYTES / 1e6 / (time.perf_counter() - began), "MB/s")
-        kinds = [(p, kind) for p in PRECISIONS for kind in RUNTIMES if p in kind.precisions]
+        suited = [kind for kind in RUNTIMES if where.type in kind.suits]
+        kinds = [(p, kind) for p in PRECISIONS for kind in suited if p in kind.precisions]
         images = torch.randint(0, 256, (max(_BATCHES), 3, side, side), dtype=torch.uint8)
         seen = Calibration(lambda _: images, "noise")
         with progress.task("measuring", len(kinds)) as task:

@@ -79,7 +79,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     device : str
         ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     runtime : str, optional
-        ``"torch"`` or ``"openvino"``; default: chosen for device and network.
+        ``"torch"``, ``"openvino"`` or ``"compiled"``; default: chosen for device and network.
 
     Attributes
     ----------

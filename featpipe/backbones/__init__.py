@@ -111,7 +111,12 @@ MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
 )
 
 RUNTIMES: Registry[type[Runtime]] = Registry(
-    "runtime", {"torch": "featpipe.backbones.runtime", "openvino": "featpipe.backbones.openvino"}
+    "runtime",
+    {
+        "torch": "featpipe.backbones.runtime",
+        "openvino": "featpipe.backbones.openvino",
+        "compiled": "featpipe.backbones.compiled",
+    },
 )
 
 

@@ -101,6 +101,8 @@ class Runtime(ABC):
         runtime's name is part of every description and thus of every store's fingerprint.
     precisions : tuple of str
         Those it offers. Others than float32 are part of every description, too.
+    suits : tuple of str
+        Kinds of device that ``featpipe bench`` measures it on.
     batch_size, parallel : int
         Images per call, and calls at the same time, that suit :meth:`run`.
     """
@@ -109,6 +111,7 @@ class Runtime(ABC):
     summary: ClassVar[str]
     exact: ClassVar[bool] = False
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    suits: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "mps")
     parallel: int = 1
 
     def __init__(
@@ -260,10 +263,16 @@ class TorchRuntime(Runtime):
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 autocast = torch.autocast(kind, lower, enabled=lower is not None)
                 with self._hooked, rounding_to_tf32(precision == "tf32"), autocast:
-                    kept = activations(self.network if raw else self._folded, batch, captures)
+                    kept = self._forward(self.network if raw else self._folded, batch, captures)
                 return {layer: values.float().cpu().numpy() for layer, values in kept.items()}
         finally:
             self._streams.put(stream)
+
+
+    def _forward(
+        self, network: nn.Module, batch: Tensor, captures: Sequence[Capture]
+    ) -> dict[str, Tensor]:
+        return activations(network, batch, captures)
 
 
 @contextmanager

@@ -121,8 +121,14 @@ def test_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install openvino" in why
 
 
-@pytest.mark.parametrize("model", ["glyphnet", "cifar_resnet20", "resnet18"])
-@pytest.mark.parametrize("name", RUNTIMES.names())
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        pytest.param(model, name, marks=[pytest.mark.long] * (name == "compiled"))
+        for model in ("glyphnet", "cifar_resnet20", "resnet18")
+        for name in RUNTIMES.names()
+    ],
+)
 def test_every_runtime_gives_the_numbers_of_plain_pytorch(model: str, name: str) -> None:
     if name == "openvino":
         pytest.importorskip("openvino")

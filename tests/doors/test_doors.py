@@ -97,7 +97,7 @@ def test_help_lists_the_probe_and_imports_nothing_heavy(featpipe):
     assert "lda         Train a linear discriminant analysis" in printed
     assert printed.splitlines()[-1] == "[]"
     assert "--shrinkage" in featpipe("lda", "--help")
-    assert "torch|openvino|plain" in featpipe("extract", "--help")
+    assert "torch|openvino|compiled|plain" in featpipe("extract", "--help")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ print(json.dumps([RUNTIMES.names(), plain.run["runtime"],
     names, recorded, apart, same_store, coarse_too, described, plain, again, seen = json.loads(
         run_with(RUNTIME, points, "-c", code)
     )
-    assert names == ["torch", "openvino", "plain", "coarse"]
+    assert names == ["torch", "openvino", "compiled", "plain", "coarse"]
     assert recorded == "plain"
     assert apart < 1e-4
     assert seen  # and is known to do so before
