@@ -61,6 +61,10 @@ class Task:
     weight: Array
     class_weight: Array | None = None
 
+    def only(self, rows: Array) -> Task:
+        """Return the task of some rows."""
+        return replace(self, target=self.target[rows], weight=self.weight[:, rows])
+
     def of(self, folds: Array, dtype: Any) -> newton.SquaredHinge | newton.Softmax:
         """Return the loss of some folds."""
         weight = self.weight[folds].T
@@ -152,10 +156,10 @@ def fit_path(
     spans = most < d and affordable(most)
     for folds in np.arange(len(trained)).reshape(-1, 1 if spans else len(trained)):
         own = (None, None) if mean is None or scale is None else (mean[folds], scale[folds])
-        rows = Rows(X, *own, pool=solver.pool)
-        if spans and len(trained[folds[0]]) > _EXACT_ROWS:
-            rows = rows.in_span(trained[folds[0]])
-        for fit in _fit_folds(rows, task, folds, values, solver):
+        rows, seen, mine = Rows(X, *own, pool=solver.pool), task, trained[folds[0]]
+        if spans and len(mine) > _EXACT_ROWS:
+            rows, seen = rows.in_span(mine), task.only(mine)
+        for fit in _fit_folds(rows, seen, folds, values, solver):
             if mean is None or scale is None:
                 yield fit
             elif standardise:
@@ -211,6 +215,8 @@ def _fit_folds(
         for k, fold in enumerate(folds if value is not None else ()):
             mine = np.flatnonzero(loss.fold == k)
             W, F = rows.lift(at.W[:, mine].reshape(d + 1, -1)), at.F[:, mine].reshape(n, -1)
+            if rows.whole is not rows:
+                F = rows.whole.forward(W[:, None], np.zeros(1, int))[:, 0]
             if isinstance(loss, newton.Softmax):  # the limit for classes without rows
                 W[-1, loss.absent[k]] = -np.inf
                 F[:, loss.absent[k]] = -np.inf
@@ -225,8 +231,8 @@ def _fit_folds(
             dual.minimise(C, solver.tol if value is not None else _LOOSE, solver)
             if value is None:
                 continue
-            beta = np.zeros((n, len(mine), 1))
-            beta[trained[k], :, 0] = dual.beta
+            beta = np.zeros((rows.whole.shape[0], len(mine), 1))
+            beta[rows.in_whole(trained[k]), :, 0] = dual.beta
             W = rows.whole.back(beta, loss.fold[mine])
             F = rows.whole.forward(W.astype(rows.dtype), loss.fold[mine])
             gap, iterations = float(dual.gap.max()), int(dual.iterations.max())

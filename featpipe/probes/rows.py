@@ -65,7 +65,8 @@ class Rows:
         self._X, self._pool = X, pool
         self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
         self.stored = not isinstance(X, np.ndarray)  # read again for every product
-        self.whole: Rows = self  # that these are a projection of
+        self.whole: Rows = self  # that these are a projection of some rows of
+        self._numbers: Array | None = None  # of these among the whole ones; None: all
         self._basis: tuple[Array, Array] | None = None  # rows, and the factor of their products
         self._products: tuple[Array, Array] | None = None  # the last kernel, and of which rows
         self._common: tuple[Array, Array] | None = None
@@ -88,30 +89,27 @@ class Rows:
             self._X, self._common = self.block(slice(None)), None
 
     def in_span(self, mine: Array) -> Rows:
-        """Return all rows projected on the span of some, as a single fold sees them.
+        """Return some rows in an orthonormal basis of their span, as a single fold sees them.
 
-        Where these have fewer rows than features, nothing else matters to what they train. The
-        pivoted Cholesky factor of their products, K = L Lᵀ, holds their coordinates in an
-        orthonormal basis (Golub and Van Loan, *Matrix Computations*, 4.2.8): a quarter of the time
-        that a QR decomposition takes, and K is wanted again.
+        Where they are fewer than features, nothing else matters to what they train. The
+        pivoted Cholesky factor of their products, K = L Lᵀ, holds their coordinates (Golub and Van
+        Loan, *Matrix Computations*, 4.2.8): a quarter of the time that a QR decomposition takes,
+        and K is wanted again.
         """
         K = self.kernel(mine, 0)
         L, order, rank, _ = linalg.lapack.dpstrf(K - 1, lower=1)  # counts from 1
-        L, order = np.tril(L)[:, :rank], mine[order - 1]
-        Z = self.seen(order[:rank], 0).astype(np.float64)
-        within = np.empty((self.shape[0], rank), self.dtype)
+        L, order = np.tril(L)[:, :rank], order - 1
+        Z = self.seen(mine[order[:rank]], 0).astype(np.float64)
+        within = np.empty((len(mine), rank), self.dtype)
         within[order] = L
-        others = np.setdiff1d(np.arange(len(within)), mine)
-
-        def work(some: Array) -> None:
-            products = Z @ self.seen(some, 0).T
-            within[some] = _solved(L[:rank], products).T
-
-        parts = np.array_split(others, _PARTS) if len(others) else []
-        list((self._pool.map if self._pool else map)(work, parts))
         spanned = Rows(within, pool=self._pool)
-        spanned.whole, spanned._basis, self._products = self, (Z, L[:rank]), (mine, K)
+        spanned.whole, spanned._numbers, spanned._basis = self, mine, (Z, L[:rank])
+        self._products = mine, K
         return spanned
+
+    def in_whole(self, rows: Array) -> Array:
+        """Return the numbers of some rows among the ``whole`` ones."""
+        return rows if self._numbers is None else self._numbers[rows]
 
     def lift(self, W: Array) -> Array:
         """Return weights (d + 1, columns) as those of the ``whole`` rows' features."""

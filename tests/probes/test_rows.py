@@ -95,10 +95,13 @@ def test_the_span_of_some_rows_keeps_their_products_and_lifts_weights(X, member)
     W = np.random.default_rng(2).normal(size=(spanned.shape[1] + 1, 2))
     fold = np.zeros(2, int)
     F = spanned.forward(W[..., None], fold)
-    np.testing.assert_allclose(spanned.kernel(mine, 0), rows.kernel(mine, 0), rtol=1e-10)
-    np.testing.assert_allclose(rows.forward(spanned.lift(W)[..., None], fold), F, atol=1e-10)
+    np.testing.assert_array_equal(spanned.in_whole(np.array([0, 3])), [4, 300])
+    np.testing.assert_allclose(spanned.kernel(np.arange(4), 0), rows.kernel(mine, 0), rtol=1e-10)
+    lifted = rows.forward(spanned.lift(W)[..., None], fold)
+    np.testing.assert_allclose(lifted[mine], F, atol=1e-10)
     np.testing.assert_allclose(np.linalg.norm(spanned.lift(W)), np.linalg.norm(W))
     assert rows.lift(W) is W
+    assert rows.in_whole(mine) is mine
 
 
 def test_the_preconditioner_inverts_the_gram_matrix_of_weighted_rows(X):
