@@ -268,7 +268,6 @@ class TorchRuntime(Runtime):
         finally:
             self._streams.put(stream)
 
-
     def _forward(
         self, network: nn.Module, batch: Tensor, captures: Sequence[Capture]
     ) -> dict[str, Tensor]:
