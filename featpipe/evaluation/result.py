@@ -179,14 +179,9 @@ class Result:
             raise ResultError(what, where=self.path, got=name)
         self.check_file("predictions", self.path.with_name(name))
         table = PredictionTable.load(self.path.with_name(name))
-        if self.misstates(table):
-            raise ResultError(
-                "The result is damaged: its accuracy is not that of its predictions.",
-                where=self.path,
-                expected=f"{table.accuracy:.6f}",
-                got=f"{self.summary['accuracy']['value']:.6f}",
-                next_step=_AGAIN,
-            )
+        if got := self.misstated(table):
+            what = "The result is damaged: its accuracy is not that of its predictions."
+            raise ResultError(what, where=self.path, got=got, next_step=_AGAIN)
         return table
 
     def check_file(self, kind: str, path: Path, hashes: FileHashes | None = None) -> None:
@@ -201,18 +196,16 @@ class Result:
             what = f"{what} cannot be read: {error.strerror}."
             raise ResultError(what, where=path, next_step=_AGAIN) from None
         if digest != stated:
-            raise ResultError(
-                f"{what} was changed after it was written.",
-                where=path,
-                expected=f"SHA-256 {stated}",
-                got=f"SHA-256 {digest}",
-                next_step=_AGAIN,
-            )
+            what = f"{what} was changed after it was written."
+            expected, got = (f"SHA-256 {one}" for one in (stated, digest))
+            raise ResultError(what, where=path, expected=expected, got=got, next_step=_AGAIN)
 
-    def misstates(self, table: PredictionTable) -> bool:
-        """Return whether the accuracy is another than that of the predictions."""
+    def misstated(self, table: PredictionTable) -> str | None:
+        """Say which accuracy is stated and which the predictions give; ``None`` if it is that."""
         stated = self.summary["accuracy"]["value"]
-        return not len(table.row) or abs(table.accuracy - stated) > _ROUNDING
+        if len(table.row) and abs(table.accuracy - stated) <= _ROUNDING:
+            return None
+        return f"an accuracy of {stated:.6f}; the predictions give {table.accuracy:.6f}"
 
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Result).items()}
@@ -226,38 +219,32 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
         for name in content.keys() | _TYPES.keys()
         if not isinstance(content.get(name), _TYPES.get(name, ()))
     }
-    if not wrong:
-        summary, dataset = content["summary"], content["dataset"]
-        accuracy = summary.get("accuracy")
-        measured = isinstance(accuracy, dict) and all(
-            isinstance(accuracy.get(name), int | float) and math.isfinite(accuracy[name])
-            for name in ("value", "low", "high")
-        )
-        fits = {
-            "summary": measured and isinstance(summary.get("metrics"), dict),
-            "dataset": isinstance(dataset.get("name"), str),
-            "files": all(
-                isinstance(name, str) and Path(name).name == name
-                for name in content["files"].values()
-            ),
-            "digests": all(isinstance(digest, str) for digest in content["digests"].values()),
-            "splits": all(isinstance(one, dict) for one in content["splits"]),
-            "stores": all(isinstance(one, dict) for one in content["stores"]),
-        }
-        wrong = {name for name, right in fits.items() if not right}
-    return wrong
+    if wrong:
+        return wrong
+    summary, accuracy = content["summary"], content["summary"].get("accuracy")
+    files, digests = content["files"].values(), content["digests"].values()
+    measured = isinstance(accuracy, dict) and all(
+        isinstance(accuracy.get(name), int | float) and math.isfinite(accuracy[name])
+        for name in ("value", "low", "high")
+    )
+    fits = {
+        "summary": measured and isinstance(summary.get("metrics"), dict),
+        "dataset": isinstance(content["dataset"].get("name"), str),
+        "files": all(isinstance(name, str) and Path(name).name == name for name in files),
+        "digests": all(isinstance(digest, str) for digest in digests),
+        "splits": all(isinstance(one, dict) for one in content["splits"]),
+        "stores": all(isinstance(one, dict) for one in content["stores"]),
+    }
+    return {name for name, right in fits.items() if not right}
 
 
 def _difference(result: Result) -> str | None:
     """Say where a result that was changed states another accuracy than its predictions give."""
     try:
-        table = PredictionTable.load(Path(result.path or "").with_name(result.files["predictions"]))
+        path = Path(result.path or "").with_name(result.files["predictions"])
+        return result.misstated(PredictionTable.load(path))
     except (ResultError, LookupError, ValueError):
         return None
-    if not result.misstates(table):
-        return None
-    stated = result.summary["accuracy"]["value"]
-    return f"an accuracy of {stated:.6f}; the predictions give {table.accuracy:.6f}"
 
 
 @dataclass(frozen=True)
@@ -330,11 +317,9 @@ def as_results(given: Any) -> list[Result]:
     several = isinstance(given, Iterable) and not isinstance(given, str)
     results = list(given) if several else [given]
     if wrong := [each for each in results if not isinstance(each, Result)]:
-        raise UsageError(
-            "Only results can be compared or reported.",
-            expected="what evaluate returns, or Result.load(PATH)",
-            got=", ".join(type(each).__name__ for each in wrong),
-        )
+        expected = "what evaluate returns, or Result.load(PATH)"
+        got = ", ".join(type(each).__name__ for each in wrong)
+        raise UsageError("Only results can be compared or reported.", expected=expected, got=got)
     if not results:
         expected = "a list of results, as evaluate() and finetune() return them"
         raise UsageError("The list of results is empty.", expected=expected)
