@@ -69,12 +69,10 @@ class RowSet:
         """Return how many features a row has; a FitError, if the layer holds maps."""
         _, *shape = self.store.features(layer).shape
         if len(shape) != 1:
-            raise FitError(
-                "A probe needs one vector per image, and this layer holds maps.",
-                where=self.store.path,
-                got=f"shape {tuple(shape)} per image",
-                next_step="extract the layer without ':map', or use featpipe finetune",
-            )
+            what = "A probe needs one vector per image, and this layer holds maps."
+            got = f"shape {tuple(shape)} per image"
+            advice = "extract the layer without ':map', or use featpipe finetune"
+            raise FitError(what, where=self.store.path, got=got, next_step=advice)
         return int(shape[0])
 
     def features(self, layer: str | None) -> NDArray[np.float32]:
@@ -202,12 +200,13 @@ def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, traine
     same_split = (one["name"], one["split"]) == (other["name"], other["split"])
     shared = set(train.ids) & set(test.ids) if same_split else set()
     if shared or one["fingerprint"] == other["fingerprint"]:
-        raise FitError(
-            "The test rows are training rows: the same images would train and test.",
-            where=f"{train.path} and {test.path}",
-            got=f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None,
-            next_step="name another test split, or let one be cut: --protocol holdout:0.2",
+        what = "The test rows are training rows: the same images would train and test."
+        got = f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None
+        where, advice = (
+            f"{train.path} and {test.path}",
+            "name another test split, or let one be cut",
         )
+        raise FitError(what, where=where, got=got, next_step=f"{advice}: --protocol holdout:0.2")
 
 
 def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:

@@ -47,12 +47,12 @@ class ChangedResultError(ResultError):
     """A result whose content is not what was written; ``result`` is what it says now."""
 
     def __init__(self, result: Result, why: ValueError) -> None:
-        super().__init__(
-            f"The result cannot be trusted: {why}.",
-            where=result.path,
-            got=_difference(result),
-            next_step=f"undo the change, or {_AGAIN}",
-        )
+        got = None
+        with suppress(ResultError, LookupError, ValueError):
+            path = Path(result.path or "").with_name(result.files["predictions"])
+            got = result.misstated(PredictionTable.load(path))
+        what, advice = f"The result cannot be trusted: {why}.", f"undo the change, or {_AGAIN}"
+        super().__init__(what, where=result.path, got=got, next_step=advice)
         self.result = result
 
 
@@ -238,15 +238,6 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
     return {name for name, right in fits.items() if not right}
 
 
-def _difference(result: Result) -> str | None:
-    """Say where a result that was changed states another accuracy than its predictions give."""
-    try:
-        path = Path(result.path or "").with_name(result.files["predictions"])
-        return result.misstated(PredictionTable.load(path))
-    except (ResultError, LookupError, ValueError):
-        return None
-
-
 @dataclass(frozen=True)
 class PredictionTable:
     """Predictions of all splits of a result.
@@ -370,12 +361,9 @@ def find_results(
         )
     if not found:
         known = sorted({r.dataset["name"] for r in results})
-        raise ResultError(
-            "There is no result yet." if not results else f"There is no result on {dataset!r}.",
-            where=folder,
-            got=f"results on {', '.join(known)}" if known else None,
-            next_step="featpipe svm, or featpipe demo",
-        )
+        what = f"There is no result on {dataset!r}." if results else "There is no result yet."
+        got, advice = f"results on {', '.join(known)}", "featpipe svm, or featpipe demo"
+        raise ResultError(what, where=folder, got=got if known else None, next_step=advice)
     return found
 
 
@@ -409,9 +397,6 @@ def locate_result(folder: Path, name: str) -> Path:
         return found
     known = [path.stem for path in sorted(folder.glob("*.json"))]
     parts = [*known, *dict.fromkeys(part for stem in known for part in stem.split("-"))]
-    raise ResultError(
-        f"There is no result {str(name)!r}.",
-        where=folder,
-        got=", ".join(known) or "no result at all",
-        next_step=did_you_mean(str(name), parts) or "featpipe results",
-    )
+    got = ", ".join(known) or "no result at all"
+    advice = did_you_mean(str(name), parts) or "featpipe results"
+    raise ResultError(f"There is no result {str(name)!r}.", where=folder, got=got, next_step=advice)

@@ -66,7 +66,7 @@ def _fitting(
     folder = context.workspace.features
     stores, damaged = scan_stores(folder, FileHashes(context.workspace.hashes))
     asked = [store for store in stores if _is_asked_for(store, step)]
-    fitting = [store for store in asked if step.layer in (None, *_layers(store))]
+    fitting = [store for store in asked if step.layer in (None, *store.shapes)]
     unusable = _unusable(step, fitting, damaged, folder)
     if not (fitting or unusable):
         raise _none_fits(step, stores, asked, folder)
@@ -198,11 +198,6 @@ def _model(store: FeatureStore) -> str:
     return str(store.manifest["backbone"]["model"])
 
 
-def _layers(store: FeatureStore) -> list[str]:
-    """Return the layers that a probe can be trained on."""
-    return [*store.layers, *([] if store.logits is None else [LOGITS])]
-
-
 def _label(store: FeatureStore) -> str:
     rows = f"{_dataset(store)} {_split(store)} ({store.manifest['dataset']['images']} images)"
     return f"{rows} × {_model(store)} {'/'.join(store.layers)}"
@@ -227,7 +222,7 @@ def _none_fits(
     aliases = [alias for name in MODELS.names() for alias in MODELS.aliases_of(name)]
     models = [*map(_model, stores), *MODELS.names(), *aliases]
     datasets = [*map(_dataset, stores), *DATASETS.names()]
-    layers = [layer for store in asked for layer in _layers(store)]
+    layers = [layer for store in asked for layer in store.shapes]
     hint = None
     for name, known in ((step.dataset, datasets), (step.model, models)):
         kind, colon, _ = (name or "").partition(":")
@@ -239,13 +234,10 @@ def _none_fits(
             hint = did_you_mean(name, known) or hint
     if step.layer and (near := did_you_mean(step.layer, layers)):
         hint = f"{near} or extract it: {command}"
-    return StoreError(
-        "No feature store fits.",
-        where=folder,
-        expected=", ".join(f"{kind} {name}" for kind, name in parts.items() if name) or None,
-        got="; ".join(sorted({_label(store) for store in stores})) or "no stores",
-        next_step=hint or command,
-    )
+    expected = ", ".join(f"{kind} {name}" for kind, name in parts.items() if name) or None
+    got, advice = "; ".join(sorted({*map(_label, stores)})) or "no stores", hint or command
+    what = "No feature store fits."
+    return StoreError(what, where=folder, expected=expected, got=got, next_step=advice)
 
 
 def _several_fit(
@@ -255,15 +247,12 @@ def _several_fit(
     files: str = "--train FILE --test FILE",
 ) -> UsageError:
     """Say which options tell the stores apart; ``any_layer``: whether none was asked for."""
-    layers = [set(_layers(store)) for store in stores]
+    layers = [set(store.shapes) for store in stores]
     apart = {"--dataset": {*map(_dataset, stores)}, "--model": {*map(_model, stores)}}
     apart = {flag: names for flag, names in apart.items() if len(names) > 1}
     if any_layer:
         apart["--layer"] = layers[0].union(*layers) - layers[0].intersection(*layers)
     options = [f"{flag} ({' or '.join(sorted(names))})" for flag, names in apart.items() if names]
-    files = f"name the files: {files}"
-    return UsageError(
-        "Several feature stores fit; say which.",
-        got=_listed(stores),
-        next_step=f"add {', '.join(options)}; or {files}" if options else files,
-    )
+    advice, what = f"name the files: {files}", "Several feature stores fit; say which."
+    advice = f"add {', '.join(options)}; or {advice}" if options else advice
+    return UsageError(what, got=_listed(stores), next_step=advice)
