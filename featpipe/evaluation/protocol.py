@@ -202,11 +202,8 @@ def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, traine
     if shared or one["fingerprint"] == other["fingerprint"]:
         what = "The test rows are training rows: the same images would train and test."
         got = f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None
-        where, advice = (
-            f"{train.path} and {test.path}",
-            "name another test split, or let one be cut",
-        )
-        raise FitError(what, where=where, got=got, next_step=f"{advice}: --protocol holdout:0.2")
+        advice = "name another test split, or let one be cut: --protocol holdout:0.2"
+        raise FitError(what, where=f"{train.path} and {test.path}", got=got, next_step=advice)
 
 
 def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:

@@ -67,9 +67,8 @@ class Screening:
                 clusters[_named(row)].append(name)
                 if row.get("partner"):
                     clusters[_named(row, "partner", "partner_")].append(name)
-        return cls(
-            getattr(step, "leaks", "warn"), frozenset(left_out), dict(clusters), step.drop, notes
-        )
+        leaks = getattr(step, "leaks", "warn")
+        return cls(leaks, frozenset(left_out), dict(clusters), step.drop, notes)
 
     def together(self, store: FeatureStore) -> NDArray[np.int64] | None:
         """Return a number for each row, equal for those that no split may divide.
