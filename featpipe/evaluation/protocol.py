@@ -201,9 +201,9 @@ def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, traine
     shared = set(train.ids) & set(test.ids) if same_split else set()
     if shared or one["fingerprint"] == other["fingerprint"]:
         what = "The test rows are training rows: the same images would train and test."
-        got = f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None
+        both = f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None
         advice = "name another test split, or let one be cut: --protocol holdout:0.2"
-        raise FitError(what, where=f"{train.path} and {test.path}", got=got, next_step=advice)
+        raise FitError(what, where=f"{train.path} and {test.path}", got=both, next_step=advice)
 
 
 def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
