@@ -301,9 +301,13 @@ def _notes(
     extra: Mapping[str, Any],
 ) -> list[str]:
     """Return what a reader of the numbers must know, leaks first."""
-    notes = [*output.notes, *group_notes([one.split for one in output.splits])]
     leaks = extra.get("leaks")
-    notes += filter(None, [note_of_repeats(leaks)])
+    notes = [note_of_leaks(leaks)]
+    if settings.get("protocol") == "auto":
+        there = "there is a test split" if protocol == "split" else "there is no test split"
+        notes.append(f"{CHOSEN}: {protocol}, because {there}.")
+    notes += [*output.notes, *group_notes([one.split for one in output.splits])]
+    notes.append(note_of_repeats(leaks))
     if output.trains:
         ratio = imbalance(np.bincount(np.concatenate([s.split.train.labels for s in headline])))
         if ratio >= IMBALANCE:
@@ -313,13 +317,7 @@ def _notes(
                 f"Unbalanced training rows: the largest class has {ratio:.1f} times the rows of "
                 f"the smallest. Balanced accuracy gives every class the same weight{advice}."
             )
-    notes += [extra["contamination"]] if "contamination" in extra else []
-    if settings.get("protocol") == "auto":
-        there = "there is a test split" if protocol == "split" else "there is no test split"
-        notes.insert(0, f"{CHOSEN}: {protocol}, because {there}.")
-    if leaked := note_of_leaks(leaks):
-        notes.insert(0, leaked)
-    return notes
+    return [note for note in (*notes, extra.get("contamination")) if note]
 
 
 def imbalance(counts: ArrayLike) -> float:

@@ -61,13 +61,7 @@ def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> 
             logits.append(as_logits(scores[:, known], graded=graded))
             truth.append(np.searchsorted(known, y[held_out]))
     temperature, loss = fit_temperature(np.concatenate(logits), np.concatenate(truth))
-    rows = sum(map(len, truth))
-    return {
-        "temperature": temperature,
-        "log_loss": loss,
-        "rows": rows,
-        "on": on,
-    }
+    return {"temperature": temperature, "log_loss": loss, "rows": sum(map(len, truth)), "on": on}
 
 
 def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[float, float]:

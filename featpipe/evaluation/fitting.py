@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,19 +61,16 @@ def fit_splits(
         else:
             check_memory(splits, probe, workers, psutil.virtual_memory().available)
         stack.enter_context(threadpool_limits(1))
-        threads = stack.enter_context(ThreadPoolExecutor(joblib.effective_n_jobs(jobs)))
         fits: Iterable[Any]
         if len(splits) == 1:
             fits = [_fit_split(splits[0], probe, jobs, spread=spread)]
         elif spread:
             fits = on_ray.fit_there(_fit_split, splits, probe)
         elif is_batched(splits, probe):
+            threads = stack.enter_context(ThreadPoolExecutor(joblib.effective_n_jobs(jobs)))
             fits = threads.map(lambda split: _fit_split(split, probe, 1), splits)
-        elif workers == 1:
-            fits = (_fit_split(split, probe, 1) for split in splits)
-        else:
-            with joblib.parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-                parallel = joblib.Parallel(return_as="generator")
+        else:  # with one worker, in this process
+            parallel = joblib.Parallel(workers, backend="loky", return_as="generator")
             fits = parallel(joblib.delayed(_fit_split)(split, probe, 1) for split in splits)
         for split, (estimator, answers, facts) in zip(splits, fits, strict=True):
             predicted, scores, probabilities = answers
@@ -83,7 +79,7 @@ def fit_splits(
 
 def is_batched(splits: Sequence[Split], probe: Probe) -> bool:
     """Return whether every split is fitted with all candidates together."""
-    width = width_of(splits[0], probe)
+    width = splits[0].train.width(probe.layer)
     return all(probe.strategy(len(split.train), width).name == "batched" for split in splits)
 
 
@@ -98,12 +94,9 @@ def _fit_split(
     strategy = probe.strategy(*X.shape)
     if spread and isinstance(X, np.ndarray) and strategy.name != "batched":
         X = on_ray.PlacedArray.of(X)
-    where = {"backend": "loky", "n_jobs": workers_for([split], probe, jobs)}
-    where |= {"inner_max_num_threads": 1}
-    with (
-        threadpool_limits(1),
-        nullcontext() if spread else joblib.parallel_config(**where),
-    ):
+    workers = workers_for([split], probe, jobs)
+    here = {"backend": "loky", "n_jobs": workers, "inner_max_num_threads": 1}
+    with threadpool_limits(1), nullcontext() if spread else joblib.parallel_config(**here):
         times = [time.perf_counter()]
         value, how, search = _choose(X, split.train, probe, strategy, jobs)
         times.append(time.perf_counter())
@@ -176,9 +169,9 @@ def _compare_with_reference(
 
 def training_rows(split: Split, probe: Probe) -> NDArray[np.float32] | StoredRows:
     """Return the features of the training rows, or what reads them where memory is short."""
-    n_bytes = len(split.train) * width_of(split, probe) * _BATCHED_BYTES
-    strategy = probe.strategy(len(split.train), width_of(split, probe))
-    if strategy.reads_blocks and n_bytes > psutil.virtual_memory().available / 2:
+    n, width = len(split.train), split.train.width(probe.layer)
+    scarce = n * width * _BATCHED_BYTES > psutil.virtual_memory().available / 2
+    if scarce and probe.strategy(n, width).reads_blocks:
         return StoredRows(split.train, probe.layer)
     return split.train.features(probe.layer)
 
@@ -195,38 +188,27 @@ def check_rows(split: Split, probe: Probe | None = None) -> None:
     if not len(split.test):
         raise FitError(f"{split.name}: there is no labelled test row.", where=tested.path)
     if tested.classes != store.classes:
-        raise FitError(
-            "The training and the test store have different classes.",
-            where=tested.path,
-            expected=", ".join(store.classes[:8]),
-            got=", ".join(tested.classes[:8]),
-        )
+        what = "The training and the test store have different classes."
+        expected, got = (", ".join(one.classes[:8]) for one in (store, tested))
+        raise FitError(what, where=tested.path, expected=expected, got=got)
     if not len(split.train) and not (store.labels >= 0).any():
         raise no_labels(store)
     found = np.unique(split.train.labels)
     if len(found) < 2:
-        raise FitError(
-            f"{split.name}: a classifier needs training rows of at least two classes.",
-            where=store.path,
-            got=", ".join(store.classes[c] for c in found) or "no labelled row",
-        )
+        what = f"{split.name}: a classifier needs training rows of at least two classes."
+        got = ", ".join(store.classes[c] for c in found) or "no labelled row"
+        raise FitError(what, where=store.path, got=got)
     if probe is None:
         return
     train, test = (each.features(probe.layer).shape[1:] for each in (store, tested))
     if train != test:
-        raise FitError(
-            "The training and the test rows have different features.",
-            where=tested.path,
-            expected=f"shape {train} per image",
-            got=f"shape {test} per image",
-        )
+        what = "The training and the test rows have different features."
+        expected, got = (f"shape {shape} per image" for shape in (train, test))
+        raise FitError(what, where=tested.path, expected=expected, got=got)
     if probe.tuned and not probe.admits(probe.default(), len(split.train)):
-        raise FitError(
-            f"{split.name}: {probe.tuned}={probe.default()} needs as many training rows.",
-            where=store.path,
-            got=f"{len(split.train)} training rows",
-            next_step=f"--{probe.tuned} with a smaller value",
-        )
+        what = f"{split.name}: {probe.tuned}={probe.default()} needs as many training rows."
+        got, advice = f"{len(split.train)} training rows", f"--{probe.tuned} with a smaller value"
+        raise FitError(what, where=store.path, got=got, next_step=advice)
 
 
 def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
@@ -238,7 +220,7 @@ def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
         raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), or 1 and more")
     if is_batched(splits, probe):
         return 1
-    width = width_of(splits[0], probe)
+    width = splits[0].train.width(probe.layer)
     rows = sum(len(split.train) * n_fits(split, probe) for split in splits)
     solvers = len(splits[0].train.store.classes) if probe.solver_per_class else 1
     if rows * width * solvers * _SECONDS_PER_VALUE < _WORTH_WORKERS_SECONDS:
@@ -256,12 +238,11 @@ def n_fits(split: Split, probe: Probe) -> int:
 
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int, available: float) -> None:
     """Refuse a fit that would not fit into the ``available`` bytes of memory, before it starts."""
-    largest, width = max(len(split.train) for split in splits), width_of(splits[0], probe)
+    largest, width = max(len(split.train) for split in splits), splits[0].train.width(probe.layer)
     reads_blocks = probe.strategy(largest, width).reads_blocks
-    if reads_blocks and not getattr(probe, "check_solver", False):
-        return
     alone = largest * width * probe.bytes_per_value
-    if alone * workers <= available:
+    in_blocks = reads_blocks and not getattr(probe, "check_solver", False)
+    if in_blocks or alone * workers <= available:
         return
     advice = "--train-per-class N, a layer with fewer features"
     if probe.bytes_per_value > 12:
@@ -270,18 +251,10 @@ def check_memory(splits: Sequence[Split], probe: Probe, workers: int, available:
         advice = "leave out --check-solver: scikit-learn needs all rows at once"
     elif fewer := int(available // alone):
         advice = f"--jobs {fewer}"
-    raise FitError(
-        "This fit would not fit into memory.",
-        expected=f"at most {available / 1e9:.1f} GB",
-        got=f"{alone * workers / 1e9:.1f} GB for {largest} training rows of {width} features"
-        f" in {workers} {'process' if workers == 1 else 'processes'}",
-        next_step=advice,
-    )
-
-
-def width_of(split: Split, probe: Probe) -> int:
-    """Return how many numbers a row holds."""
-    return math.prod(split.train.store.features(probe.layer).shape[1:])
+    what, expected = "This fit would not fit into memory.", f"at most {available / 1e9:.1f} GB"
+    got = f"{alone * workers / 1e9:.1f} GB for {largest} training rows of {width} features"
+    got += f" in {workers} {'process' if workers == 1 else 'processes'}"
+    raise FitError(what, expected=expected, got=got, next_step=advice)
 
 
 def n_parameters(estimator: BaseEstimator) -> int | None:

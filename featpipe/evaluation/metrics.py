@@ -52,10 +52,9 @@ class Predictions:
         if len(set(self.columns)) != width:
             raise ResultError("Two classes have the same name.", got=", ".join(self.columns))
         if not len(self.ids) == n == len(self.y_pred):
-            raise ResultError(
-                "Predictions do not belong together: their lengths differ.",
-                got=f"{len(self.ids)} ids, {n} labels, {len(self.y_pred)} answers",
-            )
+            what = "Predictions do not belong together: their lengths differ."
+            got = f"{len(self.ids)} ids, {n} labels, {len(self.y_pred)} answers"
+            raise ResultError(what, got=got)
         for what, labels, limit in (("true", self.y_true, k), ("predicted", self.y_pred, width)):
             message, expected = f"A {what} class is none of the classes.", f"0 to {limit - 1}"
             self._refuse((labels < 0) | (labels >= limit), message, labels, expected)
@@ -66,11 +65,9 @@ class Predictions:
             if values is None:
                 continue
             if values.ndim != 2 or len(values) != n or values.shape[1] not in widths:
-                raise ResultError(
-                    f"The {what} do not have one column per class.",
-                    expected="shape " + " or ".join(f"({n}, {width})" for width in widths),
-                    got=f"shape {values.shape}",
-                )
+                message = f"The {what} do not have one column per class."
+                expected = "shape " + " or ".join(f"({n}, {width})" for width in widths)
+                raise ResultError(message, expected=expected, got=f"shape {values.shape}")
             wrong = ~np.isfinite(values).all(axis=1)
             self._refuse(wrong, f"The {what} hold values that are not finite.", values)
         if (likely := self.probabilities) is not None:
@@ -159,11 +156,9 @@ def metrics_from_confusion(
     matrix, shape = np.asarray(confusion), (len(classes), len(classes) + other)
     whole = np.issubdtype(matrix.dtype, np.integer)
     if matrix.shape != shape or not whole or matrix.min() < 0 or not matrix.any():
-        raise ResultError(
-            "A confusion matrix holds whole, non-negative counts, not all zero.",
-            expected=f"shape {shape}: true classes × predicted classes",
-            got=f"{matrix.dtype} of shape {matrix.shape}",
-        )
+        what = "A confusion matrix holds whole, non-negative counts, not all zero."
+        expected = f"shape {shape}: true classes × predicted classes"
+        raise ResultError(what, expected=expected, got=f"{matrix.dtype} of shape {matrix.shape}")
     n, hits = int(matrix.sum()), np.diag(matrix).astype(np.float64)
     support, predicted = matrix.sum(axis=1), matrix.sum(axis=0)[: len(classes)]
     present, weight = support > 0, support / support.sum()

@@ -172,32 +172,30 @@ def load_model(path: Path) -> TrainedModel:
             from featpipe.evaluation import skops_file  # noqa: PLC0415 - takes seconds
 
             bundle, foreign = skops_file.load(path)
-    except Exception as error:  # NumPy and skops raise whatever their parts raise on damaged files
-        raise _unreadable(path, error) from error
-    version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
-    if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
-        raise ResultError(
-            "This model was written by featpipe 0.1.",
-            where=path,
-            next_step="train it again, then delete this file",
-        )
-    if foreign:
-        raise ResultError(
-            "The model holds types that are not trusted, so it is not loaded.",
-            where=path,
-            got=", ".join(foreign),
-        )
-    parts = {item.name for item in fields(TrainedModel)}
-    required = {item.name for item in fields(TrainedModel) if item.default is MISSING}
-    if not isinstance(bundle, dict) or version != _FORMAT or not required <= set(bundle):
-        raise ResultError("This is not a model of featpipe.", where=path)
-    try:
+        version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
+        if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
+            what, advice = (
+                "This model was written by featpipe 0.1.",
+                "train it again, then delete it",
+            )
+            raise ResultError(what, where=path, next_step=advice)
+        if foreign:
+            what = "The model holds types that are not trusted, so it is not loaded."
+            raise ResultError(what, where=path, got=", ".join(foreign))
+        parts = {item.name for item in fields(TrainedModel)}
+        required = {item.name for item in fields(TrainedModel) if item.default is MISSING}
+        if version != _FORMAT or not required <= set(bundle):
+            raise ResultError("This is not a model of featpipe.", where=path)
         check_archive(path)
         known = {name: bundle[name] for name in parts & set(bundle)}
         model = TrainedModel(**{**known, "classes": tuple(bundle["classes"])})
         _try_out(model)
-    except Exception as error:  # an estimator whose parts do not fit together may raise anything
-        raise _unreadable(path, error) from error
+    except ResultError:
+        raise
+    except Exception as error:  # whatever NumPy, skops and estimators raise on damaged files
+        what = f"The model cannot be read: {str(error).partition(chr(10))[0][:200]}"
+        advice = "train it again: the same command with --force"
+        raise ResultError(what, where=path, next_step=advice) from error
     return model
 
 
@@ -235,11 +233,3 @@ def _try_out(model: TrainedModel) -> None:
     finite = scores is None or np.isfinite(scores).all()
     if not 0 <= predicted[0] < len(model.classes) or not finite:
         raise ValueError("its answers are no classes")
-
-
-def _unreadable(path: Path, error: Exception) -> ResultError:
-    return ResultError(
-        f"The model cannot be read: {str(error).partition(chr(10))[0][:200]}",
-        where=path,
-        next_step="train it again: the same command with --force",
-    )

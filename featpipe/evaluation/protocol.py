@@ -69,12 +69,10 @@ class RowSet:
         """Return how many features a row has; a FitError, if the layer holds maps."""
         _, *shape = self.store.features(layer).shape
         if len(shape) != 1:
-            raise FitError(
-                "A probe needs one vector per image, and this layer holds maps.",
-                where=self.store.path,
-                got=f"shape {tuple(shape)} per image",
-                next_step="extract the layer without ':map', or use featpipe finetune",
-            )
+            what = "A probe needs one vector per image, and this layer holds maps."
+            got = f"shape {tuple(shape)} per image"
+            advice = "extract the layer without ':map', or use featpipe finetune"
+            raise FitError(what, where=self.store.path, got=got, next_step=advice)
         return int(shape[0])
 
     def features(self, layer: str | None) -> NDArray[np.float32]:
@@ -168,16 +166,12 @@ def _official_folds(rows: RowSet, test_rows: RowSet | None, number: int | None) 
         raise UsageError(what, where=rows.store.path, next_step=advice)
     if number is not None and number >= len(prescribed):
         raise UsageError(f"There is no fold {number}.", expected=f"0 to {len(prescribed) - 1}")
-    return [
-        Split(
-            f"fold {i}",
-            replace(rows, rows=np.intersect1d(prescribed[i], rows.rows)),
-            replace(rows, rows=np.setdiff1d(rows.rows, prescribed[i]))
-            if test_rows is None
-            else test_rows,
-        )
-        for i in (range(len(prescribed)) if number is None else [number])
-    ]
+    splits = []
+    for i in range(len(prescribed)) if number is None else [number]:
+        train = replace(rows, rows=np.intersect1d(prescribed[i], rows.rows))
+        others = replace(rows, rows=np.setdiff1d(rows.rows, prescribed[i]))
+        splits.append(Split(f"fold {i}", train, others if test_rows is None else test_rows))
+    return splits
 
 
 def resolve(protocol: str, test: FeatureStore | None) -> tuple[str, FeatureStore | None]:
@@ -206,12 +200,10 @@ def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, traine
     same_split = (one["name"], one["split"]) == (other["name"], other["split"])
     shared = set(train.ids) & set(test.ids) if same_split else set()
     if shared or one["fingerprint"] == other["fingerprint"]:
-        raise FitError(
-            "The test rows are training rows: the same images would train and test.",
-            where=f"{train.path} and {test.path}",
-            got=f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None,
-            next_step="name another test split, or let one be cut: --protocol holdout:0.2",
-        )
+        what = "The test rows are training rows: the same images would train and test."
+        both = f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None
+        advice = "name another test split, or let one be cut: --protocol holdout:0.2"
+        raise FitError(what, where=f"{train.path} and {test.path}", got=both, next_step=advice)
 
 
 def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
@@ -222,50 +214,35 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
         raise no_labels(store)
     groups, by = rows.groups, grouped_by(store)
     if groups is not None and len(np.unique(groups)) == 1:
-        if not by:
-            raise FitError(
-                "All labelled images are identical or in one cluster, which cannot both train and "
-                "test.",
-                where=store.path,
-                next_step="add different images; featpipe audit lists what is alike",
-            )
-        raise FitError(
-            "All labelled images are in one group, which cannot both train and test.",
-            where=store.path,
-            got=f"{store.groups[rows.rows[0]]!r}, by {by}",
-            next_step="extract with groups that are smaller (--group-by), or with none",
-        )
+        alike, got = "identical or in one cluster", None
+        advice = "add different images; featpipe audit lists what is alike"
+        if by:
+            alike, got = "in one group", f"{store.groups[rows.rows[0]]!r}, by {by}"
+            advice = "extract with groups that are smaller (--group-by), or with none"
+        what = f"All labelled images are {alike}, which cannot both train and test."
+        raise FitError(what, where=store.path, got=got, next_step=advice)
     counts = units_per_class(labels, groups, len(store.classes))
     units = f"groups (by {by}) with images" if by else "images or clusters of images that are alike"
     units = "images" if groups is None else units
     if few := np.flatnonzero((counts > 0) & (counts < n_folds)).tolist():
-        raise FitError(
-            f"{protocol} needs at least {n_folds} labelled {units} of every class.",
-            where=store.path,
-            got="of "
-            + ", ".join(f"{store.classes[c]}: {counts[c]}" for c in few[:5])
-            + " …" * (len(few) > 5),
-            next_step="add images, drop these classes with --classes, or take another --protocol",
-        )
-    return [
-        Split(
-            f"fold {i} of {n_folds}" if kind == "kfold" else f"holdout {number:g}",
-            replace(rows, rows=rows.rows[np.sort(train)]),
-            replace(rows, rows=rows.rows[np.sort(test)]),
-        )
-        for i, (train, test) in enumerate(cut(protocol, labels, groups, seed))
-    ]
+        what = f"{protocol} needs at least {n_folds} labelled {units} of every class."
+        got = "of " + ", ".join(f"{store.classes[c]}: {counts[c]}" for c in few[:5])
+        got += " …" * (len(few) > 5)
+        advice = "add images, drop these classes with --classes, or take another --protocol"
+        raise FitError(what, where=store.path, got=got, next_step=advice)
+    splits = []
+    for i, parts in enumerate(cut(protocol, labels, groups, seed)):
+        train, test = (replace(rows, rows=rows.rows[np.sort(part)]) for part in parts)
+        name = f"fold {i} of {n_folds}" if kind == "kfold" else f"holdout {number:g}"
+        splits.append(Split(name, train, test))
+    return splits
 
 
 def no_labels(store: FeatureStore) -> FitError:
     """Return the error for a store that nothing can be trained or tested on."""
-    return FitError(
-        "There is no labelled row.",
-        where=store.path,
-        got=f"{len(store.labels)} images without a class",
-        next_step="sort the images into class folders, or give a CSV a column label; then extract "
-        "them again",
-    )
+    got = f"{len(store.labels)} images without a class"
+    advice = "sort the images into class folders, or give a CSV a column label; then extract again"
+    return FitError("There is no labelled row.", where=store.path, got=got, next_step=advice)
 
 
 def units_per_class(labels: Rows, groups: Rows | None, n_classes: int = 0) -> Rows:

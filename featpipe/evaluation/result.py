@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import struct
-import tokenize
 import warnings
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -31,10 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
-_DAMAGED = (
-    OSError, ValueError, TypeError, EOFError, KeyError, RuntimeError, MemoryError,
-    struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, AttributeError,
-)  # fmt: skip
 _AGAIN = "run its command again with --force"
 _ROUNDING = 1e-9  # numbers that differ by less are equal
 
@@ -47,12 +39,12 @@ class ChangedResultError(ResultError):
     """A result whose content is not what was written; ``result`` is what it says now."""
 
     def __init__(self, result: Result, why: ValueError) -> None:
-        super().__init__(
-            f"The result cannot be trusted: {why}.",
-            where=result.path,
-            got=_difference(result),
-            next_step=f"undo the change, or {_AGAIN}",
-        )
+        got = None
+        with suppress(ResultError, LookupError, ValueError):
+            path = Path(result.path or "").with_name(result.files["predictions"])
+            got = result.misstated(PredictionTable.load(path))
+        what, advice = f"The result cannot be trusted: {why}.", f"undo the change, or {_AGAIN}"
+        super().__init__(what, where=result.path, got=got, next_step=advice)
         self.result = result
 
 
@@ -179,14 +171,9 @@ class Result:
             raise ResultError(what, where=self.path, got=name)
         self.check_file("predictions", self.path.with_name(name))
         table = PredictionTable.load(self.path.with_name(name))
-        if self.misstates(table):
-            raise ResultError(
-                "The result is damaged: its accuracy is not that of its predictions.",
-                where=self.path,
-                expected=f"{table.accuracy:.6f}",
-                got=f"{self.summary['accuracy']['value']:.6f}",
-                next_step=_AGAIN,
-            )
+        if got := self.misstated(table):
+            what = "The result is damaged: its accuracy is not that of its predictions."
+            raise ResultError(what, where=self.path, got=got, next_step=_AGAIN)
         return table
 
     def check_file(self, kind: str, path: Path, hashes: FileHashes | None = None) -> None:
@@ -201,18 +188,16 @@ class Result:
             what = f"{what} cannot be read: {error.strerror}."
             raise ResultError(what, where=path, next_step=_AGAIN) from None
         if digest != stated:
-            raise ResultError(
-                f"{what} was changed after it was written.",
-                where=path,
-                expected=f"SHA-256 {stated}",
-                got=f"SHA-256 {digest}",
-                next_step=_AGAIN,
-            )
+            what = f"{what} was changed after it was written."
+            expected, got = (f"SHA-256 {one}" for one in (stated, digest))
+            raise ResultError(what, where=path, expected=expected, got=got, next_step=_AGAIN)
 
-    def misstates(self, table: PredictionTable) -> bool:
-        """Return whether the accuracy is another than that of the predictions."""
+    def misstated(self, table: PredictionTable) -> str | None:
+        """Say which accuracy is stated and which the predictions give; ``None`` if it is that."""
         stated = self.summary["accuracy"]["value"]
-        return not len(table.row) or abs(table.accuracy - stated) > _ROUNDING
+        if len(table.row) and abs(table.accuracy - stated) <= _ROUNDING:
+            return None
+        return f"an accuracy of {stated:.6f}; the predictions give {table.accuracy:.6f}"
 
 
 _TYPES = {name: get_origin(hint) or hint for name, hint in get_type_hints(Result).items()}
@@ -226,38 +211,23 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
         for name in content.keys() | _TYPES.keys()
         if not isinstance(content.get(name), _TYPES.get(name, ()))
     }
-    if not wrong:
-        summary, dataset = content["summary"], content["dataset"]
-        accuracy = summary.get("accuracy")
-        measured = isinstance(accuracy, dict) and all(
-            isinstance(accuracy.get(name), int | float) and math.isfinite(accuracy[name])
-            for name in ("value", "low", "high")
-        )
-        fits = {
-            "summary": measured and isinstance(summary.get("metrics"), dict),
-            "dataset": isinstance(dataset.get("name"), str),
-            "files": all(
-                isinstance(name, str) and Path(name).name == name
-                for name in content["files"].values()
-            ),
-            "digests": all(isinstance(digest, str) for digest in content["digests"].values()),
-            "splits": all(isinstance(one, dict) for one in content["splits"]),
-            "stores": all(isinstance(one, dict) for one in content["stores"]),
-        }
-        wrong = {name for name, right in fits.items() if not right}
-    return wrong
-
-
-def _difference(result: Result) -> str | None:
-    """Say where a result that was changed states another accuracy than its predictions give."""
-    try:
-        table = PredictionTable.load(Path(result.path or "").with_name(result.files["predictions"]))
-    except (ResultError, LookupError, ValueError):
-        return None
-    if not result.misstates(table):
-        return None
-    stated = result.summary["accuracy"]["value"]
-    return f"an accuracy of {stated:.6f}; the predictions give {table.accuracy:.6f}"
+    if wrong:
+        return wrong
+    summary, accuracy = content["summary"], content["summary"].get("accuracy")
+    files, digests = content["files"].values(), content["digests"].values()
+    measured = isinstance(accuracy, dict) and all(
+        isinstance(accuracy.get(name), int | float) and math.isfinite(accuracy[name])
+        for name in ("value", "low", "high")
+    )
+    fits = {
+        "summary": measured and isinstance(summary.get("metrics"), dict),
+        "dataset": isinstance(content["dataset"].get("name"), str),
+        "files": all(isinstance(name, str) and Path(name).name == name for name in files),
+        "digests": all(isinstance(digest, str) for digest in digests),
+        "splits": all(isinstance(one, dict) for one in content["splits"]),
+        "stores": all(isinstance(one, dict) for one in content["stores"]),
+    }
+    return {name for name, right in fits.items() if not right}
 
 
 @dataclass(frozen=True)
@@ -319,7 +289,7 @@ class PredictionTable:
                 raise ValueError(f"scores is of shape {table.scores.shape}")
         except FileNotFoundError:
             raise ResultError("The predictions of a result are missing.", where=path) from None
-        except _DAMAGED as error:
+        except Exception as error:  # NumPy raises whatever its parts raise on damaged files
             why = "no NumPy file" if "pickle" in str(error) else error
             raise ResultError(f"The predictions are damaged: {why}", where=path) from error
         return table
@@ -330,11 +300,9 @@ def as_results(given: Any) -> list[Result]:
     several = isinstance(given, Iterable) and not isinstance(given, str)
     results = list(given) if several else [given]
     if wrong := [each for each in results if not isinstance(each, Result)]:
-        raise UsageError(
-            "Only results can be compared or reported.",
-            expected="what evaluate returns, or Result.load(PATH)",
-            got=", ".join(type(each).__name__ for each in wrong),
-        )
+        expected = "what evaluate returns, or Result.load(PATH)"
+        got = ", ".join(type(each).__name__ for each in wrong)
+        raise UsageError("Only results can be compared or reported.", expected=expected, got=got)
     if not results:
         expected = "a list of results, as evaluate() and finetune() return them"
         raise UsageError("The list of results is empty.", expected=expected)
@@ -385,12 +353,9 @@ def find_results(
         )
     if not found:
         known = sorted({r.dataset["name"] for r in results})
-        raise ResultError(
-            "There is no result yet." if not results else f"There is no result on {dataset!r}.",
-            where=folder,
-            got=f"results on {', '.join(known)}" if known else None,
-            next_step="featpipe svm, or featpipe demo",
-        )
+        what = f"There is no result on {dataset!r}." if results else "There is no result yet."
+        got, advice = f"results on {', '.join(known)}", "featpipe svm, or featpipe demo"
+        raise ResultError(what, where=folder, got=got if known else None, next_step=advice)
     return found
 
 
@@ -424,9 +389,6 @@ def locate_result(folder: Path, name: str) -> Path:
         return found
     known = [path.stem for path in sorted(folder.glob("*.json"))]
     parts = [*known, *dict.fromkeys(part for stem in known for part in stem.split("-"))]
-    raise ResultError(
-        f"There is no result {str(name)!r}.",
-        where=folder,
-        got=", ".join(known) or "no result at all",
-        next_step=did_you_mean(str(name), parts) or "featpipe results",
-    )
+    got = ", ".join(known) or "no result at all"
+    advice = did_you_mean(str(name), parts) or "featpipe results"
+    raise ResultError(f"There is no result {str(name)!r}.", where=folder, got=got, next_step=advice)

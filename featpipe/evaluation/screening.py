@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -67,9 +67,8 @@ class Screening:
                 clusters[_named(row)].append(name)
                 if row.get("partner"):
                     clusters[_named(row, "partner", "partner_")].append(name)
-        return cls(
-            getattr(step, "leaks", "warn"), frozenset(left_out), dict(clusters), step.drop, notes
-        )
+        leaks = getattr(step, "leaks", "warn")
+        return cls(leaks, frozenset(left_out), dict(clusters), step.drop, notes)
 
     def together(self, store: FeatureStore) -> NDArray[np.int64] | None:
         """Return a number for each row, equal for those that no split may divide.
@@ -78,19 +77,13 @@ class Screening:
         ``None``: every row may be on its own.
         """
         n = len(store.labels)
-        links: list[tuple[Any, Any]] = []  # rows, and the names of what they belong to
+        links: list[Any] = []  # rows, and the names of what they belong to
         if store.groups:
             links.append((np.arange(n), store.groups))
         if store.has_looks:
             links.append((np.arange(n), first_of_same_image(store)))
-        if self.clusters:
-            listed = [
-                (row, name)
-                for row in range(n)
-                for key in _keys(store, row)
-                for name in self.clusters.get(key, ())
-            ]
-            links.append(([row for row, _ in listed], [name for _, name in listed]))
+        if listed := self._listed(store, range(n)):
+            links.append(zip(*listed, strict=True))
         rows, units, total = [], [], n
         for members, names in links:
             known, number = np.unique(names, return_inverse=True)
@@ -107,6 +100,15 @@ class Screening:
             joined = np.unique(store.groups, return_inverse=True)[1]
         return joined.astype(np.int64)
 
+    def _listed(self, store: FeatureStore, rows: Iterable[int]) -> list[tuple[int, str]]:
+        """Return some rows of a store with the name of each cluster that a list has them in."""
+        known = self.clusters
+        keys = ((row, key) for row in rows for key in _keys(store, row)) if known else ()
+        return [(row, name) for row, key in keys for name in known.get(key, ())]
+
+    def _clusters(self, rows: RowSet) -> set[str]:
+        return {name for _, name in self._listed(rows.store, rows.rows)}
+
     def screen(self, splits: Sequence[Split]) -> list[Split]:
         """Return splits without the images left out and, if they are to be dropped, without leaks.
 
@@ -122,9 +124,7 @@ class Screening:
             )
         if self.leaks != "warn":
             found = [self._without_leaks(split) for split in found]
-        if divided := max(
-            len(self._clusters_of(s.train) & self._clusters_of(s.test)) for s in found
-        ):
+        if divided := max(len(self._clusters(s.train) & self._clusters(s.test)) for s in found):
             self.notes.append(
                 f"{divided} listed clusters are on both sides of the dataset's own split."
             )
@@ -140,43 +140,30 @@ class Screening:
     def _without_leaks(self, split: Split) -> Split:
         if not len(split.train):
             return split
+        where = split.train.store.path
         if not pixels_known([split]):
-            raise FitError(
-                "Whether images leak is not known: the stores hold no digests of their pixels.",
-                where=split.train.store.path,
-                got=f"--leaks {self.leaks}",
-                next_step="delete the stores and extract the dataset again, or add --leaks warn",
-            )
+            what = "Whether images leak is not known: the stores hold no digests of their pixels."
+            advice = "delete the stores and extract the dataset again, or add --leaks warn"
+            raise FitError(what, where=where, got=f"--leaks {self.leaks}", next_step=advice)
         leaked = shared(split.train, split.test)
         if not leaked.any():
             return split
-        if leaked.all() and self.leaks == "drop":
-            raise FitError(
-                f"{split.name}: --leaks drop leaves no training image: all are test images, too.",
-                where=split.train.store.path,
-                next_step="train on other images",
-            )
         if self.leaks == "fail":
-            names = [split.train.ids[row] for row in np.flatnonzero(leaked)[:5]]
             one = leaked.sum() == 1
             are = "image is also a test image" if one else "images are also test images"
-            raise FitError(
-                f"{split.name}: {leaked.sum()} training {are}.",
-                where=split.train.store.path,
-                got=", ".join(names),
-                next_step="remove them, or leave them out of training: --leaks drop",
-            )
+            got = ", ".join(split.train.ids[row] for row in np.flatnonzero(leaked)[:5])
+            advice = "remove them, or leave them out of training: --leaks drop"
+            what = f"{split.name}: {leaked.sum()} training {are}."
+            raise FitError(what, where=where, got=got, next_step=advice)
+        if leaked.all():
+            what = "--leaks drop leaves no training image: all are test images, too."
+            advice = "train on other images"
+            raise FitError(f"{split.name}: {what}", where=where, next_step=advice)
         self.notes.append(
             f"{split.name}: training images that are also test images were left out of training "
             f"({leaked.sum()})."
         )
         return replace(split, train=replace(split.train, rows=split.train.rows[~leaked]))
-
-    def _clusters_of(self, rows: RowSet) -> set[str]:
-        if not self.clusters:
-            return set()
-        keys = (key for row in rows.rows for key in _keys(rows.store, row))
-        return {name for key in keys for name in self.clusters.get(key, ())}
 
 
 def components(n: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -218,23 +205,17 @@ def _read(
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError("The list of images is no CSV file.", where=path, got=error) from error
     if "id" not in columns or (needed and not set(needed) & set(columns)):
-        raise DataError(
-            "The list of images lacks a column.",
-            where=path,
-            expected="id" + (f" and {' or '.join(needed)}" if needed else ""),
-            got=", ".join(columns) or "no columns",
-            next_step="take the list of featpipe audit, or a table of this form",
-        )
+        what, got = "The list of images lacks a column.", ", ".join(columns) or "no columns"
+        expected = "id" + (f" and {' or '.join(needed)}" if needed else "")
+        advice = "take the list of featpipe audit, or a table of this form"
+        raise DataError(what, where=path, expected=expected, got=got, next_step=advice)
     datasets = {store.manifest["dataset"]["name"] for store in stores}
     ours = [row for row in rows if row.get("dataset", "") in ("", *datasets)]
     if rows and known.isdisjoint(map(_named, ours)):
         _, split, example = min((key for key in known if all(key)), default=("", "", ""))
-        first = rows[0]
-        raise DataError(
-            "The list names no image of this dataset.",
-            where=path,
-            expected=f"ids such as {example} of {split}, dataset {', '.join(sorted(datasets))}",
-            got=" of ".join(filter(None, map(first.get, ("id", "split", "dataset")))),
-            next_step="name the list that was made for this dataset",
-        )
+        expected = f"ids such as {example} of {split}, dataset {', '.join(sorted(datasets))}"
+        got = " of ".join(filter(None, map(rows[0].get, ("id", "split", "dataset"))))
+        what = "The list names no image of this dataset."
+        advice = "name the list that was made for this dataset"
+        raise DataError(what, where=path, expected=expected, got=got, next_step=advice)
     return ours

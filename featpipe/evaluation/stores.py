@@ -31,11 +31,10 @@ def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, Fea
     if step.train is not None:
         return _open_named(step, step.train, FileHashes(context.workspace.hashes))
     fitting, unusable, damaged = _fitting(step, context)
-    chosen = train_and_test(fitting, unusable, step.protocol)
+    train, test = train_and_test(fitting, unusable, step.protocol)
     ignored = {error.details["where"]: error for error in (*damaged, *unusable.values())}
     for error in ignored.values():
         context.progress.note(f"ignored: {error}")
-    train, test = chosen
     unused = [store for store in fitting if store is not train and store.classes]
     if test is None and unused and step.protocol == "auto":
         splits = " and ".join(sorted(map(_split, unused)))
@@ -44,7 +43,7 @@ def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, Fea
             f"No split is named {', '.join(TEST_SPLITS[:-1])} or {TEST_SPLITS[-1]}, so the split "
             f"{splits} is not used; to test on it: {hint}"
         )
-    return chosen
+    return train, test
 
 
 def select_splits(step: Any, context: Context) -> list[FeatureStore]:
@@ -67,25 +66,18 @@ def _fitting(
     folder = context.workspace.features
     stores, damaged = scan_stores(folder, FileHashes(context.workspace.hashes))
     asked = [store for store in stores if _is_asked_for(store, step)]
-    fitting = [store for store in asked if step.layer in (None, *_layers(store))]
+    fitting = [store for store in asked if step.layer in (None, *store.shapes)]
     unusable = _unusable(step, fitting, damaged, folder)
     if not (fitting or unusable):
         raise _none_fits(step, stores, asked, folder)
-    if not alike(fitting):  # they differ in more than the split
+    if not embedded_alike(fitting) or len({*map(_dataset, fitting)}) > 1:
         raise _several_fit(fitting, any_layer=step.layer is None)
     return fitting, unusable, damaged
 
 
-def alike(stores: Sequence[FeatureStore]) -> bool:
-    """Return whether stores are of one dataset and embedded alike."""
-    return embedded_alike(stores) and len({_dataset(store) for store in stores}) <= 1
-
-
 def embedded_alike(stores: Sequence[FeatureStore]) -> bool:
     """Return whether stores, perhaps of several datasets, hold the same features."""
-    shared = [_apart_from_split(store.manifest) for store in stores]
-    for manifest in shared:
-        manifest["dataset"] = {}
+    shared = [{**store.manifest, "dataset": {}} for store in stores]
     return all(each == shared[0] for each in shared)
 
 
@@ -106,14 +98,11 @@ def _unusable(
     missing: dict[str, StoreError] = {}
     for path, what in sorted(found.items()):
         partial = path.suffix == ".partial"
-        asked = (
-            dataset in (None, path.parent.parent.name)
-            and model in (None, path.parent.name)
-            and (not places or path.parent in places)
-        )
+        asked = dataset in (None, path.parent.parent.name) and model in (None, path.parent.name)
+        asked = asked and (not places or path.parent in places)
         if partial and (manifest := unfinished_manifest(path)) is not None:
-            shared = _apart_from_split(manifest)
-            asked = asked and all(_apart_from_split(store.manifest) == shared for store in fitting)
+            own = {**manifest, "dataset": manifest["dataset"]["name"]}  # all but the split
+            asked = asked and all({**s.manifest, "dataset": _dataset(s)} == own for s in fitting)
             asked = asked and step.layer in (None, LOGITS, *manifest["layers"])
         split = re.sub(r"(-[0-9a-f]+)?\.h5(\..*)?$", "", path.name)
         if asked and split not in {slug(_split(store)) for store in fitting}:
@@ -129,10 +118,6 @@ def _unusable(
     return missing
 
 
-def _apart_from_split(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {**manifest, "dataset": manifest["dataset"]["name"]}
-
-
 def _open_named(
     step: Evaluation, path: Path, hashes: FileHashes
 ) -> tuple[FeatureStore, FeatureStore | None]:
@@ -141,12 +126,9 @@ def _open_named(
     test = None if step.test is None else FeatureStore(step.test, hashes)
     for store in (train, test):
         if store is not None and not _is_asked_for(store, step):
-            raise UsageError(
-                "The store is not one of the dataset and model asked for.",
-                where=store.path,
-                expected=", ".join(name for name in (step.dataset, step.model) if name),
-                got=_label(store),
-            )
+            what = "The store is not one of the dataset and model asked for."
+            expected = ", ".join(filter(None, (step.dataset, step.model)))
+            raise UsageError(what, where=store.path, expected=expected, got=_label(store))
     if test is not None and test.manifest["backbone"] != train.manifest["backbone"]:
         what = "The features of the training and the test rows are not of one backbone."
         advice = "extract both splits with the same model, weights and preprocessing"
@@ -161,9 +143,8 @@ def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
     that needs no labels.
     """
     named = step.dataset is not None or getattr(step, "train", None) is not None
-    named |= step.takes_unlabelled
     return (
-        (bool(store.classes) or named)
+        (bool(store.classes) or named or step.takes_unlabelled)
         and (step.dataset is None or short_name(step.dataset) == _dataset(store))
         and (step.model is None or canonical_model(step.model) == _model(store))
         and _split(store) != _UNLABELLED
@@ -217,11 +198,6 @@ def _model(store: FeatureStore) -> str:
     return str(store.manifest["backbone"]["model"])
 
 
-def _layers(store: FeatureStore) -> list[str]:
-    """Return the layers that a probe can be trained on."""
-    return [*store.layers, *([] if store.logits is None else [LOGITS])]
-
-
 def _label(store: FeatureStore) -> str:
     rows = f"{_dataset(store)} {_split(store)} ({store.manifest['dataset']['images']} images)"
     return f"{rows} × {_model(store)} {'/'.join(store.layers)}"
@@ -246,7 +222,7 @@ def _none_fits(
     aliases = [alias for name in MODELS.names() for alias in MODELS.aliases_of(name)]
     models = [*map(_model, stores), *MODELS.names(), *aliases]
     datasets = [*map(_dataset, stores), *DATASETS.names()]
-    layers = [layer for store in asked for layer in _layers(store)]
+    layers = [layer for store in asked for layer in store.shapes]
     hint = None
     for name, known in ((step.dataset, datasets), (step.model, models)):
         kind, colon, _ = (name or "").partition(":")
@@ -258,13 +234,10 @@ def _none_fits(
             hint = did_you_mean(name, known) or hint
     if step.layer and (near := did_you_mean(step.layer, layers)):
         hint = f"{near} or extract it: {command}"
-    return StoreError(
-        "No feature store fits.",
-        where=folder,
-        expected=", ".join(f"{kind} {name}" for kind, name in parts.items() if name) or None,
-        got="; ".join(sorted({_label(store) for store in stores})) or "no stores",
-        next_step=hint or command,
-    )
+    expected = ", ".join(f"{kind} {name}" for kind, name in parts.items() if name) or None
+    got, advice = "; ".join(sorted({*map(_label, stores)})) or "no stores", hint or command
+    what = "No feature store fits."
+    return StoreError(what, where=folder, expected=expected, got=got, next_step=advice)
 
 
 def _several_fit(
@@ -274,18 +247,12 @@ def _several_fit(
     files: str = "--train FILE --test FILE",
 ) -> UsageError:
     """Say which options tell the stores apart; ``any_layer``: whether none was asked for."""
-    layers = [set(_layers(store)) for store in stores]
-    apart = {
-        "--dataset": {_dataset(store) for store in stores},
-        "--model": {_model(store) for store in stores},
-    }
+    layers = [set(store.shapes) for store in stores]
+    apart = {"--dataset": {*map(_dataset, stores)}, "--model": {*map(_model, stores)}}
     apart = {flag: names for flag, names in apart.items() if len(names) > 1}
     if any_layer:
         apart["--layer"] = layers[0].union(*layers) - layers[0].intersection(*layers)
     options = [f"{flag} ({' or '.join(sorted(names))})" for flag, names in apart.items() if names]
-    files = f"name the files: {files}"
-    return UsageError(
-        "Several feature stores fit; say which.",
-        got=_listed(stores),
-        next_step=f"add {', '.join(options)}; or {files}" if options else files,
-    )
+    advice, what = f"name the files: {files}", "Several feature stores fit; say which."
+    advice = f"add {', '.join(options)}; or {advice}" if options else advice
+    return UsageError(what, got=_listed(stores), next_step=advice)

@@ -53,12 +53,9 @@ def refuse_other_numbers(result: Result, next_step: str) -> None:
         wrong = [error.what]
     if wrong:
         more = f"; {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
-        raise ResultError(
-            "The result states other numbers than its predictions give.",
-            where=result.path,
-            got="; ".join(text[:_LONGEST] for text in wrong[:_MOST_NAMED]) + more,
-            next_step=next_step,
-        )
+        what = "The result states other numbers than its predictions give."
+        got = "; ".join(text[:_LONGEST] for text in wrong[:_MOST_NAMED]) + more
+        raise ResultError(what, where=result.path, got=got, next_step=next_step)
     result.predictions()  # whose digest is compared
 
 

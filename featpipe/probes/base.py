@@ -315,8 +315,7 @@ class LinearProbe(Probe):
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add the solver."""
-        width_of = evaluation().fitting.width_of
-        used = {self.solver_for(len(s.train), width_of(s, self)) for s in splits}
+        used = {self.solver_for(len(s.train), s.train.width(self.layer)) for s in splits}
         return {**super().resolved(splits), "solver": " ".join(sorted(used))}
 
     def strategy(self, n_rows: int, n_features: int) -> Any:
