@@ -31,12 +31,10 @@ from torch import Tensor, nn
 
 from featpipe import fingerprint
 from featpipe.backbones import RUNTIMES
-from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import (
     CannotRunError,
     Capture,
     CapturedNetwork,
-    Execution,
     Runtime,
     activations,
 )
@@ -77,18 +75,12 @@ class OpenVinoRuntime(Runtime):
     exact = True
     precisions = tuple(_HINTS)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        how: Execution | None = None,
-    ) -> None:
-        super().__init__(network, preprocessing, device)
-        self._how = how or Execution()
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
         precision = self._how.precision
-        if device.type != "cpu":
-            raise CannotRunError("OpenVINO runs on the CPU.", expected="--device cpu", got=device)
+        if self.device.type != "cpu":
+            what = "OpenVINO runs on the CPU."
+            raise CannotRunError(what, expected="--device cpu", got=self.device)
         if openvino is None:
             raise MissingExtraError("openvino", "openvino")
         if precision == "int8" and find_spec("nncf") is None:
@@ -257,8 +249,6 @@ def _noise(n: int, side: int) -> Tensor:
 
 
 def _cannot(error: Exception) -> CannotRunError:
-    if isinstance(error, CannotRunError):
-        return error
     last = str(error).strip().rpartition("\n")[2].strip()[:200]
     got = f"{type(error).__name__}: {last}"
     return CannotRunError("OpenVINO cannot run this network.", got=got, next_step="--runtime torch")

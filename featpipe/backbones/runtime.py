@@ -115,11 +115,14 @@ class Runtime(ABC):
     parallel: int = 1
 
     def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, device: torch.device
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        how: Execution | None = None,
     ) -> None:
-        self.network = network.to(device)
-        self.preprocessing = preprocessing
-        self.device = device
+        self.network, self.preprocessing = network.to(device), preprocessing
+        self.device, self._how = device, how or Execution()
         self.batch_size = 32 if device.type == "cpu" else 256
 
     def prepare(self, captures: Sequence[Capture]) -> None:  # noqa: B027 - most have nothing to do
@@ -191,17 +194,12 @@ class TorchRuntime(Runtime):
     exact = True
     precisions = ("float32", "tf32", "bfloat16", "float16")
 
-    def __init__(
-        self,
-        network: nn.Module,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        how: Execution | None = None,
-    ) -> None:
-        super().__init__(network.to(memory_format=torch.channels_last), preprocessing, device)
-        self._how = how or Execution()
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.network = self.network.to(memory_format=torch.channels_last)
         self._largest: int | None = None  # batch that fits into the memory; None: any so far
-        cuda, precision = device.type == "cuda", self._how.precision
+        device, precision = self.device, self._how.precision
+        cuda = device.type == "cuda"
         # TF32 came with Ampere; older GPUs silently compute in float32.
         ampere = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
         if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
