@@ -22,7 +22,7 @@ from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
-    from featpipe.datasets.dataset import DatasetOptions
+    from featpipe.datasets.source import ImageSource
 
 # Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -256,20 +256,22 @@ class Finetune(TrainingRowOptions, ImageStep):
         if any(parse("loss", text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
 
-    def chosen_splits(self, images: DatasetOptions) -> list[str]:
-        """Return the training split and, unless the protocol cuts its own rows, the test split.
+    def open_images(self, context: Context, *, download: bool) -> list[ImageSource]:
+        """Open the training split and, unless the protocol cuts its own rows, the test split.
 
         ``UsageError`` if there are more than two and none are chosen.
         """
-        from featpipe.datasets.dataset import splits_of  # noqa: PLC0415 - NumPy
+        from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - NumPy
 
-        splits = list(self.split or splits_of(self.dataset, images))
+        images = SourceRequest.of(self)
+        options = images.options(context, download=download)
+        splits = list(self.split or splits_of(self.dataset, options))
         if len(splits) > 2:
             what = "Fine-tuning takes one training split and one test split."
             advice = f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}"
             raise UsageError(what, got=", ".join(splits), next_step=advice)
         alone = self.protocol.partition(":")[0] in ("kfold", "holdout")
-        return splits[: 1 if alone else 2]
+        return [images.open(split, options) for split in splits[: 1 if alone else 2]]
 
     def resolved(self, automatic: Mapping[str, Any]) -> Self:
         """Return the step with one spelling of what can be said in several ways.
@@ -310,11 +312,7 @@ class Finetune(TrainingRowOptions, ImageStep):
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""
-        from featpipe.datasets.dataset import SourceRequest  # noqa: PLC0415 - NumPy
-
-        images = SourceRequest.of(self)
-        options = images.options(context)
-        sources = [images.open(split, options) for split in self.chosen_splits(options)]
+        sources = self.open_images(context, download=False)
         for path, content in () if self.force else self._results(context):
             # Once, auto was decided for each image: a result that does not say so is of then.
             automatic = {"fit": "per image", **content["extra"].get("automatic", {})}
