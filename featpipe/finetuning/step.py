@@ -45,20 +45,17 @@ class _Numbers(NamedTuple):
 
     needed: str  # what they are
     example: str
-    right: Callable[[list[float]], bool]  # not asked where one of them is no number
     whole: bool = True
+    # Not asked where one of them is no number.
+    right: Callable[[list[float]], bool] = lambda n: len(n) == 1 and n[0] > 0
 
 
-def _above_zero(n: list[float]) -> bool:
-    return len(n) == 1 and n[0] > 0
-
-
-_PIXELS = _Numbers("its whole pixels, above zero", "4", _above_zero)
-_WEIGHT = _Numbers("a weight above zero", "0.1", _above_zero, whole=False)
+_PIXELS = _Numbers("its whole pixels, above zero", "4")
+_WEIGHT = _Numbers("a weight above zero", "0.1", whole=False)
 _NEURONS = _Numbers(
     f"its number of hidden neurons, at most {_MOST_NEURONS}",
     "50",
-    lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
+    right=lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
 )
 # What each option knows, with the numbers that a name takes.
 _NAMES: dict[str, dict[str, _Numbers | None]] = {
@@ -66,15 +63,15 @@ _NAMES: dict[str, dict[str, _Numbers | None]] = {
     "schedule": {
         **dict.fromkeys(("none", "cosine", "onecycle")),
         "multistep": _Numbers(
-            "ascending epochs", "80,120", lambda n: n[0] > 0 and sorted(set(n)) == list(n)
+            "ascending epochs", "80,120", right=lambda n: n[0] > 0 and sorted(set(n)) == list(n)
         ),
-        "plateau": _Numbers("one whole number of epochs", "5", lambda n: len(n) == 1),
+        "plateau": _Numbers("one whole number of epochs", "5", right=lambda n: len(n) == 1),
     },
     "loss": {CROSS_ENTROPY: None, "triplet": _WEIGHT, "center": _WEIGHT},
     "augmentation": {
         "flip": None,
         "crop": _PIXELS,
-        "rotation": _Numbers("its degrees, above zero", "5", _above_zero, whole=False),
+        "rotation": _Numbers("its degrees, above zero", "5", whole=False),
         "cutout": _PIXELS,
     },
 }
@@ -234,9 +231,8 @@ class Finetune(TrainingRowOptions, ImageStep):
         if self.betas is not None and len(self.betas) != 2:
             raise UsageError("--betas takes two numbers.", expected="0.9,0.999", got=self.betas)
         if self.head_init == "probe" and self.head != "linear":
-            raise UsageError(
-                "A probe is one linear layer.", expected="--head linear", got=self.head
-            )
+            what = "A probe is one linear layer."
+            raise UsageError(what, expected="--head linear", got=self.head)
         own = OPTIMIZERS[self.optimizer][1]
         for name in sorted({name for _, options in OPTIMIZERS.values() for name in options}):
             if getattr(self, name) not in (None, False) and name not in own:
@@ -245,11 +241,9 @@ class Finetune(TrainingRowOptions, ImageStep):
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov is a kind of momentum.", next_step="add --momentum 0.9")
         if not self.validation and (self.patience or self.refit):
-            raise UsageError(
-                f"{'--patience' if self.patience else '--refit'} chooses by validation rows, "
-                "and there are none.",
-                next_step="add --validation 0.1",
-            )
+            flag = "--patience" if self.patience else "--refit"
+            what = f"{flag} chooses by validation rows, and there are none."
+            raise UsageError(what, next_step="add --validation 0.1")
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what a triplet loss needs."""
