@@ -258,7 +258,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # whatever the parsers meet in a foreign file
         pickled = isinstance(error, pickle.UnpicklingError)
         stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)) if pickled else None
-        expected = "a state dict: names and tensors" if stranger else None
+        wanted = "a state dict: names and tensors" if stranger else None
         if stranger:
             what = "The weights file holds more than tensors; loading it could run foreign code, so"
             what += " featpipe does not."
@@ -272,7 +272,7 @@ def _read(path: Path) -> Any:
             said = "" if pickled else f" ({str(error)[:120]})"
             got = f"{path.stat().st_size} bytes{said}"
             advice = "fetch or copy the file again and compare its size"
-        raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice) from None
+        raise WeightsError(what, where=path, expected=wanted, got=got, next_step=advice) from None
 
 
 def load_network(architecture: Architecture, path: Path) -> nn.Module:

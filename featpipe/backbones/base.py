@@ -157,9 +157,9 @@ class FrozenNetwork:
         with torch.inference_mode():
             features = self.runtime.run(images, captures)
         for layer in layers:
-            got, announced = features[layer].shape, (len(images), *self.dim(layer))
-            if got != announced:
-                raise RuntimeError(f"{self.name} {layer}: {got}, announced as {announced}")
+            made, announced = features[layer].shape, (len(images), *self.dim(layer))
+            if made != announced:
+                raise RuntimeError(f"{self.name} {layer}: {made}, announced as {announced}")
         return {layer: features[layer] for layer in layers}
 
     def capture(self, layer: str) -> Capture:

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -107,10 +107,10 @@ class OpenVinoRuntime(Runtime):
                 model = self._converted(captures)
                 if precision == "int8":
                     model = self._quantised(model, captures)
-                hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
-                hints["NUM_STREAMS"] = str(self.parallel)
-                hints["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
-                if torch.get_num_threads() < (os.cpu_count() or 1):
+                threads = torch.get_num_threads()
+                hints = {"NUM_STREAMS": str(self.parallel), "INFERENCE_NUM_THREADS": str(threads)}
+                hints["INFERENCE_PRECISION_HINT"] = _HINTS[precision]
+                if threads < (os.cpu_count() or 1):
                     # Processes that have a part of the cores would all be bound to the first ones.
                     hints["ENABLE_CPU_PINNING"] = "NO"
                 compiled = self._core.compile_model(model, "CPU", hints)
@@ -221,8 +221,8 @@ class OpenVinoRuntime(Runtime):
             for old in folder.parent.glob(".*.tmp"):  # of a conversion that was killed
                 if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
                     shutil.rmtree(old, ignore_errors=True)
-            temporary = Path(mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
-            try:
+            with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as name:
+                temporary = Path(name)
                 openvino.save_model(model, temporary / "model.xml", compress_to_fp16=False)
                 digests = {file.name: fingerprint.of_file(file) for file in temporary.iterdir()}
                 (temporary / _SEAL).write_text(json.dumps(digests), "utf-8")
@@ -232,8 +232,6 @@ class OpenVinoRuntime(Runtime):
                 if not _is_whole(folder):  # another process may have made it meanwhile
                     shutil.rmtree(folder, ignore_errors=True)
                     temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         return self._core.read_model(folder / "model.xml")
 
 
