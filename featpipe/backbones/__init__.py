@@ -347,8 +347,8 @@ def effective_runtime(
     torch is imported only to choose one for another precision than float32.
     """
     if precision != "float32" and runtime is None:
-        from featpipe.backbones.runtime import choose  # noqa: PLC0415 - brings torch
+        from featpipe.backbones.runtime import choose, choose_device  # noqa: PLC0415 - brings torch
 
-        return choose(precision, device)[0]
+        return choose(precision, choose_device(device))[0]
     exact = runtime in (None, "torch") or RUNTIMES.get(str(runtime)).exact
     return None if precision == "float32" and exact else runtime

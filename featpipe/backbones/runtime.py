@@ -285,14 +285,13 @@ def rounding_to_tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
-def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple[str, str]:
+def choose(precision: str, device: torch.device, side: int = 224) -> tuple[str, str]:
     """Return the runtime that suits a precision, a device and images of some pixels, and why."""
-    where = choose_device(device) if isinstance(device, str) else device
     if precision in ("int8", "tf32"):
         name = "openvino" if precision == "int8" else "torch"
         return name, f"the one that has {precision}"
-    if where.type != "cpu":
-        return "torch", f"the runtime for {where.type}"
+    if device.type != "cpu":
+        return "torch", f"the runtime for {device.type}"
     if find_spec("openvino") is None:
         hint = "OpenVINO, which takes about 0.7 of the time on a CPU, is not installed"
         return "torch", f"{hint} (pip install openvino)"
@@ -365,8 +364,7 @@ def choose_device(name: str = "auto") -> torch.device:
     asked = torch.device(name)
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
     if device not in there:
-        kind = {"cuda": "CUDA", "mps": "MPS"}.get(asked.type, asked.type)
-        what = f"No {kind} device {asked.index or 0} was found."
+        what = f"No {asked.type.upper()} device {asked.index or 0} was found."
         advice = "choose one of these, or --device auto"
         raise UsageError(what, expected=", ".join(map(str, there)), next_step=advice)
     return device

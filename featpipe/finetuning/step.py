@@ -16,6 +16,7 @@ from featpipe.evaluation.options import TrainingRowOptions
 from featpipe.extraction.step import ImageStep, in_machine, in_network
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
+from featpipe.probes.base import Evaluation
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, Outcome, Status, altered, option, options_of
 from featpipe.steps.grammar import need_training, number, protocol
@@ -206,12 +207,8 @@ class Finetune(TrainingRowOptions, ImageStep):
         check=protocol,
     )
     seed: int = in_testing(0, help="Seed of every random choice.", seed=True)
-    title: str | None = option(
-        None, help="Name of the method in tables and reports.", affects_result=False
-    )
-    force: bool = option(
-        False, help="Run again even if the result is up to date.", affects_result=False
-    )
+    title: str | None = altered(Evaluation.title)
+    force: bool = altered(Evaluation.force)
 
     def check(self) -> None:
         """Refuse what cannot be right, before anything is loaded."""
