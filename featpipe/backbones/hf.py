@@ -56,8 +56,7 @@ def _architecture(name: str, download: bool) -> Architecture:
     config = _read(AutoConfig, described.parent, spec)
     config = getattr(config, "vision_config", config)  # of CLIP and the like, the image tower
     prepared = _preprocessing(file("preprocessor_config.json").parent, spec)
-    saved = (config.architectures or [""])[0]
-    labelled = saved.endswith("ForImageClassification")
+    labelled = (config.architectures or [""])[0].endswith("ForImageClassification")
     auto = AutoModelForImageClassification if labelled else AutoModel
 
     def build(num_classes: int) -> nn.Module:

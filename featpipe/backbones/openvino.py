@@ -156,8 +156,7 @@ class OpenVinoRuntime(Runtime):
 
         def convert() -> Any:
             self._how.progress.note("converting the network for OpenVINO, once")
-            normalise = self.preprocessing.normalise
-            graph = CapturedNetwork(self.network, captures, normalise).eval()
+            graph = CapturedNetwork(self.network, captures, self.preprocessing.normalise).eval()
             images = _noise(2, self.preprocessing.crop)
             attention = torch.backends.mha.get_fastpath_enabled()
             # Fused attention is an operator that OpenVINO does not know.

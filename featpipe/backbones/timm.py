@@ -68,8 +68,8 @@ def _architecture(name: str, download: bool) -> Architecture:
         assert info.path is not None
         if info.published is None:
             return load_network(found, info.path)
-        state = load_state_dict(info.path)  # which timm translates
-        overlay = {"state_dict": state, "custom_load": False}
+        # timm translates the names.
+        overlay = {"state_dict": load_state_dict(info.path), "custom_load": False}
         network = build(config.num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
         vars(network)["pretrained_cfg"].pop("state_dict")
         return network

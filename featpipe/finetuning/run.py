@@ -46,8 +46,6 @@ from featpipe.workspace import IMAGE_LAYER, one_at_a_time, remove_leftovers, use
 if TYPE_CHECKING:
     from featpipe.finetuning.step import Finetune
 
-_REFIT = ".refit.checkpoint"
-
 
 @dataclass
 class FinetuneData:
@@ -207,7 +205,6 @@ class FinetuneData:
             "optimizer": getattr(torch.optim, class_name),
             **{f"optimizer__{k}": value for k, value in optimizer.items() if value is not None},
             "max_epochs": step.epochs,
-            "augment": self.augment,
             "device": str(self.trunk.device),
             **{name: getattr(step, name) for name in same},
         }
@@ -299,8 +296,9 @@ def train_split(
     first.fit(train, train.labels)
     best, probe_c, seconds = first.best_epoch_, first.probe_c_, {"search": 0.0}
     if data.step.refit:
-        more |= {"checkpoint": checkpoint.with_suffix(_REFIT), "run": f"{run} refit {best}"}
-        more |= {"validation": 0.0, "patience": None, "stop_after": best, "probe_c": probe_c}
+        more |= {"checkpoint": checkpoint.with_suffix(".refit.checkpoint"), "stop_after": best}
+        more |= {"run": f"{run} refit {best}", "validation": 0.0, "patience": None}
+        more["probe_c"] = probe_c
         estimator = data.estimator(**more)
         estimator.fit(train, train.labels)
         # The first training only chose how many epochs the second one has.

@@ -265,8 +265,7 @@ class HeadClassifier(NeuralNetClassifier):
         self.gradients_: dict[str, list[Tensor]] = {}
         loss = self._run_batches("train", batches, self.train_step)
         if valid is not None:
-            checked = self.get_iterator(valid)
-            loss = self._run_batches("valid", checked, self.validation_step)
+            loss = self._run_batches("valid", self.get_iterator(valid), self.validation_step)
         else:  # no loss says whether the last step broke the network
             logits, _ = self.evaluation_step(next(iter(batches)), training=False)
             if not torch.isfinite(logits).all():
