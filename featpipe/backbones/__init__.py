@@ -8,6 +8,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -227,23 +228,17 @@ def check_tensors(model: str, weights: str) -> None:
         if weights.upper() not in known:
             what = f"There are no weights named {weights!r} for {name}."
             raise UnknownNameError(what, weights.upper(), known)
-    if not path.is_file():
-        return
-    try:
-        names = " ".join(_tensor_names(path))
-    except Exception:  # whatever a damaged header leads to; loading the file explains it
-        return
-    found = re.findall(r"layer3\.(\d+)\.conv(\d)\.", names)
+    names: list[str] = []
+    with suppress(Exception):  # of no file, or of a damaged header, which loading it explains
+        names = _tensor_names(path)
+    found = re.findall(r"layer3\.(\d+)\.conv(\d)\.", " ".join(names))
     got = [max(map(int, numbers)) for numbers in zip(*found, strict=True)]  # blocks count from 0
     if found and got != [expected[0] - 1, expected[1]]:
-        raise WeightsError(
-            f"These are no weights of {model}.",
-            where=path,
-            expected="layer3 with {} blocks of {} convolutions".format(*expected),
-            got=f"{got[0] + 1} blocks of {got[1]}",
-            next_step="name the model that the weights are of; in a recipe, both under each: "
-            "[{model: …, weights: …}, …]",
-        )
+        what, there = f"These are no weights of {model}.", f"{got[0] + 1} blocks of {got[1]}"
+        wanted = "layer3 with {} blocks of {} convolutions".format(*expected)
+        advice = "name the model that the weights are of; in a recipe, both under each: "
+        advice += "[{model: …, weights: …}, …]"
+        raise WeightsError(what, where=path, expected=wanted, got=there, next_step=advice)
 
 
 def _tensor_names(path: Path) -> list[str]:
@@ -352,8 +347,8 @@ def effective_runtime(
     torch is imported only to choose one for another precision than float32.
     """
     if precision != "float32" and runtime is None:
-        from featpipe.backbones.runtime import choose  # noqa: PLC0415 - brings torch
+        from featpipe.backbones.runtime import choose, choose_device  # noqa: PLC0415 - brings torch
 
-        return choose(precision, device)[0]
+        return choose(precision, choose_device(device))[0]
     exact = runtime in (None, "torch") or RUNTIMES.get(str(runtime)).exact
     return None if precision == "float32" and exact else runtime

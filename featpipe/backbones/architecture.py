@@ -20,13 +20,7 @@ from torch import Tensor, nn
 from featpipe.backbones import WEIGHTS_SUFFIXES, Automatic, weights_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.download import fetch
-from featpipe.errors import (
-    DownloadError,
-    UnknownNameError,
-    UsageError,
-    WeightsError,
-    did_you_mean,
-)
+from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.labelmap import SourceClasses
@@ -149,10 +143,9 @@ def find_weights(
         if path := weights_file(name, weights):
             return WeightsInfo(path.name, hashes.one(path), path, None)
         if not known:
-            raise UsageError(
-                f"There are no published weights for {name}.",
-                next_step=f"--weights FILE, or train it: featpipe finetune --model {name}",
-            )
+            what = f"There are no published weights for {name}."
+            advice = f"--weights FILE, or train it: featpipe finetune --model {name}"
+            raise UsageError(what, next_step=advice)
         expected = ", ".join(known) + ", or a weights file"
         what = f"There are no weights named {weights!r} for {name}."
         raise UnknownNameError(what, weights.upper(), known, expected=expected)
@@ -168,28 +161,22 @@ def find_weights(
     prefix = named[1] if named else ""
     if not path.exists():
         if not download:
-            raise WeightsError(
-                f"The weights {path.name} are not here.",
-                where=path,
-                got="--no-download",
-                next_step=f"allow the download, or fetch {url} yourself: --weights FILE",
-            )
+            what = f"The weights {path.name} are not here."
+            advice = f"allow the download, or fetch {url} yourself: --weights FILE"
+            raise WeightsError(what, where=path, got="--no-download", next_step=advice)
         try:
             fetch(url, path, digest=f"sha256:{prefix}" if prefix else None, progress=progress)
         except DownloadError as error:
-            raise WeightsError(
-                f"The weights {path.name} are not here and could not be downloaded.",
-                where=url,
-                got=f"{error.what} {error.details.get('got', '')}".strip(),
-                next_step="one of three: connect to a network and try again; give the weights as a"
-                " file with --weights FILE; or run `featpipe demo`, whose backbone is built in",
-            ) from None
+            what = f"The weights {path.name} are not here and could not be downloaded."
+            got = f"{error.what} {error.details.get('got', '')}".strip()
+            advice = "one of three: connect to a network and try again; give the weights as a file"
+            advice += " with --weights FILE; or run `featpipe demo`, whose backbone is built in"
+            raise WeightsError(what, where=url, got=got, next_step=advice) from None
     digest = hashes.one(path)
     if not digest.startswith(prefix):
         what = "The downloaded weights are damaged."
         advice = f"delete the file; it is then downloaded again from {url}"
-        got = f"{digest[: len(prefix)]}…"
-        expected = f"SHA-256 {prefix}…"
+        expected, got = f"SHA-256 {prefix}…", f"{digest[: len(prefix)]}…"
         raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
     return WeightsInfo(published.name, digest, path, published)
 
@@ -218,13 +205,11 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
     beside = Path(name).parent
     siblings = [str(p) for p in beside.iterdir() if p.is_dir()] if beside.is_dir() else []
     near = f"{hint}; or " if (hint := did_you_mean(name, siblings)) else ""
-    raise WeightsError(
-        f"The files of {model} are not here and could not be fetched.",
-        where=f"{repository}: {' or '.join(names)}",
-        got=reason,
-        next_step=f"{near}connect to a network and try again, or "
-        + ("name a folder: --model hf:FOLDER" if model[:3] == "hf:" else "--weights FILE or none"),
-    )
+    other = "name a folder: --model hf:FOLDER" if model[:3] == "hf:" else "--weights FILE or none"
+    what = f"The files of {model} are not here and could not be fetched."
+    where = f"{repository}: {' or '.join(names)}"
+    advice = f"{near}connect to a network and try again, or {other}"
+    raise WeightsError(what, where=where, got=reason, next_step=advice)
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -272,26 +257,22 @@ def _read(path: Path) -> Any:
             return torch.load(stream, "cpu", weights_only=True)
     except Exception as error:  # whatever the parsers meet in a foreign file
         pickled = isinstance(error, pickle.UnpicklingError)
-        stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-        if pickled and stranger:
-            raise WeightsError(
-                "The weights file holds more than tensors; loading it could run foreign code, so"
-                " featpipe does not.",
-                where=path,
-                expected="a state dict: names and tensors",
-                got=f"the Python object {stranger[1]}",
-                next_step="if you trust its author, load it where it was made, save"
-                " model.state_dict() with safetensors.torch.save_file, and use that file",
-            ) from None
-        # torch's own text begins with advice to load without weights_only: not repeated here.
-        said = "" if pickled else f" ({str(error)[:120]})"
-        raise WeightsError(
-            "The weights file is empty, damaged, cut off, or no "
-            f"{'safetensors' if safe else 'PyTorch'} file at all.",
-            where=path,
-            got=f"{path.stat().st_size} bytes{said}",
-            next_step="fetch or copy the file again and compare its size",
-        ) from None
+        stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)) if pickled else None
+        wanted = "a state dict: names and tensors" if stranger else None
+        if stranger:
+            what = "The weights file holds more than tensors; loading it could run foreign code, so"
+            what += " featpipe does not."
+            got = f"the Python object {stranger[1]}"
+            advice = "if you trust its author, load it where it was made, save model.state_dict()"
+            advice += " with safetensors.torch.save_file, and use that file"
+        else:
+            kind = "safetensors" if safe else "PyTorch"
+            what = f"The weights file is empty, damaged, cut off, or no {kind} file at all."
+            # torch's own text begins with advice to load without weights_only: not repeated here.
+            said = "" if pickled else f" ({str(error)[:120]})"
+            got = f"{path.stat().st_size} bytes{said}"
+            advice = "fetch or copy the file again and compare its size"
+        raise WeightsError(what, where=path, expected=wanted, got=got, next_step=advice) from None
 
 
 def load_network(architecture: Architecture, path: Path) -> nn.Module:

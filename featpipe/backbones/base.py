@@ -105,15 +105,10 @@ class FrozenNetwork:
             how = replace(self.how, runtime="torch")
             self.runtime, _ = open_runtime(self.network, self.preprocessing, self.device, how)
             self.runtime.prepare(captures)
+        name, precision = self.runtime.name, self.how.precision
         if self.how.runtime is None and first:
-            self.how.progress.note(
-                f"{self.name}: using the {self.runtime.name} runtime ({self._why})"
-            )
-        return {
-            "runtime": self.runtime.name,
-            "runtime_because": self._why,
-            "precision": self.how.precision,
-        }
+            self.how.progress.note(f"{self.name}: using the {name} runtime ({self._why})")
+        return {"runtime": name, "runtime_because": self._why, "precision": precision}
 
     def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Return what PyTorch gives for images in float32, whatever the runtime and precision."""
@@ -153,19 +148,18 @@ class FrozenNetwork:
         captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
         side, dtype = self.preprocessing.crop, self.preprocessing.dtype
         if images.dtype != dtype or tuple(images.shape[1:]) != (3, side, side):
-            raise UsageError(
-                f"{self.name} cannot embed these images.",
-                expected=f"prepared images, {dtype} of shape (b, 3, {side}, {side})",
-                got=f"{images.dtype} of shape {tuple(images.shape)}",
-            )
+            what = f"{self.name} cannot embed these images."
+            expected = f"prepared images, {dtype} of shape (b, 3, {side}, {side})"
+            got = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise UsageError(what, expected=expected, got=got)
         if len(images) == 0:
             return {layer: np.empty((0, *self.dim(layer)), np.float32) for layer in layers}
         with torch.inference_mode():
             features = self.runtime.run(images, captures)
         for layer in layers:
-            got, announced = features[layer].shape, (len(images), *self.dim(layer))
-            if got != announced:
-                raise RuntimeError(f"{self.name} {layer}: {got}, announced as {announced}")
+            made, announced = features[layer].shape, (len(images), *self.dim(layer))
+            if made != announced:
+                raise RuntimeError(f"{self.name} {layer}: {made}, announced as {announced}")
         return {layer: features[layer] for layer in layers}
 
     def capture(self, layer: str) -> Capture:
@@ -193,12 +187,11 @@ class FrozenNetwork:
         prefix = int(getattr(self.network, "num_prefix_tokens", 0))
         if (reading and len(shape) != 2) or (reading == "cls" and not prefix):
             wanted = "class token" if reading == "cls" else "tokens"
-            raise UsageError(
-                f"{self.name} has no {wanted} at {place or 'its end'}.",
-                expected="a layer of shape (tokens, channels)",
-                got=f"{shape}, {prefix} tokens of no part of the image",
-                next_step=f"--layer {place}, or another of {self._main_layers()}",
-            )
+            what = f"{self.name} has no {wanted} at {place or 'its end'}."
+            expected = "a layer of shape (tokens, channels)"
+            got = f"{shape}, {prefix} tokens of no part of the image"
+            advice = f"--layer {place}, or another of {self._main_layers()}"
+            raise UsageError(what, expected=expected, got=got, next_step=advice)
         if len(shape) == 2:
             tokens = (0, 1) if reading == "cls" else (prefix, None)
             return replace(capture, over=(1,), tokens=tokens)

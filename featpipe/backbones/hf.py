@@ -56,8 +56,7 @@ def _architecture(name: str, download: bool) -> Architecture:
     config = _read(AutoConfig, described.parent, spec)
     config = getattr(config, "vision_config", config)  # of CLIP and the like, the image tower
     prepared = _preprocessing(file("preprocessor_config.json").parent, spec)
-    saved = (config.architectures or [""])[0]
-    labelled = saved.endswith("ForImageClassification")
+    labelled = (config.architectures or [""])[0].endswith("ForImageClassification")
     auto = AutoModelForImageClassification if labelled else AutoModel
 
     def build(num_classes: int) -> nn.Module:
@@ -75,11 +74,10 @@ def _architecture(name: str, download: bool) -> Architecture:
         except RuntimeError as error:
             got = str(error).partition("\n")[0]
             raise WeightsError(what, where=info.path, got=got) from None
-        missing = sorted(report["missing_keys"])
-        if any(not key.startswith("pooler.") for key in missing):
-            got = f"{len(missing)} missing: {missing[0]} …"
-            raise WeightsError(what, where=info.path, got=got)
-        if missing:
+        if missing := sorted(report["missing_keys"]):
+            if not all(key.startswith("pooler.") for key in missing):
+                got = f"{len(missing)} missing: {missing[0]} …"
+                raise WeightsError(what, where=info.path, got=got)
             network.pooler = None  # it would be random
         return _with_prefix(network, config)
 
@@ -109,13 +107,11 @@ def _read(auto: Any, folder: Path, spec: str) -> Any:
     try:
         return auto.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError, ImportError) as error:
-        raise UsageError(
-            f"transformers does not know the network of {spec}.",
-            where=folder,
-            got=str(error).strip().partition("\n")[0][:200],
-            next_step="one that runs without code of its repository; or bring it as a module: "
-            "extract(…, backbone=…) in Python",
-        ) from None
+        what = f"transformers does not know the network of {spec}."
+        got = str(error).strip().partition("\n")[0][:200]
+        advice = "one that runs without code of its repository; or bring it as a module: "
+        advice += "extract(…, backbone=…) in Python"
+        raise UsageError(what, where=folder, got=got, next_step=advice) from None
 
 
 def _preprocessing(folder: Path, spec: str) -> Preprocessing:
@@ -141,12 +137,10 @@ def _preprocessing(folder: Path, spec: str) -> Preprocessing:
     how: Any = _INTERPOLATIONS.get(int(found.get("resample", 2)))
     if not (side and resize >= side and plain and scaled and how):
         what = f"The images of {spec} cannot be prepared as its image processor asks."
-        where, got = (
-            folder / "preprocessor_config.json",
-            ", ".join(f"{k}: {v}" for k, v in found.items()),
-        )
+        where = folder / "preprocessor_config.json"
         expected = "square images, resized (bilinear or bicubic), cropped, scaled and normalised"
-        raise UsageError(what, where=where, expected=expected, got=got[:300])
+        got = ", ".join(f"{k}: {v}" for k, v in found.items())[:300]
+        raise UsageError(what, where=where, expected=expected, got=got)
     mean, std = (0.0,) * 3, (1.0,) * 3
     if found.get("do_normalize", True):
         mean, std = tuple(found["image_mean"]), tuple(found["image_std"])

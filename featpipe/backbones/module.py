@@ -39,19 +39,17 @@ class Transform(Preprocessing):
         made, *again = (apply(Image.fromarray(ramp)) for _ in range(_TRIES))
         square = isinstance(made, Tensor) and made.ndim == 3 and made.shape[1] == made.shape[2]
         if not (square and made.shape[0] == 3 and made.is_floating_point()):
-            raise UsageError(
-                "The transform does not make what a network can take.",
-                expected="a floating-point tensor (3, S, S) of every image",
-                got=f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made),
-                next_step="end it with CenterCrop, ToTensor and Normalize, for example",
-            )
+            what = "The transform does not make what a network can take."
+            expected = "a floating-point tensor (3, S, S) of every image"
+            got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made)
+            advice = "end it with CenterCrop, ToTensor and Normalize, for example"
+            raise UsageError(what, expected=expected, got=got, next_step=advice)
         if not all(torch.equal(made, other) for other in again):
-            raise UsageError(
-                "The transform is random, and features are stored once.",
-                expected="the same tensor whenever it is given the same image",
-                got=description.replace("\n", " ")[:200],
-                next_step="take the transform that the network is tested with",
-            )
+            what = "The transform is random, and features are stored once."
+            expected = "the same tensor whenever it is given the same image"
+            got = description.replace("\n", " ")[:200]
+            advice = "take the transform that the network is tested with"
+            raise UsageError(what, expected=expected, got=got, next_step=advice)
         side = made.shape[1]
         return cls(resize=side, crop=side, fit="transform", apply=apply, description=description)
 
@@ -71,9 +69,9 @@ class Transform(Preprocessing):
         self, image_size: Any = None, fit: str = "auto", sizes: Any = (), decode: str = "full"
     ) -> Preprocessing:
         """Return the same; UsageError for another image size or fit."""
-        if image_size not in (None, self.crop) or fit not in ("auto", self.fit):
-            size = f"image size {image_size}" * (image_size not in (None, self.crop))
-            asked = [*filter(None, [size]), *([f"fit {fit}"] * (fit not in ("auto", self.fit)))]
+        asked = [] if image_size in (None, self.crop) else [f"image size {image_size}"]
+        asked += [] if fit in ("auto", self.fit) else [f"fit {fit}"]
+        if asked:
             raise UsageError("The images are prepared by your own transform.", got=", ".join(asked))
         return replace(self, decode=decode)
 
@@ -115,12 +113,10 @@ def register_module(
         raise UsageError(what, expected=expected, next_step="name='…'")
     text = repr(transform)
     if fingerprint is None and " at 0x" in text:
-        raise UsageError(
-            "The transform does not describe itself, so stale features could be reused.",
-            got=text[:200],
-            next_step="give fingerprint='…', a text of yours that changes when the features do; or"
-            " compose it of torchvision's transforms",
-        )
+        what = "The transform does not describe itself, so stale features could be reused."
+        advice = "give fingerprint='…', a text of yours that changes when the features do; or"
+        advice += " compose it of torchvision's transforms"
+        raise UsageError(what, got=text[:200], next_step=advice)
     prepared = transform
     if not isinstance(prepared, Preprocessing):
         prepared = Transform.of(prepared, text if fingerprint is None else fingerprint)

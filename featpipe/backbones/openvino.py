@@ -21,7 +21,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,10 @@ from torch import Tensor, nn
 
 from featpipe import fingerprint
 from featpipe.backbones import RUNTIMES
-from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import (
     CannotRunError,
     Capture,
     CapturedNetwork,
-    Execution,
     Runtime,
     activations,
 )
@@ -77,18 +75,12 @@ class OpenVinoRuntime(Runtime):
     exact = True
     precisions = tuple(_HINTS)
 
-    def __init__(
-        self,
-        network: nn.Module,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        how: Execution | None = None,
-    ) -> None:
-        super().__init__(network, preprocessing, device)
-        self._how = how or Execution()
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
         precision = self._how.precision
-        if device.type != "cpu":
-            raise CannotRunError("OpenVINO runs on the CPU.", expected="--device cpu", got=device)
+        if self.device.type != "cpu":
+            what = "OpenVINO runs on the CPU."
+            raise CannotRunError(what, expected="--device cpu", got=self.device)
         if openvino is None:
             raise MissingExtraError("openvino", "openvino")
         if precision == "int8" and find_spec("nncf") is None:
@@ -115,10 +107,10 @@ class OpenVinoRuntime(Runtime):
                 model = self._converted(captures)
                 if precision == "int8":
                     model = self._quantised(model, captures)
-                hints = {"INFERENCE_PRECISION_HINT": _HINTS[precision]}
-                hints["NUM_STREAMS"] = str(self.parallel)
-                hints["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
-                if torch.get_num_threads() < (os.cpu_count() or 1):
+                threads = torch.get_num_threads()
+                hints = {"NUM_STREAMS": str(self.parallel), "INFERENCE_NUM_THREADS": str(threads)}
+                hints["INFERENCE_PRECISION_HINT"] = _HINTS[precision]
+                if threads < (os.cpu_count() or 1):
                     # Processes that have a part of the cores would all be bound to the first ones.
                     hints["ENABLE_CPU_PINNING"] = "NO"
                 compiled = self._core.compile_model(model, "CPU", hints)
@@ -164,8 +156,7 @@ class OpenVinoRuntime(Runtime):
 
         def convert() -> Any:
             self._how.progress.note("converting the network for OpenVINO, once")
-            normalise = self.preprocessing.normalise
-            graph = CapturedNetwork(self.network, captures, normalise).eval()
+            graph = CapturedNetwork(self.network, captures, self.preprocessing.normalise).eval()
             images = _noise(2, self.preprocessing.crop)
             attention = torch.backends.mha.get_fastpath_enabled()
             # Fused attention is an operator that OpenVINO does not know.
@@ -229,8 +220,8 @@ class OpenVinoRuntime(Runtime):
             for old in folder.parent.glob(".*.tmp"):  # of a conversion that was killed
                 if time.time() - old.stat().st_mtime > _ABANDONED_SECONDS:
                     shutil.rmtree(old, ignore_errors=True)
-            temporary = Path(mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
-            try:
+            with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as name:
+                temporary = Path(name)
                 openvino.save_model(model, temporary / "model.xml", compress_to_fp16=False)
                 digests = {file.name: fingerprint.of_file(file) for file in temporary.iterdir()}
                 (temporary / _SEAL).write_text(json.dumps(digests), "utf-8")
@@ -240,8 +231,6 @@ class OpenVinoRuntime(Runtime):
                 if not _is_whole(folder):  # another process may have made it meanwhile
                     shutil.rmtree(folder, ignore_errors=True)
                     temporary.rename(folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         return self._core.read_model(folder / "model.xml")
 
 
@@ -257,8 +246,6 @@ def _noise(n: int, side: int) -> Tensor:
 
 
 def _cannot(error: Exception) -> CannotRunError:
-    if isinstance(error, CannotRunError):
-        return error
     last = str(error).strip().rpartition("\n")[2].strip()[:200]
     got = f"{type(error).__name__}: {last}"
     return CannotRunError("OpenVINO cannot run this network.", got=got, next_step="--runtime torch")

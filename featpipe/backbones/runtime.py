@@ -115,11 +115,14 @@ class Runtime(ABC):
     parallel: int = 1
 
     def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, device: torch.device
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        how: Execution | None = None,
     ) -> None:
-        self.network = network.to(device)
-        self.preprocessing = preprocessing
-        self.device = device
+        self.network, self.preprocessing = network.to(device), preprocessing
+        self.device, self._how = device, how or Execution()
         self.batch_size = 32 if device.type == "cpu" else 256
 
     def prepare(self, captures: Sequence[Capture]) -> None:  # noqa: B027 - most have nothing to do
@@ -191,17 +194,12 @@ class TorchRuntime(Runtime):
     exact = True
     precisions = ("float32", "tf32", "bfloat16", "float16")
 
-    def __init__(
-        self,
-        network: nn.Module,
-        preprocessing: Preprocessing,
-        device: torch.device,
-        how: Execution | None = None,
-    ) -> None:
-        super().__init__(network.to(memory_format=torch.channels_last), preprocessing, device)
-        self._how = how or Execution()
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.network = self.network.to(memory_format=torch.channels_last)
         self._largest: int | None = None  # batch that fits into the memory; None: any so far
-        cuda, precision = device.type == "cuda", self._how.precision
+        device, precision = self.device, self._how.precision
+        cuda = device.type == "cuda"
         # TF32 came with Ampere; older GPUs silently compute in float32.
         ampere = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
         if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
@@ -287,14 +285,13 @@ def rounding_to_tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
-def choose(precision: str, device: str | torch.device, side: int = 224) -> tuple[str, str]:
+def choose(precision: str, device: torch.device, side: int = 224) -> tuple[str, str]:
     """Return the runtime that suits a precision, a device and images of some pixels, and why."""
-    where = choose_device(device) if isinstance(device, str) else device
     if precision in ("int8", "tf32"):
         name = "openvino" if precision == "int8" else "torch"
         return name, f"the one that has {precision}"
-    if where.type != "cpu":
-        return "torch", f"the runtime for {where.type}"
+    if device.type != "cpu":
+        return "torch", f"the runtime for {device.type}"
     if find_spec("openvino") is None:
         hint = "OpenVINO, which takes about 0.7 of the time on a CPU, is not installed"
         return "torch", f"{hint} (pip install openvino)"
@@ -367,8 +364,7 @@ def choose_device(name: str = "auto") -> torch.device:
     asked = torch.device(name)
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
     if device not in there:
-        kind = {"cuda": "CUDA", "mps": "MPS"}.get(asked.type, asked.type)
-        what = f"No {kind} device {asked.index or 0} was found."
+        what = f"No {asked.type.upper()} device {asked.index or 0} was found."
         advice = "choose one of these, or --device auto"
         raise UsageError(what, expected=", ".join(map(str, there)), next_step=advice)
     return device

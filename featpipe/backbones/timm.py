@@ -38,9 +38,8 @@ def _architecture(name: str, download: bool) -> Architecture:
     family, _, tag = name.partition(".")
     if not timm.is_model(family):
         what = f"timm has no model named {name!r}."
-        raise UnknownNameError(
-            what, family, timm.list_models(), expected="a name such as timm:vit_base_patch16_224"
-        )
+        example = "a name such as timm:vit_base_patch16_224"
+        raise UnknownNameError(what, family, timm.list_models(), expected=example)
     tags = timm.list_pretrained(f"{family}.*")
     if tag and name not in tags:
         raise UnknownNameError(f"timm has no weights {tag!r} for {family}.", name, tags)
@@ -69,8 +68,8 @@ def _architecture(name: str, download: bool) -> Architecture:
         assert info.path is not None
         if info.published is None:
             return load_network(found, info.path)
-        state = load_state_dict(info.path)  # which timm translates
-        overlay = {"state_dict": state, "custom_load": False}
+        # timm translates the names.
+        overlay = {"state_dict": load_state_dict(info.path), "custom_load": False}
         network = build(config.num_classes, pretrained=True, pretrained_cfg_overlay=overlay)
         vars(network)["pretrained_cfg"].pop("state_dict")
         return network

@@ -62,8 +62,7 @@ def grad_cam(
     x = head.trunk.preprocessing.normalise(images.to(head.trunk.device)).requires_grad_(True)
     target = torch.tensor(classes, device=x.device)
     heat = LayerGradCam(logits, named[layer]).attribute(x, target=target, relu_attributions=True)
-    size = images.shape[-2:]
-    heat = functional.interpolate(heat.detach().float(), size, mode="bilinear")[:, 0]
+    heat = functional.interpolate(heat.detach().float(), images.shape[-2:], mode="bilinear")[:, 0]
     scaled: NDArray[np.float32] = (heat / heat.amax((1, 2), True).clamp_min(1e-12)).cpu().numpy()
     return scaled
 

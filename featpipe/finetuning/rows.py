@@ -83,6 +83,14 @@ class Augmentation:
     def __init__(self, specs: Sequence[str], preprocessing: Preprocessing) -> None:
         side, colour = preprocessing.crop, [round(255 * mean) for mean in preprocessing.mean]
         largest = {"crop": side // 2, "flip": 0, "rotation": 180, "cutout": side - 1}
+        make: dict[str, Callable[[float], v2.Transform]] = {
+            "flip": lambda _: v2.RandomHorizontalFlip(),
+            # Pads, then cuts at a random place.
+            "crop": lambda n: v2.RandomCrop(side, padding=int(n), fill=colour),
+            "rotation": lambda n: v2.RandomRotation(n, v2.InterpolationMode.BILINEAR, fill=colour),
+            # Blanks a square (DeVries and Taylor 2017, arXiv:1708.04552).
+            "cutout": lambda n: v2.RandomErasing(1.0, [(n / side) ** 2] * 2, (1.0, 1.0), colour),
+        }
         self._transforms = nn.Sequential()
         for spec in specs:
             name, numbers = parse("augmentation", spec)
@@ -90,15 +98,7 @@ class Augmentation:
             if amount > largest[name]:
                 what = f"{spec!r} is too much for images of {side} × {side} pixels."
                 raise UsageError(what, expected=f"up to {name}:{largest[name]}")
-            transform: v2.Transform = v2.RandomHorizontalFlip()
-            if name == "crop":  # pad, then cut at a random place
-                transform = v2.RandomCrop(side, padding=int(amount), fill=colour)
-            elif name == "rotation":
-                transform = v2.RandomRotation(amount, v2.InterpolationMode.BILINEAR, fill=colour)
-            elif name == "cutout":  # blanks a square (DeVries and Taylor 2017, arXiv:1708.04552)
-                share = (amount / side) ** 2
-                transform = v2.RandomErasing(1.0, (share, share), ratio=(1.0, 1.0), value=colour)
-            self._transforms.append(transform)
+            self._transforms.append(make[name](amount))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return changed images (n, 3, S, S), uint8; torch's generator decides how."""

@@ -46,8 +46,6 @@ from featpipe.workspace import IMAGE_LAYER, one_at_a_time, remove_leftovers, use
 if TYPE_CHECKING:
     from featpipe.finetuning.step import Finetune
 
-_REFIT = ".refit.checkpoint"
-
 
 @dataclass
 class FinetuneData:
@@ -79,7 +77,7 @@ class FinetuneData:
     def automatic(self) -> dict[str, Any]:
         """What each option means that can be left to choose, given all the others."""
         step, trunk = self.step, self.trunk
-        test_splits: list[Any] = self.splits[1:] or [None]
+        test: Any = self.sources[1] if len(self.sources) > 1 else None
         chosen = automatic(step.model, step.weights, download=step.download)
         published = architecture_of(step.model, download=step.download).published
         return {
@@ -87,7 +85,7 @@ class FinetuneData:
             "unfreeze": "none" if trunk.pretrained else "all",
             "batch_norm": "keep" if trunk.pretrained else "update",
             "precision": "mixed" if trunk.device.type == "cuda" else "float32",
-            "protocol": resolve("auto", test_splits[0])[0],
+            "protocol": resolve("auto", test)[0],
             "fit": trunk.preprocessing.as_dict()["fit"],
             "weights": chosen.weights if published else UNTRAINED,
             "image_size": chosen.image_size,
@@ -123,16 +121,9 @@ class FinetuneData:
         return Prefix(self.trunk, self.cut, how)
 
     @cached_property
-    def splits(self) -> list[str]:
-        """The split of the training rows and, where there is one, that of the test rows."""
-        options = SourceRequest.of(self.step).options(self.context, download=self.step.download)
-        return self.step.chosen_splits(options)
-
-    @cached_property
     def sources(self) -> list[ImageSource]:
-        """The images of these splits."""
-        images = SourceRequest.of(self.step)
-        return images.open_all(self.splits, self.context, download=self.step.download)
+        """The training images and, where they have a split of their own, the test images."""
+        return self.step.open_images(self.context, download=self.step.download)
 
     @cached_property
     def extraction(self) -> Extraction:
@@ -158,8 +149,7 @@ class FinetuneData:
             "device": self.trunk.device.type,
             "torch": package_version("torch"),
         }
-        lists = self.step.row_lists()
-        return self.resolved.key(inputs, image_size=None, fit="auto", **lists)
+        return self.resolved.key(inputs, image_size=None, fit="auto", **self.step.row_lists())
 
     @property
     def title(self) -> str:
@@ -172,16 +162,11 @@ class FinetuneData:
     def check_rows(self) -> None:
         """Refuse rows that cannot be trained on before anything is embedded."""
         # Stores as they will be if every image can be read.
-        stores: list[Any] = [
-            SimpleNamespace(
-                **vars(content),
-                usable=np.flatnonzero(content.labels >= 0),
-                path=source.name,
-                has_looks=False,
-                skipped={},
-            )
-            for source, content in zip(self.sources, self.extraction.contents(), strict=True)
-        ]
+        stores: list[Any] = []
+        for source, content in zip(self.sources, self.extraction.contents(), strict=True):
+            usable = np.flatnonzero(content.labels >= 0)
+            known = {"usable": usable, "path": source.name, "has_looks": False, "skipped": {}}
+            stores.append(SimpleNamespace(**vars(content), **known))
         # Whether images leak is known when they are read.
         screening = replace(Screening.of(self.step, stores), leaks="warn")
         for split in self.make_splits(stores, screening)[1]:
@@ -203,28 +188,23 @@ class FinetuneData:
         """Return the estimator of the step; ``more`` are its parameters for one training."""
         step = self.resolved
         class_name, own = OPTIMIZERS[step.optimizer]
-        optimizer = {name: getattr(step, name) for name in own if getattr(step, name) is not None}
-        optimizer["weight_decay"] = step.weight_decay
-        network = {
-            "trunk": self.trunk,
-            "cut": self.cut,
-            "head": step.head,
-            "n_classes": n_classes,
-            "seed": step.seed,
-            "from_store": isinstance(self.embedder, Prefix),
-            "freeze_statistics": step.batch_norm == "keep",
-        }
+        optimizer = {name: getattr(step, name) for name in ("weight_decay", *own)}
         same = (
             *("head_init", "lr", "schedule", "batch_size", "shuffle", "validation", "patience"),
             *("precision", "gradient_flow", "seed"),
         )
         given = {
-            **{f"module__{name}": value for name, value in network.items()},
+            "module__trunk": self.trunk,
+            "module__cut": self.cut,
+            "module__head": step.head,
+            "module__n_classes": n_classes,
+            "module__seed": step.seed,
+            "module__from_store": isinstance(self.embedder, Prefix),
+            "module__freeze_statistics": step.batch_norm == "keep",
             "losses": step.loss,
             "optimizer": getattr(torch.optim, class_name),
-            **{f"optimizer__{name}": value for name, value in optimizer.items()},
+            **{f"optimizer__{k}": value for k, value in optimizer.items() if value is not None},
             "max_epochs": step.epochs,
-            "augment": self.augment,
             "device": str(self.trunk.device),
             **{name: getattr(step, name) for name in same},
         }
@@ -271,22 +251,19 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         train_split(data, split, model.with_suffix(f".{number}.checkpoint"), f"{data.key} {number}")
         for number, split in enumerate(splits)
     ]
-    network, facts = trained[0][1], [tested.facts for tested, _ in trained]
-    cost: dict[str, Any] = {
-        f"{part}_seconds": sum(one["seconds"][part] for one in facts)
-        for part in ("search", "fit", "predict")
-    }
+    tested, network, first = [one for one, _ in trained], trained[0][1], trained[0][0].facts
+    seconds = [one.facts["seconds"] for one in tested]
+    cost = {f"{part}_seconds": sum(one[part] for one in seconds) for part in assemble.PARTS}
     cost |= network.count_parameters()
     extra = {
-        "history": facts[0]["history"],
+        "history": first["history"],
         "network": data.trunk.description,
         "automatic": data.automatic,
         "request": step.request(data.context, data.extraction.sources, data.automatic),
         "left_out": sum(len(store.skipped) for store in stores),
         "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
-        **({"gradient_flow": facts[0]["gradient_flow"]} if step.gradient_flow else {}),
+        **({"gradient_flow": first["gradient_flow"]} if step.gradient_flow else {}),
     }
-    tested = [one for one, _ in trained]
     output = assemble.MethodOutput(data.title, tested, cost, list(screening.notes), extra)
     result, table = assemble.build_result(step, data.key, protocol, output, data.context)
     about = {
@@ -314,28 +291,31 @@ def train_split(
         "label": f"{data.trunk.name} · {split.name}",
         "n_classes": len(split.train.store.classes),
     }
-    estimator = data.estimator(checkpoint=checkpoint, run=run, **more)
     train, test = data.batches(split.train), data.batches(split.test)
-    estimator.fit(train, train.labels)
-    lines, best, probe_c = estimator.epochs_, estimator.best_epoch_, estimator.probe_c_
-    flow, trained, search_seconds = estimator.gradient_flow_, lines, 0.0
+    first = estimator = data.estimator(checkpoint=checkpoint, run=run, **more)
+    first.fit(train, train.labels)
+    best, probe_c, seconds = first.best_epoch_, first.probe_c_, {"search": 0.0}
     if data.step.refit:
-        more |= {"checkpoint": checkpoint.with_suffix(_REFIT), "run": f"{run} refit {best}"}
-        more |= {"validation": 0.0, "patience": None, "stop_after": best, "probe_c": probe_c}
+        more |= {"checkpoint": checkpoint.with_suffix(".refit.checkpoint"), "stop_after": best}
+        more |= {"run": f"{run} refit {best}", "validation": 0.0, "patience": None}
+        more["probe_c"] = probe_c
         estimator = data.estimator(**more)
         estimator.fit(train, train.labels)
         # The first training only chose how many epochs the second one has.
-        trained, search_seconds = estimator.epochs_, sum(line["seconds"] for line in lines)
+        seconds["search"] = sum(line["seconds"] for line in first.epochs_)
+    # Epochs before an interruption included.
+    seconds["fit"] = sum(line["seconds"] for line in estimator.epochs_)
     began = time.perf_counter()
     scores: NDArray[np.float32] = estimator.predict_proba(test)
-    predict_seconds = time.perf_counter() - began
+    seconds["predict"] = time.perf_counter() - began
     by = "validation accuracy" if data.step.validation else "the last one"
     start = {} if probe_c is None else {"probe c": probe_c}
-    fit_seconds = sum(line["seconds"] for line in trained)  # those before an interruption included
-    seconds = {"search": search_seconds, "fit": fit_seconds, "predict": predict_seconds}
-    chosen = {"epoch": best, "by": by, **start}
-    facts = {"chosen": chosen, "seconds": seconds, "history": lines, "gradient_flow": flow}
-    tested = assemble.SplitPredictions(
-        split, scores.argmax(axis=1), scores, probabilities=True, facts=facts
-    )
+    facts = {
+        "chosen": {"epoch": best, "by": by, **start},
+        "seconds": seconds,
+        "history": first.epochs_,
+        "gradient_flow": first.gradient_flow_,
+    }
+    answers = scores.argmax(axis=1), scores
+    tested = assemble.SplitPredictions(split, *answers, probabilities=True, facts=facts)
     return tested, estimator.module_

@@ -52,12 +52,9 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
     content = save(state, {"featpipe": digest_of(state)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
-    beside = path.with_suffix(".json")
-    text = fingerprint.sealed_json(
-        {"featpipe_head": _FORMAT, **about, "sha256": fingerprint.of_bytes(content)}
-    )
-    with atomic_write(beside) as temporary:
-        temporary.write_text(text, "utf-8")
+    about = {"featpipe_head": _FORMAT, **about, "sha256": fingerprint.of_bytes(content)}
+    with atomic_write(beside := path.with_suffix(".json")) as temporary:
+        temporary.write_text(fingerprint.sealed_json(about), "utf-8")
     return path.stat().st_size + beside.stat().st_size
 
 

@@ -16,13 +16,14 @@ from featpipe.evaluation.options import TrainingRowOptions
 from featpipe.extraction.step import ImageStep, in_machine, in_network
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, unsealed
+from featpipe.probes.base import Evaluation
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, Outcome, Status, altered, option, options_of
 from featpipe.steps.grammar import need_training, number, protocol
 from featpipe.workspace import user_path
 
 if TYPE_CHECKING:
-    from featpipe.datasets.dataset import DatasetOptions
+    from featpipe.datasets.source import ImageSource
 
 # Each optimizer: its class in torch.optim, and the options of its own with torch's defaults.
 OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,20 +46,17 @@ class _Numbers(NamedTuple):
 
     needed: str  # what they are
     example: str
-    right: Callable[[list[float]], bool]  # not asked where one of them is no number
     whole: bool = True
+    # Not asked where one of them is no number.
+    right: Callable[[list[float]], bool] = lambda n: len(n) == 1 and n[0] > 0
 
 
-def _above_zero(n: list[float]) -> bool:
-    return len(n) == 1 and n[0] > 0
-
-
-_PIXELS = _Numbers("its whole pixels, above zero", "4", _above_zero)
-_WEIGHT = _Numbers("a weight above zero", "0.1", _above_zero, whole=False)
+_PIXELS = _Numbers("its whole pixels, above zero", "4")
+_WEIGHT = _Numbers("a weight above zero", "0.1", whole=False)
 _NEURONS = _Numbers(
     f"its number of hidden neurons, at most {_MOST_NEURONS}",
     "50",
-    lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
+    right=lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
 )
 # What each option knows, with the numbers that a name takes.
 _NAMES: dict[str, dict[str, _Numbers | None]] = {
@@ -66,15 +64,15 @@ _NAMES: dict[str, dict[str, _Numbers | None]] = {
     "schedule": {
         **dict.fromkeys(("none", "cosine", "onecycle")),
         "multistep": _Numbers(
-            "ascending epochs", "80,120", lambda n: n[0] > 0 and sorted(set(n)) == list(n)
+            "ascending epochs", "80,120", right=lambda n: n[0] > 0 and sorted(set(n)) == list(n)
         ),
-        "plateau": _Numbers("one whole number of epochs", "5", lambda n: len(n) == 1),
+        "plateau": _Numbers("one whole number of epochs", "5", right=lambda n: len(n) == 1),
     },
     "loss": {CROSS_ENTROPY: None, "triplet": _WEIGHT, "center": _WEIGHT},
     "augmentation": {
         "flip": None,
         "crop": _PIXELS,
-        "rotation": _Numbers("its degrees, above zero", "5", _above_zero, whole=False),
+        "rotation": _Numbers("its degrees, above zero", "5", whole=False),
         "cutout": _PIXELS,
     },
 }
@@ -209,12 +207,8 @@ class Finetune(TrainingRowOptions, ImageStep):
         check=protocol,
     )
     seed: int = in_testing(0, help="Seed of every random choice.", seed=True)
-    title: str | None = option(
-        None, help="Name of the method in tables and reports.", affects_result=False
-    )
-    force: bool = option(
-        False, help="Run again even if the result is up to date.", affects_result=False
-    )
+    title: str | None = altered(Evaluation.title)
+    force: bool = altered(Evaluation.force)
 
     def check(self) -> None:
         """Refuse what cannot be right, before anything is loaded."""
@@ -234,9 +228,8 @@ class Finetune(TrainingRowOptions, ImageStep):
         if self.betas is not None and len(self.betas) != 2:
             raise UsageError("--betas takes two numbers.", expected="0.9,0.999", got=self.betas)
         if self.head_init == "probe" and self.head != "linear":
-            raise UsageError(
-                "A probe is one linear layer.", expected="--head linear", got=self.head
-            )
+            what = "A probe is one linear layer."
+            raise UsageError(what, expected="--head linear", got=self.head)
         own = OPTIMIZERS[self.optimizer][1]
         for name in sorted({name for _, options in OPTIMIZERS.values() for name in options}):
             if getattr(self, name) not in (None, False) and name not in own:
@@ -245,31 +238,31 @@ class Finetune(TrainingRowOptions, ImageStep):
         if self.nesterov and not self.momentum:
             raise UsageError("--nesterov is a kind of momentum.", next_step="add --momentum 0.9")
         if not self.validation and (self.patience or self.refit):
-            raise UsageError(
-                f"{'--patience' if self.patience else '--refit'} chooses by validation rows, "
-                "and there are none.",
-                next_step="add --validation 0.1",
-            )
+            flag = "--patience" if self.patience else "--refit"
+            what = f"{flag} chooses by validation rows, and there are none."
+            raise UsageError(what, next_step="add --validation 0.1")
 
     def requirements(self) -> Iterator[tuple[str, str]]:
         """Return what a triplet loss needs."""
         if any(parse("loss", text)[0] == "triplet" for text in self.loss):
             yield "pytorch_metric_learning", "metric"
 
-    def chosen_splits(self, images: DatasetOptions) -> list[str]:
-        """Return the training split and, unless the protocol cuts its own rows, the test split.
+    def open_images(self, context: Context, *, download: bool) -> list[ImageSource]:
+        """Open the training split and, unless the protocol cuts its own rows, the test split.
 
         ``UsageError`` if there are more than two and none are chosen.
         """
-        from featpipe.datasets.dataset import splits_of  # noqa: PLC0415 - NumPy
+        from featpipe.datasets.dataset import SourceRequest, splits_of  # noqa: PLC0415 - NumPy
 
-        splits = list(self.split or splits_of(self.dataset, images))
+        images = SourceRequest.of(self)
+        options = images.options(context, download=download)
+        splits = list(self.split or splits_of(self.dataset, options))
         if len(splits) > 2:
             what = "Fine-tuning takes one training split and one test split."
             advice = f"--split {splits[0]},{'test' if 'test' in splits else splits[1]}"
             raise UsageError(what, got=", ".join(splits), next_step=advice)
         alone = self.protocol.partition(":")[0] in ("kfold", "holdout")
-        return splits[: 1 if alone else 2]
+        return [images.open(split, options) for split in splits[: 1 if alone else 2]]
 
     def resolved(self, automatic: Mapping[str, Any]) -> Self:
         """Return the step with one spelling of what can be said in several ways.
@@ -310,11 +303,7 @@ class Finetune(TrainingRowOptions, ImageStep):
 
     def status(self, context: Context) -> Status:
         """Say whether the same was asked for before and all its files exist."""
-        from featpipe.datasets.dataset import SourceRequest  # noqa: PLC0415 - NumPy
-
-        images = SourceRequest.of(self)
-        options = images.options(context)
-        sources = [images.open(split, options) for split in self.chosen_splits(options)]
+        sources = self.open_images(context, download=False)
         for path, content in () if self.force else self._results(context):
             # Once, auto was decided for each image: a result that does not say so is of then.
             automatic = {"fit": "per image", **content["extra"].get("automatic", {})}

@@ -153,7 +153,7 @@ class HeadClassifier(NeuralNetClassifier):
     @property
     def epochs_(self) -> list[dict[str, Any]]:
         """One line per epoch: losses, accuracies, learning rate, seconds, images per second."""
-        return [{name: epoch[name] for name in RECORDED} for epoch in self.history]
+        return [{name: epoch.get(name) for name in RECORDED} for epoch in self.history]
 
     @property
     def gradient_flow_(self) -> list[list[dict[str, Any]]]:
@@ -265,14 +265,11 @@ class HeadClassifier(NeuralNetClassifier):
         self.gradients_: dict[str, list[Tensor]] = {}
         loss = self._run_batches("train", batches, self.train_step)
         if valid is not None:
-            checked = self.get_iterator(valid)
-            loss = self._run_batches("valid", checked, self.validation_step)
+            loss = self._run_batches("valid", self.get_iterator(valid), self.validation_step)
         else:  # no loss says whether the last step broke the network
             logits, _ = self.evaluation_step(next(iter(batches)), training=False)
             if not torch.isfinite(logits).all():
                 raise self._divergence("its outputs are not finite")
-            record("valid_loss", None)
-            record("valid_accuracy", None)
         record("seconds", round(time.perf_counter() - started, 4))
         if self.gradient_flow:
             flow = [
@@ -281,7 +278,7 @@ class HeadClassifier(NeuralNetClassifier):
             ]
             record("gradient_flow", flow)
         line = self.history[-1]
-        score = [line["valid_accuracy"], -loss]  # of equals, the lowest loss
+        score = [line.get("valid_accuracy"), -loss]  # of equals, the lowest loss
         if valid is not None and score > self.best_["score"]:
             state = self.module_.trained_state().items()
             copied = {name: value.detach().cpu().clone() for name, value in state}
