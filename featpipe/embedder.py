@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,8 @@ from featpipe import backbones
 from featpipe.backbones.base import Backbone
 from featpipe.backbones.module import register_module
 from featpipe.datasets.dataset import DatasetOptions
-from featpipe.datasets.images import FileSource, to_rgb
+from featpipe.datasets.given import pixels_of
+from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
 from featpipe.extraction.batches import ExtractOptions, work_on_images
@@ -140,10 +142,10 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             what = "The backbone is not the one that the embedder was fitted with."
             raise WeightsError(what, where=self.weights, next_step="call fit again")
         digests = [digest or "" for digest in source.digests]  # of a file that cannot be opened: ""
-        known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache == "memory" else {}
-        kept = self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite"
-        if kept is not None:
+        if kept := self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite":
             known = _read_kept(kept, digests)
+        else:
+            known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache else {}
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
         new, shapes = list(row_of), {layer: backbone.dim(layer)}
         backbone.prepare((layer,))
@@ -159,7 +161,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
                 vectors = arrays[layer].reshape(len(batch.rows), -1)
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
-                if kept is not None:
+                if kept:
                     _keep(kept, made)
         return np.stack([known[digests[row]] for row in rows])
 
@@ -194,8 +196,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Return the images, files that are named twice once, and the row of each."""
         if isinstance(X, str | os.PathLike | Image.Image):
             what = "One image by itself is not a sequence of images."
-            example = f"[{os.fspath(X)!r}]" if isinstance(X, str | os.PathLike) else "[image]"
-            advice = f"put it into a list: {example}"
+            example = "image" if isinstance(X, Image.Image) else repr(os.fspath(X))
+            advice = f"put it into a list: [{example}]"
             raise UsageError(what, expected="a sequence of images or paths", next_step=advice)
         ndim = getattr(X, "ndim", 1)
         if ndim == 2 and X.shape[1] == 1 and hasattr(X, "__array__"):  # a column of a table
@@ -255,26 +257,18 @@ class _Pixels:
     @cached_property
     def digests(self) -> list[str]:
         """A digest of the pixels of each image."""
-        images = map(self.read_scaled, range(len(self._images)))
+        images = map(pixels_of, self._images, count())
         return [of_bytes(repr(image.shape).encode(), image.tobytes()) for image in images]
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of all images; None if they differ."""
-        sizes = {self.read_scaled(row).shape[:2] for row in range(len(self._images))}
+        sizes = {image.shape[:2] for image in map(pixels_of, self._images, count())}
         return sizes.pop() if len(sizes) == 1 else None
 
-    def read_scaled(self, row: int, side: int | None = None) -> NDArray[np.uint8]:
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
         """Return an image as upright RGB."""
-        image = self._images[row]
-        if isinstance(image, Image.Image):
-            return to_rgb(image, f"image {row}")
-        if image.ndim == 2:
-            return np.repeat(image[..., None], 3, axis=2)
-        if image.ndim != 3 or image.shape[2] != 3:
-            expected = "(height, width, 3), or (height, width) for grey"
-            raise UsageError("This is not an image.", expected=expected, got=image.shape)
-        return image
+        return pixels_of(self._images[row], row)
 
 
 def _square(n: int) -> tuple[int, ...]:
@@ -302,13 +296,10 @@ def _fingerprint(backbone: Backbone, layer: str) -> str:
 
 def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
     """Return the features of those images that have some; damaged ones are left out."""
-    found, query = {}, "select * from vectors where image = ?"
+    query = "select * from vectors where image = ?"
     with _open_kept(path) as connection:
-        for digest in set(digests):
-            for _, blob, crc32 in connection.execute(query, (digest,)):
-                if zlib.crc32(blob) == crc32:
-                    found[digest] = np.frombuffer(blob, "<f4")
-    return found
+        rows = [row for one in set(digests) for row in connection.execute(query, (one,))]
+    return {one: np.frombuffer(blob, "<f4") for one, blob, crc in rows if zlib.crc32(blob) == crc}
 
 
 def _keep(path: Path, vectors: Vectors) -> None:
