@@ -229,20 +229,32 @@ class Session:
         raise click.exceptions.Exit(outcome.exit_code)
 
 
-def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that every command has, and pass them as one :class:`Session`."""
+def command(
+    name: str | None = None, group: Any = click, **properties: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a command of a group; its first argument is the :class:`Session`.
 
-    @click.option("--workspace", metavar="DIR", help="Folder of data and reports [default: .].")
-    @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
-    @click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
-    @wraps(function)
-    def wrapped(workspace: str | None, as_json: bool, quiet: bool, **values: Any) -> Any:
-        console = (JsonConsole if as_json else Console)(quiet=quiet)
-        return function(Session(Workspace.find(workspace), console, as_json), **values)
+    ``properties`` are those of :func:`click.command`.
+    """
 
-    return wrapped
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @wraps(function)
+        def called(workspace: str | None, as_json: bool, quiet: bool, **values: Any) -> Any:
+            console = (JsonConsole if as_json else Console)(quiet=quiet)
+            return function(Session(Workspace.find(workspace), console, as_json), **values)
+
+        made: click.Command = group.command(name, **properties)(called)
+        made.params += _OF_EVERY_COMMAND
+        return made
+
+    return decorate
 
 
+_OF_EVERY_COMMAND = [
+    click.Option(["--workspace"], metavar="DIR", help="Folder of data and reports [default: .]."),
+    click.Option(["--json", "as_json"], is_flag=True, help="JSON lines instead of text."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Show errors only."),
+]
 jobs_option = click.option(
     "--jobs", type=int, default=-1, help="Worker processes [default: one per core]."
 )

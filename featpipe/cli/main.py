@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from featpipe import api
-from featpipe.cli.console import Console, JsonConsole, Session, jobs_option, with_session
+from featpipe.cli.console import Console, JsonConsole, Session, command, jobs_option
 from featpipe.cli.inspect import INSPECTION
 from featpipe.cluster import OnCluster
 from featpipe.errors import FeatpipeError, UsageError, did_you_mean
@@ -29,7 +29,7 @@ from featpipe.steps.tracking import TRACKERS
 # -- recipes -------------------------------------------------------------------------------------
 
 
-@click.command(
+@command(
     epilog="Examples: featpipe run pipelines/demo.yaml · featpipe run stl10 --dry-run · "
     "featpipe run stl10 --limit 200 --set data=../shared/data --set extract.model=resnet18"
 )
@@ -65,7 +65,6 @@ from featpipe.steps.tracking import TRACKERS
     type=click.Choice(list(TRACKERS)),
     help="Keep parameters, metrics and curves there too.",
 )
-@with_session
 def run(  # noqa: PLR0913 - one argument per option
     session: Session,
     recipe: str,
@@ -97,8 +96,7 @@ def run(  # noqa: PLR0913 - one argument per option
     session.finish(run_plan_on_cluster(plan, listeners, address or "auto"))
 
 
-@click.command(epilog="Example: featpipe demo --workspace demo")
-@with_session
+@command(epilog="Example: featpipe demo --workspace demo")
 def demo(session: Session) -> None:
     """Embed handwritten digits, train, compare, report: offline, in a minute.
 
@@ -107,7 +105,7 @@ def demo(session: Session) -> None:
     run.callback.__wrapped__(session, "demo")  # type: ignore[union-attr]
 
 
-@click.command(
+@command(
     epilog="Examples: featpipe init photos --data ~/photos · featpipe init list.csv · "
     "featpipe init seasons --data summer --test winter · featpipe run photos.yaml"
 )
@@ -124,7 +122,6 @@ def demo(session: Session) -> None:
 )
 @click.option("--model", default="resnet50", help="Backbone to use.", show_default=True)
 @click.option("--weights", help="A file of weights [default: the published ones].")
-@with_session
 def init(session: Session, name: str, test: Path | None, **given: Any) -> None:
     """Write a commented recipe for your own images: three methods, one report."""
     session.finish(api.write_recipe(name, **given, context=session.context(), test=test))
@@ -143,7 +140,7 @@ class StepCommand(click.Command):
     """The command of a step; its help ends with examples."""
 
     def __init__(self, step: type[Step]) -> None:
-        @with_session
+        @command(params=[_parameter(spec) for spec in options_of(step).values()])
         @jobs_option
         def run(session: Session, jobs: int, **values: Any) -> None:
             given = {key: value for key, value in values.items() if value not in (None, ())}
@@ -151,9 +148,7 @@ class StepCommand(click.Command):
             made.check_requirements()
             session.finish(made.run(session.context(jobs)))
 
-        params = [_parameter(spec) for spec in options_of(step).values()]
-        common = click.command(run).params
-        super().__init__(step.name, callback=run, params=params + common, help=summary_of(step))
+        super().__init__(step.name, help=summary_of(step), callback=run.callback, params=run.params)
         self.step = step
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -179,9 +174,12 @@ class StepCommand(click.Command):
 
 
 def _parameter(spec: OptionSpec) -> click.Parameter:
-    text, nargs = _Text(spec), -1 if spec.many else 1
+    def complete(_: Any, __: Any, begun: str) -> list[str]:
+        return [name for name in spec.names() if name.startswith(begun)]
+
+    how: dict[str, Any] = {"required": spec.required, "shell_complete": complete}
     if spec.positional:
-        return click.Argument([spec.name], required=spec.required, nargs=nargs, type=text)
+        return click.Argument([spec.name], nargs=-1 if spec.many else 1, **how)
     if spec.item_type is bool:
         flag = f"{spec.flag}/--no-{spec.flag[2:]}" if spec.default else spec.flag
         return click.Option([flag, spec.name], is_flag=True, default=None, help=spec.help)
@@ -191,26 +189,13 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         shown = f" [default: {','.join(map(as_written, values))}]"
     return click.Option(
         [spec.flag, *filter(None, [spec.short]), spec.name],
-        required=spec.required,
         metavar=spec.metavar,
         help=spec.help + shown,
-        type=text,
+        type=str,  # for the step to check
         multiple=spec.many or spec.pairs,  # as lists are: --layer a --layer b is --layer a,b
         callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
+        **how,
     )
-
-
-class _Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """Takes the text as it is, for the step to check, and completes known names."""
-
-    name = "text"
-
-    def __init__(self, spec: OptionSpec) -> None:
-        self.spec = spec
-
-    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[Any]:
-        names = [name for name in self.spec.names() if name.startswith(incomplete)]
-        return [click.shell_completion.CompletionItem(name) for name in names]
 
 
 # -- the program ---------------------------------------------------------------------------------
