@@ -160,11 +160,10 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
         expected = "the name of a model; or backbone= and transform=, a module and its transform"
         raise UsageError("What embeds the images?", expected=expected)
     if backbone is None and (name or fingerprint):
-        raise UsageError(
-            "name= and fingerprint= describe a module, and there is none.",
-            expected="backbone= and transform= with them, or neither of the two",
-            got=f"model={model!r}, {'name' if name else 'fingerprint'}={name or fingerprint!r}",
-        )
+        what = "name= and fingerprint= describe a module, and there is none."
+        expected = "backbone= and transform= with them, or neither of the two"
+        got = f"model={model!r}, {'name' if name else 'fingerprint'}={name or fingerprint!r}"
+        raise UsageError(what, expected=expected, got=got)
     if not isinstance(dataset, str):
         from featpipe.datasets.given import register_images  # noqa: PLC0415 - brings NumPy
 
@@ -224,12 +223,8 @@ def evaluate(
         own = {"classifier": described["estimator"], "set": described["set"], "trust": True}
         method, options = "probe", own | options
     if not isinstance(method, str):
-        kind = method if isinstance(method, type) else type(method)
-        raise UsageError(
-            "This is no method.",
-            expected="a name such as 'svm', or an unfitted classifier: RandomForestClassifier()",
-            got=f"{'the class' if kind is method else 'an instance of'} {kind.__name__}",
-        )
+        expected = "a name such as 'svm', or an unfitted classifier: RandomForestClassifier()"
+        raise UsageError("This is no method.", expected=expected, got=repr(method)[:200])
     evaluated = [
         s.name for s in STEPS if s.needs and s.needs.output == "features" and "result" in s.makes
     ]
@@ -242,12 +237,10 @@ def evaluate(
         train, test = train_and_test(listed)
     stores: dict[str, Any] = {"train": train} | ({} if test is None else {"test": test})
     if wrong := [f"{name}={s!r}" for name, s in stores.items() if not hasattr(s, "manifest")]:
-        raise UsageError(
-            "A method is trained and tested on feature stores.",
-            expected="train, test = extract(DATASET, MODEL), or FeatureStore(PATH)",
-            got=", ".join(wrong),
-            next_step=f"evaluate({method!r}, train, test)",
-        )
+        what, got = "A method is trained and tested on feature stores.", ", ".join(wrong)
+        expected = "train, test = extract(DATASET, MODEL), or FeatureStore(PATH)"
+        hint = f"evaluate({method!r}, train, test)"
+        raise UsageError(what, expected=expected, got=got, next_step=hint)
     paths = {name: store.path for name, store in stores.items()}
     outcome = _run(method, {**paths, **options}, workspace, progress, jobs)
     return __getattr__("Result").load(outcome.paths[0])
@@ -263,8 +256,7 @@ def zeroshot(
     **options: Any,
 ) -> Result:
     """Test the backbone's own classifier on stored logits: ``evaluate("zeroshot", …)``."""
-    own: dict[str, Any] = {"workspace": workspace, "progress": progress}
-    return evaluate("zeroshot", train, test, **own, **options)
+    return evaluate("zeroshot", train, test, workspace=workspace, progress=progress, **options)
 
 
 @_typed("finetune")
