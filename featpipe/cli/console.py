@@ -60,7 +60,7 @@ class Console:
             return
         if self._bars is not None:
             self._bars.end_task()
-        if outcome.table is not None and outcome.succeeded:
+        if outcome.table and outcome.succeeded:
             self._say(f"{outcome.task}:")
             print_table(outcome.table)
         self._say(f"{outcome.status}: {outcome.task} ({outcome.seconds:.1f} s)")
@@ -72,7 +72,7 @@ class Console:
         self._stop()
         if self.quiet:
             return
-        if outcome.table is not None:
+        if outcome.table:
             print_table(outcome.table)
         if outcome.message:
             print(printable(outcome.message))
@@ -190,8 +190,6 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a table; one column per key of the first row."""
     from rich import console, table, text  # noqa: PLC0415
 
-    if not rows:
-        return
     shown = table.Table(header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
