@@ -69,29 +69,20 @@ def __getattr__(name: str) -> Any:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _typed(step: str) -> Callable[[_Function], _Function]:
-    """Show the options of a step, with types and defaults, in place of ``**options``.
+def _typed(function: _Function) -> _Function:
+    """Show the options of the step of this name, types and defaults, in place of ``**options``.
 
     That is what ``help``, editors and notebooks show; the step itself checks what it is given.
     """
-
-    def typed(function: _Function) -> _Function:
-        own = inspect.signature(function)
-        *named, rest = own.parameters.values()
-        options = [
-            rest.replace(
-                name=name,
-                kind=rest.KEYWORD_ONLY,
-                default=one.default,
-                annotation=inspect.formatannotation(one.type),
-            )
-            for name, one in options_of(STEPS.get(step)).items()
-            if name not in own.parameters
-        ]
-        function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
-        return function
-
-    return typed
+    own, shown = inspect.signature(function), inspect.formatannotation
+    *named, rest = own.parameters.values()
+    options = [
+        inspect.Parameter(name, rest.KEYWORD_ONLY, default=one.default, annotation=shown(one.type))
+        for name, one in options_of(STEPS.get(function.__name__)).items()
+        if name not in own.parameters
+    ]
+    function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+    return function
 
 
 def _run(
@@ -106,7 +97,7 @@ def _run(
     return step.run(Context(Workspace.find(workspace), progress or Progress.find(), jobs))
 
 
-@_typed("extract")
+@_typed
 def extract(  # noqa: PLR0913 - a model has a name, or is a module with four properties
     dataset: str | Iterable[Any],
     model: str | None = None,
@@ -246,7 +237,7 @@ def evaluate(
     return __getattr__("Result").load(outcome.paths[0])
 
 
-@_typed("zeroshot")
+@_typed
 def zeroshot(
     train: FeatureStore | Sequence[FeatureStore],
     test: FeatureStore | None = None,
@@ -259,7 +250,7 @@ def zeroshot(
     return evaluate("zeroshot", train, test, workspace=workspace, progress=progress, **options)
 
 
-@_typed("finetune")
+@_typed
 def finetune(
     dataset: str,
     model: str,
@@ -346,7 +337,7 @@ def _name(model: str | os.PathLike[str] | Result) -> str:
     return os.fspath(model) if isinstance(model, str | os.PathLike) else model.name
 
 
-@_typed("report")
+@_typed
 def report(
     results: Sequence[Result] | Result,
     out: str | os.PathLike[str],

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from itertools import count
@@ -31,12 +31,13 @@ from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
 from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.extraction.step import EXTRACTION_VERSION
-from featpipe.fingerprint import FileHashes, of_bytes, of_mapping
+from featpipe.fingerprint import FileHashes, database, of_bytes, of_mapping
 from featpipe.progress import Progress
 from featpipe.workspace import user_path
 
 Vectors = dict[str, NDArray[np.float32]]  # digest of an image → its features
 
+_VECTORS = "vectors (image text primary key, vector blob, crc32 integer)"
 _IN_MEMORY: dict[str, Vectors] = {}  # of each embedding, until the process ends
 
 
@@ -305,17 +306,14 @@ def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
 def _keep(path: Path, vectors: Vectors) -> None:
     blobs = ((digest, vector.astype("<f4").tobytes()) for digest, vector in vectors.items())
     rows = [(digest, blob, zlib.crc32(blob)) for digest, blob in blobs]
-    with _open_kept(path) as connection, connection:
+    with _open_kept(path) as connection:
         connection.executemany("insert or replace into vectors values (?, ?, ?)", rows)
 
 
 @contextmanager
 def _open_kept(path: Path) -> Iterator[sqlite3.Connection]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as connection:
-            columns = "image text primary key, vector blob, crc32 integer"
-            connection.execute(f"create table if not exists vectors ({columns})")
+        with database(path, _VECTORS) as connection:
             yield connection
     except (sqlite3.Error, OSError) as error:
         what = "The cache of features cannot be used."
