@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, NoReturn
@@ -228,11 +228,15 @@ class Session:
 
 
 def command(
-    name: str | None = None, group: Any = click, **properties: Any
+    name: str | None = None,
+    group: Any = click,
+    more: Iterable[click.Parameter] = (),
+    **properties: Any,
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a function a command of a group; its first argument is the :class:`Session`.
 
-    ``properties`` are those of :func:`click.command`.
+    Its parameters are those of the function's decorators, then ``more``, and those of every
+    command; ``properties`` are as of :func:`click.command`.
     """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
@@ -242,7 +246,7 @@ def command(
             return function(Session(Workspace.find(workspace), console, as_json), **values)
 
         made: click.Command = group.command(name, **properties)(called)
-        made.params += _OF_EVERY_COMMAND
+        made.params += [*more, *_OF_EVERY_COMMAND]
         return made
 
     return decorate

@@ -26,110 +26,6 @@ from featpipe.steps.recipe import find_recipe, read_recipe
 from featpipe.steps.runner import Listener, run_plan
 from featpipe.steps.tracking import TRACKERS
 
-# -- recipes -------------------------------------------------------------------------------------
-
-
-@command(
-    epilog="Examples: featpipe run pipelines/demo.yaml · featpipe run stl10 --dry-run · "
-    "featpipe run stl10 --limit 200 --set data=../shared/data --set extract.model=resnet18"
-)
-@click.argument("recipe")
-@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change an option: seed=1 in every step that has it, svm.seed=1 in one step.",
-)
-@click.option("--only", multiple=True, metavar="STEP", help="Only this step and what it needs.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images of each split.")
-@click.option(
-    "--out-anywhere",
-    is_flag=True,
-    help="Let the recipe's 'out' name files outside of the workspace, and 'force' replace yours.",
-)
-@jobs_option
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    help="Where tasks run: local, one after the other; ray, on the nodes of a Ray cluster.",
-)
-@click.option(
-    "--address",
-    help="The cluster's head node, HOST:PORT [default: $RAY_ADDRESS, or one on this machine].",
-)
-@click.option(
-    "--track",
-    type=click.Choice(list(TRACKERS)),
-    help="Keep parameters, metrics and curves there too.",
-)
-def run(  # noqa: PLR0913 - one argument per option
-    session: Session,
-    recipe: str,
-    *,
-    dry_run: bool = False,
-    overrides: Sequence[str] = (),
-    only: Sequence[str] = (),
-    limit: int | None = None,
-    out_anywhere: bool = False,
-    jobs: int = -1,
-    engine: str = "local",
-    address: str | None = None,
-    track: str | None = None,
-) -> None:
-    """Run a recipe: a list of steps as YAML, resumable.
-
-    RECIPE is a file, or the name of one that comes with featpipe. Finished tasks are skipped: run
-    the same command again to resume.
-    """
-    read = read_recipe(find_recipe(recipe), overrides, limit)
-    plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
-    if dry_run:
-        session.finish(plan.outcome())
-    OnCluster(engine=engine, **({"address": address} if address else {})).check_requirements()
-    trackers = [] if track is None else [TRACKERS[track](plan)]
-    listeners: list[Listener] = [session.console.follow, *trackers]
-    if engine == "local":
-        session.finish(run_plan(plan, listeners))
-    session.finish(run_plan_on_cluster(plan, listeners, address or "auto"))
-
-
-@command(epilog="Example: featpipe demo --workspace demo")
-def demo(session: Session) -> None:
-    """Embed handwritten digits, train, compare, report: offline, in a minute.
-
-    The same as: featpipe run demo
-    """
-    run.callback.__wrapped__(session, "demo")  # type: ignore[union-attr]
-
-
-@command(
-    epilog="Examples: featpipe init photos --data ~/photos · featpipe init list.csv · "
-    "featpipe init seasons --data summer --test winter · featpipe run photos.yaml"
-)
-@click.argument("name")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder of class folders, or a CSV or npz file [default: the folder or table NAME].",
-)
-@click.option(
-    "--test",
-    type=click.Path(path_type=Path),
-    help="Folder of the test images, where those of --data only train; NAME.csv then lists both.",
-)
-@click.option("--model", default="resnet50", help="Backbone to use.", show_default=True)
-@click.option("--weights", help="A file of weights [default: the published ones].")
-def init(session: Session, name: str, test: Path | None, **given: Any) -> None:
-    """Write a commented recipe for your own images: three methods, one report."""
-    session.finish(api.write_recipe(name, **given, context=session.context(), test=test))
-
-
-RECIPES: Sequence[click.Command] = (demo, run, init)
-
-
 # -- steps ---------------------------------------------------------------------------------------
 
 
@@ -196,6 +92,101 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
         **how,
     )
+
+
+# -- recipes -------------------------------------------------------------------------------------
+
+
+@command(
+    epilog="Examples: featpipe run pipelines/demo.yaml · featpipe run stl10 --dry-run · "
+    "featpipe run stl10 --limit 200 --set data=../shared/data --set extract.model=resnet18",
+    more=map(_parameter, options_of(OnCluster).values()),
+)
+@click.argument("recipe")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change an option: seed=1 in every step that has it, svm.seed=1 in one step.",
+)
+@click.option("--only", multiple=True, metavar="STEP", help="Only this step and what it needs.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images of each split.")
+@click.option(
+    "--out-anywhere",
+    is_flag=True,
+    help="Let the recipe's 'out' name files outside of the workspace, and 'force' replace yours.",
+)
+@jobs_option
+@click.option(
+    "--track",
+    type=click.Choice(list(TRACKERS)),
+    help="Keep parameters, metrics and curves there too.",
+)
+def run(  # noqa: PLR0913 - one argument per option
+    session: Session,
+    recipe: str,
+    *,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    out_anywhere: bool = False,
+    jobs: int = -1,
+    track: str | None = None,
+    **cluster: Any,
+) -> None:
+    """Run a recipe: a list of steps as YAML, resumable.
+
+    RECIPE is a file, or the name of one that comes with featpipe. Finished tasks are skipped: run
+    the same command again to resume.
+    """
+    where = OnCluster.from_mapping({key: value for key, value in cluster.items() if value})
+    read = read_recipe(find_recipe(recipe), overrides, limit)
+    plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
+    if dry_run:
+        session.finish(plan.outcome())
+    where.check_requirements()
+    trackers = [] if track is None else [TRACKERS[track](plan)]
+    listeners: list[Listener] = [session.console.follow, *trackers]
+    if where.engine == "local":
+        session.finish(run_plan(plan, listeners))
+    session.finish(run_plan_on_cluster(plan, listeners, where.address))
+
+
+@command(epilog="Example: featpipe demo --workspace demo")
+def demo(session: Session) -> None:
+    """Embed handwritten digits, train, compare, report: offline, in a minute.
+
+    The same as: featpipe run demo
+    """
+    run.callback.__wrapped__(session, "demo")  # type: ignore[union-attr]
+
+
+@command(
+    epilog="Examples: featpipe init photos --data ~/photos · featpipe init list.csv · "
+    "featpipe init seasons --data summer --test winter · featpipe run photos.yaml"
+)
+@click.argument("name")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of class folders, or a CSV or npz file [default: the folder or table NAME].",
+)
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    help="Folder of the test images, where those of --data only train; NAME.csv then lists both.",
+)
+@click.option("--model", default="resnet50", help="Backbone to use.", show_default=True)
+@click.option("--weights", help="A file of weights [default: the published ones].")
+def init(session: Session, name: str, test: Path | None, **given: Any) -> None:
+    """Write a commented recipe for your own images: three methods, one report."""
+    session.finish(api.write_recipe(name, **given, context=session.context(), test=test))
+
+
+RECIPES: Sequence[click.Command] = (demo, run, init)
 
 
 # -- the program ---------------------------------------------------------------------------------
