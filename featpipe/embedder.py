@@ -29,7 +29,7 @@ from featpipe.datasets.given import pixels_of
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
-from featpipe.extraction.batches import ExtractOptions, work_on_images
+from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, database, of_bytes, of_mapping
 from featpipe.progress import Progress
@@ -149,16 +149,17 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache else {}
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
         new, shapes = list(row_of), {layer: backbone.dim(layer)}
+
+        def read(number: int, side: int | None) -> NDArray[np.uint8]:
+            return source.read_scaled(row_of[new[number]], side)
+
+        def embed(batch: Batch) -> dict[str, NDArray[np.float32]]:
+            return batch.embed(backbone, shapes)
+
         backbone.prepare((layer,))
         with Progress.find().task(backbone.name, len(new)) as task:
-            for batch, arrays in work_on_images(
-                lambda number, side: source.read_scaled(row_of[new[number]], side),
-                len(new),
-                backbone,
-                lambda batch: batch.embed(backbone, shapes),
-                ExtractOptions(),
-                task,
-            ):
+            worked = work_on_images(read, len(new), backbone, embed, ExtractOptions(), task)
+            for batch, arrays in worked:
                 vectors = arrays[layer].reshape(len(batch.rows), -1)
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
@@ -249,27 +250,27 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return np.rint(scaled).astype(np.uint8)
 
 
+@dataclass(frozen=True, eq=False)
 class _Pixels:
     """Images in memory: arrays, and images of Pillow, which are converted when they are read."""
 
-    def __init__(self, images: Any) -> None:
-        self._images = images
+    images: Any
 
     @cached_property
     def digests(self) -> list[str]:
         """A digest of the pixels of each image."""
-        images = map(pixels_of, self._images, count())
+        images = map(pixels_of, self.images, count())
         return [of_bytes(repr(image.shape).encode(), image.tobytes()) for image in images]
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of all images; None if they differ."""
-        sizes = {image.shape[:2] for image in map(pixels_of, self._images, count())}
+        sizes = {image.shape[:2] for image in map(pixels_of, self.images, count())}
         return sizes.pop() if len(sizes) == 1 else None
 
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
         """Return an image as upright RGB."""
-        return pixels_of(self._images[row], row)
+        return pixels_of(self.images[row], row)
 
 
 def _square(n: int) -> tuple[int, ...]:
@@ -288,8 +289,8 @@ def _opened(identity: str, *named: Any, **how: Any) -> Backbone:
 
 
 def _fingerprint(backbone: Backbone, layer: str) -> str:
-    described = {"backbone": backbone.describe(), "layer": layer}
-    return of_mapping({"extraction": EXTRACTION_VERSION, **described})
+    parts = {"extraction": EXTRACTION_VERSION, "backbone": backbone.describe(), "layer": layer}
+    return of_mapping(parts)
 
 
 # -- features in a folder ------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from featpipe.errors import (
 )
 from featpipe.evaluation.models import ENDINGS, TrainedModel, load_model
 from featpipe.evaluation.result import Result, latest_named
-from featpipe.extraction.batches import ExtractOptions, work_on_images
+from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 from featpipe.workspace import Workspace, atomic_write, neutralised, refuse_foreign, user_path
@@ -150,12 +150,9 @@ def _no_model(workspace: Workspace, name: str) -> ResultError:
         return ResultError(what, where=path, next_step=advice)
     known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
     parts = dict.fromkeys(part for stem in known for part in stem.split("-"))
-    return ResultError(
-        f"There is no model {name!r}.",
-        where=folder,
-        got=", ".join(known) or "no models",
-        next_step=did_you_mean(name, [*known, *parts]) or "train one: featpipe svm",
-    )
+    what, got = f"There is no model {name!r}.", ", ".join(known) or "no models"
+    advice = did_you_mean(name, [*known, *parts]) or "train one: featpipe svm"
+    return ResultError(what, where=folder, got=got, next_step=advice)
 
 
 def _open_probe(
@@ -213,11 +210,9 @@ def _open_probe(
 
 
 def _no_calibration(_: Preprocessing) -> Tensor:
-    raise WeightsError(
-        "The int8 network that this classifier was trained on is missing.",
-        where="the cache of converted networks",
-        next_step="extract the features of the training images again, which converts it",
-    )
+    what = "The int8 network that this classifier was trained on is missing."
+    advice = "extract the features of the training images again, which converts it"
+    raise WeightsError(what, where="the cache of converted networks", next_step=advice)
 
 
 def predict(
@@ -234,16 +229,13 @@ def predict(
         image = images[row]
         return read_image(image, side) if isinstance(image, Path) else pixels_of(image, row)
 
+    def classify(batch: Batch) -> Answers | None:
+        return None if batch.images is None else predictor.classify(batch.images)
+
     answers: list[Answer] = []
+    options = ExtractOptions(on_error="skip")
     with progress.task("predict", len(images)) as task:
-        worked = work_on_images(
-            read,
-            len(images),
-            predictor,
-            lambda batch: None if batch.images is None else predictor.classify(batch.images),
-            ExtractOptions(on_error="skip"),
-            task,
-        )
+        worked = work_on_images(read, len(images), predictor, classify, options, task)
         for batch, classified in worked:
             found = {row: Answer(names[row], error=why) for row, why in batch.skipped.items()}
             if classified is not None:

@@ -24,24 +24,20 @@ _PATH = click.Path(path_type=Path)
 _FEW = 12  # classes, or images that are left out, that are listed for people
 
 
-def _list(session: Session, registry: Registry[Any]) -> NoReturn:
-    rows = [
-        {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary}
-        for name, summary in registry.summaries().items()
-    ]
-    session.finish(Outcome("done", "", table=rows))
+def _listing(name: str, registry: Registry[Any], what: str) -> click.Command:
+    @command(name, help=f"List the {what}.", epilog=f"Example: featpipe {name}")
+    def listing(session: Session) -> None:
+        rows = [
+            {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary}
+            for name, summary in registry.summaries().items()
+        ]
+        session.finish(Outcome("done", "", table=rows))
+
+    return listing
 
 
-@command(epilog="Example: featpipe models")
-def models(session: Session) -> None:
-    """List the backbones."""
-    _list(session, MODELS)
-
-
-@command(epilog="Example: featpipe datasets")
-def datasets(session: Session) -> None:
-    """List the datasets."""
-    _list(session, DATASETS)
+models = _listing("models", MODELS, "backbones")
+datasets = _listing("datasets", DATASETS, "datasets")
 
 
 @command(epilog="Example: featpipe bench --model resnet50")
@@ -182,12 +178,10 @@ def _the_one_result(folder: Path, name: str) -> Path:
     others = [other for other in api.scan_results(folder)[0] if f"-{name}-" in f"-{other.name}-"]
     if path.stem != name and len({other.dataset["name"] for other in others}) > 1:
         others.sort(key=lambda other: other.created, reverse=True)
-        raise UsageError(
-            f"{name!r} fits results on several datasets, and only one is to be removed.",
-            where=folder,
-            got="".join(f"\n    {one.name} ({one.dataset['name']})" for one in others),
-            next_step=f"say which: featpipe results rm {others[0].name}",
-        )
+        what = f"{name!r} fits results on several datasets, and only one is to be removed."
+        got = "".join(f"\n    {one.name} ({one.dataset['name']})" for one in others)
+        hint = f"say which: featpipe results rm {others[0].name}"
+        raise UsageError(what, where=folder, got=got, next_step=hint)
     return path
 
 
