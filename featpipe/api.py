@@ -306,8 +306,9 @@ def predict(  # noqa: PLR0913 - which model, which images, and how
     from featpipe import prediction  # noqa: PLC0415 - brings torch
 
     files, known = prediction.images_of(images), Workspace.find(workspace)
-    how = {"device": device, "runtime": runtime, "weights": weights}
-    predictor = prediction.open_predictor(known, _name(model), n_images=len(files), **how)
+    predictor = prediction.open_predictor(
+        known, _name(model), weights, device, runtime, n_images=len(files)
+    )
     progress = progress or Progress.find()
     if predictor.probe is not None:
         path, trained, _ = predictor.probe

@@ -161,7 +161,7 @@ def _said_by_ray(progress: Progress) -> Iterator[None]:
     from ray._private import worker  # noqa: PLC0415 - there is no public way
 
     def report(data: Mapping[str, Any], **_: Any) -> None:
-        first, _, _ = "\n".join(data.get("lines", ())).strip().partition("\n")
+        first = "\n".join(data.get("lines", ())).strip().partition("\n")[0]
         progress.note(f"Ray: {first[:300]}")
 
     printing = getattr(worker, "print_to_stdstream", None)

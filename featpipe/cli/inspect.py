@@ -420,12 +420,12 @@ def labelmap() -> None:
 def show(session: Session, name: str | None, target: str | None) -> None:
     """List the built-in maps, or the rows of one map (a name or a CSV file)."""
     if name is None:
-        rows = [
+        maps = [
             {"name": one.name, "source classes": len(one.rows), "other": len(one.sources["other"])}
             | {"without source": ", ".join(one.without_source)}
             for one in map(api.LabelMap.load, api.builtin_maps())
         ]
-        session.finish(Outcome("done", "", table=rows))
+        session.finish(Outcome("done", "", table=maps))
     rows = [
         {"id": row.source_id, "source": row.source_name, "target": row.target}
         | {"disputed": row.disputed, "why": row.why}
