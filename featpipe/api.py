@@ -69,29 +69,20 @@ def __getattr__(name: str) -> Any:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _typed(step: str) -> Callable[[_Function], _Function]:
-    """Show the options of a step, with types and defaults, in place of ``**options``.
+def _typed(function: _Function) -> _Function:
+    """Show the options of the step of this name, types and defaults, in place of ``**options``.
 
     That is what ``help``, editors and notebooks show; the step itself checks what it is given.
     """
-
-    def typed(function: _Function) -> _Function:
-        own = inspect.signature(function)
-        *named, rest = own.parameters.values()
-        options = [
-            rest.replace(
-                name=name,
-                kind=rest.KEYWORD_ONLY,
-                default=one.default,
-                annotation=inspect.formatannotation(one.type),
-            )
-            for name, one in options_of(STEPS.get(step)).items()
-            if name not in own.parameters
-        ]
-        function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
-        return function
-
-    return typed
+    own, shown = inspect.signature(function), inspect.formatannotation
+    *named, rest = own.parameters.values()
+    options = [
+        inspect.Parameter(name, rest.KEYWORD_ONLY, default=one.default, annotation=shown(one.type))
+        for name, one in options_of(STEPS.get(function.__name__)).items()
+        if name not in own.parameters
+    ]
+    function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+    return function
 
 
 def _run(
@@ -106,7 +97,7 @@ def _run(
     return step.run(Context(Workspace.find(workspace), progress or Progress.find(), jobs))
 
 
-@_typed("extract")
+@_typed
 def extract(  # noqa: PLR0913 - a model has a name, or is a module with four properties
     dataset: str | Iterable[Any],
     model: str | None = None,
@@ -160,11 +151,10 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
         expected = "the name of a model; or backbone= and transform=, a module and its transform"
         raise UsageError("What embeds the images?", expected=expected)
     if backbone is None and (name or fingerprint):
-        raise UsageError(
-            "name= and fingerprint= describe a module, and there is none.",
-            expected="backbone= and transform= with them, or neither of the two",
-            got=f"model={model!r}, {'name' if name else 'fingerprint'}={name or fingerprint!r}",
-        )
+        what = "name= and fingerprint= describe a module, and there is none."
+        expected = "backbone= and transform= with them, or neither of the two"
+        got = f"model={model!r}, {'name' if name else 'fingerprint'}={name or fingerprint!r}"
+        raise UsageError(what, expected=expected, got=got)
     if not isinstance(dataset, str):
         from featpipe.datasets.given import register_images  # noqa: PLC0415 - brings NumPy
 
@@ -224,12 +214,8 @@ def evaluate(
         own = {"classifier": described["estimator"], "set": described["set"], "trust": True}
         method, options = "probe", own | options
     if not isinstance(method, str):
-        kind = method if isinstance(method, type) else type(method)
-        raise UsageError(
-            "This is no method.",
-            expected="a name such as 'svm', or an unfitted classifier: RandomForestClassifier()",
-            got=f"{'the class' if kind is method else 'an instance of'} {kind.__name__}",
-        )
+        expected = "a name such as 'svm', or an unfitted classifier: RandomForestClassifier()"
+        raise UsageError("This is no method.", expected=expected, got=repr(method)[:200])
     evaluated = [
         s.name for s in STEPS if s.needs and s.needs.output == "features" and "result" in s.makes
     ]
@@ -242,18 +228,16 @@ def evaluate(
         train, test = train_and_test(listed)
     stores: dict[str, Any] = {"train": train} | ({} if test is None else {"test": test})
     if wrong := [f"{name}={s!r}" for name, s in stores.items() if not hasattr(s, "manifest")]:
-        raise UsageError(
-            "A method is trained and tested on feature stores.",
-            expected="train, test = extract(DATASET, MODEL), or FeatureStore(PATH)",
-            got=", ".join(wrong),
-            next_step=f"evaluate({method!r}, train, test)",
-        )
+        what, got = "A method is trained and tested on feature stores.", ", ".join(wrong)
+        expected = "train, test = extract(DATASET, MODEL), or FeatureStore(PATH)"
+        hint = f"evaluate({method!r}, train, test)"
+        raise UsageError(what, expected=expected, got=got, next_step=hint)
     paths = {name: store.path for name, store in stores.items()}
     outcome = _run(method, {**paths, **options}, workspace, progress, jobs)
     return __getattr__("Result").load(outcome.paths[0])
 
 
-@_typed("zeroshot")
+@_typed
 def zeroshot(
     train: FeatureStore | Sequence[FeatureStore],
     test: FeatureStore | None = None,
@@ -263,11 +247,10 @@ def zeroshot(
     **options: Any,
 ) -> Result:
     """Test the backbone's own classifier on stored logits: ``evaluate("zeroshot", …)``."""
-    own: dict[str, Any] = {"workspace": workspace, "progress": progress}
-    return evaluate("zeroshot", train, test, **own, **options)
+    return evaluate("zeroshot", train, test, workspace=workspace, progress=progress, **options)
 
 
-@_typed("finetune")
+@_typed
 def finetune(
     dataset: str,
     model: str,
@@ -323,8 +306,9 @@ def predict(  # noqa: PLR0913 - which model, which images, and how
     from featpipe import prediction  # noqa: PLC0415 - brings torch
 
     files, known = prediction.images_of(images), Workspace.find(workspace)
-    how = {"device": device, "runtime": runtime, "weights": weights}
-    predictor = prediction.open_predictor(known, _name(model), n_images=len(files), **how)
+    predictor = prediction.open_predictor(
+        known, _name(model), weights, device, runtime, n_images=len(files)
+    )
     progress = progress or Progress.find()
     if predictor.probe is not None:
         path, trained, _ = predictor.probe
@@ -354,7 +338,7 @@ def _name(model: str | os.PathLike[str] | Result) -> str:
     return os.fspath(model) if isinstance(model, str | os.PathLike) else model.name
 
 
-@_typed("report")
+@_typed
 def report(
     results: Sequence[Result] | Result,
     out: str | os.PathLike[str],

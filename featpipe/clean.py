@@ -87,29 +87,33 @@ def find_unneeded(workspace: Workspace) -> list[Unneeded]:
 def files_of(workspace: Workspace, name: str) -> list[Unneeded]:
     """Return the files of a result, the result itself first: what is left then is of none."""
     result = workspace.results / f"{name}.json"
+    found = [path for path, of in _named_after_results(workspace).items() if of == name]
+    return [Unneeded(path, "of the result") for path in dict.fromkeys([result, *found])]
+
+
+def _named_after_results(workspace: Workspace) -> dict[Path, str]:
+    """Return files that are called as those of a result are, each with that result's name."""
     files = sorted([*workspace.results.glob("*"), *workspace.models.glob("*")])
-    matches = {path: _OF_RESULT.fullmatch(path.name) for path in files if path != result}
-    found = [path for path, match in matches.items() if match and match["result"] == name]
-    return [Unneeded(path, "of the result") for path in (result, *found)]
+    matches = [(path, _OF_RESULT.fullmatch(path.name)) for path in files]
+    return {path: match["result"] for path, match in matches if match}
 
 
 def _results(workspace: Workspace) -> Iterator[tuple[Path, str]]:
     folder = workspace.results
     with one_at_a_time(folder) if folder.is_dir() else nullcontext():  # no result is half written
-        results, errors = scan_results(workspace.results)
-        files = [*workspace.results.glob("*"), *workspace.models.glob("*")]
+        results, errors = scan_results(folder)
+        files = _named_after_results(workspace)
     old = {Path(one.details["where"]) for one in errors if isinstance(one, OldResultError)}
     damaged = {Path(one.details["where"]) for one in errors} - old
     named = {path.stem for path in damaged} | {result.name for result in results}
     for path in sorted(old):
         yield path, "result of featpipe 0.1"
-    for path in sorted(files):
-        match = _OF_RESULT.fullmatch(path.name)
-        if match is None or match["result"] in named or not _is_ours(path):
+    for path, name in files.items():
+        if name in named or not _is_ours(path):
             continue
         if path.suffix == ".checkpoint":
             yield path, "unfinished training: the same command would continue it"
-        elif match["result"] in {one.stem for one in old}:
+        elif name in {one.stem for one in old}:
             yield path, "of a result of featpipe 0.1"
         else:
             yield path, "of no result"

@@ -85,33 +85,36 @@ class Surroundings:
     """What has to be the same on every node as where the command was given."""
 
     folder: str  # the current one: relative paths start there
-    packages: tuple[tuple[str, str], ...]
+    packages: dict[str, str]  # their versions
 
     @classmethod
     def here(cls) -> Surroundings:
         """Return those of this process."""
         names = (*PACKAGES, "pillow", "timm", "transformers")
-        return cls(os.getcwd(), tuple((name, package_version(name)) for name in names))
+        return cls(os.getcwd(), {name: package_version(name) for name in names})
 
     def enter(self) -> None:
         """Make this process, on whatever node, one of these surroundings."""
         if wrong := self.difference():
-            raise ClusterError(wrong[0], where=node_name(), expected=wrong[1], got=wrong[2])
+            raise ClusterError(**wrong, where=node_name())
         os.chdir(self.folder)
 
-    def difference(self) -> tuple[str, str, str] | None:
-        """Return what is not the same here: a sentence, what was expected and what there is."""
-        here = dict(Surroundings.here().packages)
-        wanted = dict(self.packages)
-        if other := [name for name in wanted if here[name] != wanted[name]]:
+    def difference(self) -> dict[str, str]:
+        """Return what is not the same here, as the parts of an error; empty if all is."""
+        hint = "make the nodes alike, with one container image for instance: docs/scale.md"
+        have, wanted = Surroundings.here().packages, self.packages
+        if other := [name for name in wanted if have[name] != wanted[name]]:
+            what = "A node of the cluster has other versions of packages."
             expected, got = (
-                ", ".join(f"{name} {have[name]}" for name in other) for have in (wanted, here)
+                ", ".join(f"{name} {of[name]}" for name in other) for of in (wanted, have)
             )
-            return "A node of the cluster has other versions of packages.", expected, got
-        if not os.path.isdir(self.folder):
+        elif not os.path.isdir(self.folder):
             what = "A node of the cluster does not have the folder that the command was given in."
-            return what, f"{self.folder}, on a file system that all nodes share", "no such folder"
-        return None
+            expected = f"{self.folder}, on a file system that all nodes share"
+            got = "no such folder"
+        else:
+            return {}
+        return {"what": what, "expected": expected, "got": got, "next_step": hint}
 
 
 def node_name() -> str:
@@ -143,8 +146,7 @@ def joined(where: str, progress: Progress) -> Iterator[Any]:
     try:
         _check_nodes(ray)
         found = nodes(ray)
-        cores = sum(node.get("CPU", 0) for node in found)
-        gpus = sum(node.get("GPU", 0) for node in found)
+        cores, gpus = (sum(node.get(kind, 0) for node in found) for kind in ("CPU", "GPU"))
         with_gpus = f", {gpus:g} GPUs" * bool(gpus)
         progress.note(f"Ray cluster: {len(found)} nodes, {cores:g} cores{with_gpus}")
         with _said_by_ray(progress):
@@ -159,8 +161,8 @@ def _said_by_ray(progress: Progress) -> Iterator[None]:
     from ray._private import worker  # noqa: PLC0415 - there is no public way
 
     def report(data: Mapping[str, Any], **_: Any) -> None:
-        lines = "\n".join(data.get("lines", ())).strip().splitlines() or [""]
-        progress.note(f"Ray: {lines[0][:300]}")
+        first = "\n".join(data.get("lines", ())).strip().partition("\n")[0]
+        progress.note(f"Ray: {first[:300]}")
 
     printing = getattr(worker, "print_to_stdstream", None)
     worker.print_to_stdstream = report
@@ -210,16 +212,11 @@ def _check_nodes(ray: Any) -> None:
         except ray.exceptions.NodeDiedError:
             continue  # what it would have done, others do
         except Exception as error:
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            got = lines[-1].strip()[:400] if lines else type(error).__name__
             what, hint = "A node of the cluster cannot run featpipe.", "install it there, too"
-            raise ClusterError(what, where=f"node {name}", got=got, next_step=hint) from error
+            where, got = f"node {name}", _last_line(error)
+            raise ClusterError(what, where=where, got=got, next_step=hint) from error
         if wrong:
-            what, expected, got = wrong
-            hint = "make the nodes alike, with one container image for instance: docs/scale.md"
-            raise ClusterError(
-                what, where=f"node {name}", expected=expected, got=got, next_step=hint
-            )
+            raise ClusterError(**wrong, where=f"node {name}")
 
 
 @contextmanager
@@ -262,7 +259,12 @@ def explained(ray: Any) -> Iterator[None]:
     except ray.exceptions.RayError as error:
         if isinstance(cause := getattr(error, "cause", None), FeatpipeError):
             raise cause from error
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        what, got = "The cluster has given up.", f"{type(error).__name__}: {' '.join(lines[-1:])}"
         hint = "see Ray's logs; the same command continues with what is missing"
-        raise ClusterError(what, got=got[:400], next_step=hint) from error
+        what, got = "The cluster has given up.", _last_line(error)
+        raise ClusterError(what, got=got, next_step=hint) from error
+
+
+def _last_line(error: Exception) -> str:
+    """Return what an error is and, of Ray's long text, the line that tells the cause."""
+    last = str(error).strip().rpartition("\n")[2]
+    return f"{type(error).__name__}: {last.strip()}"[:400]

@@ -7,9 +7,10 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,17 +25,19 @@ from featpipe import backbones
 from featpipe.backbones.base import Backbone
 from featpipe.backbones.module import register_module
 from featpipe.datasets.dataset import DatasetOptions
-from featpipe.datasets.images import FileSource, to_rgb
+from featpipe.datasets.given import pixels_of
+from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
-from featpipe.extraction.batches import ExtractOptions, work_on_images
+from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
 from featpipe.extraction.step import EXTRACTION_VERSION
-from featpipe.fingerprint import FileHashes, of_bytes, of_mapping
+from featpipe.fingerprint import FileHashes, database, of_bytes, of_mapping
 from featpipe.progress import Progress
 from featpipe.workspace import user_path
 
 Vectors = dict[str, NDArray[np.float32]]  # digest of an image → its features
 
+_VECTORS = "vectors (image text primary key, vector blob, crc32 integer)"
 _IN_MEMORY: dict[str, Vectors] = {}  # of each embedding, until the process ends
 
 
@@ -140,26 +143,27 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             what = "The backbone is not the one that the embedder was fitted with."
             raise WeightsError(what, where=self.weights, next_step="call fit again")
         digests = [digest or "" for digest in source.digests]  # of a file that cannot be opened: ""
-        known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache == "memory" else {}
-        kept = self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite"
-        if kept is not None:
+        if kept := self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite":
             known = _read_kept(kept, digests)
+        else:
+            known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache else {}
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
         new, shapes = list(row_of), {layer: backbone.dim(layer)}
+
+        def read(number: int, side: int | None) -> NDArray[np.uint8]:
+            return source.read_scaled(row_of[new[number]], side)
+
+        def embed(batch: Batch) -> dict[str, NDArray[np.float32]]:
+            return batch.embed(backbone, shapes)
+
         backbone.prepare((layer,))
         with Progress.find().task(backbone.name, len(new)) as task:
-            for batch, arrays in work_on_images(
-                lambda number, side: source.read_scaled(row_of[new[number]], side),
-                len(new),
-                backbone,
-                lambda batch: batch.embed(backbone, shapes),
-                ExtractOptions(),
-                task,
-            ):
+            worked = work_on_images(read, len(new), backbone, embed, ExtractOptions(), task)
+            for batch, arrays in worked:
                 vectors = arrays[layer].reshape(len(batch.rows), -1)
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
-                if kept is not None:
+                if kept:
                     _keep(kept, made)
         return np.stack([known[digests[row]] for row in rows])
 
@@ -194,8 +198,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Return the images, files that are named twice once, and the row of each."""
         if isinstance(X, str | os.PathLike | Image.Image):
             what = "One image by itself is not a sequence of images."
-            example = f"[{os.fspath(X)!r}]" if isinstance(X, str | os.PathLike) else "[image]"
-            advice = f"put it into a list: {example}"
+            example = "image" if isinstance(X, Image.Image) else repr(os.fspath(X))
+            advice = f"put it into a list: [{example}]"
             raise UsageError(what, expected="a sequence of images or paths", next_step=advice)
         ndim = getattr(X, "ndim", 1)
         if ndim == 2 and X.shape[1] == 1 and hasattr(X, "__array__"):  # a column of a table
@@ -246,35 +250,27 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return np.rint(scaled).astype(np.uint8)
 
 
+@dataclass(frozen=True, eq=False)
 class _Pixels:
     """Images in memory: arrays, and images of Pillow, which are converted when they are read."""
 
-    def __init__(self, images: Any) -> None:
-        self._images = images
+    images: Any
 
     @cached_property
     def digests(self) -> list[str]:
         """A digest of the pixels of each image."""
-        images = map(self.read_scaled, range(len(self._images)))
+        images = map(pixels_of, self.images, count())
         return [of_bytes(repr(image.shape).encode(), image.tobytes()) for image in images]
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of all images; None if they differ."""
-        sizes = {self.read_scaled(row).shape[:2] for row in range(len(self._images))}
+        sizes = {image.shape[:2] for image in map(pixels_of, self.images, count())}
         return sizes.pop() if len(sizes) == 1 else None
 
-    def read_scaled(self, row: int, side: int | None = None) -> NDArray[np.uint8]:
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
         """Return an image as upright RGB."""
-        image = self._images[row]
-        if isinstance(image, Image.Image):
-            return to_rgb(image, f"image {row}")
-        if image.ndim == 2:
-            return np.repeat(image[..., None], 3, axis=2)
-        if image.ndim != 3 or image.shape[2] != 3:
-            expected = "(height, width, 3), or (height, width) for grey"
-            raise UsageError("This is not an image.", expected=expected, got=image.shape)
-        return image
+        return pixels_of(self.images[row], row)
 
 
 def _square(n: int) -> tuple[int, ...]:
@@ -293,8 +289,8 @@ def _opened(identity: str, *named: Any, **how: Any) -> Backbone:
 
 
 def _fingerprint(backbone: Backbone, layer: str) -> str:
-    described = {"backbone": backbone.describe(), "layer": layer}
-    return of_mapping({"extraction": EXTRACTION_VERSION, **described})
+    parts = {"extraction": EXTRACTION_VERSION, "backbone": backbone.describe(), "layer": layer}
+    return of_mapping(parts)
 
 
 # -- features in a folder ------------------------------------------------------------------------
@@ -302,29 +298,23 @@ def _fingerprint(backbone: Backbone, layer: str) -> str:
 
 def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
     """Return the features of those images that have some; damaged ones are left out."""
-    found, query = {}, "select * from vectors where image = ?"
+    query = "select * from vectors where image = ?"
     with _open_kept(path) as connection:
-        for digest in set(digests):
-            for _, blob, crc32 in connection.execute(query, (digest,)):
-                if zlib.crc32(blob) == crc32:
-                    found[digest] = np.frombuffer(blob, "<f4")
-    return found
+        rows = [row for one in set(digests) for row in connection.execute(query, (one,))]
+    return {one: np.frombuffer(blob, "<f4") for one, blob, crc in rows if zlib.crc32(blob) == crc}
 
 
 def _keep(path: Path, vectors: Vectors) -> None:
     blobs = ((digest, vector.astype("<f4").tobytes()) for digest, vector in vectors.items())
     rows = [(digest, blob, zlib.crc32(blob)) for digest, blob in blobs]
-    with _open_kept(path) as connection, connection:
+    with _open_kept(path) as connection:
         connection.executemany("insert or replace into vectors values (?, ?, ?)", rows)
 
 
 @contextmanager
 def _open_kept(path: Path) -> Iterator[sqlite3.Connection]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as connection:
-            columns = "image text primary key, vector blob, crc32 integer"
-            connection.execute(f"create table if not exists vectors ({columns})")
+        with database(path, _VECTORS) as connection:
             yield connection
     except (sqlite3.Error, OSError) as error:
         what = "The cache of features cannot be used."

@@ -12,8 +12,8 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ SEAL = b"featpipe sha256 "  # the comment of a sealed archive, before the digest
 _COMMENT_BYTES = 2 + len(SEAL) + 64  # with its length, which ends an archive without a comment
 _READ_BYTES = 1 << 22
 _COLUMNS = "path, size, mtime_ns, ctime_ns, algorithm, digest, crc32"
+_HASHES = (
+    "hashes (path text, algorithm text, size integer, mtime_ns integer, ctime_ns integer,"
+    " digest text, crc32 integer, primary key (path, algorithm))"
+)
 
 
 def of_mapping(values: Any) -> str:
@@ -109,6 +113,15 @@ def _comment(path: Path, n_bytes: int) -> bytes:
     return len(text).to_bytes(2, "little") + text
 
 
+@contextmanager
+def database(path: Path, table: str) -> Iterator[sqlite3.Connection]:
+    """Yield an SQLite file that has a table; it is made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path, timeout=60)) as connection, connection:
+        connection.execute(f"create table if not exists {table}")
+        yield connection
+
+
 class FileHashes:
     """Content hashes that are computed once and remembered.
 
@@ -179,29 +192,17 @@ class FileHashes:
     def _remember(self, rows: Sequence[tuple[Any, ...]]) -> None:
         if self.cache is None or not rows:
             return
-        with (
-            suppress(sqlite3.Error, OSError),  # what cannot be remembered is computed again
-            closing(self._connect(self.cache)) as connection,
-            connection,
-        ):
+        # What cannot be remembered is computed again.
+        with suppress(sqlite3.Error, OSError), database(self.cache, _HASHES) as connection:
             into = f"insert or replace into hashes ({_COLUMNS}) values"
             checked = [(*row, _crc32(row)) for row in rows]
             connection.executemany(f"{into} (?, ?, ?, ?, ?, ?, ?)", checked)
-
-    def _connect(self, cache: Path) -> sqlite3.Connection:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(cache, timeout=30)
-        connection.execute(
-            "create table if not exists hashes (path text, algorithm text, size integer, mtime_ns"
-            " integer, ctime_ns integer, digest text, crc32 integer, primary key (path, algorithm))"
-        )
-        return connection
 
     def _known(self, condition: str, *values: str) -> dict[tuple[str, int, int, int], str]:
         if self.cache is None or not self.cache.exists():
             return {}
         try:
-            with closing(self._connect(self.cache)) as connection:
+            with database(self.cache, _HASHES) as connection:
                 query = f"select {_COLUMNS} from hashes where {condition}"  # noqa: S608 - ours
                 rows = connection.execute(query, values).fetchall()
         except sqlite3.OperationalError:

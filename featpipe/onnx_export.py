@@ -21,7 +21,6 @@ from featpipe.prediction import Predictor, open_predictor
 from featpipe.workspace import Workspace, atomic_write, refuse_foreign
 
 _MARK = "written by featpipe export"
-_OUTPUTS = ("probabilities", "labels")
 _TOLERANCE = 1e-4  # of a probability
 
 
@@ -65,11 +64,9 @@ def export_onnx(
     with atomic_write(out) as temporary:
         _write(graph, temporary, prepared.crop, model.classes)
         _compare(temporary, predictor)
-    sides = {"resize": prepared.resize, "crop": prepared.crop}
-    if prepared.fit in ("fill", "whole"):
-        sides["resize"] = prepared.crop
-    how = {"fit": prepared.fit, "filter": prepared.interpolation.upper(), **sides}
-    script = _SCRIPT.format(mark=_MARK, **how)
+    resize = prepared.crop if prepared.fit in ("fill", "whole") else prepared.resize
+    how = {"fit": prepared.fit, "resize": resize, "crop": prepared.crop}
+    script = _SCRIPT.format(mark=_MARK, filter=prepared.interpolation.upper(), **how)
     for path, text in zip(paths[1:], (_card(result, model, out.name), script), strict=True):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -77,11 +74,9 @@ def export_onnx(
 
 
 def _refused(got: object) -> UsageError:
-    what, advice = (
-        "This model cannot be exported.",
-        "export the model of featpipe svm, logistic or centroid",
-    )
+    what = "This model cannot be exported."
     expected = "a linear classifier with calibrated probabilities, on features in float32"
+    advice = "export the model of featpipe svm, logistic or centroid"
     return UsageError(what, expected=expected, got=got, next_step=advice)
 
 
@@ -128,7 +123,7 @@ def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) ->
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     # The older exporter of PyTorch has no operator for the attention of torchvision's ViTs.
     how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
-    how |= {"input_names": ["images"], "output_names": list(_OUTPUTS)}
+    how |= {"input_names": ["images"], "output_names": ["probabilities", "labels"]}
     how["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
     try:
         with torch.no_grad():

@@ -34,23 +34,15 @@ from featpipe.errors import (
 )
 from featpipe.evaluation.models import ENDINGS, TrainedModel, load_model
 from featpipe.evaluation.result import Result, latest_named
-from featpipe.extraction.batches import ExtractOptions, work_on_images
+from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
-from featpipe.workspace import (
-    Workspace,
-    atomic_write,
-    neutralised,
-    refuse_foreign,
-    user_path,
-)
+from featpipe.workspace import Workspace, atomic_write, neutralised, refuse_foreign, user_path
 
 _KINDS = (*ENDINGS, ".safetensors")  # of a probe; of a fine-tuned network
 _WRITTEN = "featpipe predict"
 # Below, PyTorch answers before OpenVINO has been opened and compared with it.
 _FEW_IMAGES = 32
-
-
 Answers = tuple[NDArray[np.int64], NDArray[Any] | None, NDArray[Any] | None]
 
 
@@ -85,7 +77,7 @@ def open_predictor(
     workspace: Workspace,
     name: str,
     weights: str | None = None,
-    device: str | None = None,
+    device: str = "auto",
     runtime: str | None = None,
     n_images: int | None = None,
 ) -> Predictor:
@@ -115,7 +107,6 @@ def open_predictor(
     """
     if name.endswith(".json"):  # the file of a result means its model
         name = Path(name).stem
-    device = device or "auto"
     models = [path for kind in _KINDS for path in workspace.models.glob(f"*{kind}")]
     path = user_path(name) if user_path(name).is_file() else latest_named(models, name)
     if path is None:
@@ -127,9 +118,8 @@ def open_predictor(
         few = n_images is not None and n_images < _FEW_IMAGES
         return _open_probe(path, weights, device, runtime, few=few)
     if runtime not in (None, "torch"):
-        raise UsageError(
-            "A fine-tuned network only runs in PyTorch.", expected="torch", got=runtime
-        )
+        what = "A fine-tuned network only runs in PyTorch."
+        raise UsageError(what, expected="torch", got=runtime)
     from featpipe.finetuning.saved import load_head  # noqa: PLC0415 - a probe needs no skorch
 
     head = load_head(path, weights=weights, device=device)
@@ -143,35 +133,26 @@ def open_predictor(
 
 def _no_model(workspace: Workspace, name: str) -> ResultError:
     """Return why there is no model of this name, although there may be a result."""
-    folder, written = workspace.models, [*workspace.results.glob("*.json")]
-    named = [path for path in written if path.stem == name]
-    named = named or [path for path in written if name.lower() in path.stem.lower()]
-    if named:
-        path = max(named, key=lambda path: path.stat().st_mtime)
+    folder = workspace.models
+    if path := latest_named(workspace.results.glob("*.json"), name):
         result = Result.load(path)
         if why := result.extra.get("not_saved"):
             what = f"The model of the result {path.stem!r} could not be saved."
             advice = "name a result of another method, such as featpipe svm"
             return ResultError(what, where=path, got=why, next_step=advice)
-        trained = "save_model" in result.settings or "model" in result.files
-        return ResultError(
-            f"The result {path.stem!r} has no model."
-            if trained
-            else f"The method {result.method!r} trains no model, so it cannot classify new images.",
-            where=path,
-            expected=f"{folder / path.stem} ending in {', '.join(_KINDS)}" if trained else None,
-            next_step="run its command again, without --no-save-model and with --force"
-            if trained
-            else "name a result of a method that is trained, such as featpipe svm",
-        )
+        if "save_model" in result.settings or "model" in result.files:
+            what = f"The result {path.stem!r} has no model."
+            expected = f"{folder / path.stem} ending in {', '.join(_KINDS)}"
+            advice = "run its command again, without --no-save-model and with --force"
+            return ResultError(what, where=path, expected=expected, next_step=advice)
+        what = f"The method {result.method!r} trains no model, so it cannot classify new images."
+        advice = "name a result of a method that is trained, such as featpipe svm"
+        return ResultError(what, where=path, next_step=advice)
     known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
     parts = dict.fromkeys(part for stem in known for part in stem.split("-"))
-    return ResultError(
-        f"There is no model {name!r}.",
-        where=folder,
-        got=", ".join(known) or "no models",
-        next_step=did_you_mean(name, [*known, *parts]) or "train one: featpipe svm",
-    )
+    what, got = f"There is no model {name!r}.", ", ".join(known) or "no models"
+    advice = did_you_mean(name, [*known, *parts]) or "train one: featpipe svm"
+    return ResultError(what, where=folder, got=got, next_step=advice)
 
 
 def _open_probe(
@@ -224,17 +205,14 @@ def _open_probe(
     def classify(images: Tensor) -> Answers:
         return model.answer(backbone.embed(images, layers)[model.layer])
 
-    suits = backbone.batch_size, backbone.parallel
-    made = path, model, backbone
-    return Predictor(model.classes, backbone.preprocessing, *suits, classify, made)
+    suits = backbone.preprocessing, backbone.batch_size, backbone.parallel
+    return Predictor(model.classes, *suits, classify, (path, model, backbone))
 
 
 def _no_calibration(_: Preprocessing) -> Tensor:
-    raise WeightsError(
-        "The int8 network that this classifier was trained on is missing.",
-        where="the cache of converted networks",
-        next_step="extract the features of the training images again, which converts it",
-    )
+    what = "The int8 network that this classifier was trained on is missing."
+    advice = "extract the features of the training images again, which converts it"
+    raise WeightsError(what, where="the cache of converted networks", next_step=advice)
 
 
 def predict(
@@ -251,16 +229,13 @@ def predict(
         image = images[row]
         return read_image(image, side) if isinstance(image, Path) else pixels_of(image, row)
 
+    def classify(batch: Batch) -> Answers | None:
+        return None if batch.images is None else predictor.classify(batch.images)
+
     answers: list[Answer] = []
+    options = ExtractOptions(on_error="skip")
     with progress.task("predict", len(images)) as task:
-        worked = work_on_images(
-            read,
-            len(images),
-            predictor,
-            lambda batch: None if batch.images is None else predictor.classify(batch.images),
-            ExtractOptions(on_error="skip"),
-            task,
-        )
+        worked = work_on_images(read, len(images), predictor, classify, options, task)
         for batch, classified in worked:
             found = {row: Answer(names[row], error=why) for row, why in batch.skipped.items()}
             if classified is not None:

@@ -97,18 +97,17 @@ def write_recipe(
         found, got = "one class" if classes else "no labels", ", ".join(classes) or None
         what = f"The images have {found}, so there is nothing to classify."
         expected = "a folder of images for each class, not one of them"
-        advice = (
-            None if classes else f"for their embeddings: featpipe embed {folder} -o vectors.csv"
-        )
+        advice = f"for their embeddings alone: featpipe embed {folder} -o vectors.csv"
         raise DataError(what, where=folder, got=got, expected=expected, next_step=advice)
-    held_out = (
+    found = f"{len(classes)} classes, {len(first)} images, no test split"
+    protocol = (
         "There is no test split, so a fifth of the images is held out; five-fold\n"
         "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
     )
-    parts = [f"{len(source)} {source.split}" for source in sources]
-    found = f"{len(classes)} classes, {len(first)} images, no test split"
-    if len(sources) > 1:
-        found = f"{len(classes)} classes, images: {', '.join(parts)}"
+    if len(splits) > 1:
+        parts = ", ".join(f"{len(source)} {source.split}" for source in sources)
+        found = f"{len(classes)} classes, images: {parts}"
+        protocol = f"Trained on {splits[0]!r}, tested once on {splits[1]!r}."
     text = _TEMPLATE.substitute(
         name=target.stem,
         file=target,
@@ -117,9 +116,7 @@ def write_recipe(
         dataset=_quoted(dataset),
         found=found,
         classes=_quoted(",".join(classes[:2])),
-        protocol=held_out
-        if len(splits) == 1
-        else f"Trained on {splits[0]!r}, tested once on {splits[1]!r}.",
+        protocol=protocol,
     )
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
@@ -128,18 +125,16 @@ def write_recipe(
     counts = np.bincount(first.labels[first.labels >= 0], minlength=len(classes))
     if rare := [classes[label] for label in np.flatnonzero(counts < _FEW)]:
         lines.append(f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}")
-    kind = dataset.partition(":")[0]
+    kind, _, place = dataset.partition(":")
     if not first.groups and (how := _HOW_TO_GROUP.get(kind)):
         nested = len({os.path.dirname(name) for name in first.ids}) > len(classes)
         seen = "the classes have subfolders: " * (nested and kind == "folder")
         lines.append(
             f"{seen}if several images show the same patient, video or place, keep them on the same "
-            "side of every split: "
-            f"{how} {target if kind == 'folder' else dataset.partition(':')[2]}"
+            f"side of every split: {how} {target if kind == 'folder' else place}"
         )
-    return Outcome(
-        "done", "\n".join(lines), (target,), {"dataset": dataset, "splits": list(splits)}
-    )
+    facts = {"dataset": dataset, "splits": list(splits)}
+    return Outcome("done", "\n".join(lines), (target,), facts)
 
 
 def _target(name: str, data: Path | None) -> tuple[Path, Path]:
@@ -149,14 +144,11 @@ def _target(name: str, data: Path | None) -> tuple[Path, Path]:
     elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
         name, data = Path(name).resolve().name, Path(name)
     target = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
-    _refuse_existing("recipe", target)
+    _refuse_existing("recipe", target, f"use it (featpipe run {target}), or choose another name")
     if not is_name(target.stem):
         words = re.sub(r"[^A-Za-z0-9]+", "-", target.stem).strip("-").lower() or "NAME"
-        raise UsageError(
-            f"{target.stem!r} cannot be a name.",
-            expected=A_NAME,
-            next_step=f"featpipe init {words} --data {shlex.quote(str(data or target.stem))}",
-        )
+        hint = f"featpipe init {words} --data {shlex.quote(str(data or target.stem))}"
+        raise UsageError(f"{target.stem!r} cannot be a name.", expected=A_NAME, next_step=hint)
     folder = data or target.with_suffix("")
     if data is None and not folder.is_dir():
         what = f"There is no folder or table of images called {str(folder)!r}."
@@ -165,10 +157,8 @@ def _target(name: str, data: Path | None) -> tuple[Path, Path]:
     return target, folder
 
 
-def _refuse_existing(kind: str, path: Path) -> None:
+def _refuse_existing(kind: str, path: Path, hint: str) -> None:
     if path.exists():
-        hint = f"use it (featpipe run {path}), or choose another name" * (kind == "recipe")
-        hint = hint or "choose another name, or remove it"
         raise UsageError(f"The {kind} exists already.", where=path, next_step=hint)
 
 
@@ -201,7 +191,7 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
 
 def _join(table: Path, train: Path, test: Path, context: Context) -> Path:
     """Write a CSV of the images in two folders: those that train, and those that test."""
-    _refuse_existing("table", table)
+    _refuse_existing("table", table, "choose another name, or remove it")
     rows, known = [("path", "label", "split")], None
     for split, folder in (("train", train), ("test", test)):
         request = SourceRequest(f"folder:{folder}")

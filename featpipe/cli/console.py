@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, NoReturn
@@ -60,7 +60,7 @@ class Console:
             return
         if self._bars is not None:
             self._bars.end_task()
-        if outcome.table is not None and outcome.succeeded:
+        if outcome.table and outcome.succeeded:
             self._say(f"{outcome.task}:")
             print_table(outcome.table)
         self._say(f"{outcome.status}: {outcome.task} ({outcome.seconds:.1f} s)")
@@ -72,7 +72,7 @@ class Console:
         self._stop()
         if self.quiet:
             return
-        if outcome.table is not None:
+        if outcome.table:
             print_table(outcome.table)
         if outcome.message:
             print(printable(outcome.message))
@@ -190,8 +190,6 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a table; one column per key of the first row."""
     from rich import console, table, text  # noqa: PLC0415
 
-    if not rows:
-        return
     shown = table.Table(header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
@@ -229,20 +227,36 @@ class Session:
         raise click.exceptions.Exit(outcome.exit_code)
 
 
-def with_session(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that every command has, and pass them as one :class:`Session`."""
+def command(
+    name: str | None = None,
+    group: Any = click,
+    more: Iterable[click.Parameter] = (),
+    **properties: Any,
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a command of a group; its first argument is the :class:`Session`.
 
-    @click.option("--workspace", metavar="DIR", help="Folder of data and reports [default: .].")
-    @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of text.")
-    @click.option("-q", "--quiet", is_flag=True, help="Show errors only.")
-    @wraps(function)
-    def wrapped(workspace: str | None, as_json: bool, quiet: bool, **values: Any) -> Any:
-        console = (JsonConsole if as_json else Console)(quiet=quiet)
-        return function(Session(Workspace.find(workspace), console, as_json), **values)
+    Its parameters are those of the function's decorators, then ``more``, and those of every
+    command; ``properties`` are as of :func:`click.command`.
+    """
 
-    return wrapped
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @wraps(function)
+        def called(workspace: str | None, as_json: bool, quiet: bool, **values: Any) -> Any:
+            console = (JsonConsole if as_json else Console)(quiet=quiet)
+            return function(Session(Workspace.find(workspace), console, as_json), **values)
+
+        made: click.Command = group.command(name, **properties)(called)
+        made.params += [*more, *_OF_EVERY_COMMAND]
+        return made
+
+    return decorate
 
 
+_OF_EVERY_COMMAND = [
+    click.Option(["--workspace"], metavar="DIR", help="Folder of data and reports [default: .]."),
+    click.Option(["--json", "as_json"], is_flag=True, help="JSON lines instead of text."),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Show errors only."),
+]
 jobs_option = click.option(
     "--jobs", type=int, default=-1, help="Worker processes [default: one per core]."
 )

@@ -13,7 +13,7 @@ from click.shell_completion import get_completion_class
 
 from featpipe import api
 from featpipe.backbones import MODELS
-from featpipe.cli.console import Session, with_session
+from featpipe.cli.console import Session, command
 from featpipe.datasets import DATASETS
 from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.registry import Registry
@@ -24,43 +24,36 @@ _PATH = click.Path(path_type=Path)
 _FEW = 12  # classes, or images that are left out, that are listed for people
 
 
-def _list(session: Session, registry: Registry[Any]) -> NoReturn:
-    rows = [
-        {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary}
-        for name, summary in registry.summaries().items()
-    ]
-    session.finish(Outcome("done", "", table=rows))
+def _listing(name: str, registry: Registry[Any], what: str) -> click.Command:
+    @command(name, help=f"List the {what}.", epilog=f"Example: featpipe {name}")
+    def listing(session: Session) -> None:
+        rows = [
+            {"name": name, "also": ", ".join(registry.aliases_of(name)), "what": summary}
+            for name, summary in registry.summaries().items()
+        ]
+        session.finish(Outcome("done", "", table=rows))
+
+    return listing
 
 
-@click.command(epilog="Example: featpipe models")
-@with_session
-def models(session: Session) -> None:
-    """List the backbones."""
-    _list(session, MODELS)
+models = _listing("models", MODELS, "backbones")
+datasets = _listing("datasets", DATASETS, "datasets")
 
 
-@click.command(epilog="Example: featpipe datasets")
-@with_session
-def datasets(session: Session) -> None:
-    """List the datasets."""
-    _list(session, DATASETS)
-
-
-@click.command(epilog="Example: featpipe bench --model resnet50")
+@command(epilog="Example: featpipe bench --model resnet50")
 @click.option("--model", default="resnet50", show_default=True, help="Backbone, random weights.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
-@with_session
 def bench(session: Session, model: str, device: str) -> None:
     """Measure this machine: decoding, each runtime and precision, the disk; in a minute or two."""
     rows, taken = api.measure(model, device, session.workspace.root, session.console.progress)
     session.finish(Outcome("done", taken, table=rows))
 
 
-@click.group(
+@command(
+    cls=click.Group,
     invoke_without_command=True,
     epilog="Examples: featpipe results · featpipe results show svm · featpipe results rm svm",
 )
-@with_session
 @click.pass_context
 def results(ctx: click.Context, session: Session) -> None:
     """List the results of the workspace, unreadable ones too; show, verify and remove them.
@@ -97,9 +90,8 @@ def _network(result: Any) -> str:
     return str(result.extra.get("network", backbone).get("model") or "")
 
 
-@results.command("show", epilog="Example: featpipe results show svm")
+@command("show", results, epilog="Example: featpipe results show svm")
 @click.argument("name")
-@with_session
 def show_result(session: Session, name: str) -> None:
     """Show one result: its numbers, what they are of, and where its files are."""
     result = api.Result.load(api.locate_result(session.workspace.results, name))
@@ -163,9 +155,8 @@ def _plainly(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-@results.command("rm", epilog="Example: featpipe results rm digits-glyphnet-svm-1a2b3c4d")
+@command("rm", results, epilog="Example: featpipe results rm digits-glyphnet-svm-1a2b3c4d")
 @click.argument("names", nargs=-1, required=True)
-@with_session
 def remove_results(session: Session, names: tuple[str, ...]) -> None:
     """Remove results with their predictions, models and pictures; stores and reports stay."""
     folder = session.workspace.results
@@ -187,32 +178,26 @@ def _the_one_result(folder: Path, name: str) -> Path:
     others = [other for other in api.scan_results(folder)[0] if f"-{name}-" in f"-{other.name}-"]
     if path.stem != name and len({other.dataset["name"] for other in others}) > 1:
         others.sort(key=lambda other: other.created, reverse=True)
-        raise UsageError(
-            f"{name!r} fits results on several datasets, and only one is to be removed.",
-            where=folder,
-            got="".join(f"\n    {one.name} ({one.dataset['name']})" for one in others),
-            next_step=f"say which: featpipe results rm {others[0].name}",
-        )
+        what = f"{name!r} fits results on several datasets, and only one is to be removed."
+        got = "".join(f"\n    {one.name} ({one.dataset['name']})" for one in others)
+        hint = f"say which: featpipe results rm {others[0].name}"
+        raise UsageError(what, where=folder, got=got, next_step=hint)
     return path
 
 
-@results.command("verify", epilog="Example: featpipe results verify digits-glyphnet-svm-1a2b3c4d")
+@command("verify", results, epilog="Example: featpipe results verify digits-glyphnet-svm-1a2b3c4d")
 @click.argument("names", nargs=-1)
-@with_session
 def verify_results(session: Session, names: tuple[str, ...]) -> None:
     """Compare results with their digests, and every number with what the predictions give.
 
     Models and the files of reports are compared with their digests, too. NAMES are results or
     their files; all results and reports of the workspace by default.
     """
-    workspace = session.workspace
-    folder = workspace.results
+    folder, models = session.workspace.results, session.workspace.models
     paths = [api.locate_result(folder, name) for name in names] or sorted(folder.glob("*.json"))
-    pages = [] if names else sorted(workspace.reports.glob("*.html"))
+    pages = [] if names else sorted(session.workspace.reports.glob("*.html"))
     changed = [file for page in pages for file in api.changed_files(page)]
-    _verify(
-        session, "results", paths, lambda path: api.verify_result(path, workspace.models), changed
-    )
+    _verify(session, "results", paths, lambda path: api.verify_result(path, models), changed)
 
 
 def _verify(
@@ -241,19 +226,19 @@ def _verify(
     session.finish(Outcome(status, message, tuple(paths), {"damaged": damaged}, int(bool(damaged))))
 
 
-@click.command(epilog="Examples: featpipe clean · featpipe clean --yes")
+@command(epilog="Examples: featpipe clean · featpipe clean --yes")
 @click.option("--yes", is_flag=True, help="Remove what is listed.")
-@with_session
 def clean(session: Session, *, yes: bool) -> None:
     """List or remove what is not needed: leftovers, unfinished stores, files without a result.
 
     Nothing else is touched, and nothing that featpipe did not write.
     """
     found = api.find_unneeded(session.workspace)
-    sizes = [one.n_bytes / 1e6 for one in found]
-    facts = zip(found, sizes, strict=True)
-    rows = [{"path": str(one.path), "MB": round(mb, 2), "why": one.why} for one, mb in facts]
-    total = f"{len(found)} files, {sum(sizes):.2f} MB"
+    sizes = {one: one.n_bytes / 1e6 for one in found}
+    rows = [
+        {"path": str(one.path), "MB": round(mb, 2), "why": one.why} for one, mb in sizes.items()
+    ]
+    total = f"{len(found)} files, {sum(sizes.values()):.2f} MB"
     for one in found if yes else ():
         one.remove()
     message = f"removed {total}" if yes else f"{total}; remove them: featpipe clean --yes"
@@ -262,7 +247,7 @@ def clean(session: Session, *, yes: bool) -> None:
     session.finish(Outcome("done", message, tuple(one.path for one in found), table=rows))
 
 
-@click.command(
+@command(
     epilog="Examples: featpipe predict svm scan.png · featpipe predict resnet50-svm photos "
     "--out answers.csv"
 )
@@ -274,7 +259,6 @@ def clean(session: Session, *, yes: bool) -> None:
 @click.option("--strict", is_flag=True, help="Exit with code 3 if an image could not be read.")
 @click.option("-o", "--out", type=_PATH, help="Write the answers to this .csv, .parquet or .json.")
 @click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
-@with_session
 def predict(
     session: Session,
     model: str,
@@ -310,12 +294,11 @@ def predict(
     session.finish(Outcome("done", "\n".join(lines), (out,), facts, exit_code))
 
 
-@click.command("export", epilog="Example: featpipe export svm model.onnx")
+@command("export", epilog="Example: featpipe export svm model.onnx")
 @click.argument("model")
 @click.argument("out", type=_PATH)
 @click.option("--weights", help="The backbone's weights, if they were moved.")
 @click.option("--force", is_flag=True, help="Replace files that featpipe did not write, too.")
-@with_session
 def export_model(session: Session, model: str, out: Path, **how: Any) -> None:
     """Write a trained probe with its backbone as one ONNX graph, with a model card and a script.
 
@@ -341,8 +324,7 @@ def store() -> None:
     """List, describe, verify and export feature stores."""
 
 
-@store.command("list", epilog="Example: featpipe store list")
-@with_session
+@command("list", store, epilog="Example: featpipe store list")
 def list_stores(session: Session) -> None:
     """List the sealed, unfinished and damaged stores of the workspace."""
     folder = session.workspace.features
@@ -361,9 +343,10 @@ def list_stores(session: Session) -> None:
     session.finish(Outcome("done", message, table=rows))
 
 
-@store.command(epilog="Example: featpipe store info data/features/digits/glyphnet/train-….h5")
+@command(
+    group=store, epilog="Example: featpipe store info data/features/digits/glyphnet/train-….h5"
+)
 @click.argument("path", type=_PATH)
-@with_session
 def info(session: Session, path: Path) -> None:
     """Describe one store: what it holds and what it was made with; --json says all of it."""
     found = api.FeatureStore(path)
@@ -406,9 +389,8 @@ def info(session: Session, path: Path) -> None:
     _describe(session, people, (path,), facts)
 
 
-@store.command(epilog="Example: featpipe store verify data/features/digits/glyphnet/*.h5")
+@command(group=store, epilog="Example: featpipe store verify data/features/digits/glyphnet/*.h5")
 @click.argument("paths", nargs=-1, type=_PATH)
-@with_session
 def verify(session: Session, paths: tuple[Path, ...]) -> None:
     """Read stores completely and compare them with their digests; all of them by default."""
     folders = session.workspace.features, session.workspace.activations
@@ -416,12 +398,11 @@ def verify(session: Session, paths: tuple[Path, ...]) -> None:
     _verify(session, "stores", found, lambda path: api.FeatureStore(path).verify())
 
 
-@store.command(epilog="Example: featpipe store export FILE.h5 features.parquet")
+@command(group=store, epilog="Example: featpipe store export FILE.h5 features.parquet")
 @click.argument("path", type=_PATH)
 @click.argument("target", type=_PATH)
 @click.option("--layer", help="Layer to export [default: the first].")
 @click.option("--force", is_flag=True, help="Replace a file that featpipe did not write, too.")
-@with_session
 def export(session: Session, path: Path, target: Path, layer: str | None, *, force: bool) -> None:
     """Write ids, labels and features as .npz, .parquet, .csv or .h5."""
     rows = api.export_store(api.FeatureStore(path), target, layer, force=force)
@@ -433,36 +414,29 @@ def labelmap() -> None:
     """Show and check label maps."""
 
 
-@labelmap.command(epilog="Example: featpipe labelmap show imagenet_to_stl10 --target cat")
+@command(group=labelmap, epilog="Example: featpipe labelmap show imagenet_to_stl10 --target cat")
 @click.argument("name", required=False)
 @click.option("--target", help="Only source classes of this target ('other' too).")
-@with_session
 def show(session: Session, name: str | None, target: str | None) -> None:
     """List the built-in maps, or the rows of one map (a name or a CSV file)."""
     if name is None:
-        maps = list(map(api.LabelMap.load, api.builtin_maps()))
-        rows = [
-            {"name": each.name, "source classes": len(each.rows)}
-            | {
-                "other": len(each.sources["other"]),
-                "without source": ", ".join(each.without_source),
-            }
-            for each in maps
+        maps = [
+            {"name": one.name, "source classes": len(one.rows), "other": len(one.sources["other"])}
+            | {"without source": ", ".join(one.without_source)}
+            for one in map(api.LabelMap.load, api.builtin_maps())
         ]
-        session.finish(Outcome("done", "", table=rows))
-    columns = {"id": "source_id", "source": "source_name", "target": "target"}
-    columns |= {"disputed": "disputed", "why": "why"}
+        session.finish(Outcome("done", "", table=maps))
     rows = [
-        {column: getattr(row, attribute) for column, attribute in columns.items()}
+        {"id": row.source_id, "source": row.source_name, "target": row.target}
+        | {"disputed": row.disputed, "why": row.why}
         for row in api.LabelMap.load(name).rows
         if target in (None, row.target)
     ]
     session.finish(Outcome("done", "" if rows else f"no source class is {target!r}", table=rows))
 
 
-@labelmap.command(epilog="Example: featpipe labelmap check my_map.csv")
+@command(group=labelmap, epilog="Example: featpipe labelmap check my_map.csv")
 @click.argument("name")
-@with_session
 def check(session: Session, name: str) -> None:
     """Check that a map is complete and unambiguous; say what maps to each target."""
     found = api.LabelMap.load(name)

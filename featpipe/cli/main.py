@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from featpipe import api
-from featpipe.cli.console import Console, JsonConsole, Session, jobs_option, with_session
+from featpipe.cli.console import Console, JsonConsole, Session, command, jobs_option
 from featpipe.cli.inspect import INSPECTION
 from featpipe.cluster import OnCluster
 from featpipe.errors import FeatpipeError, UsageError, did_you_mean
@@ -26,113 +26,6 @@ from featpipe.steps.recipe import find_recipe, read_recipe
 from featpipe.steps.runner import Listener, run_plan
 from featpipe.steps.tracking import TRACKERS
 
-# -- recipes -------------------------------------------------------------------------------------
-
-
-@click.command(
-    epilog="Examples: featpipe run pipelines/demo.yaml · featpipe run stl10 --dry-run · "
-    "featpipe run stl10 --limit 200 --set data=../shared/data --set extract.model=resnet18"
-)
-@click.argument("recipe")
-@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change an option: seed=1 in every step that has it, svm.seed=1 in one step.",
-)
-@click.option("--only", multiple=True, metavar="STEP", help="Only this step and what it needs.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images of each split.")
-@click.option(
-    "--out-anywhere",
-    is_flag=True,
-    help="Let the recipe's 'out' name files outside of the workspace, and 'force' replace yours.",
-)
-@jobs_option
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    help="Where tasks run: local, one after the other; ray, on the nodes of a Ray cluster.",
-)
-@click.option(
-    "--address",
-    help="The cluster's head node, HOST:PORT [default: $RAY_ADDRESS, or one on this machine].",
-)
-@click.option(
-    "--track",
-    type=click.Choice(list(TRACKERS)),
-    help="Keep parameters, metrics and curves there too.",
-)
-@with_session
-def run(  # noqa: PLR0913 - one argument per option
-    session: Session,
-    recipe: str,
-    *,
-    dry_run: bool = False,
-    overrides: Sequence[str] = (),
-    only: Sequence[str] = (),
-    limit: int | None = None,
-    out_anywhere: bool = False,
-    jobs: int = -1,
-    engine: str = "local",
-    address: str | None = None,
-    track: str | None = None,
-) -> None:
-    """Run a recipe: a list of steps as YAML, resumable.
-
-    RECIPE is a file, or the name of one that comes with featpipe. Finished tasks are skipped: run
-    the same command again to resume.
-    """
-    read = read_recipe(find_recipe(recipe), overrides, limit)
-    plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
-    if dry_run:
-        session.finish(plan.outcome())
-    OnCluster(engine=engine, **({"address": address} if address else {})).check_requirements()
-    trackers = [] if track is None else [TRACKERS[track](plan)]
-    listeners: list[Listener] = [session.console.follow, *trackers]
-    if engine == "local":
-        session.finish(run_plan(plan, listeners))
-    session.finish(run_plan_on_cluster(plan, listeners, address or "auto"))
-
-
-@click.command(epilog="Example: featpipe demo --workspace demo")
-@with_session
-def demo(session: Session) -> None:
-    """Embed handwritten digits, train, compare, report: offline, in a minute.
-
-    The same as: featpipe run demo
-    """
-    run.callback.__wrapped__(session, "demo")  # type: ignore[union-attr]
-
-
-@click.command(
-    epilog="Examples: featpipe init photos --data ~/photos · featpipe init list.csv · "
-    "featpipe init seasons --data summer --test winter · featpipe run photos.yaml"
-)
-@click.argument("name")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder of class folders, or a CSV or npz file [default: the folder or table NAME].",
-)
-@click.option(
-    "--test",
-    type=click.Path(path_type=Path),
-    help="Folder of the test images, where those of --data only train; NAME.csv then lists both.",
-)
-@click.option("--model", default="resnet50", help="Backbone to use.", show_default=True)
-@click.option("--weights", help="A file of weights [default: the published ones].")
-@with_session
-def init(session: Session, name: str, test: Path | None, **given: Any) -> None:
-    """Write a commented recipe for your own images: three methods, one report."""
-    session.finish(api.write_recipe(name, **given, context=session.context(), test=test))
-
-
-RECIPES: Sequence[click.Command] = (demo, run, init)
-
-
 # -- steps ---------------------------------------------------------------------------------------
 
 
@@ -143,7 +36,7 @@ class StepCommand(click.Command):
     """The command of a step; its help ends with examples."""
 
     def __init__(self, step: type[Step]) -> None:
-        @with_session
+        @command(params=[_parameter(spec) for spec in options_of(step).values()])
         @jobs_option
         def run(session: Session, jobs: int, **values: Any) -> None:
             given = {key: value for key, value in values.items() if value not in (None, ())}
@@ -151,9 +44,7 @@ class StepCommand(click.Command):
             made.check_requirements()
             session.finish(made.run(session.context(jobs)))
 
-        params = [_parameter(spec) for spec in options_of(step).values()]
-        common = click.command(run).params
-        super().__init__(step.name, callback=run, params=params + common, help=summary_of(step))
+        super().__init__(step.name, help=summary_of(step), callback=run.callback, params=run.params)
         self.step = step
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -179,9 +70,12 @@ class StepCommand(click.Command):
 
 
 def _parameter(spec: OptionSpec) -> click.Parameter:
-    text, nargs = _Text(spec), -1 if spec.many else 1
+    def complete(_: Any, __: Any, begun: str) -> list[str]:
+        return [name for name in spec.names() if name.startswith(begun)]
+
+    how: dict[str, Any] = {"required": spec.required, "shell_complete": complete}
     if spec.positional:
-        return click.Argument([spec.name], required=spec.required, nargs=nargs, type=text)
+        return click.Argument([spec.name], nargs=-1 if spec.many else 1, **how)
     if spec.item_type is bool:
         flag = f"{spec.flag}/--no-{spec.flag[2:]}" if spec.default else spec.flag
         return click.Option([flag, spec.name], is_flag=True, default=None, help=spec.help)
@@ -191,26 +85,108 @@ def _parameter(spec: OptionSpec) -> click.Parameter:
         shown = f" [default: {','.join(map(as_written, values))}]"
     return click.Option(
         [spec.flag, *filter(None, [spec.short]), spec.name],
-        required=spec.required,
         metavar=spec.metavar,
         help=spec.help + shown,
-        type=text,
+        type=str,  # for the step to check
         multiple=spec.many or spec.pairs,  # as lists are: --layer a --layer b is --layer a,b
         callback=lambda _, __, value: ",".join(value) if value and spec.many else value,
+        **how,
     )
 
 
-class _Text(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """Takes the text as it is, for the step to check, and completes known names."""
+# -- recipes -------------------------------------------------------------------------------------
 
-    name = "text"
 
-    def __init__(self, spec: OptionSpec) -> None:
-        self.spec = spec
+@command(
+    epilog="Examples: featpipe run pipelines/demo.yaml · featpipe run stl10 --dry-run · "
+    "featpipe run stl10 --limit 200 --set data=../shared/data --set extract.model=resnet18",
+    more=map(_parameter, options_of(OnCluster).values()),
+)
+@click.argument("recipe")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change an option: seed=1 in every step that has it, svm.seed=1 in one step.",
+)
+@click.option("--only", multiple=True, metavar="STEP", help="Only this step and what it needs.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only N images of each split.")
+@click.option(
+    "--out-anywhere",
+    is_flag=True,
+    help="Let the recipe's 'out' name files outside of the workspace, and 'force' replace yours.",
+)
+@jobs_option
+@click.option(
+    "--track",
+    type=click.Choice(list(TRACKERS)),
+    help="Keep parameters, metrics and curves there too.",
+)
+def run(  # noqa: PLR0913 - one argument per option
+    session: Session,
+    recipe: str,
+    *,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    limit: int | None = None,
+    out_anywhere: bool = False,
+    jobs: int = -1,
+    track: str | None = None,
+    **cluster: Any,
+) -> None:
+    """Run a recipe: a list of steps as YAML, resumable.
 
-    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[Any]:
-        names = [name for name in self.spec.names() if name.startswith(incomplete)]
-        return [click.shell_completion.CompletionItem(name) for name in names]
+    RECIPE is a file, or the name of one that comes with featpipe. Finished tasks are skipped: run
+    the same command again to resume.
+    """
+    where = OnCluster.from_mapping({key: value for key, value in cluster.items() if value})
+    read = read_recipe(find_recipe(recipe), overrides, limit)
+    plan = Plan.of(read, session.context(jobs), only, out_anywhere=out_anywhere)
+    if dry_run:
+        session.finish(plan.outcome())
+    where.check_requirements()
+    trackers = [] if track is None else [TRACKERS[track](plan)]
+    listeners: list[Listener] = [session.console.follow, *trackers]
+    if where.engine == "local":
+        session.finish(run_plan(plan, listeners))
+    session.finish(run_plan_on_cluster(plan, listeners, where.address))
+
+
+@command(epilog="Example: featpipe demo --workspace demo")
+def demo(session: Session) -> None:
+    """Embed handwritten digits, train, compare, report: offline, in a minute.
+
+    The same as: featpipe run demo
+    """
+    run.callback.__wrapped__(session, "demo")  # type: ignore[union-attr]
+
+
+@command(
+    epilog="Examples: featpipe init photos --data ~/photos · featpipe init list.csv · "
+    "featpipe init seasons --data summer --test winter · featpipe run photos.yaml"
+)
+@click.argument("name")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of class folders, or a CSV or npz file [default: the folder or table NAME].",
+)
+@click.option(
+    "--test",
+    type=click.Path(path_type=Path),
+    help="Folder of the test images, where those of --data only train; NAME.csv then lists both.",
+)
+@click.option("--model", default="resnet50", help="Backbone to use.", show_default=True)
+@click.option("--weights", help="A file of weights [default: the published ones].")
+def init(session: Session, name: str, test: Path | None, **given: Any) -> None:
+    """Write a commented recipe for your own images: three methods, one report."""
+    session.finish(api.write_recipe(name, **given, context=session.context(), test=test))
+
+
+RECIPES: Sequence[click.Command] = (demo, run, init)
 
 
 # -- the program ---------------------------------------------------------------------------------
