@@ -17,12 +17,13 @@ from featpipe.audit.record import fingerprints, sentences
 from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
 from featpipe.reporting.answers import leaks, names_of
-from featpipe.reporting.data import Group, Method, ReportData
+from featpipe.reporting.data import Group, ReportData, by_fact
 from featpipe.reporting.images import Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.reporting.suspects import DUPLICATES
 from featpipe.store import FeatureStore, scan_stores
 
+_Read = Callable[[int], NDArray[np.uint8]]
 _HEADINGS = {
     "identical": "Identical images",
     "near-duplicate": "Near-duplicates",
@@ -41,31 +42,28 @@ class DataQuality(Section):
         """Return what leaks and, where there is an audit, what it found."""
         parts, tables, labels = [], [], list[pd.DataFrame]()
         for group in data.groups:
-            first = group.methods[0]
-            part: dict[str, Any] = {"group": group, "leaks": leaks_of(group)}
-            part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
+            suspects, names = data.suspects(group), dict(group.methods[0].names)
+            part: dict[str, Any] = {"group": group, "leaks": leaks_of(group), "suspects": suspects}
+            part["repeats"] = repeats_of(group)
             part["how"] = how_to_audit(group, data.context.workspace.root)
             parts.append(part)
-            suspects = data.suspects(group)
-            part["unread"], findings = suspects.unread, suspects.findings
-            if suspects.audit is None or findings is None:
+            if suspects.audit is None or suspects.unread:
                 continue
-            findings = findings.copy()
-            for column in ("label", "likely", "partner_label"):
-                findings[column] = findings[column].replace(dict(first.names))
-            tables.append(findings)
-            images = AuditedImages(group, data)
+            summary, images = suspects.audit["summary"], AuditedImages(group, data)
+            findings = suspects.findings.copy()
+            columns = ["label", "likely", "partner_label"]
+            findings[columns] = findings[columns].replace(names)
             part |= {
-                "audit": suspects.audit,
-                "sentences": sentences(suspects.audit["summary"], first.names),
-                "classes": suspects.audit["summary"]["labels"].get("classes", []),
-                "names": first.names,
+                "sentences": sentences(summary, names),
+                "classes": summary["labels"].get("classes", []),
+                "names": names,
                 "unaudited": names_of(suspects.unaudited) if suspects.unaudited else "",
                 "gallery": [
                     (issue, len(found), images.shown(found.head(data.report.gallery)))
                     for issue, found in sorted(findings.groupby("issue"), key=_importance)
                 ],
             }
+            tables.append(findings)
             labels.append(pd.DataFrame(part["classes"]).assign(dataset=group.dataset))
         accuracies = [data.suspects(group).accuracies() for group in data.groups]
         named = {"audit": tables, "audit_labels": labels, "without_suspects": accuracies}
@@ -108,10 +106,7 @@ def how_to_audit(group: Group, workspace: Path) -> str:
 
 def repeats_of(group: Group) -> list[str]:
     """Say which images repeat within a split, once for the methods that it is said of."""
-    told: dict[str, list[Method]] = {}
-    for method in group.methods:
-        if method.repeats:
-            told.setdefault(method.repeats, []).append(method)
+    told = by_fact((m for m in group.methods if m.repeats), lambda method: method.repeats)
     if len(told) == 1:
         return [*told]
     return [f"For {names_of(methods)}: {text}" for text, methods in told.items()]
@@ -123,9 +118,7 @@ class AuditedImages:
     def __init__(self, group: Group, data: ReportData) -> None:
         self._sheet = data.sheet
         # Of each dataset and split the rows by id, and what reads one.
-        self._splits: dict[
-            tuple[str, str], tuple[dict[str, int], Callable[[int], NDArray[np.uint8]]]
-        ] = {}
+        self._splits: dict[tuple[str, str], tuple[dict[str, int], _Read]] = {}
         first, workspace = group.methods[0], data.context.workspace
         for known in first.result.stores:
             look_up = partial(find_store, first, known, workspace.root)
@@ -171,7 +164,7 @@ class AuditedImages:
                     row["partner_dataset"], row["partner_split"], row["partner"]
                 ),
             }
-            for row in map(dict, findings.to_dict("records"))
+            for row in findings.to_dict("records")
         ]
 
     def _thumbnail(self, dataset: str, split: str, name: str) -> Thumbnail | None:

@@ -129,13 +129,7 @@ def compare(
     pairs = compare_all({row["name"]: answers[row["name"]] for row in rows}, margin / 100)
     by_names = {(pair["a"], pair["b"]): pair for pair in pairs}
     for _, members in groupby(rows, key=lambda row: row["group"]):
-        group_rows = list(members)
-        for question in QUESTIONS:
-            _judge_group(group_rows, by_names, question)
-        for row in group_rows:
-            row["verdict"] = row["verdict_methods"] or row["verdict_models"]
-            row["about"] = QUESTIONS["methods" if row["verdict_methods"] else "models"]
-            row["margin"] = margin
+        _judge_group(list(members), by_names, margin)
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     if isinstance(published, bool):
         shown = [(one, name) for name in datasets * published for one in published_rows(name)]
@@ -149,22 +143,28 @@ def compare(
 
 
 def _judge_group(
-    rows: Sequence[dict[str, Any]], pairs: Mapping[tuple[str, str], dict[str, Any]], question: str
+    rows: Sequence[dict[str, Any]], pairs: Mapping[tuple[str, str], dict[str, Any]], margin: float
 ) -> None:
     """Say how the methods of a group compare with the first; None where it cannot be said."""
-    (first, *others), column = rows, f"verdict_{question}"
-    for row in others:
-        verdict = pairs[first["name"], row["name"]][question]
-        row[column] = verdict and (WORSE if verdict["verdict"] == BETTER else verdict["verdict"])
-        if verdict and _rank(row)[0] == _rank(first)[0]:
-            row[column] = TIED
-    found = {row[column] for row in others}
-    if not others:
-        first[column] = ALONE if question == "models" else None
-    elif found == {None}:
-        first[column] = None
-    else:
-        first[column] = TIED if TIED in found else BEST if found == {WORSE} else HIGHEST
+    first, *others = rows
+    for question in QUESTIONS:
+        column = f"verdict_{question}"
+        for row in others:
+            test = pairs[first["name"], row["name"]][question]
+            row[column] = test and (WORSE if test["verdict"] == BETTER else test["verdict"])
+            if test and _rank(row)[0] == _rank(first)[0]:
+                row[column] = TIED
+        found = {row[column] for row in others}
+        if not others:
+            first[column] = ALONE if question == "models" else None
+        elif found == {None}:
+            first[column] = None
+        else:
+            first[column] = TIED if TIED in found else BEST if found == {WORSE} else HIGHEST
+    for row in rows:
+        row["verdict"] = row["verdict_methods"] or row["verdict_models"]
+        row["about"] = QUESTIONS["methods" if row["verdict_methods"] else "models"]
+        row["margin"] = margin
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
