@@ -257,10 +257,7 @@ class ReportData:
 
     @classmethod
     def load(
-        cls,
-        results: Sequence[Result],
-        report: Report | None = None,
-        context: Context | None = None,
+        cls, results: Sequence[Result], report: Report | None = None, context: Context | None = None
     ) -> Self:
         """Read predictions and compare; see :func:`featpipe.statistics.comparison.compare`."""
         report = report or Report()

@@ -116,34 +116,30 @@ class AuditedImages:
     """Images of all splits of a group, from the dataset or, where it is gone, from the stores."""
 
     def __init__(self, group: Group, data: ReportData) -> None:
-        self._sheet = data.sheet
+        self._data = data
         # Of each dataset and split the rows by id, and what reads one.
         self._splits: dict[tuple[str, str], tuple[dict[str, int], _Read]] = {}
         first, workspace = group.methods[0], data.context.workspace
         for known in first.result.stores:
             look_up = partial(find_store, first, known, workspace.root)
-            self._open(data, known["manifest"]["dataset"], known["run"], look_up)
+            self._open(known["manifest"]["dataset"], known["run"], look_up)
         audit = data.suspects(group).audit or {"images": []}
         # Splits that were audited, and are not tested:
         if {(one["name"], one["split"]) for one in audit["images"]} - self._splits.keys():
             for store in scan_stores(workspace.features, FileHashes(workspace.hashes))[0]:
                 dataset = store.manifest["dataset"]
                 if dataset["fingerprint"] in fingerprints(audit):
-                    self._open(data, dataset, store.run, partial(FeatureStore, store.path))
+                    self._open(dataset, store.run, partial(FeatureStore, store.path))
 
     def _open(
-        self,
-        data: ReportData,
-        dataset: dict[str, Any],
-        run: dict[str, Any],
-        look_up: Callable[[], FeatureStore],
+        self, dataset: dict[str, Any], run: dict[str, Any], look_up: Callable[[], FeatureStore]
     ) -> None:
         """Open the images of a split, or the thumbnails that its store keeps."""
         split = dataset["split"]
         if (key := (dataset["name"], split)) in self._splits:
             return
         with suppress(FeatpipeError, OSError):
-            source = data.source([{"run": run}], split)
+            source = self._data.source([{"run": run}], split)
             if source.fingerprint == dataset["fingerprint"]:
                 rows = {name: row for row, name in enumerate(source.ids)}
                 self._splits[key] = rows, source.read
@@ -156,22 +152,18 @@ class AuditedImages:
 
     def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
         """Return findings with their thumbnails, and those of their partners."""
-        return [
-            {
-                **row,
-                "thumbnail": self._thumbnail(row["dataset"], row["split"], row["id"]),
-                "other": self._thumbnail(
-                    row["partner_dataset"], row["partner_split"], row["partner"]
-                ),
-            }
-            for row in findings.to_dict("records")
-        ]
+        rows = findings.to_dict("records")
+        for row in rows:
+            row["thumbnail"] = self._thumbnail(row["dataset"], row["split"], row["id"])
+            partner = row["partner_dataset"], row["partner_split"], row["partner"]
+            row["other"] = self._thumbnail(*partner)
+        return rows
 
     def _thumbnail(self, dataset: str, split: str, name: str) -> Thumbnail | None:
         rows, read = self._splits.get((dataset, split), ({}, None))
         with suppress(FeatpipeError, OSError):
             if read is not None and name in rows:
-                return self._sheet.add(f"audit {dataset}/{split}/{name}", read(rows[name]))
+                return self._data.sheet.add(f"audit {dataset}/{split}/{name}", read(rows[name]))
         return None
 
 

@@ -118,12 +118,8 @@ class Suspects:
         if kinds:
             kinds = {"": set[str](), **kinds}
         return pd.DataFrame(
-            {
-                "result": method.row["name"],
-                "method": method.title,
-                "without": what,
-                **_accuracy(method, names),
-            }
+            {"result": method.row["name"], "method": method.title, "without": what}
+            | _accuracy(method, names)
             for method in self.group.methods
             for what, names in kinds.items()
         )

@@ -113,16 +113,17 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
             for row, why in store.skipped.items():  # what the decoder said in brackets is left out
                 left_out[store.ids[row]] = why[:1].lower() + why[1:].partition(" (")[0]
     known = [record["manifest"]["dataset"] for _, record in records.values()]
+    asked = [r["run"].get("source", {}).get("limit") for _, r in records.values()]
     several = len({dataset["name"] for dataset in known}) > 1
     tested = np.bincount(group.true, minlength=len(group.classes))
-    order = np.argsort(group.true, kind="stable")
-    place = np.arange(len(order)) - np.searchsorted(group.true[order], group.true[order])
-    each = max(1, _SAMPLES // max(1, len(np.unique(group.true))))  # of a class
-    rows = order[place < each][:_SAMPLES]
+    true = pd.Series(group.true).sort_values(kind="stable")
+    each = max(1, _SAMPLES // true.nunique())  # of a class
+    rows = true.groupby(true).head(each).index[:_SAMPLES]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
         "splits": {_called(one, several=several): one["images"] for one in known},
-        "limits": sorted({n for _, r in records.values() if (n := _limit(r)) is not None}),
+        # How many images of a split were asked for, if that is all it has.
+        "limits": sorted({n for n, one in zip(asked, known, strict=True) if n == one["images"]}),
         "per_class": sorted({tested.min(), tested.max()}),
         "trained": trained_on(group),
         "protocols": said_of(group, lambda method: in_words(method.row["protocol"])),
@@ -136,12 +137,6 @@ def _called(dataset: dict[str, Any], *, several: bool) -> str:
     """Return the name of a split, which is ``all`` where a dataset has only one."""
     split = "" if dataset["split"] == "all" else dataset["split"]
     return f"{dataset_name(dataset['name'])} {split}".strip() if several else split
-
-
-def _limit(record: dict[str, Any]) -> int | None:
-    """Return how many images of a store's split were asked for, if that is all it has."""
-    limit: int | None = record["run"].get("source", {}).get("limit")
-    return limit if limit == record["manifest"]["dataset"]["images"] else None
 
 
 def in_words(protocol: str) -> str:
