@@ -6,22 +6,20 @@ Nothing here is stronger than the paired tests: a method is better only where a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from featpipe.evaluation.leaks import DROP_LEAKS, count_of_leaks
 from featpipe.evaluation.protocol import GROUPED
-from featpipe.reporting.data import Group, Method
+from featpipe.reporting.data import Group, Method, by_fact
 from featpipe.reporting.images import GroupImages
 from featpipe.reporting.sections import SAME_COST, count, duration, percent, points
 from featpipe.reporting.suspects import Suspects
-from featpipe.statistics.comparison import TIED, contamination_notes
+from featpipe.statistics.comparison import contamination_notes, equivalent_within
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 _NAMED = 3  # more names than these would hide the answer
 _FEW_PER_CLASS = 10  # with fewer test images, a tenth of a class and more hangs on one of them
-_COMPARED = (WORSE, EQUIVALENT, UNDECIDED, TIED)  # verdicts on others than the first
 _MEANING = {
     WORSE: "which is demonstrably worse",
     EQUIVALENT: "which is equivalent",
@@ -40,8 +38,8 @@ def answers(group: Group, margin: float) -> dict[str, str]:
     said = {
         "headline": headline,
         "others": others,
-        "By how much?": _by_how_much(group, group.tests_of_first),
-        "How sure?": _how_sure(group, group.tests_of_first),
+        "By how much?": _by_how_much(group),
+        "How sure?": _how_sure(group),
         "At what cost?": _cost(group),
         "Where does it fail?": _failures(group),
     }
@@ -90,25 +88,22 @@ def leaks(group: Group) -> list[str]:
 
     Methods are named where they differ in these images.
     """
-    leaky: dict[tuple[int, int], list[Method]] = {}
-    trained = [method for method in group.methods if method.result.extra.get("leaks")]
-    for method in trained:
-        account = method.result.extra["leaks"]
-        leaky.setdefault((account["leaked"], account["test_images"]), []).append(method)
+    accounts = {m: known for m in group.methods if (known := m.result.extra.get("leaks"))}
+    leaky = by_fact(accounts, lambda m: (accounts[m]["leaked"], accounts[m]["test_images"]))
     said, digits = [], group.digits
     for (leaked, _), methods in sorted(leaky.items(), key=lambda item: -item[0][0]):
         if not leaked:
             continue
-        account = methods[0].result.extra["leaks"]
-        whose = f"For {names_of(methods)}, " * (len(methods) < len(trained))
+        account = accounts[methods[0]]
+        whose = f"For {names_of(methods)}, " * (len(methods) < len(accounts))
         text = f"{whose}{count_of_leaks(account)}. "
         if (left := account["accuracy_without"]) is None:
             text += "Without them no test image is left: the accuracy is not that on new images."
         else:
-            limits = f"{percent(left['low'], digits)} to {percent(left['high'], digits)}"
+            value, low, high = (percent(left[k], digits) for k in ("value", "low", "high"))
             before = percent(account["accuracy"]["value"], digits)
-            value = f"{percent(left['value'], digits)} % ({limits}) instead of {before} %"
-            text += f"Without them, {methods[0].title} has {value}."
+            text += f"Without them, {methods[0].title} has {value} % ({low} to {high}) "
+            text += f"instead of {before} %."
         said.append(text)
     return said
 
@@ -134,8 +129,8 @@ def _which(group: Group, margin: float) -> tuple[str, str]:
         return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
     clauses = [] if worse else ["no method is demonstrably better"]
     if alike:
-        within = f"equivalent within {margin:g} point{'s' * (margin != 1)}"
-        clauses.append(f"{names_of(alike)} {'is' if len(alike) == 1 else 'are'} {within}")
+        are = "is" if len(alike) == 1 else "are"
+        clauses.append(f"{names_of(alike)} {are} {equivalent_within(margin)}")
     if open_:
         those = _on_one_backbone(open_, group) or names_of(open_)
         clauses.append(f"{those} may be as good or better")
@@ -156,9 +151,9 @@ def _on_one_backbone(methods: Sequence[Method], group: Group) -> str:
     return f"{number} methods on {features.pop()}" if len(there) > 1 else ""
 
 
-def _by_how_much(group: Group, tests: dict[str, Any]) -> str:
+def _by_how_much(group: Group) -> str:
     """Say the difference to the next method, and to the nearest one that is worse."""
-    digits = group.digits
+    digits, tests = group.digits, group.tests_of_first
     others = [m for m in group.methods[1:] if m.row["verdict"] in _MEANING]
     sentences = []
     for method in dict.fromkeys([*others[:1], *_of(others, WORSE)[:1]]):
@@ -169,7 +164,7 @@ def _by_how_much(group: Group, tests: dict[str, Any]) -> str:
     return " ".join(sentences)
 
 
-def _how_sure(group: Group, tests: dict[str, Any]) -> str:
+def _how_sure(group: Group) -> str:
     first, digits = group.methods[0], group.digits
     low, high = percent(first.row["low"], digits), percent(first.row["high"], digits)
     whose = "their" if sum(method.ties_with(first) for method in group.methods) > 1 else "its"
@@ -177,8 +172,8 @@ def _how_sure(group: Group, tests: dict[str, Any]) -> str:
         f"With {count(first.row['n_test'])} test images, the 95\u00a0% interval of {whose} "
         f"accuracy is {low} to {high}\u00a0%."
     ]
-    compared = [tests[m.row["name"]] for m in group.methods[1:] if m.row["verdict"] in _COMPARED]
-    if undecided := [test for test in compared if test["verdict"] == UNDECIDED]:
+    tests = group.tests_of_first.values()
+    if undecided := [test for test in tests if test["verdict"] == UNDECIDED]:
         needed = [test["rows_needed"] for test in undecided]
         settle = "more test images alone would not settle it"
         if enough := max(filter(None, needed), default=None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import count, groupby
@@ -165,6 +165,16 @@ class Method:
         return note_of_repeats(self.result.extra.get("leaks"))
 
 
+def by_fact(
+    methods: Iterable[Method], fact: Callable[[Method], Hashable]
+) -> dict[Any, list[Method]]:
+    """Return facts, each with the methods of which it is true."""
+    found: dict[Any, list[Method]] = {}
+    for method in methods:
+        found.setdefault(fact(method), []).append(method)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Methods that were tested on the same rows, best accuracy first."""
@@ -244,23 +254,16 @@ class ReportData:
     report: Report  # the options of the page
     context: Context
     sheet: ThumbnailSheet = field(default_factory=ThumbnailSheet)
-    sources: dict[tuple[SourceRequest, str], ImageSource] = field(default_factory=dict)
-    found: dict[Group, GroupImages] = field(default_factory=dict)
-    audited: dict[Group, Suspects] = field(default_factory=dict)
 
     @classmethod
     def load(
-        cls,
-        results: Sequence[Result],
-        report: Report | None = None,
-        context: Context | None = None,
+        cls, results: Sequence[Result], report: Report | None = None, context: Context | None = None
     ) -> Self:
         """Read predictions and compare; see :func:`featpipe.statistics.comparison.compare`."""
         report = report or Report()
         by_name = {result.name: result for result in results}
-        comparison = compare(
-            results, published=report.reference or report.published, margin=report.margin
-        )
+        published = report.reference or report.published
+        comparison = compare(results, published=published, margin=report.margin)
         grouped = [list(rows) for _, rows in groupby(comparison.rows, lambda row: row["group"])]
         datasets = [str(rows[0]["dataset"]) for rows in grouped]
         if report.dataset_name and len({*datasets}) > 1:
@@ -269,28 +272,19 @@ class ReportData:
                 expected="results of one dataset, chosen with --dataset",
                 got=", ".join(dict.fromkeys(datasets)),
             )
-        names = []  # of what was tested
-        for rows in grouped:
-            tested = by_name[rows[0]["name"]].dataset["test"]["name"]
-            names.append(report.dataset_name or dataset_name(tested))
+        tested = [by_name[rows[0]["name"]].dataset["test"]["name"] for rows in grouped]
+        names = [report.dataset_name or dataset_name(name) for name in tested]
         context = context or Context()
         note = cache(context.progress.note)  # each once
         groups: list[Group] = []
         number = count(1)
         for rows, name, label in zip(grouped, names, _labels(grouped, names), strict=True):
             mine = {row["name"]: by_name[row["name"]] for row in rows}
-            titles = unique_titles([*mine.values()], rows)
-            methods = [
-                Method(
-                    result,
-                    result.predictions(),
-                    row,
-                    f"method-{next(number)}",
-                    title,
-                    class_names(result, report.data, note),
-                )
-                for result, row, title in zip(mine.values(), rows, titles, strict=True)
-            ]
+            methods = []
+            for row, title in zip(rows, unique_titles([*mine.values()], rows), strict=True):
+                result, anchor = mine[row["name"]], f"method-{next(number)}"
+                called = class_names(result, report.data, note)
+                methods.append(Method(result, result.predictions(), row, anchor, title, called))
             # Where a is of the group and there is a test, b is of the group, too.
             pairs = [p for p in comparison.pairs if p["reason"] is None and p["a"] in mine]
             groups.append(Group(rows[0]["dataset"], methods, pairs, label, name))
@@ -315,24 +309,23 @@ class ReportData:
             for row in rows_of(method)
         )
 
-    def images(self, group: Group) -> GroupImages:
-        """Return the test images of a group."""
-        if group not in self.found:
-            self.found[group] = GroupImages(group, self)
-        return self.found[group]
+    @cached_property
+    def images(self) -> Callable[[Group], GroupImages]:
+        """The test images of a group, each group's found once."""
+        return cache(lambda group: GroupImages(group, self))
 
-    def suspects(self, group: Group) -> Suspects:
-        """Return what an audit found of the test images of a group."""
-        if group not in self.audited:
-            self.audited[group] = Suspects.of(group, self.context.workspace)
-        return self.audited[group]
+    @cached_property
+    def suspects(self) -> Callable[[Group], Suspects]:
+        """What an audit found of the test images of a group, each group's found once."""
+        return cache(lambda group: Suspects.of(group, self.context.workspace))
 
     def source(self, stores: Sequence[dict[str, Any]], split: str) -> ImageSource:
         """Return the images that the first of some stores was made of; each is opened once."""
         asked = stores[0]["run"].get("source") if stores else None
         if asked is None:
             raise FeatpipeError("the results do not say where their images came from.")
-        request = SourceRequest.from_dict(asked).moved(self.report.data)
-        if (request, split) not in self.sources:
-            self.sources[request, split] = request.open(split, request.options(self.context))
-        return self.sources[request, split]
+        return self._opened(SourceRequest.from_dict(asked).moved(self.report.data), split)
+
+    @cached_property
+    def _opened(self) -> Callable[[SourceRequest, str], ImageSource]:
+        return cache(lambda request, split: request.open(split, request.options(self.context)))

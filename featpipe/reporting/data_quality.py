@@ -17,12 +17,13 @@ from featpipe.audit.record import fingerprints, sentences
 from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
 from featpipe.reporting.answers import leaks, names_of
-from featpipe.reporting.data import Group, Method, ReportData
+from featpipe.reporting.data import Group, ReportData, by_fact
 from featpipe.reporting.images import Thumbnail, find_store
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.reporting.suspects import DUPLICATES
 from featpipe.store import FeatureStore, scan_stores
 
+_Read = Callable[[int], NDArray[np.uint8]]
 _HEADINGS = {
     "identical": "Identical images",
     "near-duplicate": "Near-duplicates",
@@ -41,31 +42,28 @@ class DataQuality(Section):
         """Return what leaks and, where there is an audit, what it found."""
         parts, tables, labels = [], [], list[pd.DataFrame]()
         for group in data.groups:
-            first = group.methods[0]
-            part: dict[str, Any] = {"group": group, "leaks": leaks_of(group)}
-            part |= {"audit": None, "unread": "", "repeats": repeats_of(group)}
+            suspects, names = data.suspects(group), dict(group.methods[0].names)
+            part: dict[str, Any] = {"group": group, "leaks": leaks_of(group), "suspects": suspects}
+            part["repeats"] = repeats_of(group)
             part["how"] = how_to_audit(group, data.context.workspace.root)
             parts.append(part)
-            suspects = data.suspects(group)
-            part["unread"], findings = suspects.unread, suspects.findings
-            if suspects.audit is None or findings is None:
+            if suspects.audit is None or suspects.unread:
                 continue
-            findings = findings.copy()
-            for column in ("label", "likely", "partner_label"):
-                findings[column] = findings[column].replace(dict(first.names))
-            tables.append(findings)
-            images = AuditedImages(group, data)
+            summary, images = suspects.audit["summary"], AuditedImages(group, data)
+            findings = suspects.findings.copy()
+            columns = ["label", "likely", "partner_label"]
+            findings[columns] = findings[columns].replace(names)
             part |= {
-                "audit": suspects.audit,
-                "sentences": sentences(suspects.audit["summary"], first.names),
-                "classes": suspects.audit["summary"]["labels"].get("classes", []),
-                "names": first.names,
+                "sentences": sentences(summary, names),
+                "classes": summary["labels"].get("classes", []),
+                "names": names,
                 "unaudited": names_of(suspects.unaudited) if suspects.unaudited else "",
                 "gallery": [
                     (issue, len(found), images.shown(found.head(data.report.gallery)))
                     for issue, found in sorted(findings.groupby("issue"), key=_importance)
                 ],
             }
+            tables.append(findings)
             labels.append(pd.DataFrame(part["classes"]).assign(dataset=group.dataset))
         accuracies = [data.suspects(group).accuracies() for group in data.groups]
         named = {"audit": tables, "audit_labels": labels, "without_suspects": accuracies}
@@ -108,10 +106,7 @@ def how_to_audit(group: Group, workspace: Path) -> str:
 
 def repeats_of(group: Group) -> list[str]:
     """Say which images repeat within a split, once for the methods that it is said of."""
-    told: dict[str, list[Method]] = {}
-    for method in group.methods:
-        if method.repeats:
-            told.setdefault(method.repeats, []).append(method)
+    told = by_fact((m for m in group.methods if m.repeats), lambda method: method.repeats)
     if len(told) == 1:
         return [*told]
     return [f"For {names_of(methods)}: {text}" for text, methods in told.items()]
@@ -121,36 +116,30 @@ class AuditedImages:
     """Images of all splits of a group, from the dataset or, where it is gone, from the stores."""
 
     def __init__(self, group: Group, data: ReportData) -> None:
-        self._sheet = data.sheet
+        self._data = data
         # Of each dataset and split the rows by id, and what reads one.
-        self._splits: dict[
-            tuple[str, str], tuple[dict[str, int], Callable[[int], NDArray[np.uint8]]]
-        ] = {}
+        self._splits: dict[tuple[str, str], tuple[dict[str, int], _Read]] = {}
         first, workspace = group.methods[0], data.context.workspace
         for known in first.result.stores:
             look_up = partial(find_store, first, known, workspace.root)
-            self._open(data, known["manifest"]["dataset"], known["run"], look_up)
+            self._open(known["manifest"]["dataset"], known["run"], look_up)
         audit = data.suspects(group).audit or {"images": []}
         # Splits that were audited, and are not tested:
         if {(one["name"], one["split"]) for one in audit["images"]} - self._splits.keys():
             for store in scan_stores(workspace.features, FileHashes(workspace.hashes))[0]:
                 dataset = store.manifest["dataset"]
                 if dataset["fingerprint"] in fingerprints(audit):
-                    self._open(data, dataset, store.run, partial(FeatureStore, store.path))
+                    self._open(dataset, store.run, partial(FeatureStore, store.path))
 
     def _open(
-        self,
-        data: ReportData,
-        dataset: dict[str, Any],
-        run: dict[str, Any],
-        look_up: Callable[[], FeatureStore],
+        self, dataset: dict[str, Any], run: dict[str, Any], look_up: Callable[[], FeatureStore]
     ) -> None:
         """Open the images of a split, or the thumbnails that its store keeps."""
         split = dataset["split"]
         if (key := (dataset["name"], split)) in self._splits:
             return
         with suppress(FeatpipeError, OSError):
-            source = data.source([{"run": run}], split)
+            source = self._data.source([{"run": run}], split)
             if source.fingerprint == dataset["fingerprint"]:
                 rows = {name: row for row, name in enumerate(source.ids)}
                 self._splits[key] = rows, source.read
@@ -163,22 +152,18 @@ class AuditedImages:
 
     def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
         """Return findings with their thumbnails, and those of their partners."""
-        return [
-            {
-                **row,
-                "thumbnail": self._thumbnail(row["dataset"], row["split"], row["id"]),
-                "other": self._thumbnail(
-                    row["partner_dataset"], row["partner_split"], row["partner"]
-                ),
-            }
-            for row in map(dict, findings.to_dict("records"))
-        ]
+        rows = findings.to_dict("records")
+        for row in rows:
+            row["thumbnail"] = self._thumbnail(row["dataset"], row["split"], row["id"])
+            partner = row["partner_dataset"], row["partner_split"], row["partner"]
+            row["other"] = self._thumbnail(*partner)
+        return rows
 
     def _thumbnail(self, dataset: str, split: str, name: str) -> Thumbnail | None:
         rows, read = self._splits.get((dataset, split), ({}, None))
         with suppress(FeatpipeError, OSError):
             if read is not None and name in rows:
-                return self._sheet.add(f"audit {dataset}/{split}/{name}", read(rows[name]))
+                return self._data.sheet.add(f"audit {dataset}/{split}/{name}", read(rows[name]))
         return None
 
 

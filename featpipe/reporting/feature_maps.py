@@ -125,7 +125,6 @@ def project(X: NDArray[np.float32], seed: int) -> tuple[dict[str, NDArray[np.flo
             2,
             perplexity=_perplexity(len(X)),
             init=plane / (plane.std() or 1.0) * 1e-4,
-            learning_rate="auto",
             max_iter=500,
             angle=0.7,
             random_state=seed,

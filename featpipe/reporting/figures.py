@@ -99,18 +99,18 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
 
 def difference_chart(group: Group, margin: float) -> list[Chart]:
     """Return how far each method is from the best, with the interval of its paired test."""
-    first, tests = group.methods[0], group.tests_of_first
-    judged = {m: tests[m.row["name"]] for m in group.methods[1:] if m.row["name"] in tests}
-    if not judged:
+    first, *others = group.methods
+    if not others:
         return []
+    tests = [group.tests_of_first[method.row["name"]] for method in others]
     entries = [
         {"label": method.title, "tag": method.row["verdict"], "value": -test["difference"]}
         | {"low": -test["high"], "high": -test["low"], "open": method.row["verdict"] != WORSE}
-        for method, test in judged.items()
+        for method, test in zip(others, tests, strict=True)
     ]
-    levels = sorted(100 * test["confidence"] for test in judged.values())
+    levels = sorted(100 * test["confidence"] for test in tests)
     span = " to ".join(dict.fromkeys(f"{level:.3g}" for level in (levels[0], levels[-1])))
-    about = " and ".join(sorted({method.row["about"] for method in judged}))
+    about = " and ".join(sorted({method.row["about"] for method in others}))
     x = axis("difference in points", format="points", digits=group.digits)
     chart = Chart(
         f"Difference from {first.title}{group.suffix}",
@@ -127,7 +127,7 @@ def cost_chart(group: Group) -> list[Chart | Missing]:
     if len(group.methods) == 1:
         return []
     title = f"Accuracy against cost{group.suffix}"
-    choices = []
+    choices, shown = [], []
     for key, label in COSTS.items():
         points = [
             {"label": method.title, "x": float(row[key]), "y": row["accuracy"]}
@@ -139,20 +139,18 @@ def cost_chart(group: Group) -> list[Chart | Missing]:
             costs = [point["x"] for point in points]
             log = min(costs) > 0 and max(costs) > 10 * min(costs)
             choices.append({"x": axis(label, log=log), "points": points})
+            if max(costs) > SAME_COST * min(costs):  # else it tells nothing
+                shown.append(choices[-1])
     if not choices:
         return [Missing(title, "no result records what it cost")]
-    # A cost that is nearly the same for all tells nothing; it is shown if there is no other.
-    spans = [[point["x"] for point in choice["points"]] for choice in choices]
-    told = [max(span) > SAME_COST * min(span) for span in spans]
-    shown = [choice for choice, tells in zip(choices, told, strict=True) if tells]
-    about = f"from images to answers, all methods take about {duration(max(spans[0]))}"
-    if not told[0]:  # then its parts matter as little
-        shown = [choice for choice in shown if "seconds" not in choice["x"]["label"]]
-    if not shown:
-        return [Missing(title, about)]
     caption = "Up and to the left is better. Vertical lines: 95 % intervals."
-    if not told[0]:
-        caption += f" {about[0].upper()}{about[1:]}."
+    if choices[0] not in shown:  # then its parts matter as little
+        most = duration(max(point["x"] for point in choices[0]["points"]))
+        shown = [choice for choice in shown if "seconds" not in choice["x"]["label"]]
+        if not shown:
+            about = f"from images to answers, all methods take about {most}"
+            return [Missing(title, about)]
+        caption += f" From images to answers, all methods take about {most}."
     y = {**_ACCURACY, "digits": group.digits}
     return [Chart(title, {"kind": "scatter", "y": y, "choices": shown}, caption)]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,24 +47,19 @@ class Failures(Section):
         for group in data.groups:
             images = data.images(group)
             methods = [failures(method, images, data.sheet, limit) for method in group.methods]
+            wrong, above = always_wrong(group, images, limit, methods[0]["ids"])
             part: dict[str, Any] = {"group": group, "images": images, "methods": methods}
-            above = shown_ids(methods[0])
-            part["always_wrong"], part["above"] = always_wrong(group, images, limit, above)
+            part |= {"always_wrong": wrong, "above": above}
             part["several_models"] = not all(method.answers_once for method in group.methods)
             part["disagreements"] = disagreements(group, images, limit)
             groups.append(part)
 
-        def errors(method: Method) -> list[dict[str, Any]]:
-            rows, sure = np.sort(method.wrong), method.confidence
-            return [
-                {
-                    "id": method.table.ids[row],
-                    "true": method.columns[method.table.true[row]],
-                    "answer": method.columns[method.predicted[row]],
-                    "confidence": None if sure is None else round(float(sure[row]), 6),
-                }
-                for row in rows
-            ]
+        def errors(method: Method) -> Iterator[dict[str, Any]]:
+            sure = method.confidence
+            for row in np.sort(method.wrong):
+                image_id, true, answer = _answer(method, row)
+                confidence = None if sure is None else round(float(sure[row]), 6)
+                yield {"id": image_id, "true": true, "answer": answer, "confidence": confidence}
 
         html = render("failures.html.j2", groups=groups)
         return Content(html, tables={"errors": data.frame(errors)})
@@ -72,34 +68,21 @@ class Failures(Section):
 def failures(
     method: Method, images: GroupImages, sheet: ThumbnailSheet, limit: int
 ) -> dict[str, Any]:
-    """Return the galleries of one method; an image is in one of them only."""
-    row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
-    explained = []
-    for title, overlays in explanations(method, sheet):
-        shown = []
-        for key in list(overlays)[:limit]:
-            seen = as_seen(method, key, images, sheet)
-            item = _item(method, row_of[key], images)
-            shown.append(replace(item, thumbnail=seen, overlay=overlays[key]))
-        explained += [(title, shown)] if shown else []
+    """Return the galleries of one method, and their ``ids``; an image is in one of them only."""
+    explained = explanations(method, images, sheet, limit)
     above = {item.id for _, shown in explained for item in shown}
     confused = confused_pairs(method, images, limit, above)
-    already = above | {item.id for pair in confused for item in pair["shown"]}
-    others = [row for row in method.wrong if str(method.table.ids[row]) not in already]
+    above |= {item.id for pair in confused for item in pair["shown"]}
+    others = [row for row in method.wrong if method.table.ids[row] not in above]
+    errors = [_item(method, row, images) for row in others[:limit]]
     return {
         "method": method,
         "explanations": explained,
         "confused": confused,
-        "errors": [_item(method, row, images) for row in others[:limit]],
+        "errors": errors,
         "n_others": len(others),
+        "ids": above | {item.id for item in errors},
     }
-
-
-def shown_ids(failed: dict[str, Any]) -> set[str]:
-    """Return the ids of the images in the galleries of one method."""
-    lists = [shown for _, shown in failed["explanations"]]
-    lists += [pair["shown"] for pair in failed["confused"]] + [failed["errors"]]
-    return {item.id for items in lists for item in items}
 
 
 def confused_pairs(
@@ -117,7 +100,7 @@ def confused_pairs(
         true, answer = np.unravel_index(cell, errors.shape)
         if errors[true, answer]:
             alike = (method.table.true[wrong] == true) & (method.predicted[wrong] == answer)
-            rows = [row for row in wrong[alike] if str(method.table.ids[row]) not in above]
+            rows = [row for row in wrong[alike] if method.table.ids[row] not in above]
             pairs.append(
                 {
                     "true": method.columns[true],
@@ -143,7 +126,7 @@ def always_wrong(
     answers, votes = mode(group.predicted[:, rows], axis=0)
     items, of = [], len(group.methods)
     order = np.argsort(-votes, kind="stable")
-    new = [place for place in order if str(group.ids[rows[place]]) not in above]
+    new = [place for place in order if group.ids[rows[place]] not in above]
     for place in new[:limit]:
         n, answer = votes[place], group.columns[answers[place]]
         agree = f"all {of} methods agree" if n == of else f"{n} of {of} methods agree"
@@ -169,21 +152,26 @@ def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[st
     return parts
 
 
-def explanations(method: Method, sheet: ThumbnailSheet) -> list[tuple[str, dict[str, Thumbnail]]]:
-    """Embed the heat maps of a result: title, and overlays by image id."""
-    found, tested = [], set(method.table.ids.tolist())
+def explanations(
+    method: Method, images: GroupImages, sheet: ThumbnailSheet, limit: int
+) -> list[tuple[str, list[GalleryItem]]]:
+    """Return the heat maps that lie beside a result: title, and what was tested with overlays."""
+    row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
+    found = []
     for one in read_explanations(method.result.path) if method.result.path else ():
-        overlays = {}
+        shown: dict[str, GalleryItem] = {}
         for item in one.items:
-            try:
-                with open_regular(one.folder / item.file) as stream, Image.open(stream) as picture:
-                    pixels = np.array(picture.convert("RGB"))
-            except (OSError, ValueError):
-                continue
-            if item.id in tested:
-                key = f"{method.anchor}/{one.folder.name}/{item.id}"
-                overlays[item.id] = sheet.add(key, pixels)
-        found.append((f"{one.method} at {one.layer}, opacity {one.strength:g}", overlays))
+            pixels = None
+            with suppress(OSError, ValueError), open_regular(one.folder / item.file) as stream:
+                pixels = np.array(Image.open(stream).convert("RGB"))
+            if pixels is not None and item.id in row_of and len(shown) < limit:
+                overlay = sheet.add(f"{method.anchor}/{one.folder.name}/{item.id}", pixels)
+                seen = as_seen(method, item.id, images, sheet)
+                plain = _item(method, row_of[item.id], images)
+                shown[item.id] = replace(plain, thumbnail=seen, overlay=overlay)
+        if shown:
+            title = f"{one.method} at {one.layer}, opacity {one.strength:g}"
+            found.append((title, [*shown.values()]))
     return found
 
 
@@ -206,15 +194,19 @@ def as_seen(
     return sheet.add(f"{method.anchor}/seen/{image_id}", np.array(seen))
 
 
+def _answer(method: Method, row: int) -> tuple[str, str, str]:
+    """Return the id of a test image, its class and what a method answered."""
+    true, answer = method.table.true[row], method.predicted[row]
+    return str(method.table.ids[row]), method.columns[true], method.columns[answer]
+
+
 def _item(method: Method, row: int, images: GroupImages) -> GalleryItem:
     """Return a test image with what a method answered, and how confident it was."""
-    image_id, remark = str(method.table.ids[row]), ""
+    (image_id, true, answer), remark = _answer(method, row), ""
     if method.confidence is not None:
         value = float(method.confidence[row])
         remark = f"{percent(value, 1)} %" if method.has_probabilities else f"margin {value:.3g}"
-    true, answer = method.table.true[row], method.predicted[row]
-    names = method.columns[true], method.columns[answer]
-    return GalleryItem(image_id, *names, images.thumbnail(image_id), remark)
+    return GalleryItem(image_id, true, answer, images.thumbnail(image_id), remark)
 
 
 def _group_item(

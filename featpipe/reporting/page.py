@@ -40,16 +40,16 @@ def write_report(report: Report, context: Context) -> Outcome:
     default = folder / (slug(datasets.pop()) if len(datasets) == 1 else "all")
     page = Page(ReportData.load(results, report, context))
     path = page.write(report.out or default)
-    n = f"{len(results)} result{'s' * (len(results) != 1)}"
-    lines = [f"report of {n}, {path.stat().st_size / 1e6:.2f} MB → {path}"]
+    n, size = f"{len(results)} result{'s' * (len(results) != 1)}", path.stat().st_size
+    paths, lines = [path], [f"report of {n}, {size / 1e6:.2f} MB → {path}"]
     try:
-        paths: tuple[Path, ...] = (path, write_index(folder, force=report.force))
+        paths.append(write_index(folder, force=report.force))
     except UsageError as error:  # the page is there all the same
-        paths, lines = (path,), [*lines, f"no list of reports was written:\n{error}"]
-    facts = {"results": [one.name for one in results], "bytes": path.stat().st_size}
-    facts |= {"failures": page.failures}
+        lines.append(f"no list of reports was written:\n{error}")
     message = "\n".join([*lines, *page.failures])
-    return Outcome("done", message, paths, facts, int(bool(page.failures)))
+    names = [result.name for result in results]
+    facts = {"results": names, "bytes": size, "failures": page.failures}
+    return Outcome("done", message, tuple(paths), facts, int(bool(page.failures)))
 
 
 def build_report(
@@ -96,10 +96,8 @@ class Page:
         owner = head_of(path).get("recipe", "") if path.exists() else ""
         if recipe and owner and owner != recipe:
             what = f"The step would overwrite what the recipe {owner!r} made."
-            hint = (
-                "give this recipe a name of its own (name: …), or this step another file (out: …)"
-            )
-            raise UsageError(what, got=path, next_step=hint)
+            hint = "give this recipe a name of its own (name: …), or this step another file"
+            raise UsageError(what, got=path, next_step=f"{hint} (out: …)")
         names = SECTIONS.names()
         with data.context.progress.task("report", len(data.groups) + len(names)) as task:
             for number, group in enumerate(data.groups, start=1):

@@ -43,11 +43,8 @@ class Report(ResultsStep):
     def check(self) -> None:
         """Refuse ``--all`` together with names, and a place that is no file."""
         if self.out is not None and self.out.name in ("", "..", ".html"):
-            raise UsageError(
-                "--out does not name a report.",
-                expected="a name, such as reports/mine",
-                got=self.out,
-            )
+            what, expected = "--out does not name a report.", "a name, such as reports/mine"
+            raise UsageError(what, expected=expected, got=self.out)
         if self.all and self.results:
             raise UsageError("Either name results or say --all.", got=", ".join(self.results))
 

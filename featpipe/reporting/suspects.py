@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from featpipe.audit.audit import COLUMNS
 from featpipe.audit.record import audit_of, fingerprints, load_findings
 from featpipe.errors import DataError
 from featpipe.statistics.intervals import accuracy_interval
@@ -28,7 +29,7 @@ class Suspects:
     group: Group
     path: Path | None = None
     audit: dict[str, Any] | None = None
-    findings: pd.DataFrame | None = None
+    findings: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(COLUMNS)))
     unread: str = ""
 
     @classmethod
@@ -58,21 +59,24 @@ class Suspects:
 
         Without an audit, those with an identical one.
         """
+        pairs = self.findings[self.findings.issue.isin(DUPLICATES)]
+        one = pairs[["dataset", "split", "id", "cluster"]]
+        other = pairs[["partner_dataset", "partner_split", "partner", "cluster"]]
+        members = pd.concat([one, other.set_axis(one.columns, axis=1)]).drop_duplicates()
+        audited = fingerprints(self.audit) if self.audit else set()
+        alike = (_alike(method, members, audited) for method in self.group.methods)
+        return self.exact.union(*alike) & {*self.group.ids.tolist()}
+
+    @property
+    def exact(self) -> set[str]:
+        """Ids of test images with an identical image that trained a model."""
         accounts = (method.result.extra.get("leaks") or {} for method in self.group.methods)
-        found = {name for account in accounts for name in account.get("ids", ())}
-        if self.findings is not None and self.audit is not None:
-            pairs = self.findings[self.findings.issue.isin(DUPLICATES)]
-            one = pairs[["dataset", "split", "id", "cluster"]]
-            other = pairs[["partner_dataset", "partner_split", "partner", "cluster"]]
-            members = pd.concat([one, other.set_axis(one.columns, axis=1)]).drop_duplicates()
-            for method in self.group.methods:
-                found |= _alike(method, members, fingerprints(self.audit))
-        return found & {*self.group.ids.tolist()}
+        return {name for account in accounts for name in account.get("ids", ())}
 
     @property
     def unaudited(self) -> list[Method]:
         """The methods whose training images the audit does not know."""
-        known = fingerprints(self.audit) if self.audit is not None else set()
+        known = fingerprints(self.audit) if self.audit else set()
         return [
             method
             for method in self.group.methods
@@ -90,23 +94,18 @@ class Suspects:
     @property
     def near(self) -> int:
         """How many test images are nearly the same as training images, not exactly."""
-        accounts = (method.result.extra.get("leaks") or {} for method in self.group.methods)
-        return len(self.copies - {name for account in accounts for name in account.get("ids", ())})
+        return len(self.copies - self.exact)
 
     @property
     def left_out(self) -> dict[str, set[str]]:
         """Ids of the test images that are left out: what → ids, if there are any."""
-        doubted: set[str] = set()
-        if self.findings is not None:
-            tested = _in_split(self.findings, self.group.methods[0].result.dataset["test"])
-            doubted = {*tested.id[tested.issue == "label"]}
-        doubted &= {*self.group.ids.tolist()}
+        tested = _in_split(self.findings, self.group.methods[0].result.dataset["test"])
+        doubted = {*tested.id[tested.issue == "label"]} & {*self.group.ids.tolist()}
         copies = "copies and near-duplicates" if self.near else "copies"
         kinds = {f"{copies} of training images": self.copies, "doubted labels": doubted}
-        found_kinds = {what: names for what, names in kinds.items() if names}
-        if len(found_kinds) > 1:
-            found_kinds["both"] = set().union(*found_kinds.values())
-        return found_kinds
+        if all(kinds.values()):
+            kinds["both"] = doubted | self.copies
+        return {what: names for what, names in kinds.items() if names}
 
     def accuracies(self) -> pd.DataFrame:
         """Return the accuracy of each method with all test images and without the suspects.
@@ -119,12 +118,8 @@ class Suspects:
         if kinds:
             kinds = {"": set[str](), **kinds}
         return pd.DataFrame(
-            {
-                "result": method.row["name"],
-                "method": method.title,
-                "without": what,
-                **_accuracy(method, names),
-            }
+            {"result": method.row["name"], "method": method.title, "without": what}
+            | _accuracy(method, names)
             for method in self.group.methods
             for what, names in kinds.items()
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from featpipe.errors import FeatpipeError
 from featpipe.reporting.answers import alarms, answers, names_of, warnings
-from featpipe.reporting.data import Group, Method, ReportData
+from featpipe.reporting.data import Group, Method, ReportData, by_fact
 from featpipe.reporting.figures import (
     accuracy_chart,
     cost_chart,
@@ -30,7 +30,8 @@ from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
 _SAMPLES = 12  # images on the card of a dataset
-_TIMES = ("extract", "search", "fit", "predict")  # what makes up the total
+# What makes up the total, as a page calls it.
+_TIMES = {"extract": "extraction", "search": "search", "fit": "fit", "predict": "prediction"}
 _LEAST_TIME = 0.005  # share of the total, below which a part is not worth naming
 
 
@@ -45,28 +46,27 @@ class Comparison(Section):
     def content(self, data: ReportData) -> Content:
         """Return the answers, the dataset, the table, accuracy and cost, and all paired tests."""
         group, images, published = self.group, data.images(self.group), data.published(self.group)
-        tests = [test for pair in group.pairs for q in QUESTIONS if (test := pair[q])]
+        margin, suspects = data.comparison.margin, data.suspects(group)
+        asked = [q for q in QUESTIONS if any(pair[q] for pair in group.pairs)]
+        tests = [test for pair in group.pairs for q in asked if (test := pair[q])]
+        compared = [*difference_chart(group, margin), *cost_chart(group)]
         html = render(
             "comparison.html.j2",
             group=group,
-            answers=answers(group, data.comparison.margin),
-            alarms=alarms(group, data.suspects(group)),
+            answers=answers(group, margin),
+            alarms=alarms(group, suspects),
             warnings=[*warnings(group, images), *(data.comparison.apart if self.first else ())],
-            suspected=suspected(data.suspects(group)),
+            suspected=suspected(suspects),
             matrix=matrix(group),
             parts_of_time=parts_of_time,
             card=dataset_card(group, images, data),
             published=published,
-            charts=[
-                accuracy_chart(group, published),
-                *difference_chart(group, data.comparison.margin),
-                *cost_chart(group),
-            ],
+            charts=[accuracy_chart(group, published), *compared],
             notes=scope_notes(group.pairs),
             questions=QUESTIONS,
-            asked=[q for q in QUESTIONS if any(pair[q] for pair in group.pairs)],
+            asked=asked,
             ways=list(dict.fromkeys(test["method"] for test in tests)),
-            margin=data.comparison.margin,
+            margin=margin,
             titles={method.row["name"]: method.title for method in group.methods},
             looks=dict.fromkeys(LEADING, "best") | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
         )
@@ -113,16 +113,17 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
             for row, why in store.skipped.items():  # what the decoder said in brackets is left out
                 left_out[store.ids[row]] = why[:1].lower() + why[1:].partition(" (")[0]
     known = [record["manifest"]["dataset"] for _, record in records.values()]
+    asked = [r["run"].get("source", {}).get("limit") for _, r in records.values()]
     several = len({dataset["name"] for dataset in known}) > 1
     tested = np.bincount(group.true, minlength=len(group.classes))
-    order = np.argsort(group.true, kind="stable")
-    place = np.arange(len(order)) - np.searchsorted(group.true[order], group.true[order])
-    each = max(1, _SAMPLES // max(1, len(np.unique(group.true))))  # of a class
-    rows = order[place < each][:_SAMPLES]
+    true = pd.Series(group.true).sort_values(kind="stable")
+    each = max(1, _SAMPLES // true.nunique())  # of a class
+    rows = true.groupby(true).head(each).index[:_SAMPLES]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
         "splits": {_called(one, several=several): one["images"] for one in known},
-        "limits": sorted({n for _, r in records.values() if (n := _limit(r)) is not None}),
+        # How many images of a split were asked for, if that is all it has.
+        "limits": sorted({n for n, one in zip(asked, known, strict=True) if n == one["images"]}),
         "per_class": sorted({tested.min(), tested.max()}),
         "trained": trained_on(group),
         "protocols": said_of(group, lambda method: in_words(method.row["protocol"])),
@@ -136,12 +137,6 @@ def _called(dataset: dict[str, Any], *, several: bool) -> str:
     """Return the name of a split, which is ``all`` where a dataset has only one."""
     split = "" if dataset["split"] == "all" else dataset["split"]
     return f"{dataset_name(dataset['name'])} {split}".strip() if several else split
-
-
-def _limit(record: dict[str, Any]) -> int | None:
-    """Return how many images of a store's split were asked for, if that is all it has."""
-    limit: int | None = record["run"].get("source", {}).get("limit")
-    return limit if limit == record["manifest"]["dataset"]["images"] else None
 
 
 def in_words(protocol: str) -> str:
@@ -158,14 +153,9 @@ def in_words(protocol: str) -> str:
 
 def parts_of_time(row: dict[str, Any]) -> list[str]:
     """Say what the time of a method went into, the parts that matter."""
-    spent = {name: row.get(f"{name}_seconds") or 0.0 for name in _TIMES}
+    spent = {word: row.get(f"{name}_seconds") or 0.0 for name, word in _TIMES.items()}
     least = _LEAST_TIME * sum(spent.values())
-    words = {"extract": "extraction", "predict": "prediction"}
-    return [
-        f"{words.get(name, name)} {duration(seconds)}"
-        for name, seconds in spent.items()
-        if seconds > least
-    ]
+    return [f"{word} {duration(spent[word])}" for word in spent if spent[word] > least]
 
 
 def trained_on(group: Group) -> str:
@@ -183,9 +173,7 @@ def trained_on(group: Group) -> str:
 
 def said_of(group: Group, fact: Callable[[Method], str]) -> str:
     """Return a fact about the methods once, with their names where they differ in it."""
-    facts: dict[str, list[Method]] = {}
-    for method in group.methods:
-        facts.setdefault(fact(method), []).append(method)
+    facts = by_fact(group.methods, fact)
     if len(facts) == 1:
         return next(iter(facts))
     return "; ".join(f"{text} ({names_of(methods)})" for text, methods in facts.items())
@@ -239,16 +227,15 @@ def confusion(method: Method) -> dict[str, Any]:
 def frames(data: ReportData) -> dict[str, pd.DataFrame]:
     """Return what is measured of all methods as tables, numbers unrounded."""
 
-    def per_class(method: Method) -> list[dict[str, Any]]:
-        named = zip(method.metrics["per_class"], method.classes, strict=True)
-        return [{**row, "class": name} for row, name in named]
+    def per_class(method: Method) -> Iterator[dict[str, Any]]:
+        for row, name in zip(method.metrics["per_class"], method.classes, strict=True):
+            yield {**row, "class": name}
 
-    def confused(method: Method) -> list[dict[str, Any]]:
+    def confused(method: Method) -> Iterator[dict[str, Any]]:
         matrix = np.array(method.metrics["confusion"])
-        return [
-            {"true": method.classes[i], "answer": method.columns[j], "images": matrix[i, j]}
-            for i, j in np.argwhere(matrix)
-        ]
+        for i, j in np.argwhere(matrix):
+            named = {"true": method.classes[i], "answer": method.columns[j]}
+            yield {**named, "images": matrix[i, j]}
 
     def model(record: dict[str, Any]) -> dict[str, Any]:
         sizes = {key: record.get(key) for key in ("n_train", "n_test", "train_per_class")}
@@ -257,13 +244,14 @@ def frames(data: ReportData) -> dict[str, pd.DataFrame]:
         metrics = record["metrics"].items()
         return ended | {k: v for k, v in metrics if v is None or isinstance(v, int | float)}
 
-    def searched(method: Method) -> list[dict[str, Any]]:
-        tried = [(split["name"], split.get("search") or []) for split in method.result.splits]
-        return [{"model": name, **entry} for name, entries in tried for entry in entries]
+    def searched(method: Method) -> Iterator[dict[str, Any]]:
+        for split in method.result.splits:
+            for entry in split.get("search") or ():
+                yield {"model": split["name"], **entry}
 
-    def disputed(method: Method) -> list[dict[str, Any]]:
-        rows = method.result.extra.get("label_map", {}).get("disputed", [])
-        return [{**row, "source_classes": ", ".join(row["source_classes"])} for row in rows]
+    def disputed(method: Method) -> Iterator[dict[str, Any]]:
+        for row in method.result.extra.get("label_map", {}).get("disputed", ()):
+            yield {**row, "source_classes": ", ".join(row["source_classes"])}
 
     return {
         "comparison": data.comparison.table(),

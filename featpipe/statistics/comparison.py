@@ -120,29 +120,22 @@ def compare(
         answers[result.name] = Answers.of(each, table.correct, table.split, training)
         rows.append(_row(result, group))
     titles = unique_titles(results, rows, ("dataset", "features", "protocol"))
-    groups = list(dict.fromkeys(row["group"] for row in rows))
+    rows.sort(key=lambda row: ([*tested].index(row["group"]), *_rank(row)))
     title_of = dict(zip(names, titles, strict=True))
-    rows.sort(key=lambda row: (groups.index(row["group"]), *_rank(row)))
-    rows = [row | {"method": title_of[row["name"]]} for row in rows]
+    for row in rows:
+        row["method"] = title_of[row["name"]]
     # Pairs are named in the order of the table, so the first of a pair is never the lower one.
     # All are tested at once: Holm's correction counts every test that was made.
     pairs = compare_all({row["name"]: answers[row["name"]] for row in rows}, margin / 100)
     by_names = {(pair["a"], pair["b"]): pair for pair in pairs}
     for _, members in groupby(rows, key=lambda row: row["group"]):
-        first, *others = members
-        for question in QUESTIONS:
-            _judge_group(first, others, by_names, question)
-        for row in (first, *others):
-            row["verdict"] = row["verdict_methods"] or row["verdict_models"]
-            row["about"] = QUESTIONS["methods" if row["verdict_methods"] else "models"]
-            row["margin"] = margin
+        _judge_group(list(members), by_names, margin)
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     if isinstance(published, bool):
-        known = [row for name in datasets for row in published_rows(name)] if published else []
-        reference = [_published_row(row, row.dataset) for row in known]
+        shown = [(one, name) for name in datasets * published for one in published_rows(name)]
     else:  # rows asked for by name are shown with the results whatever dataset they are about
-        named = [row for name in published for row in find_published(name)]
-        reference = [_published_row(row, datasets[0]) for row in named]
+        shown = [(one, datasets[0]) for name in published for one in find_published(name)]
+    reference = [_published_row(one, dataset) for one, dataset in shown]
     apart = _apart_notes(rows, tested)
     leaks, seen = _leak_notes(results, title_of), contamination_notes(results)
     notes = [*leaks, *scope_notes(pairs), *apart, *seen]
@@ -150,25 +143,28 @@ def compare(
 
 
 def _judge_group(
-    first: dict[str, Any],
-    others: Sequence[dict[str, Any]],
-    pairs: Mapping[tuple[str, str], dict[str, Any]],
-    question: str,
+    rows: Sequence[dict[str, Any]], pairs: Mapping[tuple[str, str], dict[str, Any]], margin: float
 ) -> None:
     """Say how the methods of a group compare with the first; None where it cannot be said."""
-    column = f"verdict_{question}"
-    for row in others:
-        verdict = pairs[first["name"], row["name"]][question]
-        row[column] = verdict and (WORSE if verdict["verdict"] == BETTER else verdict["verdict"])
-        if verdict and _rank(row)[0] == _rank(first)[0]:
-            row[column] = TIED
-    found = {row[column] for row in others}
-    if not others:
-        first[column] = ALONE if question == "models" else None
-    elif found == {None}:
-        first[column] = None
-    else:
-        first[column] = TIED if TIED in found else BEST if found == {WORSE} else HIGHEST
+    first, *others = rows
+    for question in QUESTIONS:
+        column = f"verdict_{question}"
+        for row in others:
+            test = pairs[first["name"], row["name"]][question]
+            row[column] = test and (WORSE if test["verdict"] == BETTER else test["verdict"])
+            if test and _rank(row)[0] == _rank(first)[0]:
+                row[column] = TIED
+        found = {row[column] for row in others}
+        if not others:
+            first[column] = ALONE if question == "models" else None
+        elif found == {None}:
+            first[column] = None
+        else:
+            first[column] = TIED if TIED in found else BEST if found == {WORSE} else HIGHEST
+    for row in rows:
+        row["verdict"] = row["verdict_methods"] or row["verdict_models"]
+        row["about"] = QUESTIONS["methods" if row["verdict_methods"] else "models"]
+        row["margin"] = margin
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
@@ -199,10 +195,8 @@ def _apart_notes(
         if mine == theirs:
             continue
         more = f" and {len(others)} more" if others else ""
-        reason, advice = (
-            f"{len(mine & theirs)} of which are among",
-            "with one --protocol and --seed",
-        )
+        reason = f"{len(mine & theirs)} of which are among"
+        advice = "with one --protocol and --seed"
         if {images for images, _ in mine} != {images for images, _ in theirs}:
             reason, advice = "extracted apart from", "on one extraction"
         were = "were" if others else "was"
@@ -218,8 +212,7 @@ def _leak_notes(results: Iterable[Result], titles: Mapping[str, str]) -> list[st
     """Return what leaks into the test images of which results."""
     leaky: dict[str, list[str]] = {}
     for result in results:
-        account = result.extra.get("leaks") or {}
-        if account.get("leaked"):
+        if (account := result.extra.get("leaks")) and account["leaked"]:
             leaky.setdefault(count_of_leaks(account), []).append(titles[result.name])
     return [f"{count} ({', '.join(named)}). {DROP_LEAKS}" for count, named in leaky.items()]
 
@@ -239,15 +232,10 @@ def _row(result: Result, group: str) -> dict[str, Any]:
     left_over = leaks.get("accuracy_without") or {}
     trained = result.protocol["training"]
     headline = result.splits if trained is None else [result.splits[i] for i in trained["splits"]]
-    # What was chosen, each with the number of models it won.
-    chosen = Counter(
-        ", ".join(
-            f"{key}={as_written(value)}"
-            for key, value in split.get("chosen", {}).items()
-            if key not in ("by", "at_edge")
-        )
-        for split in headline
-    )
+    chosen: Counter[str] = Counter()  # what was chosen, each with the number of models it won
+    for split in headline:
+        settings = {k: v for k, v in split.get("chosen", {}).items() if k not in ("by", "at_edge")}
+        chosen[", ".join(f"{key}={as_written(value)}" for key, value in settings.items())] += 1
     counted = "; ".join(f"{text} ×{count}" for text, count in sorted(chosen.items()))
     return {
         "name": result.name,
@@ -322,11 +310,8 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "balanced %": percent(row.get("balanced_accuracy")),
             "macro f1 %": percent(row.get("macro_f1")),
             "chosen": row.get("chosen") or "",
-            **(
-                {"these models": row["verdict"], "the methods": ""}
-                if row["published"]
-                else {subject: row[f"verdict_{q}"] or "" for q, subject in QUESTIONS.items()}
-            ),
+            QUESTIONS["models"]: row.get("verdict_models") or row["verdict"],
+            QUESTIONS["methods"]: row.get("verdict_methods") or "",
             "note": "" if row.get("converged", True) else "not converged",
         }
         for row in every
@@ -335,10 +320,8 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def footnotes(comparison: Comparison) -> list[str]:
     """Say what a table of verdicts cannot be read without."""
-    return [
-        f"{equivalent_within(comparison.margin).capitalize()}: see --margin.",
-        *comparison.notes,
-    ]
+    margin = equivalent_within(comparison.margin).capitalize()
+    return [f"{margin}: see --margin.", *comparison.notes]
 
 
 def write_comparison(comparison: Comparison, path: Path, *, force: bool = False) -> None:
@@ -363,9 +346,8 @@ def write_comparison(comparison: Comparison, path: Path, *, force: bool = False)
             table = shown.style.hide(axis="index").format(escape="latex").to_latex(hrules=True)
             text = mark + notes + table
         case _:
-            raise UsageError(
-                f"Cannot write a table as {path.name!r}.", expected="a name in .csv, .md or .tex"
-            )
+            what = f"Cannot write a table as {path.name!r}."
+            raise UsageError(what, expected="a name in .csv, .md or .tex")
     refuse_foreign(path, mark.encode(), force=force)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -382,18 +364,15 @@ def run_compare(step: Compare, context: Context) -> Outcome:
         first = {next(group)["name"] for _, group in groupby(comparison.rows, lambda r: r["group"])}
         shown = [pair for pair in tested if pair["a"] in first]
     several = len({row["features"] for row in comparison.rows}) > 1
-    titles = {
-        row["name"]: row["method"] + f" ({row['features']})" * several for row in comparison.rows
-    }
-    sentences = [
-        f"{titles[pair['a']]} against {titles[pair['b']]}, {pair['n']} test images:"
-        + "".join(
-            f"\n  {subject}: {verdict_in_words(pair[question], comparison.margin)}"
-            for question, subject in QUESTIONS.items()
-            if pair[question]
-        )
-        for pair in shown
-    ]
+    features = {row["name"]: f" ({row['features']})" * several for row in comparison.rows}
+    titles = {row["name"]: row["method"] + features[row["name"]] for row in comparison.rows}
+    sentences = []
+    for pair in shown:
+        a, b = (titles[pair[side]] for side in ("a", "b"))
+        sentences.append(f"{a} against {b}, {pair['n']} test images:")
+        for question, subject in QUESTIONS.items():
+            if verdict := pair[question]:
+                sentences.append(f"  {subject}: {verdict_in_words(verdict, comparison.margin)}")
     if rest := len(tested) - len(shown):
         sentences.append(f"({rest} further pairs were tested: see --json or the report)")
     sentences += [f"note: {note}" for note in comparison.notes]

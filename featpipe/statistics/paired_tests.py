@@ -78,7 +78,7 @@ class Difference:
     p_value: float  # two-sided, for "neither is better"
     n: int  # test rows
     method: str
-    discordant: int  # rows on which one method is right more often than the other
+    wins: tuple[int, int]  # rows on which a is right more often than b, and the reverse
 
     def reach(self, alpha: float) -> float:
         """Half the width of the interval at confidence 1 − alpha."""
@@ -114,9 +114,9 @@ def between_models(a: Answers, b: Answers) -> Difference:
     residuals = np.concatenate([d - centre, [1 - centre, -1 - centre]])
     variance = Variance(float((residuals**2).sum()) / (n + 2) ** 2)
     p_value, method = _sign_flip(steps)
-    value, discordant = float(steps.sum()) / (unit * n), int((steps != 0).sum())
+    value, wins = float(steps.sum()) / (unit * n), (int((steps > 0).sum()), int((steps < 0).sum()))
     method = "McNemar exact" if unit == 1 else method
-    return Difference(value, centre, variance, p_value, n, method, discordant)
+    return Difference(value, centre, variance, p_value, n, method, wins)
 
 
 def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | str:
@@ -127,19 +127,15 @@ def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | 
     nothing answers alike whatever the training set. Where the results cannot answer the question,
     the reason is returned.
     """
-    trained = [one for one in (a, b) if one.training is not None]
-    sets = [one.training for one in trained if one.training is not None]
-    if not sets:
+    trained = [(one.training, one) for one in (a, b) if one.training is not None]
+    if not trained:
         return models  # nothing is trained: the models are the methods
-    training = sets[0]
-    if single := [one for one in sets if one.distinct < 2]:
+    if single := [sets for sets, _ in trained if sets.distinct < 2]:
         return SAME_TRAINING_SET if len(single[0].sets) > 1 else ONE_TRAINING_SET
-    keys, _ = trained[0].by_training_set
-    if any(
-        set(one.sets) != set(training.sets) or not np.array_equal(each.by_training_set[0], keys)
-        for one, each in zip(sets, trained, strict=True)
-    ):
-        return OTHER_TRAINING_SETS
+    training, keys = trained[0][0], trained[0][1].by_training_set[0]
+    for sets, one in trained[1:]:
+        if {*sets.sets} != {*training.sets} or not np.array_equal(one.by_training_set[0], keys):
+            return OTHER_TRAINING_SETS
     row, model = np.divmod(keys, training.distinct)
     first, second = (
         (one.sums.sums / one.sums.counts)[row] if one.training is None else one.by_training_set[1]

@@ -17,7 +17,6 @@ from featpipe.statistics.paired_tests import (
     Difference,
     between_methods,
     between_models,
-    row_differences,
 )
 
 ALPHA = 0.05  # family-wise error rate
@@ -60,14 +59,13 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
     its level exactly if its adjusted value is below α.
     """
     p = np.asarray(p_values, dtype=np.float64)
-    adjusted, levels = np.empty_like(p), np.empty_like(p)
-    highest, level, stopped, before = 0.0, ALPHA, False, -1.0
-    for rank, i in enumerate(np.argsort(p, kind="stable")):
-        highest = max(highest, p[i] * (len(p) - rank))
-        if not stopped and p[i] != before:  # equal p-values are judged alike
-            level = ALPHA / (len(p) - rank)
-        stopped |= not p[i] < level
-        adjusted[i], levels[i], before = min(highest, 1.0), level, p[i]
+    order = np.argsort(p, kind="stable")
+    ranked, adjusted, levels = p[order], np.empty_like(p), np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(ranked * np.arange(len(p), 0, -1)).clip(max=1.0)
+    level = ALPHA / (len(p) - np.searchsorted(ranked, ranked))  # equal p-values are judged alike
+    for first in np.flatnonzero(ranked >= level)[:1]:  # the first that is not rejected
+        level[first:] = level[first]
+    levels[order] = level
     return adjusted.tolist(), levels.tolist()
 
 
@@ -95,7 +93,7 @@ def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Ver
             times = one.variance.more_rows((target / quantile) ** 2)
             if times is not None:
                 # An exact test needs so many rows answered differently, all for one method.
-                least = math.log2(2 / alpha) / max(one.discordant, 1)
+                least = math.log2(2 / alpha) / max(sum(one.wins), 1)
                 rows_needed = max(math.ceil(one.n * max(times, least)), one.n + 1)
         facts = 1 - alpha, one.p_value, adjusted, rows_needed, one.method
         verdicts.append(Verdict(verdict, value, low, high, *facts))
@@ -118,10 +116,9 @@ def compare_all(named: Mapping[str, Answers], margin: float = MARGIN) -> list[di
         if not np.array_equal(named[a].sums.ids, named[b].sums.ids):
             pair["reason"] = pair["reason_methods"] = DIFFERENT_ROWS
             continue
-        steps, _ = row_differences(named[a], named[b])
-        pair |= {"a_better": int((steps > 0).sum()), "b_better": int((steps < 0).sum())}
         pair["models"] = models = between_models(named[a], named[b])
-        pair["n"], methods = models.n, between_methods(named[a], named[b], models)
+        pair["n"], (pair["a_better"], pair["b_better"]) = models.n, models.wins
+        methods = between_methods(named[a], named[b], models)
         pair["reason_methods" if isinstance(methods, str) else "methods"] = methods
     for question in ("models", "methods"):
         tested = [pair for pair in pairs if pair[question] is not None]
