@@ -66,19 +66,20 @@ class DatasetOptions:
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
         """Refuse files that change in the block: what it hashed is what it read or mapped."""
-
-        def stamps() -> list[tuple[int, ...]]:
-            found = [os.stat(path) for path in paths]
-            return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
-
         with _explain_unreadable(next(iter(paths), None)):
-            before = stamps()
+            before = [stamp_of(path) for path in paths]
             yield
-            after = stamps()
+            after = [stamp_of(path) for path in paths]
         for path, old, new in zip(paths, before, after, strict=True):
             if old != new:
                 what = "A file of the dataset was changed while it was read."
                 raise DataError(what, where=path, next_step="run again when nothing changes it")
+
+
+def stamp_of(path: str | Path) -> tuple[int, ...]:
+    """Return what differs when a file was changed or another one has taken its place."""
+    found = os.stat(path)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @contextmanager

@@ -6,34 +6,26 @@ its own bytes, from the disk or from a URL.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import posixpath
 import re
-import stat
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS, naming
-from featpipe.datasets.dataset import DatasetOptions, PathDataset, refuse_missing
+from featpipe.datasets.dataset import DatasetOptions, PathDataset, refuse_missing, stamp_of
 from featpipe.datasets.folder import SPLITS
-from featpipe.datasets.images import (
-    EncodedSource,
-    decode_image,
-    most_image_bytes,
-)
+from featpipe.datasets.images import EncodedSource, changed, refuse_large
 from featpipe.datasets.remote import AT_ONCE, Remote, RemoteFolder, as_listed, at_once
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.datasets.tars import BLOCK, UNPACK, Sample, Shard, read_index
-from featpipe.errors import DataError, ImageError, UsageError, nearest_path
+from featpipe.errors import DataError, UsageError, nearest_path
 from featpipe.urls import explaining, protocol_of
 
 _INDEX = "index of a tar file, 1"  # what is remembered, with the version of its form
@@ -188,35 +180,24 @@ class ShardSource(EncodedSource):
         }
         remote = protocol_of(place.url) is not None
         self._at_once = AT_ONCE if remote else 1
-        self._stamps = {} if remote else {name: _stamp(s) for name, s in shards.items()}
+        self._stamps = {} if remote else {n: stamp_of(s.file.path) for n, s in shards.items()}
 
-    def _opened(self, row: int) -> BinaryIO:
-        return io.BytesIO(self._content(row))
+    def _where(self, row: int) -> str:
+        shard, sample = self._samples[row]
+        return f"{shard.where}, {sample.name}"
 
     def _content(self, row: int) -> bytes:
-        """Return the bytes of an image, read with its header: it must be that of the index."""
         shard, sample = self._samples[row]
-        where = f"{shard.where}, {sample.name}"
-        if sample.obstacle:
-            raise ImageError(sample.obstacle, where=where)
-        if sample.size > (most := most_image_bytes()):
-            got, expected = f"{sample.size} bytes", f"at most {most} bytes"
-            raise ImageError("The file is too large.", where=where, expected=expected, got=got)
-        with explaining(shard.where):
+        refuse_large(sample.size, self._where(row))
+        with explaining(shard.where):  # with its header, which must be that of the index
             start, end = sample.start - BLOCK, sample.start + sample.size
             content = self._place.read(shard.file.path, start, end)
-            stamp = _stamp(shard) if self._stamps else None
+            stamp = stamp_of(shard.file.path) if self._stamps else None
         header, content = content[:BLOCK], content[BLOCK:]
         kept = stamp == self._stamps.get(shard.name) and zlib.crc32(header) == sample.check
         if not kept or len(content) != sample.size:
-            what = "A tar file has changed since the dataset was opened."
-            raise DataError(what, where=where, next_step="run again when nothing changes it")
+            raise changed(self._where(row), "A tar file")
         return content
-
-    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Decode one image, a JPEG at a reduced scale if a side is given."""
-        shard, sample = self._samples[row]
-        return decode_image(self._content(row), f"{shard.where}, {sample.name}", side)
 
 
 def expanded(pattern: str, spec: str) -> list[str]:
@@ -295,13 +276,6 @@ def _classes(
 
 def _text(path: str) -> str:
     return path.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _stamp(shard: Shard) -> tuple[int, ...]:
-    found = os.stat(shard.file.path)
-    if not stat.S_ISREG(found.st_mode):
-        raise FileNotFoundError(shard.file.path)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def _refuse_packed(paths: Sequence[str], where: str) -> None:
