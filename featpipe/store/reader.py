@@ -10,23 +10,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
-from featpipe.fingerprint import FileHashes, of_bytes
+from featpipe.fingerprint import FileHashes
 from featpipe.notebook import html_table
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import layout
 from featpipe.store.arrays import Extent, ShardedArray
-from featpipe.store.record import (
-    check_beginning,
-    extents_of,
-    read_record,
-    require,
-    translate_errors,
-)
+from featpipe.store.record import read_sealed, require, translate_errors
 from featpipe.urls import Place
 from featpipe.workspace import store_files
 
@@ -86,15 +79,7 @@ class FeatureStore:
         self._hashes = hashes or FileHashes()
         self._intact: set[str] = set()
         with translate_errors(self.path), self._stream(at) as stream:
-            check_beginning(stream, self.path)
-            with h5py.File(stream if at else self.path, "r", locking=False) as file:
-                record = read_record(file, self.path)
-                self._arrays = extents_of(file, record, self.path)
-                self.labels: NDArray[np.int64] = file["labels"][()]
-            (labels,) = self._arrays["labels"]
-            require(of_bytes(self.labels.tobytes()) == labels.sha256, "labels changed")
-            in_range = (self.labels >= -1) & (self.labels < len(record["classes"]))
-            require(bool(in_range.all()), "labels are of no class")
+            record, self._arrays, self.labels = read_sealed(stream, self.path, local=not at)
         self.shards_at: str = record.get("shards_at", "")
         self.fingerprint: str = record["fingerprint"]
         self.manifest: dict[str, Any] = record["manifest"]
