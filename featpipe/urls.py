@@ -61,6 +61,7 @@ class Place:
         from fsspec.core import url_to_fs  # noqa: PLC0415 - only URLs and tar files need it
 
         self.url = plain_path(url).rstrip("/")
+        self.remote = protocol_of(url) is not None
         if urlsplit(url).password:  # before anything records the URL, or a message shows it
             what, expected = "The URL holds a password, which would be recorded.", "one without"
             hint = "give credentials in the way of the file system: environment or configuration"

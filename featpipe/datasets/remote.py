@@ -7,6 +7,7 @@ its content; only where a store says nothing, the object is read to be hashed.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -84,11 +85,14 @@ class RemoteFolder(Place):
 
     def marked(self, files: Sequence[Remote], options: DatasetOptions) -> list[Remote]:
         """Return files with their marks; those of which nothing is said are read and hashed."""
+        if not self.remote:
+            paths = [file.path for file in files]
+            marks = [f"sha256:{digest}" for digest in options.digests(paths)]
+            return [Remote(p, os.stat(p).st_size, m) for p, m in zip(paths, marks, strict=True)]
 
         def mark(file: Remote) -> Remote:
-            if file.mark:
-                return file
-            file = as_listed(self.info(file.path))  # it may say more than the listing
+            # What is asked for alone may say more than the listing.
+            file = file if file.mark else as_listed(self.info(file.path))
             if file.mark:
                 return file
             with explaining(self.url_of(file.path)):

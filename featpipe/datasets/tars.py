@@ -44,13 +44,13 @@ class Shard(NamedTuple):
     where: str
 
 
-def read_index(shard: Shard, place: RemoteFolder, *, remote: bool) -> list[Sample]:
+def read_index(shard: Shard, place: RemoteFolder) -> list[Sample]:
     """Return the images of a tar file with their labels, in the order of the archive.
 
     DataError, which names the file, if it is compressed, damaged, cut off, or holds two images of
     one name.
     """
-    opened = partial(place.fs.open, block_size=_READ_BYTES) if remote else open_regular
+    opened = partial(place.fs.open, block_size=_READ_BYTES) if place.remote else open_regular
     with explaining(shard.where), opened(shard.file.path) as stream:
         try:
             return _samples(stream, shard.where)
