@@ -20,7 +20,7 @@ from featpipe.datasets.naming import natural_key
 from featpipe.datasets.source import Identity
 from featpipe.errors import DataError, ImageError
 from featpipe.fingerprint import of_bytes
-from featpipe.urls import Place, explained, explaining
+from featpipe.urls import Place, explaining
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -123,12 +123,11 @@ class RemoteSource(EncodedSource):
     def _content(self, row: int) -> bytes:
         file, where = self._files[row], self._where(row)
         refuse_large(file.size, where)
-        try:
-            content = self._place.read(file.path)
-        except FileNotFoundError:
-            raise ImageError("The image is not there any more.", where=where) from None
-        except Exception as error:
-            raise explained(error, where) from error
+        with explaining(where):
+            try:
+                content = self._place.read(file.path)
+            except FileNotFoundError:
+                raise ImageError("The image is not there any more.", where=where) from None
         if len(content) != file.size or not self._agrees(content, file):
             expected, got = f"{file.size} bytes, {file.mark}", f"{len(content)} bytes"
             raise changed(where, expected=expected, got=got)
