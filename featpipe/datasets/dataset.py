@@ -165,8 +165,8 @@ class Dataset(ABC):
         path = cls.path_in(argument)
         if not path:
             return argument
-        is_url = protocol_of(path) is not None
-        named = PurePosixPath(path) if is_url else user_path(plain_path(path)).resolve()
+        here = protocol_of(path) is None
+        named = user_path(plain_path(path)).resolve() if here else PurePosixPath(path)
         return named.name + argument[len(path) :]
 
     @classmethod

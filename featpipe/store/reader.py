@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -134,11 +133,8 @@ class FeatureStore:
     @property
     def shards(self) -> list[Path]:
         """The files of the rows, in their order; none where they are in this file."""
-        return [
-            extent.path
-            for extent in self._arrays[f"features/{self.layers[0]}"]
-            if extent.path != self.path
-        ]
+        extents = self._arrays[f"features/{self.layers[0]}"]
+        return [extent.path for extent in extents if extent.path != self.path]
 
     @property
     def lost_shards(self) -> list[Path]:
@@ -176,13 +172,10 @@ class FeatureStore:
         """
         layer = layer or self.layers[0]
         if layer not in self.shapes:
-            hint, again = did_you_mean(layer, self.shapes), f"featpipe extract … --layer {layer}"
-            raise UnknownNameError(
-                f"The store holds no layer {layer!r}.",
-                known=self.shapes,
-                where=self.path,
-                next_step=f"{hint} or extract it: {again}" if hint else again,
-            )
+            near, hint = did_you_mean(layer, self.shapes), f"featpipe extract … --layer {layer}"
+            what = f"The store holds no layer {layer!r}."
+            hint = f"{near} or extract it: {hint}" if near else hint
+            raise UnknownNameError(what, known=self.shapes, where=self.path, next_step=hint)
         return self._intact_array(f"features/{layer}")
 
     @property
@@ -242,12 +235,11 @@ class FeatureStore:
         if paths:
             listed = " ".join(repr(str(path)) for path in paths[:5]) + " …" * (len(paths) > 5)
             there = f", delete them in {self.shards_at}, too" * bool(self.shards_at)
-            raise StoreError(
-                f"Shards of the feature store are missing or damaged, {len(paths)} of"
-                f" {len(self.shards)}: {', '.join(path.name for path in paths[:5])}.",
-                where=self.path,
-                next_step=f"rm -f {listed}{there}, and extract again: only they are made again",
-            )
+            few = ", ".join(path.name for path in paths[:5])
+            lost = f"{len(paths)} of {len(self.shards)}: {few}"
+            what = f"Shards of the feature store are missing or damaged, {lost}."
+            hint = f"rm -f {listed}{there}, and extract again: only they are made again"
+            raise StoreError(what, where=self.path, next_step=hint)
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
@@ -265,12 +257,10 @@ class FeatureStore:
         store = FeatureStore(self.path)
         with translate_errors(self.path):
             store._fetch_shards()
-            changed = {
-                name: found
-                for name, extents in store._arrays.items()
-                if (found := [one for one in extents if not one.is_intact()])
-            }
-            store._require_none([*chain(*changed.values())], ", ".join(changed))
+            every = ((name, one) for name, extents in store._arrays.items() for one in extents)
+            changed = [(name, extent) for name, extent in every if not extent.is_intact()]
+            names = ", ".join(dict.fromkeys(name for name, _ in changed))
+            store._require_none([extent for _, extent in changed], names)
 
 
 def scan_stores(

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,6 @@ from featpipe.store import layout
 from featpipe.store.arrays import Extent
 from featpipe.urls import is_url
 
-_LOGITS = f"features/{LOGITS}"
 # What a record holds: values of a type, lists of one kind, mappings with at least these keys.
 SCHEMA: dict[str, Any] = {
     "fingerprint": str,
@@ -133,29 +132,22 @@ def _extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str
             require(given == np.dtype(dtype), f"{name} is of type {given}")
             arrays[name] = [Extent(path, dtype, shape, _place(name, dataset), digests[name])]
         else:
-            shape = (n, *record["shapes"][name])
-            arrays[name] = list(_in_shards(path, record["shards"], name, dtype, shape[1:]))
+            shape, arrays[name] = (n, *record["shapes"][name]), []
+            for shard in record["shards"]:
+                offset, digest = shard["arrays"][name]
+                conform(name, digest, str)
+                require(type(offset) is int and offset >= 0, f"{name} begins at {offset}")
+                file, rows = layout.shard_folder(path) / shard["file"], (shard["rows"], *shape[1:])
+                arrays[name].append(Extent(file, dtype, rows, offset, digest))
         dims = range(1, 2) if name == "labels" else range(2, 9)
         _, row = layout.LOOKS.get(name, ("", shape[1:]))
         fit = len(shape) in dims and shape[0] == n and all(shape[1:]) and shape[1:] == row
         require(fit, f"{name} has shape {shape} for {n} images")
     if source is not None:
         ids, names = source
-        fit = arrays[_LOGITS][0].shape[1:] == (len(ids),) == (len(names),)
+        fit = arrays[f"features/{LOGITS}"][0].shape[1:] == (len(ids),) == (len(names),)
         require(fit, "source_classes do not fit the logits")
     return arrays
-
-
-def _in_shards(
-    path: Path, shards: Sequence[Mapping[str, Any]], name: str, dtype: str, row: tuple[int, ...]
-) -> Iterator[Extent]:
-    """Yield where an array is in each shard of a store."""
-    folder = layout.shard_folder(path)
-    for shard in shards:
-        offset, digest = shard["arrays"][name]
-        conform(name, digest, str)
-        require(type(offset) is int and offset >= 0, f"{name} begins at {offset}")
-        yield Extent(folder / shard["file"], dtype, (shard["rows"], *row), offset, digest)
 
 
 def _place(name: str, dataset: h5py.Dataset) -> int:
