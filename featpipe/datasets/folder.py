@@ -88,15 +88,12 @@ class Folder(PathDataset):
             labelled = [(image, "") for image in images]
         else:
             found: dict[str, list[str]] = {name: [] for name in place.folders(inside)}
-            strays = 0
             for image in images:
                 name, slash, _ = image[len(inside) :].partition("/")
                 if slash and name in found:
                     found[name].append(image)
-                else:
-                    strays += 1
             labelled = _with_classes(found, place.where(inside))
-            if strays:
+            if strays := len(images) - len(labelled):
                 lie = f"{'image lies' if strays == 1 else 'images lie'} in {place.where(inside)}"
                 self.options.progress.note(f"{strays} {lie} outside the class folders: left out")
         identity = _identity(self, split, classes, labelled)

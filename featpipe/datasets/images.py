@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from featpipe.datasets.dataset import DatasetOptions
-from featpipe.datasets.source import Identity, ImageSource
+from featpipe.datasets.source import Identity, ImageSource, as_rgb
 from featpipe.errors import DataError, ImageError
 from featpipe.files import open_regular, read_regular
 from featpipe.fingerprint import FileHashes, of_bytes
@@ -300,4 +300,4 @@ def to_rgb(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
     grey = np.rint(values * (255.0 / white)).astype(np.uint8)
     if isinstance(see_through, int):  # a 16-bit grey PNG may name one value as transparent
         grey[values == see_through] = 255
-    return np.repeat(grey[..., None], 3, axis=2)
+    return as_rgb(grey)

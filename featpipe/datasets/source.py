@@ -144,9 +144,13 @@ class ArraySource(ImageSource):
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image as RGB; grey is repeated in the three channels."""
-        image = self._pixels[row if self._rows is None else self._rows[row]]
-        grey = image.ndim == 2
-        return np.repeat(image[..., None], 3, axis=2) if grey else np.array(image, order="C")
+        return as_rgb(self._pixels[row if self._rows is None else self._rows[row]])
+
+
+def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy of RGB pixels, or of grey ones in three channels."""
+    grey = image.ndim == 2
+    return np.repeat(image[..., None], 3, axis=2) if grey else np.array(image, order="C")
 
 
 def are_rows(rows: NDArray[np.int64], n: int) -> bool:
