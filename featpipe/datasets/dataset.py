@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -57,10 +57,9 @@ class DatasetOptions:
 
     def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
         """Return the content hashes of files; progress is shown only if any has to be read."""
-        with ExitStack() as stack:
-            show = partial(self.progress.task, "checking files", total=len(paths))
-            task = cache(lambda: stack.enter_context(show()))
-            stack.enter_context(_explain_unreadable(None))
+        with _explain_unreadable(None), ExitStack() as stack:
+            show, total = self.progress.task, len(paths)
+            task = cache(lambda: stack.enter_context(show("checking files", total)))
             return self.hashes.many(paths, algorithm, lambda: task().advance())
 
     @contextmanager

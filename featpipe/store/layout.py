@@ -70,7 +70,6 @@ class StoreContent:
 
     def record(self) -> dict[str, Any]:
         """Return everything but the arrays, as it is stored in JSON."""
-        meaning = self.source_classes and [list(texts) for texts in self.source_classes]
         return {
             "fingerprint": self.fingerprint,
             "manifest": dict(self.manifest),
@@ -78,7 +77,7 @@ class StoreContent:
             "classes": list(self.classes),
             "folds": [np.asarray(rows).tolist() for rows in self.folds],
             **({"groups": list(self.groups)} if self.groups else {}),
-            "source_classes": meaning,
+            "source_classes": self.source_classes and [*map(list, self.source_classes)],
         }
 
 
