@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import tarfile
 import zlib
-from functools import partial
 from typing import BinaryIO, NamedTuple
 
 from featpipe.datasets.images import IMAGE_SUFFIXES
@@ -50,8 +49,7 @@ def read_index(shard: Shard, place: RemoteFolder) -> list[Sample]:
     DataError, which names the file, if it is compressed, damaged, cut off, or holds two images of
     one name.
     """
-    opened = partial(place.fs.open, block_size=_READ_BYTES) if place.remote else open_regular
-    with explaining(shard.where), opened(shard.file.path) as stream:
+    with explaining(shard.where), _stream(shard.file, place) as stream:
         try:
             return _samples(stream, shard.where)
         except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
@@ -102,6 +100,19 @@ def _samples(stream: BinaryIO, where: str) -> list[Sample]:
         hint = "write the shard again with other names: the key ends at the first dot"
         raise DataError(what, where=where, expected=expected, got=odd[0], next_step=hint)
     return [sample._replace(label=labels.get(key)) for key, sample in images.items()]
+
+
+def _stream(file: Remote, place: RemoteFolder) -> BinaryIO:
+    """Open a tar file for its headers, one at a URL to be read in blocks."""
+    if not place.remote:
+        return open_regular(file.path)
+    from fsspec.spec import AbstractBufferedFile  # noqa: PLC0415 - only URLs need it
+
+    class Blocks(AbstractBufferedFile):
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return place.read(self.path, start, end)
+
+    return Blocks(place.fs, file.path, block_size=_READ_BYTES, size=file.size)
 
 
 def _label(content: bytes, name: str, where: str) -> str:
