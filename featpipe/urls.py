@@ -22,7 +22,7 @@ PACKAGES = {
 _CREDENTIALS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure; "
     "FSSPEC_S3_ANON=true reads public buckets",
-    "g": "run gcloud auth application-default login; FSSPEC_GS_TOKEN=anon reads public buckets",
+    "gcs": "run gcloud auth application-default login; FSSPEC_GS_TOKEN=anon reads public buckets",
 }
 _NO_CREDENTIALS = re.compile("Credential|Token|RefreshError|Unauthorized")
 _BLOCK_BYTES = 1 << 21  # read at once from a file that is opened
@@ -61,18 +61,18 @@ class Place:
         from fsspec.core import url_to_fs  # noqa: PLC0415 - only URLs and tar files need it
 
         self.url = plain_path(url).rstrip("/")
+        self.remote = protocol_of(url) is not None
         if urlsplit(url).password:  # before anything records the URL, or a message shows it
             what, expected = "The URL holds a password, which would be recorded.", "one without"
             hint = "give credentials in the way of the file system: environment or configuration"
             raise UsageError(what, expected=expected, next_step=hint)
-        try:
-            self.fs, path = url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            what = f"Files at {protocol_of(url)}:// cannot be read here."
-            expected = "s3://, gs://, https:// or another protocol that fsspec knows"
-            raise UsageError(what, where=url, expected=expected, got=error) from error
-        except Exception as error:
-            raise explained(error, url) from error
+        with explaining(url):
+            try:
+                self.fs, path = url_to_fs(url)
+            except (ImportError, ValueError) as error:
+                what = f"Files at {protocol_of(url)}:// cannot be read here."
+                expected = "s3://, gs://, https:// or another protocol that fsspec knows"
+                raise UsageError(what, where=url, expected=expected, got=error) from error
         self.path: str = path.rstrip("/")
         self.fs.invalidate_cache()  # what was listed before may have changed
 
@@ -135,24 +135,17 @@ def explaining(where: str) -> Iterator[None]:
     except FeatpipeError:
         raise
     except Exception as error:
-        raise explained(error, where) from error
-
-
-def explained(error: Exception, where: str) -> DataError:
-    """Return the DataError for what a file system raised."""
-    kind, got = type(error).__name__, " ".join(str(error).split())[:400]
-    protocol = protocol_of(where) or ""
-    if isinstance(error, FileNotFoundError):
-        what, got = "There is nothing at this place.", got if "bucket" in got else ""
-        expected, hint = "a bucket and a name in it that exist", "correct the URL"
-    elif isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
-        what, expected = "The storage gives no access.", "credentials that may list and read"
-        hint = next(
-            (how for name, how in _CREDENTIALS.items() if protocol.startswith(name)),
-            "give credentials in the way of the file system",
-        )
-    else:
-        what, got = "The storage cannot be read.", f"{kind}: {got}"
-        expected = "an answer to the request"
-        hint = "check the URL and the network, then run the same command again"
-    return DataError(what, where=where, expected=expected, got=got or None, next_step=hint)
+        kind, said = type(error).__name__, " ".join(str(error).split())[:400]
+        if isinstance(error, FileNotFoundError):
+            what, got = "There is nothing at this place.", said if "bucket" in said else None
+            expected, hint = "a bucket and a name in it that exist", "correct the URL"
+        elif isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
+            what, got = "The storage gives no access.", said or None
+            expected = "credentials that may list and read"
+            _, extra = PACKAGES.get(protocol_of(where) or "", ("", ""))
+            hint = _CREDENTIALS.get(extra, "give credentials in the way of the file system")
+        else:
+            what, got = "The storage cannot be read.", f"{kind}: {said}"
+            expected = "an answer to the request"
+            hint = "check the URL and the network, then run the same command again"
+        raise DataError(what, where=where, expected=expected, got=got, next_step=hint) from error

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -57,28 +57,28 @@ class DatasetOptions:
 
     def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
         """Return the content hashes of files; progress is shown only if any has to be read."""
-        with ExitStack() as stack:
-            show = partial(self.progress.task, "checking files", total=len(paths))
-            task = cache(lambda: stack.enter_context(show()))
-            stack.enter_context(_explain_unreadable(None))
+        with _explain_unreadable(None), ExitStack() as stack:
+            show, total = self.progress.task, len(paths)
+            task = cache(lambda: stack.enter_context(show("checking files", total)))
             return self.hashes.many(paths, algorithm, lambda: task().advance())
 
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
         """Refuse files that change in the block: what it hashed is what it read or mapped."""
-
-        def stamps() -> list[tuple[int, ...]]:
-            found = [os.stat(path) for path in paths]
-            return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found]
-
         with _explain_unreadable(next(iter(paths), None)):
-            before = stamps()
+            before = [stamp_of(path) for path in paths]
             yield
-            after = stamps()
+            after = [stamp_of(path) for path in paths]
         for path, old, new in zip(paths, before, after, strict=True):
             if old != new:
                 what = "A file of the dataset was changed while it was read."
                 raise DataError(what, where=path, next_step="run again when nothing changes it")
+
+
+def stamp_of(path: str | Path) -> tuple[int, ...]:
+    """Return what differs when a file was changed or another one has taken its place."""
+    found = os.stat(path)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @contextmanager
@@ -164,8 +164,8 @@ class Dataset(ABC):
         path = cls.path_in(argument)
         if not path:
             return argument
-        is_url = protocol_of(path) is not None
-        named = PurePosixPath(path) if is_url else user_path(plain_path(path)).resolve()
+        here = protocol_of(path) is None
+        named = user_path(plain_path(path)).resolve() if here else PurePosixPath(path)
         return named.name + argument[len(path) :]
 
     @classmethod

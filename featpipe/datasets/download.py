@@ -104,11 +104,8 @@ def checked(
         for (name, digest), got in zip(published.items(), sums, strict=True):
             if got != digest:
                 file, what = folder / name, f"The file {name} is damaged or another version."
-                found, hint = (
-                    f"md5 {got}, {file.stat().st_size} bytes",
-                    f"remove {file} and fetch it again",
-                )
-                wanted = f"md5 {digest}"
+                wanted, found = f"md5 {digest}", f"md5 {got}, {file.stat().st_size} bytes"
+                hint = f"remove {file} and fetch it again"
                 raise DataError(what, where=file, expected=wanted, got=found, next_step=hint)
         yield published
 
@@ -148,9 +145,9 @@ def unpack(
             unfinished.rename(target)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         # RuntimeError and its child NotImplementedError: encrypted or strangely packed zip entries.
-        got, next_step = f"{type(error).__name__}: {error}", f"remove {archive} and run again"
+        got, hint = f"{type(error).__name__}: {error}", f"remove {archive} and run again"
         what = "The archive is damaged."
-        raise DataError(what, where=archive, got=got, next_step=next_step) from error
+        raise DataError(what, where=archive, got=got, next_step=hint) from error
     except OSError as error:
         raise DataError("The archive cannot be unpacked.", where=archive, got=error) from error
     finally:
@@ -316,20 +313,17 @@ def _append(
     response: HTTPResponse, url: str, part: Any, note: Path, progress: Progress
 ) -> str | None:
     """Write the bytes of a response to the part; return what is wrong with it."""
-    start = have = _size(part)
+    start = _size(part) if response.status == 206 else 0
     sent = response.headers.get("Content-Range", "")
-    if response.status != 206:
-        start = 0
-    elif not sent.startswith(f"bytes {have}-"):
+    if response.status == 206 and not sent.startswith(f"bytes {start}-"):
         part.truncate(0)
-        return f"the server sent another range ({sent}) than asked for ({have}-)"
+        return f"the server sent another range ({sent}) than asked for ({start}-)"
     length = response.headers.get("Content-Length", "")
     total = start + int(length) if length.isdigit() else None
     part.truncate(start)
     if start == 0:
-        etag = response.headers.get("ETag", "")
-        strong = None if etag.startswith("W/") else etag
-        validator = strong or response.headers.get("Last-Modified")
+        etag = response.headers.get("ETag") or "W/"  # a weak one says little of the bytes
+        validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
         facts = {"url": url, "validator": validator, "total": total}
         note.write_text(json.dumps(facts), encoding="utf-8")
     check_space(note.parent, (total or start) - start, DownloadError)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -88,20 +88,18 @@ class Folder(PathDataset):
             labelled = [(image, "") for image in images]
         else:
             found: dict[str, list[str]] = {name: [] for name in place.folders(inside)}
-            strays = 0
             for image in images:
                 name, slash, _ = image[len(inside) :].partition("/")
                 if slash and name in found:
                     found[name].append(image)
-                else:
-                    strays += 1
             labelled = _with_classes(found, place.where(inside))
-            if strays:
+            if strays := len(images) - len(labelled):
                 lie = f"{'image lies' if strays == 1 else 'images lie'} in {place.where(inside)}"
                 self.options.progress.note(f"{strays} {lie} outside the class folders: left out")
+        identity = _identity(self, split, classes, labelled)
         if isinstance(place, _Disk):
-            return _file_source(self, split, classes, labelled, place.root)
-        return RemoteSource(_identity(self, split, classes, labelled), place, inside, self.options)
+            return FileSource(identity, place.root, self.options)
+        return RemoteSource(identity, place, inside, self.options)
 
 
 class _Disk:
@@ -123,7 +121,7 @@ class _Disk:
         return self.root / inside
 
     def folders(self, inside: str = "") -> list[str]:
-        return subfolders(self.root / inside)
+        return [_text_name(entry) for entry in _entries(self.root / inside) if _is_folder(entry)]
 
     def images(self, inside: str = "") -> list[str]:
         return images_below(self.root / inside, inside)
@@ -186,7 +184,7 @@ class TinyImageNet(Dataset):
             missing = sorted(set(classes) - {wnid for _, wnid in found})
             what = f"{len(missing)} class(es) have no validation images."
             refuse_missing(missing, what, annotations, "images of every class", next_step)
-        return _file_source(self, split, classes, found, root)
+        return FileSource(_identity(self, split, classes, found), root, self.options)
 
 
 @DATASETS.register
@@ -217,28 +215,16 @@ class DogsVsCats(Dataset):
         labels = [classes.index(kind) for kind in kinds]
         rows = stratified_split(names, labels, 0.3, self.options.seed)[split == "test"]
         labelled = [(names[row], kinds[row]) for row in rows]
-        return _file_source(self, split, classes, labelled, folder)
-
-
-def _file_source(
-    dataset: Dataset,
-    split: str,
-    classes: tuple[str, ...],
-    labelled: Iterable[tuple[str, str]],
-    root: Path,
-) -> FileSource:
-    """Open image files given as pairs of path and class name."""
-    return FileSource(_identity(dataset, split, classes, labelled), root, dataset.options)
+        return FileSource(_identity(self, split, classes, labelled), folder, self.options)
 
 
 def _identity(
-    dataset: Dataset, split: str, classes: tuple[str, ...], labelled: Iterable[tuple[str, str]]
+    dataset: Dataset, split: str, classes: tuple[str, ...], labelled: Sequence[tuple[str, str]]
 ) -> Identity:
     """Identify images given as pairs of path and class name; a name of no class: unlabelled."""
     number = {name: label for label, name in enumerate(classes)}
-    found = [(path, number.get(name, UNLABELLED)) for path, name in labelled]
-    ids, labels = [path for path, _ in found], [label for _, label in found]
-    return Identity(dataset.spec, split, classes, ids, labels)
+    labels = [number.get(name, UNLABELLED) for _, name in labelled]
+    return Identity(dataset.spec, split, classes, [path for path, _ in labelled], labels)
 
 
 def _with_classes(found: Mapping[str, list[str]], where: object) -> list[tuple[str, str]]:
@@ -247,11 +233,6 @@ def _with_classes(found: Mapping[str, list[str]], where: object) -> list[tuple[s
     what, next_step = "A class folder has no images.", "put images into it, or remove the folder"
     refuse_missing(empty, what, where, "at least one image", next_step)
     return [(image, name) for name, images in found.items() for image in images]
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, in natural order, without the hidden ones."""
-    return [_text_name(entry) for entry in _entries(folder) if _is_folder(entry)]
 
 
 def images_below(

@@ -14,7 +14,7 @@ from PIL import Image
 from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import FileSource, to_rgb
-from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
+from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, as_rgb
 from featpipe.errors import DataError, UsageError
 from featpipe.fingerprint import of_bytes, of_mapping
 
@@ -118,8 +118,7 @@ def pixels_of(image: Any, row: int) -> NDArray[np.uint8]:
         parts = [type(image).__name__, getattr(image, "dtype", None), getattr(image, "shape", None)]
         got = ", ".join(str(part) for part in parts if part is not None)
         raise UsageError(f"Item {row} of the list is not an image.", expected=_EXPECTED, got=got)
-    grey = array.ndim == 2
-    return np.repeat(array[..., None], 3, axis=2) if grey else np.array(array, order="C")
+    return as_rgb(array)
 
 
 def _digest(pixels: NDArray[np.uint8]) -> str:

@@ -6,7 +6,6 @@ decoded here, by the rule of all datasets. Code of a dataset is never run.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Mapping
@@ -14,23 +13,15 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import Dataset, DatasetOptions
-from featpipe.datasets.images import EncodedSource, FileSource, decode_image
+from featpipe.datasets.images import EncodedSource, FileSource
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
-from featpipe.errors import (
-    DataError,
-    ImageError,
-    UnknownNameError,
-    UsageError,
-    did_you_mean,
-    nearest_path,
-)
+from featpipe.errors import DataError, UnknownNameError, UsageError, did_you_mean, nearest_path
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -178,15 +169,11 @@ class _Mapped(EncodedSource):
         absent = _field(column, "bytes").is_null().to_numpy()
         self.unreadable = dict.fromkeys(np.flatnonzero(absent).tolist(), "The row holds no image.")
 
-    def _opened(self, row: int) -> BinaryIO:
-        return io.BytesIO(self._column[row]["bytes"].as_buffer())
+    def _where(self, row: int) -> str:
+        return f"{self.name}, {self.ids[row]}"
 
-    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Decode one image to upright RGB, a JPEG at a reduced scale if a side is given."""
-        where = f"{self.name}, {self.ids[row]}"
-        if row in self.unreadable:
-            raise ImageError(self.unreadable[row], where=where)
-        return decode_image(self._opened(row).read(), where, side)
+    def _content(self, row: int) -> bytes:
+        return self._column[row]["bytes"].as_py()
 
 
 def _parts(argument: str, data: Path | None = None) -> tuple[str, str | None]:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from featpipe.datasets.dataset import DatasetOptions
-from featpipe.datasets.source import Identity, ImageSource
+from featpipe.datasets.source import Identity, ImageSource, as_rgb
 from featpipe.errors import DataError, ImageError
 from featpipe.files import open_regular, read_regular
 from featpipe.fingerprint import FileHashes, of_bytes
@@ -70,14 +70,25 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 
 
 class EncodedSource(ImageSource):
-    """Images that are decoded when they are read; a subclass knows where their files are."""
+    """Images that are decoded when they are read; a subclass knows where their files are.
+
+    A row that is ``unreadable`` is an ImageError with its reason.
+    """
 
     _hashes: FileHashes
     _at_once = 1  # how many headers are read at the same time: more where each takes its time
 
     @abstractmethod
+    def _where(self, row: int) -> Path | str:
+        """Return where an image is, for messages."""
+
+    @abstractmethod
+    def _content(self, row: int) -> bytes:
+        """Return the file of an image, which must be the one that the fingerprint is of."""
+
     def _opened(self, row: int) -> BinaryIO:
-        """Open the file of an image."""
+        """Open the file of an image, for its header."""
+        return io.BytesIO(self._content(row))
 
     @cached_property
     def size(self) -> tuple[int, int] | None:
@@ -106,6 +117,13 @@ class EncodedSource(ImageSource):
     def read(self, row: int) -> NDArray[np.uint8]:
         """Decode one image to upright RGB; see :meth:`read_scaled`."""
         return self.read_scaled(row, None)
+
+    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
+        """Decode one image to upright RGB, a JPEG at a reduced scale if a side is given."""
+        where = self._where(row)
+        if row in self.unreadable:
+            raise ImageError(self.unreadable[row], where=where)
+        return decode_image(self._content(row), where, side)
 
 
 class FileSource(EncodedSource):
@@ -138,19 +156,17 @@ class FileSource(EncodedSource):
         super().__init__(replace(identity, ids=ids), self.digests, where or root)
         self.unreadable = {row: _reason(error) for row, error in obstacles.items()}
 
-    def _opened(self, row: int) -> BinaryIO:
-        return open_regular(self.root / self.ids[row])
+    def _where(self, row: int) -> Path:
+        return self.root / self.ids[row]
 
-    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Decode one image file, a JPEG at a reduced scale if a side is given."""
-        path = self.root / self.ids[row]
-        if row in self.unreadable:
-            raise ImageError(self.unreadable[row], where=path)
-        content = _content_of(path)
+    def _opened(self, row: int) -> BinaryIO:
+        return open_regular(self._where(row))
+
+    def _content(self, row: int) -> bytes:
+        content = _content_of(self._where(row))
         if of_bytes(content) != self.digests[row]:
-            what = "An image has changed since the dataset was opened."
-            raise DataError(what, where=path, next_step="run again when nothing changes it")
-        return decode_image(content, path, side)
+            raise changed(self._where(row))
+        return content
 
 
 def is_image_name(name: str) -> bool:
@@ -190,16 +206,30 @@ def _reason(error: OSError) -> str:
     return reasons.get(type(error), f"The image file cannot be read: {error.strerror}.")
 
 
-def most_image_bytes() -> int:
+def changed(where: object, what: str = "An image", **details: object) -> DataError:
+    """Return the error for images that are no longer those whose fingerprint was taken."""
+    hint = "run again when nothing changes it"
+    message = f"{what} has changed since the dataset was opened."
+    return DataError(message, where=where, next_step=hint, **details)
+
+
+def _most_bytes() -> int:
     """Return how many bytes the file of the largest image can have."""
     limit = Image.MAX_IMAGE_PIXELS
     return sys.maxsize if limit is None else limit * _MOST_BYTES_PER_PIXEL + _MOST_OTHER_BYTES
 
 
+def refuse_large(n_bytes: int, where: str) -> None:
+    """Raise ImageError if an image file has more bytes than the largest image can have."""
+    if n_bytes > (most := _most_bytes()):
+        got, expected = f"{n_bytes} bytes", f"at most {most} bytes"
+        raise ImageError("The file is too large.", where=where, expected=expected, got=got)
+
+
 def _content_of(path: Path) -> bytes:
     """Return the bytes of an image file, at most as many as the largest image can have."""
     try:
-        return read_regular(path, most_image_bytes())
+        return read_regular(path, _most_bytes())
     except OSError as error:
         raise ImageError(_reason(error), where=path) from None
 
@@ -270,4 +300,4 @@ def to_rgb(image: Image.Image, path: Path | str) -> NDArray[np.uint8]:
     grey = np.rint(values * (255.0 / white)).astype(np.uint8)
     if isinstance(see_through, int):  # a 16-bit grey PNG may name one value as transparent
         grey[values == see_through] = 255
-    return np.repeat(grey[..., None], 3, axis=2)
+    return as_rgb(grey)

@@ -7,28 +7,20 @@ its content; only where a store says nothing, the object is read to be hashed.
 from __future__ import annotations
 
 import hashlib
-import io
+import os
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, NamedTuple, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple, TypeVar
 
 from featpipe.datasets.dataset import DatasetOptions
-from featpipe.datasets.images import (
-    EncodedSource,
-    decode_image,
-    is_image_name,
-    most_image_bytes,
-)
+from featpipe.datasets.images import EncodedSource, changed, is_image_name, refuse_large
 from featpipe.datasets.naming import natural_key
 from featpipe.datasets.source import Identity
 from featpipe.errors import DataError, ImageError
 from featpipe.fingerprint import of_bytes
-from featpipe.urls import Place, explained, explaining
+from featpipe.urls import Place, explaining
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -93,11 +85,14 @@ class RemoteFolder(Place):
 
     def marked(self, files: Sequence[Remote], options: DatasetOptions) -> list[Remote]:
         """Return files with their marks; those of which nothing is said are read and hashed."""
+        if not self.remote:
+            paths = [file.path for file in files]
+            marks = [f"sha256:{digest}" for digest in options.digests(paths)]
+            return [Remote(p, os.stat(p).st_size, m) for p, m in zip(paths, marks, strict=True)]
 
         def mark(file: Remote) -> Remote:
-            if file.mark:
-                return file
-            file = as_listed(self.info(file.path))  # it may say more than the listing
+            # What is asked for alone may say more than the listing.
+            file = file if file.mark else as_listed(self.info(file.path))
             if file.mark:
                 return file
             with explaining(self.url_of(file.path)):
@@ -122,26 +117,20 @@ class RemoteSource(EncodedSource):
         self._place, self._hashes = place, options.hashes
         super().__init__(identity, [[file.mark, file.size] for file in self._files], place.url)
 
-    def _opened(self, row: int) -> BinaryIO:
-        return io.BytesIO(self._content(row))
+    def _where(self, row: int) -> str:
+        return self._place.where(self.ids[row])
 
     def _content(self, row: int) -> bytes:
-        """Return the file of an image, which must be that of the listing."""
-        file, where = self._files[row], self._place.where(self.ids[row])
-        if file.size > (most := most_image_bytes()):
-            got, expected = f"{file.size} bytes", f"at most {most} bytes"
-            raise ImageError("The file is too large.", where=where, expected=expected, got=got)
-        try:
-            content = self._place.read(file.path)
-        except FileNotFoundError:
-            raise ImageError("The image is not there any more.", where=where) from None
-        except Exception as error:
-            raise explained(error, where) from error
+        file, where = self._files[row], self._where(row)
+        refuse_large(file.size, where)
+        with explaining(where):
+            try:
+                content = self._place.read(file.path)
+            except FileNotFoundError:
+                raise ImageError("The image is not there any more.", where=where) from None
         if len(content) != file.size or not self._agrees(content, file):
-            what = "An image has changed since the dataset was opened."
-            got, hint = f"{len(content)} bytes", "run again when nothing changes it"
-            expected = f"{file.size} bytes, {file.mark}"
-            raise DataError(what, where=where, expected=expected, got=got, next_step=hint)
+            expected, got = f"{file.size} bytes, {file.mark}", f"{len(content)} bytes"
+            raise changed(where, expected=expected, got=got)
         return content
 
     def _agrees(self, content: bytes, file: Remote) -> bool:
@@ -156,10 +145,6 @@ class RemoteSource(EncodedSource):
                 self._place.fs.invalidate_cache()
                 return kind == "etag" and as_listed(self._place.info(file.path)) == file
         return True
-
-    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Decode one image, a JPEG at a reduced scale if a side is given."""
-        return decode_image(self._content(row), self._place.where(self.ids[row]), side)
 
 
 def as_listed(info: Mapping[str, Any]) -> Remote:

@@ -17,7 +17,7 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ImageSource(ABC):
         if any(not name.strip() for name in names):
             raise refused("A class has a blank name.", got=list(names)[:10])
         for what, texts in (("A class name", names), ("An id", self.ids)):
-            if broken := [ascii(text) for text in texts if _NO_TEXT.search(text)]:
+            if broken := [ascii(text) for text in texts if NO_TEXT.search(text)]:
                 got = ", ".join(broken[:5])
                 raise refused(f"{what} is not text.", expected="UTF-8 without NUL", got=got)
         if twice := _repeated(names):
@@ -144,9 +144,13 @@ class ArraySource(ImageSource):
 
     def read(self, row: int) -> NDArray[np.uint8]:
         """Return one image as RGB; grey is repeated in the three channels."""
-        image = self._pixels[row if self._rows is None else self._rows[row]]
-        grey = image.ndim == 2
-        return np.repeat(image[..., None], 3, axis=2) if grey else np.array(image, order="C")
+        return as_rgb(self._pixels[row if self._rows is None else self._rows[row]])
+
+
+def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a copy of RGB pixels, or of grey ones in three channels."""
+    grey = image.ndim == 2
+    return np.repeat(image[..., None], 3, axis=2) if grey else np.array(image, order="C")
 
 
 def are_rows(rows: NDArray[np.int64], n: int) -> bool:

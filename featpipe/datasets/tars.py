@@ -5,11 +5,10 @@ Names in a tar file are texts: none becomes a path, and nothing is unpacked.
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 import zlib
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from featpipe.datasets.images import IMAGE_SUFFIXES
 from featpipe.datasets.remote import Remote, RemoteFolder
@@ -44,16 +43,13 @@ class Shard(NamedTuple):
     where: str
 
 
-def read_index(shard: Shard, place: RemoteFolder, *, remote: bool) -> list[Sample]:
+def read_index(shard: Shard, place: RemoteFolder) -> list[Sample]:
     """Return the images of a tar file with their labels, in the order of the archive.
 
     DataError, which names the file, if it is compressed, damaged, cut off, or holds two images of
     one name.
     """
-    stream: Any = None
-    with explaining(shard.where):
-        stream = _Ranges(place, shard.file) if remote else open_regular(shard.file.path)
-    with stream, explaining(shard.where):
+    with explaining(shard.where), _stream(shard.file, place) as stream:
         try:
             return _samples(stream, shard.where)
         except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
@@ -83,9 +79,8 @@ def _samples(stream: BinaryIO, where: str) -> list[Sample]:
                 stream.seek(member.offset_data)
                 if key in labels:
                     raise _twice(f"{name}: a second label", where)
-                labels[key] = _label(
-                    stream.read(min(member.size, _MOST_LABEL_BYTES + 1)), name, where
-                )
+                content = stream.read(min(member.size, _MOST_LABEL_BYTES + 1))
+                labels[key] = _label(content, name, where)
             elif suffix in IMAGE_SUFFIXES:
                 if key in images:
                     raise _twice(f"{images[key].name} and {name}", where)
@@ -107,38 +102,17 @@ def _samples(stream: BinaryIO, where: str) -> list[Sample]:
     return [sample._replace(label=labels.get(key)) for key, sample in images.items()]
 
 
-class _Ranges(io.RawIOBase):
-    """A file at a place as a stream that is read in blocks, for its headers."""
+def _stream(file: Remote, place: RemoteFolder) -> BinaryIO:
+    """Open a tar file for its headers, one at a URL to be read in blocks."""
+    if not place.remote:
+        return open_regular(file.path)
+    from fsspec.spec import AbstractBufferedFile  # noqa: PLC0415 - only URLs need it
 
-    def __init__(self, place: RemoteFolder, file: Remote) -> None:
-        self._place, self._file = place, file
-        self._at = self._first = 0
-        self._block = b""
+    class Blocks(AbstractBufferedFile):
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return place.read(self.path, start, end)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        self._at = offset + {0: 0, 1: self._at, 2: self._file.size}[whence]
-        return self._at
-
-    def read(self, size: int = -1, /) -> bytes:
-        end = self._file.size if size < 0 else min(self._at + size, self._file.size)
-        if self._at >= end:
-            return b""
-        if not self._first <= self._at <= end <= self._first + len(self._block):
-            self._first = self._at
-            last = min(max(end, self._at + _READ_BYTES), self._file.size)
-            self._block = self._place.read(self._file.path, self._at, last)
-        found = self._block[self._at - self._first : end - self._first]
-        self._at += len(found)
-        return found
+    return Blocks(place.fs, file.path, block_size=_READ_BYTES, size=file.size)
 
 
 def _label(content: bytes, name: str, where: str) -> str:

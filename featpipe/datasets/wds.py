@@ -6,35 +6,27 @@ its own bytes, from the disk or from a URL.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import posixpath
 import re
-import stat
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featpipe.datasets import DATASETS, naming
-from featpipe.datasets.dataset import DatasetOptions, PathDataset, refuse_missing
+from featpipe.datasets.dataset import DatasetOptions, PathDataset, refuse_missing, stamp_of
 from featpipe.datasets.folder import SPLITS
-from featpipe.datasets.images import (
-    EncodedSource,
-    decode_image,
-    most_image_bytes,
-)
+from featpipe.datasets.images import EncodedSource, changed, refuse_large
 from featpipe.datasets.remote import AT_ONCE, Remote, RemoteFolder, as_listed, at_once
-from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
+from featpipe.datasets.source import NO_TEXT, UNLABELLED, Identity, ImageSource
 from featpipe.datasets.tars import BLOCK, UNPACK, Sample, Shard, read_index
-from featpipe.errors import DataError, ImageError, UsageError, nearest_path
-from featpipe.urls import explaining, protocol_of
+from featpipe.errors import DataError, UsageError, nearest_path
+from featpipe.urls import explaining
 
 _INDEX = "index of a tar file, 1"  # what is remembered, with the version of its form
 _MOST_SHARDS = 100_000
@@ -63,10 +55,8 @@ class WebDataset(PathDataset):
     @classmethod
     def short(cls, argument: str) -> str:
         """Return the last part of the path; with braces, all from the first part that has any."""
-        folder = cls.path_in(argument)
-        return (
-            super().short(argument) if folder == argument else argument[len(folder) :].lstrip("/")
-        )
+        rest = argument[len(cls.path_in(argument)) :].lstrip("/")
+        return rest or super().short(argument)
 
     @classmethod
     def absolute(cls, argument: str, data: Path | None) -> str:
@@ -83,7 +73,7 @@ class WebDataset(PathDataset):
         """The tar file, the folder of tar files, or the folder before the braces."""
         named = self.absolute(self.argument, self.options.data)
         place = RemoteFolder(self.path_in(named))
-        if not protocol_of(named) and not os.path.exists(place.path):
+        if not place.remote and not os.path.exists(place.path):
             what, path = "There is no such tar file or folder.", Path(place.path)
             expected = "a .tar, a folder of them, or braces: train-{000..099}.tar"
             raise DataError(what, where=path, expected=expected, next_step=nearest_path(path))
@@ -94,23 +84,25 @@ class WebDataset(PathDataset):
         """The tar files of each split."""
         place = self._place
         named = self.absolute(self.argument, self.options.data)
+        whole = False  # whether all tar files of a folder are meant
         if _BRACES.search(named):
             inside = named[len(self.path_in(named)) :]
             paths = [place.path + more for more in expanded(inside, self.spec)]
             files = _existing(place, paths, self.options)
-        elif (info := place.info(place.path))["type"] != "directory":
-            files = [as_listed(info)]
+        elif whole := (info := place.info(place.path))["type"] == "directory":
+            files = list(place.files().values())
         else:
-            listed = place.files().values()
-            files = [file for file in listed if file.path.lower().endswith(".tar")]
-            _refuse_packed([file.path for file in listed], place.url)
+            files = [as_listed(info)]
+        if packed := [posixpath.basename(file.path) for file in files if _PACKED.search(file.path)]:
+            what, expected, got = "A tar file is compressed.", "plain .tar files", packed[0]
+            raise DataError(what, where=place.url, expected=expected, got=got, next_step=UNPACK)
+        if whole:
+            got = f"{len(files)} other files"
+            files = [file for file in files if file.path.lower().endswith(".tar")]
             if not files:
-                what, got = "There are no tar files.", f"{len(listed)} other files"
-                raise DataError(
-                    what, where=place.url, expected="shards such as train-000.tar", got=got
-                )
-        _refuse_packed([file.path for file in files], place.url)
-        if broken := [ascii(path) for file in files if "\ufffd" in _text(path := file.path)]:
+                what, expected = "There are no tar files.", "shards such as train-000.tar"
+                raise DataError(what, where=place.url, expected=expected, got=got)
+        if broken := [ascii(file.path) for file in files if NO_TEXT.search(file.path)]:
             what, hint = "The name of a tar file is not valid text (UTF-8).", "rename it"
             raise DataError(what, where=ascii(place.url), got=broken[0], next_step=hint)
         one = [file.path for file in files] == [place.path]
@@ -128,29 +120,17 @@ class WebDataset(PathDataset):
 
     def open(self, split: str) -> ImageSource:
         """Find the images of one split; the others are looked at for their classes."""
-        place, remote = self._place, protocol_of(self.argument) is not None
+        place, hashes = self._place, self.options.hashes
         every = [shard for shards in self._shards.values() for shard in shards]
-        files = [shard.file for shard in every]
-        paths = [] if remote else [Path(file.path) for file in files]
+        paths = [] if place.remote else [Path(shard.file.path) for shard in every]
         with self.options.unchanged(paths):
-            if remote:
-                files = place.marked(files, self.options)
-            else:
-                digests = self.options.digests(paths)
-                files = [
-                    Remote(file.path, os.stat(file.path).st_size, f"sha256:{digest}")
-                    for file, digest in zip(files, digests, strict=True)
-                ]
+            files = place.marked([shard.file for shard in every], self.options)
             every = [shard._replace(file=file) for shard, file in zip(every, files, strict=True)]
-            hashes = self.options.hashes
 
             def samples(shard: Shard) -> list[Sample]:
-                known_as = f"{shard.file.mark}, {shard.file.size} bytes, {shard.where}"
-
-                def make() -> str:
-                    return json.dumps(read_index(shard, place, remote=remote))
-
-                return [Sample(*row) for row in json.loads(hashes.recall(known_as, _INDEX, make))]
+                name = f"{shard.file.mark}, {shard.file.size} bytes, {shard.where}"
+                index = hashes.recall(name, _INDEX, lambda: json.dumps(read_index(shard, place)))
+                return [Sample(*row) for row in json.loads(index)]
 
             indexes = at_once(samples, every, "finding images", self.options)
         names = {shard.name for shard in self._shards[split]}
@@ -159,11 +139,8 @@ class WebDataset(PathDataset):
         if not own:
             what, expected = "There are no images in the tar files.", "members such as 000.jpg"
             raise DataError(what, where=place.url, expected=expected)
-        classes, labels = _classes(
-            [sample for _, sample in own],
-            [sample for found in indexes for sample in found],
-            place.url,
-        )
+        of_all = [sample for found in indexes for sample in found]
+        classes, labels = _classes([sample for _, sample in own], of_all, place.url)
         ids = [f"{shard.name}/{sample.name}" for shard, sample in own]
         identity = Identity(self.spec, split, classes, ids, labels)
         return ShardSource(identity, place, own, self.options)
@@ -183,40 +160,27 @@ class ShardSource(EncodedSource):
         shards = {shard.name: shard for shard, _ in samples}
         content = [[shard.file.mark, shard.file.size] for shard in shards.values()]
         super().__init__(identity, content, place.url)
-        self.unreadable = {
-            row: sample.obstacle for row, (_, sample) in enumerate(samples) if sample.obstacle
-        }
-        remote = protocol_of(place.url) is not None
-        self._at_once = AT_ONCE if remote else 1
-        self._stamps = {} if remote else {name: _stamp(s) for name, s in shards.items()}
+        self.unreadable = {row: s.obstacle for row, (_, s) in enumerate(samples) if s.obstacle}
+        self._at_once = AT_ONCE if place.remote else 1
+        here = {} if place.remote else shards
+        self._stamps = {name: stamp_of(shard.file.path) for name, shard in here.items()}
 
-    def _opened(self, row: int) -> BinaryIO:
-        return io.BytesIO(self._content(row))
+    def _where(self, row: int) -> str:
+        shard, sample = self._samples[row]
+        return f"{shard.where}, {sample.name}"
 
     def _content(self, row: int) -> bytes:
-        """Return the bytes of an image, read with its header: it must be that of the index."""
         shard, sample = self._samples[row]
-        where = f"{shard.where}, {sample.name}"
-        if sample.obstacle:
-            raise ImageError(sample.obstacle, where=where)
-        if sample.size > (most := most_image_bytes()):
-            got, expected = f"{sample.size} bytes", f"at most {most} bytes"
-            raise ImageError("The file is too large.", where=where, expected=expected, got=got)
-        with explaining(shard.where):
+        refuse_large(sample.size, self._where(row))
+        with explaining(shard.where):  # with its header, which must be that of the index
             start, end = sample.start - BLOCK, sample.start + sample.size
             content = self._place.read(shard.file.path, start, end)
-            stamp = _stamp(shard) if self._stamps else None
+            stamp = stamp_of(shard.file.path) if self._stamps else None
         header, content = content[:BLOCK], content[BLOCK:]
         kept = stamp == self._stamps.get(shard.name) and zlib.crc32(header) == sample.check
         if not kept or len(content) != sample.size:
-            what = "A tar file has changed since the dataset was opened."
-            raise DataError(what, where=where, next_step="run again when nothing changes it")
+            raise changed(self._where(row), "A tar file")
         return content
-
-    def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Decode one image, a JPEG at a reduced scale if a side is given."""
-        shard, sample = self._samples[row]
-        return decode_image(self._content(row), f"{shard.where}, {sample.name}", side)
 
 
 def expanded(pattern: str, spec: str) -> list[str]:
@@ -291,20 +255,3 @@ def _classes(
         classes = naming.classes_by_number(np.array([int(text) for text in texts]), where)
         return classes, [int(sample.label or UNLABELLED) for sample in own]
     return naming.classes_by_name([sample.label or None for sample in own], texts)
-
-
-def _text(path: str) -> str:
-    return path.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _stamp(shard: Shard) -> tuple[int, ...]:
-    found = os.stat(shard.file.path)
-    if not stat.S_ISREG(found.st_mode):
-        raise FileNotFoundError(shard.file.path)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _refuse_packed(paths: Sequence[str], where: str) -> None:
-    if packed := [posixpath.basename(path) for path in paths if _PACKED.search(path)]:
-        what, expected = "A tar file is compressed.", "plain .tar files"
-        raise DataError(what, where=where, expected=expected, got=packed[0], next_step=UNPACK)

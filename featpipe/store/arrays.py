@@ -70,8 +70,7 @@ class ShardedArray:
     def __getitem__(self, key: Any) -> NDArray[Any]:
         first, *others = key if isinstance(key, tuple) else (key,)
         if isinstance(first, slice):
-            rows: Any = range(len(self))[first]
-            rows = np.arange(rows.start, rows.stop, rows.step)
+            rows: Any = np.arange(*first.indices(len(self)))
         else:
             rows = np.asarray(first)
             rows = np.flatnonzero(rows) if rows.dtype == bool else rows

@@ -70,7 +70,6 @@ class StoreContent:
 
     def record(self) -> dict[str, Any]:
         """Return everything but the arrays, as it is stored in JSON."""
-        meaning = self.source_classes and [list(texts) for texts in self.source_classes]
         return {
             "fingerprint": self.fingerprint,
             "manifest": dict(self.manifest),
@@ -78,7 +77,7 @@ class StoreContent:
             "classes": list(self.classes),
             "folds": [np.asarray(rows).tolist() for rows in self.folds],
             **({"groups": list(self.groups)} if self.groups else {}),
-            "source_classes": meaning,
+            "source_classes": self.source_classes and [*map(list, self.source_classes)],
         }
 
 
@@ -121,23 +120,23 @@ def write_store(
     blocks: Iterable[NDArray[np.void]] = (),
     shards: Shards | None = None,
 ) -> int:
-    """Write a store from blocks of ``content.row_dtype``; return how many rows they had.
+    """Write a store from blocks of ``content.row_dtype``; return how many rows it has.
 
     ``shards`` stand in for blocks: they say what is where in other files.
     """
     reasons = dict(sorted(skipped.items()))
     skips = {"rows": list(reasons), "reasons": list(reasons.values())}
     record = {**content.record(), "skipped": skips, "run": dict(run)}
-    row_dtype = content.row_dtype
+    labels = np.asarray(content.labels, dtype=np.int64)
+    row_dtype, n_bytes, n_rows = content.row_dtype, content.sealed_bytes, 0
     names = row_dtype.names or ()
     if shards:
         record |= {"shards": shards.described, "shards_at": shards.at}
         record["shapes"] = {name: list(row_dtype[name].shape) for name in names}
-        names = ()
-    n_bytes = content.sealed_bytes + len(json.dumps(record))
-    labels = np.asarray(content.labels, dtype=np.int64)
-    if shards:
+        n_rows = sum(shard["rows"] for shard in shards.described)
         n_bytes -= len(labels) * row_dtype.itemsize
+        names = ()
+    n_bytes += len(json.dumps(record))
     reserve(path, n_bytes)
     # In the format of HDF5 1.8 every structure has a checksum; the default one, of HDF5 1.0, has
     # none, and the library crashes on some damaged files.
@@ -158,7 +157,6 @@ def write_store(
             arrays[name] = _create_dataset(file, name, (len(labels), *row.shape), row.base)
             digests[name] = hashlib.sha256()
         reserve(path, n_bytes)  # once more: creating the file released it
-        n_rows = 0
         for block in blocks:
             for name, array in arrays.items():
                 values = np.ascontiguousarray(block[name])

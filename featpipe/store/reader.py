@@ -6,27 +6,19 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, UnknownNameError, did_you_mean
-from featpipe.fingerprint import FileHashes, of_bytes
+from featpipe.fingerprint import FileHashes
 from featpipe.notebook import html_table
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import layout
 from featpipe.store.arrays import Extent, ShardedArray
-from featpipe.store.record import (
-    check_beginning,
-    extents_of,
-    read_record,
-    require,
-    translate_errors,
-)
+from featpipe.store.record import read_sealed, require, translate_errors
 from featpipe.urls import Place
 from featpipe.workspace import store_files
 
@@ -86,15 +78,7 @@ class FeatureStore:
         self._hashes = hashes or FileHashes()
         self._intact: set[str] = set()
         with translate_errors(self.path), self._stream(at) as stream:
-            check_beginning(stream, self.path)
-            with h5py.File(stream if at else self.path, "r", locking=False) as file:
-                record = read_record(file, self.path)
-                self._arrays = extents_of(file, record, self.path)
-                self.labels: NDArray[np.int64] = file["labels"][()]
-            (labels,) = self._arrays["labels"]
-            require(of_bytes(self.labels.tobytes()) == labels.sha256, "labels changed")
-            in_range = (self.labels >= -1) & (self.labels < len(record["classes"]))
-            require(bool(in_range.all()), "labels are of no class")
+            record, self._arrays, self.labels = read_sealed(stream, self.path, local=not at)
         self.shards_at: str = record.get("shards_at", "")
         self.fingerprint: str = record["fingerprint"]
         self.manifest: dict[str, Any] = record["manifest"]
@@ -149,11 +133,8 @@ class FeatureStore:
     @property
     def shards(self) -> list[Path]:
         """The files of the rows, in their order; none where they are in this file."""
-        return [
-            extent.path
-            for extent in self._arrays[f"features/{self.layers[0]}"]
-            if extent.path != self.path
-        ]
+        extents = self._arrays[f"features/{self.layers[0]}"]
+        return [extent.path for extent in extents if extent.path != self.path]
 
     @property
     def lost_shards(self) -> list[Path]:
@@ -191,13 +172,10 @@ class FeatureStore:
         """
         layer = layer or self.layers[0]
         if layer not in self.shapes:
-            hint, again = did_you_mean(layer, self.shapes), f"featpipe extract … --layer {layer}"
-            raise UnknownNameError(
-                f"The store holds no layer {layer!r}.",
-                known=self.shapes,
-                where=self.path,
-                next_step=f"{hint} or extract it: {again}" if hint else again,
-            )
+            near, hint = did_you_mean(layer, self.shapes), f"featpipe extract … --layer {layer}"
+            what = f"The store holds no layer {layer!r}."
+            hint = f"{near} or extract it: {hint}" if near else hint
+            raise UnknownNameError(what, known=self.shapes, where=self.path, next_step=hint)
         return self._intact_array(f"features/{layer}")
 
     @property
@@ -257,12 +235,11 @@ class FeatureStore:
         if paths:
             listed = " ".join(repr(str(path)) for path in paths[:5]) + " …" * (len(paths) > 5)
             there = f", delete them in {self.shards_at}, too" * bool(self.shards_at)
-            raise StoreError(
-                f"Shards of the feature store are missing or damaged, {len(paths)} of"
-                f" {len(self.shards)}: {', '.join(path.name for path in paths[:5])}.",
-                where=self.path,
-                next_step=f"rm -f {listed}{there}, and extract again: only they are made again",
-            )
+            few = ", ".join(path.name for path in paths[:5])
+            lost = f"{len(paths)} of {len(self.shards)}: {few}"
+            what = f"Shards of the feature store are missing or damaged, {lost}."
+            hint = f"rm -f {listed}{there}, and extract again: only they are made again"
+            raise StoreError(what, where=self.path, next_step=hint)
 
     @property
     def logits(self) -> NDArray[np.float32] | None:
@@ -280,12 +257,10 @@ class FeatureStore:
         store = FeatureStore(self.path)
         with translate_errors(self.path):
             store._fetch_shards()
-            changed = {
-                name: found
-                for name, extents in store._arrays.items()
-                if (found := [one for one in extents if not one.is_intact()])
-            }
-            store._require_none([*chain(*changed.values())], ", ".join(changed))
+            every = ((name, one) for name, extents in store._arrays.items() for one in extents)
+            changed = [(name, extent) for name, extent in every if not extent.is_intact()]
+            names = ", ".join(dict.fromkeys(name for name, _ in changed))
+            store._require_none([extent for _, extent in changed], names)
 
 
 def scan_stores(

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from featpipe.errors import StoreError
-from featpipe.fingerprint import of_mapping
+from featpipe.fingerprint import of_bytes, of_mapping
 from featpipe.steps.grammar import LOGITS
 from featpipe.store import layout
 from featpipe.store.arrays import Extent
 from featpipe.urls import is_url
 
-_LOGITS = f"features/{LOGITS}"
 # What a record holds: values of a type, lists of one kind, mappings with at least these keys.
 SCHEMA: dict[str, Any] = {
     "fingerprint": str,
@@ -42,8 +41,22 @@ SCHEMA: dict[str, Any] = {
 _SHARD = re.compile(r"\d{10,}-\d{10,}\.h5")
 _FEATURE_TYPES = ("float32", "float16", "uint8")
 
+Sealed = tuple[dict[str, Any], dict[str, list[Extent]], NDArray[np.int64]]
 
-def check_beginning(file: BinaryIO, path: Path) -> None:
+
+def read_sealed(stream: BinaryIO, path: Path, *, local: bool) -> Sealed:
+    """Return the record of a store, where its arrays are, and its labels."""
+    _check_beginning(stream, path)
+    with h5py.File(path if local else stream, "r", locking=False) as file:
+        record = _read_record(file, path)
+        arrays, labels = _extents_of(file, record, path), file["labels"][()]
+    require(of_bytes(labels.tobytes()) == arrays["labels"][0].sha256, "labels changed")
+    in_range = (labels >= -1) & (labels < len(record["classes"]))
+    require(bool(in_range.all()), "labels are of no class")
+    return record, arrays, labels
+
+
+def _check_beginning(file: BinaryIO, path: Path) -> None:
     """Refuse, before HDF5 sees it, a file that is no store, cut off, or longer than it was."""
     head, n_bytes = file.read(48), file.seek(0, os.SEEK_END)
     if head.startswith(b"featpipe feature store\n"):
@@ -54,7 +67,7 @@ def check_beginning(file: BinaryIO, path: Path) -> None:
     require(n_bytes == sealed_bytes, f"it has {n_bytes} bytes instead of {sealed_bytes}")
 
 
-def read_record(file: h5py.File, path: Path) -> dict[str, Any]:
+def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
     """Return everything but the arrays: what the seal proves unchanged, checked against itself."""
     for name, dtype in (("schema", np.dtype("int64")), ("seal", np.dtype("S64"))):
         attribute = file.attrs.get_id(name) if name in file.attrs else None
@@ -69,7 +82,7 @@ def read_record(file: h5py.File, path: Path) -> dict[str, Any]:
     require(n_bytes <= layout.MAX_RECORD_BYTES, f"its record has {n_bytes} bytes")
     _place("its record", dataset)
     text = dataset[()]
-    sealed = hashlib.sha256(text).hexdigest().encode() == file.attrs["seal"]
+    sealed = of_bytes(text).encode() == file.attrs["seal"]
     require(sealed, "its ids, manifest or other records changed")
     record: dict[str, Any] = json.loads(text)
     conform("its record", record, SCHEMA)
@@ -100,7 +113,7 @@ def read_record(file: h5py.File, path: Path) -> dict[str, Any]:
     return record
 
 
-def extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str, list[Extent]]:
+def _extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str, list[Extent]]:
     """Return where the arrays are that the record implies: no others, of its types and rows."""
     source, digests, n = record["source_classes"], record["digests"], len(record["ids"])
     layers = dict.fromkeys(record["manifest"]["layers"], record["manifest"]["dtype"])
@@ -117,40 +130,33 @@ def extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str,
             dataset = _dataset(file, name)
             shape, given = tuple(dataset.shape), dataset.dtype
             require(given == np.dtype(dtype), f"{name} is of type {given}")
-            arrays[name] = [Extent(path, dtype, shape, _place(name, dataset)[0], digests[name])]
+            arrays[name] = [Extent(path, dtype, shape, _place(name, dataset), digests[name])]
         else:
-            shape = (n, *record["shapes"][name])
-            arrays[name] = list(_in_shards(path, record["shards"], name, dtype, shape[1:]))
+            shape, arrays[name] = (n, *record["shapes"][name]), []
+            for shard in record["shards"]:
+                offset, digest = shard["arrays"][name]
+                conform(name, digest, str)
+                require(type(offset) is int and offset >= 0, f"{name} begins at {offset}")
+                file, rows = layout.shard_folder(path) / shard["file"], (shard["rows"], *shape[1:])
+                arrays[name].append(Extent(file, dtype, rows, offset, digest))
         dims = range(1, 2) if name == "labels" else range(2, 9)
         _, row = layout.LOOKS.get(name, ("", shape[1:]))
         fit = len(shape) in dims and shape[0] == n and all(shape[1:]) and shape[1:] == row
         require(fit, f"{name} has shape {shape} for {n} images")
     if source is not None:
         ids, names = source
-        fit = arrays[_LOGITS][0].shape[1:] == (len(ids),) == (len(names),)
+        fit = arrays[f"features/{LOGITS}"][0].shape[1:] == (len(ids),) == (len(names),)
         require(fit, "source_classes do not fit the logits")
     return arrays
 
 
-def _in_shards(
-    path: Path, shards: Sequence[Mapping[str, Any]], name: str, dtype: str, row: tuple[int, ...]
-) -> Iterator[Extent]:
-    """Yield where an array is in each shard of a store."""
-    folder = layout.shard_folder(path)
-    for shard in shards:
-        offset, digest = shard["arrays"][name]
-        conform(name, digest, str)
-        require(type(offset) is int and offset >= 0, f"{name} begins at {offset}")
-        yield Extent(folder / shard["file"], dtype, (shard["rows"], *row), offset, digest)
-
-
-def _place(name: str, dataset: h5py.Dataset) -> tuple[int, int]:
-    """Return the first byte and the number of bytes of an array, all of which are in the file."""
+def _place(name: str, dataset: h5py.Dataset) -> int:
+    """Return the first byte of an array, all bytes of which are in the file."""
     n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
     offset, size = dataset.id.get_offset(), dataset.file.id.get_filesize()
     stored = n_bytes == 0 or (offset is not None and offset + n_bytes <= size)
     require(stored, f"the bytes of {name} are not in the file")
-    return offset or 0, n_bytes
+    return offset or 0
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -190,14 +196,10 @@ def require(condition: bool, detail: str) -> None:
 
 
 def _another_schema(path: Path, schema: int) -> StoreError:
-    old = schema == 1
-    return StoreError(
-        f"The feature store {'was written by featpipe 0.1' if old else 'has another schema'}.",
-        where=path,
-        expected=f"schema {layout.SCHEMA_VERSION}",
-        got=f"schema {schema}",
-        next_step=f"delete it and extract it again: rm {str(path)!r}",
-    )
+    why = "was written by featpipe 0.1" if schema == 1 else "has another schema"
+    what, hint = f"The feature store {why}.", f"delete it and extract it again: rm {str(path)!r}"
+    expected, got = f"schema {layout.SCHEMA_VERSION}", f"schema {schema}"
+    return StoreError(what, where=path, expected=expected, got=got, next_step=hint)
 
 
 def _not_sealed(path: Path) -> StoreError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import StoreError, StoreInUseError
+from featpipe.fingerprint import of_bytes
 from featpipe.store import layout
 from featpipe.store.reader import FeatureStore
 from featpipe.store.record import SCHEMA, conform
@@ -88,14 +88,12 @@ class StoreWriter:
 
     def _resume(self) -> None:
         """Take over what an interrupted run left behind, or write the first block."""
-        with self._partial.open("rb") as file:
-            if file.read(len(layout.HDF5_SIGNATURE)) == layout.HDF5_SIGNATURE:
-                with contextlib.suppress(StoreError):
-                    store = FeatureStore(self._partial)
-                    store.verify()
-                    if store.fingerprint == self.content.fingerprint:
-                        self.rows, self.skipped, self._is_sealed = len(store), store.skipped, True
-                        return
+        with contextlib.suppress(StoreError):  # unless it is sealed
+            store = FeatureStore(self._partial)
+            store.verify()
+            if store.fingerprint == self.content.fingerprint:
+                self.rows, self.skipped, self._is_sealed = len(store), store.skipped, True
+                return
         content, kept, size = self.content, 0, self._partial.stat().st_size
         described = [content.fingerprint, len(content.labels), str(content.row_dtype.descr)]
         for facts, _, end in self._blocks():
@@ -126,10 +124,8 @@ class StoreWriter:
             sealed *= not self._elsewhere
         n_bytes = len(json.dumps(self.content.record()))
         if n_bytes + self._sharded * _OF_SHARDS > layout.MAX_RECORD_BYTES:
-            what, got = (
-                "These are too many images for one feature store.",
-                f"{n_bytes / 1e6:.0f} MB",
-            )
+            what = "These are too many images for one feature store."
+            got = f"{n_bytes / 1e6:.0f} MB"
             expected = f"ids and other records of at most {layout.MAX_RECORD_BYTES / 1e6:.0f} MB"
             hint = "embed them in parts: --classes, --limit, or several datasets"
             raise StoreError(what, where=self.path, expected=expected, got=got, next_step=hint)
@@ -201,9 +197,9 @@ class StoreWriter:
     def _write_block(self, n: int, skipped: Mapping[int, str], rows: bytes, **more: Any) -> None:
         """Append a block to the unfinished file, or nothing."""
         more |= {"first": self.rows, "rows": n, "n_bytes": len(rows), "seconds": self.seconds}
-        more |= {"sha256": hashlib.sha256(rows).hexdigest(), "skipped": skipped}
+        more |= {"sha256": of_bytes(rows), "skipped": skipped}
         line = json.dumps(more).encode() + b"\n"
-        left = memoryview(hashlib.sha256(line).hexdigest().encode() + b" " + line + rows)
+        left = memoryview(of_bytes(line).encode() + b" " + line + rows)
         end = os.fstat(self._stream.fileno()).st_size
         try:
             while left:  # a disk that is almost full takes a part, then fails
@@ -229,26 +225,18 @@ class StoreWriter:
         ``run``: when, where and how fast it was made; not part of the fingerprint. StoreError, if
         rows are missing or were damaged on the disk, or the disk is full.
         """
-        rows, n = self.rows, len(self.content.labels)
+        content, n = self.content, len(self.content.labels)
         with translate_os_errors(self.path), contextlib.ExitStack() as stack:
-            if shards and not self._is_sealed:
-                self.skipped = shards.skipped
-                rows = sum(shard["rows"] for shard in shards.described)
-            if rows == n and not self._is_sealed:
-                stack.callback(self._sealing.unlink, missing_ok=True)
-                dtype = self.content.row_dtype
-                content, skipped = self.content, self.skipped
-                if shards:
-                    layout.write_store(self._sealing, content, skipped, run, shards=shards)
-                else:
-                    blocks = (np.frombuffer(part, dtype) for _, part, _ in self._blocks())
-                    rows = layout.write_store(self._sealing, content, skipped, run, blocks)
-            if rows != n:
-                what = "The store cannot be sealed: rows are missing or damaged."
-                hint, got = "run the same command again: it continues there", f"{rows} rows"
-                where = self._partial
-                raise StoreError(what, where=where, expected=f"{n} rows", got=got, next_step=hint)
             if not self._is_sealed:
+                stack.callback(self._sealing.unlink, missing_ok=True)
+                skipped = shards.skipped if shards else self.skipped
+                blocks = (np.frombuffer(part, content.row_dtype) for _, part, _ in self._blocks())
+                rows = layout.write_store(self._sealing, content, skipped, run, blocks, shards)
+                if rows != n:
+                    what = "The store cannot be sealed: rows are missing or damaged."
+                    hint, got = "run the same command again: it continues there", f"{rows} rows"
+                    at, expected = self._partial, f"{n} rows"
+                    raise StoreError(what, where=at, expected=expected, got=got, next_step=hint)
                 sealed = stack.enter_context(self._sealing.open("rb+"))
                 lock(sealed)  # a writer that finds it under the unfinished name has to wait
                 os.fsync(sealed.fileno())
@@ -289,7 +277,7 @@ def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
         size = os.fstat(file.fileno()).st_size
         while line := file.readline(_LONGEST_LINE):
             digest, _, body = line.partition(b" ")
-            if hashlib.sha256(body).hexdigest().encode() != digest:
+            if of_bytes(body).encode() != digest:
                 return
             try:
                 facts = json.loads(body)
@@ -300,7 +288,7 @@ def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
             if not 0 <= facts["n_bytes"] <= size - file.tell() or facts["first"] != n_rows:
                 return
             rows = file.read(facts["n_bytes"])
-            if hashlib.sha256(rows).hexdigest() != facts["sha256"]:
+            if of_bytes(rows) != facts["sha256"]:
                 return
             n_rows += facts["rows"]
             yield facts, rows, file.tell()
@@ -332,20 +320,17 @@ def translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 raises either
-        code = getattr(error, "errno", None)
-        what, where, next_step = f"The store cannot be written: {error}", path, None
         if isinstance(error, BlockingIOError):
             what = "Another process is writing this store."
-            next_step = "wait for it, or stop it and run the same command again"
-            raise StoreInUseError(what, where=where, next_step=next_step) from error
-        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            what = f"The disk is full, or no more may be written to it: {os.strerror(code)}."
-            where = path.parent
-            next_step = (
-                "free some space and run the same command again: it continues after the last "
-                "whole block of rows, if there is one"
-            )
-        raise StoreError(what, where=where, next_step=next_step) from error
+            hint = "wait for it, or stop it and run the same command again"
+            raise StoreInUseError(what, where=path, next_step=hint) from error
+        code = getattr(error, "errno", None)
+        if code not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreError(f"The store cannot be written: {error}", where=path) from error
+        what = f"The disk is full, or no more may be written to it: {os.strerror(code)}."
+        hint = "free some space and run the same command again: it continues after the last whole"
+        hint += " block of rows, if there is one"
+        raise StoreError(what, where=path.parent, next_step=hint) from error
 
 
 def _sync_folder(folder: Path) -> None:
