@@ -137,8 +137,8 @@ def _extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str
                 offset, digest = shard["arrays"][name]
                 conform(name, digest, str)
                 require(type(offset) is int and offset >= 0, f"{name} begins at {offset}")
-                file, rows = layout.shard_folder(path) / shard["file"], (shard["rows"], *shape[1:])
-                arrays[name].append(Extent(file, dtype, rows, offset, digest))
+                place, rows = layout.shard_folder(path) / shard["file"], (shard["rows"], *shape[1:])
+                arrays[name].append(Extent(place, dtype, rows, offset, digest))
         dims = range(1, 2) if name == "labels" else range(2, 9)
         _, row = layout.LOOKS.get(name, ("", shape[1:]))
         fit = len(shape) in dims and shape[0] == n and all(shape[1:]) and shape[1:] == row
