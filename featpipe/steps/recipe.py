@@ -131,10 +131,9 @@ def parse_recipe(
     reader.check_keys(top, _TOP_KEYS, "A recipe")
     entries = top.get("steps")
     if entries is None or not isinstance(entries.value, list) or not entries.value:
+        what, line = "A recipe needs a list of steps.", (entries or root).line
         expected = "steps: and below it lines that begin with '- step: …'"
-        raise reader.error(
-            "A recipe needs a list of steps.", (entries or root).line, expected=expected
-        )
+        raise reader.error(what, line, expected=expected)
     if limit is not None:
         override = _Override(f"--limit {limit}", None, "limit", locate(limit), inputs_only=True)
         reader.overrides.append(override)
@@ -238,13 +237,13 @@ class _Reader:
             raise self._located(error, given["step"].line) from error
         name = self.name(given["name"]) if "name" in given else kind.name
         if name in self.lines:
-            raise self.error(
+            what, got = (
                 f"Two steps are called {name!r}.",
-                entry.line,
-                expected="a name of its own for each",
-                got=f"the other is at line {self.lines[name]}",
-                next_step=f"add to one of them, for example: name: {name}2",
+                f"the other is at line {self.lines[name]}",
             )
+            details = {"expected": "a name of its own for each", "got": got}
+            hint = f"add to one of them, for example: name: {name}2"
+            raise self.error(what, entry.line, **details, next_step=hint)
         self.lines[name] = entry.line
         shared, each = self._options(kind, name, given)
         resolved: dict[str, Any] = {"step": kind.name, "name": name}
@@ -283,8 +282,7 @@ class _Reader:
         self, kind: type[Step], name: str, given: Options
     ) -> tuple[Options, list[Options]]:
         """Return the options of a step and those of its ``each`` entries, overrides worked in."""
-        specs = options_of(kind)
-        what = f"The step {kind.name!r}"
+        specs, what = options_of(kind), f"The step {kind.name!r}"
         own_keys = set(_STEP_KEYS) - set(specs)  # a step may have an option called grid
         own = _normal({key: node for key, node in given.items() if key not in own_keys})
         self.check_keys(own, specs, what, also=_STEP_KEYS)
@@ -293,8 +291,8 @@ class _Reader:
             tunable = [option for option, spec in specs.items() if spec.tunable]
             self.check_keys(grid, tunable, f"The grid of the step {kind.name!r}")
             if twice := sorted(set(grid) & set(own)):
-                what = f"{twice[0]!r} is both under 'grid' and next to it."
-                raise self.error(what, given["grid"].line)
+                both = f"{twice[0]!r} is both under 'grid' and next to it."
+                raise self.error(both, given["grid"].line)
             own |= grid
         each = []
         for entry in self._list(given["each"], "each") if "each" in given else ():
@@ -326,12 +324,11 @@ class _Reader:
         labels = _distinguishing(each, specs)
         for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
             options = shared | alternative
-            axes = {key: [node] for key, node in options.items()}  # the values, one per task
+            axes = {}  # the values, one per task
             for key, node in options.items():
                 listed = self._list(node, key) if isinstance(node.value, list) else []
                 nested = any(isinstance(item.value, list) for item in listed)
-                if listed and (nested or not specs[key].many):
-                    axes[key] = listed
+                axes[key] = listed if listed and (nested or not specs[key].many) else [node]
             labelled = [
                 zip(nodes, _labels(key, nodes) if len(nodes) > 1 else [""], strict=True)
                 for key, nodes in axes.items()
@@ -348,12 +345,10 @@ class _Reader:
                 same = step if output is None else outputs.setdefault(output, step)
                 for key, nodes in axes.items():
                     if getattr(same, key) != getattr(step, key) and len(nodes) > 1:
+                        what = f"A list under {key!r} would make the same result several times: "
+                        what, got = f"{what}the option changes no number.", options[key].plain()
                         raise self.error(
-                            f"A list under {key!r} would make the same result several times: "
-                            "the option changes no number.",
-                            options[key].line,
-                            expected="one value",
-                            got=repr(options[key].plain()),
+                            what, options[key].line, expected="one value", got=repr(got)
                         )
                 variants.setdefault(step, Variant(label, step))
                 if len(variants) > _MAX_TASKS:
