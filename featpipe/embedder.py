@@ -150,17 +150,17 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         with Progress.find().task(backbone.name, len(new)) as task:
             for batch, arrays in work_on_images(
                 lambda number, side: source.read_scaled(row_of[new[number]], side),
-                len(new),
+                range(len(new)),
                 backbone,
                 lambda batch: batch.embed(backbone, shapes),
                 ExtractOptions(),
-                task,
             ):
                 vectors = arrays[layer].reshape(len(batch.rows), -1)
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
                 if kept is not None:
                     _keep(kept, made)
+                task.advance(len(batch.rows))
         return np.stack([known[digests[row]] for row in rows])
 
     def __sklearn_tags__(self) -> Tags:

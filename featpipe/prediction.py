@@ -255,11 +255,10 @@ def predict(
     with progress.task("predict", len(images)) as task:
         worked = work_on_images(
             read,
-            len(images),
+            range(len(images)),
             predictor,
             lambda batch: None if batch.images is None else predictor.classify(batch.images),
             ExtractOptions(on_error="skip"),
-            task,
         )
         for batch, classified in worked:
             found = {row: Answer(names[row], error=why) for row, why in batch.skipped.items()}
@@ -273,6 +272,7 @@ def predict(
                     name = predictor.classes[label]
                     found[row] = Answer(names[row], name, probabilities, scores)
             answers += [found[row] for row in batch.rows]
+            task.advance(len(batch.rows))
     return answers
 
 

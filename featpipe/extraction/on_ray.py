@@ -20,10 +20,10 @@ from featpipe import cluster
 from featpipe.cluster import Surroundings
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ClusterError, FeatpipeError, StoreInUseError
-from featpipe.extraction.engine import Extraction, Missing
+from featpipe.extraction.engine import Extraction
 from featpipe.extraction.shards import Listen, Shard
 from featpipe.extraction.step import Extract
-from featpipe.progress import Event, Progress
+from featpipe.progress import SILENT, Event, Progress
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent
 from featpipe.workspace import Workspace
@@ -64,10 +64,6 @@ class ClusterExtraction(Extraction):
         """Return what the store of a split holds."""
         rows: dict[str, Any] = {"ids": source.ids, "labels": source.labels, "folds": source.folds}
         return replace(self._described[source.split], **rows, groups=source.groups)
-
-    def make(self, missing: Missing) -> list[FeatureStore]:
-        """Have the nodes embed the shards that are missing."""
-        return self.in_shards(missing, self.make_shards)
 
     def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
         """Hand each shard to an actor, and the next one to the actor that is free first."""
@@ -173,7 +169,7 @@ class ShardWorker:
         shard, error = pickle.loads(row["shard"]), b""  # noqa: S301 - what the driver pickled
         try:
             if self._extraction is None:
-                self._extraction = self._order.open(Progress(lambda event: None))
+                self._extraction = self._order.open(SILENT)
             if not shard.is_done:  # Ray repeats what is done, too, where a node is lost
                 self._count_attempt(shard)
             until = time.monotonic() + _IN_USE_SECONDS
@@ -209,7 +205,7 @@ class ShardWorker:
 def _describe(order: Order) -> list[StoreContent] | FeatpipeError:
     """Return what the stores of all splits hold but for their rows; an error as a value."""
     try:
-        contents = order.open(Progress(lambda event: None)).contents()
+        contents = order.open(SILENT).contents()
     except FeatpipeError as error:
         return _with_node(error)
     nothing: dict[str, Any] = {"ids": (), "groups": (), "folds": ()}
