@@ -20,12 +20,7 @@ from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PL
 from featpipe.datasets.selection import Subset
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
-from featpipe.extraction.batches import (
-    SKIP_HINT,
-    Batch,
-    ExtractOptions,
-    work_on_images,
-)
+from featpipe.extraction.batches import SKIP_HINT, Batch, ExtractOptions, work_on_images
 from featpipe.extraction.precision import cost_of_precision
 from featpipe.extraction.shards import Listen, Shard, Sharding, extract_shards
 from featpipe.extraction.step import EXTRACTION_VERSION
@@ -117,11 +112,8 @@ class Extraction:
         for shard in shards:
             progress = Progress(partial(listen, shard.label), seconds_between=1.0)
             if not shard.path.exists():  # else it was not put where it belongs
-                rows, how = (
-                    Subset(sources[shard.split], shard.rows),
-                    (self.options, self.run_record),
-                )
-                extract_source(rows, self.embedder, shard.path, *how, progress)
+                how = (self.embedder, shard.path, self.options, self.run_record, progress)
+                extract_source(Subset(sources[shard.split], shard.rows), *how)
             shard.deliver()
         return {}
 
@@ -162,17 +154,14 @@ class Extraction:
             return Status(True, "stores are there", key, paths)
         why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
         opened = (one for source in missing for one in self._opened(source))
-        damaged = [f"{p.name}: {one.what}" for p, one in opened if isinstance(one, StoreError)]
-        if damaged:
+        if damaged := [f"{p.name}: {e.what}" for p, e in opened if isinstance(e, StoreError)]:
             why += f"; cannot be used: {', '.join(damaged)}"
         for source in missing:
             for path in self.folder.glob(f"{slug(source.split)}-*.h5.partial"):
                 if sharding := self.sharding:
-                    n, sealed = (
-                        len(sharding.ranges(len(source))),
-                        sharding.sealed(path.with_suffix("")),
-                    )
-                    why += f"; {len(sealed)} of {n} shards are there"
+                    sealed = sharding.sealed(path.with_suffix(""))
+                    n_shards = len(sharding.ranges(len(source)))
+                    why += f"; {len(sealed)} of {n_shards} shards are there"
                 elif not path.with_suffix(JOURNAL).exists():
                     why += "; continues an unfinished store"
 
@@ -269,8 +258,7 @@ def content_of(
     """Return what the store of these images and this embedder will hold."""
     layers = list(dict.fromkeys(options.layers or (embedder.default_layer,)))
     shapes = {layer: tuple(embedder.dim(layer)) for layer in layers}
-    named = embedder.source_classes
-    if named is not None:
+    if (named := embedder.source_classes) is not None:
         shapes[LOGITS] = (len(named.ids),)
     return StoreContent(
         ids=source.ids,
@@ -316,8 +304,8 @@ def _stacked(looks: dict[int, dict[str, Any]], batch: Batch) -> dict[str, NDArra
     arrays = {name: np.zeros((n, *shape), kind) for name, (kind, shape) in LOOKS.items()}
     for place, row in enumerate(batch.rows):
         seen = looks.pop(row, {})
-        for name in arrays if row not in batch.skipped else ():
-            arrays[name][place] = seen[name]
+        for name, value in seen.items() if row not in batch.skipped else ():
+            arrays[name][place] = value
     return arrays
 
 

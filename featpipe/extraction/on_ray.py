@@ -96,9 +96,8 @@ class ClusterExtraction(Extraction):
                     raise pickle.loads(answer["error"])  # noqa: S301 - what our own actor pickled
                 n = len(of[answer["label"]].rows)
                 listen(answer["label"], Event("progress", done=n, total=n))
-        return {
-            "engine": {"name": "ray", "version": ray.__version__, "actors": n_actors, **resources}
-        }
+        who = {"name": "ray", "version": ray.__version__, "actors": n_actors}
+        return {"engine": {**who, **resources}}
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,7 @@ class Order:
             room += cores
         if not room and step.actors is None:
             got = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes[:8])
-            expected = ", ".join(
-                f"--{name.replace('_', '-')} {v:g}" for name, v in resources.items()
-            )
+            expected = ", ".join(f"--{n.replace('_', '-')} {v:g}" for n, v in resources.items())
             what = "No node has what an actor needs."
             hint = "ask for less; or --actors N, where the cluster adds nodes by itself"
             raise ClusterError(what, expected=expected, got=got, next_step=hint)
@@ -160,8 +157,8 @@ class ShardWorker:
     """
 
     def __init__(self, order: Order, inbox: Any) -> None:
-        self._order, self._inbox = order, inbox
-        self._name = f"{cluster.node_name()}, process {os.getpid()}"
+        self._order, name = order, f"{cluster.node_name()}, process {os.getpid()}"
+        self._listen = lambda label, event: cluster.report(inbox, label, event, name)
         self._extraction: Extraction | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +172,7 @@ class ShardWorker:
             until = time.monotonic() + _IN_USE_SECONDS
             while not shard.is_done:
                 try:
-                    self._extraction.make_shards([shard], self.listen)
+                    self._extraction.make_shards([shard], self._listen)
                 except StoreInUseError:
                     if time.monotonic() > until:
                         raise
@@ -196,10 +193,6 @@ class ShardWorker:
             what, got = "Processes die at a shard again and again.", f"{before} that died"
             hint = "if memory is short: a smaller --batch-size, or more --num-cpus for each actor"
             raise ClusterError(what, where=shard.path, got=got, next_step=hint)
-
-    def listen(self, label: str, event: Event) -> None:
-        """Pass an event on to the process that gave the order."""
-        cluster.report(self._inbox, label, event, self._name)
 
 
 def _describe(order: Order) -> list[StoreContent] | FeatpipeError:
