@@ -120,12 +120,11 @@ class Order:
         opened = self.step.replace(engine="local").extraction(context, download=False)
         for source in opened.sources:
             if source.fingerprint != self.images[source.split]:
-                raise ClusterError(
-                    f"A node sees other images of {source.name} {source.split}.",
-                    expected=f"fingerprint {self.images[source.split][:8]}",
-                    got=f"fingerprint {source.fingerprint[:8]} ({len(source)} images)",
-                    next_step="name a folder that all nodes share, or copy the dataset anew",
-                )
+                what = f"A node sees other images of {source.name} {source.split}."
+                expected = f"fingerprint {self.images[source.split][:8]}"
+                got = f"fingerprint {source.fingerprint[:8]} ({len(source)} images)"
+                hint = "name a folder that all nodes share, or copy the dataset anew"
+                raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return opened
 
     def actors(self, ray: Any) -> tuple[dict[str, float], int]:

@@ -45,8 +45,8 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
     left images out, 130 after Ctrl-C.
     """
     outcomes: dict[str, Outcome] = {}
-    costs = {task.name: task.step.estimate(plan.context) for task in plan.tasks}
-    expected = {name: cost[0] for name, cost in costs.items() if cost is not None}
+    costs = ((task.name, task.step.estimate(plan.context)) for task in plan.tasks)
+    expected = {name: cost[0] for name, cost in costs if cost is not None}
     took: dict[str, list[float]] = defaultdict(list)  # by part of the recipe
 
     def notify(record: Event | Outcome) -> None:
