@@ -69,17 +69,17 @@ def find_recipe(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    own = [str(each) for each in sorted(path.parent.glob("*.yaml"))]
+    own = {each.stem: str(each) for each in sorted(path.parent.glob("*.yaml"))}
     folder = Path(str(resources.files("featpipe.pipelines")))
     known = {each.stem: each for each in sorted(folder.glob("*.yaml"))}
     bare = path.parent in (Path(), Path("pipelines"))
     if bare and path.suffix in ("", ".yaml", ".yml") and path.stem in known:
         return known[path.stem]
     got = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
-    near = {name: name for name in known} | {Path(each).stem: each for each in own}
+    near = {each: each for each in known} | own
     found = get_close_matches(path.stem, near, n=1, cutoff=0.5)
     hint = f"did you mean {near[found[0]]!r}?" if found else None
-    if (beside := f"{path}.yaml") in own:
+    if (beside := f"{path}.yaml") in own.values():
         hint = f"featpipe run {beside}"
     elif path.is_dir():
         hint = f"write one for the images in it: featpipe init {name}"
@@ -139,7 +139,7 @@ def parse_recipe(
         reader.overrides.append(override)
     if (defaults := top.get("defaults")) and defaults.value is not None:
         known = sorted({option for step in STEPS for option in options_of(step)})
-        reader.defaults = _normal(reader.mapping(defaults, "'defaults'"))
+        reader.defaults = reader.mapping(defaults, "'defaults'")
         reader.check_keys(reader.defaults, known, "'defaults'")
     steps = tuple(reader.read_step(entry) for entry in entries.value)
     reader.check_references(steps)
@@ -199,9 +199,9 @@ class _Reader:
         return RecipeError(what, where=f"{self.where}, line {line}" if line else "--set", **details)
 
     def mapping(self, node: Located, what: str) -> Options:
-        """Return the value of a node that has to be a mapping."""
+        """Return the value of a node that has to be a mapping: ``image-size`` is ``image_size``."""
         if isinstance(node.value, dict):
-            return node.value
+            return {key.replace("-", "_"): value for key, value in node.value.items()}
         got = "nothing" if node.value is None else repr(node.plain())[:80]
         expected = "lines of the form 'key: value'"
         raise self.error(f"{what} has to be a mapping.", node.line, expected=expected, got=got)
@@ -237,13 +237,10 @@ class _Reader:
             raise self._located(error, given["step"].line) from error
         name = self.name(given["name"]) if "name" in given else kind.name
         if name in self.lines:
-            what, got = (
-                f"Two steps are called {name!r}.",
-                f"the other is at line {self.lines[name]}",
-            )
-            details = {"expected": "a name of its own for each", "got": got}
+            what, expected = f"Two steps are called {name!r}.", "a name of its own for each"
+            got = f"the other is at line {self.lines[name]}"
             hint = f"add to one of them, for example: name: {name}2"
-            raise self.error(what, entry.line, **details, next_step=hint)
+            raise self.error(what, entry.line, expected=expected, got=got, next_step=hint)
         self.lines[name] = entry.line
         shared, each = self._options(kind, name, given)
         resolved: dict[str, Any] = {"step": kind.name, "name": name}
@@ -284,10 +281,10 @@ class _Reader:
         """Return the options of a step and those of its ``each`` entries, overrides worked in."""
         specs, what = options_of(kind), f"The step {kind.name!r}"
         own_keys = set(_STEP_KEYS) - set(specs)  # a step may have an option called grid
-        own = _normal({key: node for key, node in given.items() if key not in own_keys})
+        own = {key: node for key, node in given.items() if key not in own_keys}
         self.check_keys(own, specs, what, also=_STEP_KEYS)
         if "grid" in given and "grid" in own_keys:
-            grid = _normal(self.mapping(given["grid"], "'grid'"))
+            grid = self.mapping(given["grid"], "'grid'")
             tunable = [option for option, spec in specs.items() if spec.tunable]
             self.check_keys(grid, tunable, f"The grid of the step {kind.name!r}")
             if twice := sorted(set(grid) & set(own)):
@@ -296,7 +293,7 @@ class _Reader:
             own |= grid
         each = []
         for entry in self._list(given["each"], "each") if "each" in given else ():
-            each.append(_normal(self.mapping(entry, "An entry of 'each'")))
+            each.append(self.mapping(entry, "An entry of 'each'"))
             self.check_keys(each[-1], specs, what)
         shared = {key: node for key, node in self.defaults.items() if key in specs} | own
         for override in self.overrides:
@@ -361,11 +358,6 @@ class _Reader:
         located = self.error(error.what, line)
         located.details |= {k: v for k, v in error.details.items() if k != "where"}
         return located
-
-
-def _normal(options: Options) -> Options:
-    """Return options under Python's names: ``image-size`` is ``image_size``."""
-    return {key.replace("-", "_"): node for key, node in options.items()}
 
 
 def _plain(options: Options) -> dict[str, Any]:
