@@ -84,8 +84,9 @@ class MapFile:
             expected = "a header with source_id and target, and a row for every source class"
             raise _wrong("is empty", path, expected=expected)
         named = dict.fromkeys(row.target for row in rows if row.target not in (OTHER, ""))
-        texts = (", ".join(notes[key]) for key in ("source", "variant of", "note"))
-        return cls(path, *texts, tuple(notes["targets"] or named), targets_line, tuple(rows))
+        targets = tuple(notes["targets"] or named)
+        source, variant, note = (", ".join(notes[k]) for k in ("source", "variant of", "note"))
+        return cls(path, source, variant, note, targets, targets_line, tuple(rows))
 
     def checked_targets(self, target_classes: Sequence[str] | None) -> tuple[str, ...]:
         """Return the target classes in the dataset's order.
