@@ -114,13 +114,11 @@ class MapFile:
         if unmatched := [name for name in targets if name not in known]:
             written, (first, *rest) = io.StringIO(), targets
             csv.writer(written, lineterminator="").writerow([f"# targets: {first}", *rest])
-            raise _wrong(
-                f"does not know {_some(unmatched, 'class', 'classes')} of the dataset",
-                self.path,
-                expected=f"rows that map to {quoted(unmatched)}, or, where no source class is "
-                f"meant, a line “{written.getvalue()}”",
-                next_step="add them to the file, or choose another map with --map FILE.csv",
-            )
+            what = f"does not know {_some(unmatched, 'class', 'classes')} of the dataset"
+            expected = f"rows that map to {quoted(unmatched)}, or, where no source class is meant, "
+            expected += f"a line “{written.getvalue()}”"
+            hint = "add them to the file, or choose another map with --map FILE.csv"
+            raise _wrong(what, self.path, expected=expected, next_step=hint)
         return targets
 
     def checked_rows(self, source_ids: Sequence[str] | None) -> tuple[Row, ...]:
@@ -131,13 +129,10 @@ class MapFile:
         own = [row.source_id for row in self.rows]
         known = dict.fromkeys(own if source_ids is None else source_ids)
         if known.keys().isdisjoint(own):
-            raise _wrong(
-                "is for another source classifier: it has none of its classes",
-                self.path,
-                expected=f"ids such as {quoted(known)}",
-                got=f"ids such as {quoted(own)}",
-                next_step="choose another map with --map",
-            )
+            what = "is for another source classifier: it has none of its classes"
+            expected, got = (f"ids such as {quoted(ids)}" for ids in (known, own))
+            hint = "choose another map with --map"
+            raise _wrong(what, self.path, expected=expected, got=got, next_step=hint)
         by_id: dict[str, Row] = {}
         for row in self.rows:
             if row.source_id not in known:
@@ -150,12 +145,9 @@ class MapFile:
             place = self.rows[0].line - 1
             for source_id in takewhile(by_id.__contains__, known):
                 place = by_id[source_id].line
-            raise _wrong(
-                f"lacks {_some(missing, 'source class', 'source classes')}",
-                f"{self.path}, after line {place}",
-                expected=f"{len(known)} rows, one for every source class",
-                got=f"{len(by_id)} rows",
-            )
+            what, where = _some(missing, "source class", "source classes"), f"after line {place}"
+            expected, got = f"{len(known)} rows, one for every source class", f"{len(by_id)} rows"
+            raise _wrong(f"lacks {what}", f"{self.path}, {where}", expected=expected, got=got)
         return tuple(by_id[source_id] for source_id in known)
 
     def _unknown(self, kind: str, name: str, known: list[str], line: int | None) -> LabelMapError:

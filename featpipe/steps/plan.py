@@ -182,15 +182,12 @@ class _Planner:
                     raise self.recipe.error(f"{what}{needs.output}.", part.line)
             fitting = [task for task in producers if step.accepts(task.step)]
             if not fitting and not step.has_inputs():
+                what = f"No step of the recipe makes the {needs.output} that {part.name!r} needs."
                 makers = [kind.name for kind in STEPS if needs.output in kind.makes]
-                got = "; ".join(f"{task.name} (line {task.line})" for task in producers)
-                raise self.recipe.error(
-                    f"No step of the recipe makes the {needs.output} that {part.name!r} needs.",
-                    part.line,
-                    expected=f"a step that makes them: {', '.join(makers)}",
-                    got=got or "none",
-                    next_step=f"add such a step, or name the files: featpipe {part.kind.name} -h",
-                )
+                wanted = f"a step that makes them: {', '.join(makers)}"
+                got = "; ".join(f"{task.name} (line {task.line})" for task in producers) or "none"
+                hint = f"add such a step, or name the files: featpipe {part.kind.name} -h"
+                raise self.recipe.error(what, part.line, expected=wanted, got=got, next_step=hint)
             if not needs.each:
                 yield self._task(part, name, step, tuple(task.name for task in fitting))
                 continue

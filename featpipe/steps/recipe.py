@@ -7,7 +7,7 @@ of lists is an axis over it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -206,15 +206,12 @@ class _Reader:
         expected = "lines of the form 'key: value'"
         raise self.error(f"{what} has to be a mapping.", node.line, expected=expected, got=got)
 
-    def check_keys(
-        self, given: Options, known: Iterable[str], what: str, also: Sequence[str] = ()
-    ) -> None:
+    def check_keys(self, given: Options, known: Collection[str], what: str) -> None:
         """Complain about the first key that is not known, naming its line and the nearest one."""
         for key, node in given.items():
             if key not in known:
-                expected, hint = [*also, *known], did_you_mean(key, [*known, *also])
-                listed = ", ".join(expected) or "nothing"
-                what = f"{what} has no {key!r}."
+                what, hint = f"{what} has no {key!r}.", did_you_mean(key, known)
+                listed = ", ".join(known) or "nothing"
                 raise self.error(what, node.line, expected=listed, next_step=hint)
 
     def name(self, node: Located) -> str:
@@ -282,7 +279,7 @@ class _Reader:
         specs, what = options_of(kind), f"The step {kind.name!r}"
         own_keys = set(_STEP_KEYS) - set(specs)  # a step may have an option called grid
         own = {key: node for key, node in given.items() if key not in own_keys}
-        self.check_keys(own, specs, what, also=_STEP_KEYS)
+        self.check_keys(own, [*_STEP_KEYS, *specs], what)
         if "grid" in given and "grid" in own_keys:
             grid = self.mapping(given["grid"], "'grid'")
             tunable = [option for option, spec in specs.items() if spec.tunable]
