@@ -241,16 +241,14 @@ class Audit:
         own = np.unique(np.stack([pool.split[pool.rows], first[pool.rows]]), axis=1)
         testing = np.bincount(own[1, own[0] > 0], minlength=n)
         inside_one = pool.split[a] == pool.split[b]
+        counted = {
+            "across": (leaked.sum(), nearly & ~leaked),
+            "within": (len(pool.rows) - own.shape[1], ~across & inside_one),
+            "between": ((testing > 1).sum(), ~across & ~inside_one),
+        }
         return {
-            "across": {"identical": int(leaked.sum()), "near": int((nearly & ~leaked).sum())},
-            "within": {
-                "identical": len(pool.rows) - own.shape[1],
-                "near": int((~across & inside_one).sum()),
-            },
-            "between": {
-                "identical": int((testing > 1).sum()),
-                "near": int((~across & ~inside_one).sum()),
-            },
+            where: {"identical": int(identical), "near": int(near.sum())}
+            for where, (identical, near) in counted.items()
         }
 
     def _find_odd_images(self, seed: int) -> dict[str, int]:
@@ -297,17 +295,15 @@ class Audit:
         known = (pool.labels >= 0) & ~pool.tests
         images = np.bincount(pool.labels[known], minlength=len(pool.classes))
         different = units_per_class(pool.labels[known], self._units()[known], len(pool.classes))
-        rows = [
-            {"label": name, "images": n, "different": own}
-            for name, n, own in zip(pool.classes, images.tolist(), different.tolist(), strict=True)
-        ]
-        there = sorted((row for row in rows if row["images"]), key=lambda row: row["images"])
-        extremes = there[:1] + there[-1:]
-        return {
-            "few": [row for row in rows if row["different"] < FEW_IMAGES],
-            "clustered": [row for row in rows if row["different"] < _CLUSTERED * row["images"]],
-            "imbalance": extremes if there and imbalance(images) >= IMBALANCE else [],
+        rows = pd.DataFrame({"label": pool.classes, "images": images, "different": different})
+        there = rows[rows.images > 0].sort_values("images", kind="stable")
+        uneven = [0, -1] if len(there) and imbalance(images) >= IMBALANCE else []
+        chosen = {
+            "few": rows[rows.different < FEW_IMAGES],
+            "clustered": rows[rows.different < _CLUSTERED * rows.images],
+            "imbalance": there.iloc[uneven],
         }
+        return {what: some.to_dict("records") for what, some in chosen.items()}
 
     def _find_wrong_labels(self, seed: int) -> dict[str, Any]:
         """Find labels that are doubted by a probe trained on other rows."""
