@@ -198,6 +198,8 @@ class Audit:
         same = np.flatnonzero(first != np.arange(n))
         ends = np.concatenate([a, same]), np.concatenate([b, first[same]])
         self._cluster = duplicates.clusters(n, *ends)
+        # A number for each row, equal for those of one cluster.
+        self._units = np.where(self._cluster >= 0, self._cluster, n + np.arange(n))
 
         labelled = np.flatnonzero(pool.labels >= 0)
         labelled = labelled[np.argsort(~tests[labelled], kind="stable")]
@@ -272,8 +274,7 @@ class Audit:
                 stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
                 likely = pool.label_names[others[stray, 0]]
                 self._add("among another class", rows[stray], likely=likely)
-        units = self._units()
-        once = [rows[np.unique(units[rows], return_index=True)[1]] for rows in pool.rows_of]
+        once = [rows[np.unique(self._units[rows], return_index=True)[1]] for rows in pool.rows_of]
         take = partial(pool.take, arrays=self._features)
         far, distances = outliers.isolated(np.concatenate(once), take, seed)
         self._add("far from all others", far, score=[round(d, 4) for d in distances.tolist()])
@@ -284,17 +285,12 @@ class Audit:
         self._add("placeholder", np.flatnonzero(shared | (self._copies >= _COPIES)))
         return dict(Counter(kind for frame in self._found[before:] for kind in frame["issue"]))
 
-    def _units(self) -> Rows:
-        """Return a number for each row, equal for those of one cluster."""
-        alone = len(self._cluster) + np.arange(len(self._cluster))
-        return np.where(self._cluster >= 0, self._cluster, alone)
-
     def _coverage(self) -> dict[str, Any]:
         """Return which classes have few training images, or many of few scenes; the imbalance."""
         pool = self._pool
         known = (pool.labels >= 0) & ~pool.tests
         images = np.bincount(pool.labels[known], minlength=len(pool.classes))
-        different = units_per_class(pool.labels[known], self._units()[known], len(pool.classes))
+        different = units_per_class(pool.labels[known], self._units[known], len(pool.classes))
         rows = pd.DataFrame({"label": pool.classes, "images": images, "different": different})
         there = rows[rows.images > 0].sort_values("images", kind="stable")
         uneven = [0, -1] if len(there) and imbalance(images) >= IMBALANCE else []
@@ -307,12 +303,11 @@ class Audit:
 
     def _find_wrong_labels(self, seed: int) -> dict[str, Any]:
         """Find labels that are doubted by a probe trained on other rows."""
-        pool = self._pool
-        together, rows = self._units(), np.flatnonzero(pool.labels >= 0)
+        pool, rows = self._pool, np.flatnonzero(self._pool.labels >= 0)
         if not len(rows):
             return {"reason": "no image has a label"}
         # Of a class with a single image, or copies of it, nothing can be said.
-        units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
+        units = units_per_class(pool.labels[rows], self._units[rows], len(pool.classes))
         rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
         most = _MOST_VALUES // max(self._features[0].shape[1], _PER_CLASS * len(pool.classes))
@@ -321,7 +316,7 @@ class Audit:
             y = pool.labels[rows]
         X = pool.take(rows, self._features).astype(np.float32, copy=False)
         try:
-            probabilities, shrinkage = labels.out_of_sample(X, y, together[rows], seed=seed)
+            probabilities, shrinkage = labels.out_of_sample(X, y, self._units[rows], seed=seed)
         except FitError as error:
             return {"reason": error.what}
         found = labels.doubts(probabilities, y)
