@@ -139,8 +139,8 @@ class MapFile:
                 raise self._unknown("source", row.source_id, list(known), row.line)
             first = by_id.setdefault(row.source_id, row)
             if first is not row:
-                what, got = f"has the source class {row.source_id!r} twice", first.line
-                raise _wrong(what, self.path, row.line, got=f"its first row is line {got}")
+                what = f"has the source class {row.source_id!r} twice"
+                raise _wrong(what, self.path, row.line, got=f"its first row is line {first.line}")
         if missing := [source_id for source_id in known if source_id not in by_id]:
             place = self.rows[0].line - 1
             for source_id in takewhile(by_id.__contains__, known):
