@@ -95,7 +95,7 @@ class MapFile:
         """
         targets = self.targets if target_classes is None else tuple(target_classes)
         if OTHER in (*targets, *self.targets):
-            what = f"A target class cannot be named {OTHER!r}: a label map calls the rest so."
+            what = f"A target class cannot be named {OTHER!r}, a label map's name for the rest."
             raise LabelMapError(what, where=self.path, next_step="rename the class in the dataset")
         disputed = [row for row in self.rows if row.disputed]
         for row in disputed:
