@@ -7,7 +7,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from itertools import count
@@ -157,14 +157,15 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             return batch.embed(backbone, shapes)
 
         backbone.prepare((layer,))
-        with Progress.find().task(backbone.name, len(new)) as task:
-            worked = work_on_images(read, len(new), backbone, embed, ExtractOptions(), task)
-            for batch, arrays in worked:
+        batches = work_on_images(read, range(len(new)), backbone, embed, ExtractOptions())
+        with closing(batches), Progress.find().task(backbone.name, len(new)) as task:
+            for batch, arrays in batches:
                 vectors = arrays[layer].reshape(len(batch.rows), -1)
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
                 if kept:
                     _keep(kept, made)
+                task.advance(len(batch.rows))
         return np.stack([known[digests[row]] for row in rows])
 
     def __sklearn_tags__(self) -> Tags:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from os import PathLike
@@ -234,9 +235,9 @@ def predict(
 
     answers: list[Answer] = []
     options = ExtractOptions(on_error="skip")
-    with progress.task("predict", len(images)) as task:
-        worked = work_on_images(read, len(images), predictor, classify, options, task)
-        for batch, classified in worked:
+    batches = work_on_images(read, range(len(images)), predictor, classify, options)
+    with closing(batches), progress.task("predict", len(images)) as task:
+        for batch, classified in batches:
             found = {row: Answer(names[row], error=why) for row, why in batch.skipped.items()}
             if classified is not None:
                 labels, *graded = classified
@@ -248,6 +249,7 @@ def predict(
                     name = predictor.classes[label]
                     found[row] = Answer(names[row], name, probabilities, scores)
             answers += [found[row] for row in batch.rows]
+            task.advance(len(batch.rows))
     return answers
 
 

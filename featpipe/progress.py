@@ -87,4 +87,8 @@ class Task:
         self._emitted = time.monotonic()
 
 
-SILENT = Progress(lambda event: None)
+def _nobody(event: Event) -> None:
+    """Hear of nothing; a function by name, so that other processes can be told of it."""
+
+
+SILENT = Progress(_nobody)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,7 @@ _PER_CLASS = 4  # ... and this many times the probabilities: 1 GB
 _BLOCK = 1 << 16
 
 _DEFAULTS = {
-    "partner": "",
-    "partner_dataset": "",
-    "partner_split": "",
-    "partner_label": "",
+    **dict.fromkeys(("partner", "partner_dataset", "partner_split", "partner_label"), ""),
     "likely": "",  # class that is more likely than the label
     "suggestion": "check",
     "score": 1.0,
@@ -73,6 +71,12 @@ class _Pool:
             here = self.split[rows] == number
             found[here] = array[rows[here] - self.starts[number]]
         return found
+
+    def named(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """Return what the list says of some rows, by column."""
+        split, label = self.split[rows], self.label_names[self.labels[rows]]
+        place = {"dataset": self.datasets[split], "split": self.splits[split]}
+        return {**place, "id": self.ids[rows], "label": label}
 
     def looks(self, part: str, rows: Rows) -> NDArray[Any]:
         """Return what some rows look like; see :meth:`FeatureStore.looks`."""
@@ -121,7 +125,8 @@ class Audit:
         if not whole:
             raise FitError("There is no image to audit.", where=stores[0].path)
         self._pool = pool = _Pool(whole)
-        self._layer, self._found = layer, list[pd.DataFrame]()
+        self._features = [store.features(layer) for store in whole]
+        self._found: list[pd.DataFrame] = []
         with progress.task("audit", 3) as task:
             vectors = duplicates.whitened(whole, layer)
             self._near = [  # of all rows in each split
@@ -134,13 +139,9 @@ class Audit:
             task.advance()
             doubted = self._find_wrong_labels(seed)
             task.advance()
+        named = zip(pool.datasets, pool.splits, pool.rows_of, strict=True)
         self.summary: dict[str, Any] = {
-            "splits": [
-                {"dataset": dataset, "split": split, "images": len(rows)}
-                for dataset, split, rows in zip(
-                    pool.datasets, pool.splits, pool.rows_of, strict=True
-                )
-            ],
+            "splits": [{"dataset": d, "split": s, "images": len(rows)} for d, s, rows in named],
             "pixels_compared": pool.has_looks,
             "approximate": any(duplicates.is_approximate(len(rows)) for rows in pool.rows_of),
             "duplicates": alike,
@@ -154,16 +155,11 @@ class Audit:
         )
 
     def _add(self, issue: str, rows: Rows, partners: Rows | None = None, **columns: Any) -> None:
-        pool = self._pool
-        split = pool.split[rows]
-        found: dict[str, Any] = {"dataset": pool.datasets[split], "split": pool.splits[split]}
-        found["id"] = pool.ids[rows]
-        found |= {"label": pool.label_names[pool.labels[rows]], "issue": issue, **_DEFAULTS}
+        found: dict[str, Any] = {**self._pool.named(rows), "issue": issue, **_DEFAULTS}
         if partners is not None:
-            split = pool.split[partners]
-            found |= {"partner": pool.ids[partners], "partner_dataset": pool.datasets[split]}
-            found["partner_split"] = pool.splits[split]
-            found["partner_label"] = pool.label_names[pool.labels[partners]]
+            partner = self._pool.named(partners)
+            found["partner"] = partner.pop("id")
+            found |= {f"partner_{part}": texts for part, texts in partner.items()}
             found["cluster"] = self._cluster[rows].astype(str).astype(object)
         if len(rows):
             self._found.append(pd.DataFrame(found | columns))
@@ -202,6 +198,8 @@ class Audit:
         same = np.flatnonzero(first != np.arange(n))
         ends = np.concatenate([a, same]), np.concatenate([b, first[same]])
         self._cluster = duplicates.clusters(n, *ends)
+        # A number for each row, equal for those of one cluster.
+        self._units = np.where(self._cluster >= 0, self._cluster, n + np.arange(n))
 
         labelled = np.flatnonzero(pool.labels >= 0)
         labelled = labelled[np.argsort(~tests[labelled], kind="stable")]
@@ -245,101 +243,80 @@ class Audit:
         own = np.unique(np.stack([pool.split[pool.rows], first[pool.rows]]), axis=1)
         testing = np.bincount(own[1, own[0] > 0], minlength=n)
         inside_one = pool.split[a] == pool.split[b]
+        counted = {
+            "across": (leaked.sum(), nearly & ~leaked),
+            "within": (len(pool.rows) - own.shape[1], ~across & inside_one),
+            "between": ((testing > 1).sum(), ~across & ~inside_one),
+        }
         return {
-            "across": {"identical": int(leaked.sum()), "near": int((nearly & ~leaked).sum())},
-            "within": {
-                "identical": len(pool.rows) - own.shape[1],
-                "near": int((~across & inside_one).sum()),
-            },
-            "between": {
-                "identical": int((testing > 1).sum()),
-                "near": int((~across & ~inside_one).sum()),
-            },
+            where: {"identical": int(identical), "near": int(near.sum())}
+            for where, (identical, near) in counted.items()
         }
 
     def _find_odd_images(self, seed: int) -> dict[str, int]:
         """Find images that show nothing, the same for several classes, or another class."""
-        pool, counts = self._pool, Counter[str]()
-
-        def add(kind: str, rows: Rows, **columns: Any) -> None:
-            self._add(kind, rows, **columns)
-            if len(rows):
-                counts[kind] += len(rows)
-
+        pool, before = self._pool, len(self._found)
         for i, rows in enumerate(pool.rows_of):
             for start in range(0, len(rows) if pool.has_looks else 0, _BLOCK):
                 block = rows[start : start + _BLOCK]
                 grey = pool.looks("thumbnail", block).reshape(len(block), -1).astype(np.float32)
                 mean, blank = grey.mean(axis=1), grey.std(axis=1) < _BLANK
-                add("blank", block[blank])
-                add("dark", block[(mean < _DARK) & ~blank])
-                add("bright", block[(mean > _BRIGHT) & ~blank])
+                self._add("blank", block[blank])
+                self._add("dark", block[(mean < _DARK) & ~blank])
+                self._add("bright", block[(mean > _BRIGHT) & ~blank])
             if pool.has_looks:
                 sides = pool.looks("size", rows).min(axis=1)
-                add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
+                self._add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
             if len(rows) > duplicates.CANDIDATES:  # else all are the nearest ones
                 found = self._near[i][0][pool.split[pool.rows] == i, : duplicates.CANDIDATES]
                 others = pool.labels[found]
                 stray = (others == others[:, :1]).all(axis=1) & (others[:, 0] >= 0)
                 stray &= (pool.labels[rows] >= 0) & (others[:, 0] != pool.labels[rows])
                 likely = pool.label_names[others[stray, 0]]
-                add("among another class", rows[stray], likely=likely)
-        units = self._units()
-        once = [rows[np.unique(units[rows], return_index=True)[1]] for rows in pool.rows_of]
-        features = [store.features(self._layer) for store in pool.stores]
-        starts = pool.starts[: len(once)]
-        own = [rows - start for rows, start in zip(once, starts, strict=True)]
-        places, distances = outliers.isolated(features, own, seed)
-        far = np.concatenate(once)[places]
-        add("far from all others", far, score=[round(d, 4) for d in distances.tolist()])
+                self._add("among another class", rows[stray], likely=likely)
+        once = [rows[np.unique(self._units[rows], return_index=True)[1]] for rows in pool.rows_of]
+        take = partial(pool.take, arrays=self._features)
+        far, distances = outliers.isolated(np.concatenate(once), take, seed)
+        self._add("far from all others", far, score=[round(d, 4) for d in distances.tolist()])
         known = np.flatnonzero((self._cluster >= 0) & (pool.labels >= 0))
         pairs = np.unique(np.stack([self._cluster[known], pool.labels[known]]), axis=1)
         numbers, classes = np.unique(pairs[0], return_counts=True)
         shared = np.isin(self._cluster, numbers[classes >= _PLACEHOLDER])
-        add("placeholder", np.flatnonzero(shared | (self._copies >= _COPIES)))
-        return dict(counts)
-
-    def _units(self) -> Rows:
-        """Return a number for each row, equal for those of one cluster."""
-        alone = len(self._cluster) + np.arange(len(self._cluster))
-        return np.where(self._cluster >= 0, self._cluster, alone)
+        self._add("placeholder", np.flatnonzero(shared | (self._copies >= _COPIES)))
+        return dict(Counter(kind for frame in self._found[before:] for kind in frame["issue"]))
 
     def _coverage(self) -> dict[str, Any]:
         """Return which classes have few training images, or many of few scenes; the imbalance."""
         pool = self._pool
         known = (pool.labels >= 0) & ~pool.tests
         images = np.bincount(pool.labels[known], minlength=len(pool.classes))
-        different = units_per_class(pool.labels[known], self._units()[known], len(pool.classes))
-        rows = [
-            {"label": name, "images": n, "different": own}
-            for name, n, own in zip(pool.classes, images.tolist(), different.tolist(), strict=True)
-        ]
-        there = sorted((row for row in rows if row["images"]), key=lambda row: row["images"])
-        extremes = there[:1] + there[-1:]
-        return {
-            "few": [row for row in rows if row["different"] < FEW_IMAGES],
-            "clustered": [row for row in rows if row["different"] < _CLUSTERED * row["images"]],
-            "imbalance": extremes if there and imbalance(images) >= IMBALANCE else [],
+        different = units_per_class(pool.labels[known], self._units[known], len(pool.classes))
+        rows = pd.DataFrame({"label": pool.classes, "images": images, "different": different})
+        there = rows[rows.images > 0].sort_values("images", kind="stable")
+        uneven = [0, -1] if len(there) and imbalance(images) >= IMBALANCE else []
+        chosen = {
+            "few": rows[rows.different < FEW_IMAGES],
+            "clustered": rows[rows.different < _CLUSTERED * rows.images],
+            "imbalance": there.iloc[uneven],
         }
+        return {what: some.to_dict("records") for what, some in chosen.items()}
 
     def _find_wrong_labels(self, seed: int) -> dict[str, Any]:
         """Find labels that are doubted by a probe trained on other rows."""
-        pool = self._pool
-        together, rows = self._units(), np.flatnonzero(pool.labels >= 0)
+        pool, rows = self._pool, np.flatnonzero(self._pool.labels >= 0)
         if not len(rows):
             return {"reason": "no image has a label"}
         # Of a class with a single image, or copies of it, nothing can be said.
-        units = units_per_class(pool.labels[rows], together[rows], len(pool.classes))
+        units = units_per_class(pool.labels[rows], self._units[rows], len(pool.classes))
         rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]
-        features = [store.features(self._layer) for store in pool.stores]
-        most = _MOST_VALUES // max(features[0].shape[1], _PER_CLASS * len(pool.classes))
+        most = _MOST_VALUES // max(self._features[0].shape[1], _PER_CLASS * len(pool.classes))
         if labelled > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
             y = pool.labels[rows]
-        X = pool.take(rows, features).astype(np.float32, copy=False)
+        X = pool.take(rows, self._features).astype(np.float32, copy=False)
         try:
-            probabilities, shrinkage = labels.out_of_sample(X, y, together[rows], seed=seed)
+            probabilities, shrinkage = labels.out_of_sample(X, y, self._units[rows], seed=seed)
         except FitError as error:
             return {"reason": error.what}
         found = labels.doubts(probabilities, y)

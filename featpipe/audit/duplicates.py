@@ -64,12 +64,10 @@ def whitened(stores: Sequence[FeatureStore], layer: str | None) -> NDArray[np.fl
     else:
         variances, axes = np.linalg.eigh(sample.T @ sample / (len(sample) - 1))
         variances, axes = variances[::-1], axes[:, ::-1]
-    variances, axes = variances[:_DIMENSIONS], axes[:, :_DIMENSIONS]
     tiny = np.finfo(np.float32).tiny
     ridge = max(_RIDGE * float(variances[0]), tiny)
-    turn = axes / np.sqrt(variances.clip(0) + ridge)
-    rows = np.empty((n, turn.shape[1]), np.float32)
-    start = 0
+    turn = axes[:, :_DIMENSIONS] / np.sqrt(variances[:_DIMENSIONS].clip(0) + ridge)
+    rows, start = np.empty((n, turn.shape[1]), np.float32), 0
     for block in (each[block] for each in features for block in _blocks(len(each))):
         values = np.asarray(block, np.float32).reshape(-1, width) - mean
         rows[start : start + len(values)] = values @ turn
@@ -89,8 +87,7 @@ def nearest(
     found = np.full((len(queries), k), -1, np.int64)
     cosines = np.full((len(queries), k), -1, np.float32)
     if is_approximate(len(among)):
-        _approximate(rows, queries, among, (found, cosines))
-        return found, cosines
+        return _approximate(rows, queries, among, (found, cosines))
     keys, n = rows[among], len(among)
     place = np.full(len(rows), -1)
     place[among] = np.arange(n)
@@ -120,14 +117,12 @@ def is_approximate(n: int) -> bool:
     return n > EXACT_ROWS and find_spec("faiss") is not None
 
 
-def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, out: Near) -> None:
+def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, out: Near) -> Near:
     """Search inverted lists (Jégou, Douze and Schmid 2011, IEEE TPAMI 33: 117–128)."""
     import faiss  # noqa: PLC0415 - an extra
 
-    lists = round(_LISTS * np.sqrt(len(among)))
-    index: Any = faiss.index_factory(
-        rows.shape[1], f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT
-    )
+    lists, by = round(_LISTS * np.sqrt(len(among))), faiss.METRIC_INNER_PRODUCT
+    index: Any = faiss.index_factory(rows.shape[1], f"IVF{lists},SQfp16", by)
     sample = np.random.default_rng(0).permutation(among)[: 64 * lists]
     index.train(rows[np.sort(sample)])
     for block in _blocks(len(among)):
@@ -144,6 +139,7 @@ def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, out: N
         kept = np.take_along_axis(others, order, axis=1)
         found[block] = np.where(kept, np.take_along_axis(numbers, order, axis=1), -1)
         cosines[block] = np.where(kept, np.take_along_axis(values, order, axis=1), -1)
+    return out
 
 
 def correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -153,8 +149,7 @@ def correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.
     image (template matching: Lewis 1995, "Fast normalized cross-correlation"). 0.1 ms a pair. 0 for
     an image without contrast.
     """
-    best = np.zeros(len(one), np.float32)
-    side = one.shape[1]
+    best, side = np.zeros(len(one), np.float32), one.shape[1]
     width = side - 2 * _SHIFT
     for block in _blocks(len(one)):
         middle = one[block, _SHIFT:-_SHIFT, _SHIFT:-_SHIFT].astype(np.float32)
@@ -195,8 +190,7 @@ def score_pairs(
     cosine = np.empty(len(a), np.float32)
     for block in _blocks(len(a)):
         cosine[block] = np.einsum("ij,ij->i", rows[a[block]], rows[b[block]])
-    neighbours, cosines = near
-    last = cosines[:, -1]
+    neighbours, last = near[0], near[1][:, -1]
     last = np.minimum(last, np.quantile(last, _BURST))  # in a burst all neighbours are duplicates
     pairs = pd.DataFrame({"a": a, "b": b, "cosine": _relative(cosine, (last[a] + last[b]) / 2)})
     pairs["same"] = pairs["cosine"]

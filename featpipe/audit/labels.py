@@ -90,20 +90,20 @@ def out_of_sample(
     probes = _discriminants(X, target, folds, center, width)
     step = -(-len(y) // _SOME)
     own = np.concatenate([target[rows[::step]] for rows in folds])
+
+    def scored(rows: NDArray[np.int64], W: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (X[rows] - center) @ W[:-1] + W[-1]
+
     fits = []
     for value in range(len(SHRINKAGES)):
-        scores = [
-            (X[rows[::step]] - center) @ W[value, :-1] + W[value, -1]
-            for rows, W in zip(folds, probes, strict=True)
-        ]
+        scores = [scored(rows[::step], W[value]) for rows, W in zip(folds, probes, strict=True)]
         fits.append((*_tempered(np.concatenate(scores), own), value))
     _, scale, value = min(fits)
     found = np.empty((len(y), len(classes)), np.float32)
     for fold, W in zip(folds, probes, strict=True):
         for part in gen_batches(len(fold), _BLOCK):
             rows = fold[part]
-            logits = (X[rows] - center) @ W[value, :-1] + W[value, -1]
-            found[rows] = softmax(np.float32(_SOFTER * scale) * logits, axis=1)
+            found[rows] = softmax(np.float32(_SOFTER * scale) * scored(rows, W[value]), axis=1)
     return found, SHRINKAGES[value]
 
 
@@ -171,8 +171,7 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
     confident = np.where(probabilities >= usual, probabilities, -1)
     best = confident.argmax(axis=1)
     doubted = (confident.max(axis=1) >= 0) & (best != target)
-    most = probabilities.max(axis=1)
-    surest = np.zeros(len(y), bool)
+    most, surest = probabilities.max(axis=1), np.zeros(len(y), bool)
     surest[np.argsort(-most, kind="stable")[: max(1, round(_SUREST * len(y)))]] = True
     contradicted = probabilities.argmax(axis=1) != target
     return Doubts(own, np.where(doubted, classes[best], -1), contradicted, surest, most)

@@ -7,7 +7,7 @@ nearest neighbors").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ Rows = NDArray[np.int64]
 
 
 def isolated(
-    features: Sequence[NDArray[np.floating]], rows: Sequence[Rows], seed: int = 0
+    rows: Rows, features_of: Callable[[Rows], NDArray[np.floating]], seed: int = 0
 ) -> tuple[Rows, NDArray[np.float32]]:
     """Return which images are far from all others, and their distances.
 
@@ -33,43 +33,34 @@ def isolated(
 
     Parameters
     ----------
-    features : sequence of ndarray
-        Of each split, (n, d).
-    rows : sequence of ndarray
-        Which of them take part; each image should occur once.
+    rows : ndarray
+        Numbers of those that take part; each image should occur once.
+    features_of : callable
+        Returns the features (k, d) of some of them.
 
     Returns
     -------
-    places : ndarray
-        Positions in the joined ``rows``.
+    far : ndarray
+        Those of the rows that are.
     distances : ndarray
         One minus the cosine, 0 to 2, of these.
     """
-    sizes = [len(some) for some in rows]
-    n = sum(sizes)
+    n = len(rows)
     if n < _FEWEST:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    first = np.cumsum([0, *sizes])
     drawn = np.sort(np.random.default_rng(seed).permutation(n)[:_COMPARED])
     place = np.full(n, -1)
     place[drawn] = np.arange(len(drawn))
-    units = []
-    for number, each in enumerate(features):
-        here = drawn[(drawn >= first[number]) & (drawn < first[number + 1])] - first[number]
-        units.append(_unit(each[rows[number][here]]))
-    compared, distance = np.concatenate(units), np.empty(n, np.float32)
-    for number, each in enumerate(features):
-        for block in gen_batches(sizes[number], _BLOCK):
-            cosines = _unit(each[rows[number][block]]) @ compared.T
-            own = place[first[number] + block.start : first[number] + block.stop]
-            known = np.flatnonzero(own >= 0)
-            cosines[known, own[known]] = -np.inf
-            near = np.partition(cosines, -_NEIGHBOUR, axis=1)[:, -_NEIGHBOUR]
-            distance[first[number] + block.start : first[number] + block.stop] = 1 - near
+    compared, distance = _unit(features_of(rows[drawn])), np.empty(n, np.float32)
+    for block in gen_batches(n, _BLOCK):
+        cosines, own = _unit(features_of(rows[block])) @ compared.T, place[block]
+        known = np.flatnonzero(own >= 0)
+        cosines[known, own[known]] = -np.inf
+        distance[block] = 1 - np.partition(cosines, -_NEIGHBOUR, axis=1)[:, -_NEIGHBOUR]
     median, upper = np.quantile(distance, [0.5, 0.75])
     limit = median + _BEYOND * (upper - median) if upper > median else np.inf
     far = np.flatnonzero(distance > limit)
-    return far, distance[far]
+    return rows[far], distance[far]
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -80,8 +80,7 @@ def load_findings(path: Path) -> pd.DataFrame:
         texts = {name: mapped(frame[name], restore_cell) for name in COLUMNS}
         return frame.assign(**texts).assign(score=frame["score"].astype(float))
     except (ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        what = "The list of an audit cannot be read."
+        what, reason = "The list of an audit cannot be read.", str(error).partition("\n")[0]
         again = "undo what was changed in it, or: featpipe audit --force"
         raise DataError(what, where=listed, got=reason, next_step=again) from error
 
@@ -142,16 +141,13 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
     said = []
     if others:
         images = _number(sum(one["images"] for one in others), "image")
-        one_dataset = len({one["dataset"] for one in summary["splits"]}) == 1
-        names = [
-            one["split"] if one_dataset else f"{one['dataset']} {one['split']}" for one in others
-        ]
-        among = f"Leaks: of {images} of {' and '.join(names)}"
-        found_here = f"{among}, none is a copy or near-duplicate of a training image."
+        several = len({one["dataset"] for one in summary["splits"]}) > 1
+        names = [f"{one['dataset']} " * several + one["split"] for one in others]
+        leaks = "none is a copy or near-duplicate of a training image"
         if any(across.values()):
             copies = f"exact copies of training images: {across['identical']}"
-            found_here = f"{among}, {copies}, near-duplicates: {across['near']}."
-        said.append(found_here)
+            leaks = f"{copies}, near-duplicates: {across['near']}"
+        said.append(f"Leaks: of {images} of {' and '.join(names)}, {leaks}.")
     said += _on_duplicates(found)
     doubts = summary["labels"]
     if "reason" in doubts:
@@ -203,12 +199,11 @@ def _on_duplicates(found: dict[str, Any]) -> list[str]:
             said.append(f"Duplicates {where}: {listed or 'none'}.")
     if found["conflicting"]:
         said.append(f"Identical images with different labels: {found['conflicting']}.")
-    if found["too_small"]:
+    if n := found["too_small"]:
         too_small = f"Smaller than {TINY} pixels, so not checked for near-duplicates"
-        said.append(f"{too_small}: {_number(found['too_small'], 'image')}.")
-    if found["divided_by_folds"]:
-        pairs = _number(found["divided_by_folds"], "pair")
-        said.append(f"Divided by the dataset's own folds: {pairs}.")
+        said.append(f"{too_small}: {_number(n, 'image')}.")
+    if n := found["divided_by_folds"]:
+        said.append(f"Divided by the dataset's own folds: {_number(n, 'pair')}.")
     return said
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
     from featpipe.backbones.base import FrozenNetwork
     from featpipe.backbones.preprocessing import Preprocessing
-    from featpipe.progress import Task
 
 T = TypeVar("T")
+Read = Callable[[int, int | None], NDArray[np.uint8]]  # of a row, scaled: ImageSource.read_scaled
 SKIP_HINT = (
     "repair or remove it, or skip unreadable images: --on-error skip "
     "(of a recipe: --set on-error=skip)"
@@ -102,23 +101,21 @@ def work_on_batches(
 
 
 def work_on_images(
-    read: Callable[[int, int | None], NDArray[np.uint8]],
-    n: int,
+    read: Read,
+    rows: range,
     suits: Any,
     work: Callable[[Batch], T],
     options: ExtractOptions,
-    task: Task,
+    lap: Callable[[str], None] = lambda part: None,
 ) -> Generator[tuple[Batch, T]]:
-    """Yield batches of ``n`` images with what ``work`` makes of each, in order, and tell the task.
+    """Yield batches of images with what ``work`` makes of each: read, then worked on.
 
     ``suits`` has the preprocessing, batch size and calls at once that suit: an embedder, for one.
+    The rest is as of :func:`read_batches` and :func:`work_on_batches`.
     """
-    prepared, parallel = suits.preprocessing, suits.parallel
-    batches = read_batches(read, range(n), prepared, suits.batch_size, options, parallel)
-    with closing(work_on_batches(batches, work, parallel)) as worked:
-        for batch, made in worked:
-            yield batch, made
-            task.advance(len(batch.rows))
+    batch_size = options.batch_size or suits.batch_size
+    batches = read_batches(read, rows, suits.preprocessing, batch_size, options, suits.parallel)
+    return work_on_batches(batches, work, suits.parallel, lap)
 
 
 def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:
@@ -130,7 +127,7 @@ def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:
 
 
 def read_batches(
-    read: Callable[[int, int | None], NDArray[np.uint8]],
+    read: Read,
     rows: range,
     preprocessing: Preprocessing,
     batch_size: int,

@@ -20,15 +20,9 @@ from featpipe.datasets.dataset import SourceRequest as SourceRequest  # noqa: PL
 from featpipe.datasets.selection import Subset
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ImageError, StoreError
-from featpipe.extraction.batches import (
-    SKIP_HINT,
-    Batch,
-    ExtractOptions,
-    read_batches,
-    work_on_batches,
-)
+from featpipe.extraction.batches import SKIP_HINT, Batch, ExtractOptions, work_on_images
 from featpipe.extraction.precision import cost_of_precision
-from featpipe.extraction.shards import Listen, Make, Shard, Sharding, extract_shards
+from featpipe.extraction.shards import Listen, Shard, Sharding, extract_shards
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, of_mapping
 from featpipe.progress import SILENT, Progress
@@ -40,10 +34,6 @@ from featpipe.store.writer import remove_leftovers
 
 if TYPE_CHECKING:
     from featpipe.backbones.base import FrozenNetwork
-
-
-# What has to be made, by split: the store's path, what it will hold, and the images.
-Missing = Mapping[str, tuple[Path, StoreContent, ImageSource]]
 
 
 @dataclass
@@ -82,7 +72,7 @@ class Extraction:
     def stores(self) -> list[FeatureStore]:
         """Return the sealed store of each split; unfinished ones are continued."""
         stores: dict[str, FeatureStore] = {}
-        missing: dict[str, tuple[Path, StoreContent, ImageSource]] = {}
+        missing: list[tuple[Path, StoreContent, ImageSource]] = []
         for source in self.sources:
             store = self.find(source)
             if store is not None:
@@ -93,33 +83,27 @@ class Extraction:
                 if path.exists():
                     store = FeatureStore(path, FileHashes(self.context.workspace.hashes))
                 if store is None or store.lost_shards:
-                    missing[source.split] = path, content, source
+                    missing.append((path, content, source))
                     continue
-            self._refuse_skipped(store)
+            _refuse_skipped(self.options, store.ids, store.skipped)
             stores[source.split] = store
-        for store in self.make(missing) if missing else ():
-            self._refuse_skipped(store)
+        for store in self._made(missing) if missing else ():
+            _refuse_skipped(self.options, store.ids, store.skipped)
             stores[store.manifest["dataset"]["split"]] = store
             self.fresh += 1
         return [stores[source.split] for source in self.sources]
 
-    def make(self, missing: Missing) -> Iterable[FeatureStore]:
+    def _made(
+        self, missing: Iterable[tuple[Path, StoreContent, ImageSource]]
+    ) -> Iterable[FeatureStore]:
         """Embed splits into stores, given path and content of each, or what these lack."""
-        if self.sharding is not None:
-            return self.in_shards(missing, self.make_shards)
-        how = (self.options, self.run_record, self.context.progress)
-        wanted = missing.values()
-        return (extract_source(source, self.embedder, path, *how) for path, _, source in wanted)
-
-    def in_shards(self, missing: Missing, make: Make) -> list[FeatureStore]:
-        """Return stores in shards, of which ``make`` makes those that are missing."""
+        record, progress = self.run_record, self.context.progress
+        if self.sharding is None:
+            how = (self.options, record, progress)
+            return (extract_source(images, self.embedder, at, *how) for at, _, images in missing)
+        label = f"{short_name(self.images.dataset)} · {self.folder.name}"
         return extract_shards(
-            missing.values(),
-            self.sharding or Sharding(),
-            make,
-            record=self.run_record,
-            label=f"{short_name(self.images.dataset)} · {self.folder.name}",
-            progress=self.context.progress,
+            missing, self.sharding, self.make_shards, record=record, label=label, progress=progress
         )
 
     def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
@@ -127,8 +111,8 @@ class Extraction:
         sources = {source.split: source for source in self.sources}
         for shard in shards:
             progress = Progress(partial(listen, shard.label), seconds_between=1.0)
-            how = (self.embedder, shard.path, self.options, self.run_record, progress)
             if not shard.path.exists():  # else it was not put where it belongs
+                how = (self.embedder, shard.path, self.options, self.run_record, progress)
                 extract_source(Subset(sources[shard.split], shard.rows), *how)
             shard.deliver()
         return {}
@@ -139,10 +123,6 @@ class Extraction:
         record: dict[str, Any] = {"request": self.request} if self.request else {}
         record |= {"command": self.context.command, "source": self.images.as_dict()}
         return record | dict(self.record)
-
-    def _refuse_skipped(self, store: FeatureStore) -> None:
-        if self.options.on_error == "fail":
-            _refuse_skipped(store.ids, store.skipped)
 
     def find(self, source: ImageSource) -> FeatureStore | None:
         """Return the store that the same request made from the same images; torch is not needed."""
@@ -174,17 +154,14 @@ class Extraction:
             return Status(True, "stores are there", key, paths)
         why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
         opened = (one for source in missing for one in self._opened(source))
-        damaged = [f"{p.name}: {one.what}" for p, one in opened if isinstance(one, StoreError)]
-        if damaged:
+        if damaged := [f"{p.name}: {e.what}" for p, e in opened if isinstance(e, StoreError)]:
             why += f"; cannot be used: {', '.join(damaged)}"
         for source in missing:
             for path in self.folder.glob(f"{slug(source.split)}-*.h5.partial"):
                 if sharding := self.sharding:
-                    ranges, sealed = (
-                        sharding.ranges(len(source)),
-                        sharding.sealed(path.with_suffix("")),
-                    )
-                    why += f"; {len(sealed)} of {len(ranges)} shards are there"
+                    sealed = sharding.sealed(path.with_suffix(""))
+                    n_shards = len(sharding.ranges(len(source)))
+                    why += f"; {len(sealed)} of {n_shards} shards are there"
                 elif not path.with_suffix(JOURNAL).exists():
                     why += "; continues an unfinished store"
 
@@ -216,12 +193,10 @@ def extract_source(
     before an image that cannot be read are kept.
     """
     options = options or ExtractOptions()
-    if options.on_error == "fail":
-        _refuse_skipped(source.ids, source.unreadable)
+    _refuse_skipped(options, source.ids, source.unreadable)
     content = content_of(source, embedder, options)
     with StoreWriter(path, content) as writer:
-        if options.on_error == "fail":
-            _refuse_skipped(source.ids, writer.skipped)
+        _refuse_skipped(options, source.ids, writer.skipped)
         if writer.note:
             progress.note(writer.note)
         layers = tuple(content.shapes)
@@ -231,9 +206,7 @@ def extract_source(
             cosine = how["against_float32"]["cosine"][layers[0]]
             near = f"cosine {cosine['mean']:.4f} (mean), {cosine['min']:.4f} (least)"
             progress.note(f"{how['precision']} against float32, {layers[0]}: {near}")
-        batch_size = options.batch_size or embedder.batch_size
-        first = writer.rows
-        if first:
+        if first := writer.rows:
             progress.note(f"resuming: {first} of {len(source)} images already embedded")
         looks: dict[int, dict[str, Any]] = {}  # of the rows that were read and not yet written
 
@@ -242,8 +215,6 @@ def extract_source(
             looks[row] = look_at(image)
             return image
 
-        how_read = (embedder.preprocessing, batch_size, options, embedder.parallel)
-        read = read_batches(read_and_look, range(first, len(source)), *how_read)
         seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
         last = time.perf_counter()
 
@@ -252,9 +223,11 @@ def extract_source(
             began, last = last, time.perf_counter()
             seconds[part] += last - began
 
-        batches = work_on_batches(
-            read, lambda batch: batch.embed(embedder, content.shapes), embedder.parallel, lap
-        )
+        def embed(batch: Batch) -> dict[str, NDArray[np.float32]]:
+            return batch.embed(embedder, content.shapes)
+
+        rows = range(first, len(source))
+        batches = work_on_images(read_and_look, rows, embedder, embed, options, lap)
         label = f"{short_name(source.name)} {source.split} · {embedder.name}"
         with closing(batches), progress.task(label, len(source), first) as task:
             for batch, arrays in batches:
@@ -272,7 +245,7 @@ def extract_source(
             "images_per_s": round(len(source) / max(writer.seconds, 1e-9), 2),
             "shares": {part: round(spent, 3) for part, spent in seconds.items()},
             "device": str(embedder.device),
-            "batch_size": batch_size,
+            "batch_size": options.batch_size or embedder.batch_size,
             **how,
             "environment": environment(),
         }
@@ -285,8 +258,7 @@ def content_of(
     """Return what the store of these images and this embedder will hold."""
     layers = list(dict.fromkeys(options.layers or (embedder.default_layer,)))
     shapes = {layer: tuple(embedder.dim(layer)) for layer in layers}
-    named = embedder.source_classes
-    if named is not None:
+    if (named := embedder.source_classes) is not None:
         shapes[LOGITS] = (len(named.ids),)
     return StoreContent(
         ids=source.ids,
@@ -349,9 +321,11 @@ def dataset_identity(source: ImageSource) -> dict[str, Any]:
     }
 
 
-def _refuse_skipped(ids: Sequence[str], skipped: Mapping[int, str]) -> None:
-    """Raise ImageError if rows were skipped by an earlier run that was allowed to."""
-    if skipped:
+def _refuse_skipped(
+    options: ExtractOptions, ids: Sequence[str], skipped: Mapping[int, str]
+) -> None:
+    """Raise ImageError if rows are skipped, by an earlier run perhaps, and may not be."""
+    if skipped and options.on_error == "fail":
         row = min(skipped)
         what = f"{len(skipped)} of {len(ids)} images cannot be read."
         raise ImageError(what, where=ids[row], got=skipped[row], next_step=SKIP_HINT)

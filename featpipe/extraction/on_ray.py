@@ -20,10 +20,10 @@ from featpipe import cluster
 from featpipe.cluster import Surroundings
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ClusterError, FeatpipeError, StoreInUseError
-from featpipe.extraction.engine import Extraction, Missing
+from featpipe.extraction.engine import Extraction
 from featpipe.extraction.shards import Listen, Shard
 from featpipe.extraction.step import Extract
-from featpipe.progress import Event, Progress
+from featpipe.progress import SILENT, Event, Progress
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent
 from featpipe.workspace import Workspace
@@ -65,10 +65,6 @@ class ClusterExtraction(Extraction):
         rows: dict[str, Any] = {"ids": source.ids, "labels": source.labels, "folds": source.folds}
         return replace(self._described[source.split], **rows, groups=source.groups)
 
-    def make(self, missing: Missing) -> list[FeatureStore]:
-        """Have the nodes embed the shards that are missing."""
-        return self.in_shards(missing, self.make_shards)
-
     def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
         """Hand each shard to an actor, and the next one to the actor that is free first."""
         import ray  # noqa: PLC0415 - an extra
@@ -100,9 +96,8 @@ class ClusterExtraction(Extraction):
                     raise pickle.loads(answer["error"])  # noqa: S301 - what our own actor pickled
                 n = len(of[answer["label"]].rows)
                 listen(answer["label"], Event("progress", done=n, total=n))
-        return {
-            "engine": {"name": "ray", "version": ray.__version__, "actors": n_actors, **resources}
-        }
+        who = {"name": "ray", "version": ray.__version__, "actors": n_actors}
+        return {"engine": {**who, **resources}}
 
 
 @dataclass(frozen=True)
@@ -125,12 +120,11 @@ class Order:
         opened = self.step.replace(engine="local").extraction(context, download=False)
         for source in opened.sources:
             if source.fingerprint != self.images[source.split]:
-                raise ClusterError(
-                    f"A node sees other images of {source.name} {source.split}.",
-                    expected=f"fingerprint {self.images[source.split][:8]}",
-                    got=f"fingerprint {source.fingerprint[:8]} ({len(source)} images)",
-                    next_step="name a folder that all nodes share, or copy the dataset anew",
-                )
+                what = f"A node sees other images of {source.name} {source.split}."
+                expected = f"fingerprint {self.images[source.split][:8]}"
+                got = f"fingerprint {source.fingerprint[:8]} ({len(source)} images)"
+                hint = "name a folder that all nodes share, or copy the dataset anew"
+                raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return opened
 
     def actors(self, ray: Any) -> tuple[dict[str, float], int]:
@@ -148,9 +142,7 @@ class Order:
             room += cores
         if not room and step.actors is None:
             got = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes[:8])
-            expected = ", ".join(
-                f"--{name.replace('_', '-')} {v:g}" for name, v in resources.items()
-            )
+            expected = ", ".join(f"--{n.replace('_', '-')} {v:g}" for n, v in resources.items())
             what = "No node has what an actor needs."
             hint = "ask for less; or --actors N, where the cluster adds nodes by itself"
             raise ClusterError(what, expected=expected, got=got, next_step=hint)
@@ -164,8 +156,8 @@ class ShardWorker:
     """
 
     def __init__(self, order: Order, inbox: Any) -> None:
-        self._order, self._inbox = order, inbox
-        self._name = f"{cluster.node_name()}, process {os.getpid()}"
+        self._order, name = order, f"{cluster.node_name()}, process {os.getpid()}"
+        self._listen = lambda label, event: cluster.report(inbox, label, event, name)
         self._extraction: Extraction | None = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -173,13 +165,13 @@ class ShardWorker:
         shard, error = pickle.loads(row["shard"]), b""  # noqa: S301 - what the driver pickled
         try:
             if self._extraction is None:
-                self._extraction = self._order.open(Progress(lambda event: None))
+                self._extraction = self._order.open(SILENT)
             if not shard.is_done:  # Ray repeats what is done, too, where a node is lost
                 self._count_attempt(shard)
             until = time.monotonic() + _IN_USE_SECONDS
             while not shard.is_done:
                 try:
-                    self._extraction.make_shards([shard], self.listen)
+                    self._extraction.make_shards([shard], self._listen)
                 except StoreInUseError:
                     if time.monotonic() > until:
                         raise
@@ -201,15 +193,11 @@ class ShardWorker:
             hint = "if memory is short: a smaller --batch-size, or more --num-cpus for each actor"
             raise ClusterError(what, where=shard.path, got=got, next_step=hint)
 
-    def listen(self, label: str, event: Event) -> None:
-        """Pass an event on to the process that gave the order."""
-        cluster.report(self._inbox, label, event, self._name)
-
 
 def _describe(order: Order) -> list[StoreContent] | FeatpipeError:
     """Return what the stores of all splits hold but for their rows; an error as a value."""
     try:
-        contents = order.open(Progress(lambda event: None)).contents()
+        contents = order.open(SILENT).contents()
     except FeatpipeError as error:
         return _with_node(error)
     nothing: dict[str, Any] = {"ids": (), "groups": (), "folds": ()}

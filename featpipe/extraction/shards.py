@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -102,24 +102,21 @@ class Together:
         """Take an event of the shard called ``label`` that ``worker`` computes."""
         with self._lock:
             self._began = self._began or time.monotonic()
-            self._take(label, event, worker)
-
-    def _take(self, label: str, event: Event, worker: str) -> None:
-        if event.event == "note":
-            if event.message not in self._said:  # every shard has the same to say
-                self.progress.note(event.message)
-            self._said.add(event.message)
-            return
-        before, self._done[label] = self._done.get(label, 0), event.done
-        if rate := event.facts.get("rate"):
-            self._rates[worker] = float(rate.partition(" ")[0])
-        facts = {"rate": f"{sum(self._rates.values()):.1f} images/s"}
-        if len(self._rates) > 1:
-            slowest, fastest = min(self._rates.values()), max(self._rates.values())
-            facts["actors"] = f"{len(self._rates)} actors, {slowest:.1f} to {fastest:.1f} each"
-        elif shares := event.facts.get("shares"):
-            facts["shares"] = shares
-        self.task.advance(event.done - before, **facts)
+            if event.event == "note":
+                if event.message not in self._said:  # every shard has the same to say
+                    self.progress.note(event.message)
+                self._said.add(event.message)
+                return
+            before, self._done[label] = self._done.get(label, 0), event.done
+            if rate := event.facts.get("rate"):
+                self._rates[worker] = float(rate.partition(" ")[0])
+            rates = self._rates.values()
+            facts = {"rate": f"{sum(rates):.1f} images/s"}
+            if len(rates) > 1:
+                facts["actors"] = f"{len(rates)} actors, {min(rates):.1f} to {max(rates):.1f} each"
+            elif shares := event.facts.get("shares"):
+                facts["shares"] = shares
+            self.task.advance(event.done - before, **facts)
 
 
 # Takes the label of a shard, an event of it and perhaps the name of who computes it.
@@ -142,7 +139,7 @@ def extract_shards(
     ``label`` names the work in the progress.
     """
     with ExitStack() as stack:
-        stores = [stack.enter_context(_Sharded(*one, sharding)) for one in wanted]
+        stores = [stack.enter_context(closing(_Sharded(*one, sharding))) for one in wanted]
         missing = [shard for store in stores for shard in store.missing]
         shards = [shard for store in stores for shard in store.shards]
         n, to_do = (sum(len(shard.rows) for shard in some) for some in (shards, missing))
@@ -150,12 +147,12 @@ def extract_shards(
             progress.note(
                 f"resuming: {kept} of {len(shards)} shards ({n - to_do} images) are there"
             )
-        facts: Mapping[str, Any] = {}
+        facts: dict[str, Any] = {}
         if missing:
             with progress.task(label, n, n - to_do) as task:
                 together = Together(progress, task)
-                facts = make(missing, together.listen)
-            facts = {**facts, "images_per_s": round(to_do / together.seconds, 2)}
+                facts |= make(missing, together.listen)
+            facts["images_per_s"] = round(to_do / together.seconds, 2)
         return [store.seal({**facts, **record}) for store in stores]
 
 
@@ -171,14 +168,9 @@ class _Sharded:
         self.shards = [Shard(split, part, shard_path(path, part), at) for part in parts]
         path.unlink(missing_ok=True)  # if it is there, it names a shard that is lost
         self._writer = StoreWriter(path, content, sharded=True, elsewhere=bool(at))
+        self.close = self._writer.close
         sealed = sharding.sealed(path)
         self.missing = [shard for shard in self.shards if shard.path.name not in sealed]
-
-    def __enter__(self) -> _Sharded:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
 
     def seal(self, record: Mapping[str, Any]) -> FeatureStore:
         """Seal the store when all its shards are; remove what is left of other ones."""
@@ -186,14 +178,14 @@ class _Sharded:
         shards = describe_shards(self._content, images, self._at)
         for left in set(self._folder.glob("*")) - set(images):
             left.unlink()  # of another number of rows
-        parts = shards.runs[-1]["shares"]
+        runs = shards.runs
+        spent = {part: sum(each["shares"][part] for each in runs) for part in runs[-1]["shares"]}
         run = {
-            **{key: value for key, value in shards.runs[-1].items() if key not in _OF_A_SHARD},
+            **{key: value for key, value in runs[-1].items() if key not in _OF_A_SHARD},
             "created": now(),
-            "seconds": round(sum(each["seconds"] for each in shards.runs), 3),
-            "shares": {
-                part: round(sum(each["shares"][part] for each in shards.runs), 3) for part in parts
-            },
+            "seconds": round(sum(each["seconds"] for each in runs), 3),
+            "shares": {part: round(seconds, 3) for part, seconds in spent.items()},
             "shards": len(images),
+            **record,
         }
-        return self._writer.seal({**run, **record}, shards)
+        return self._writer.seal(run, shards)

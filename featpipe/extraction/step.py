@@ -247,14 +247,14 @@ class Extract(OnCluster, ImageStep):
         if self.precision == "int8":
             calibration = precision.calibration(images, sources, context, download=download)
         sharding = shards.Sharding(self.shard_rows, self.shards_at or "")
-        kind: Any = engine.Extraction
+        made_by: Any = engine.Extraction
         if self.engine == "ray":
             from featpipe.extraction import on_ray  # noqa: PLC0415 - of use on a cluster only
 
             found = {source.split: source.fingerprint for source in sources}
             order = on_ray.Order(self, context.workspace.root.resolve(), found)
-            kind = partial(on_ray.ClusterExtraction, order=order, address=self.address)
-        extraction: Extraction = kind(
+            made_by = partial(on_ray.ClusterExtraction, order=order, address=self.address)
+        return made_by(
             images=images,
             sources=sources,
             folder=context.workspace.features / dataset / model,
@@ -280,7 +280,6 @@ class Extract(OnCluster, ImageStep):
                 "weights": str(given.resolve()) if given.is_file() else self.weights,
             },
         )
-        return extraction
 
     def status(self, context: Context) -> Status:
         """Say which splits are embedded; nothing is downloaded and torch is not imported."""
@@ -296,10 +295,8 @@ class Extract(OnCluster, ImageStep):
             dataset, n = store.manifest["dataset"], len(store.skipped)
             speed = f", {store.run['images_per_s']} images/s" if extraction.fresh else ""
             left_out = f" (unreadable images left out: {n})" if n else ""
-            lines.append(
-                f"{dataset['name']} {dataset['split']}: {len(store) - n} images{left_out}{speed}"
-                f" → {store.path}"
-            )
+            name = f"{dataset['name']} {dataset['split']}"
+            lines.append(f"{name}: {len(store) - n} images{left_out}{speed} → {store.path}")
             fact = {
                 "path": str(store.path),
                 "fingerprint": store.fingerprint,
@@ -309,8 +306,7 @@ class Extract(OnCluster, ImageStep):
                 **{key: store.run[key] for key in ("seconds", "images_per_s", "shares")},
             }
             facts.append(fact)
-        n_left_out = sum(len(store.skipped) for store in stores)
-        if n_left_out:
+        if n_left_out := sum(len(store.skipped) for store in stores):
             context.progress.note(f"warning: unreadable images left out: {n_left_out}")
         code = LEFT_OUT if self.strict and n_left_out else 0
         paths = tuple(store.path for store in stores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -55,28 +56,27 @@ class MapFile:
     @classmethod
     def read(cls, path: Path) -> MapFile:
         """Read a file of notes (``# key: value, value``), a header row and one row per class."""
-        notes: dict[str, list[str]] = {}
+        notes: dict[str, list[str]] = defaultdict(list)
         targets_line = None
         header: list[str] = []
         rows: list[Row] = []
         for line, cells in _lines(path):
-            where = f"{path}, line {line}"
             if cells[0].startswith("#"):
                 key, _, first = cells[0].lstrip("# ").partition(":")
                 key = key.strip().lower()
                 # A spreadsheet pads the line with empty cells; they are no values.
-                notes.setdefault(key, []).extend(filter(None, (first.strip(), *cells[1:])))
+                notes[key] += filter(None, (first.strip(), *cells[1:]))
                 if key == "targets" and targets_line is None:
                     targets_line = line
             elif not header:
                 header = cells
                 if missing := sorted(_REQUIRED.difference(cells)):
                     what, expected = f"lacks the column {quoted(missing)}", ",".join(_COLUMNS)
-                    raise _wrong(what, where, expected=expected, got=",".join(cells))
+                    raise _wrong(what, path, line, expected=expected, got=",".join(cells))
             elif len(cells) != len(header):
                 expected = f"{len(header)} cells; a cell that holds a comma needs double quotes"
                 what = "has a line of another length than its header"
-                raise _wrong(what, where, expected=expected, got=f"{len(cells)} cells")
+                raise _wrong(what, path, line, expected=expected, got=f"{len(cells)} cells")
             else:
                 row = dict(zip(header, cells, strict=True))
                 rows.append(Row(line, *(row.get(name, "") for name in _COLUMNS)))
@@ -84,10 +84,8 @@ class MapFile:
             expected = "a header with source_id and target, and a row for every source class"
             raise _wrong("is empty", path, expected=expected)
         named = dict.fromkeys(row.target for row in rows if row.target not in (OTHER, ""))
-        targets = tuple(notes.get("targets") or named)
-        source, variant, note = (
-            ", ".join(notes.get(key, [])) for key in ("source", "variant of", "note")
-        )
+        targets = tuple(notes["targets"] or named)
+        source, variant, note = (", ".join(notes[k]) for k in ("source", "variant of", "note"))
         return cls(path, source, variant, note, targets, targets_line, tuple(rows))
 
     def checked_targets(self, target_classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -97,35 +95,30 @@ class MapFile:
         """
         targets = self.targets if target_classes is None else tuple(target_classes)
         if OTHER in (*targets, *self.targets):
-            what = (
-                f"A target class cannot be named {OTHER!r}: a label map uses the name for the rest."
-            )
+            what = f"A target class cannot be named {OTHER!r}, a label map's name for the rest."
             raise LabelMapError(what, where=self.path, next_step="rename the class in the dataset")
         disputed = [row for row in self.rows if row.disputed]
-        if nameless := [row for row in disputed if not row.alternative[0]]:
-            what, where = "has a disputed row that names no group", nameless[0].line
-            expected = "GROUP: TARGET, such as “antelopes: deer”, or nothing"
-            got = nameless[0].disputed
-            raise _wrong(what, f"{self.path}, line {where}", expected=expected, got=got)
+        for row in disputed:
+            if not row.alternative[0]:
+                what, got = "has a disputed row that names no group", row.disputed
+                expected = "GROUP: TARGET, such as “antelopes: deer”, or nothing"
+                raise _wrong(what, self.path, row.line, expected=expected, got=got)
         declared = [] if self.targets_line is None else self.targets
         lines = [(self.targets_line, target) for target in declared]
         lines += [(row.line, row.target) for row in self.rows]
         lines += [(row.line, row.alternative[1]) for row in disputed]
-        known = [name for name in targets if name in self.targets]
+        known = [*(name for name in targets if name in self.targets), OTHER]
         for line, target in lines:
-            if target not in (*known, OTHER):
-                raise self._unknown("target", target, [*known, OTHER], line)
+            if target not in known:
+                raise self._unknown("target", target, known, line)
         if unmatched := [name for name in targets if name not in known]:
-            written = io.StringIO()
-            line_of_targets = [f"# targets: {targets[0]}", *targets[1:]]
-            csv.writer(written, lineterminator="").writerow(line_of_targets)
-            raise _wrong(
-                f"does not know {_some(unmatched, 'class', 'classes')} of the dataset",
-                self.path,
-                expected=f"rows that map to {quoted(unmatched)}, or, where no source class is "
-                f"meant, a line “{written.getvalue()}”",
-                next_step="add them to the file, or choose another map with --map FILE.csv",
-            )
+            written, (first, *rest) = io.StringIO(), targets
+            csv.writer(written, lineterminator="").writerow([f"# targets: {first}", *rest])
+            what = f"does not know {_some(unmatched, 'class', 'classes')} of the dataset"
+            expected = f"rows that map to {quoted(unmatched)}, or, where no source class is meant, "
+            expected += f"a line “{written.getvalue()}”"
+            hint = "add them to the file, or choose another map with --map FILE.csv"
+            raise _wrong(what, self.path, expected=expected, next_step=hint)
         return targets
 
     def checked_rows(self, source_ids: Sequence[str] | None) -> tuple[Row, ...]:
@@ -136,43 +129,35 @@ class MapFile:
         own = [row.source_id for row in self.rows]
         known = dict.fromkeys(own if source_ids is None else source_ids)
         if known.keys().isdisjoint(own):
-            raise _wrong(
-                "is for another source classifier: it has none of its classes",
-                self.path,
-                expected=f"ids such as {quoted(known)}",
-                got=f"ids such as {quoted(own)}",
-                next_step="choose another map with --map",
-            )
+            what = "is for another source classifier: it has none of its classes"
+            expected, got = (f"ids such as {quoted(ids)}" for ids in (known, own))
+            hint = "choose another map with --map"
+            raise _wrong(what, self.path, expected=expected, got=got, next_step=hint)
         by_id: dict[str, Row] = {}
         for row in self.rows:
             if row.source_id not in known:
                 raise self._unknown("source", row.source_id, list(known), row.line)
             first = by_id.setdefault(row.source_id, row)
             if first is not row:
-                what, where = f"has the source class {row.source_id!r} twice", row.line
-                got = f"its first row is line {first.line}"
-                raise _wrong(what, f"{self.path}, line {where}", got=got)
+                what = f"has the source class {row.source_id!r} twice"
+                raise _wrong(what, self.path, row.line, got=f"its first row is line {first.line}")
         if missing := [source_id for source_id in known if source_id not in by_id]:
-            before = [by_id[i].line for i in takewhile(by_id.__contains__, known)]
-            place = before[-1] if before else self.rows[0].line - 1
-            raise _wrong(
-                f"lacks {_some(missing, 'source class', 'source classes')}",
-                f"{self.path}, after line {place}",
-                expected=f"{len(known)} rows, one for every source class",
-                got=f"{len(by_id)} rows",
-            )
+            place = self.rows[0].line - 1
+            for source_id in takewhile(by_id.__contains__, known):
+                place = by_id[source_id].line
+            what, where = _some(missing, "source class", "source classes"), f"after line {place}"
+            expected, got = f"{len(known)} rows, one for every source class", f"{len(by_id)} rows"
+            raise _wrong(f"lacks {what}", f"{self.path}, {where}", expected=expected, got=got)
         return tuple(by_id[source_id] for source_id in known)
 
     def _unknown(self, kind: str, name: str, known: list[str], line: int | None) -> LabelMapError:
-        return _wrong(
-            f"has an unknown {kind} class: {name!r}",
-            f"{self.path}, line {line}",
-            expected=", ".join(known) if len(known) < 20 else f"one of {len(known)} classes",
-            next_step=did_you_mean(name, known),
-        )
+        what, hint = f"has an unknown {kind} class: {name!r}", did_you_mean(name, known)
+        expected = ", ".join(known) if len(known) < 20 else f"one of {len(known)} classes"
+        return _wrong(what, self.path, line, expected=expected, next_step=hint)
 
 
-def _wrong(what: str, where: object, **details: Any) -> LabelMapError:
+def _wrong(what: str, path: object, line: int | None = None, **details: Any) -> LabelMapError:
+    where = path if line is None else f"{path}, line {line}"
     return LabelMapError(f"The label map {what}.", where=where, **details)
 
 
@@ -192,10 +177,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise _wrong("cannot be read", path, got=error.strerror) from None
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
-        where, advice = f"{path}, line {line}", "save it as CSV UTF-8"
-        raise _wrong("is not UTF-8 text", where, next_step=advice) from None
+        raise _wrong("is not UTF-8 text", path, line, next_step="save it as CSV UTF-8") from None
     except csv.Error as error:
-        raise _wrong("is not a readable CSV file", f"{path}, line {line}", got=error) from None
+        raise _wrong("is not a readable CSV file", path, line, got=error) from None
 
 
 def quoted(names: Iterable[str]) -> str:

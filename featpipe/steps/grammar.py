@@ -36,11 +36,9 @@ def protocol(text: str) -> tuple[str, float | None]:
             return kind, share
     elif not colon and kind in ("auto", "split", "folds", "all"):
         return kind, None
-    raise UsageError(
-        f"{text!r} is not a protocol{': its number is missing' * bool(advice and not colon)}.",
-        expected=expected,
-        next_step=advice and f"--protocol {advice}",
-    )
+    missing = ": its number is missing" * bool(advice and not colon)
+    what, hint = f"{text!r} is not a protocol{missing}.", advice and f"--protocol {advice}"
+    raise UsageError(what, expected=expected, next_step=hint)
 
 
 def device_name(text: str) -> None:

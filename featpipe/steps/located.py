@@ -53,11 +53,8 @@ def read_located(text: str, where: str) -> Located:
     2
     """
     if len(text) > _MAX_CHARACTERS:
-        what, expected = (
-            "The file is too long for a recipe.",
-            f"at most {_MAX_CHARACTERS} characters",
-        )
-        raise RecipeError(what, where=where, expected=expected, got=len(text))
+        what, most = "The file is too long for a recipe.", f"at most {_MAX_CHARACTERS} characters"
+        raise RecipeError(what, where=where, expected=most, got=len(text))
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()

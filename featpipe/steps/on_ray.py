@@ -7,26 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from featpipe import cluster
 from featpipe.cluster import Surroundings
 from featpipe.errors import ClusterError, FeatpipeError
-from featpipe.progress import Event, Progress
+from featpipe.progress import SILENT, Event, Progress
 from featpipe.steps.base import Context, Outcome
 from featpipe.steps.plan import Plan, Task
-from featpipe.steps.runner import Listener, execute, summary
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a node is told: a task, and where it was given."""
-
-    task: Task
-    number: int
-    context: Context  # without what reports its progress
-    surroundings: Surroundings
+from featpipe.steps.runner import Listener, execute, not_run, summary
 
 
 def run_plan_on_cluster(plan: Plan, listeners: Sequence[Listener], address: str) -> Outcome:
@@ -66,41 +56,36 @@ def run_plan_on_cluster(plan: Plan, listeners: Sequence[Listener], address: str)
 
 def _start(ray: Any, plan: Plan, inbox: Any, n_cores: int, *, with_gpu: bool) -> dict[Any, Task]:
     """Give all tasks to Ray; return each by the reference to its outcome."""
-    here, run = Surroundings.here(), ray.remote(_run)
+    here, run, n_tasks = Surroundings.here(), ray.remote(_run), len(plan.tasks)
     made: dict[str, Any] = {}
-    running: dict[Any, Task] = {}
-    silent = replace(plan.context, progress=Progress(_nobody), jobs=n_cores)
     for number, task in enumerate(plan.tasks, start=1):
         recipe = {"task": task.name, **plan.recipe.resolved}
-        order = Order(task, number, replace(silent, recipe=recipe), here)
+        context = replace(plan.context, progress=SILENT, jobs=n_cores, recipe=recipe)
         spread = getattr(task.step, "engine", "local") == "ray"
         resources = {"num_cpus": 0 if spread else n_cores}
         if with_gpu and hasattr(task.step, "device") and not spread:
             resources["num_gpus"] = 1
+        started = Event("started", task.name, number, n_tasks, {}, task.name)
         before = [made[name] for name in dict.fromkeys((*task.needs, *task.after))]
-        made[task.name] = run.options(**resources).remote(order, len(plan.tasks), inbox, *before)
-        running[made[task.name]] = task
-    return running
+        run_there = run.options(**resources).remote
+        made[task.name] = run_there(task, context, here, inbox, started, *before)
+    return {made[task.name]: task for task in plan.tasks}
 
 
-def _nobody(event: Event) -> None:
-    """Hear of nothing."""
-
-
-def _run(order: Order, n_tasks: int, inbox: Any, *before: Outcome) -> Outcome:
-    """Run a task on a node, unless what it needs has failed."""
-    task, context = order.task, order.context
+def _run(
+    task: Task, context: Context, there: Surroundings, inbox: Any, started: Event, *before: Outcome
+) -> Outcome:
+    """Run a task on a node as ``there``, where it was given, unless what it needs has failed."""
     ended = {outcome.task: outcome for outcome in before}
-    if failed := [name for name in task.needs if not ended[name].succeeded]:
-        return Outcome("not run", f"it needs {', '.join(failed)}", task=task.name)
-    cluster.report(inbox, Event("started", task.name, order.number, n_tasks, {}, task.name))
+    if blocked := not_run(task, ended):
+        return blocked
+    cluster.report(inbox, started)
     progress = Progress(lambda event: cluster.report(inbox, replace(event, task=task.name)))
     began = time.monotonic()
     try:
-        order.surroundings.enter()
+        there.enter()
         inputs = [ended[name].paths for name in task.needs]
-        told: tuple[Any, ...] = (context.workspace, context.jobs, context.command, context.recipe)
-        outcome = execute((task.step, inputs, *told), progress)
+        outcome = execute(task.step, inputs, replace(context, progress=progress))
     except FeatpipeError as error:
         outcome = Outcome.failure(error)
     return replace(outcome, task=task.name, seconds=time.monotonic() - began)
@@ -109,11 +94,8 @@ def _run(order: Order, n_tasks: int, inbox: Any, *before: Outcome) -> Outcome:
 def _outcome(ray: Any, ended: Any, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
     """Return the outcome of a task, or the failure that the death of its process is."""
     try:
-        outcome: Outcome = ray.get(ended)
+        return ray.get(ended)
     except ray.exceptions.RayError as error:
-        lost = [name for name in task.needs if name in outcomes and not outcomes[name].succeeded]
-        if lost:
-            return Outcome("not run", f"it needs {', '.join(lost)}", task=task.name)
         first = str(error).strip().partition("\n")[0][:300]
-        return Outcome("failed", f"{type(error).__name__}: {first}", task=task.name)
-    return outcome
+        failed = Outcome("failed", f"{type(error).__name__}: {first}", task=task.name)
+        return not_run(task, outcomes) or failed

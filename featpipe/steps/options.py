@@ -60,26 +60,32 @@ class OptionSpec:
         return "--" + self.name.replace("_", "-")
 
     @property
+    def bare(self) -> Any:
+        """The type of a value that is not ``None``."""
+        if get_origin(self.type) in (Union, types.UnionType):
+            return next(kind for kind in get_args(self.type) if kind is not type(None))
+        return self.type
+
+    @property
     def many(self) -> bool:
         """Whether the option takes several values, comma-separated on the command line."""
-        return get_origin(_without_none(self.type)) is tuple
+        return get_origin(self.bare) is tuple
 
     @property
     def pairs(self) -> bool:
         """Whether the option is a mapping, written KEY=VALUE on the command line."""
-        return get_origin(_without_none(self.type)) is dict
+        return get_origin(self.bare) is dict
 
     @property
     def item_type(self) -> type:
         """Type of one value."""
-        bare = _without_none(self.type)
-        return get_args(bare)[0] if self.many else bare
+        return get_args(self.bare)[0] if self.many else self.bare
 
     @property
     def metavar(self) -> str:
         """The placeholder of the value in the help of the command line."""
         if self.pairs:
-            return "KEY=V1,V2" if get_args(_without_none(self.type))[1] is not Any else "KEY=VALUE"
+            return "KEY=V1,V2" if get_args(self.bare)[1] is not Any else "KEY=VALUE"
         few = self.choices or (self.names() if self.registry and len(self.names()) <= _FEW else ())
         one = "|".join(few) if few else _METAVARS.get(self.item_type, "TEXT")
         return f"{one},…" if self.many else one
@@ -94,11 +100,9 @@ class OptionSpec:
         The ``option`` of the UsageError is the name of this one.
         """
         try:
-            optional = self.type is not _without_none(self.type)
-            chosen = optional and self.default is None
-            if value == "auto" and chosen and (self.registry or self.item_type is int):
-                value = None
-            if value is None:
+            optional = self.type is not self.bare
+            names = self.registry or self.item_type is int  # else auto may be a value
+            if value is None or (value == "auto" and names and optional and self.default is None):
                 if not optional and not self.bound:
                     raise self._wrong(value)
                 return None
@@ -120,7 +124,7 @@ class OptionSpec:
             raise
 
     def _mapping(self, value: Any) -> Pairs:
-        several = get_args(_without_none(self.type))[1] is not Any  # values to choose among
+        several = get_args(self.bare)[1] is not Any  # values to choose among
         if not isinstance(value, Mapping):
             given, value = [value] if isinstance(value, str) else value, {}
             for text in given:
@@ -230,12 +234,6 @@ def as_written(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return re.sub(r"e([-+])0*", r"e\1", f"{value:g}").replace("e+", "e")
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        return next(kind for kind in get_args(hint) if kind is not type(None))
-    return hint
 
 
 def _numbers(value: Any) -> Any:

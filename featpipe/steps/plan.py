@@ -64,9 +64,8 @@ class Plan:
         for name in only:
             wanted = {task.name for task in tasks if name in (task.part, task.name)}
             if not wanted:
-                known = dict.fromkeys(task.part for task in tasks)
                 what = f"--only {name}: the recipe has no such step."
-                raise UnknownNameError(what, name, known)
+                raise UnknownNameError(what, name, dict.fromkeys(task.part for task in tasks))
             kept |= wanted
         for task in reversed(tasks):  # each follows what it needs
             if task.name in kept:
@@ -119,8 +118,7 @@ class _Planner:
     """Makes tasks part by part; what a part needs is made before it."""
 
     def __init__(self, recipe: Recipe, context: Context) -> None:
-        self.recipe = recipe
-        self.workspace = context.workspace
+        self.recipe, self.workspace = recipe, context.workspace
         self.made: dict[str, list[Task]] = {}
 
     def tasks(self) -> list[Task]:
@@ -146,9 +144,9 @@ class _Planner:
     def _parts_in_order(self) -> Iterable[str]:
         graph: dict[str, set[str]] = {}
         for part in self.recipe.steps:
-            needs = part.kind.needs
-            wanted = set(part.kind.waits_for)
-            wanted |= {needs.output} if needs and part.sources is None else set()
+            needs, wanted = part.kind.needs, set(part.kind.waits_for)
+            if needs and part.sources is None:
+                wanted.add(needs.output)
             graph[part.name] = set(part.sources or ()) | {
                 other.name
                 for other in self.recipe.steps
@@ -184,15 +182,12 @@ class _Planner:
                     raise self.recipe.error(f"{what}{needs.output}.", part.line)
             fitting = [task for task in producers if step.accepts(task.step)]
             if not fitting and not step.has_inputs():
+                what = f"No step of the recipe makes the {needs.output} that {part.name!r} needs."
                 makers = [kind.name for kind in STEPS if needs.output in kind.makes]
-                got = "; ".join(f"{task.name} (line {task.line})" for task in producers)
-                raise self.recipe.error(
-                    f"No step of the recipe makes the {needs.output} that {part.name!r} needs.",
-                    part.line,
-                    expected=f"a step that makes them: {', '.join(makers)}",
-                    got=got or "none",
-                    next_step=f"add such a step, or name the files: featpipe {part.kind.name} -h",
-                )
+                wanted = f"a step that makes them: {', '.join(makers)}"
+                got = "; ".join(f"{task.name} (line {task.line})" for task in producers) or "none"
+                hint = f"add such a step, or name the files: featpipe {part.kind.name} -h"
+                raise self.recipe.error(what, part.line, expected=wanted, got=got, next_step=hint)
             if not needs.each:
                 yield self._task(part, name, step, tuple(task.name for task in fitting))
                 continue
@@ -221,20 +216,16 @@ class _Planner:
 
     def _check_distinct(self, tasks: Sequence[Task]) -> None:
         """Complain about two tasks of one name, or that would write the same files."""
-        names: set[str] = set()
-        outputs: dict[object, Task] = {}
+        first: dict[object, Task] = {}  # of each name and of each output
         for task in tasks:
-            if task.name in names:
+            if first.setdefault(task.name, task) is not task:
                 what = f"Two tasks are called {task.name!r}."
                 expected = "options that distinguish them, or steps with different names"
                 raise self.recipe.error(what, task.line, expected=expected)
-            names.add(task.name)
             output = task.step.output()
-            if output is None:
-                continue
             key = output if isinstance(output, Path) else (type(task.step), task.needs, output)
-            other = outputs.setdefault(key, task)
-            if other is not task:
+            other = first.setdefault(key, task)
+            if other is not task and output is not None:
                 what = f"{task.name!r} would overwrite what {other.name!r} makes."
                 got = f"the same as at line {other.line}"
                 expected = "different settings, or another 'out'"

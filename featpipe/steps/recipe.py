@@ -7,7 +7,7 @@ of lists is an axis over it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -69,17 +69,17 @@ def find_recipe(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    own = [str(each) for each in sorted(path.parent.glob("*.yaml"))]
+    own = {each.stem: str(each) for each in sorted(path.parent.glob("*.yaml"))}
     folder = Path(str(resources.files("featpipe.pipelines")))
     known = {each.stem: each for each in sorted(folder.glob("*.yaml"))}
     bare = path.parent in (Path(), Path("pipelines"))
     if bare and path.suffix in ("", ".yaml", ".yml") and path.stem in known:
         return known[path.stem]
     got = "a folder" if path.is_dir() else "no regular file" if path.exists() else None
-    near = {name: name for name in known} | {Path(each).stem: each for each in own}
+    near = {each: each for each in known} | own
     found = get_close_matches(path.stem, near, n=1, cutoff=0.5)
     hint = f"did you mean {near[found[0]]!r}?" if found else None
-    if (beside := f"{path}.yaml") in own:
+    if (beside := f"{path}.yaml") in own.values():
         hint = f"featpipe run {beside}"
     elif path.is_dir():
         hint = f"write one for the images in it: featpipe init {name}"
@@ -131,16 +131,15 @@ def parse_recipe(
     reader.check_keys(top, _TOP_KEYS, "A recipe")
     entries = top.get("steps")
     if entries is None or not isinstance(entries.value, list) or not entries.value:
+        what, line = "A recipe needs a list of steps.", (entries or root).line
         expected = "steps: and below it lines that begin with '- step: …'"
-        raise reader.error(
-            "A recipe needs a list of steps.", (entries or root).line, expected=expected
-        )
+        raise reader.error(what, line, expected=expected)
     if limit is not None:
         override = _Override(f"--limit {limit}", None, "limit", locate(limit), inputs_only=True)
         reader.overrides.append(override)
     if (defaults := top.get("defaults")) and defaults.value is not None:
         known = sorted({option for step in STEPS for option in options_of(step)})
-        reader.defaults = _normal(reader.mapping(defaults, "'defaults'"))
+        reader.defaults = reader.mapping(defaults, "'defaults'")
         reader.check_keys(reader.defaults, known, "'defaults'")
     steps = tuple(reader.read_step(entry) for entry in entries.value)
     reader.check_references(steps)
@@ -200,22 +199,19 @@ class _Reader:
         return RecipeError(what, where=f"{self.where}, line {line}" if line else "--set", **details)
 
     def mapping(self, node: Located, what: str) -> Options:
-        """Return the value of a node that has to be a mapping."""
+        """Return the value of a node that has to be a mapping: ``image-size`` is ``image_size``."""
         if isinstance(node.value, dict):
-            return node.value
+            return {key.replace("-", "_"): value for key, value in node.value.items()}
         got = "nothing" if node.value is None else repr(node.plain())[:80]
         expected = "lines of the form 'key: value'"
         raise self.error(f"{what} has to be a mapping.", node.line, expected=expected, got=got)
 
-    def check_keys(
-        self, given: Options, known: Iterable[str], what: str, also: Sequence[str] = ()
-    ) -> None:
+    def check_keys(self, given: Options, known: Collection[str], what: str) -> None:
         """Complain about the first key that is not known, naming its line and the nearest one."""
         for key, node in given.items():
             if key not in known:
-                expected, hint = [*also, *known], did_you_mean(key, [*known, *also])
-                listed = ", ".join(expected) or "nothing"
-                what = f"{what} has no {key!r}."
+                what, hint = f"{what} has no {key!r}.", did_you_mean(key, known)
+                listed = ", ".join(known) or "nothing"
                 raise self.error(what, node.line, expected=listed, next_step=hint)
 
     def name(self, node: Located) -> str:
@@ -238,13 +234,10 @@ class _Reader:
             raise self._located(error, given["step"].line) from error
         name = self.name(given["name"]) if "name" in given else kind.name
         if name in self.lines:
-            raise self.error(
-                f"Two steps are called {name!r}.",
-                entry.line,
-                expected="a name of its own for each",
-                got=f"the other is at line {self.lines[name]}",
-                next_step=f"add to one of them, for example: name: {name}2",
-            )
+            what, expected = f"Two steps are called {name!r}.", "a name of its own for each"
+            got = f"the other is at line {self.lines[name]}"
+            hint = f"add to one of them, for example: name: {name}2"
+            raise self.error(what, entry.line, expected=expected, got=got, next_step=hint)
         self.lines[name] = entry.line
         shared, each = self._options(kind, name, given)
         resolved: dict[str, Any] = {"step": kind.name, "name": name}
@@ -283,22 +276,21 @@ class _Reader:
         self, kind: type[Step], name: str, given: Options
     ) -> tuple[Options, list[Options]]:
         """Return the options of a step and those of its ``each`` entries, overrides worked in."""
-        specs = options_of(kind)
-        what = f"The step {kind.name!r}"
+        specs, what = options_of(kind), f"The step {kind.name!r}"
         own_keys = set(_STEP_KEYS) - set(specs)  # a step may have an option called grid
-        own = _normal({key: node for key, node in given.items() if key not in own_keys})
-        self.check_keys(own, specs, what, also=_STEP_KEYS)
+        own = {key: node for key, node in given.items() if key not in own_keys}
+        self.check_keys(own, [*_STEP_KEYS, *specs], what)
         if "grid" in given and "grid" in own_keys:
-            grid = _normal(self.mapping(given["grid"], "'grid'"))
+            grid = self.mapping(given["grid"], "'grid'")
             tunable = [option for option, spec in specs.items() if spec.tunable]
             self.check_keys(grid, tunable, f"The grid of the step {kind.name!r}")
             if twice := sorted(set(grid) & set(own)):
-                what = f"{twice[0]!r} is both under 'grid' and next to it."
-                raise self.error(what, given["grid"].line)
+                both = f"{twice[0]!r} is both under 'grid' and next to it."
+                raise self.error(both, given["grid"].line)
             own |= grid
         each = []
         for entry in self._list(given["each"], "each") if "each" in given else ():
-            each.append(_normal(self.mapping(entry, "An entry of 'each'")))
+            each.append(self.mapping(entry, "An entry of 'each'"))
             self.check_keys(each[-1], specs, what)
         shared = {key: node for key, node in self.defaults.items() if key in specs} | own
         for override in self.overrides:
@@ -326,12 +318,11 @@ class _Reader:
         labels = _distinguishing(each, specs)
         for alternative, prefix in zip(each or [{}], labels or [""], strict=True):
             options = shared | alternative
-            axes = {key: [node] for key, node in options.items()}  # the values, one per task
+            axes = {}  # the values, one per task
             for key, node in options.items():
                 listed = self._list(node, key) if isinstance(node.value, list) else []
                 nested = any(isinstance(item.value, list) for item in listed)
-                if listed and (nested or not specs[key].many):
-                    axes[key] = listed
+                axes[key] = listed if listed and (nested or not specs[key].many) else [node]
             labelled = [
                 zip(nodes, _labels(key, nodes) if len(nodes) > 1 else [""], strict=True)
                 for key, nodes in axes.items()
@@ -348,12 +339,10 @@ class _Reader:
                 same = step if output is None else outputs.setdefault(output, step)
                 for key, nodes in axes.items():
                     if getattr(same, key) != getattr(step, key) and len(nodes) > 1:
+                        what = f"A list under {key!r} would make the same result several times: "
+                        what, got = f"{what}the option changes no number.", options[key].plain()
                         raise self.error(
-                            f"A list under {key!r} would make the same result several times: "
-                            "the option changes no number.",
-                            options[key].line,
-                            expected="one value",
-                            got=repr(options[key].plain()),
+                            what, options[key].line, expected="one value", got=repr(got)
                         )
                 variants.setdefault(step, Variant(label, step))
                 if len(variants) > _MAX_TASKS:
@@ -366,11 +355,6 @@ class _Reader:
         located = self.error(error.what, line)
         located.details |= {k: v for k, v in error.details.items() if k != "where"}
         return located
-
-
-def _normal(options: Options) -> Options:
-    """Return options under Python's names: ``image-size`` is ``image_size``."""
-    return {key.replace("-", "_"): node for key, node in options.items()}
 
 
 def _plain(options: Options) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -24,8 +24,8 @@ from types import FrameType
 from typing import Any
 
 from featpipe.errors import FeatpipeError
-from featpipe.progress import Event, Progress
-from featpipe.steps.base import Context, Outcome
+from featpipe.progress import SILENT, Event, Progress
+from featpipe.steps.base import Context, Outcome, Step
 from featpipe.steps.plan import Plan, Task
 
 SHUTDOWN_TIMEOUT = 10.0  # seconds that a worker has to exit
@@ -45,8 +45,8 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
     left images out, 130 after Ctrl-C.
     """
     outcomes: dict[str, Outcome] = {}
-    costs = {task.name: task.step.estimate(plan.context) for task in plan.tasks}
-    expected = {name: cost[0] for name, cost in costs.items() if cost is not None}
+    costs = ((task.name, task.step.estimate(plan.context)) for task in plan.tasks)
+    expected = {name: cost[0] for name, cost in costs if cost is not None}
     took: dict[str, list[float]] = defaultdict(list)  # by part of the recipe
 
     def notify(record: Event | Outcome) -> None:
@@ -55,9 +55,8 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
 
     with closing(_Worker()) as worker:
         for number, task in enumerate(plan.tasks, start=1):
-            blocked = [name for name in task.needs if not outcomes[name].succeeded]
-            if blocked:
-                outcome = Outcome("not run", f"it needs {', '.join(blocked)}")
+            if blocked := not_run(task, outcomes):
+                outcome = blocked
             elif any(ended.status == "interrupted" for ended in outcomes.values()):
                 outcome = Outcome("not run", "the run was interrupted before")
             else:
@@ -79,21 +78,24 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
     return summary(list(outcomes.values()), plan.context.command)
 
 
+def not_run(task: Task, outcomes: Mapping[str, Outcome]) -> Outcome | None:
+    """Return the outcome of a task that needs one that has not succeeded, else ``None``."""
+    lost = [name for name in task.needs if name in outcomes and not outcomes[name].succeeded]
+    return Outcome("not run", f"it needs {', '.join(lost)}", task=task.name) if lost else None
+
+
 def summary(outcomes: list[Outcome], command: str) -> Outcome:
     """Return the end of a run: what failed, why, and the command to continue."""
     lines = []
     for ended in outcomes:
-        if ended.status == "not run":
-            continue  # said below, all of them at once
-        if not ended.succeeded:
+        if not ended.succeeded and ended.status != "not run":  # those are said below, all at once
             lines.append(f"{ended.status}: {ended.task}: {ended.message}")
             lines += [f"    {label}: {text}" for label, text in ended.details.items()]
         elif ended.exit_code:
             lines.append(f"incomplete: {ended.task}: something was left out, see above")
     statuses = [ended.status for ended in outcomes]
-    if "not run" in statuses:
-        idle = ", ".join(ended.task for ended in outcomes if ended.status == "not run")
-        lines.append(f"not run: {idle}")
+    if idle := [ended.task for ended in outcomes if ended.status == "not run"]:
+        lines.append(f"not run: {', '.join(idle)}")
     order = ("done", "up to date", "failed", "interrupted", "not run")
     counts = [f"{statuses.count(status)} {status}" for status in order if status in statuses]
     lines.append(f"{len(outcomes)} tasks: {', '.join(counts)}")
@@ -122,7 +124,6 @@ class _Worker:
         self, task: Task, inputs: Sequence[Sequence[Path]], context: Context, notify: Listener
     ) -> Outcome:
         """Let the worker run a task; return its outcome, or the failure that its death is."""
-        told = context.workspace, context.jobs, context.command, context.recipe
         try:
             if self._process is not None and not self._process.is_alive():
                 self.close()
@@ -133,7 +134,7 @@ class _Worker:
                 self._process.start()
                 theirs.close()  # so that the pipe ends when the worker does
             with suppress(OSError):
-                self._pipe.send((task.step, inputs, *told))
+                self._pipe.send((task.step, inputs, replace(context, progress=SILENT)))
             while True:
                 try:
                     record = self._pipe.recv()
@@ -203,14 +204,14 @@ def _work(channel: Connection) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     with suppress(EOFError, OSError, _Terminated):  # the parent has closed the pipe
         while True:
-            channel.send(execute(channel.recv(), Progress(channel.send)))
+            step, inputs, context = channel.recv()
+            context = replace(context, progress=Progress(channel.send))
+            channel.send(execute(step, inputs, context))
 
 
-def execute(order: tuple[Any, ...], progress: Progress) -> Outcome:
+def execute(step: Step, inputs: Sequence[Sequence[Path]], context: Context) -> Outcome:
     """Run a step in a worker; return its outcome, whatever happens."""
-    step, inputs, workspace, jobs, command, recipe = order
     try:
-        context = Context(workspace, progress, jobs, command, recipe)
         return step.bind(inputs).run(context)
     except FeatpipeError as error:
         return Outcome.failure(error)

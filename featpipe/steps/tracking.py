@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,23 @@ from featpipe.progress import Event
 from featpipe.steps.base import Outcome
 from featpipe.steps.plan import Plan, file_part
 
+Keep = Callable[[Outcome], None]
+
 _BATCH = 500  # MLflow takes at most 1000 entities at once
 
 
 class Tracker:
     """A listener that keeps what every task with metrics has measured.
 
-    A missing package or a store that cannot be opened is an error at once; a tracker that fails
-    later says so and does not stop the run, whose results are safe without it.
+    ``open_store`` is told the name of an experiment and a default folder, and returns what keeps
+    one outcome. A missing package or a store that cannot be opened is an error at once; a tracker
+    that fails later says so and does not stop the run, whose results are safe without it.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, open_store: Callable[[str, Path], Keep], plan: Plan) -> None:
         self._note = plan.context.progress.note
         self._evaluated = {task.name for task in plan.tasks if "result" in task.step.makes}
-        self.open(plan.recipe.name, plan.context.workspace.data)
+        self._keep = open_store(plan.recipe.name, plan.context.workspace.data)
 
     def __call__(self, record: Event | Outcome) -> None:
         """Keep the outcome of a method, or that it failed."""
@@ -39,93 +43,80 @@ class Tracker:
             return
         try:
             if record.succeeded or record.status == "failed":
-                self.keep(record)
+                self._keep(record)
         except Exception as error:  # whatever a server or another package may raise
             self._note(f"not tracked: {record.task}: {error}")
 
-    def open(self, experiment: str, folder: Path) -> None:
-        """Open the store of an experiment, by default below a folder."""
-        raise NotImplementedError
 
-    def keep(self, outcome: Outcome) -> None:
-        """Keep one result, or that there is none, where the tracker has a place for it."""
-        raise NotImplementedError
-
-
-class MlflowTracker(Tracker):
-    """One experiment per recipe, one run per evaluated method.
+def _open_mlflow(experiment: str, folder: Path) -> Keep:
+    """Keep one experiment per recipe in MLflow, one run per evaluated method.
 
     Runs go to the workspace's ``data/mlruns`` unless ``MLFLOW_TRACKING_URI`` says otherwise.
     """
+    try:
+        from mlflow import entities, tracking  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise MissingExtraError("mlflow", "mlflow") from None
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        # A folder needs no server and no database; MLflow 3 wants this confirmed.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        uri = (folder / "mlruns").resolve().as_uri()
+    try:
+        client: Any = tracking.MlflowClient(tracking_uri=uri)
+        known = client.get_experiment_by_name(experiment)
+        number = known.experiment_id if known else client.create_experiment(experiment)
+    except Exception as error:
+        what, got = "MLflow's store cannot be opened.", str(error).partition("\n")[0]
+        hint = "correct MLFLOW_TRACKING_URI, or unset it to use a local folder"
+        raise FeatpipeError(what, where=uri, got=got, next_step=hint) from error
 
-    def open(self, experiment: str, folder: Path) -> None:
-        """Connect to MLflow's store."""
-        try:
-            from mlflow import entities, tracking  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise MissingExtraError("mlflow", "mlflow") from None
-        self._entities = entities
-        uri = os.environ.get("MLFLOW_TRACKING_URI")
-        if uri is None:
-            # A folder needs no server and no database; MLflow 3 wants this confirmed.
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-            uri = (folder / "mlruns").resolve().as_uri()
-        try:
-            self._client: Any = tracking.MlflowClient(tracking_uri=uri)
-            known = self._client.get_experiment_by_name(experiment)
-            new = self._client.create_experiment
-            self._experiment = known.experiment_id if known else new(experiment)
-        except Exception as error:
-            what, got = "MLflow's store cannot be opened.", str(error).partition("\n")[0]
-            hint = "correct MLFLOW_TRACKING_URI, or unset it to use a local folder"
-            raise FeatpipeError(what, where=uri, got=got, next_step=hint) from error
-
-    def keep(self, outcome: Outcome) -> None:
+    def keep(outcome: Outcome) -> None:
         """Make a run with the settings, the metrics, the curves and the result's file."""
-        facts, ended = outcome.facts, "FINISHED" if outcome.succeeded else "FAILED"
-        tags = {"featpipe.why": outcome.message}
+        facts, tags = outcome.facts, {"featpipe.why": outcome.message}
         if outcome.succeeded:
             tags = {f"featpipe.{name}": facts[name] for name in ("key", "title")}
-        made = self._client.create_run(self._experiment, run_name=outcome.task, tags=tags)
-        run = str(made.info.run_id)
+        run = str(client.create_run(number, run_name=outcome.task, tags=tags).info.run_id)
         if outcome.succeeded:
-            now = int(time.time() * 1000)
-            metric, param = self._entities.Metric, self._entities.Param
+            now, metric, param = int(time.time() * 1000), entities.Metric, entities.Param
             metrics = [metric(name, value, now, step) for name, step, value in points_of(outcome)]
             params = [param(name, str(value)[:500]) for name, value in facts["settings"].items()]
-            self._client.log_batch(run, [], params)
+            client.log_batch(run, [], params)
             for start in range(0, len(metrics), _BATCH):
-                self._client.log_batch(run, metrics[start : start + _BATCH])
-            self._client.log_artifact(run, str(outcome.paths[0]))
-        self._client.set_terminated(run, ended)
+                client.log_batch(run, metrics[start : start + _BATCH])
+            client.log_artifact(run, str(outcome.paths[0]))
+        client.set_terminated(run, "FINISHED" if outcome.succeeded else "FAILED")
+
+    return keep
 
 
-class TensorboardTracker(Tracker):
-    """One folder of event files per recipe and evaluated method, in ``data/tensorboard``."""
+def _open_tensorboard(experiment: str, folder: Path) -> Keep:
+    """Keep one folder of event files per recipe and evaluated method, in ``data/tensorboard``."""
+    try:
+        from tensorboard.summary import Writer  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise MissingExtraError("tensorboard", "tensorboard") from None
 
-    def open(self, experiment: str, folder: Path) -> None:
-        """Check that TensorBoard is installed."""
-        try:
-            from tensorboard.summary import Writer  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise MissingExtraError("tensorboard", "tensorboard") from None
-        self._writer = Writer
-        self._folder = folder / "tensorboard" / experiment
-
-    def keep(self, outcome: Outcome) -> None:
+    def keep(outcome: Outcome) -> None:
         """Write the metrics and the curves of a result, once per result."""
         if not outcome.succeeded:
             return
-        folder = self._folder / file_part(outcome.task) / outcome.facts["key"][:8]
-        if folder.exists():  # event files are only ever appended to: points would occur twice
+        name, key = file_part(outcome.task), outcome.facts["key"][:8]
+        events = folder / "tensorboard" / experiment / name / key
+        if events.exists():  # event files are only ever appended to: points would occur twice
             return
-        writer = self._writer(str(folder))
+        writer = Writer(str(events))
         for name, step, value in points_of(outcome):
             writer.add_scalar(name, value, step)
         writer.close()
 
+    return keep
 
-TRACKERS: dict[str, type[Tracker]] = {"mlflow": MlflowTracker, "tensorboard": TensorboardTracker}
+
+TRACKERS: dict[str, Callable[[Plan], Tracker]] = {
+    "mlflow": partial(Tracker, _open_mlflow),
+    "tensorboard": partial(Tracker, _open_tensorboard),
+}
 
 
 def points_of(outcome: Outcome) -> Iterator[tuple[str, int, float]]:
