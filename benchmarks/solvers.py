@@ -155,8 +155,7 @@ def logistic(workspace: Path) -> dict[str, Any]:
         "accuracies": [one["accuracy"] for one in found],
         "gaps": [one["gap"] for one in found],
     }
-    # L-BFGS with its default tolerance stops early where C is large, and with the other about
-    # where the batched solver does.
+    # With its default tolerance L-BFGS stops early where C is large; with the other, later.
     for name, tol in (("default", 1e-4), ("precise", 1e-6)):
         estimator = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000, tol=tol))
         grid = {"logisticregression__C": GRID}

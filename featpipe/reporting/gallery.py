@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,14 +160,17 @@ def explanations(
     for one in read_explanations(method.result.path) if method.result.path else ():
         shown: dict[str, GalleryItem] = {}
         for item in one.items:
-            pixels = None
-            with suppress(OSError, ValueError), open_regular(one.folder / item.file) as stream:
-                pixels = np.array(Image.open(stream).convert("RGB"))
-            if pixels is not None and item.id in row_of and len(shown) < limit:
-                overlay = sheet.add(f"{method.anchor}/{one.folder.name}/{item.id}", pixels)
-                seen = as_seen(method, item.id, images, sheet)
-                plain = _item(method, row_of[item.id], images)
-                shown[item.id] = replace(plain, thumbnail=seen, overlay=overlay)
+            if item.id not in row_of or len(shown) == limit:
+                continue
+            try:
+                with open_regular(one.folder / item.file) as stream:
+                    pixels = np.array(Image.open(stream).convert("RGB"))
+            except (OSError, ValueError):
+                continue
+            overlay = sheet.add(f"{method.anchor}/{one.folder.name}/{item.id}", pixels)
+            seen = as_seen(method, item.id, images, sheet)
+            plain = _item(method, row_of[item.id], images)
+            shown[item.id] = replace(plain, thumbnail=seen, overlay=overlay)
         if shown:
             title = f"{one.method} at {one.layer}, opacity {one.strength:g}"
             found.append((title, [*shown.values()]))
