@@ -76,7 +76,8 @@ class Dual:
             # Along the line from the weights so far, of squared norm q, to the new ones.
             q, cross = self.square[todo], (beta * y * (1 - old)).sum(axis=0)
             along = partial(_along, old, short - old, s)
-            t = minimise_along(along, C, cross - q, q - 2 * cross + square)
+            start = cross - q + C * along(np.zeros_like(q))[0]
+            t = minimise_along(along, C, cross - q, q - 2 * cross + square, start)
             t = np.where(done, 1.0, t)
             self.short[:, todo] = old + t * (short - old)
             self.square[todo] = (1 - t) ** 2 * q + 2 * t * (1 - t) * cross + t * t * square

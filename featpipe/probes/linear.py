@@ -86,7 +86,7 @@ class Task:
 class Solver:
     """How precisely problems are solved, and with which threads (:func:`thread_pool`)."""
 
-    tol: float = 1e-5  # gap at which a problem is solved
+    tol: float = 1e-5  # relative gap at which a problem is solved
     max_iter: int = 100  # Newton steps for one C, at most
     pool: Executor | None = None
 
@@ -99,7 +99,7 @@ class Fit:
     fold: int
     W: Array  # (d + 1, columns): weights of standardised features, the intercept last
     F: Array  # decisions on all rows, (n, columns)
-    gap: float  # bound on (objective − minimum) / objective
+    gap: float  # bound on objective − minimum, relative to the objective or its gain
     iterations: int  # Newton steps since the smallest C
     mean: Array | None = None  # (d,) of features that are standardised, on the fold's rows
     scale: Array | None = None
@@ -340,7 +340,7 @@ class _Linear(ClassifierMixin, BaseEstimator):
 class BatchedLinearSVC(_Linear):
     """One-vs-rest linear SVM, all classes at once; minimises what LinearSVC does.
 
-    For each class ½‖w‖² + ½b² + C Σ max(0, 1 − y (w·x + b))², to a relative duality gap of ``tol``.
+    For each class ½‖w‖² + ½b² + C Σ max(0, 1 − y (w·x + b))², to a relative gap of ``tol``.
 
     Attributes
     ----------
@@ -349,7 +349,8 @@ class BatchedLinearSVC(_Linear):
     n_iter_ : int
         Newton steps.
     gap_ : float
-        The largest relative duality gap of a class.
+        The largest duality gap of a class, relative to the objective or to how far that is below a
+        constant classifier's, whichever is less.
 
     Examples
     --------
@@ -375,7 +376,7 @@ class BatchedLogisticRegression(_Linear):
     n_iter_ : int
         Newton steps.
     gap_ : float
-        Bound on how far the objective is above its minimum, relative to it.
+        Bound on how far the objective is above its minimum, relative as the SVM's.
     """
 
     _hinge = False

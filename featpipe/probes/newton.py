@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 
 from featpipe.probes.rows import Rows, affordable
 
@@ -23,9 +24,12 @@ Array = NDArray[Any]
 _CG_STEPS = 200
 _THIN = 50  # columns: half as many are multiplied in nearly the same time
 _READING = 380  # columns that are multiplied in the time that it takes to read rows
-_CHANGED = 0.75  # of the weights of rows: the preconditioner is computed again
+_CHANGED = 0.7  # of the weights of rows, old and new: the preconditioner is computed again
 _INTERCEPT_STEPS = 20
+_NEAR = 0.5  # a step of intercepts so short needs no line search
 _STALLED = 4  # steps in a row without progress
+_COARSE = 1e-3  # a gap so large is hardly changed by rounding
+_NOTHING = 1e-16  # of the objective: what is gained is more, but for rounding
 _TINY = 1e-30
 _PRECISE = 0.05  # of the slope along a step may be left by the line search
 
@@ -36,6 +40,9 @@ class Loss(Protocol):
     fold: Array  # of each problem
     intercept_penalty: float
     smooth: bool  # so that the path over C is, too
+
+    def constant(self, C: float, p: Array) -> Array:
+        """Return the lowest objective of a constant classifier, (problems,)."""
 
     def intercepts(self, F: Array, p: Array) -> Array | None:
         """Return what to add to intercepts that are not penalised, (problems, width)."""
@@ -69,6 +76,14 @@ class SquaredHinge:
 
     def __init__(self, sign: Array, weight: Array, fold: Array) -> None:
         self.sign, self.weights, self.fold = sign[..., None], weight[..., None], fold
+        self.count = np.stack([_sum(self.weights * (self.sign == side)) for side in (1, -1)])
+
+    def constant(self, C: float, p: Array) -> Array:
+        """See :class:`Loss`."""
+        own, rest = C * self.count[:, p]
+        b = 2 * (own - rest) / (1 + 2 * (own + rest))
+        value: Array = 0.5 * b**2 + own * (1 - b) ** 2 + rest * (1 + b) ** 2
+        return value
 
     def intercepts(self, F: Array, p: Array) -> Array | None:
         """See :class:`Loss`."""
@@ -131,6 +146,11 @@ class Softmax:
         np.add.at(self.count.T, y, weight)
         self.absent = self.count == 0
 
+    def constant(self, C: float, p: Array) -> Array:
+        """See :class:`Loss`."""
+        total = self.count[p].sum(axis=1, keepdims=True)
+        return C * (total * entr(self.count[p] / total)).sum(axis=1)
+
     def intercepts(self, F: Array, p: Array) -> Array | None:
         """Return the change that minimises the loss over the intercepts alone.
 
@@ -139,42 +159,52 @@ class Softmax:
         """
         count, add = self.count[p], np.zeros((len(p), F.shape[2]))
         enough = max(1e-6, 30 * float(np.finfo(F.dtype).eps))
+        G, s = self._by_class(F, p), np.moveaxis(self.weights[:, p], 0, 2)
+        near, before = False, np.inf
         for _ in range(_INTERCEPT_STEPS):
-            G = F + add.astype(F.dtype)
-            _, slope, (P, s) = self.at(G, p)
-            surplus = slope.sum(axis=0, dtype=np.float64)
-            if (np.abs(surplus) <= enough * count).all():
-                break
-            P = np.moveaxis(P, 0, 2).astype(np.float64)  # (problems, width, n)
-            sP = np.moveaxis(s, 0, 2) * P
-            bend = -sP @ P.swapaxes(1, 2)
-            # The ridge is for the sum of all intercepts, on which nothing depends.
-            diagonal = sP.sum(axis=2) + 1e-9 * count.sum(axis=1, keepdims=True)
-            bend += diagonal[:, :, None] * np.eye(len(diagonal[0]))
+            P = _softmax(G + add[..., None].astype(F.dtype))[0]
+            sP = s * P
+            surplus = sP.sum(axis=2, dtype=np.float64) - count
+            off = np.abs(surplus).max()
+            if (np.abs(surplus) <= enough * count).all() or (near and off > 0.5 * before):
+                break  # the rest is rounding
+            # Every row of the second derivative adds up to zero; by that its diagonal is exact. The
+            # ridge is for the sum of all intercepts, on which nothing depends.
+            bend = -(sP @ P.swapaxes(1, 2)).astype(np.float64)
+            diagonal = np.einsum("pkk->pk", bend)
+            ridge = 1e-9 * count.sum(axis=1, keepdims=True)
+            diagonal[...] = 0
+            diagonal[...] = ridge - bend.sum(axis=2)
             step = -np.linalg.solve(bend, surplus[..., None])[..., 0]
             step -= step.mean(axis=1, keepdims=True)
-            along = self.along(G, np.broadcast_to(step.astype(F.dtype), G.shape), p)
-            none = np.zeros(len(p))
-            add += minimise_along(along, 1.0, none, none)[:, None] * step
+            near, before = bool(np.abs(step).max() <= _NEAR), off
+            if not near:
+                D = np.broadcast_to(step.astype(F.dtype), F.shape)
+                along, none = self.along(F + add.astype(F.dtype), D, p), np.zeros(len(p))
+                start = (surplus * step).sum(axis=1)
+                step *= minimise_along(along, 1.0, none, none, start)[:, None]
+            add += step
         return add
 
     def at(self, F: Array, p: Array) -> tuple[Array, Array, tuple[Array, ...]]:
         """See :class:`Loss`."""
         s = self.weights[:, p]
-        # A class after the other: to reduce a short last axis takes numpy four times as long.
-        G = np.moveaxis(F, 2, 0).copy()
-        own = np.take_along_axis(G, self.own[None, :, 0], axis=0)[0]
-        if (absent := self.absent[p]).any():
-            G = np.where(absent.T[:, None], -np.inf, G)
-        highest = G.max(axis=0)
-        G -= highest
-        total = np.exp(G, out=G).sum(axis=0)
-        G /= total
-        value = _sum(s * (np.log(total) + highest - own)[..., None])
-        P = np.moveaxis(G, 0, 2).copy()
+        P, highest, total = _softmax(self._by_class(F, p))
+        all_classes = np.moveaxis(np.log(total) + highest, 2, 0)
+        value = _sum(s * (all_classes - np.take_along_axis(F, self.own, axis=2)))
+        P = np.moveaxis(P, 2, 0).copy()
         slope = P.copy()
         slope[np.arange(len(P)), :, self.own[:, 0, 0]] -= 1
         return value, s * slope, (P, s)
+
+    def _by_class(self, F: Array, p: Array) -> Array:
+        """Return decisions as (problems, classes, n), −∞ for classes that a problem lacks.
+
+        To reduce a short last axis takes numpy four times as long.
+        """
+        G = np.moveaxis(F, 0, 2).copy()
+        G[self.absent[p]] = -np.inf
+        return G
 
     def bend(self, state: tuple[Array, ...], D: Array) -> Array:
         """See :class:`Loss`."""
@@ -188,14 +218,30 @@ class Softmax:
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
         """See :class:`Loss`."""
-        own = np.take_along_axis(D, self.own, axis=2)
+        G, H, s = self._by_class(F, p), np.moveaxis(D, 0, 2).copy(), self.weights[:, p, 0].T
+        own = np.take_along_axis(H, self.own.T, axis=1)[:, 0]
 
         def derivatives(t: Array) -> tuple[Array, Array]:
-            _, _, (P, s) = self.at(F + t[:, None].astype(F.dtype) * D, p)
-            mean = np.einsum("npk,npk->np", P, D)[..., None]
-            return _sum(s * (mean - own)), _sum(s * P * (D - mean) ** 2)
+            PH = _softmax(G + t[:, None, None].astype(F.dtype) * H)[0]
+            PH *= H
+            mean = PH.sum(axis=1)
+            PH *= H
+            first, second = s * (mean - own), s * (PH.sum(axis=1) - mean * mean)
+            return first.sum(axis=1, dtype=np.float64), second.sum(axis=1, dtype=np.float64)
 
         return derivatives
+
+
+def _softmax(G: Array) -> tuple[Array, Array, Array]:
+    """Turn decisions (problems, classes, n) into probabilities, in place.
+
+    Return them, the highest decisions and the sums of exponentials below these, (problems, 1, n).
+    """
+    highest = G.max(axis=1, keepdims=True)
+    G -= highest
+    total = np.exp(G, out=G).sum(axis=1, keepdims=True)
+    G /= total
+    return G, highest, total
 
 
 def _unchanged(values: Array) -> Array:
@@ -212,9 +258,11 @@ class Newton:
     F : array of shape (n, problems, width)
         Decisions of W on all rows.
     gap : array of shape (problems,)
-        Bound on (objective − minimum) / objective: ½‖gradient‖² over the objective. For the squared
-        hinge that is the duality gap, of the dual variables 2 C max(0, 1 − y f). For the softmax it
-        holds where intercepts are the best for the other weights, as ``minimise`` leaves them.
+        Bound on objective − minimum, ½‖gradient‖², over the objective or what that has gained over
+        a constant classifier's, whichever is less: with a tiny C weights of zero nearly reach the
+        minimum, but answer nothing. For the squared hinge the bound is the duality gap, of the dual
+        variables 2 C max(0, 1 − y f). For the softmax it holds where intercepts are the best for
+        the other weights, as ``minimise`` leaves them.
     iterations : array of shape (problems,)
         Newton steps so far.
     """
@@ -271,17 +319,18 @@ class Newton:
             W = self.W[:, todo]
             objective = C * value + 0.5 * _sum(penalty * W * W)
             gradient = penalty * W + C * self.rows.back(slope, self.loss.fold[todo])
-            now = 0.5 * _sum(gradient * gradient) / objective
+            # At the minimum that is at least ½‖W‖², which no cancellation spoils.
+            gained = np.maximum(self.loss.constant(C, todo) - objective, 0.5 * _sum(W[:-1] ** 2))
+            least = np.clip(gained, _NOTHING * objective, objective)
+            now = 0.5 * _sum(penalty * gradient * gradient) / least
             self.gap[todo] = now
             progress = (now < 0.7 * best[todo]) | (objective < lowest[todo] * (1 - 0.1 * tol))
             stalled[todo] = np.where(progress, 0, stalled[todo] + 1)
             best[todo] = np.minimum(now, best[todo])
             lowest[todo] = np.minimum(objective, lowest[todo])
             keep = (now > tol) & (stalled[todo] < _STALLED)
-            # With a tiny C weights of zero are good enough for the objective, but answer nothing.
-            keep |= (self.iterations[todo] == 0) & (now > 0)
             if not keep.any() or done == self.max_iter:
-                if not drifted:
+                if not drifted or tol >= _COARSE:
                     return
                 # Decisions were added up step by step; only those of the weights themselves count.
                 self.F = self.rows.forward(self.W, self.loss.fold)
@@ -294,7 +343,8 @@ class Newton:
             forcing = np.clip(0.5 * np.sqrt(tol / now), 0.01, 0.25) * 0.1 ** stalled[todo]
             D, FD = self._step(C, penalty, gradient, state, todo, forcing)
             along = self.loss.along(self.F[:, todo], FD, todo)
-            t = minimise_along(along, C, _sum(penalty * W * D), _sum(penalty * D * D))
+            linear, square = _sum(penalty * W * D), _sum(penalty * D * D)
+            t = minimise_along(along, C, linear, square, _sum(gradient * D))
             self.W[:, todo] += (t := t[None, :, None].astype(D.dtype)) * D
             self.F[:, todo] += t * FD
             self.iterations[todo] += 1
@@ -310,7 +360,8 @@ class Newton:
             D, FD = (now - then for now, then in zip(last, self.before, strict=True))
             along = self.loss.along(self.F, FD, np.arange(self.W.shape[1]))
             linear, square = _sum(penalty * self.W * D), _sum(penalty * D * D)
-            t = minimise_along(along, C, linear, square)[None, :, None].astype(D.dtype)
+            start = linear + C * along(np.zeros_like(linear))[0]
+            t = minimise_along(along, C, linear, square, start)[None, :, None].astype(D.dtype)
             self.W += t * D
             self.F += t * FD
         self.before, self.C = last, C
@@ -334,7 +385,6 @@ class Newton:
             self._precondition(weight)
         # A Gram matrix and its inverse cost about as much as so many steps.
         slow = len(D) // ((_READING if self.rows.stored else _THIN) + 2 * D[0].size)
-        FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
         r, left = -gradient, np.arange(len(todo))
         limit = forcing**2 * _sum(r * r)
         p, last = np.zeros_like(r), np.full(len(todo), np.inf)  # as if there were none before
@@ -346,11 +396,10 @@ class Newton:
             rz = _sum(r * z)
             p = z + (rz / last)[None, :, None].astype(r.dtype) * p
             bend = partial(self._bend, state)
-            Hp, Fp = self.rows.normal(p, self.loss.fold[todo[left]], bend)
+            Hp = self.rows.normal(p, self.loss.fold[todo[left]], bend)
             Hp = penalty * p + C * Hp
             step = (rz / _sum(p * Hp))[None, :, None].astype(r.dtype)
             D[:, left] += step * p
-            FD[:, left] += step * Fp
             r = r - step * Hp
             keep = _sum(r * r) > limit
             if not keep.any():
@@ -360,11 +409,12 @@ class Newton:
                 intercept = intercept[keep]
                 state = tuple(part[:, keep] for part in state)
             last = rz
-        return D, FD
+        return D, self.rows.forward(D, self.loss.fold[todo])
 
     def _precondition(self, weight: Array) -> None:
         """Keep the preconditioner while the rows' weights change little."""
-        if self.weight is None or np.abs(weight - self.weight).sum() > _CHANGED * weight.sum():
+        old = self.weight
+        if old is None or np.abs(weight - old).sum() > _CHANGED * (weight + old).sum():
             self.weight, self.inverse = weight, self.rows.preconditioner(weight)
 
     def _bend(self, state: tuple[Array, ...], rows: slice, D: Array) -> Array:
@@ -372,21 +422,22 @@ class Newton:
 
 
 def minimise_along(
-    loss: Callable[[Array], tuple[Array, Array]], C: float, linear: Array, square: Array
+    loss: Callable[[Array], tuple[Array, Array]],
+    C: float,
+    linear: Array,
+    square: Array,
+    start: Array,
 ) -> Array:
     """Minimise t·linear + ½ t²·square + C·loss(t) for each problem, by Newton inside a bracket.
 
-    ``loss`` gives its first and second derivative.
+    ``loss`` gives its first and second derivative; ``start`` is the slope at t = 0.
     """
     t = np.ones(len(linear))
-    low, high, steepest = np.zeros_like(t), np.full_like(t, np.inf), None
+    low, high = np.zeros_like(t), np.full_like(t, np.inf)
     for _ in range(40):
         first, second = loss(t)
         slope, bend = linear + t * square + C * first, square + C * second
-        if steepest is None:
-            start = linear + C * loss(np.zeros_like(t))[0]
-            steepest = np.abs(start)
-        done = np.abs(slope) <= _PRECISE * steepest
+        done = np.abs(slope) <= _PRECISE * np.abs(start)
         if done.all():
             break
         low, high = np.where(slope < 0, t, low), np.where(slope > 0, t, high)

@@ -288,10 +288,10 @@ def test_the_search_does_not_leave_the_training_rows(tmp_path):
 @pytest.mark.parametrize("solver", ["batched", "sklearn"])
 @pytest.mark.parametrize("kind", [Svm, Logistic])
 def test_a_stopped_solver_is_recorded_and_nothing_is_printed(tmp_path, kind, solver):
-    store = sealed(tmp_path / "s.h5", content(60, dims=40), noise=2.0)
+    store = sealed(tmp_path / "s.h5", content(60, dims=10), noise=4.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        probe = kind(c=(0.1, 10.0), max_iter=1, solver=solver)
+        probe = kind(c=(10.0, 100.0), max_iter=1, solver=solver)
         fit = fit_one(one_split(store), probe)
     assert not fit.converged
     # What the smaller C leads to may be the minimum of the larger one at once.

@@ -124,14 +124,35 @@ def test_a_class_that_a_fold_lacks_has_no_probability_and_no_gradient():
 
 
 @BOTH
+def test_the_constant_classifier_has_the_lowest_objective_without_features(number):
+    at, problems = start(number, factor=0.0), np.arange(len(losses()[number].fold))
+    for C in (1e-6, 1.0, 1e3):
+        at.minimise(C, 1e-12)
+        np.testing.assert_allclose(at.loss.constant(C, problems), objective(at, C, at.W))
+        assert not at.W[:-1].any()
+
+
+@BOTH
 @pytest.mark.parametrize("C", [1e-6, 1e-2, 1.0, 1e3])
 def test_minimise_ends_at_the_minimum_and_its_gap_bounds_the_distance(number, C):
     at = start(number)
     at.minimise(C, 1e-7)
     least = minimum(at, C)
-    above = (objective(at, C, at.W) - least) / least
+    gained = at.loss.constant(C, np.arange(len(least))) - least
+    above = (objective(at, C, at.W) - least) / np.minimum(least, gained)
     assert (at.gap <= 1e-7).all()
     assert (above <= 2 * at.gap + 1e-9).all()
+
+
+@BOTH
+@pytest.mark.parametrize("C", [1e-10, 1e-8, 1e-6, 1e-4])
+def test_weights_are_precise_however_small_they_are(number, C):
+    """With a tiny C they hardly lower the objective, but they alone tell rows apart."""
+    rough, precise = start(number, factor=10.0), start(number, factor=10.0)
+    rough.minimise(C, 1e-6)
+    precise.minimise(C, 1e-14)
+    off = rough.W[:-1] - precise.W[:-1]
+    assert np.linalg.norm(off) <= 3e-3 * np.linalg.norm(precise.W[:-1])
 
 
 @BOTH
@@ -199,6 +220,6 @@ def test_minimise_along_finds_minima_of_every_curvature():
             return -2 * curve * (short - 1), 2 * curve * (short > 0)
 
         none = np.zeros(3)
-        t = minimise_along(loss, 1.0, none, none)
-        slope = loss(t)[0]
-        assert (np.abs(slope) <= 0.05 * np.abs(loss(none)[0])).all()
+        start = loss(none)[0]
+        t = minimise_along(loss, 1.0, none, none, start)
+        assert (np.abs(loss(t)[0]) <= 0.05 * np.abs(start)).all()

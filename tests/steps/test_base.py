@@ -49,8 +49,8 @@ def test_packages_that_are_not_installed_are_named() -> None:
 INPUTS = {"stores": ["0123456789abcdef"], "version": "1.0"}
 GOLDEN = {
     "extract": "f0685129e10155b9",
-    "svm": "060a0f02f6c6604f",
-    "logistic": "57a3730b3d3f7032",
+    "svm": "da1cbde505c365ef",
+    "logistic": "22779ae02b59f473",
     "knn": "cd1b5809d555db2d",
     "centroid": "554b510a1b352453",
     "embed": "f00f4a7a98fa95c6",
