@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from featpipe.probes.newton import Newton, SquaredHinge, minimise_along
+from featpipe.probes.losses import SquaredHinge, minimise_along
+from featpipe.probes.newton import Newton
 
 Array = NDArray[Any]
 

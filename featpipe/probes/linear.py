@@ -26,7 +26,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from featpipe.probes import active_set, newton
+from featpipe.probes import active_set
+from featpipe.probes.losses import Softmax, SquaredHinge
+from featpipe.probes.newton import Newton
 from featpipe.probes.rows import Rows, affordable, moments
 
 Array = NDArray[Any]
@@ -65,7 +67,7 @@ class Task:
         """Return the task of some rows."""
         return replace(self, target=self.target[rows], weight=self.weight[:, rows])
 
-    def of(self, folds: Array, dtype: Any) -> newton.SquaredHinge | newton.Softmax:
+    def of(self, folds: Array, dtype: Any) -> SquaredHinge | Softmax:
         """Return the loss of some folds."""
         weight = self.weight[folds].T
         balance = np.ones((len(folds), self.columns, 2))
@@ -74,12 +76,12 @@ class Task:
         if not self.hinge:
             counts = weight * balance[:, self.target, 0].T
             fold = np.arange(len(folds))
-            return newton.Softmax(self.target, counts.astype(dtype), fold, self.columns)
+            return Softmax(self.target, counts.astype(dtype), fold, self.columns)
         fold = np.repeat(np.arange(len(folds)), self.columns)
         column = np.tile(np.arange(self.columns), len(folds)) + (self.columns == 1)
         own = self.target[:, None] == column
         counts = weight[:, fold] * np.where(own, *balance.reshape(-1, 2).T)
-        return newton.SquaredHinge(np.where(own, 1, -1).astype(dtype), counts.astype(dtype), fold)
+        return SquaredHinge(np.where(own, 1, -1).astype(dtype), counts.astype(dtype), fold)
 
 
 @dataclass(frozen=True)
@@ -191,14 +193,14 @@ def _fit_folds(
     """Fit folds together by truncated Newton, then each by its active set once that is small."""
     n, d = rows.shape
     loss = task.of(folds, rows.dtype)
-    at = newton.Newton.at_zero(rows, loss, 1 if task.hinge else task.columns, solver.max_iter)
+    at = Newton.at_zero(rows, loss, 1 if task.hinge else task.columns, solver.max_iter)
     trained = [np.flatnonzero(task.weight[fold]) for fold in folds]
     most = max(map(len, trained))
     limit = max(_EXACT_ROWS, _EXACT_SHARE * min(d, most))
 
     def few_active() -> bool:
         return (
-            isinstance(loss, newton.SquaredHinge)
+            isinstance(loss, SquaredHinge)
             and affordable(most)
             and float(loss.active(at.F).sum(axis=0).mean()) <= limit
         )
@@ -217,7 +219,7 @@ def _fit_folds(
             W, F = rows.lift(at.W[:, mine].reshape(d + 1, -1)), at.F[:, mine].reshape(n, -1)
             if rows.whole is not rows:
                 F = rows.whole.forward(W[:, None], np.zeros(1, int))[:, 0]
-            if isinstance(loss, newton.Softmax):  # the limit for classes without rows
+            if isinstance(loss, Softmax):  # the limit for classes without rows
                 W[-1, loss.absent[k]] = -np.inf
                 F[:, loss.absent[k]] = -np.inf
             gap, iterations = float(at.gap[mine].max()), int(at.iterations[mine].max())

@@ -8,7 +8,8 @@ from sklearn.svm import LinearSVC
 
 from featpipe.probes.active_set import Dual
 from featpipe.probes.linear import Solver
-from featpipe.probes.newton import Newton, SquaredHinge
+from featpipe.probes.losses import SquaredHinge
+from featpipe.probes.newton import Newton
 from featpipe.probes.rows import Rows
 
 
