@@ -172,6 +172,7 @@ class Newton:
             self._precondition(weight)
         # A Gram matrix and its inverse cost about as much as so many steps.
         slow = len(D) // ((_READING if self.rows.stored else _THIN) + 2 * D[0].size)
+        FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
         r, left = -gradient, np.arange(len(todo))
         limit = forcing**2 * summed(r * r)
         p, last = np.zeros_like(r), np.full(len(todo), np.inf)  # as if there were none before
@@ -183,10 +184,11 @@ class Newton:
             rz = summed(r * z)
             p = z + (rz / last)[None, :, None].astype(r.dtype) * p
             bend = partial(self._bend, state)
-            Hp = self.rows.normal(p, self.loss.fold[todo[left]], bend)
+            Hp, Fp = self.rows.normal(p, self.loss.fold[todo[left]], bend)
             Hp = penalty * p + C * Hp
             step = (rz / summed(p * Hp))[None, :, None].astype(r.dtype)
             D[:, left] += step * p
+            FD[:, left] += step * Fp
             r = r - step * Hp
             keep = summed(r * r) > limit
             if not keep.any():
@@ -196,7 +198,7 @@ class Newton:
                 intercept = intercept[keep]
                 state = tuple(part[:, keep] for part in state)
             last = rz
-        return D, self.rows.forward(D, self.loss.fold[todo])
+        return D, FD
 
     def _precondition(self, weight: Array) -> None:
         """Keep the preconditioner while the rows' weights change little."""

@@ -175,19 +175,21 @@ class Rows:
 
         return self._from_common(*_total(self._each(work)), fold, R.shape[1:])
 
-    def normal(self, V: Array, fold: Array, between: Callable[[slice, Array], Array]) -> Array:
-        """Return back(between(forward(V))), in one pass over the rows."""
+    def normal(
+        self, V: Array, fold: Array, between: Callable[[slice, Array], Array]
+    ) -> tuple[Array, Array]:
+        """Return back(between(forward(V))) and forward(V), in one pass over the rows."""
         U, c = self._to_common(V, fold)
+        out = np.empty((self.shape[0], *V.shape[1:]), U.dtype)
 
         def one(rows: slice) -> tuple[Array, Array]:
             block = self.block(rows)
-            D = (block @ U).reshape(-1, *V.shape[1:])
-            D += c
-            R = between(rows, D).reshape(-1, U.shape[1])
+            out[rows] = (block @ U).reshape(-1, *V.shape[1:]) + c
+            R = between(rows, out[rows]).reshape(-1, U.shape[1])
             return block.T @ R, R.sum(axis=0)
 
         parts = self._each(lambda part: _total(one(rows) for rows in part))
-        return self._from_common(*_total(parts), fold, V.shape[1:])
+        return self._from_common(*_total(parts), fold, V.shape[1:]), out
 
     def preconditioner(self, weight: Array) -> Callable[[Array], Array]:
         """Return a function that applies (I + Σ weightᵢ xᵢ xᵢᵀ)⁻¹ to weights of features."""

@@ -70,11 +70,12 @@ def test_products_are_those_of_the_rows_that_a_fold_sees(X, member, kept, width)
     rows, views = Rows(kept(X), *moments(X, member)), seen(X, member)
     W, R = rng.normal(size=(31, 4, width)), rng.normal(size=(700, 4, width))
     F, G = rows.forward(W, fold), rows.back(R, fold)
-    H = rows.normal(W, fold, lambda part, D: D * R[part])
+    H, again = rows.normal(W, fold, lambda part, D: D * R[part])
     close = {"atol": 1e-9} if kept is np.asarray else {"rtol": 1e-3, "atol": 2e-3}
     for p, k in enumerate(fold):
         np.testing.assert_allclose(F[:, p], views[k] @ W[:, p], **close)
         np.testing.assert_allclose(G[:, p], views[k].T @ R[:, p], **close)
+        np.testing.assert_allclose(again[:, p], F[:, p], **close)
         np.testing.assert_allclose(H[:, p], views[k].T @ (R[:, p] * F[:, p]), **close)
     some = np.array([3, 650, 8])
     np.testing.assert_allclose(rows.seen(some, 1), views[1][some, :-1], **close)
