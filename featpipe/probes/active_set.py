@@ -51,7 +51,7 @@ class Dual:
         )
         square = (at.W[:, problems, 0].astype(np.float64) ** 2).sum(axis=0)
         gap, iterations = np.full(len(problems), np.inf), at.iterations[problems]
-        K = at.rows.whole.kernel(at.rows.in_whole(trained), fold)
+        K = at.rows.whole.kernel(at.rows.numbers[trained], fold)
         return cls(K, sign, weight, 1 - sign * F, square, np.zeros(sign.shape), gap, iterations)
 
     def minimise(self, C: float, tol: float, solver: Any) -> None:

@@ -160,7 +160,8 @@ def fit_path(
         own = (None, None) if mean is None or scale is None else (mean[folds], scale[folds])
         rows, seen, mine = Rows(X, *own, pool=solver.pool), task, trained[folds[0]]
         if spans and len(mine) > _EXACT_ROWS:
-            rows, seen = rows.in_span(mine), task.only(mine)
+            rows = rows.in_span(mine)
+            seen = task.only(rows.numbers)
         for fit in _fit_folds(rows, seen, folds, values, solver):
             if mean is None or scale is None:
                 yield fit
@@ -234,7 +235,7 @@ def _fit_folds(
             if value is None:
                 continue
             beta = np.zeros((rows.whole.shape[0], len(mine), 1))
-            beta[rows.in_whole(trained[k]), :, 0] = dual.beta
+            beta[rows.numbers[trained[k]], :, 0] = dual.beta
             W = rows.whole.back(beta, loss.fold[mine])
             F = rows.whole.forward(W.astype(rows.dtype), loss.fold[mine])
             gap, iterations = float(dual.gap.max()), int(dual.iterations.max())

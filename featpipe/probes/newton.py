@@ -187,8 +187,9 @@ class Newton:
             Hp, Fp = self.rows.normal(p, self.loss.fold[todo[left]], bend)
             Hp = penalty * p + C * Hp
             step = (rz / summed(p * Hp))[None, :, None].astype(r.dtype)
-            D[:, left] += step * p
-            FD[:, left] += step * Fp
+            where = left if len(left) < len(todo) else slice(None)  # sooner than by numbers
+            D[:, where] += step * p
+            FD[:, where] += step * Fp
             r = r - step * Hp
             keep = summed(r * r) > limit
             if not keep.any():

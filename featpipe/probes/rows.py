@@ -66,7 +66,8 @@ class Rows:
         self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
         self.stored = not isinstance(X, np.ndarray)  # read again for every product
         self.whole: Rows = self  # that these are a projection of some rows of
-        self._numbers: Array | None = None  # of these among the whole ones; None: all
+        self.numbers = np.arange(n)  # of these among the whole ones
+        self._lower = False  # whether X is lower triangular
         self._basis: tuple[Array, Array] | None = None  # rows, and the factor of their products
         self._products: tuple[Array, Array] | None = None  # the last kernel, and of which rows
         self._common: tuple[Array, Array] | None = None
@@ -100,16 +101,11 @@ class Rows:
         L, order, rank, _ = linalg.lapack.dpstrf(K - 1, lower=1)  # counts from 1
         L, order = np.tril(L)[:, :rank], order - 1
         Z = self.seen(mine[order[:rank]], 0).astype(np.float64)
-        within = np.empty((len(mine), rank), self.dtype)
-        within[order] = L
-        spanned = Rows(within, pool=self._pool)
-        spanned.whole, spanned._numbers, spanned._basis = self, mine, (Z, L[:rank])
-        self._products = mine, K
+        spanned = Rows(L.astype(self.dtype), pool=self._pool)
+        spanned.whole, spanned.numbers, spanned._basis = self, mine[order], (Z, L[:rank])
+        spanned._lower = True
+        self._products = spanned.numbers, K[np.ix_(order, order)]
         return spanned
-
-    def in_whole(self, rows: Array) -> Array:
-        """Return the numbers of some rows among the ``whole`` ones."""
-        return rows if self._numbers is None else self._numbers[rows]
 
     def lift(self, W: Array) -> Array:
         """Return weights (d + 1, columns) as those of the ``whole`` rows' features."""
@@ -161,7 +157,8 @@ class Rows:
 
         def work(part: list[slice]) -> None:
             for rows in part:
-                np.matmul(self.block(rows), U, out=out[rows])
+                block = self._not_zero(rows)
+                np.matmul(block, U[: block.shape[1]], out=out[rows])
 
         self._each(work)
         return out.reshape(-1, *W.shape[1:]) + c
@@ -171,7 +168,7 @@ class Rows:
         flat = R.reshape(len(R), -1)
 
         def work(part: list[slice]) -> tuple[Array, Array]:
-            return _total((self.block(r).T @ flat[r], flat[r].sum(axis=0)) for r in part)
+            return _total(self._transposed(self._not_zero(r), flat[r]) for r in part)
 
         return self._from_common(*_total(self._each(work)), fold, R.shape[1:])
 
@@ -183,13 +180,23 @@ class Rows:
         out = np.empty((self.shape[0], *V.shape[1:]), U.dtype)
 
         def one(rows: slice) -> tuple[Array, Array]:
-            block = self.block(rows)
-            out[rows] = (block @ U).reshape(-1, *V.shape[1:]) + c
+            block = self._not_zero(rows)
+            out[rows] = (block @ U[: block.shape[1]]).reshape(-1, *V.shape[1:]) + c
             R = between(rows, out[rows]).reshape(-1, U.shape[1])
-            return block.T @ R, R.sum(axis=0)
+            return self._transposed(block, R)
 
         parts = self._each(lambda part: _total(one(rows) for rows in part))
         return self._from_common(*_total(parts), fold, V.shape[1:]), out
+
+    def _not_zero(self, rows: slice) -> Array:
+        block = self.block(rows)
+        return block[:, : rows.stop] if self._lower else block
+
+    def _transposed(self, block: Array, R: Array) -> tuple[Array, Array]:
+        # Rᵀ X rather than Xᵀ R: OpenBLAS multiplies few columns a fifth faster so.
+        G = np.zeros((R.shape[1], self.shape[1]), np.result_type(block, R))
+        np.matmul(R.T, block, out=G[:, : block.shape[1]])
+        return G.T, R.sum(axis=0)
 
     def preconditioner(self, weight: Array) -> Callable[[Array], Array]:
         """Return a function that applies (I + Σ weightᵢ xᵢ xᵢᵀ)⁻¹ to weights of features."""

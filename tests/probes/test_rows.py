@@ -92,16 +92,31 @@ def test_the_span_of_some_rows_keeps_their_products_and_lifts_weights(X, member)
     mine = np.array([4, 9, 9, 300])  # a duplicate leaves the span smaller than their number
     rows = Rows(X, *(part[:1] for part in moments(X, member)))
     spanned = rows.in_span(mine)
-    W = np.random.default_rng(2).normal(size=(spanned.shape[1] + 1, 2))
+    assert spanned.shape == (4, 3)
+    W = np.random.default_rng(2).normal(size=(4, 2))
     fold = np.zeros(2, int)
     F = spanned.forward(W[..., None], fold)
-    np.testing.assert_array_equal(spanned.in_whole(np.array([0, 3])), [4, 300])
-    np.testing.assert_allclose(spanned.kernel(np.arange(4), 0), rows.kernel(mine, 0), rtol=1e-10)
+    np.testing.assert_array_equal(np.sort(spanned.numbers), mine)
+    kernel = rows.kernel(spanned.numbers, 0)
+    np.testing.assert_allclose(spanned.kernel(np.arange(4), 0), kernel, rtol=1e-10)
     lifted = rows.forward(spanned.lift(W)[..., None], fold)
-    np.testing.assert_allclose(lifted[mine], F, atol=1e-10)
+    np.testing.assert_allclose(lifted[spanned.numbers], F, atol=1e-10)
     np.testing.assert_allclose(np.linalg.norm(spanned.lift(W)), np.linalg.norm(W))
     assert rows.lift(W) is W
-    assert rows.in_whole(mine) is mine
+
+
+def test_products_in_a_span_of_several_parts_are_those_of_the_rows():
+    rng = np.random.default_rng(3)
+    rows, fold = Rows(rng.normal(size=(700, 900))), np.zeros(2, int)
+    spanned = rows.in_span(rng.permutation(700)[:600])
+    W, R = rng.normal(size=(601, 2, 1)), rng.normal(size=(600, 2, 1))
+    F = spanned.forward(W, fold)
+    lifted = rows.forward(spanned.lift(W[..., 0])[..., None], fold)
+    np.testing.assert_allclose(F, lifted[spanned.numbers], atol=1e-9)
+    np.testing.assert_allclose((spanned.back(R, fold) * W).sum(), (R * F).sum())
+    H, again = spanned.normal(W, fold, lambda rows, D: R[rows] * D)
+    np.testing.assert_allclose(again, F, atol=1e-9)
+    np.testing.assert_allclose(H, spanned.back(R * F, fold), atol=1e-8)
 
 
 def test_the_preconditioner_inverts_the_gram_matrix_of_weighted_rows(X):
