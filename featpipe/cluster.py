@@ -5,19 +5,23 @@ Ray schedules and repeats; nothing here does. Ray is an extra and imported when 
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
-from featpipe.errors import ClusterError, FeatpipeError, MissingExtraError, UsageError
+from featpipe.errors import ClusterError, FeatpipeError, UsageError
+from featpipe.lazy import Lazy, check_installed
 from featpipe.progress import Progress
 from featpipe.provenance import PACKAGES, package_version
 from featpipe.steps import Step, option, options_of
+
+ray, ray_util, queue = Lazy("ray"), Lazy("ray.util"), Lazy("ray.util.queue")
+strategies = Lazy("ray.util.scheduling_strategies")
 
 _REACH_SECONDS = 5.0
 _LOOK_SECONDS = 120.0  # in which every node has to answer; the first time it imports featpipe
@@ -76,8 +80,7 @@ class OnCluster(Step):
 
 def check_ray() -> None:
     """Raise ``MissingExtraError`` unless Ray is installed."""
-    if find_spec("ray") is None:
-        raise MissingExtraError("ray", "ray")
+    check_installed("ray", "ray")
 
 
 @dataclass(frozen=True)
@@ -119,22 +122,18 @@ class Surroundings:
 
 def node_name() -> str:
     """Return what people call this machine in the cluster."""
-    import ray.util  # noqa: PLC0415 - an extra
-
-    return f"node {ray.util.get_node_ip_address()} ({socket.gethostname()})"
+    return f"node {ray_util.get_node_ip_address()} ({socket.gethostname()})"
 
 
 @contextmanager
-def joined(where: str, progress: Progress) -> Iterator[Any]:
-    """Join the cluster at an address, unless this process is in one already; yield ``ray``.
+def joined(where: str, progress: Progress) -> Iterator[None]:
+    """Join the cluster at an address, unless this process is in one already.
 
     ClusterError, if there is none, or if its nodes are not alike.
     """
     check_ray()
-    import ray  # noqa: PLC0415 - an extra
-
     if ray.is_initialized():
-        yield ray
+        yield
         return
     _reach(where)
     try:
@@ -144,13 +143,13 @@ def joined(where: str, progress: Progress) -> Iterator[Any]:
         hint = "start one, ray start --head, or name its address: --address HOST:PORT"
         raise ClusterError(what, where=where, got=got, next_step=hint) from error
     try:
-        _check_nodes(ray)
-        found = nodes(ray)
+        _check_nodes()
+        found = nodes()
         cores, gpus = (sum(node.get(kind, 0) for node in found) for kind in ("CPU", "GPU"))
         with_gpus = f", {gpus:g} GPUs" * bool(gpus)
         progress.note(f"Ray cluster: {len(found)} nodes, {cores:g} cores{with_gpus}")
         with _said_by_ray(progress):
-            yield ray
+            yield
     finally:
         ray.shutdown()  # ends what still runs for this process
 
@@ -158,12 +157,12 @@ def joined(where: str, progress: Progress) -> Iterator[Any]:
 @contextmanager
 def _said_by_ray(progress: Progress) -> Iterator[None]:
     """Report what Ray says of nodes and actors that died; it would print it among our output."""
-    from ray._private import worker  # noqa: PLC0415 - there is no public way
 
     def report(data: Mapping[str, Any], **_: Any) -> None:
         first = "\n".join(data.get("lines", ())).strip().partition("\n")[0]
         progress.note(f"Ray: {first[:300]}")
 
+    worker: Any = importlib.import_module("ray._private.worker")  # there is no public way
     printing = getattr(worker, "print_to_stdstream", None)
     worker.print_to_stdstream = report
     try:
@@ -185,19 +184,17 @@ def _reach(where: str) -> None:
         raise ClusterError(what, where=where, got=got, next_step=hint) from error
 
 
-def nodes(ray: Any) -> list[dict[str, float]]:
+def nodes() -> list[dict[str, float]]:
     """Return the resources of each node, ``CPU`` and ``GPU`` for example."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def on_node(identity: str) -> Any:
     """Return how Ray is told to run something on one node."""
-    from ray.util import scheduling_strategies  # noqa: PLC0415 - an extra
-
-    return scheduling_strategies.NodeAffinitySchedulingStrategy(identity, soft=False)
+    return strategies.NodeAffinitySchedulingStrategy(identity, soft=False)
 
 
-def _check_nodes(ray: Any) -> None:
+def _check_nodes() -> None:
     """Compare every node with this process."""
     look = ray.remote(Surroundings.difference)
     places = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
@@ -220,15 +217,13 @@ def _check_nodes(ray: Any) -> None:
 
 
 @contextmanager
-def listening(ray: Any, take: Callable[..., None]) -> Iterator[Any]:
+def listening(take: Callable[..., None]) -> Iterator[Any]:
     """Yield a queue on this node, to which others report; a thread passes on what comes.
 
     ``take`` is called with what was put into the queue by :func:`report`.
     """
-    from ray.util.queue import Queue  # noqa: PLC0415 - an extra
-
     here = on_node(ray.get_runtime_context().get_node_id())
-    inbox = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    inbox = queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def pass_on() -> None:
         with suppress(ray.exceptions.RayError):  # the cluster is gone; who works there says so
@@ -252,7 +247,7 @@ def report(inbox: Any, *values: Any) -> None:
 
 
 @contextmanager
-def explained(ray: Any) -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Say what to do where Ray has given up; an error of featpipe comes as it was raised."""
     try:
         yield

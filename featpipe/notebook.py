@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from featpipe.lazy import Lazy
+
+tqdm = Lazy("tqdm.auto")
+
 
 def html_table(title: str, rows: Sequence[Mapping[str, Any]], notes: Iterable[str] = ()) -> str:
     """Return rows as a table of HTML, every text escaped; one column per key of the first row.
@@ -26,16 +30,14 @@ def html_table(title: str, rows: Sequence[Mapping[str, Any]], notes: Iterable[st
 
 def bars() -> Callable[[Any], None]:
     """Return a listener that shows a bar for each piece of work, and prints notes."""
-    from tqdm.auto import tqdm  # noqa: PLC0415 - for notebooks only
-
     shown: dict[str, Any] = {}
 
     def listen(event: Any) -> None:
         name, unfinished = event.message, event.done < event.total
         if event.event == "note":
-            tqdm.write(name)
+            tqdm.tqdm.write(name)
         elif unfinished and name not in shown:
-            shown[name] = tqdm(desc=name, total=event.total, initial=event.done)
+            shown[name] = tqdm.tqdm(desc=name, total=event.total, initial=event.done)
         if bar := shown.get(name):
             bar.n, bar.postfix = event.done, " · ".join(map(str, event.facts.values()))
             bar.refresh()

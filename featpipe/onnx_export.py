@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from featpipe.backbones.base import Backbone
-from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
+from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.linear import SoftmaxClassifier, linear_form
 from featpipe.evaluation.models import LEAST, TrainedModel
 from featpipe.evaluation.result import Result
+from featpipe.lazy import Lazy, check_installed
 from featpipe.prediction import Predictor, open_predictor
 from featpipe.workspace import Workspace, atomic_write, refuse_foreign
+
+onnx, onnxruntime = Lazy("onnx"), Lazy("onnxruntime")
 
 _MARK = "written by featpipe export"
 _TOLERANCE = 1e-4  # of a probability
@@ -43,8 +45,7 @@ def export_onnx(
         If there is no such model, or no result that says how good it is.
     """
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "onnx")
+        check_installed(package, "onnx")
     if out.suffix != ".onnx":
         raise UsageError(f"Cannot write to {out.name!r}.", expected="a name in .onnx")
     paths = [out.with_suffix(suffix) for suffix in (".onnx", ".md", ".py")]
@@ -118,8 +119,6 @@ class _Graph(nn.Module):
 
 
 def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) -> None:
-    import onnx  # noqa: PLC0415 - an extra
-
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     # The older exporter of PyTorch has no operator for the attention of torchvision's ViTs.
     how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
@@ -139,8 +138,6 @@ def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) ->
 
 def _compare(path: Path, predictor: Predictor) -> None:
     """Refuse a graph that does not answer as PyTorch and scikit-learn do."""
-    import onnxruntime  # noqa: PLC0415 - an extra
-
     side = predictor.preprocessing.crop
     images = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

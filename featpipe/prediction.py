@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from featpipe.datasets.given import pixels_of
 from featpipe.datasets.images import read_image
 from featpipe.errors import (
     DataError,
-    MissingExtraError,
     ResultError,
     UsageError,
     WeightsError,
@@ -36,9 +34,12 @@ from featpipe.errors import (
 from featpipe.evaluation.models import ENDINGS, TrainedModel, load_model
 from featpipe.evaluation.result import Result, latest_named
 from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
+from featpipe.lazy import Lazy, check_installed
 from featpipe.progress import SILENT, Progress
 from featpipe.store import LOGITS
 from featpipe.workspace import Workspace, atomic_write, neutralised, refuse_foreign, user_path
+
+pd = Lazy("pandas")  # half a second that answers on the screen do not need
 
 _KINDS = (*ENDINGS, ".safetensors")  # of a probe; of a fine-tuned network
 _WRITTEN = "featpipe predict"
@@ -295,8 +296,8 @@ def write_answers(answers: Sequence[Answer], out: Path, *, force: bool = False) 
     if out.suffix not in marks:
         expected = f"a name that ends in {', '.join(marks)}"
         raise UsageError(f"Cannot write to {out.name!r}.", expected=expected)
-    if out.suffix == ".parquet" and find_spec("pyarrow") is None:
-        raise MissingExtraError("pyarrow", "parquet")
+    if out.suffix == ".parquet":
+        check_installed("pyarrow", "parquet")
     refuse_foreign(out, marks[out.suffix].encode(), force=force)
     with atomic_write(out) as temporary:
         if out.suffix == ".json":
@@ -304,8 +305,6 @@ def write_answers(answers: Sequence[Answer], out: Path, *, force: bool = False) 
             text = json.dumps(content, indent=1, ensure_ascii=False)
             temporary.write_text(text, encoding="utf-8")
             return
-        import pandas as pd  # noqa: PLC0415 - takes half a second, which answers on screen do not need
-
         table = pd.DataFrame(rows, columns=header.split(","))
         table = table.astype({"probability": float, "score": float})
         if out.suffix == ".csv":

@@ -10,6 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from featpipe.lazy import Lazy
+
+metadata, psutil = Lazy("importlib.metadata"), Lazy("psutil")
+
 PACKAGES = (
     "featpipe", "torch", "torchvision", "openvino", "scikit-learn", "numpy", "scipy", "h5py",
     "pandas",
@@ -18,19 +22,15 @@ PACKAGES = (
 
 def package_version(name: str) -> str:
     """Return the installed version of a package without importing it."""
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - as in registry
-
     try:
-        return version(name)
-    except PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return "not installed"
 
 
 @cache
 def environment() -> dict[str, Any]:
     """Return versions and hardware as a JSON-like mapping."""
-    import psutil  # noqa: PLC0415 - "up to date" is said without it
-
     info = Path("/proc/cpuinfo")
     named = re.search(r"(?m)^model name[^:]*:(.*)", info.read_text() if info.exists() else "")
     return {

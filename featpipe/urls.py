@@ -6,13 +6,15 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from featpipe.errors import DataError, FeatpipeError, MissingExtraError, UsageError
+from featpipe.errors import DataError, FeatpipeError, UsageError
+from featpipe.lazy import Lazy, check_installed
 from featpipe.workspace import atomic_write
+
+fsspec = Lazy("fsspec")
 
 # What fsspec needs for a protocol, and its extra of featpipe; of any other it says so itself.
 PACKAGES = {
@@ -50,25 +52,28 @@ def is_url(text: str) -> bool:
 def check_protocol(url: str) -> None:
     """Raise ``MissingExtraError`` unless what reads files at a URL is installed."""
     needed = PACKAGES.get(protocol_of(url) or "")
-    if needed and find_spec(needed[0]) is None:
-        raise MissingExtraError(*needed)
+    if needed:
+        check_installed(*needed)
 
 
 class Place:
     """A folder or file that fsspec reads: at a URL, or on this machine."""
 
     def __init__(self, url: str) -> None:
-        from fsspec.core import url_to_fs  # noqa: PLC0415 - only URLs and tar files need it
-
         self.url = plain_path(url).rstrip("/")
         self.remote = protocol_of(url) is not None
-        if urlsplit(url).password:  # before anything records the URL, or a message shows it
+        try:
+            password = urlsplit(url).password
+        except ValueError as error:
+            what, expected = "This is not a URL.", "s3://BUCKET/FOLDER, for example"
+            raise UsageError(what, where=url, expected=expected, got=error) from error
+        if password:  # before anything records the URL, or a message shows it
             what, expected = "The URL holds a password, which would be recorded.", "one without"
             hint = "give credentials in the way of the file system: environment or configuration"
             raise UsageError(what, expected=expected, next_step=hint)
         with explaining(url):
             try:
-                self.fs, path = url_to_fs(url)
+                self.fs, path = fsspec.core.url_to_fs(url)
             except (ImportError, ValueError) as error:
                 what = f"Files at {protocol_of(url)}:// cannot be read here."
                 expected = "s3://, gs://, https:// or another protocol that fsspec knows"
@@ -123,8 +128,13 @@ class Place:
         with explaining(self.where(file.name)):
             if protocol_of(self.url) not in PACKAGES:  # buckets have no folders
                 self.fs.makedirs(self.path, exist_ok=True)
-            self.fs.put_file(str(file), temporary)
-            self.fs.mv(temporary, f"{self.path}/{file.name}")
+            try:
+                self.fs.put_file(str(file), temporary)
+                self.fs.mv(temporary, f"{self.path}/{file.name}")
+            except BaseException:
+                with suppress(Exception):
+                    self.fs.rm(temporary)
+                raise
 
 
 @contextmanager

@@ -22,6 +22,7 @@ LAYERS = {
         "steps",
         "fingerprint",
         "files",
+        "lazy",
         "workspace",
         "progress",
         "notebook",
@@ -59,9 +60,11 @@ MODULES = dict(modules())
 
 
 def imports(name: str, path: Path) -> Iterator[str]:
-    """Yield what a module imports anywhere: at the top, in a function, for type checking."""
+    """Yield what a module imports anywhere: at the top, when used, for type checking."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Lazy":
+            yield ast.literal_eval(node.args[0])
+        elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: write the whole name of {node.module}"

@@ -160,7 +160,7 @@ def test_a_model_without_its_result_is_refused(here, stores, tmp_path):
 
 
 def test_a_missing_extra_names_the_pip_line(here, tmp_path, monkeypatch):
-    find = "featpipe.onnx_export.find_spec"
+    find = "featpipe.lazy.find_spec"
     monkeypatch.setattr(find, lambda name: None if name == "onnxruntime" else name)
     with pytest.raises(MissingExtraError, match=r"featpipe\[onnx\]"):
         api.export("svm", tmp_path / "model.onnx", **here)

@@ -21,8 +21,11 @@ from scipy.fft import irfft2, rfft2
 from scipy.special import expit, logit
 
 from featpipe.evaluation.screening import components
+from featpipe.lazy import Lazy
 from featpipe.probes.linear import thread_pool
 from featpipe.store import FeatureStore
+
+faiss = Lazy("faiss")
 
 # More are searched approximately, where faiss is installed: of 60,000 rows with 256 features, 1.2 %
 # of the neighbours were missed, seven times faster; usearch took five times as long as faiss.
@@ -119,8 +122,6 @@ def is_approximate(n: int) -> bool:
 
 def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, out: Near) -> Near:
     """Search inverted lists (Jégou, Douze and Schmid 2011, IEEE TPAMI 33: 117–128)."""
-    import faiss  # noqa: PLC0415 - an extra
-
     lists, by = round(_LISTS * np.sqrt(len(among))), faiss.METRIC_INNER_PRODUCT
     index: Any = faiss.index_factory(rows.shape[1], f"IVF{lists},SQfp16", by)
     sample = np.random.default_rng(0).permutation(among)[: 64 * lists]

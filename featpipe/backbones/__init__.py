@@ -9,12 +9,12 @@ import re
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from featpipe import lazy
 from featpipe.datasets import CIFAR10_TRAIN, IMAGENET
-from featpipe.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
+from featpipe.errors import UnknownNameError, UsageError, WeightsError
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes
 from featpipe.provenance import package_version
@@ -190,8 +190,8 @@ def architecture_of(model: str, *, download: bool = True) -> Architecture:
 def check_installed(model: str) -> None:
     """Raise ``MissingExtraError`` unless the library of a model's family is installed."""
     family = model.partition(":")[0]
-    if family in FAMILIES and find_spec(FAMILIES[family][0]) is None:
-        raise MissingExtraError(FAMILIES[family][0], family)
+    if family in FAMILIES:
+        lazy.check_installed(FAMILIES[family][0], family)
 
 
 def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:

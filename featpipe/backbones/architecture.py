@@ -24,8 +24,11 @@ from featpipe.errors import DownloadError, UnknownNameError, UsageError, Weights
 from featpipe.files import open_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 from featpipe.labelmap import SourceClasses
+from featpipe.lazy import Lazy
 from featpipe.progress import SILENT, Progress
 from featpipe.steps.grammar import LOGITS
+
+hub, hub_errors = Lazy("huggingface_hub"), Lazy("huggingface_hub.errors")
 
 # Where training scripts put the state dict among optimiser, epoch and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -188,19 +191,18 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
     ``repository`` may end in ``@REVISION``. ``WeightsError`` if none is here and none could, or
     should, be fetched.
     """
-    from huggingface_hub import errors, hf_hub_download  # noqa: PLC0415 - of the extras
-
     name, _, revision = repository.partition("@")
     tries = [(file, local) for local in ((True, False) if download else (True,)) for file in names]
     reason = "--no-download"
     for file, local in tries:
         how: dict[str, Any] = {"revision": revision or None, "local_files_only": local}
         try:
-            return Path(hf_hub_download(name, file, **how))
+            return Path(hub.hf_hub_download(name, file, **how))
         except Exception as error:  # of the hub's client, or of what that is made with
             reason = reason if local else str(error).strip().partition("\n")[0][:200]
-            absent = isinstance(error, errors.EntryNotFoundError)
-            if not (local or (absent and not isinstance(error, errors.LocalEntryNotFoundError))):
+            absent = isinstance(error, hub_errors.EntryNotFoundError)
+            offline = isinstance(error, hub_errors.LocalEntryNotFoundError)
+            if not (local or (absent and not offline)):
                 break  # no network, or no access
     beside = Path(name).parent
     siblings = [str(p) for p in beside.iterdir() if p.is_dir()] if beside.is_dir() else []

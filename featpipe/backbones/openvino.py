@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
@@ -40,8 +39,11 @@ from featpipe.backbones.runtime import (
 )
 from featpipe.errors import MissingExtraError
 from featpipe.files import read_json
+from featpipe.lazy import Lazy, check_installed
 from featpipe.provenance import package_version
 from featpipe.workspace import explain_os_errors, user_path
+
+nncf = Lazy("nncf")
 
 # OpenVINO and NNCF would tell their makers what is converted, and wait for the network at exit.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # not importable
@@ -83,8 +85,8 @@ class OpenVinoRuntime(Runtime):
             raise CannotRunError(what, expected="--device cpu", got=self.device)
         if openvino is None:
             raise MissingExtraError("openvino", "openvino")
-        if precision == "int8" and find_spec("nncf") is None:
-            raise MissingExtraError("nncf", "int8")
+        if precision == "int8":
+            check_installed("nncf", "int8")
         self._core = openvino.Core()
         there = precisions_of(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         if precision not in there:
@@ -193,8 +195,6 @@ class OpenVinoRuntime(Runtime):
         what = {"calibration": seen.fingerprint, "nncf": package_version("nncf")}
 
         def quantise() -> Any:
-            import nncf  # noqa: PLC0415 - an extra
-
             nncf.set_log_level(logging.ERROR)
             images = seen.images(self.preprocessing)
             self._how.progress.note(f"fitting int8 to {len(images)} training images, once")

@@ -14,9 +14,13 @@ from typing import Any, NoReturn
 import click
 
 from featpipe.errors import FeatpipeError, UsageError
+from featpipe.lazy import Lazy
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import Workspace
+
+rich_console, rich_progress = Lazy("rich.console"), Lazy("rich.progress")
+rich_table, rich_text = Lazy("rich.table"), Lazy("rich.text")
 
 _ALL = "all tasks"
 _WIDE = 110  # columns of a terminal from which the bars are long
@@ -127,19 +131,17 @@ class Bars:
     """Progress bars on standard error: one of all tasks of a recipe, one of the work under way."""
 
     def __init__(self) -> None:
-        from rich import console, progress  # noqa: PLC0415
-
-        self._numbers: dict[str, progress.TaskID] = {}
-        shown = console.Console(stderr=True)
+        self._numbers: dict[str, Any] = {}
+        shown = rich_console.Console(stderr=True)
         # What label and facts may take: bar, time left and the spaces between columns stay.
         self._bar = 24 if shown.width >= _WIDE else 12
         self._room = shown.width - self._bar - len("0:00:00 ") - 3
-        self._bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=self._bar),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[facts]}", style="dim"),
+        self._bars = rich_progress.Progress(
+            rich_progress.TextColumn("{task.description}"),
+            rich_progress.BarColumn(bar_width=self._bar),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TimeRemainingColumn(),
+            rich_progress.TextColumn("{task.fields[facts]}", style="dim"),
             console=shown,
             transient=True,
         )
@@ -188,16 +190,14 @@ def printable(text: str) -> str:
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a table; one column per key of the first row."""
-    from rich import console, table, text  # noqa: PLC0415
-
-    shown = table.Table(header_style="bold", box=None, pad_edge=False)
+    shown = rich_table.Table(header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
         shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         cells = ("" if row[name] is None else printable(str(row[name])) for name in rows[0])
-        shown.add_row(*map(text.Text, cells))
-    rich = console.Console()
+        shown.add_row(*map(rich_text.Text, cells))
+    rich = rich_console.Console()
     if not rich.is_terminal:
         rich.width = 400  # a pipe has no width: never fold or cut what a script reads
     rich.print(shown)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from featpipe import urls
-from featpipe.errors import MissingExtraError, UnknownNameError
+from featpipe import lazy, urls
+from featpipe.errors import UnknownNameError
 from featpipe.registry import Registry
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ def check_installed(spec: str) -> None:
     name, _, argument = spec.partition(":")
     known = name in DATASETS  # else a folder, or unknown
     needed = DATASETS.get(name).requires if known else None
-    if needed and find_spec(needed[0]) is None:
-        raise MissingExtraError(*needed)
+    if needed:
+        lazy.check_installed(*needed)
     urls.check_protocol(argument if known else spec)
 
 

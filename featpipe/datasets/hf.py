@@ -22,6 +22,11 @@ from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import EncodedSource, FileSource
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource, row_ids
 from featpipe.errors import DataError, UnknownNameError, UsageError, did_you_mean, nearest_path
+from featpipe.lazy import Lazy
+
+datasets, hub = Lazy("datasets"), Lazy("huggingface_hub")
+packaged = Lazy("datasets.packaged_modules.cache.cache")
+compute = Lazy("pyarrow.compute")
 
 _SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -76,12 +81,8 @@ class HuggingFace(Dataset):
     @cached_property
     def _tables(self) -> Mapping[str, Any]:
         """Splits of the dataset by name, memory-mapped."""
-        import datasets  # noqa: PLC0415 - takes seconds, and is of the extra
-        import huggingface_hub  # noqa: PLC0415
-        from datasets.packaged_modules.cache.cache import Cache  # noqa: PLC0415
-
         datasets.disable_progress_bars()
-        for logging in (datasets.logging, huggingface_hub.logging):
+        for logging in (datasets.logging, hub.logging):
             logging.set_verbosity_error()  # their reports; what is wrong is an error here
         named, config = _parts(self.argument, self.options.data)
         path = self.options.resolve(named)
@@ -99,10 +100,10 @@ class HuggingFace(Dataset):
             elif not path.exists():
                 reason = "nothing there, and nothing was fetched"
                 asked = {"repo_id": named, "dataset_name": Path(named).name, "config_name": config}
+                asked |= {"version": "auto", "hash": "auto"}
                 for folder in self._caches():
                     try:
-                        cache = Cache(cache_dir=str(folder), version="auto", hash="auto", **asked)
-                        return cache.as_dataset()
+                        return packaged.Cache(cache_dir=str(folder), **asked).as_dataset()
                     except ValueError as error:  # it is not there, or in several configurations
                         reason = str(error) if "multiple" in str(error) else reason
                 if not self.options.download or named.count("/") > 1 or path.is_absolute():
@@ -120,18 +121,14 @@ class HuggingFace(Dataset):
 
     def _caches(self) -> list[Path]:
         """Return the folders that may hold datasets of the hub, the library's own one last."""
-        from datasets import config  # noqa: PLC0415 - of the extra
-
-        return [*self.options.folders("hf"), Path(config.HF_DATASETS_CACHE)]
+        return [*self.options.folders("hf"), Path(datasets.config.HF_DATASETS_CACHE)]
 
     def _explained(self, error: Exception, named: str, config: str | None) -> DataError:
         """Return what is wrong with the name, or the configuration, or what the library says."""
-        from datasets import get_dataset_config_names  # noqa: PLC0415 - of the extra
-
         path, names = self.options.resolve(named), []
         if isinstance(error, ValueError):  # as an unknown or a missing configuration is
             with suppress(Exception):
-                names = get_dataset_config_names(str(path) if path.exists() else named)
+                names = datasets.get_dataset_config_names(str(path) if path.exists() else named)
         if names and config not in names:
             what = f"no configuration {config!r}" if config else "several configurations"
             hint = did_you_mean(config or "", names) or f"--dataset hf:{named}:{names[0]}"
@@ -189,30 +186,28 @@ def _parts(argument: str, data: Path | None = None) -> tuple[str, str | None]:
 
 def _field(column: Any, name: str) -> Any:
     """Return the bytes or the paths of a column of images."""
-    import pyarrow.compute as pc  # noqa: PLC0415 - of the extra
-
-    return pc.struct_field(column, name)
+    return compute.struct_field(column, name)
 
 
 def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the columns of images and of labels; ``None`` where there are images only."""
-    from datasets import ClassLabel, Image, Value  # noqa: PLC0415
+    classes, value = datasets.ClassLabel, datasets.Value
 
     def is_image(feature: Any) -> bool:  # a mapping of these is one, where nothing else says so
         plain = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-        return plain or isinstance(feature, Image)
+        return plain or isinstance(feature, datasets.Image)
 
     def is_label(feature: Any) -> bool:
-        plain = isinstance(feature, Value) and re.search("int|string", feature.dtype)
-        return bool(plain) or isinstance(feature, ClassLabel)
+        plain = isinstance(feature, value) and re.search("int|string", feature.dtype)
+        return bool(plain) or isinstance(feature, classes)
 
     images = [name for name, feature in features.items() if is_image(feature)]
-    labels = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    labels = [name for name, feature in features.items() if isinstance(feature, classes)]
     if len(labels) != 1:
         labels = [name for name in ("label", "labels") if is_label(features.get(name))]
     if len(images) == 1 and (labels or len(features) == 1):
         return images[0], labels[0] if labels else None
-    kinds = {n: f.dtype if isinstance(f, Value) else type(f).__name__ for n, f in features.items()}
+    kinds = {n: f.dtype if isinstance(f, value) else type(f).__name__ for n, f in features.items()}
     wanted = "labels" if len(images) == 1 else "images"
     what = f"It is not clear which column of {spec} holds the {wanted}."
     expected = "one of type Image, and one of type ClassLabel or called label"

@@ -14,7 +14,10 @@ from featpipe.datasets.images import IMAGE_SUFFIXES
 from featpipe.datasets.remote import Remote, RemoteFolder
 from featpipe.errors import DataError
 from featpipe.files import open_regular
+from featpipe.lazy import Lazy
 from featpipe.urls import explaining
+
+fsspec = Lazy("fsspec")
 
 BLOCK = tarfile.BLOCKSIZE
 UNPACK = "unpack it: featpipe reads single images, which needs plain .tar files"
@@ -106,9 +109,8 @@ def _stream(file: Remote, place: RemoteFolder) -> BinaryIO:
     """Open a tar file for its headers, one at a URL to be read in blocks."""
     if not place.remote:
         return open_regular(file.path)
-    from fsspec.spec import AbstractBufferedFile  # noqa: PLC0415 - only URLs need it
 
-    class Blocks(AbstractBufferedFile):
+    class Blocks(fsspec.spec.AbstractBufferedFile):  # type: ignore[name-defined]
         def _fetch_range(self, start: int, end: int) -> bytes:
             return place.read(self.path, start, end)
 

@@ -22,7 +22,10 @@ from featpipe.datasets.dataset import Dataset, DatasetOptions
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, ArraySource, Identity, ImageSource, row_ids
 from featpipe.errors import DataError, DownloadError, UnknownNameError, UsageError
+from featpipe.lazy import Lazy
 from featpipe.provenance import package_version
+
+datasets = Lazy("torchvision.datasets")
 
 # Image files, listed by a class that can be given its ``loader``: since torchvision 0.22.
 FILES = (
@@ -137,8 +140,6 @@ class TorchVision(Dataset):
 
     @cached_property
     def _class(self) -> Any:
-        from torchvision import datasets  # noqa: PLC0415 - takes seconds
-
         if not hasattr(datasets, self.argument):
             raise UsageError(f"This version of torchvision has no dataset {self.argument!r}.")
         return getattr(datasets, self.argument)

@@ -56,8 +56,8 @@ def fit_splits(
     workers = workers_for(splits, probe, jobs)
     with ExitStack() as stack:
         if spread := probe.engine == "ray":
-            ray = stack.enter_context(on_ray.on_cluster(probe.address, progress))
-            check_memory(splits, probe, 1, on_ray.memory_of_nodes(ray))
+            stack.enter_context(on_ray.on_cluster(probe.address, progress))
+            check_memory(splits, probe, 1, on_ray.memory_of_nodes())
         else:
             check_memory(splits, probe, workers, psutil.virtual_memory().available)
         stack.enter_context(threadpool_limits(1))

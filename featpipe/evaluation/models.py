@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import ResultError
+from featpipe.evaluation import skops_file
 from featpipe.evaluation.linear import LinearClassifier, SoftmaxClassifier, linear_form, softmax
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
@@ -135,8 +136,6 @@ def save_model(path: Path, estimator: Any, result: Result) -> Path:
             with temporary.open("wb") as stream:
                 np.savez(stream, about=text, **vars(linear))
         else:
-            from featpipe.evaluation import skops_file  # noqa: PLC0415 - takes seconds
-
             try:
                 foreign = skops_file.dump(temporary, {**about, "estimator": estimator})
             except (TypeError, ValueError, AttributeError, LookupError) as error:
@@ -169,8 +168,6 @@ def load_model(path: Path) -> TrainedModel:
         if path.suffix == ".npz":
             bundle = _read_linear(path)
         else:
-            from featpipe.evaluation import skops_file  # noqa: PLC0415 - takes seconds
-
             bundle, foreign = skops_file.load(path)
         version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
         if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:

@@ -14,19 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe import cluster
+from featpipe.cluster import ray
 from featpipe.errors import ClusterError
 from featpipe.evaluation.protocol import RowSet, Split
+from featpipe.lazy import Lazy
 from featpipe.probes.base import Probe
 from featpipe.progress import Progress
 from featpipe.store import FeatureStore
 
+ray_joblib = Lazy("ray.util.joblib")
 T = TypeVar("T")
 _SHARE = 0.8  # of an object store, which holds what tasks return as well
 
 
-def check_room(ray: Any, n_bytes: int) -> None:
+def check_room(n_bytes: int) -> None:
     """Refuse features that do not fit into the object store of every node."""
-    capacity = _SHARE * min(node.get("object_store_memory", 0) for node in cluster.nodes(ray))
+    capacity = _SHARE * min(node.get("object_store_memory", 0) for node in cluster.nodes())
     if n_bytes > capacity:
         raise ClusterError(
             "The features do not fit into the object store of the smallest node.",
@@ -45,16 +48,12 @@ class PlacedArray(np.ndarray[Any, Any]):
     @classmethod
     def of(cls, values: NDArray[Any]) -> PlacedArray:
         """Place an array in the object store."""
-        import ray  # noqa: PLC0415 - an extra
-
-        check_room(ray, values.nbytes)
+        check_room(values.nbytes)
         placed = np.asarray(values).view(cls)
         placed._reference = ray.put(np.asarray(values))
         return placed
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        import ray  # noqa: PLC0415 - an extra
-
         whole = self._reference is not None  # a part of it has no reference of its own
         return (ray.get, (self._reference,)) if whole else super().__reduce_ex__(protocol)
 
@@ -71,32 +70,28 @@ class PlacedStore(FeatureStore):
         return self._placed
 
 
-def memory_of_nodes(ray: Any) -> float:
+def memory_of_nodes() -> float:
     """Return the bytes of memory of the smallest node that has cores."""
-    with_cores = [node for node in cluster.nodes(ray) if node.get("CPU")]
+    with_cores = [node for node in cluster.nodes() if node.get("CPU")]
     return min((node.get("memory", math.inf) for node in with_cores), default=math.inf)
 
 
 @contextmanager
-def on_cluster(address: str, progress: Progress) -> Iterator[Any]:
-    """Have joblib work on the cluster; yield ``ray``."""
-    with cluster.joined(address, progress) as ray, cluster.explained(ray):
-        from ray.util.joblib import register_ray  # noqa: PLC0415 - an extra
-
-        register_ray()
+def on_cluster(address: str, progress: Progress) -> Iterator[None]:
+    """Have joblib work on the cluster."""
+    with cluster.joined(address, progress), cluster.explained():
+        ray_joblib.register_ray()
         # Ray's pool reports that joblib's choice between fork and spawn means nothing to it.
         logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.CRITICAL)
         with joblib.parallel_config("ray", n_jobs=-1):
-            yield ray
+            yield
 
 
 def fit_there(fit: Callable[..., T], splits: Sequence[Split], probe: Probe) -> Iterator[T]:
     """Yield what ``fit(split, probe, 1)`` returns for each split, fitted on the cluster."""
-    import ray  # noqa: PLC0415 - an extra
-
     stores = {id(part.store): part.store for s in splits for part in (s.train, s.test)}
     layers = [store.features(probe.layer) for store in stores.values()]
-    check_room(ray, sum(math.prod(layer.shape) * layer.dtype.itemsize for layer in layers))
+    check_room(sum(math.prod(layer.shape) * layer.dtype.itemsize for layer in layers))
     placed = {key: PlacedStore(store, probe.layer) for key, store in stores.items()}
 
     def there(part: RowSet) -> RowSet:

@@ -20,11 +20,14 @@ from featpipe.datasets import short_name, slug
 from featpipe.errors import ResultError, UsageError, did_you_mean
 from featpipe.files import read_json
 from featpipe.fingerprint import FileHashes, sealed_json, unsealed
+from featpipe.lazy import Lazy
 from featpipe.notebook import html_table
 from featpipe.workspace import atomic_write, user_path
 
 if TYPE_CHECKING:
     import pandas as pd
+
+pandas = Lazy("pandas")  # takes time, and few want it
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
 _AGAIN = "run its command again with --force"
@@ -93,13 +96,13 @@ class Result:
 
     def table(self) -> pd.DataFrame:
         """Return one row for each prediction, with the names of the classes, and the scores."""
-        import pandas as pd  # noqa: PLC0415 - takes time, and few want it
-
         made, names = self.predictions(), np.array([*self.dataset["classes"], "other"])
         facts = {"id": made.ids[made.row], "split": made.split, "true": names[made.true[made.row]]}
         facts |= {"predicted": names[made.predicted], "correct": made.correct}
         scores = {} if made.scores is None else dict(zip(names, made.scores.T, strict=False))
-        return pd.DataFrame(facts | {f"score {name}": column for name, column in scores.items()})
+        facts |= {f"score {name}": column for name, column in scores.items()}
+        table: pd.DataFrame = pandas.DataFrame(facts)
+        return table
 
     def save(self, path: Path) -> Path:
         """Write the JSON file, atomically; a number that is not finite is a ValueError."""

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.tree._tree import Tree
-from skops import io as skops_io
+
+from featpipe.lazy import Lazy
+
+# They take seconds to import, which linear classifiers do not need.
+skops_io, sklearn_base, trees = Lazy("skops.io"), Lazy("sklearn.base"), Lazy("sklearn.tree._tree")
 
 # Beside what skops trusts: plain classes, and trees, whose nodes are checked before they are used.
 _TRUSTED = [
@@ -16,7 +18,10 @@ _TRUSTED = [
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
     "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
 ]
+# Ensembles that pass features on to their trees unchecked.
+_UNCHECKED = [f"sklearn.ensemble._{name}" for name in ("bagging", "forest", "gb", "iforest")]
 
 
 def dump(path: Path, content: dict[str, Any]) -> list[str]:
@@ -47,17 +52,20 @@ def _foreign_types(path: Path) -> list[str]:
 def _check_trees(part: Any, owners: tuple[Any, ...] = ()) -> None:
     """Refuse decision trees whose nodes lead out of them, or back: they are followed blindly.
 
-    ``owners`` are the estimators around a part. A tree asks for no feature that the one around it,
-    or the ensemble around that one, does not take.
+    ``owners`` are the estimators around a part. A tree asks for no feature that the one around it
+    does not take, nor an ensemble that passes features on unchecked. Others check them, and may
+    give a tree more than they take: pipelines and stacks.
     """
-    if isinstance(part, Tree):
-        width = min([part.n_features, *(owner.n_features_in_ for owner in owners[-2:])])
+    if isinstance(part, trees.Tree):
+        unchecked = [one for one in owners if type(one).__module__ in _UNCHECKED]
+        takers = (*unchecked, *owners[-1:])
+        width = min([part.n_features, *(one.n_features_in_ for one in takers)])
         left, right, nodes = part.children_left, part.children_right, np.arange(part.node_count)
         below = (nodes < left) & (left < len(nodes)) & (nodes < right) & (right < len(nodes))
         known = (part.feature >= 0) & (part.feature < width)
         if not len(nodes) or not (below & known)[left != -1].all():
             raise ValueError("a decision tree is damaged")
-    elif isinstance(part, BaseEstimator):
+    elif isinstance(part, sklearn_base.BaseEstimator):
         for value in vars(part).values():
             _check_trees(value, (*owners, part))
     elif isinstance(part, dict):

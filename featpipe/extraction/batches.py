@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import DataError, FeatpipeError, ImageError
+from featpipe.lazy import Lazy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from featpipe.backbones.preprocessing import Preprocessing
 
 T = TypeVar("T")
+torch = Lazy("torch")  # "up to date" is said without waiting for it
 Read = Callable[[int, int | None], NDArray[np.uint8]]  # of a row, scaled: ImageSource.read_scaled
 SKIP_HINT = (
     "repair or remove it, or skip unreadable images: --on-error skip "
@@ -140,8 +142,6 @@ def read_batches(
     preprocessing, and may raise ImageError; any other error of its own ends as a DataError.
     ``parallel`` is how many batches are worked on at once.
     """
-    import torch  # noqa: PLC0415 - "up to date" must be said without waiting for torch
-
     pool = ThreadPoolExecutor(options.workers or torch.get_num_threads())
     parts = batch_rows(rows, batch_size, parallel)
 

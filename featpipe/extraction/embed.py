@@ -61,8 +61,7 @@ class Embed(Extract):
 
     def run(self, context: Context) -> Outcome:
         """Extract the features into the workspace's store, unless they are there; export them."""
-        from featpipe.store import FeatureStore  # noqa: PLC0415 - brings NumPy and h5py
-        from featpipe.store.export import export_store  # noqa: PLC0415
+        from featpipe.store import FeatureStore, export  # noqa: PLC0415 - brings NumPy and h5py
 
         values = {name: getattr(self, name) for name in options_of(Extract)}
         if self.dataset.partition(":")[0] not in DATASETS:
@@ -74,5 +73,6 @@ class Embed(Extract):
             if len(made.paths) > 1:
                 target = target.with_stem(f"{target.stem}-{store.manifest['dataset']['split']}")
             targets.append(target)
-            message += f"\n{export_store(store, target, force=self.force)} vectors → {target}"
+            written = export.export_store(store, target, force=self.force)
+            message += f"\n{written} vectors → {target}"
         return Outcome("done", message, tuple(targets), made.facts, made.exit_code)

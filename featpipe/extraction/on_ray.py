@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 
 from featpipe import cluster
-from featpipe.cluster import Surroundings
+from featpipe.cluster import Surroundings, ray
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ClusterError, FeatpipeError, StoreInUseError
 from featpipe.extraction.engine import Extraction
 from featpipe.extraction.shards import Listen, Shard
 from featpipe.extraction.step import Extract
+from featpipe.lazy import Lazy
 from featpipe.progress import SILENT, Event, Progress
+from featpipe.provenance import package_version
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent
 from featpipe.workspace import Workspace
+
+data, torch = Lazy("ray.data"), Lazy("torch")
 
 # How many processes may die at one shard; Ray alone would try again for ever.
 _MOST_ATTEMPTS = 5
@@ -51,10 +55,10 @@ class ClusterExtraction(Extraction):
     @cached_property
     def _described(self) -> dict[str, StoreContent]:
         """What the store of each split holds but for rows, as a node says: it has the network."""
-        ray = self._joined.enter_context(cluster.joined(self.address, self.context.progress))
-        resources, _ = self.order.actors(ray)
+        self._joined.enter_context(cluster.joined(self.address, self.context.progress))
+        resources, _ = self.order.actors()
         describe = ray.remote(_describe).options(**resources)
-        with cluster.explained(ray):
+        with cluster.explained():
             answer = ray.get(describe.remote(self.order))
         if isinstance(answer, FeatpipeError):
             raise answer
@@ -67,24 +71,21 @@ class ClusterExtraction(Extraction):
 
     def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
         """Hand each shard to an actor, and the next one to the actor that is free first."""
-        import ray  # noqa: PLC0415 - an extra
-        from ray import data  # noqa: PLC0415
-
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         settings = data.DataContext.get_current()
         settings.enable_progress_bars = settings.print_on_execution_start = False
         settings.execution_no_progress_timeout_s = -1  # a shard may take hours
         of = {shard.label: shard for shard in shards}
-        resources, n_actors = self.order.actors(ray)
+        resources, n_actors = self.order.actors()
         n_actors = min(n_actors, len(of))
         each = " and ".join(f"{value:g} {name[4:-1].upper()}" for name, value in resources.items())
         self.context.progress.note(f"{n_actors} actors, {each} each; {len(of)} shards")
-        if not self.order.step.num_gpus and any(node.get("GPU") for node in cluster.nodes(ray)):
+        if not self.order.step.num_gpus and any(node.get("GPU") for node in cluster.nodes()):
             self.context.progress.note("the cluster's GPUs are not used: --num-gpus 1 gives them")
         # One block for each shard: a shard is what Ray hands out, and what it repeats.
         items = [{"label": label, "shard": pickle.dumps(shard)} for label, shard in of.items()]
         rows = data.from_items(items, override_num_blocks=len(items))
-        with cluster.explained(ray), cluster.listening(ray, listen) as inbox:
+        with cluster.explained(), cluster.listening(listen) as inbox:
             answers = rows.map(
                 ShardWorker,
                 fn_constructor_args=(self.order, inbox),
@@ -96,7 +97,7 @@ class ClusterExtraction(Extraction):
                     raise pickle.loads(answer["error"])  # noqa: S301 - what our own actor pickled
                 n = len(of[answer["label"]].rows)
                 listen(answer["label"], Event("progress", done=n, total=n))
-        who = {"name": "ray", "version": ray.__version__, "actors": n_actors}
+        who = {"name": "ray", "version": package_version("ray"), "actors": n_actors}
         return {"engine": {**who, **resources}}
 
 
@@ -112,8 +113,6 @@ class Order:
 
     def open(self, progress: Progress) -> Extraction:
         """Open the images in the process of an actor; the network, when it is needed."""
-        import torch  # noqa: PLC0415 - not in the process that gives the order
-
         self.surroundings.enter()
         torch.set_num_threads(self.step.num_cpus)
         context = Context(Workspace(self.workspace), progress)
@@ -127,9 +126,9 @@ class Order:
                 raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return opened
 
-    def actors(self, ray: Any) -> tuple[dict[str, float], int]:
+    def actors(self) -> tuple[dict[str, float], int]:
         """Return what each actor gets, and how many are asked for: as many as there is room for."""
-        step, nodes = self.step, cluster.nodes(ray)
+        step, nodes = self.step, cluster.nodes()
         resources = {"num_cpus": float(step.num_cpus)}
         if step.num_gpus:
             resources["num_gpus"] = step.num_gpus

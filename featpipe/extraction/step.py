@@ -236,7 +236,7 @@ class Extract(OnCluster, ImageStep):
         if self.engine == "ray" and self.device == "auto":
             device = "cuda" if self.num_gpus else "cpu"
             return self.replace(device=device).extraction(context, download=download)
-        from featpipe.extraction import batches, engine, precision, shards  # noqa: PLC0415 - NumPy, h5py
+        from featpipe.extraction import batches, engine, on_ray, precision, shards  # noqa: PLC0415 - NumPy, h5py
 
         hashes, given = FileHashes(context.workspace.hashes), user_path(self.weights)
         dataset = slug(short_name(self.dataset))
@@ -249,8 +249,6 @@ class Extract(OnCluster, ImageStep):
         sharding = shards.Sharding(self.shard_rows, self.shards_at or "")
         made_by: Any = engine.Extraction
         if self.engine == "ray":
-            from featpipe.extraction import on_ray  # noqa: PLC0415 - of use on a cluster only
-
             found = {source.split: source.fingerprint for source in sources}
             order = on_ray.Order(self, context.workspace.root.resolve(), found)
             made_by = partial(on_ray.ClusterExtraction, order=order, address=self.address)

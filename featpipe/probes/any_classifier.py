@@ -18,9 +18,13 @@ from typing import Any
 
 from featpipe import fingerprint
 from featpipe.errors import FeatpipeError, FitError, UnknownNameError, UsageError, did_you_mean
+from featpipe.lazy import Lazy
 from featpipe.probes.base import Probe
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, option
+
+sklearn_base, sklearn_utils = Lazy("sklearn.base"), Lazy("sklearn.utils")
+pipeline, preprocessing = Lazy("sklearn.pipeline"), Lazy("sklearn.preprocessing")
 
 _SCALERS = {"standard": "StandardScaler", "length": "Normalizer", "none": None}
 _EXAMPLE = "sklearn.ensemble.RandomForestClassifier"
@@ -74,13 +78,11 @@ class AnyClassifier(Probe):
             raise
 
     def _classifier(self) -> Any:
-        from sklearn.base import is_classifier  # noqa: PLC0415 - a step is planned without it
-
         made = _build(self.classifier, self.set, trust=self.trust)
         # The class is asked: some (StackingClassifier) have predict only once they are fitted.
         needed = ("fit", "predict", "get_params")
         lacking = [name for name in needed if not inspect.getattr_static(made, name, None)]
-        if lacking or not is_classifier(made):
+        if lacking or not sklearn_base.is_classifier(made):
             why = f"it has no {lacking[0]}()" if lacking else "it is another estimator"
             near = did_you_mean(self.classifier, _known_paths())
             raise UsageError(
@@ -142,8 +144,6 @@ class AnyClassifier(Probe):
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Scale the features, then fit the classifier."""
-        from sklearn import pipeline, preprocessing  # noqa: PLC0415 - a step is planned without it
-
         scaler = _SCALERS[self.scale]
         scaling = [("scaler", getattr(preprocessing, scaler)())] if scaler else []
         return pipeline.Pipeline([*scaling, ("classifier", self._classifier())])
@@ -291,16 +291,12 @@ def _find(path: str, *, trust: bool) -> type:
 
 
 def _is_sklearn(kind: type) -> bool:
-    from sklearn.base import BaseEstimator  # noqa: PLC0415 - a step is planned without it
-
-    return issubclass(kind, BaseEstimator) and kind.__module__.startswith("sklearn.")
+    return issubclass(kind, sklearn_base.BaseEstimator) and kind.__module__.startswith("sklearn.")
 
 
 def _known_paths() -> list[str]:
     """Return the import paths of scikit-learn's classifiers; takes a second."""
-    from sklearn.utils import all_estimators  # noqa: PLC0415 - a step is planned without it
-
-    return [_public_path(kind) for _, kind in all_estimators("classifier")]
+    return [_public_path(kind) for _, kind in sklearn_utils.all_estimators("classifier")]
 
 
 def _public_path(kind: type) -> str:

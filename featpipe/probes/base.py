@@ -14,6 +14,7 @@ from featpipe.backbones import MODELS, backbone_name
 from featpipe.cluster import OnCluster
 from featpipe.errors import UsageError
 from featpipe.evaluation.options import RowOptions, TrainingRowOptions
+from featpipe.lazy import Lazy
 from featpipe.steps import (
     Context,
     Needs,
@@ -24,6 +25,11 @@ from featpipe.steps import (
     option,
     options_of,
 )
+
+# A step is planned without scikit-learn and NumPy.
+estimators = Lazy("featpipe.probes.estimators")
+evaluation, stores = Lazy("featpipe.evaluation.run"), Lazy("featpipe.evaluation.stores")
+protocols, results = Lazy("featpipe.evaluation.protocol"), Lazy("featpipe.evaluation.result")
 
 # What "auto" means. Below so many training rows one validation holdout is too noisy a judge, and
 # folds are cheap.
@@ -112,13 +118,12 @@ class Evaluation(RowOptions, OnFeatures):
         """Take the stores of one extraction; a split without labels is left out."""
         if not inputs:
             return self
-        stores = evaluation().stores
         train, test = stores.train_and_test(map(stores.FeatureStore, inputs[0]))
         return self.replace(train=train.path, test=None if test is None else test.path)
 
     def status(self, context: Context) -> Status:
         """Look for the result of these options on these stores."""
-        setup, path, existing = evaluation().run.look_up(self, context)
+        setup, path, existing = evaluation.look_up(self, context)
         key = setup.key[:8]
         if existing is None:
             return Status(False, "--force" if self.force else "no such result yet", key)
@@ -126,7 +131,7 @@ class Evaluation(RowOptions, OnFeatures):
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
         """Take what the last result of this method took, on this dataset if there is one."""
-        last = evaluation().result.latest_result(context.workspace.results, self.name, self.dataset)
+        last = results.latest_result(context.workspace.results, self.name, self.dataset)
         if last is None:
             return None
         seconds = last.cost["total_seconds"] - last.cost["extract_seconds"]
@@ -156,7 +161,7 @@ class Evaluation(RowOptions, OnFeatures):
 
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
-        outcome: Outcome = evaluation().run.run_evaluation(self, context)
+        outcome: Outcome = evaluation.run_evaluation(self, context)
         return outcome
 
 
@@ -208,20 +213,20 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
         """Draw a few training rows per class, where a low-shot curve is asked for."""
         if not self.train_per_class:
             return splits
-        low_shot = evaluation().protocol.low_shot
-        return list(low_shot(splits, self.train_per_class, self.repeats, self.seed))
+        drawn = protocols.low_shot(splits, self.train_per_class, self.repeats, self.seed)
+        return list(drawn)
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add how the hyper-parameter is chosen on the training rows of each split."""
         used = {"none"}
         if self.chooses:
-            resolve = evaluation().protocol.resolve_validation
+            resolve = protocols.resolve_validation
             used = {resolve(self.validation, s.train.labels, s.train.groups) for s in splits}
         return {**super().resolved(splits), "validation": " ".join(sorted(used))}
 
     def answer(self, splits: list[Any], context: Context) -> Any:
         """Train on the training rows of every split and predict its test rows once."""
-        return evaluation().run.train_and_test(self, splits, context)
+        return evaluation.train_and_test(self, splits, context)
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Return the unfitted scikit-learn pipeline for training rows of this shape.
@@ -233,7 +238,7 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
 
     def strategy(self, n_rows: int, n_features: int) -> Any:
         """Return how so many rows are searched and fitted (:mod:`featpipe.probes.solvers`)."""
-        return estimators().ScikitLearn(self)
+        return estimators.ScikitLearn(self)
 
     @property
     def tuned(self) -> str:
@@ -317,23 +322,9 @@ class LinearProbe(Probe):
         """Return that of the solver."""
         if self.solver_for(n_rows, n_features) == "sklearn":
             return super().strategy(n_rows, n_features)
-        return estimators().BatchedLinear(self)
+        return estimators.BatchedLinear(self)
 
 
 def canonical_model(name: str) -> str:
     """Return the name that a model's stores are made under; it may be asked for by an alias."""
     return backbone_name(name) if name.partition(":")[0] in MODELS else name
-
-
-def estimators() -> Any:
-    """Return :mod:`featpipe.probes.estimators`, imported only now: a step is planned without it."""
-    import featpipe.probes.estimators  # noqa: PLC0415
-
-    return featpipe.probes.estimators
-
-
-def evaluation() -> Any:
-    """Return the package that evaluates; it brings scikit-learn, too."""
-    import featpipe.evaluation.run  # noqa: PLC0415
-
-    return featpipe.evaluation

@@ -31,9 +31,8 @@ class Logistic(LinearProbe):
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Standardise, then fit with an L2 penalty by L-BFGS."""
-        use = estimators()
-        logistic = use.LogisticRegression(
+        logistic = estimators.LogisticRegression(
             max_iter=self.max_iter,
             class_weight=CLASS_WEIGHTS[self.class_weight],
         )
-        return use.make_pipeline(use.StandardScaler(), logistic)
+        return estimators.make_pipeline(estimators.StandardScaler(), logistic)

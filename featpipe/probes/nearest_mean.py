@@ -19,5 +19,4 @@ class Centroid(Probe):
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Scale rows to length 1, then compare with the class means."""
-        use = estimators()
-        return use.make_pipeline(use.Normalizer(), use.NearestMean())
+        return estimators.make_pipeline(estimators.Normalizer(), estimators.NearestMean())

@@ -28,12 +28,12 @@ class Knn(Probe):
 
         ‖a − b‖² = 2 − 2 cos(a, b).
         """
-        use = estimators()
-        return use.make_pipeline(use.Normalizer(), use.KNeighborsClassifier(algorithm="brute"))
+        nearest = estimators.KNeighborsClassifier(algorithm="brute")
+        return estimators.make_pipeline(estimators.Normalizer(), nearest)
 
     def strategy(self, n_rows: int, n_features: int) -> Any:
         """Compute distances once for all numbers of neighbours."""
-        return estimators().SharedDistances(self)
+        return estimators.SharedDistances(self)
 
     def candidates(self) -> tuple[Any, ...]:
         """Return the numbers of neighbours, the largest first: it is the smoothest."""

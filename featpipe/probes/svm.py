@@ -44,11 +44,11 @@ class Svm(LinearProbe):
         from one row per feature on, is slower around the sizes of a probe. The dual solver visits
         rows in random order.
         """
-        use = estimators()
-        svm = use.LinearSVC(
+        svm = estimators.LinearSVC(
             max_iter=self.max_iter,
             random_state=self.seed,
             dual=n_rows < 8 * n_features,
             class_weight=CLASS_WEIGHTS[self.class_weight],
         )
-        return use.make_pipeline(use.StandardScaler(), use.OneVsRestClassifier(svm))
+        one_vs_rest = estimators.OneVsRestClassifier(svm)
+        return estimators.make_pipeline(estimators.StandardScaler(), one_vs_rest)

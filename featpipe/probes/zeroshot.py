@@ -51,9 +51,9 @@ class Zeroshot(Evaluation):
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add the content of the label map."""
-        label_map = evaluation().run.load_map(self, splits[0].test.store)
+        label_map = evaluation.load_map(self, splits[0].test.store)
         return {**super().resolved(splits), "map": label_map.fingerprint}
 
     def answer(self, splits: list[Any], context: Any) -> Any:
         """Map the stored logits of the test rows."""
-        return evaluation().run.map_logits(self, splits)
+        return evaluation.map_logits(self, splits)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from featpipe import fingerprint
-from featpipe.errors import FeatpipeError, MissingExtraError, UnknownNameError, UsageError
+from featpipe.errors import FeatpipeError, UnknownNameError, UsageError
+from featpipe.lazy import check_installed
 from featpipe.progress import SILENT, Progress
 from featpipe.steps.options import options_of, plain
 from featpipe.workspace import Workspace
@@ -172,8 +172,7 @@ class Step:
     def check_requirements(self) -> None:
         """Raise ``MissingExtraError`` unless everything that the options need is installed."""
         for package, extra in self.requirements():
-            if find_spec(package) is None:
-                raise MissingExtraError(package, extra)
+            check_installed(package, extra)
 
     def identity(self, inputs: Mapping[str, Any], **resolved: Any) -> dict[str, Any]:
         """Return what the numbers follow from, JSON-like: equal identities, equal numbers.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from featpipe import cluster
-from featpipe.cluster import Surroundings
+from featpipe.cluster import Surroundings, ray
 from featpipe.errors import ClusterError, FeatpipeError
 from featpipe.progress import SILENT, Event, Progress
 from featpipe.steps.base import Context, Outcome
@@ -31,20 +31,20 @@ def run_plan_on_cluster(plan: Plan, listeners: Sequence[Listener], address: str)
         for listener in listeners:
             listener(record)
 
-    with cluster.joined(address, plan.context.progress) as ray:
+    with cluster.joined(address, plan.context.progress):
         # Tasks that only wait have no cores: they must not fill up the nodes.
-        nodes = [node for node in cluster.nodes(ray) if node.get("CPU", 0) >= 1]
+        nodes = [node for node in cluster.nodes() if node.get("CPU", 0) >= 1]
         if not nodes:
             raise ClusterError("No node of the cluster has a core.", where=address)
         n_cores = int(min(node["CPU"] for node in nodes))
         with_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
         try:
-            with cluster.listening(ray, notify) as inbox:
-                running = _start(ray, plan, inbox, n_cores, with_gpu=with_gpu)
+            with cluster.listening(notify) as inbox:
+                running = _start(plan, inbox, n_cores, with_gpu=with_gpu)
                 while running:
                     (ended,), _ = ray.wait(list(running), num_returns=1)
                     task = running.pop(ended)
-                    outcomes[task.name] = _outcome(ray, ended, task, outcomes)
+                    outcomes[task.name] = _outcome(ended, task, outcomes)
                     notify(outcomes[task.name])
         except KeyboardInterrupt:
             for task in plan.tasks:
@@ -54,7 +54,7 @@ def run_plan_on_cluster(plan: Plan, listeners: Sequence[Listener], address: str)
     return summary([outcomes[task.name] for task in plan.tasks], plan.context.command)
 
 
-def _start(ray: Any, plan: Plan, inbox: Any, n_cores: int, *, with_gpu: bool) -> dict[Any, Task]:
+def _start(plan: Plan, inbox: Any, n_cores: int, *, with_gpu: bool) -> dict[Any, Task]:
     """Give all tasks to Ray; return each by the reference to its outcome."""
     here, run, n_tasks = Surroundings.here(), ray.remote(_run), len(plan.tasks)
     made: dict[str, Any] = {}
@@ -91,11 +91,12 @@ def _run(
     return replace(outcome, task=task.name, seconds=time.monotonic() - began)
 
 
-def _outcome(ray: Any, ended: Any, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
+def _outcome(ended: Any, task: Task, outcomes: Mapping[str, Outcome]) -> Outcome:
     """Return the outcome of a task, or the failure that the death of its process is."""
     try:
-        return ray.get(ended)
+        outcome: Outcome = ray.get(ended)
     except ray.exceptions.RayError as error:
         first = str(error).strip().partition("\n")[0][:300]
         failed = Outcome("failed", f"{type(error).__name__}: {first}", task=task.name)
-        return not_run(task, outcomes) or failed
+        outcome = not_run(task, outcomes) or failed
+    return outcome

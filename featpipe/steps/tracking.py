@@ -14,10 +14,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from featpipe.errors import FeatpipeError, MissingExtraError
+from featpipe.errors import FeatpipeError
+from featpipe.lazy import Lazy, check_installed
 from featpipe.progress import Event
 from featpipe.steps.base import Outcome
 from featpipe.steps.plan import Plan, file_part
+
+tracking, entities = Lazy("mlflow.tracking"), Lazy("mlflow.entities")
+summary = Lazy("tensorboard.summary")
 
 Keep = Callable[[Outcome], None]
 
@@ -53,10 +57,7 @@ def _open_mlflow(experiment: str, folder: Path) -> Keep:
 
     Runs go to the workspace's ``data/mlruns`` unless ``MLFLOW_TRACKING_URI`` says otherwise.
     """
-    try:
-        from mlflow import entities, tracking  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise MissingExtraError("mlflow", "mlflow") from None
+    check_installed("mlflow", "mlflow")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         # A folder needs no server and no database; MLflow 3 wants this confirmed.
@@ -92,10 +93,7 @@ def _open_mlflow(experiment: str, folder: Path) -> Keep:
 
 def _open_tensorboard(experiment: str, folder: Path) -> Keep:
     """Keep one folder of event files per recipe and evaluated method, in ``data/tensorboard``."""
-    try:
-        from tensorboard.summary import Writer  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise MissingExtraError("tensorboard", "tensorboard") from None
+    check_installed("tensorboard", "tensorboard")
 
     def keep(outcome: Outcome) -> None:
         """Write the metrics and the curves of a result, once per result."""
@@ -105,7 +103,7 @@ def _open_tensorboard(experiment: str, folder: Path) -> Keep:
         events = folder / "tensorboard" / experiment / name / key
         if events.exists():  # event files are only ever appended to: points would occur twice
             return
-        writer = Writer(str(events))
+        writer = summary.Writer(str(events))
         for name, step, value in points_of(outcome):
             writer.add_scalar(name, value, step)
         writer.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featpipe.errors import MissingExtraError
 from featpipe.fingerprint import SEAL, seal_archive
+from featpipe.lazy import Lazy, check_installed
 from featpipe.steps.grammar import table_file
 from featpipe.store.reader import FeatureStore
 from featpipe.workspace import atomic_write, neutralised, refuse_foreign
+
+pd = Lazy("pandas")  # half a second that .npz and .h5 do not need
 
 _WRITTEN = "featpipe store export"
 
@@ -37,8 +38,8 @@ def export_store(
     """
     table_file(target)
     kind = target.suffix
-    if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise MissingExtraError("pyarrow", "parquet")
+    if kind == ".parquet":
+        check_installed("pyarrow", "parquet")
     rows = np.setdiff1d(np.arange(len(store)), list(store.skipped))
     features = np.asarray(store.features(layer)[rows])
     features = features.reshape(len(rows), math.prod(features.shape[1:]))
@@ -65,8 +66,6 @@ def export_store(
                     for name, array in arrays.items():
                         file[name] = array
             return len(rows)
-        import pandas as pd  # noqa: PLC0415 - half a second that the other formats do not need
-
         columns: dict[str, Any] = {"id": ids}
         if store.classes:
             names = [store.classes[label] if label >= 0 else None for label in labels]

@@ -201,7 +201,7 @@ def test_the_name_of_a_local_dataset_is_its_last_part(file, tmp_path):
 
 def test_without_the_library_the_extra_is_named(monkeypatch, options):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    monkeypatch.setattr("featpipe.datasets.find_spec", lambda name: None)
+    monkeypatch.setattr("featpipe.lazy.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError) as caught:
         splits_of("hf:mnist", options)
     assert caught.value.details["next"] == 'pip install "featpipe[hf]"'

@@ -213,7 +213,7 @@ def test_two_layers_explained_are_two_tasks(plan_of):
 
 
 def test_an_extra_that_is_missing_is_found_before_anything_runs(plan_of, monkeypatch):
-    monkeypatch.setattr("featpipe.steps.base.find_spec", lambda name: None)
+    monkeypatch.setattr("featpipe.lazy.find_spec", lambda name: None)
     text = "  - {step: finetune, model: resnet18, dataset: stl10, loss: [cross-entropy, triplet:1]}"
     with pytest.raises(MissingExtraError, match="pytorch_metric_learning"):
         plan_of(EXTRACT + "  - step: svm\n" + text)
