@@ -47,7 +47,7 @@ def classes_by_number(labels: NDArray[Any], where: object) -> tuple[str, ...]:
     DataError, which says ``where`` the labels came from, if one is too large for the number of a
     class: a time or an identifier, for example.
     """
-    last = int(labels.max(initial=0))
+    last = int(labels.max()) if labels.size else UNLABELLED
     if last >= _MOST_CLASSES:
         what = "The labels are not small numbers, and the classes have no names."
         hint = "number the classes from 0, and give their names in an array 'classes'"

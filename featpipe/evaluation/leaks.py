@@ -79,19 +79,32 @@ def account_of_leaks(
         "conflicting": conflicting,
         "test_images": len(np.unique(rows)),
         "leaked": len(np.unique(rows[leaked])),
-        "accuracy": accuracy_interval(correct, rows).as_dict(),
+        **accuracies(correct, rows, leaked),
         "not_trained": [train.ids[row] for row in idle] if len(idle) <= _MOST_LISTED else [],
     }
     if splits[0].train_per_class is not None and len(taught) <= _MOST_LISTED:
         account["trained"] = [train.ids[row] for row in taught]
     if leaked.any():
-        without, clean = None, ~np.isin(rows, rows[leaked])  # of several models, leaked in none
-        if clean.any():
-            without = accuracy_interval(correct[clean], rows[clean]).as_dict()
         clash = np.concatenate([_relabelled(split.test, split.train) for split in splits])
         account["relabelled"] = len(np.unique(rows[clash]))
-        account |= {"accuracy_without": without, "ids": np.unique(ids[leaked]).tolist()}
+        account["ids"] = np.unique(ids[leaked]).tolist()
     return account
+
+
+def accuracies(
+    correct: NDArray[np.bool_], rows: NDArray[Any], leaked: NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Return ``accuracy`` and, if predictions are for images that leaked, ``accuracy_without``.
+
+    ``rows`` says which test image each prediction is for. An image that leaked for one of several
+    models counts for none.
+    """
+    found: dict[str, Any] = {"accuracy": accuracy_interval(correct, rows).as_dict()}
+    if leaked.any():
+        clean = ~np.isin(rows, rows[leaked])
+        without = accuracy_interval(correct[clean], rows[clean]).as_dict() if clean.any() else None
+        found["accuracy_without"] = without
+    return found
 
 
 def note_of_repeats(account: Mapping[str, Any] | None) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from featpipe.errors import ResultError
 from featpipe.evaluation.assemble import low_shot_curve, summarise
+from featpipe.evaluation.leaks import accuracies
 from featpipe.evaluation.metrics import Predictions, classification_metrics
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 
@@ -83,9 +84,14 @@ def differences(result: Result, table: PredictionTable) -> Iterator[str]:
     yield from _compare("summary", result.summary, computed)
     yield from _compare("protocol.n_test", result.protocol["n_test"], len(table.ids))
     yield from _compare("protocol.splits", result.protocol["splits"], len(result.splits))
-    if "low_shot" in result.extra:
-        curve = low_shot_curve(result.splits)
-        yield from _compare("extra.low_shot", result.extra["low_shot"], curve)
+    curve = low_shot_curve(result.splits) or None
+    yield from _compare("extra.low_shot", result.extra.get("low_shot"), curve)
+    if account := result.extra.get("leaks"):
+        leaked = np.isin(table.ids[table.row], account.get("ids", ()))
+        found = accuracies(table.correct, table.row, leaked)
+        found["leaked"] = len(np.unique(table.row[leaked]))
+        for part, value in found.items():
+            yield from _compare(f"extra.leaks.{part}", account[part], value)
 
 
 def _compare(name: str, stated: Any, computed: Any) -> Iterator[str]:

@@ -8,7 +8,6 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,32 +19,14 @@ from featpipe.evaluation.assemble import complete_result
 from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 from featpipe.evaluation.verify import verify_result
-from featpipe.fingerprint import of_file, seal_archive, sealed_json
+from featpipe.fingerprint import of_file, seal_archive
 from featpipe.prediction import open_predictor
 from featpipe.probes.nearest_mean import Centroid
-from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.statistics.comparison import compare
 from featpipe.workspace import Workspace
 from tests.damage import NAMES, VARIANTS, damaged, outcome
-from tests.evaluation.methods import context, evaluated, pair
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One result of each of three methods, with all files, that no test changes."""
-    folder = tmp_path_factory.mktemp("original")
-    stores = pair(folder / "data" / "features" / "toy" / "toynet")
-    results = [evaluated(step, folder, *stores) for step in (Centroid(), Svm(c=(0.01,)), Knn())]
-    return SimpleNamespace(folder=folder, stores=stores, results=results)
-
-
-@pytest.fixture
-def copy(original: Any, tmp_path: Path) -> Workspace:
-    """A copy of the workspace with all results."""
-    for name in ("results", "models"):
-        shutil.copytree(original.folder / "data" / name, tmp_path / "data" / name)
-    return Workspace(tmp_path)
+from tests.evaluation.methods import context, forge
 
 
 def numbers(result: Result) -> Any:
@@ -99,14 +80,6 @@ def test_no_flipped_bit_is_silent(copy: Workspace, file: str) -> None:
 # -- forged, with a digest that fits ---------------------------------------------------------------
 
 
-def forge(path: Path, change: Any) -> None:
-    """Change a result and give it a digest that fits, as anybody can."""
-    content = json.loads(path.read_text("utf-8"))
-    change(content)
-    del content["digest"]
-    path.write_text(sealed_json(content), "utf-8")
-
-
 @pytest.mark.parametrize("kind", ["predictions", "model", "extra"])
 @pytest.mark.parametrize("name", [5, None, "/etc/hostname", "../centroid.json", "a/b.npz"])
 def test_files_are_named_beside_the_result(copy: Workspace, kind: str, name: Any) -> None:
@@ -156,37 +129,6 @@ def test_a_forged_accuracy_is_not_up_to_date_nor_compared_nor_verified(
             use()
     assert step.replace(force=True).run(there).status == "done"
     verify_result(path, there.workspace.models)
-
-
-@pytest.mark.parametrize(
-    ("place", "value"),
-    [
-        ("summary.metrics.macro_f1", 0.99),
-        ("summary.metrics.per_class.0.recall", 1.0),
-        ("summary.accuracy.low", 0.0),
-        ("splits.0.metrics.confusion.1.1", 77),
-        ("splits.0.metrics.top_2_accuracy", None),
-        ("protocol.n_test", 8000),
-        ("splits", []),
-        ("splits.0.metrics", "good"),
-        ("dataset.classes", [1, 2, 3]),
-        ("summary.spread", 5),
-    ],
-)
-def test_every_number_is_computed_again(copy: Workspace, place: str, value: Any) -> None:
-    path = copy.results / "svm.json"
-    verify_result(path, copy.models)
-
-    def change(content: Any) -> None:
-        *way, last = place.split(".")
-        for key in way:
-            content = content[int(key) if key.isdigit() else key]
-        content[int(last) if last.isdigit() else last] = value
-
-    forge(path, change)
-    with pytest.raises(ResultError) as caught:
-        verify_result(path, copy.models)
-    assert caught.value.details["where"] == str(path)
 
 
 def test_files_of_another_result_are_refused(copy: Workspace) -> None:

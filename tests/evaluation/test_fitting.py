@@ -16,7 +16,14 @@ from sklearn.preprocessing import FunctionTransformer
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.fitting import at_edge, check_memory, fit_splits, n_fits, workers_for
+from featpipe.evaluation.fitting import (
+    at_edge,
+    check_memory,
+    fit_splits,
+    n_fits,
+    n_parameters,
+    workers_for,
+)
 from featpipe.evaluation.models import predict_with_scores
 from featpipe.evaluation.protocol import RowSet, Split, make_splits
 from featpipe.probes.base import Probe
@@ -363,6 +370,15 @@ def test_a_classifier_without_scores_has_none():
     assert predicted.tolist() == [0, 0]
     assert scores is None
     assert not probabilities
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"), [("svm", 27), ("logistic", 27), ("centroid", 24), ("knn", 0)]
+)
+def test_learned_numbers_are_counted(name, numbers, tmp_path):
+    store = sealed(tmp_path / "s.h5", content(60, dims=8))
+    X = np.array(store.features())
+    assert n_parameters(PROBES[name].estimator(*X.shape).fit(X, store.labels)) == numbers
 
 
 # -- rows that cannot be used ----------------------------------------------------------------------

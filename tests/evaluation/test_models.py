@@ -28,18 +28,6 @@ def test_a_saved_model_comes_back_and_predicts_the_same(tmp_path, step):
     assert result.cost["model_bytes"] > 500
 
 
-class Foreign:
-    """Not a type that anybody vouches for."""
-
-
-def test_foreign_types_are_refused_before_they_are_made(tmp_path):
-    path = tmp_path / "foreign.skops"
-    skops_io.dump({"featpipe_model": 2, "estimator": Foreign()}, path)
-    with pytest.raises(ResultError, match="not trusted") as caught:
-        load_model(path)
-    assert "Foreign" in caught.value.details["got"]
-
-
 @pytest.fixture
 def saved(tmp_path):
     train, test = pair(tmp_path)

@@ -1,4 +1,4 @@
-"""Which rows take part: leaks, identical images, and lists of images."""
+"""Which rows take part: leaks to drop, identical images, and lists of images."""
 
 from __future__ import annotations
 
@@ -8,86 +8,14 @@ import numpy as np
 import pytest
 
 from featpipe.errors import DataError, FitError
-from featpipe.evaluation.assemble import outcome_of
+from featpipe.evaluation.leaks import first_of_same_image
 from featpipe.evaluation.protocol import make_splits, validation_folds
 from featpipe.evaluation.run import set_up
-from featpipe.evaluation.screening import Screening, first_of_same_image
+from featpipe.evaluation.screening import Screening
 from featpipe.probes.nearest_mean import Centroid
-from featpipe.probes.svm import Svm
-from tests.evaluation.methods import evaluated, pair
+from tests.evaluation.methods import evaluated
 from tests.images import pictures
 from tests.looks import seen
-
-
-@pytest.fixture
-def leaky(tmp_path):
-    """Two splits; the first ten test images are training images, too."""
-    many = list(pictures(90, 16))
-    train = seen(tmp_path / "train.h5", many[:60], noise=6.0, seed=1)
-    images = [*many[:10], *many[60:80]]
-    test = seen(tmp_path / "test.h5", images, split="test", noise=6.0, seed=2)
-    return train, test
-
-
-def test_leaks_are_told_with_the_accuracy_without_them(tmp_path, leaky):
-    result = evaluated(Centroid(), tmp_path, *leaky)
-    account = result.extra["leaks"]
-    assert (account["leaked"], account["test_images"]) == (10, 30)
-    assert account["ids"] == sorted(f"test/{i}.png" for i in range(10))
-    table = result.predictions()
-    kept = [i for i, name in enumerate(table.ids) if int(name[5:-4]) >= 10]
-    expected = np.mean(table.correct[np.isin(table.row, kept)])
-    assert account["accuracy_without"]["value"] == pytest.approx(expected)
-    assert result.notes[0].startswith("10 of 30 test images (33.3 %) are exact copies of training")
-    assert account["relabelled"] == 0
-
-
-def test_the_terminal_warns_of_the_leaks_of_each_result(tmp_path, leaky):
-    whole, part = (Centroid(), Centroid(train_per_class=(2,)))
-    message = outcome_of(evaluated(whole, tmp_path, *leaky), "done").message
-    assert "warning: 10 of 30 test images" in message
-    few = evaluated(part, tmp_path, *leaky)  # fewer training rows, fewer leaks
-    leaked = few.extra["leaks"]["leaked"]
-    assert 0 < leaked < 10
-    assert f"warning: {leaked} of 30 test images" in outcome_of(few, "done").message
-
-
-def test_without_leaks_nothing_is_said(tmp_path, leaky):
-    images = list(pictures(30, 16, seed=5))
-    test = seen(tmp_path / "other.h5", images, split="test")
-    result = evaluated(Centroid(), tmp_path, leaky[0], test)
-    assert result.extra["leaks"]["leaked"] == 0
-    assert not any("exact cop" in note for note in result.notes)
-
-
-def test_leaks_with_another_label_are_counted(tmp_path, leaky):
-    train, _ = leaky
-    images = list(pictures(90, 16))
-    more = seen(tmp_path / "more.h5", [images[0], images[1], *images[60:80]], split="test")
-    assert set(more.labels[:2]) == {0, 1}
-    wrong = seen(tmp_path / "wrong.h5", [images[1], images[0], *images[60:80]], split="test")
-    for test, relabelled in ((more, 0), (wrong, 2)):
-        result = evaluated(Centroid(), tmp_path, train, test)
-        assert result.extra["leaks"]["relabelled"] == relabelled
-        assert ("2 of them under another label" in result.notes[0]) == (relabelled == 2)
-
-
-def test_images_that_repeat_within_a_split_are_counted(tmp_path):
-    images = list(pictures(60, 16))
-    images[57], images[58] = images[0], images[1]  # 57 and 0 are of one class, 58 and 1 are, too
-    images[59] = images[0]
-    result = evaluated(Centroid(), tmp_path, seen(tmp_path / "a.h5", images, noise=6.0))
-    account = result.extra["leaks"]
-    assert (account["repeated"], account["conflicting"]) == (3, 1)
-    text = "3 images are exact copies of another in the same split, 1 of them with another label"
-    assert any(note.startswith(text) for note in result.notes)
-
-
-def test_stores_without_pixels_cannot_tell(tmp_path):
-    train, test = pair(tmp_path)
-    assert evaluated(Centroid(), tmp_path, train, test).extra["leaks"] is None
-    with pytest.raises(FitError, match="is not known"):
-        set_up(Centroid(leaks="drop"), train, test)
 
 
 def test_dropped_leaks_do_not_train(tmp_path, leaky):
@@ -101,17 +29,6 @@ def test_leaks_can_be_forbidden(leaky):
     with pytest.raises(FitError, match="10 training images are also test images") as error:
         set_up(Centroid(leaks="fail"), *leaky)
     assert "--leaks drop" in str(error.value)
-
-
-def test_only_dropping_changes_the_key(tmp_path, leaky):
-    images = list(pictures(60, 16, seed=9))
-    clean = (
-        seen(tmp_path / "clean.h5", images[:40]),
-        seen(tmp_path / "clean test.h5", images[40:], split="test"),
-    )
-    keys = [set_up(Centroid(leaks=policy), *clean).key for policy in ("warn", "fail")]
-    assert keys[0] == keys[1]
-    assert set_up(Centroid(leaks="drop"), *leaky).key != set_up(Centroid(), *leaky).key
 
 
 @pytest.mark.parametrize("protocol", ["kfold:3", "holdout:0.3"])
@@ -137,12 +54,6 @@ def test_few_copies_leave_the_shares_of_classes_alike(tmp_path):
     assert all(set(np.bincount(s.test.labels)) <= {3, 4, 5} for s in splits)
 
 
-def test_a_skipped_image_is_like_no_other(tmp_path):
-    store = seen(tmp_path / "store.h5", list(pictures(6, 16)))
-    store.skipped = {1: "damaged", 4: "damaged"}
-    assert len(set(first_of_same_image(store))) == 6
-
-
 def test_a_list_leaves_images_out_of_training_and_test(tmp_path, leaky):
     listed = tmp_path / "audit.csv"
     listed.write_text(
@@ -163,14 +74,6 @@ def test_a_list_of_ids_alone_drops_all_of_them(tmp_path, leaky):
     listed.write_text("id\ntrain/3.png\ntest/7.png\n")
     (split,) = set_up(Centroid(drop=listed), *leaky).splits
     assert (len(split.train), len(split.test)) == (59, 29)
-
-
-def test_the_content_of_a_list_is_part_of_the_key_and_not_its_place(tmp_path, leaky):
-    one, same, other = (tmp_path / f"{name}.csv" for name in "abc")
-    for path, row in ((one, 3), (same, 3), (other, 4)):
-        path.write_text(f"id\ntrain/{row}.png\n")
-    keys = [set_up(Svm(drop=path), *leaky).key for path in (one, same, other)]
-    assert keys[0] == keys[1] != keys[2]
 
 
 def test_clusters_of_a_list_stay_together(tmp_path):
@@ -199,13 +102,6 @@ def test_a_list_that_cannot_be_used_says_why(tmp_path, leaky, text, what):
     listed.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=what):
         set_up(Centroid(drop=listed), *leaky)
-
-
-def test_a_missing_list_is_named(tmp_path, leaky):
-    (tmp_path / "nine.csv").touch()
-    with pytest.raises(DataError, match="no such list") as error:
-        set_up(Centroid(groups=tmp_path / "none.csv"), *leaky)
-    assert "nine.csv" in str(error.value)
 
 
 def test_dropping_every_training_image_is_refused(tmp_path):

@@ -1,0 +1,109 @@
+"""Files of skops: what was kept comes back, and nothing that is foreign or leads astray."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_blobs
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    StackingClassifier,
+)
+from sklearn.neighbors import NearestCentroid
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
+from skops import io as skops_io
+
+from featpipe.api import evaluate
+from featpipe.errors import ResultError
+from featpipe.evaluation import skops_file
+from featpipe.evaluation.models import load_model, save_model
+from featpipe.probes.estimators import NearestMean
+from tests.evaluation.methods import pair
+
+ROWS, LABELS = make_blobs(60, 4, centers=3, random_state=0)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        NearestMean(),
+        SVC(),
+        RandomForestClassifier(3, random_state=0),
+        GradientBoostingClassifier(n_estimators=2, random_state=0),
+        MLPClassifier(5, solver="adam", max_iter=3, random_state=0),
+        MLPClassifier(5, solver="sgd", max_iter=3, random_state=0),
+        make_pipeline(PolynomialFeatures(2), DecisionTreeClassifier(random_state=0)),
+        StackingClassifier(
+            [("centroid", NearestCentroid()), ("svm", SVC())], DecisionTreeClassifier(), cv=2
+        ),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_what_is_kept_comes_back_and_answers_the_same(tmp_path, estimator):
+    fitted = estimator.fit(ROWS, LABELS)
+    path = tmp_path / "a.skops"
+    assert skops_file.dump(path, {"estimator": fitted, "classes": ["ant", "bee", "cat"]}) == []
+    content, foreign = skops_file.load(path)
+    assert (foreign, content["classes"]) == ([], ["ant", "bee", "cat"])
+    assert type(content["estimator"]) is type(estimator)
+    np.testing.assert_array_equal(content["estimator"].predict(ROWS), fitted.predict(ROWS))
+
+
+def test_types_with_which_a_file_would_not_be_loaded_are_named_when_it_is_written(tmp_path):
+    fitted = HistGradientBoostingClassifier(max_iter=2).fit(ROWS, LABELS)
+    named = skops_file.dump(tmp_path / "a.skops", {"estimator": fitted})
+    assert any("TreePredictor" in name for name in named)
+    assert skops_file.load(tmp_path / "a.skops") == (None, named)
+
+
+class Foreign:
+    """Not a type that anybody vouches for."""
+
+
+def test_foreign_types_are_refused_before_they_are_made(tmp_path):
+    path = tmp_path / "foreign.skops"
+    skops_io.dump({"featpipe_model": 2, "estimator": Foreign()}, path)
+    with pytest.raises(ResultError, match="not trusted") as caught:
+        load_model(path)
+    assert "Foreign" in caught.value.details["got"]
+
+
+@pytest.mark.parametrize("harm", ["children_left", "children_right", "feature"])
+def test_a_tree_whose_nodes_lead_nowhere_is_refused(tmp_path, harm):
+    result = evaluate(DecisionTreeClassifier(), *pair(tmp_path), workspace=tmp_path)
+    path = tmp_path / "data" / "models" / result.files["model"]
+    model = load_model(path)
+    getattr(model.estimator[-1].tree_, harm)[0] = 10**9
+    save_model(path.with_suffix(""), model.estimator, result)
+    with pytest.raises(ResultError, match="decision tree is damaged"):
+        load_model(path)
+
+
+def test_a_forest_of_pipelines_gives_their_trees_no_more_than_it_takes(tmp_path):
+    """It would tell them not to check what they get."""
+    inner = make_pipeline(PolynomialFeatures(2), DecisionTreeClassifier())
+    forest = RandomForestClassifier(1).fit(ROWS, LABELS)
+    forest.estimators_ = [inner.fit(ROWS[:, [0] * 4] ** 2 + ROWS, LABELS)]
+    tree = inner[-1].tree_
+    tree.feature[:] = np.where(tree.children_left == -1, tree.feature, 9)  # of ten, from four
+    skops_file.dump(tmp_path / "a.skops", {"estimator": forest})
+    with pytest.raises(ValueError, match="decision tree is damaged"):
+        skops_file.load(tmp_path / "a.skops")
+
+
+def test_a_forest_that_takes_fewer_features_than_its_trees_is_refused(tmp_path):
+    forest = RandomForestClassifier(3)
+    result = evaluate(forest, *pair(tmp_path), workspace=tmp_path, scale="none")
+    path = tmp_path / "data" / "models" / result.files["model"]
+    model = load_model(path)
+    model.estimator[-1].n_features_in_ = 1
+    save_model(path.with_suffix(""), model.estimator, result)
+    with pytest.raises(ResultError, match="decision tree is damaged"):
+        load_model(path)
