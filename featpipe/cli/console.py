@@ -9,11 +9,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from featpipe.errors import FeatpipeError, UsageError
+from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.lazy import Lazy
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context, Outcome
@@ -203,6 +204,11 @@ def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     rich.print(shown)
 
 
+def plainly(values: Mapping[str, Any]) -> str:
+    """Return names and values in one line."""
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
 # -- one call of a command -----------------------------------------------------------------------
 
 
@@ -225,6 +231,44 @@ class Session:
         """Show the outcome and leave with its exit code."""
         self.console.outcome(outcome)
         raise click.exceptions.Exit(outcome.exit_code)
+
+    def describe(
+        self, people: Mapping[str, Any], paths: tuple[Path, ...], facts: Mapping[str, Any]
+    ) -> NoReturn:
+        """Show people those facts that there are, a line each, and scripts all of them as JSON."""
+        lines = []
+        for name, value in people.items():
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+            if text:
+                lines.append(f"{name:<20}" + text.replace("\n", "\n" + " " * 20))
+        self.finish(Outcome("done", "" if self.as_json else "\n".join(lines), paths, facts))
+
+    def check_files(
+        self,
+        kind: str,
+        paths: Sequence[Path],
+        check: Callable[[Path], Any],
+        changed: Sequence[Path] = (),
+    ) -> NoReturn:
+        """Check files, and tell what is wrong with which; ``changed`` are files of reports."""
+        damaged = []
+        for path in paths:
+            try:
+                check(path)
+            except FeatpipeError as error:
+                self.console.error(error)
+                damaged.append(str(path))
+        message = f"{len(paths) - len(damaged)} of {len(paths)} {kind} verified"
+        for file in changed:
+            what, again = "A file of a report was changed.", "write it again: featpipe report"
+            self.console.error(ResultError(what, where=file, next_step=again))
+        if changed:
+            message += f"; {len(changed)} files of reports are not what was written"
+        damaged += map(str, changed)
+        status = "failed" if damaged else "done"
+        self.finish(
+            Outcome(status, message, tuple(paths), {"damaged": damaged}, int(bool(damaged)))
+        )
 
 
 def command(

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
 
 from featpipe import api
 from featpipe.backbones import MODELS
-from featpipe.cli.console import Session, command
+from featpipe.cli.console import Session, command, plainly
+from featpipe.cli.results import results
 from featpipe.datasets import DATASETS
-from featpipe.errors import FeatpipeError, ResultError, UsageError
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
 from featpipe.workspace import store_files
@@ -47,183 +47,6 @@ def bench(session: Session, model: str, device: str) -> None:
     """Measure this machine: decoding, each runtime and precision, the disk; in a minute or two."""
     rows, taken = api.measure(model, device, session.workspace.root, session.console.progress)
     session.finish(Outcome("done", taken, table=rows))
-
-
-@command(
-    cls=click.Group,
-    invoke_without_command=True,
-    epilog="Examples: featpipe results · featpipe results show svm · featpipe results rm svm",
-)
-@click.pass_context
-def results(ctx: click.Context, session: Session) -> None:
-    """List the results of the workspace, unreadable ones too; show, verify and remove them.
-
-    A part of a result's name means the latest of it: svm, or resnet50-svm.
-    """
-    if ctx.invoked_subcommand is not None:
-        return
-    folder = session.workspace.results
-    found, damaged = api.scan_results(folder)
-    rows = [
-        {
-            "name": result.name,
-            "method": result.title,
-            "features": _network(result),
-            "dataset": result.dataset["name"],
-            "protocol": result.protocol["name"],
-            "accuracy %": f"{100 * result.summary['accuracy']['value']:.2f}",
-            "created": result.created,
-        }
-        for result in found
-    ]
-    titles = api.unique_titles(found, rows, ("dataset", "features", "protocol"))
-    rows = [{**row, "method": title} for row, title in zip(rows, titles, strict=True)]
-    blank = dict.fromkeys(("features", "dataset", "protocol", "accuracy %", "created"))
-    for error in damaged:
-        rows.append({"name": Path(error.details["where"]).stem, "method": error.what, **blank})
-    message = "" if rows else f"no result in {folder}; make one: featpipe svm, or featpipe demo"
-    session.finish(Outcome("done", message, table=rows))
-
-
-def _network(result: Any) -> str:
-    backbone = result.stores[0]["manifest"]["backbone"] if result.stores else {}
-    return str(result.extra.get("network", backbone).get("model") or "")
-
-
-@command("show", results, epilog="Example: featpipe results show svm")
-@click.argument("name")
-def show_result(session: Session, name: str) -> None:
-    """Show one result: its numbers, what they are of, and where its files are."""
-    result = api.Result.load(api.locate_result(session.workspace.results, name))
-    accuracy, metrics = result.summary["accuracy"], result.summary["metrics"]
-    value, low, high = (f"{100 * accuracy[key]:.2f}" for key in ("value", "low", "high"))
-    shown = ("balanced_accuracy", "macro_f1", "roc_auc_macro")
-    models, tested = len(result.splits), f"{result.protocol['n_test']} test images"
-    sd = (result.summary["spread"].get("accuracy") or {}).get("sd")
-    paths = tuple(file.path for file in api.files_of(session.workspace, result.name))
-    facts = {
-        "name": result.name,
-        "method": result.title,
-        "accuracy": f"{value} % (95 % interval {low} – {high} %, {accuracy['method']})",
-        "standard deviation": None if sd is None else f"{100 * sd:.2f} points between models",
-        **{
-            key.removesuffix("_macro").replace("_", " "): f"{100 * metrics[key]:.2f} %"
-            for key in shown
-            if metrics.get(key) is not None
-        },
-        "dataset": f"{result.dataset['name']}, {len(result.dataset['classes'])} classes",
-        "protocol": [result.protocol["name"], *([f"{models} models"] * (models > 1)), tested],
-        "features": [_network(result), *dict.fromkeys(s["layer"] for s in result.stores)],
-        "chosen": _choices(result.splits),
-        "settings": _plainly({k: v for k, v in result.settings.items() if v not in (None, False)}),
-        "recipe": result.extra.get("recipe", {}).get("name"),
-        "made by": result.command,
-        "created": result.created,
-        "notes": "\n".join(result.notes),
-        "files": "\n".join(map(str, paths)),
-    }
-    _describe(session, facts, paths, asdict(result))
-
-
-def _choices(splits: Sequence[Mapping[str, Any]]) -> str:
-    """Say which values the models chose and by what, a line for each choice."""
-    chosen = []
-    for values in (dict(split.get("chosen") or {}) for split in splits):
-        how = [f"by {values.pop('by')}"] if "by" in values else []
-        how += ["at the edge of the grid"] if values.pop("at_edge", False) else []
-        if values:
-            chosen.append(_plainly(values) + f" ({', '.join(how)})" * bool(how))
-    many = len(splits) > 1
-    return "\n".join(
-        text + f": {n} of {len(splits)} models" * many for text, n in Counter(chosen).most_common()
-    )
-
-
-def _describe(
-    session: Session, people: Mapping[str, Any], paths: tuple[Path, ...], facts: Mapping[str, Any]
-) -> NoReturn:
-    """Show people those facts that there are, a line each, and scripts all of them as JSON."""
-    lines = []
-    for name, value in people.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
-        if text:
-            lines.append(f"{name:<20}" + text.replace("\n", "\n" + " " * 20))
-    session.finish(Outcome("done", "" if session.as_json else "\n".join(lines), paths, facts))
-
-
-def _plainly(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-@command("rm", results, epilog="Example: featpipe results rm digits-glyphnet-svm-1a2b3c4d")
-@click.argument("names", nargs=-1, required=True)
-def remove_results(session: Session, names: tuple[str, ...]) -> None:
-    """Remove results with their predictions, models and pictures; stores and reports stay."""
-    folder = session.workspace.results
-    located = dict.fromkeys(_the_one_result(folder, name) for name in names)
-    if outside := [path for path in located if path.resolve().parent != folder.resolve()]:
-        what = "This result is not one of the workspace."
-        raise UsageError(what, where=outside[0], expected=f"one in {folder}")
-    chosen = [path.stem for path in located]
-    found = [file for name in chosen for file in api.files_of(session.workspace, name)]
-    for file in found:
-        file.remove()
-    lines = [*(f"removed {name}" for name in chosen), f"{len(found)} files"]
-    session.finish(Outcome("done", "\n".join(lines), tuple(file.path for file in found)))
-
-
-def _the_one_result(folder: Path, name: str) -> Path:
-    """Return the result to remove; a part of a name that fits several datasets is refused."""
-    path = api.locate_result(folder, name)
-    others = [other for other in api.scan_results(folder)[0] if f"-{name}-" in f"-{other.name}-"]
-    if path.stem != name and len({other.dataset["name"] for other in others}) > 1:
-        others.sort(key=lambda other: other.created, reverse=True)
-        what = f"{name!r} fits results on several datasets, and only one is to be removed."
-        got = "".join(f"\n    {one.name} ({one.dataset['name']})" for one in others)
-        hint = f"say which: featpipe results rm {others[0].name}"
-        raise UsageError(what, where=folder, got=got, next_step=hint)
-    return path
-
-
-@command("verify", results, epilog="Example: featpipe results verify digits-glyphnet-svm-1a2b3c4d")
-@click.argument("names", nargs=-1)
-def verify_results(session: Session, names: tuple[str, ...]) -> None:
-    """Compare results with their digests, and every number with what the predictions give.
-
-    Models and the files of reports are compared with their digests, too. NAMES are results or
-    their files; all results and reports of the workspace by default.
-    """
-    folder, models = session.workspace.results, session.workspace.models
-    paths = [api.locate_result(folder, name) for name in names] or sorted(folder.glob("*.json"))
-    pages = [] if names else sorted(session.workspace.reports.glob("*.html"))
-    changed = [file for page in pages for file in api.changed_files(page)]
-    _verify(session, "results", paths, lambda path: api.verify_result(path, models), changed)
-
-
-def _verify(
-    session: Session,
-    kind: str,
-    paths: Sequence[Path],
-    check: Callable[[Path], Any],
-    changed: Sequence[Path] = (),
-) -> NoReturn:
-    """Check files, and tell what is wrong with which; ``changed`` are files of reports."""
-    damaged = []
-    for path in paths:
-        try:
-            check(path)
-        except FeatpipeError as error:
-            session.console.error(error)
-            damaged.append(str(path))
-    message = f"{len(paths) - len(damaged)} of {len(paths)} {kind} verified"
-    for file in changed:
-        what, again = "A file of a report was changed.", "write it again: featpipe report"
-        session.console.error(ResultError(what, where=file, next_step=again))
-    if changed:
-        message += f"; {len(changed)} files of reports are not what was written"
-    damaged += map(str, changed)
-    status = "failed" if damaged else "done"
-    session.finish(Outcome(status, message, tuple(paths), {"damaged": damaged}, int(bool(damaged))))
 
 
 @command(epilog="Examples: featpipe clean · featpipe clean --yes")
@@ -380,13 +203,13 @@ def info(session: Session, path: Path) -> None:
         "model": [backbone["model"], f"weights {weights.get('name', weights)}"],
         "layers": [f"{name} {' × '.join(map(str, shape))}" for name, shape in shapes.items()],
         "stored as": found.manifest["dtype"],
-        "images prepared": _plainly(backbone.get("preprocessing", {})),
+        "images prepared": plainly(backbone.get("preprocessing", {})),
         "made": f"{run['created']} in {run['seconds']:.1f} s, {run['images_per_s']:.0f} images/s, "
         f"on {run['device']}",
         "made by": run.get("command"),
         "fingerprint": found.fingerprint,
     }
-    _describe(session, people, (path,), facts)
+    session.describe(people, (path,), facts)
 
 
 @command(group=store, epilog="Example: featpipe store verify data/features/digits/glyphnet/*.h5")
@@ -395,7 +218,7 @@ def verify(session: Session, paths: tuple[Path, ...]) -> None:
     """Read stores completely and compare them with their digests; all of them by default."""
     folders = session.workspace.features, session.workspace.activations
     found = paths or tuple(path for folder in folders for path in store_files(folder))
-    _verify(session, "stores", found, lambda path: api.FeatureStore(path).verify())
+    session.check_files("stores", found, lambda path: api.FeatureStore(path).verify())
 
 
 @command(group=store, epilog="Example: featpipe store export FILE.h5 features.parquet")

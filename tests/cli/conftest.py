@@ -66,3 +66,10 @@ def in_process(code: str, folder: Path, **environment: str) -> subprocess.Comple
         text=True,
         check=False,
     )
+
+
+@pytest.fixture
+def evaluated(run: Any, extract: str) -> Path:
+    """The path of a result of a small dataset, in the current folder."""
+    run(extract)
+    return Path(run("centroid --protocol holdout:0.5 --json").events[-1]["paths"][0])
