@@ -146,8 +146,9 @@ def joined(where: str, progress: Progress) -> Iterator[None]:
         _check_nodes()
         found = nodes()
         cores, gpus = (sum(node.get(kind, 0) for node in found) for kind in ("CPU", "GPU"))
-        with_gpus = f", {gpus:g} GPUs" * bool(gpus)
-        progress.note(f"Ray cluster: {len(found)} nodes, {cores:g} cores{with_gpus}")
+        parts = [(len(found), "node"), (cores, "core"), *[(gpus, "GPU")] * bool(gpus)]
+        size = ", ".join(f"{number:g} {what}{'s' * (number != 1)}" for number, what in parts)
+        progress.note(f"Ray cluster: {size}")
         with _said_by_ray(progress):
             yield
     finally:

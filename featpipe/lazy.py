@@ -19,6 +19,8 @@ class Lazy:
     0.5
     """
 
+    __slots__ = ("_name",)  # nothing else can be set: it would not be set in the module
+
     def __init__(self, name: str) -> None:
         self._name = name
 

@@ -34,3 +34,10 @@ def seen(
     with StoreWriter(path, what) as writer:
         writer.append(arrays, looks=looks)
         return writer.seal(RUN)
+
+
+def vectors(n: int, seed: int, classes: int = 3, dims: int = 40, apart: float = 2) -> np.ndarray:
+    """Return features in which classes differ and every image is its own."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(classes, dims)) * apart
+    return (centres[np.arange(n) % classes] + rng.normal(size=(n, dims))).astype(np.float32)

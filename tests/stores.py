@@ -79,3 +79,11 @@ def sealed(path: Path, what: StoreContent | None = None, **drawing: Any) -> Feat
 def kept_rows(partial: Path) -> int:
     """Return how many rows an unfinished store has kept."""
     return sum(facts["rows"] for facts, *_ in read_blocks(partial))
+
+
+def everything(store: FeatureStore) -> list[Any]:
+    """Return all that a store says, its numbers as bytes."""
+    said = [store.ids, store.classes, store.manifest, store.fingerprint, store.skipped, store.run]
+    said += [store.source_classes, [fold.tolist() for fold in store.folds]]
+    arrays = [store.labels, *map(store.features, store.shapes)]
+    return said + [(array.dtype, array.shape, array.tobytes()) for array in arrays]

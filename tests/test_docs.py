@@ -26,6 +26,7 @@ from featpipe import cli
 from featpipe.backbones import MODELS, architecture_of
 from featpipe.datasets.binary import Stl10
 from featpipe.store import scan_stores
+from tests.backbones.tiny import save_tiny
 from tests.datasets.conftest import sums_of, write_stl10
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -252,14 +253,14 @@ def test_the_commands_on_any_backbone_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They run on random weights, as downloaded; that of transformers is a smaller DINOv2."""
-    families = importlib.import_module("tests.backbones.test_families")  # skips without extras
+    timm = pytest.importorskip("timm")
     hub = tmp_path / "huggingface"
     with_stl10(tmp_path, monkeypatch, 10)
     untrained("convnext_tiny", tmp_path, monkeypatch)
-    vit = families.timm.create_model("vit_base_patch16_224.dino")
+    vit = timm.create_model("vit_base_patch16_224.dino")
     (of_timm := hub / "timm" / "vit_base_patch16_224.dino").mkdir(parents=True)
     save_file(vit.state_dict(), of_timm / "model.safetensors")
-    families.save_tiny("dinov2", hub / "facebook" / "dinov2-base")
+    save_tiny("dinov2", hub / "facebook" / "dinov2-base")
     monkeypatch.setattr(
         "huggingface_hub.hf_hub_download", lambda name, file, **_: str(hub / name / file)
     )

@@ -29,6 +29,8 @@ def test_a_module_is_imported_when_a_name_is_asked_for(package: str) -> None:
     assert package in sys.modules
     with pytest.raises(AttributeError, match="question"):
         _ = lazy.question
+    with pytest.raises(AttributeError, match="answer"):
+        lazy.answer = 43
 
 
 def test_a_package_that_is_missing_is_told_with_its_extra(package: str) -> None:

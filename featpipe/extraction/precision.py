@@ -53,7 +53,8 @@ def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor
     images = next(parts).images
     parts.close()
     if images is None:
-        raise DataError("No image can be read to fit int8 to.", where=source.name)
+        what = f"None of {len(rows)} images can be read, on which a precision would be tried."
+        raise DataError(what, where=source.name)
     return images
 
 

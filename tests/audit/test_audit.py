@@ -11,17 +11,10 @@ from featpipe.audit.audit import COLUMNS, Audit
 from featpipe.audit.record import sentences
 from featpipe.errors import FitError
 from tests.images import pictures
-from tests.looks import seen
+from tests.looks import seen, vectors
 from tests.stores import content, sealed
 
 CLASSES = ("ant", "bee", "cat")
-
-
-def vectors(n, seed, classes=3, dims=40, apart=2):
-    """Return features in which classes differ and every image is its own."""
-    rng = np.random.default_rng(seed)
-    centres = np.random.default_rng(7).normal(size=(classes, dims)) * apart
-    return (centres[np.arange(n) % classes] + rng.normal(size=(n, dims))).astype(np.float32)
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torchvision import models
 
 from featpipe.backbones import CIFAR_RESNETS, MODELS, TORCHVISION, automatic, load_backbone
 from featpipe.backbones.architecture import (
@@ -310,13 +309,6 @@ def test_automatic_choices_are_those_of_the_architecture(name: str) -> None:
     architecture = MODELS.get(name)
     for weights in [*architecture.published, "weights.safetensors"]:
         assert automatic(name, weights) == architecture.automatic(weights)
-
-
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvisions_default_is_ours(name: str) -> None:
-    published = MODELS.get(name).published
-    assert published["DEFAULT"].name == models.get_model_weights(name).DEFAULT.name
-    assert set(published) == {"DEFAULT", *models.get_model_weights(name).__members__}
 
 
 @pytest.mark.parametrize(

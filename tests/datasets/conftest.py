@@ -361,6 +361,19 @@ def png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+@pytest.fixture
+def shard(tmp_path):
+    """Write a tar file of images and other members, return its spec."""
+
+    def write(*names: str, at: str = "pets.tar", **labels: object) -> str:
+        members = dict.fromkeys(names, png(pictures(1)[0]))
+        members |= {f"{key}.cls": str(label).encode() for key, label in labels.items()}
+        write_shard(tmp_path / at, members)
+        return f"wds:{tmp_path / at}"
+
+    return write
+
+
 def _make_wds(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """Two shards of a training split, one of a test split, names of classes."""
     images = {"train": pictures(4, seed=1), "test": pictures(3, seed=2)}

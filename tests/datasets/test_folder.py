@@ -13,7 +13,6 @@ from PIL import Image
 from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.datasets.folder import images_below
 from featpipe.datasets.images import IMAGE_SUFFIXES, is_image_name
-from featpipe.datasets.naming import natural_key
 from featpipe.errors import DataError, ImageError
 
 
@@ -252,13 +251,6 @@ def test_hashes_are_remembered_although_the_look_was_interrupted(
         open_source(spec, "all", replace(options, progress=Impatient()))
     open_source(spec, "all", replace(options, progress=listener))
     assert listener.steps == 6
-
-
-def test_natural_key_is_a_total_order():
-    names = ["a1", "A1", "a01", "a10", "a9", "1a", "10", "9", "", "a", "é", "ß"]
-    backwards = names[::-1]
-    assert sorted(names, key=natural_key) == sorted(backwards, key=natural_key)
-    assert len({str(natural_key(name)) for name in names}) == len(names)
 
 
 def test_a_folder_that_vanished(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featpipe import urls
 from featpipe.api import extract
 from featpipe.cli import main
 from featpipe.datasets import short_name, slug
@@ -212,33 +210,6 @@ def test_a_file_is_no_folder(memory, options):
         splits_of("folder:memory://x.tar", options)
 
 
-def test_credentials_that_are_missing_or_wrong(s3, options, monkeypatch):
-    import s3fs
-    from moto import settings
-
-    s3.put_object(Bucket="shelf", Key="photos/a/1.png", Body=b"x")
-    monkeypatch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
-    with pytest.raises(DataError, match="gives no access") as caught:
-        splits_of("folder:s3://shelf/photos", options)
-    assert "AWS_ACCESS_KEY_ID" in caught.value.details["next"]
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(DataError, match="gives no access") as caught:
-        splits_of("folder:s3://shelf/photos", options)
-    assert "testing" not in str(caught.value)
-
-
-def test_a_server_that_does_not_answer(s3, options, monkeypatch):
-    import s3fs
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(DataError, match="cannot be read") as caught:
-        splits_of("folder:s3://shelf/photos", options)
-    assert "network" in caught.value.details["next"]
-
-
 def test_a_store_that_denies_access_meanwhile_stops_the_run(s3, folder, options, monkeypatch):
     from moto import settings
 
@@ -257,24 +228,12 @@ def test_a_store_that_denies_access_meanwhile_stops_the_run(s3, folder, options,
         assert not isinstance(caught.value, ImageError), "an image that may be skipped"
 
 
-@pytest.mark.parametrize(("at", "extra"), [("s3", "s3"), ("gs", "gcs"), ("gcs", "gcs")])
-def test_a_package_that_is_missing(options, monkeypatch, at, extra):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        urls, "find_spec", lambda name: None if name in ("s3fs", "gcsfs") else found(name)
-    )
-    with pytest.raises(MissingExtraError) as caught:
-        splits_of(f"folder:{at}://shelf/photos", options)
-    assert caught.value.details["next"] == f'pip install "featpipe[{extra}]"'
-
-
-def test_other_protocols(options):
-    with pytest.raises(UsageError, match="nix://") as caught:
-        splits_of("folder:nix://shelf/photos", options)
-    assert "Protocol not known" in caught.value.details["got"]
-    with pytest.raises(UsageError, match="password") as caught:
-        splits_of("folder:ftp://me:secret@host/photos", options)
-    assert "secret" not in str(caught.value)
+def test_a_package_that_is_missing(options, monkeypatch):
+    monkeypatch.setattr("featpipe.lazy.find_spec", lambda name: None)
+    for spec in ("folder:s3://shelf/photos", "wds:s3://shelf/x.tar"):
+        with pytest.raises(MissingExtraError) as caught:
+            splits_of(spec, options)
+        assert caught.value.details["next"] == 'pip install "featpipe[s3]"'
 
 
 @pytest.mark.parametrize("kind", ["csv", "npz"])

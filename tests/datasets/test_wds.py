@@ -1,13 +1,11 @@
-"""wds:PATH: shards on the disk and at URLs, their labels, splits and damage."""
+"""wds:PATH: shards on the disk and at URLs, their labels and splits, and what braces mean."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import shutil
 import sys
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -21,20 +19,6 @@ from featpipe.errors import DataError, ImageError, UsageError
 from tests.datasets.conftest import pictures, png, save, write_shard
 
 HOW = {"model": "glyphnet", "device": "cpu", "runtime": "torch"}
-IMAGE = png(pictures(1)[0])
-
-
-@pytest.fixture
-def shard(tmp_path):
-    """Write a tar file of images and other members, return its spec."""
-
-    def write(*names: str, at: str = "pets.tar", **labels: object) -> str:
-        members = dict.fromkeys(names, IMAGE)
-        members |= {f"{key}.cls": str(label).encode() for key, label in labels.items()}
-        write_shard(tmp_path / at, members)
-        return f"wds:{tmp_path / at}"
-
-    return write
 
 
 @pytest.fixture(params=["disk", "file", "memory", "s3"])
@@ -154,11 +138,9 @@ def test_labels(shard, options, labels, classes, found):
     assert (source.classes, source.labels.tolist()) == (classes, found)
 
 
-@pytest.mark.parametrize("label", [b"two\nlines", b"\xff\xfe", b"x" * 5000, b"9999999999"])
-def test_what_is_no_label(tmp_path, options, label):
-    write_shard(tmp_path / "x.tar", {"a.png": IMAGE, "a.cls": label})
-    with pytest.raises(DataError, match=r"not a label|not small numbers"):
-        open_source(f"wds:{tmp_path / 'x.tar'}", "all", options)
+def test_a_label_that_is_a_large_number_is_no_class(shard, options):
+    with pytest.raises(DataError, match="not small numbers"):
+        open_source(shard("a.png", a=9999999999), "all", options)
 
 
 def test_folders_are_classes_where_there_is_no_cls(shard, options):
@@ -200,94 +182,12 @@ def test_a_tar_file_of_no_split_among_others(shard, tmp_path, options):
     assert "extra-0.tar" in str(caught.value)
 
 
-def test_what_is_no_image_is_left_out(shard, options):
-    names = ("1.png", "1.seg.png", "1.json", ".2.png", "__MACOSX/._1.png", "note.txt")
-    spec = shard(*names, **{"2": "a label alone"})
-    assert list(open_source(spec, "all", options).ids) == ["pets/1.png"]
-
-
-def test_names_that_climb_are_texts(shard, options, tmp_path):
-    spec = shard("../../a.png", "/etc/b.png", "c d\n€.png")
-    source = open_source(spec, "all", options)
-    assert list(source.ids) == ["pets/a.png", "pets/etc/b.png", "pets/c d\n€.png"]
-    assert source.read(1).shape == (8, 8, 3)
-    assert sorted(os.listdir(tmp_path)) == ["hashes.sqlite", "pets.tar"]
-
-
-@pytest.mark.parametrize("names", [["1.png", "1.jpg"], ["a/1.png", "./a/1.png"]])
-def test_two_images_with_one_key(shard, options, names):
-    with pytest.raises(DataError, match="same key") as caught:
-        open_source(shard(*names), "all", options)
-    assert "pets.tar" in str(caught.value)
-
-
-def test_a_label_given_twice(tmp_path, options):
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for name in ("1.png", "1.cls", "1.cls"):
-            tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(DataError, match="same key"):
-        open_source(f"wds:{tmp_path / 'x.tar'}", "all", options)
-
-
-def test_an_image_whose_name_has_several_dots(shard, options):
-    with pytest.raises(DataError, match="several dots") as caught:
-        open_source(shard("1.png", "IMG.2020.png"), "all", options)
-    assert "IMG.2020.png" in str(caught.value)
-
-
-def test_links_are_unreadable(tmp_path, options):
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        for name, kind in (("1.png", tarfile.SYMTYPE), ("2.png", tarfile.LNKTYPE)):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "/etc/passwd"
-            tar.addfile(member)
-        member = tarfile.TarInfo("3.png")
-        member.size = len(IMAGE)
-        tar.addfile(member, io.BytesIO(IMAGE))
-    source = open_source(f"wds:{tmp_path / 'x.tar'}", "all", options)
-    assert sorted(source.unreadable) == [0, 1]
-    with pytest.raises(ImageError, match="a link"):
-        source.read(0)
-    assert source.read(2).shape == (8, 8, 3)
-
-
 def test_an_image_that_is_damaged_is_named_with_its_tar_file(tmp_path, options):
     write_shard(tmp_path / "x.tar", {"1.png": b"no image"})
     source = open_source(f"wds:{tmp_path / 'x.tar'}", "all", options)
     with pytest.raises(ImageError) as caught:
         source.read(0)
     assert caught.value.details["where"] == f"{tmp_path / 'x.tar'}, 1.png"
-
-
-def test_long_names(shard, options):
-    name = "x" * 300
-    source = open_source(shard(f"{name}/1.png", f"{name}/2.png"), "all", options)
-    assert source.ids[1] == f"pets/{name}/2.png"
-    np.testing.assert_array_equal(source.read(1), pictures(1)[0])
-
-
-@pytest.mark.parametrize("remote", [False, True])
-@pytest.mark.parametrize("cut", ["header", "member", "between", "damaged", "nothing", "text"])
-def test_a_tar_file_that_is_damaged_or_cut_off(tmp_path, options, memory, cut, remote):
-    path = tmp_path / "pets.tar"
-    write_shard(path, {"1.png": IMAGE, "2.png": IMAGE, "3.png": IMAGE})
-    content = path.read_bytes()
-    each = 512 + -(-len(IMAGE) // 512) * 512
-    changed = {
-        "header": content[: each + 100],
-        "member": content[: each + 512 + 20],
-        "between": content[: 2 * each],
-        "damaged": content[:each] + b"\xff" * 512 + content[each + 512 :],
-        "nothing": b"",
-        "text": b"<html>not found</html>" * 100,
-    }
-    path.write_bytes(changed[cut])
-    memory.pipe("/pets.tar", changed[cut])
-    spec = "memory://pets.tar" if remote else path
-    with pytest.raises(DataError, match="damaged or cut off") as caught:
-        open_source(f"wds:{spec}", "all", options)
-    assert "pets.tar" in caught.value.details["where"]
-    assert "again" in caught.value.details["next"]
 
 
 def test_compressed_tar_files_are_refused(shard, options, tmp_path):

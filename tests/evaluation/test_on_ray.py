@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_one_machine(
 def test_features_larger_than_the_object_store_are_refused(
     nodes: Cluster, stores: list[FeatureStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joining, "nodes", lambda ray: [{"CPU": 1, "object_store_memory": 100_000}])
+    monkeypatch.setattr(joining, "nodes", lambda: [{"CPU": 1, "object_store_memory": 100_000}])
     with pytest.raises(ClusterError, match="do not fit into the object store") as raised:
         featpipe.evaluate(
             *("svm", *stores),
@@ -96,7 +96,7 @@ def test_an_error_on_a_node_is_that_of_one_machine(
 def test_memory_is_that_of_the_nodes(
     nodes: Cluster, stores: list[FeatureStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joining, "nodes", lambda ray: [{"CPU": 1.0, "memory": 1e6}, {"CPU": 0.0}])
+    monkeypatch.setattr(joining, "nodes", lambda: [{"CPU": 1.0, "memory": 1e6}, {"CPU": 0.0}])
     there = {"engine": "ray", "address": nodes.address, "solver": "sklearn"}
     with pytest.raises(FitError, match="not fit into memory") as raised:
         featpipe.evaluate("svm", *stores, workspace=tmp_path, **there)

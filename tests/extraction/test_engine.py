@@ -9,9 +9,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,42 +23,16 @@ from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, ImageError, StoreError, UnknownNameError, UsageError
 from featpipe.extraction import Extract
-from featpipe.extraction.batches import Batch, ExtractOptions, batch_rows, work_on_batches
+from featpipe.extraction.batches import ExtractOptions
 from featpipe.extraction.engine import content_of, extract_source
 from featpipe.progress import Event, Progress
-from featpipe.steps import Context, Outcome
+from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreWriter
 from featpipe.workspace import Workspace
 from tests import images, stores
+from tests.extraction.conftest import only_store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.weights_file(tmp_path_factory.mktemp("weights") / "w.safetensors")
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return images.photo_folder(tmp_path_factory.mktemp("data") / "photos")
-
-
-@pytest.fixture
-def extract(weights: Path, photos: Path, tmp_path: Path) -> Any:
-    """Return a function that runs the step in a workspace of its own."""
-
-    def run(**options: Any) -> Outcome:
-        step = {"model": images.MODEL, "weights": weights, "dataset": f"folder:{photos}", **options}
-        step["weights"] = str(step["weights"])
-        return Extract(device="cpu", **step).run(Context(Workspace(tmp_path / "work")))
-
-    return run
-
-
-def only_store(outcome: Outcome) -> FeatureStore:
-    (path,) = outcome.paths
-    return FeatureStore(path)
 
 
 def test_features_are_those_of_the_backbone(extract: Any, weights: Path, photos: Path) -> None:
@@ -232,47 +204,6 @@ def test_a_damaged_store_of_other_options_is_no_obstacle(extract: Any) -> None:
 # --- how the network runs
 
 
-class Slow:
-    """Work of which the first batches take the longest; it keeps count of what runs at once."""
-
-    def __init__(self) -> None:
-        self.running = self.most = 0
-        self.lock = Lock()
-
-    def __call__(self, batch: Batch) -> int:
-        with self.lock:
-            self.running += 1
-            self.most = max(self.most, self.running)
-        time.sleep(0.12 - 0.02 * batch.rows.start)
-        with self.lock:
-            self.running -= 1
-        return batch.rows.start
-
-
-def numbered(stop: int | None = None) -> Iterator[Batch]:
-    for row in range(6):
-        if row == stop:
-            raise KeyboardInterrupt
-        yield Batch(range(row, row + 1), [], None, {})
-
-
-def test_batches_are_embedded_at_the_same_time_and_come_out_in_order() -> None:
-    slow = Slow()
-    assert [made for _, made in work_on_batches(numbered(), slow, 3)] == [0, 1, 2, 3, 4, 5]
-    assert slow.most == 3
-
-
-def test_the_last_rows_are_shared_by_the_batches_that_run_at_once() -> None:
-    assert [len(part) for part in batch_rows(range(41), 8, 2)] == [8, 8, 8, 8, 5, 4]
-
-
-def test_what_was_read_before_an_error_comes_out_before_it() -> None:
-    batches = work_on_batches(numbered(4), Slow(), 3)
-    assert [next(batches)[1] for _ in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(KeyboardInterrupt):
-        next(batches)
-
-
 @pytest.mark.parametrize("raised", [RuntimeError("the server is gone"), KeyboardInterrupt()])
 def test_a_reader_that_dies_ends_the_run_which_continues_later(
     weights: Path, photos: Path, tmp_path: Path, raised: BaseException
@@ -331,26 +262,6 @@ def test_the_run_record_says_what_ran_and_why(extract: Any) -> None:
     other = only_store(extract(runtime="openvino", layer="layer2"))
     assert (other.run["runtime"], other.run["runtime_because"]) == ("openvino", "asked for")
     assert "runtime" not in other.manifest["backbone"]
-
-
-def test_a_lower_precision_says_what_it_costs(extract: Any, tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
-    split = np.array(["train"] * 20 + ["test"] * 10)
-    path = tmp_path / "toy.npz"
-    np.savez(path, images=images.pictures(30, 32), labels=np.arange(30) % 3, split=split)
-    plain = extract(dataset=f"npz:{path}")
-    test = extract(dataset=f"npz:{path}", precision="int8", split="test")
-    assert only_store(test).path not in plain.paths
-    both = extract(dataset=f"npz:{path}", precision="int8")
-    assert test.paths[0] == both.paths[1], "both are fitted to the training images"
-    for outcome in (test, both):
-        store = FeatureStore(outcome.paths[-1])
-        described = store.manifest["backbone"]
-        assert (described["runtime"], described["precision"]) == ("openvino", "int8")
-        against = store.run["against_float32"]
-        assert against["images"] == 10
-        assert 0.9 < against["cosine"]["avgpool"]["min"] <= against["cosine"]["avgpool"]["mean"] < 1
-    assert extract(dataset=f"npz:{path}", precision="int8").status == "up to date"
 
 
 # --- splits, subsets, labels

@@ -21,6 +21,8 @@ import featpipe
 from featpipe import cluster as joining
 from featpipe.backbones import MODELS
 from featpipe.errors import ClusterError, ImageError, WeightsError
+from featpipe.extraction import Extract
+from featpipe.extraction.on_ray import Order
 from featpipe.progress import Event, Progress
 from featpipe.store import FeatureStore
 from tests.cluster.nodes import Cluster, cluster
@@ -225,9 +227,16 @@ def test_more_than_any_node_has(extracted: Extracted) -> None:
     assert raised.value.details["expected"] == "--num-cpus 64, --num-gpus 2"
 
 
-def test_no_cluster_at_the_address(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="There is no cluster at this address") as raised:
-        featpipe.extract(
-            *("digits", "glyphnet"), workspace=tmp_path, engine="ray", address="127.0.0.1:9"
-        )
-    assert "ray start --head" in raised.value.details["next"]
+@pytest.mark.parametrize(
+    ("gpus", "room"), [(0, 5), (1, 4), (2, 2), (0.5, 4), (0.6, 4), (0.1, 5), (0.25, 5)]
+)
+def test_as_many_actors_as_there_is_room_for(
+    gpus: float, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 1.0}] if gpus != 0.1 else [{"CPU": 5.0, "GPU": 1.0}]
+    if gpus == 0.25:
+        nodes = [{"CPU": 5.0, "GPU": 2.0}]
+    monkeypatch.setattr(joining, "nodes", lambda: nodes)
+    step = Extract(dataset="digits", model="glyphnet", engine="ray", num_gpus=gpus)
+    resources, n_actors = Order(step, Path(), {}).actors()
+    assert (n_actors, resources.get("num_gpus", 0)) == (room, gpus)

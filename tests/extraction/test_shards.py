@@ -12,11 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import featpipe
-from featpipe import cluster
 from featpipe.cli.main import featpipe as program
 from featpipe.errors import (
     DataError,
-    FeatpipeError,
     ImageError,
     MissingExtraError,
     StoreError,
@@ -24,7 +22,6 @@ from featpipe.errors import (
     UsageError,
 )
 from featpipe.extraction import Extract
-from featpipe.extraction.on_ray import Order
 from featpipe.progress import Event, Progress
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreWriter
@@ -319,39 +316,7 @@ def test_places_for_shards_are_checked(
 
 
 def test_a_bucket_needs_its_extra(extracted: Extracted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featpipe.urls.find_spec", lambda name: None)
+    monkeypatch.setattr("featpipe.lazy.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="s3fs") as raised:
         extracted(shards_at="s3://shelf/x")
     assert raised.value.details["next"] == 'pip install "featpipe[s3]"'
-
-
-@pytest.mark.parametrize(
-    ("gpus", "room"), [(0, 5), (1, 4), (2, 2), (0.5, 4), (0.6, 4), (0.1, 5), (0.25, 5)]
-)
-def test_as_many_actors_as_there_is_room_for(
-    gpus: float, room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes = [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 1.0}] if gpus != 0.1 else [{"CPU": 5.0, "GPU": 1.0}]
-    if gpus == 0.25:
-        nodes = [{"CPU": 5.0, "GPU": 2.0}]
-    monkeypatch.setattr(cluster, "nodes", lambda ray: nodes)
-    step = Extract(dataset="digits", model="glyphnet", engine="ray", num_gpus=gpus)
-    resources, n_actors = Order(step, Path(), {}).actors(None)
-    assert (n_actors, resources.get("num_gpus", 0)) == (room, gpus)
-
-
-def test_parts_of_two_gpus_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"cannot have 1\.5 GPUs"):
-        Extract(dataset="digits", model="glyphnet", engine="ray", num_gpus=1.5)
-
-
-@pytest.mark.parametrize("options", [{"actors": 2}, {"num_gpus": 1}, {"address": "a:1"}])
-def test_options_of_a_cluster_need_one(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="is for a cluster"):
-        Extract(dataset="digits", model="glyphnet", **options)
-
-
-@pytest.mark.parametrize("address", ["here", "host:", ":1", "host:port", "host:99999"])
-def test_addresses_are_checked(address: str) -> None:
-    with pytest.raises(FeatpipeError, match="no address of a cluster"):
-        Extract(dataset="digits", model="glyphnet", engine="ray", address=address)

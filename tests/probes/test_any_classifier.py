@@ -26,7 +26,7 @@ from sklearn.utils import all_estimators
 from featpipe.api import evaluate, report
 from featpipe.cli import main
 from featpipe.errors import FitError, RecipeError, ResultError, UnknownNameError, UsageError
-from featpipe.evaluation.models import load_model, save_model
+from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
 from featpipe.probes.any_classifier import AnyClassifier, describe
 from featpipe.steps.recipe import read_recipe
@@ -227,28 +227,6 @@ def test_without_scores_what_needs_them_is_left_out(tmp_path, stores):
     result = evaluated(step, tmp_path, *stores)
     assert any("left out" in note for note in result.notes)
     assert result.summary["metrics"]["roc_auc_macro"] is None
-
-
-@pytest.mark.parametrize("harm", ["children_left", "children_right", "feature"])
-def test_a_tree_whose_nodes_lead_nowhere_is_refused(tmp_path, stores, harm):
-    result = evaluate(DecisionTreeClassifier(), *stores, workspace=tmp_path)
-    path = tmp_path / "data" / "models" / result.files["model"]
-    model = load_model(path)
-    getattr(model.estimator[-1].tree_, harm)[0] = 10**9
-    save_model(path.with_suffix(""), model.estimator, result)
-    with pytest.raises(ResultError, match="decision tree is damaged"):
-        load_model(path)
-
-
-def test_a_forest_that_takes_fewer_features_than_its_trees_is_refused(tmp_path, stores):
-    forest = RandomForestClassifier(3)
-    result = evaluate(forest, *stores, workspace=tmp_path, scale="none")
-    path = tmp_path / "data" / "models" / result.files["model"]
-    model = load_model(path)
-    model.estimator[-1].n_features_in_ = 1
-    save_model(path.with_suffix(""), model.estimator, result)
-    with pytest.raises(ResultError, match="decision tree is damaged"):
-        load_model(path)
 
 
 @pytest.mark.parametrize("classifier", [HistGradientBoostingClassifier(max_iter=3), SVC()])

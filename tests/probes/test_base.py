@@ -1,11 +1,15 @@
-"""What every probe has as a step: its identity, its place in a recipe, and nothing heavy."""
+"""What all probes share: a step with an identity, scikit-learn's contract, and nothing heavy."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from sklearn.base import clone
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 
 from featpipe.errors import StoreError, UsageError
 from featpipe.probes.base import Evaluation, Probe
@@ -18,6 +22,12 @@ from featpipe.steps import STEPS, Step, option, options_of
 from tests.stores import content, sealed
 
 METHODS: list[type[Evaluation]] = [Svm, Logistic, Knn, Centroid, Zeroshot]
+PROBES = {
+    "svm": Svm(c=(1e-3, 1e-1)),
+    "logistic": Logistic(c=(1e-3, 1e-1)),
+    "knn": Knn(k=(3, 5)),
+    "centroid": Centroid(),
+}
 
 
 class Extraction(Step):
@@ -116,3 +126,70 @@ def test_the_modules_of_probes_are_light():
     code = f"import sys, {modules}; print(*[m for m in {heavy.split()} if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split() == []
+
+
+# -- estimators ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probes_are_cloned_searched_and_cross_validated(name, data):
+    probe = PROBES[name]
+    estimator = probe.estimator(*data[0].shape)
+    again = clone(estimator)
+    assert repr(again) == repr(estimator)
+    grid = {probe.parameter: list(probe.candidates())} if probe.tuned else {}
+    search = GridSearchCV(estimator, grid, cv=3).fit(*data)
+    assert search.score(*data) > 0.5
+    assert len(cross_val_score(again, *data, cv=3)) == 3
+    assert not hasattr(estimator[-1], "classes_")  # the definition itself stays unfitted
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_normalisation_is_inside_the_pipeline(name, data):
+    X, y = data
+    fitted = PROBES[name].estimator(60, 12).fit(X[:60], y[:60])
+    if name in ("svm", "logistic"):
+        assert np.allclose(fitted[0].mean_, X[:60].mean(axis=0), atol=1e-6)
+    else:
+        assert np.allclose(np.linalg.norm(fitted[0].transform(X), axis=1), 1, atol=1e-6)
+
+
+# -- linear probes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "features", "solver"),
+    [
+        ({}, 10, 10, "batched"),
+        ({"c": (1.0,)}, 10, 10, "sklearn"),
+        ({"c": (1.0,)}, 4000, 2048, "batched"),
+        ({"c": (1.0,), "solver": "batched"}, 10, 10, "batched"),
+        ({"solver": "sklearn"}, 4000, 2048, "sklearn"),
+    ],
+)
+@pytest.mark.parametrize("probe", [Svm, Logistic])
+def test_auto_takes_the_batched_solver_for_grids_and_large_data(
+    probe, options, rows, features, solver
+):
+    assert probe(**options).strategy(rows, features).name == solver
+
+
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_balanced_weights_find_more_of_rare_classes(kind, imbalanced):
+    X, y = imbalanced
+    recalls = []
+    for weight in ("none", "balanced"):
+        probe = kind(c=(0.1,), class_weight=weight)
+        fitted = probe.estimator(*X.shape).set_params(**{probe.parameter: 0.1}).fit(X, y)
+        recalls.append(balanced_accuracy_score(y, fitted.predict(X)))
+    assert recalls[1] > recalls[0] + 0.05
+
+
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_no_weights_is_what_was_done_before(kind):
+    plain, balanced = kind(), kind(class_weight="balanced")
+    assert plain.class_weight == "none"
+    assert "class_weight" not in plain.identity({})["options"]
+    assert balanced.identity({})["options"]["class_weight"] == "balanced"
+    with pytest.raises(UsageError, match="not a choice of --class-weight"):
+        kind(class_weight="equal")

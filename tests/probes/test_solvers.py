@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.neighbours import Knn
-from featpipe.probes.solvers import ScikitLearn
+from featpipe.probes.solvers import ScikitLearn, converged
 from featpipe.probes.svm import Svm
 from tests.evaluation.methods import evaluate, pair
 
@@ -109,18 +109,15 @@ def test_the_reference_is_compared_where_that_is_asked_for(tmp_path, solver):
         assert "0 of 60 test images" in said[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "rows", "features", "solver"),
-    [
-        ({}, 10, 10, "batched"),
-        ({"c": (1.0,)}, 10, 10, "sklearn"),
-        ({"c": (1.0,)}, 4000, 2048, "batched"),
-        ({"c": (1.0,), "solver": "batched"}, 10, 10, "batched"),
-        ({"solver": "sklearn"}, 4000, 2048, "sklearn"),
-    ],
-)
-@pytest.mark.parametrize("probe", [Svm, Logistic])
-def test_auto_takes_the_batched_solver_for_grids_and_large_data(
-    probe, options, rows, features, solver
-):
-    assert probe(**options).strategy(rows, features).name == solver
+@pytest.mark.parametrize("kind", [Svm, Logistic])
+def test_a_solver_that_was_stopped_is_found_out(kind, data):
+    shape = data[0].shape
+    with pytest.warns(UserWarning, match="converge"):
+        stopped = kind(max_iter=1).estimator(*shape).fit(*data)
+    assert not converged(stopped)
+    assert converged(kind().estimator(*shape).set_params(**{kind.parameter: 1e-3}).fit(*data))
+
+
+def test_what_has_no_solver_has_converged(data):
+    assert converged(Knn().estimator(*data[0].shape).fit(*data))
+    assert converged(LogisticRegression())  # not fitted: nothing was stopped

@@ -28,7 +28,9 @@ from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
 from featpipe.workspace import Workspace
-from tests.evaluation.methods import evaluate
+from tests.evaluation.methods import context, evaluate
+from tests.images import pictures
+from tests.looks import seen, vectors
 
 CLASSES = ("airplane", "bird", "cat", "deer")
 HOSTILE = ("<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "</script>", "{{ 7*7 }}")
@@ -245,6 +247,13 @@ class Made:
         return ReportData.load(results or self.results, Report(**choices), context)
 
 
+def changed(made: Made, **store: object) -> Result:
+    """Return the first result as if the store of its test rows were described otherwise."""
+    result = Result.load(made.results[0].path)  # type: ignore[arg-type]
+    result.stores[-1].update(store)
+    return result
+
+
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Six methods on a dataset of four classes, with training curves and a low-shot curve."""
@@ -267,3 +276,23 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Made:
     results[0].save(results[0].path)  # type: ignore[arg-type]
     page = world.report(results, world.workspace.reports / "hostile")
     return Made(world, results, page)
+
+
+@pytest.fixture
+def leaky(tmp_path: Path) -> tuple[Context, list[FeatureStore], list[Result]]:
+    """Return a context, two stores with five leaks, and two results."""
+    where = context(tmp_path)
+    images, tests = list(pictures(60, 32)), list(pictures(30, 32, seed=1))
+    features, tested = vectors(60, 0), vectors(30, 1)
+    for row in range(5):
+        tests[row], tested[row] = images[row], features[row]
+    tests[6], tested[6] = images[6][:, ::-1], features[6]
+    stores = [
+        seen(tmp_path / "a.h5", images, arrays={"avgpool": features}, dims=40),
+        seen(tmp_path / "b.h5", tests, arrays={"avgpool": tested}, dims=40, split="test"),
+    ]
+    results = [
+        evaluate(step, *stores, where, where.workspace.results / f"{step.name}.json")
+        for step in (Centroid(), Logistic())
+    ]
+    return where, stores, results

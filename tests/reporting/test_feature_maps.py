@@ -10,14 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featpipe.errors import FeatpipeError
-from featpipe.evaluation.result import Result
-from featpipe.reporting.data import Method, ReportData
+from featpipe.reporting.data import ReportData
 from featpipe.reporting.feature_maps import FeatureMaps, nearest, project, sprite
-from featpipe.reporting.images import find_store
 from featpipe.reporting.sections import Chart, Missing
 from featpipe.workspace import IMAGE_LAYER
-from tests.reporting.conftest import Made, Page
+from tests.reporting.conftest import Made, Page, changed
 
 
 def clusters(n: int = 60, dims: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -84,12 +81,6 @@ def test_features_that_all_methods_share_are_drawn_once(made: Made) -> None:
     assert all(0 <= value <= 1000 for view in spec["views"] for value in view["xy"])
 
 
-def changed(made: Made, **store: object) -> Result:
-    result = Result.load(made.results[0].path)  # type: ignore[arg-type]
-    result.stores[-1].update(store)
-    return result
-
-
 def test_why_there_is_no_map_is_said(made: Made) -> None:
     for result, why in (
         (changed(made, path="gone.h5"), "deleted or moved"),
@@ -107,17 +98,3 @@ def test_without_features_there_is_no_section(made: Made, tmp_path: Path) -> Non
     ):
         assert figures(made.data([result])) == []
     assert "What the features look like" not in Page(made.again(tmp_path / "r", [result])).text
-
-
-def test_a_store_is_found_from_the_workspace_and_from_the_result(made: Made) -> None:
-    root = made.world.workspace.root
-    relative = str(Path(made.results[0].stores[-1]["path"]).relative_to(root))
-    result = changed(made, path=relative)
-    method = Method(result, result.predictions(), {}, "a", "b")
-    assert (
-        find_store(method, result.stores[-1], root).path
-        == find_store(method, result.stores[-1], Path("elsewhere")).path
-    )
-    result.path = None
-    with pytest.raises(FeatpipeError):
-        find_store(method, result.stores[-1], Path("elsewhere"))

@@ -26,15 +26,6 @@ def shown(made: Made) -> tuple[Group, GroupImages]:
     return data.groups[0], data.images(data.groups[0])
 
 
-def test_each_thumbnail_is_embedded_once(made: Made) -> None:
-    page = Page(made.page)
-    embedded = [attrs["href"] for tag, attrs in page.elements if tag == "image"]
-    used = [attrs["href"] for tag, attrs in page.elements if tag == "use"]
-    names = {attrs["id"] for tag, attrs in page.elements if tag == "symbol"}
-    assert 20 < len(embedded) == len(set(embedded)) < len(used)
-    assert {str(name).removeprefix("#") for name in used} == names
-
-
 def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) -> None:
     group, images = shown
     method = group.methods[-1]

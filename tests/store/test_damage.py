@@ -118,24 +118,16 @@ def damages(region: range, seed: int, times: int) -> Iterator[tuple[str, Callabl
     yield "cut within", lambda b: b[: (region.start + region.stop) // 2]
 
 
-def everything(store: FeatureStore) -> list[Any]:
-    """Return all that a store says, its numbers as bytes."""
-    said = [store.ids, store.classes, store.manifest, store.fingerprint, store.skipped, store.run]
-    said += [store.source_classes, [fold.tolist() for fold in store.folds]]
-    arrays = [store.labels, *map(store.features, store.shapes)]
-    return said + [(array.dtype, array.shape, array.tobytes()) for array in arrays]
-
-
 def is_silent(path: Path, state: str, what: StoreContent, wanted: list[Any]) -> bool:
     """Return whether a damaged file gives another store than the undamaged one."""
     try:
         if state == "sealed":
-            return everything(FeatureStore(path)) != wanted
+            return stores.everything(FeatureStore(path)) != wanted
     except StoreError as error:
         return error.details["where"] != str(path)
     with StoreWriter(path, what) as writer:
         finish(writer)
-        return everything(writer.seal(stores.RUN)) != wanted
+        return stores.everything(writer.seal(stores.RUN)) != wanted
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(8, marks=pytest.mark.long)])
@@ -153,7 +145,7 @@ def test_no_damage_is_silent(
                 partial_regions(partial),
             )
         store = writer.seal(stores.RUN)
-        wanted = everything(store)
+        wanted = stores.everything(store)
         if state != "unfinished":
             content, regions = path.read_bytes(), sealed_regions(path)
     place = path if state == "sealed" else partial_path(path)
