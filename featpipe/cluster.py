@@ -20,7 +20,7 @@ from featpipe.progress import Progress
 from featpipe.provenance import PACKAGES, package_version
 from featpipe.steps import Step, option, options_of
 
-ray, ray_util, queue = Lazy("ray"), Lazy("ray.util"), Lazy("ray.util.queue")
+ray, ray_util, ray_queue = Lazy("ray"), Lazy("ray.util"), Lazy("ray.util.queue")
 strategies = Lazy("ray.util.scheduling_strategies")
 
 _REACH_SECONDS = 5.0
@@ -224,7 +224,7 @@ def listening(take: Callable[..., None]) -> Iterator[Any]:
     ``take`` is called with what was put into the queue by :func:`report`.
     """
     here = on_node(ray.get_runtime_context().get_node_id())
-    inbox = queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    inbox = ray_queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def pass_on() -> None:
         with suppress(ray.exceptions.RayError):  # the cluster is gone; who works there says so

@@ -25,7 +25,7 @@ class Lazy:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # inspect and pickle ask for those of any object
+        if name.startswith("_"):  # inspect and pickle ask for those of any object
             raise AttributeError(name)
         return getattr(importlib.import_module(self._name), name)
 

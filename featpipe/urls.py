@@ -66,7 +66,7 @@ class Place:
             password = urlsplit(url).password
         except ValueError as error:
             what, expected = "This is not a URL.", "s3://BUCKET/FOLDER, for example"
-            raise UsageError(what, where=url, expected=expected, got=error) from error
+            raise UsageError(what, expected=expected, got=error) from error
         if password:  # before anything records the URL, or a message shows it
             what, expected = "The URL holds a password, which would be recorded.", "one without"
             hint = "give credentials in the way of the file system: environment or configuration"

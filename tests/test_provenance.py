@@ -23,13 +23,13 @@ def test_the_version_is_that_of_the_imported_package() -> None:
 def test_a_version_is_read_without_an_import(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "polygons.py").write_text("raise SystemExit('it ran')\n")
-    info = tmp_path / "polygons-1.0.dev3.dist-info"
+    (tmp_path / "not_imported.py").write_text("raise SystemExit('it ran')\n")
+    info = tmp_path / "not_imported-1.0.dev3.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: polygons\nVersion: 1.0.dev3\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: not_imported\nVersion: 1.0.dev3\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert package_version("polygons") == "1.0.dev3"
-    assert "polygons" not in sys.modules
+    assert package_version("not_imported") == "1.0.dev3"
+    assert "not_imported" not in sys.modules
 
 
 def test_the_environment_is_this_one() -> None:

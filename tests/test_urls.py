@@ -178,11 +178,11 @@ def test_other_protocols() -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["s3://[shelf/photos", "memory://photos[1/x"])
+@pytest.mark.parametrize("url", ["s3://[shelf", "memory://photos[1/x", "ftp://me:secret@[::1/x"])
 def test_what_cannot_be_a_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="not a URL") as caught:
         Place(url)
-    assert caught.value.details["where"] == url
+    assert "secret" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_put_leaves_nothing_behind(

@@ -26,8 +26,8 @@ from featpipe.workspace import atomic_write, user_path
 
 if TYPE_CHECKING:
     import pandas as pd
-
-pandas = Lazy("pandas")  # takes time, and few want it
+else:
+    pd = Lazy("pandas")  # takes time, and few want it
 
 SCHEMA_VERSION = 2  # 1 is that of featpipe 0.1
 _AGAIN = "run its command again with --force"
@@ -101,8 +101,7 @@ class Result:
         facts |= {"predicted": names[made.predicted], "correct": made.correct}
         scores = {} if made.scores is None else dict(zip(names, made.scores.T, strict=False))
         facts |= {f"score {name}": column for name, column in scores.items()}
-        table: pd.DataFrame = pandas.DataFrame(facts)
-        return table
+        return pd.DataFrame(facts)
 
     def save(self, path: Path) -> Path:
         """Write the JSON file, atomically; a number that is not finite is a ValueError."""

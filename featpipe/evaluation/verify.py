@@ -90,8 +90,9 @@ def differences(result: Result, table: PredictionTable) -> Iterator[str]:
         leaked = np.isin(table.ids[table.row], account.get("ids", ()))
         found = accuracies(table.correct, table.row, leaked)
         found["leaked"] = len(np.unique(table.row[leaked]))
-        for part, value in found.items():
-            yield from _compare(f"extra.leaks.{part}", account[part], value)
+        found["test_images"] = len(np.unique(table.row))
+        for part in {**found, "accuracy_without": None}:
+            yield from _compare(f"extra.leaks.{part}", account.get(part), found.get(part))
 
 
 def _compare(name: str, stated: Any, computed: Any) -> Iterator[str]:

@@ -58,13 +58,14 @@ def _open_mlflow(experiment: str, folder: Path) -> Keep:
     Runs go to the workspace's ``data/mlruns`` unless ``MLFLOW_TRACKING_URI`` says otherwise.
     """
     check_installed("mlflow", "mlflow")
+    metric, param, connect = entities.Metric, entities.Param, tracking.MlflowClient
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         # A folder needs no server and no database; MLflow 3 wants this confirmed.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         uri = (folder / "mlruns").resolve().as_uri()
     try:
-        client: Any = tracking.MlflowClient(tracking_uri=uri)
+        client: Any = connect(tracking_uri=uri)
         known = client.get_experiment_by_name(experiment)
         number = known.experiment_id if known else client.create_experiment(experiment)
     except Exception as error:
@@ -79,7 +80,7 @@ def _open_mlflow(experiment: str, folder: Path) -> Keep:
             tags = {f"featpipe.{name}": facts[name] for name in ("key", "title")}
         run = str(client.create_run(number, run_name=outcome.task, tags=tags).info.run_id)
         if outcome.succeeded:
-            now, metric, param = int(time.time() * 1000), entities.Metric, entities.Param
+            now = int(time.time() * 1000)
             metrics = [metric(name, value, now, step) for name, step, value in points_of(outcome)]
             params = [param(name, str(value)[:500]) for name, value in facts["settings"].items()]
             client.log_batch(run, [], params)
@@ -94,6 +95,7 @@ def _open_mlflow(experiment: str, folder: Path) -> Keep:
 def _open_tensorboard(experiment: str, folder: Path) -> Keep:
     """Keep one folder of event files per recipe and evaluated method, in ``data/tensorboard``."""
     check_installed("tensorboard", "tensorboard")
+    open_writer = summary.Writer  # now, rather than after the first task
 
     def keep(outcome: Outcome) -> None:
         """Write the metrics and the curves of a result, once per result."""
@@ -103,7 +105,7 @@ def _open_tensorboard(experiment: str, folder: Path) -> Keep:
         events = folder / "tensorboard" / experiment / name / key
         if events.exists():  # event files are only ever appended to: points would occur twice
             return
-        writer = summary.Writer(str(events))
+        writer = open_writer(str(events))
         for name, step, value in points_of(outcome):
             writer.add_scalar(name, value, step)
         writer.close()

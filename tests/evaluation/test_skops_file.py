@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 from sklearn.ensemble import (
+    BaggingClassifier,
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
     StackingClassifier,
+    VotingClassifier,
 )
-from sklearn.neighbors import NearestCentroid
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures
@@ -40,6 +44,12 @@ ROWS, LABELS = make_blobs(60, 4, centers=3, random_state=0)
         MLPClassifier(5, solver="adam", max_iter=3, random_state=0),
         MLPClassifier(5, solver="sgd", max_iter=3, random_state=0),
         make_pipeline(PolynomialFeatures(2), DecisionTreeClassifier(random_state=0)),
+        KNeighborsClassifier(algorithm="brute", metric="manhattan"),
+        BaggingClassifier(make_pipeline(PolynomialFeatures(2), DecisionTreeClassifier())),
+        GradientBoostingClassifier(
+            n_estimators=2,
+            init=make_pipeline(PolynomialFeatures(2), DecisionTreeClassifier()),
+        ),
         StackingClassifier(
             [("centroid", NearestCentroid()), ("svm", SVC())], DecisionTreeClassifier(), cv=2
         ),
@@ -84,6 +94,58 @@ def test_a_tree_whose_nodes_lead_nowhere_is_refused(tmp_path, harm):
     save_model(path.with_suffix(""), model.estimator, result)
     with pytest.raises(ResultError, match="decision tree is damaged"):
         load_model(path)
+
+
+def tree_of_many_features() -> Any:
+    """A tree that asks for a feature far beyond those it is given."""
+    tree = DecisionTreeClassifier().fit(ROWS, LABELS)
+    tree.tree_.feature[0] = 10**9
+    return tree
+
+
+def voting(estimators: Any) -> Any:
+    made = VotingClassifier([("tree", DecisionTreeClassifier())]).fit(ROWS, LABELS)
+    made.estimators_ = estimators
+    return made
+
+
+def changed(fitted: Any, **attributes: Any) -> Any:
+    fitted.fit(ROWS, LABELS)
+    vars(fitted).update(attributes)
+    return fitted
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (voting({tree_of_many_features()}), "tree is damaged"),
+        (voting({"a": [(tree_of_many_features(),)]}), "tree is damaged"),
+        (voting(np.array([[tree_of_many_features()]], dtype=object)), "tree is damaged"),
+        (changed(DecisionTreeClassifier(), _validate_X_predict=np.add), "is replaced"),
+        (changed(SVC(), predict=np.sign), "is replaced"),
+        (changed(SVC(), _dual_coef_=np.zeros((2, 1))), "fit together"),
+        (changed(SVC(), _n_support=np.array([9, 9, 9], np.int32)), "fit together"),
+        (
+            changed(
+                KNeighborsClassifier(algorithm="brute", metric="manhattan"), _y=np.full(60, 10**9)
+            ),
+            "fit together",
+        ),
+        (
+            changed(
+                KNeighborsClassifier(algorithm="brute", metric="manhattan"), _y=np.zeros(3, int)
+            ),
+            "fit together",
+        ),
+        (changed(GradientBoostingClassifier(n_estimators=2), n_trees_per_iteration_=1), "together"),
+        (changed(GradientBoostingClassifier(n_estimators=2), classes_=np.arange(9)), "together"),
+    ],
+    ids=str,
+)
+def test_what_compiled_code_would_follow_blindly_is_refused(tmp_path, estimator, message):
+    assert skops_file.dump(tmp_path / "a.skops", {"estimator": [estimator]}) == []
+    with pytest.raises(ValueError, match=message):
+        skops_file.load(tmp_path / "a.skops")
 
 
 def test_a_forest_of_pipelines_gives_their_trees_no_more_than_it_takes(tmp_path):

@@ -97,6 +97,7 @@ def test_the_curve_of_few_rows_is_computed_again(tmp_path) -> None:
     ("part", "value"),
     [
         ("leaked", 9),
+        ("test_images", 30000),
         ("accuracy", {"value": 0.42}),
         ("accuracy_without", None),
         ("ids", ["nobody"]),
