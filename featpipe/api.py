@@ -138,7 +138,7 @@ def extract(  # noqa: PLR0913 - a model has a name, or is a module with four pro
     workspace : path, optional
         Where stores are kept; default: the current folder.
     progress : Progress, optional
-        Who hears of it; default: bars in a notebook, nobody elsewhere.
+        Receives events; default: bars in a notebook, nothing elsewhere.
     **options
         As of ``featpipe extract``: ``split``, ``weights``, ``layer``, ``limit`` …
 

@@ -28,7 +28,7 @@ class Event:
     task: str = ""  # name of the recipe's task; empty for a command
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the event as JSON-like values, without what a note has not."""
+        """Return the event as JSON-like values, without fields that notes do not have."""
         values: dict[str, Any] = {"event": self.event, "message": self.message}
         if self.event != "note":
             values |= {"done": self.done, "total": self.total, **self.facts}
@@ -88,7 +88,7 @@ class Task:
 
 
 def _nobody(event: Event) -> None:
-    """Hear of nothing; a function by name, so that other processes can be told of it."""
+    """Ignore an event; named, so that it can be pickled."""
 
 
 SILENT = Progress(_nobody)

@@ -147,10 +147,10 @@ def explaining(where: str) -> Iterator[None]:
     except Exception as error:
         kind, said = type(error).__name__, " ".join(str(error).split())[:400]
         if isinstance(error, FileNotFoundError):
-            what, got = "There is nothing at this place.", said if "bucket" in said else None
+            what, got = "Nothing was found at this location.", said if "bucket" in said else None
             expected, hint = "a bucket and a name in it that exist", "correct the URL"
         elif isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
-            what, got = "The storage gives no access.", said or None
+            what, got = "Access to the storage was denied.", said or None
             expected = "credentials that may list and read"
             _, extra = PACKAGES.get(protocol_of(where) or "", ("", ""))
             hint = _CREDENTIALS.get(extra, "give credentials in the way of the file system")

@@ -117,16 +117,6 @@ def test_lower_layers_need_no_heavy_packages(name: str) -> None:
     assert not {package for package in found if (name, package) not in ALLOWED}
 
 
-def test_strings_that_name_modules_name_modules() -> None:
-    """Registries and steps name their functions as ``"module:attribute"``."""
-    for name, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                module, colon, attribute = node.value.partition(":")
-                if colon and attribute.isidentifier() and module.startswith("featpipe."):
-                    assert module in MODULES, (name, node.value)
-
-
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "featpipe.__main__"])
 def test_all_says_what_there_is(name: str) -> None:
     """``__all__`` is sorted, without doubles, and everything in it exists."""

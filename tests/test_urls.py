@@ -75,7 +75,7 @@ def test_what_is_not_there_is_named_and_leaves_nothing_behind(place: Place, tmp_
         lambda: place.opened("a.bin").__enter__(),
         lambda: place.info(f"{place.path}/a.bin"),
     ):
-        with pytest.raises(DataError, match="nothing at this place") as caught:
+        with pytest.raises(DataError, match="Nothing was found at this location") as caught:
             look()
         assert caught.value.details["where"].endswith("shelf/photos/a.bin")
     assert not list((tmp_path / "here").iterdir())
@@ -95,10 +95,10 @@ class NoCredentialsError(Exception):
 @pytest.mark.parametrize(
     ("url", "error", "says", "hint"),
     [
-        ("s3://shelf", FileNotFoundError("no bucket"), "nothing at this place", "correct the URL"),
-        ("s3://shelf", PermissionError("Forbidden"), "gives no access", "AWS_ACCESS_KEY_ID"),
-        ("gs://shelf", PermissionError("Forbidden"), "gives no access", "gcloud auth"),
-        ("ftp://host", PermissionError("Forbidden"), "gives no access", "of the file system"),
+        ("s3://shelf", FileNotFoundError("no bucket"), "Nothing was found", "correct the URL"),
+        ("s3://shelf", PermissionError("Forbidden"), "was denied", "AWS_ACCESS_KEY_ID"),
+        ("gs://shelf", PermissionError("Forbidden"), "was denied", "gcloud auth"),
+        ("ftp://host", PermissionError("Forbidden"), "was denied", "of the file system"),
         (
             "s3://shelf",
             type("NoCredentialsError", (Exception,), {})(),
@@ -133,13 +133,13 @@ def test_credentials_that_are_missing_or_wrong(s3: Any, monkeypatch: pytest.Monk
 
     s3.put_object(Bucket="shelf", Key="photos/a/1.png", Body=b"x")
     monkeypatch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
-    with pytest.raises(DataError, match="gives no access") as caught:
+    with pytest.raises(DataError, match="was denied") as caught:
         Place("s3://shelf/photos").names()
     assert "AWS_ACCESS_KEY_ID" in caught.value.details["next"]
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(DataError, match="gives no access") as caught:
+    with pytest.raises(DataError, match="was denied") as caught:
         Place("s3://shelf/photos").names()
     assert "testing" not in str(caught.value)
 

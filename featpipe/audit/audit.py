@@ -187,7 +187,7 @@ class Audit:
             order = np.lexsort((pool.rows, unlabelled, ~tests[pool.rows], number))
             leading = np.unique(number[order], return_index=True)[1]
             first[pool.rows] = pool.rows[order][leading][number]
-        compared = (other >= 0) & large[one] & large[other]  # of tiny images too much is alike
+        compared = (other >= 0) & large[one] & large[other]  # tiny images look too similar
         thumbnails = (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None
         pairs = duplicates.score_pairs(
             vectors, one[compared], other[compared], (neighbours, cosines), thumbnails

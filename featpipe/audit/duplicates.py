@@ -34,7 +34,7 @@ _LISTS, _PROBES = 4, 16  # inverted lists for each square root of the rows, and 
 NEIGHBOURS = 10  # the last of them tells what cosine is usual
 CANDIDATES = 3  # the first of them, in each split, may be duplicates
 _USUAL = (4, 7, 9)  # neighbours whose thumbnails tell what correlation is usual
-_BURST = 0.9  # nothing is taken for usual that is more alike than that share of all rows
+_BURST = 0.9  # pairs more similar than that share of all rows are not used as the baseline
 _SOME = 500  # rows that this is estimated from
 # The score is a probability: a logistic regression of "people confirmed the pair" on both, over
 # 1500 × 5000 images of CIFAR-10 with 143 confirmed pairs (benchmarks/audit.py).

@@ -47,11 +47,10 @@ class Doubts:
         """Return the estimated share of wrong labels, and the shares that bound it.
 
         ``value`` is the share of doubted labels. A probe errs, too: of clean labels it doubts some.
-        No label need be wrong but those that it contradicts where it is surest, less the mistakes
-        that its own probabilities admit there (``low``), and none is that it agrees with
-        (``high``); both are from the outer limits of 95 % intervals. They hold if
-        wrong labels are at least as frequent among the other images as among the surest ones, and
-        if the probe does not learn the same errors.
+        ``low`` counts only labels that it contradicts with high confidence, less the mistakes that
+        its own probabilities admit there; ``high``, all that it contradicts. Both are outer limits
+        of 95 % intervals. They hold if wrong labels are at least as frequent among the other images
+        as among the most confident ones, and if the probe does not learn the same errors.
         """
         contradicted, surest = self.contradicted[among], self.surest[among]
         value, low = float((self.better[among] >= 0).mean()), 0.0

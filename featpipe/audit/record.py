@@ -162,8 +162,9 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         said.append(
             f"Labels: about {value:.1f} % look wrong{most}"
             + "; if few are, that is too many" * (value > 0)
-            + f". At least {low:.1f} % are wrong (those that the probe contradicts where it is "
-            f"surest), at most {high:.1f} % (all that it contradicts, its own mistakes included)."
+            + f". At least {low:.1f} % are wrong (those that the probe contradicts with "
+            f"high confidence), at most {high:.1f} % (all that it contradicts, its own mistakes "
+            "included)."
         )
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
     said.append(f"Odd images: {', '.join(odd) or 'none'}.")

@@ -234,7 +234,7 @@ def check_tensors(model: str, weights: str) -> None:
     found = re.findall(r"layer3\.(\d+)\.conv(\d)\.", " ".join(names))
     got = [max(map(int, numbers)) for numbers in zip(*found, strict=True)]  # blocks count from 0
     if found and got != [expected[0] - 1, expected[1]]:
-        what, there = f"These are no weights of {model}.", f"{got[0] + 1} blocks of {got[1]}"
+        what, there = f"These weights are not for {model}.", f"{got[0] + 1} blocks of {got[1]}"
         wanted = "layer3 with {} blocks of {} convolutions".format(*expected)
         advice = "name the model that the weights are of; in a recipe, both under each: "
         advice += "[{model: …, weights: …}, …]"

@@ -302,7 +302,7 @@ def load_network(architecture: Architecture, path: Path) -> nn.Module:
         ],
     }
     if any(problems.values()):
-        what = f"These are no weights of {architecture.name}."
+        what = f"These weights are not for {architecture.name}."
         said = "; ".join(f"{len(n)} {kind}: {_first(n)}" for kind, n in problems.items() if n)
         raise WeightsError(what, where=path, expected=f"{len(expected)} tensors", got=said)
     if any(name not in own for name, _ in network.named_buffers()):

@@ -103,7 +103,8 @@ def register_module(
     if not isinstance(module, nn.Module):
         kind = f"the class {module.__name__}" if isinstance(module, type) else repr(module)
         expected, hint = "an instance of torch.nn.Module", "extract(dataset, 'NAME') takes names"
-        raise UsageError("The backbone is no module.", expected=expected, got=kind, next_step=hint)
+        what = "The backbone is not a torch.nn.Module."
+        raise UsageError(what, expected=expected, got=kind, next_step=hint)
     if not callable(transform) and not isinstance(transform, Preprocessing):
         expected = "a callable that makes a float tensor (3, S, S) of a PIL image"
         raise UsageError("The transform cannot be called.", expected=expected, got=repr(transform))

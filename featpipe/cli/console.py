@@ -1,4 +1,4 @@
-"""What every command gets: its common options, and a way to be heard by a person or a script."""
+"""What every command gets: its common options, and output for people or scripts."""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ class Folder(PathDataset):
                     found[name].append(image)
             labelled = _with_classes(found, place.where(inside))
             if strays := len(images) - len(labelled):
-                lie = f"{'image lies' if strays == 1 else 'images lie'} in {place.where(inside)}"
-                self.options.progress.note(f"{strays} {lie} outside the class folders: left out")
+                are = f"{'image' if strays == 1 else 'images'} in {place.where(inside)}"
+                self.options.progress.note(f"{strays} {are} outside the class folders: left out")
         identity = _identity(self, split, classes, labelled)
         if isinstance(place, _Disk):
             return FileSource(identity, place.root, self.options)

@@ -199,7 +199,7 @@ def expanded(pattern: str, spec: str) -> list[str]:
     if dots and len(choices) == 1:
         numbers = first.isdecimal() and last.isdecimal() and int(first) <= int(last)
         if not numbers or int(last) - int(first) >= _MOST_SHARDS:
-            what, expected = "These braces are no range of numbers.", "{000..099}, ascending"
+            what, expected = "These braces do not hold a range of numbers.", "{000..099}, ascending"
             raise UsageError(what, where=spec, expected=expected, got=found[0])
         width = len(first) if first.startswith("0") else 0
         choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]

@@ -27,11 +27,11 @@ from featpipe.store import FeatureStore
 
 Rows = NDArray[np.int64]
 
-_MOSTLY_ALONE = 0.9  # groups for each row, from which on they are like rows of their own
+_MOSTLY_ALONE = 0.9  # groups per row, from which on each row counts as a group
 _MOST_ALIKE = 0.01  # of the rows in one of them, then
 # What the notes of groups, and of a protocol that was not asked for, begin with.
 GROUPED, CHOSEN = "Grouped by ", "Protocol chosen automatically"
-_FAR = 0.05  # of the rows: a share held out that differs by more is told of
+_FAR = 0.05  # of the rows: if the share held out differs by more, a note says so
 _FINEST = 10  # a share of groups is a number of folds out of at most so many
 
 

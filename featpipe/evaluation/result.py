@@ -135,7 +135,7 @@ class Result:
         if schema == 1:
             command = content.get("command")
             raise OldResultError(
-                "This result was written by featpipe 0.1, whose keys were made otherwise.",
+                "This result was written by featpipe 0.1, which computed keys differently.",
                 where=path,
                 next_step=f"run its command again{f' ({command})' if command else ''}, then delete "
                 "this file or move it elsewhere",

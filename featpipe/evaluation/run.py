@@ -118,7 +118,7 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
         existing = complete_result(path)
         existing = existing if existing and "not_saved" in existing.extra else None
     if existing and isinstance(step, Probe) and existing.extra.get("leaks") is None:
-        # Made before it was known what leaks.
+        # Written by a version that did not look for leaks.
         existing = None if pixels_known(setup.splits) else existing
     if existing and getattr(step, "check_solver", False):
         unchecked = (split for split in existing.splits if "reference" not in split)

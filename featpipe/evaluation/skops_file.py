@@ -24,7 +24,7 @@ _BOOSTING, _FOREST = "sklearn.ensemble._gb", "sklearn.ensemble._forest"
 
 
 def dump(path: Path, content: dict[str, Any]) -> list[str]:
-    """Write a mapping; return the types in it with which it would not be loaded again."""
+    """Write a mapping; return the types in it that loading would refuse."""
     skops_io.dump(content, path)
     return _foreign_types(path)
 

@@ -1,4 +1,4 @@
-"""What results are called beside each other: by what they differ in, their settings among it."""
+"""Titles that tell results apart where they are shown together."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ def _stacked(looks: dict[int, dict[str, Any]], batch: Batch) -> dict[str, NDArra
 
 
 def dataset_identity(source: ImageSource) -> dict[str, Any]:
-    """Return what identifies the images of a split, as it stands in manifests."""
+    """Return what identifies the images of a split in manifests."""
     return {
         # Where a folder is does not change the numbers; what is in it has the fingerprint.
         "name": short_name(source.name),

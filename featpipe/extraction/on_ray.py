@@ -34,8 +34,8 @@ data, torch = Lazy("ray.data"), Lazy("torch")
 
 # How many processes may die at one shard; Ray alone would try again for ever.
 _MOST_ATTEMPTS = 5
-# A process of a driver that was killed may still hold a shard; a server of files that does not
-# hear of a node gives its locks free after a minute and a half, most often.
+# A process of a driver that was killed may still hold a shard; a file server that loses
+# contact with a node usually releases its locks after 90 seconds.
 _IN_USE_SECONDS = 150.0
 
 
@@ -122,7 +122,7 @@ class Order:
                 what = f"A node sees other images of {source.name} {source.split}."
                 expected = f"fingerprint {self.images[source.split][:8]}"
                 got = f"fingerprint {source.fingerprint[:8]} ({len(source)} images)"
-                hint = "name a folder that all nodes share, or copy the dataset anew"
+                hint = "name a folder that all nodes share, or copy the dataset again"
                 raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return opened
 

@@ -27,7 +27,7 @@ from featpipe.urls import Place
 # Rows of a shard, unless they are given: few enough that many can work and little is repeated
 # after a failure, and enough that opening and sealing it takes no time to speak of.
 _MOST_ROWS, _FEWEST_ROWS, _SHARDS = 50_000, 500, 64
-# Of the run record of a shard: what is that of all shards otherwise.
+# What a shard's run record holds beside what that of all shards holds.
 _OF_A_SHARD = ("command", "source", "request")
 
 

@@ -305,7 +305,7 @@ class Finetune(TrainingRowOptions, ImageStep):
         """Say whether the same was asked for before and all its files exist."""
         sources = self.open_images(context, download=False)
         for path, content in () if self.force else self._results(context):
-            # Once, auto was decided for each image: a result that does not say so is of then.
+            # Results without this entry were made when auto was decided for each image.
             automatic = {"fit": "per image", **content["extra"].get("automatic", {})}
             if content["extra"].get("request") != self.request(context, sources, automatic):
                 continue

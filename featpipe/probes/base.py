@@ -275,7 +275,7 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
 class LinearProbe(Probe):
     """A linear classifier with an L2 penalty, C chosen from a grid."""
 
-    revision = 2  # 1: what was gained by tiny weights did not count for a search's end
+    revision = 2  # 1: searches ended early where C is tiny
     open_ended = True
     hinge: ClassVar[bool]  # squared hinge of each class against the rest, or cross-entropy
     max_iter: int

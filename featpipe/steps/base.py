@@ -76,7 +76,7 @@ class Status:
     why: str  # why it is done or still to do
     key: str = ""  # first letters of what names its files, where that is known
     paths: tuple[Path, ...] = ()  # files of a step that is done, as its outcome would list them
-    seconds: float | None = None  # what it is likely to take, where the like of it has run
+    seconds: float | None = None  # what it is likely to take, if a similar step has run before
     n_bytes: float | None = None
     basis: str = ""  # what the time is estimated from
 

@@ -81,11 +81,11 @@ def grouping(text: str) -> None:
     """
     kind, _, pattern = text.partition(":")
     if text != "folder" and (kind != "regex" or not pattern):
-        raise UsageError(f"{text!r} groups nothing.", expected="folder or regex:PATTERN")
+        raise UsageError(f"{text!r} is not a grouping rule.", expected="folder or regex:PATTERN")
     try:
         re.compile(pattern)
     except re.error as error:
-        what = f"{pattern!r} is no regular expression: {error}."
+        what = f"{pattern!r} is not a valid regular expression: {error}."
         raise UsageError(what, expected=r"a pattern such as regex:patient_(\d+)") from None
 
 

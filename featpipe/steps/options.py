@@ -45,7 +45,7 @@ class OptionSpec:
     group: str = "Options"  # the heading that help lists it under
     short: str = ""  # another name on the command line: "-o"
     positional: bool = False  # whether the command line takes it without --name
-    # Whether its values only draw again what is left to chance, so that no chart compares them.
+    # Whether it is a random seed, whose values no chart compares.
     seed: bool = False
     symbol: str = ""  # what the literature calls it, for charts; default: its name
     # What the class it belongs to says.

@@ -171,7 +171,7 @@ class _Override:
         step, _, option = key.strip().rpartition(".")
         if not equals or not option:
             expected = "--set option=value or step.option=value"
-            raise UsageError(f"--set {text!r} sets nothing.", expected=expected)
+            raise UsageError(f"--set {text!r} is not an assignment.", expected=expected)
         # Values are YAML, but one that YAML takes for something else is still a text.
         located = locate(read_located(value, f"--set {text}").plain())
         return cls(f"--set {text}", step or None, option.replace("-", "_"), located)

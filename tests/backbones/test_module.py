@@ -196,7 +196,7 @@ def test_a_random_transform_is_refused(embed: Any) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"backbone": "resnet18"}, "is no module"),
+        ({"backbone": "resnet18"}, "is not a torch.nn.Module"),
         ({"backbone": nn.Identity}, "the class Identity"),
         ({"transform": "resize"}, "cannot be called"),
     ],

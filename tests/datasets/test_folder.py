@@ -108,7 +108,7 @@ def test_hidden_and_other_files_are_left_out(tree, options, listener):
 def test_images_without_a_class_are_told_of(tree, options, listener):
     spec = tree("cat/1.png", "stray.png", "other.png")
     open_source(spec, "all", replace(options, progress=listener))
-    assert listener.notes[0].startswith("2 images lie in")
+    assert listener.notes[0].startswith("2 images in ")
 
 
 def test_unicode_names(tree, options):

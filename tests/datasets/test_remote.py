@@ -192,7 +192,7 @@ def test_damaged_images_are_skipped_as_files_are(s3, folder, tmp_path):
 
 @pytest.mark.parametrize("spec", ["folder:s3://nobody/photos", "wds:s3://nobody/x.tar"])
 def test_a_bucket_that_does_not_exist(s3, options, spec):
-    with pytest.raises(DataError, match="nothing at this place") as caught:
+    with pytest.raises(DataError, match="Nothing was found at this location") as caught:
         splits_of(spec, options)
     assert {"where", "expected", "got", "next"} <= set(caught.value.details)
     assert "s3://nobody" in str(caught.value)
@@ -200,7 +200,7 @@ def test_a_bucket_that_does_not_exist(s3, options, spec):
 
 @pytest.mark.parametrize("at", ["s3://shelf/nowhere", "memory://nowhere"])
 def test_a_folder_that_does_not_exist(s3, memory, options, at):
-    with pytest.raises(DataError, match="nothing at this place"):
+    with pytest.raises(DataError, match="Nothing was found at this location"):
         splits_of(f"folder:{at}", options)
 
 
@@ -223,7 +223,7 @@ def test_a_store_that_denies_access_meanwhile_stops_the_run(s3, folder, options,
     ]
     monkeypatch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", 0)
     for source in sources:
-        with pytest.raises(DataError, match="gives no access") as caught:
+        with pytest.raises(DataError, match="was denied") as caught:
             source.read(0)
         assert not isinstance(caught.value, ImageError), "an image that may be skipped"
 

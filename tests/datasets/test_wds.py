@@ -101,7 +101,7 @@ def test_a_shard_that_changes_or_vanishes_stops_the_run(at, options, tmp_path, m
         request.getfixturevalue("s3").delete_object(Bucket="shelf", Key=f"shards/{local.name}")
     elif "memory:" in at:
         memory.rm(f"/shards/{local.name}")
-    with pytest.raises(DataError, match="nothing at this place") as caught:
+    with pytest.raises(DataError, match="Nothing was found at this location") as caught:
         source.read(0)
     assert not isinstance(caught.value, ImageError)
     assert source.read(5).shape == (32, 32, 3)

@@ -266,8 +266,8 @@ def test_a_mistake_is_told_with_its_line_and_the_nearest_name(case):
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("seed", "sets nothing"),
-        ("=3", "sets nothing"),
+        ("seed", "is not an assignment"),
+        ("=3", "is not an assignment"),
         ("svn.seed=1", "fits no step"),
         ("sed=1", "fits no step"),
         ("svm.layers=1", "fits no step"),
