@@ -102,7 +102,7 @@ class NoCredentialsError(Exception):
         (
             "s3://shelf",
             type("NoCredentialsError", (Exception,), {})(),
-            "no access",
+            "was denied",
             "aws configure",
         ),
         ("s3://shelf", TimeoutError("too late"), "cannot be read", "network"),
