@@ -115,7 +115,11 @@ def summary(outcomes: list[Outcome], command: str) -> Outcome:
 
 
 class _Worker:
-    """A process that runs steps, started when it is needed and again after it has died."""
+    """A process that runs steps, started when it is needed and again after it has died.
+
+    Not a pool of ``concurrent.futures``: a pool of one does not say how its process died, and its
+    results come by another way than events.
+    """
 
     _process: Any = None
     _pipe: Connection  # where there is a process
