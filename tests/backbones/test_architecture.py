@@ -224,7 +224,7 @@ def test_missing_unexpected_and_wrongly_shaped_names_are_named(
     changed["conv1.weight"] = torch.zeros(16, 1, 3, 3)
     torch.save(changed, path)
     message = refusal(path)
-    assert "no weights of cifar_resnet20" in message
+    assert "weights are not for cifar_resnet20" in message
     assert "10 missing: layer3.2.conv1.weight" in message
     assert "and 7 more" in message
     assert "1 unexpected: extra.weight" in message

@@ -98,7 +98,7 @@ def test_weights_of_another_network_are_refused(
     others = (tiny("dinov2"), save_tiny("wider", tmp_path, about=wider))
     for folder in others:
         file = folder / "model.safetensors"
-        with pytest.raises(WeightsError, match="no weights of hf:") as caught:
+        with pytest.raises(WeightsError, match="weights are not for hf:") as caught:
             load_backbone(f"hf:{tiny('vit')}", str(file), "cpu")
         assert caught.value.details["where"] == str(file)
 

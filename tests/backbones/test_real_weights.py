@@ -65,5 +65,5 @@ def test_a_batch_of_64_photographs_gives_what_each_gives_alone(shared: Path) -> 
 
 def test_the_wrong_model_for_real_weights_is_refused(shared: Path) -> None:
     weights = str(shared / "weights" / "resnet18-imagenet-pqf.safetensors")
-    with pytest.raises(WeightsError, match="no weights of resnet50"):
+    with pytest.raises(WeightsError, match="weights are not for resnet50"):
         load_backbone("resnet50", weights, "cpu")

@@ -21,7 +21,7 @@ def test_weights_of_a_file_fit_a_network_of_timm(tmp_path: Path) -> None:
     torch.save({"state_dict": network.state_dict()}, tmp_path / "mine.pth")
     backbone = load_backbone("timm:test_vit3", str(tmp_path / "mine.pth"), "cpu", runtime="torch")
     assert backbone.dim("logits") == (7,)
-    with pytest.raises(WeightsError, match="no weights of timm:test_resnet"):
+    with pytest.raises(WeightsError, match="weights are not for timm:test_resnet"):
         load_backbone("timm:test_resnet", str(tmp_path / "mine.pth"), "cpu")
 
 

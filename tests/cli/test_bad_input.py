@@ -113,7 +113,7 @@ def test_a_group_that_covers_everything(told: Any, run: Any, photos: str) -> Non
     assert "in one group" in error
     assert "next: extract with groups that are smaller (--group-by), or with none" in error
     assert "have no group" in told(f"extract {how} regex:jpg", code=1)
-    assert "no regular expression" in told(f"extract {how} regex:(")
+    assert "not a valid regular expression" in told(f"extract {how} regex:(")
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,7 @@ def test_weights_of_another_resnet_are_refused_before_anything_runs(plan_of, tmp
         "  - step: extract\n    dataset: digits\n    model: [resnet18, resnet50]\n"
         f"    weights: ['{files['resnet18']}', '{files['resnet50']}']\n"
     )
-    with pytest.raises(WeightsError, match="no weights of resnet18") as caught:
+    with pytest.raises(WeightsError, match="weights are not for resnet18") as caught:
         plan_of(crossed)
     assert "2 blocks of 2" in str(caught.value)
     assert "6 blocks of 3" in str(caught.value)
