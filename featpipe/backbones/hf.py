@@ -66,7 +66,7 @@ def _architecture(name: str, download: bool) -> Architecture:
         assert info.path is not None
         with torch.device("meta"):
             kind: Any = type(auto.from_config(config))
-        state, what = load_state_dict(info.path), f"These are no weights of {spec}."
+        state, what = load_state_dict(info.path), f"These weights are not for {spec}."
         try:
             network, report = kind.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True
