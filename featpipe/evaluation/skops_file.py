@@ -87,9 +87,12 @@ def _check_tree(tree: Any, width: int) -> None:
 
 
 def _fits_together(one: Any) -> bool:
-    """Return whether arrays of boosting, neighbours and kernel machines are as large as assumed."""
+    """Return whether arrays of boosting, neighbours and kernel machines are as large as assumed.
+
+    Those that are not fitted, as ensembles keep them for copies, have none.
+    """
     module, n_classes = type(one).__module__, len(getattr(one, "classes_", ()))
-    if module == _BOOSTING:
+    if module == _BOOSTING and hasattr(one, "estimators_"):
         columns = n_classes if n_classes > 2 else 1
         begun = len(getattr(one.init_, "classes_", one.classes_)) == n_classes
         return begun and one.n_trees_per_iteration_ == columns == one.estimators_.shape[1]

@@ -15,6 +15,7 @@ from sklearn.ensemble import (
     StackingClassifier,
     VotingClassifier,
 )
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -50,6 +51,15 @@ ROWS, LABELS = make_blobs(60, 4, centers=3, random_state=0)
             n_estimators=2,
             init=make_pipeline(PolynomialFeatures(2), DecisionTreeClassifier()),
         ),
+        VotingClassifier(
+            [
+                ("boosting", GradientBoostingClassifier(n_estimators=2)),
+                ("svm", SVC()),
+                ("neighbours", KNeighborsClassifier(algorithm="brute", metric="manhattan")),
+                ("forest", RandomForestClassifier(3)),
+            ]
+        ),
+        OneVsRestClassifier(GradientBoostingClassifier(n_estimators=2)),
         StackingClassifier(
             [("centroid", NearestCentroid()), ("svm", SVC())], DecisionTreeClassifier(), cv=2
         ),
