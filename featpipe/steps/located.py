@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from featpipe.errors import RecipeError
+from featpipe.lazy import Lazy
+
+yaml = Lazy("yaml")  # a sixth of the time of `--help`
 
 _MAX_CHARACTERS = 1_000_000
 _MAX_VALUES = 20_000  # the longest recipe that comes with featpipe has 300
@@ -73,11 +74,11 @@ def read_located(text: str, where: str) -> Located:
 class _Walk:
     """Turns PyYAML's nodes into located values, counting what aliases repeat."""
 
-    loader: yaml.SafeLoader
+    loader: Any  # yaml.SafeLoader
     where: str
     visited: int = 0
 
-    def visit(self, node: yaml.Node, line: int | None = None) -> Located:
+    def visit(self, node: Any, line: int | None = None) -> Located:
         """Return the value of a node; ``line`` is that of its key."""
         line = line or node.start_mark.line + 1
         self.visited += 1
