@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,6 +182,13 @@ class Extract(OnCluster, ImageStep):
     num_gpus: float = on_cluster(
         0.0, help="GPUs of each actor; 0.5: two share one.", minimum=0, check=gpus
     )
+
+    def output(self) -> Hashable:
+        """Return what distinguishes its stores; runtimes that give torch's numbers do not."""
+        if self.runtime is None:
+            return super().output()
+        runtime = backbones.effective_runtime(self.runtime, self.precision, self.device)
+        return super(Extract, self.replace(runtime=runtime)).output()
 
     def check(self) -> None:
         """Refuse a place for shards where there are none."""

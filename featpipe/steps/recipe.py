@@ -335,20 +335,23 @@ class _Reader:
                 except UsageError as error:
                     wrong = chosen.get(error.option)
                     raise self._located(error, line if wrong is None else wrong.line) from error
-                output = step.output()
-                same = step if output is None else outputs.setdefault(output, step)
-                for key, nodes in axes.items():
-                    if getattr(same, key) != getattr(step, key) and len(nodes) > 1:
-                        what = f"A list under {key!r} would make the same result several times: "
-                        what, got = f"{what}the option changes no number.", options[key].plain()
-                        raise self.error(
-                            what, options[key].line, expected="one value", got=repr(got)
-                        )
                 variants.setdefault(step, Variant(label, step))
+                if not isinstance(output := step.output(), Path):  # files are compared by the plan
+                    same = outputs.setdefault(output or Step.output(step), step)
+                    self._check_distinct(options, step, same)
                 if len(variants) > _MAX_TASKS:
                     what = "The lists of the step make too many tasks."
                     raise self.error(what, line, expected=f"at most {_MAX_TASKS}")
         return tuple(variants.values())
+
+    def _check_distinct(self, options: Options, step: Step, other: Step) -> None:
+        """Refuse two variants that would make the same, naming the option that they differ in."""
+        for key, node in options.items():
+            if (one := getattr(other, key)) != (two := getattr(step, key)):
+                option, got = options_of(type(step))[key].flag[2:], f"{one!r} and {two!r}"
+                what = f"The values of {option!r} would make the same result several times: "
+                what += "they change no number."
+                raise self.error(what, node.line, expected="one value", got=got)
 
     def _located(self, error: UsageError, line: int) -> RecipeError:
         """Return the same complaint with its line."""

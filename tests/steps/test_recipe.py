@@ -71,14 +71,14 @@ def test_each_couples_options_and_its_label_is_as_short_as_it_can_be():
 
 
 @pytest.mark.parametrize(
-    ("entries", "wanted"),
+    ("step", "entries", "wanted"),
     [
-        ("[{title: A, seed: 1}, {title: B, seed: 2}]", ["seed=1", "seed=2"]),
-        ("[{title: A}, {title: B}]", ["title=A", "title=B"]),
+        ("svm", "[{title: A, seed: 1}, {title: B, seed: 2}]", ["seed=1", "seed=2"]),
+        ("compare", "[{out: a.md}, {out: b.md}]", ["out=a.md", "out=b.md"]),
     ],
 )
-def test_what_changes_no_number_distinguishes_only_where_nothing_else_does(entries, wanted):
-    assert labels(parsed(f"steps:\n  - {{step: svm, each: {entries}}}")) == wanted
+def test_what_changes_no_number_distinguishes_only_where_nothing_else_does(step, entries, wanted):
+    assert labels(parsed(f"steps:\n  - {{step: {step}, each: {entries}}}")) == wanted
 
 
 def test_the_limit_reaches_the_steps_that_read_images():
@@ -338,11 +338,39 @@ def test_every_recipe_that_comes_along_can_be_read(path):
 
 def test_an_axis_over_an_option_that_changes_no_number_is_refused():
     text = "steps:\n  - step: extract\n    model: glyphnet\n    dataset: digits\n"
-    for line in ("batch-size: [8, 64]", "on_error: [fail, skip]", "each: [{workers: [1, 2]}]"):
-        with pytest.raises(RecipeError, match="changes no number") as caught:
+    for line, option in (
+        ("batch_size: [8, 64]", "batch-size"),
+        ("on_error: [fail, skip]", "on-error"),
+        ("each: [{workers: [1, 2]}]", "workers"),
+        ("each: [{workers: 1}, {workers: 2}]", "workers"),
+        ("runtime: [torch, openvino]", "runtime"),
+        ("runtime: [auto, torch]", "runtime"),
+    ):
+        with pytest.raises(RecipeError, match="they change no number") as caught:
             parsed(text + f"    {line}")
+        assert repr(option) in caught.value.what
         assert "line 5" in caught.value.details["where"]
     assert parsed(text + "    batch-size: [8]").steps[0].variants[0].step.batch_size == 8
+    assert (
+        len(
+            parsed(text + "    precision: bfloat16\n    runtime: [torch, openvino]")
+            .steps[0]
+            .variants
+        )
+        == 2
+    )
+
+
+def test_an_axis_over_an_option_that_changes_no_number_is_refused_where_no_file_is_written():
+    text = "steps:\n  - step: compare\n    results: [a]\n"
+    with pytest.raises(RecipeError, match=r"'force' .* they change no number"):
+        parsed(text + "    force: [true, false]")
+    assert len(parsed(text + "    margin: [1, 2]").steps[0].variants) == 2
+
+
+def test_tasks_that_would_write_one_file_are_left_to_the_plan():
+    recipe = parsed("steps:\n  - {step: compare, dataset: [a, b], out: t.md}")
+    assert labels(recipe) == ["dataset=a", "dataset=b"]
 
 
 def test_a_table_may_be_written_in_two_formats():
