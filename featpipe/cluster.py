@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from featpipe.provenance import PACKAGES, package_version
 from featpipe.steps import Step, option, options_of
 
 ray, ray_util, ray_queue = Lazy("ray"), Lazy("ray.util"), Lazy("ray.util.queue")
-strategies = Lazy("ray.util.scheduling_strategies")
+strategies, socket = Lazy("ray.util.scheduling_strategies"), Lazy("socket")
 
 _REACH_SECONDS = 5.0
 _LOOK_SECONDS = 120.0  # in which every node has to answer; the first time it imports featpipe

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from featpipe.lazy import Lazy
 
-tqdm = Lazy("tqdm.auto")
+html, tqdm = Lazy("html"), Lazy("tqdm.auto")
 
 
 def html_table(title: str, rows: Sequence[Mapping[str, Any]], notes: Iterable[str] = ()) -> str:
@@ -21,11 +20,11 @@ def html_table(title: str, rows: Sequence[Mapping[str, Any]], notes: Iterable[st
     """
 
     def line(tag: str, values: Iterable[Any]) -> str:
-        return "".join(f"<{tag}>{escape(str(value))}</{tag}>" for value in values)
+        return "".join(f"<{tag}>{html.escape(str(value))}</{tag}>" for value in values)
 
     body = [line("th", rows[0]), *(line("td", row.values()) for row in rows)]
     table = "".join(f"<tr>{cells}</tr>" for cells in body)
-    return f"<b>{escape(title)}</b><table>{table}</table>{line('p', notes)}"
+    return f"<b>{html.escape(title)}</b><table>{table}</table>{line('p', notes)}"
 
 
 def bars() -> Callable[[Any], None]:

@@ -11,14 +11,16 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from featpipe import api
 from featpipe.backbones import MODELS
 from featpipe.cli.console import Session, command, plainly
 from featpipe.cli.results import results
 from featpipe.datasets import DATASETS
+from featpipe.lazy import Lazy
 from featpipe.registry import Registry
 from featpipe.steps import LEFT_OUT, Outcome
 from featpipe.workspace import store_files
+
+api = Lazy("featpipe.api")
 
 _PATH = click.Path(path_type=Path)
 _FEW = 12  # classes, or images that are left out, that are listed for people

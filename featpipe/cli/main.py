@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 
 import click
 
-from featpipe import api
 from featpipe.cli.console import Console, JsonConsole, Session, command, jobs_option
 from featpipe.cli.inspect import INSPECTION
 from featpipe.cluster import OnCluster
 from featpipe.errors import FeatpipeError, UsageError, did_you_mean
+from featpipe.lazy import Lazy
 from featpipe.registry import summary_of
 from featpipe.steps import STEPS, Step, options_of
 from featpipe.steps.on_ray import run_plan_on_cluster
@@ -25,6 +25,8 @@ from featpipe.steps.plan import Plan
 from featpipe.steps.recipe import find_recipe, read_recipe
 from featpipe.steps.runner import Listener, run_plan
 from featpipe.steps.tracking import TRACKERS
+
+api = Lazy("featpipe.api")  # a tenth of the time of `--help`
 
 # -- steps ---------------------------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 
-from featpipe import api
 from featpipe.cli.console import Session, command, plainly
 from featpipe.errors import UsageError
+from featpipe.lazy import Lazy
 from featpipe.steps import Outcome
+
+api = Lazy("featpipe.api")
 
 
 @command(

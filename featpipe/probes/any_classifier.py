@@ -11,7 +11,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from itertools import product
 from typing import Any
@@ -23,6 +22,7 @@ from featpipe.probes.base import Probe
 from featpipe.provenance import package_version
 from featpipe.steps import STEPS, Context, option
 
+metadata = Lazy("importlib.metadata")
 sklearn_base, sklearn_utils = Lazy("sklearn.base"), Lazy("sklearn.utils")
 pipeline, preprocessing = Lazy("sklearn.pipeline"), Lazy("sklearn.preprocessing")
 
@@ -136,7 +136,7 @@ class AnyClassifier(Probe):
         package = self.classifier.partition(".")[0]
         if package == "sklearn":
             return found
-        if owners := packages_distributions().get(package):
+        if owners := metadata.packages_distributions().get(package):
             version = package_version(owners[0])
         else:
             version = _source(type(self._classifier()))
