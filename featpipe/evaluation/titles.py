@@ -33,6 +33,23 @@ def settings_of(result: Result) -> dict[str, Any]:
     return settings
 
 
+def _embedding(result: Result) -> dict[str, Any]:
+    """Return what made the features of a result, besides the backbone that its rows name."""
+    if not result.stores:
+        return {}
+    manifest = result.stores[0]["manifest"]
+    backbone = manifest["backbone"]
+    preprocessing = backbone["preprocessing"]
+    return {
+        "layer": result.stores[0]["layer"],
+        "weights": backbone.get("weights", {}).get("name"),
+        "image size": preprocessing.get("crop"),
+        **{name: preprocessing.get(name) for name in ("fit", "decode")},
+        **{name: backbone.get(name) for name in ("precision", "runtime")},
+        "dtype": manifest["dtype"],
+    }
+
+
 def _in_words(value: Any) -> str:
     """Return a setting for a title; of many values the first and the last."""
     if isinstance(value, list | tuple):
@@ -44,9 +61,10 @@ def _in_words(value: Any) -> str:
 def unique_titles(
     results: Sequence[Result], rows: Sequence[dict[str, Any]], shown: Sequence[str] = ()
 ) -> list[str]:
-    """Return titles made different by what differs: features, protocol, settings, images, day.
+    """Return titles made different by what differs.
 
-    What differs in none of these gets its name.
+    That is, in this order: features, protocol, settings, what made the features (layer, precision
+    …), images, day; what differs in none of these gets its name.
 
     ``rows`` describe the results: ``method``, ``features``, ``protocol``, ``name``. Rows that
     differ in what is ``shown`` beside the titles may have the same title.
@@ -57,14 +75,15 @@ def unique_titles(
         for result in results
     ]
     facts = {name: [str(row[name] or "") for row in rows] for name in ("features", "protocol")}
-    for key in dict.fromkeys(key for each in settings for key in each):
-        values = [each.get(key) for each in settings]
-        usual = [known.get(key) for known in defaults]
-        texts = [
-            "" if v in (None, u) else f"{key.replace('_', ' ')} {_in_words(v)}"
-            for v, u in zip(values, usual, strict=True)
-        ]
-        facts.setdefault(key, texts)
+    embeddings, nothing = [_embedding(one) for one in results], [dict[str, Any]()] * len(results)
+    for of, given, usual in (("method", settings, defaults), ("embedding", embeddings, nothing)):
+        for key in dict.fromkeys(key for each in given for key in each):
+            pairs = [
+                (one.get(key), known.get(key)) for one, known in zip(given, usual, strict=True)
+            ]
+            name = key.replace("_", " ")
+            texts = ["" if v in (None, u) else f"{name} {_in_words(v)}" for v, u in pairs]
+            facts[f"{of} {key}"] = texts
     facts["images"] = [f"{row['n_test']} test images" if "n_test" in row else "" for row in rows]
     facts["created"] = [getattr(result, "created", "")[:10] for result in results]
     facts["name"] = [row["name"] for row in rows]

@@ -30,6 +30,7 @@ rings = rings:Rings
 shapes = shapes:Shapes
 [featpipe.runtimes]
 plain = plain:Plain
+coarse = plain:Coarse
 [featpipe.sections]
 calibration = calibration:Calibration
 """
@@ -38,9 +39,9 @@ name: doors
 steps:
   - step: extract
     each:
-      - {model: mobilenet_v3_small, weights: w.safetensors, dataset: rings}
-      - {model: glyphnet, dataset: "shapes:dark/bright*30"}
-    runtime: plain
+      - {model: mobilenet_v3_small, weights: w.safetensors, dataset: rings, runtime: plain}
+      - {model: glyphnet, dataset: "shapes:dark/bright*30", runtime: plain}
+      - {model: glyphnet, dataset: "shapes:dark/bright*30", runtime: coarse}
     device: cpu
   - {step: lda, grid: {shrinkage: [0.1, 0.5]}}
   - step: centroid
@@ -97,7 +98,7 @@ def test_help_lists_the_probe_and_imports_nothing_heavy(featpipe):
     assert "lda         Train a linear discriminant analysis" in printed
     assert printed.splitlines()[-1] == "[]"
     assert "--shrinkage" in featpipe("lda", "--help")
-    assert "torch|openvino|compiled|plain" in featpipe("extract", "--help")
+    assert "torch|openvino|compiled|plain|coarse" in featpipe("extract", "--help")
 
 
 @pytest.mark.parametrize(
@@ -113,20 +114,31 @@ def test_lists_have_what_was_brought(featpipe, command, names):
 def test_the_plan_knows_them(featpipe):
     plan = outcome(featpipe("run", "doors.yaml", "--dry-run", "--json"))["plan"]
     tasks = {row["task"]: row["why"] for row in plan}
-    assert tasks["extract[model=mobilenet_v3_small]"] == "20 of train, 20 of test to embed"
-    assert tasks["extract[model=glyphnet]"] == "30 of all to embed"
-    assert {"lda[model=mobilenet_v3_small]", "lda[model=glyphnet]"} <= set(tasks)
+    for model, runtime, images in (
+        ("mobilenet_v3_small", "plain", "20 of train, 20 of test"),
+        ("glyphnet", "plain", "30 of all"),
+        ("glyphnet", "coarse", "30 of all"),
+    ):
+        which = f"[model={model},runtime={runtime}]"
+        assert tasks[f"extract{which}"] == f"{images} to embed"
+        assert f"lda{which}" in tasks
 
 
 def test_the_recipe_runs_and_the_report_shows_them(featpipe):
     ended = outcome(featpipe("run", "doors.yaml", "--json"))
     assert {task["status"] for task in ended["tasks"]} == {"done"}
     stores = [task["stores"][0] for task in ended["tasks"] if "stores" in task]
-    assert [store["images"] for store in stores] == [20, 30]
+    assert [store["images"] for store in stores] == [20, 30, 30]
     assert "rings/mobilenet_v3_small" in stores[0]["path"]
     assert "shapes-dark-bright-30/glyphnet" in stores[1]["path"]
     page = (featpipe.folder / "reports" / "doors.html").read_text()
-    for text in ("Linear discriminant analysis", "mobilenet_v3_small", "rings", "shapes:dark"):
+    for text in (
+        "Linear discriminant analysis",
+        "mobilenet_v3_small",
+        "rings",
+        "shapes:dark",
+        "runtime coarse",
+    ):
         assert text in page
     assert 'id="calibration"' in page
     table = pd.read_csv(featpipe.folder / "reports" / "doors-tables" / "calibration.csv")

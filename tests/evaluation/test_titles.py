@@ -21,6 +21,7 @@ def titles(*facts: dict[str, Any]) -> list[str]:
         SimpleNamespace(
             method="svm",
             settings=fact.get("settings", {"c": 1}),
+            stores=fact.get("stores", []),
             created=fact.get("created", ""),
         )
         for fact in facts
@@ -49,6 +50,27 @@ def test_values_are_given_in_words() -> None:
         "SVM, image size 224",
         "SVM, image size 96",
     ]
+
+
+def features(layer: str = "avgpool", **backbone: Any) -> dict[str, Any]:
+    """Return facts of a result on features that a backbone made."""
+    backbone = {"weights": {"name": "V1"}, "preprocessing": {"crop": 224}} | backbone
+    return {"stores": [{"layer": layer, "manifest": {"backbone": backbone, "dtype": "float32"}}]}
+
+
+def test_features_of_one_backbone_are_told_apart_by_how_they_were_made() -> None:
+    assert titles(features("layer3"), features("layer4")) == [
+        "SVM, layer layer3",
+        "SVM, layer layer4",
+    ]
+    weights = ({"weights": {"name": name}} for name in ("V1", "V2"))
+    assert titles(*(features(**one) for one in weights)) == ["SVM, weights V1", "SVM, weights V2"]
+    small = features(preprocessing={"crop": 176})
+    assert titles(small, features()) == ["SVM, image size 176", "SVM, image size 224"]
+    lower = features(precision="bfloat16", runtime="openvino")
+    assert titles(lower, features()) == ["SVM, precision bfloat16", "SVM"]
+    assert titles(features(runtime="coarse"), features()) == ["SVM, runtime coarse", "SVM"]
+    assert titles(features(), features()) == ["SVM, n0", "SVM, n1"]
 
 
 def test_the_same_method_on_other_images_is_told_by_them_or_by_the_day() -> None:
