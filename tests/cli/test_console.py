@@ -80,7 +80,7 @@ console = Console()
 facts = {"rate": "123.4 images/s", "shares": "read 10% · compute 80% · write 10%"}
 for done in (1000, 2000):
     console.hear(Event("progress", "LABEL", done, 13000, facts))
-    console._bars._bars.refresh()
+    console.hear(Event("note", "a note"))  # the bars are drawn again before it
 """
 
 
