@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: options of steps that can, the connection, and nodes that are alike.
+"""Ray clusters: the options of steps that can use one, the connection, and the check of its nodes.
 
 Ray schedules and repeats; nothing here does. Ray is an extra and imported when it is used.
 """
@@ -31,14 +31,14 @@ def address(value: str) -> None:
     host, _, port = value.rpartition(":")
     if value != "auto" and not (host and port.isdecimal() and int(port) < 1 << 16):
         expected = "auto, or HOST:PORT of the cluster's head node"
-        raise UsageError(f"{value!r} is no address of a cluster.", expected=expected)
+        raise UsageError(f"{value!r} is not the address of a cluster.", expected=expected)
 
 
 def gpus(value: float) -> None:
-    """Check the GPUs of an actor: several may share one, but none may have parts of two."""
+    """Check the GPUs of an actor: a whole number, or a fraction of one GPU."""
     if value > 1 and value != int(value):
         what = f"An actor cannot have {value:g} GPUs."
-        raise UsageError(what, expected="a whole number, or a part of one: 0.5")
+        raise UsageError(what, expected="a whole number, or a fraction below 1 such as 0.5")
 
 
 class OnCluster(Step):
@@ -46,7 +46,7 @@ class OnCluster(Step):
 
     engine: str = option(
         "local",
-        help="Where it runs: local, this machine; ray, the nodes of a Ray cluster.",
+        help="Where it runs: local, on this machine; ray, on the nodes of a Ray cluster.",
         choices=("local", "ray"),
         affects_result=False,
         group="Cluster",
@@ -54,7 +54,7 @@ class OnCluster(Step):
     address: str = option(
         "auto",
         help="The cluster's head node, HOST:PORT; auto: $RAY_ADDRESS, or the cluster that this"
-        " machine, where the command is given, is a node of.",
+        " machine is a node of.",
         check=address,
         affects_result=False,
         group="Cluster",
@@ -83,35 +83,35 @@ def check_ray() -> None:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What has to be the same on every node as where the command was given."""
+class NodeEnvironment:
+    """What has to be the same on every node as where the command was run."""
 
-    folder: str  # the current one: relative paths start there
-    packages: dict[str, str]  # their versions
+    folder: str  # the current one, which relative paths start from
+    packages: dict[str, str]  # name and version
 
     @classmethod
-    def here(cls) -> Surroundings:
-        """Return those of this process."""
+    def current(cls) -> NodeEnvironment:
+        """Return that of this process."""
         names = (*PACKAGES, "pillow", "timm", "transformers")
         return cls(os.getcwd(), {name: package_version(name) for name in names})
 
     def enter(self) -> None:
-        """Make this process, on whatever node, one of these surroundings."""
+        """Check this process, on any node, and change to the folder."""
         if wrong := self.difference():
             raise ClusterError(**wrong, where=node_name())
         os.chdir(self.folder)
 
     def difference(self) -> dict[str, str]:
-        """Return what is not the same here, as the parts of an error; empty if all is."""
-        hint = "make the nodes alike, with one container image for instance: docs/scale.md"
-        have, wanted = Surroundings.here().packages, self.packages
+        """Return what differs here, as the parts of an error; empty if nothing does."""
+        hint = "use the same environment on all nodes, such as one container image: docs/scale.md"
+        have, wanted = NodeEnvironment.current().packages, self.packages
         if other := [name for name in wanted if have[name] != wanted[name]]:
-            what = "A node of the cluster has other versions of packages."
+            what = "A node of the cluster has other package versions."
             expected, got = (
                 ", ".join(f"{name} {of[name]}" for name in other) for of in (wanted, have)
             )
         elif not os.path.isdir(self.folder):
-            what = "A node of the cluster does not have the folder that the command was given in."
+            what = "A node of the cluster does not have the folder that the command was run in."
             expected = f"{self.folder}, on a file system that all nodes share"
             got = "no such folder"
         else:
@@ -120,7 +120,7 @@ class Surroundings:
 
 
 def node_name() -> str:
-    """Return what people call this machine in the cluster."""
+    """Return the name of this node in messages."""
     return f"node {ray_util.get_node_ip_address()} ({socket.gethostname()})"
 
 
@@ -128,7 +128,7 @@ def node_name() -> str:
 def joined(where: str, progress: Progress) -> Iterator[None]:
     """Join the cluster at an address, unless this process is in one already.
 
-    ClusterError, if there is none, or if its nodes are not alike.
+    A ClusterError says that there is none, or how its nodes differ.
     """
     check_ray()
     if ray.is_initialized():
@@ -148,15 +148,15 @@ def joined(where: str, progress: Progress) -> Iterator[None]:
         parts = [(len(found), "node"), (cores, "core"), *[(gpus, "GPU")] * bool(gpus)]
         size = ", ".join(f"{number:g} {what}{'s' * (number != 1)}" for number, what in parts)
         progress.note(f"Ray cluster: {size}")
-        with _said_by_ray(progress):
+        with _ray_messages_to(progress):
             yield
     finally:
         ray.shutdown()  # ends what still runs for this process
 
 
 @contextmanager
-def _said_by_ray(progress: Progress) -> Iterator[None]:
-    """Report what Ray says of nodes and actors that died; it would print it among our output."""
+def _ray_messages_to(progress: Progress) -> Iterator[None]:
+    """Report Ray's messages about nodes and actors that died; Ray itself would print them."""
 
     def report(data: Mapping[str, Any], **_: Any) -> None:
         first = "\n".join(data.get("lines", ())).strip().partition("\n")[0]
@@ -172,7 +172,7 @@ def _said_by_ray(progress: Progress) -> Iterator[None]:
 
 
 def _reach(where: str) -> None:
-    """Refuse an address at which nobody listens: Ray itself would wait for a minute."""
+    """Refuse an address where nothing is listening; Ray itself would wait for a minute."""
     if where == "auto":
         return
     host, _, port = where.rpartition(":")
@@ -190,15 +190,15 @@ def nodes() -> list[dict[str, float]]:
 
 
 def on_node(identity: str) -> Any:
-    """Return how Ray is told to run something on one node."""
+    """Return the scheduling strategy that runs something on one node."""
     return strategies.NodeAffinitySchedulingStrategy(identity, soft=False)
 
 
 def _check_nodes() -> None:
     """Compare every node with this process."""
-    look = ray.remote(Surroundings.difference)
+    look = ray.remote(NodeEnvironment.difference)
     places = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    here = Surroundings.here()
+    here = NodeEnvironment.current()
     asked = {
         look.options(num_cpus=0, scheduling_strategy=on_node(identity)).remote(here): name
         for identity, name in places.items()
@@ -207,9 +207,9 @@ def _check_nodes() -> None:
         try:
             wrong = ray.get(answer, timeout=_LOOK_SECONDS)
         except ray.exceptions.NodeDiedError:
-            continue  # what it would have done, others do
+            continue  # other nodes do its work
         except Exception as error:
-            what, hint = "A node of the cluster cannot run featpipe.", "install it there, too"
+            what, hint = "A node of the cluster cannot run featpipe.", "install it there as well"
             where, got = f"node {name}", _last_line(error)
             raise ClusterError(what, where=where, got=got, next_step=hint) from error
         if wrong:
@@ -218,15 +218,15 @@ def _check_nodes() -> None:
 
 @contextmanager
 def listening(take: Callable[..., None]) -> Iterator[Any]:
-    """Yield a queue on this node, to which others report; a thread passes on what comes.
+    """Yield a queue on this node that other nodes report to; a thread passes reports on.
 
-    ``take`` is called with what was put into the queue by :func:`report`.
+    ``take`` is called with the values of each :func:`report`.
     """
     here = on_node(ray.get_runtime_context().get_node_id())
     inbox = ray_queue.Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def pass_on() -> None:
-        with suppress(ray.exceptions.RayError):  # the cluster is gone; who works there says so
+        with suppress(ray.exceptions.RayError):  # the cluster is gone; the tasks say so
             while values := inbox.get():
                 take(*values)
 
@@ -242,24 +242,24 @@ def listening(take: Callable[..., None]) -> Iterator[Any]:
 
 
 def report(inbox: Any, *values: Any) -> None:
-    """Put something into the queue of :func:`listening`; whether it arrives changes nothing."""
+    """Put values into the queue of :func:`listening`; nothing depends on their arrival."""
     inbox.actor.put_nowait.remote(values)
 
 
 @contextmanager
-def explained() -> Iterator[None]:
-    """Say what to do where Ray has given up; an error of featpipe comes as it was raised."""
+def translate_ray_errors() -> Iterator[None]:
+    """Turn an error of Ray into a ClusterError, or into the FeatpipeError that caused it."""
     try:
         yield
     except ray.exceptions.RayError as error:
         if isinstance(cause := getattr(error, "cause", None), FeatpipeError):
             raise cause from error
         hint = "see Ray's logs; the same command continues with what is missing"
-        what, got = "The cluster has given up.", _last_line(error)
+        what, got = "The work on the cluster failed.", _last_line(error)
         raise ClusterError(what, got=got, next_step=hint) from error
 
 
 def _last_line(error: Exception) -> str:
-    """Return what an error is and, of Ray's long text, the line that tells the cause."""
+    """Return the type of an error and the last line of Ray's long text, which is the cause."""
     last = str(error).strip().rpartition("\n")[2]
     return f"{type(error).__name__}: {last.strip()}"[:400]

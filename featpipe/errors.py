@@ -1,4 +1,4 @@
-"""What can go wrong, explained to a person.
+"""Errors, written for the person who reads them.
 
 Every error says what happened and, where it helps, the place, the expected and the actual value
 and what to do next. The command line prints exactly that text and exits with
@@ -58,7 +58,7 @@ def _nearest(path: Path, folder: bool) -> Path | None:
 
 
 class FeatpipeError(Exception):
-    """Base of all errors that are explained to the user.
+    """Base of all errors that users are meant to read.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class FeatpipeError(Exception):
 
 
 class UsageError(FeatpipeError):
-    """The request is wrong, whatever the files on disk."""
+    """The request itself is wrong, independent of the files on disk."""
 
     exit_code = 2
 

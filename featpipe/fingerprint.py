@@ -1,7 +1,7 @@
 """Fingerprints: short names for content, equal exactly when the content is equal.
 
-They name what is stored, and kept in a file (:func:`sealed_json`, :func:`seal_archive`) they tell
-that it was changed since. They keep nobody from changing both.
+They name what is stored. Kept in a file (:func:`sealed_json`, :func:`seal_archive`), they show that
+it has changed since; they do not stop anyone from changing both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HASHES = (
 
 
 def of_mapping(values: Any) -> str:
-    """Return the SHA-256 (hex) of a JSON-like value, whatever the order of its keys."""
+    """Return the SHA-256 (hex) of a JSON-like value; the order of keys does not matter."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -87,8 +87,8 @@ class Task:
         self._emitted = time.monotonic()
 
 
-def _nobody(event: Event) -> None:
+def _ignore(event: Event) -> None:
     """Ignore an event; named, so that it can be pickled."""
 
 
-SILENT = Progress(_nobody)
+SILENT = Progress(_ignore)

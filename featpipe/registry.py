@@ -138,7 +138,7 @@ class Registry(Generic[T]):
         for name in self.names():
             try:
                 entry = self.get(name)
-            except UsageError:  # which summaries() tells
+            except UsageError:  # summaries() says why
                 continue
             yield entry
 

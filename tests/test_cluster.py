@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import featpipe
 from featpipe import lazy
 from featpipe.cli.main import featpipe as program
-from featpipe.cluster import Surroundings, joined
+from featpipe.cluster import NodeEnvironment, joined
 from featpipe.errors import ClusterError, FeatpipeError, MissingExtraError, UsageError
 from featpipe.extraction import Extract
 from featpipe.progress import Progress
@@ -52,7 +52,7 @@ def test_options_of_a_cluster_need_one(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("address", ["here", "host:", ":1", "host:port", "host:99999"])
 def test_addresses_are_checked(address: str) -> None:
-    with pytest.raises(FeatpipeError, match="no address of a cluster"):
+    with pytest.raises(FeatpipeError, match="not the address of a cluster"):
         Extract(dataset="digits", model="glyphnet", engine="ray", address=address)
 
 
@@ -66,10 +66,10 @@ def test_no_cluster_at_the_address(tmp_path: Path) -> None:
 
 
 def test_what_is_not_the_same_on_a_node_is_named(tmp_path: Path) -> None:
-    here = Surroundings.here()
+    here = NodeEnvironment.current()
     assert here.difference() == {}
     older = replace(here, packages={**here.packages, "torch": "1.0"}).difference()
-    assert "other versions of packages" in older["what"]
+    assert "other package versions" in older["what"]
     assert (older["expected"], older["got"]) == ("torch 1.0", f"torch {here.packages['torch']}")
     elsewhere = replace(here, folder=str(tmp_path / "elsewhere")).difference()
     assert "does not have the folder" in elsewhere["what"]

@@ -72,8 +72,8 @@ class StepCommand(click.Command):
 
 
 def _parameter(spec: OptionSpec) -> click.Parameter:
-    def complete(_: Any, __: Any, begun: str) -> list[str]:
-        return [name for name in spec.names() if name.startswith(begun)]
+    def complete(_: Any, __: Any, prefix: str) -> list[str]:
+        return [name for name in spec.names() if name.startswith(prefix)]
 
     how: dict[str, Any] = {"required": spec.required, "shell_complete": complete}
     if spec.positional:
@@ -269,14 +269,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except OSError as error:  # a place that may not be read or written, a disk that is full
+    except OSError as error:  # no permission, or a full disk
         console.error(FeatpipeError(f"{error.strerror or error}.", where=error.filename))
         code = FeatpipeError.exit_code
     sys.exit(code)
 
 
 def program() -> NoReturn:
-    """Run the command line as a process of its own.
+    """Run the command line as a program.
 
     After ``predict`` it ends at once: nothing is left to write or to wait for, and taking PyTorch
     apart would take as long as answering.

@@ -79,7 +79,7 @@ def memory_of_nodes() -> float:
 @contextmanager
 def on_cluster(address: str, progress: Progress) -> Iterator[None]:
     """Have joblib work on the cluster."""
-    with cluster.joined(address, progress), cluster.explained():
+    with cluster.joined(address, progress), cluster.translate_ray_errors():
         ray_joblib.register_ray()
         # Ray's pool reports that joblib's choice between fork and spawn means nothing to it.
         logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.CRITICAL)

@@ -39,7 +39,7 @@ def _embedding(result: Result) -> dict[str, Any]:
         return {}
     manifest = result.stores[0]["manifest"]
     backbone = manifest["backbone"]
-    preprocessing = backbone["preprocessing"]
+    preprocessing = backbone.get("preprocessing", {})
     return {
         "layer": result.stores[0]["layer"],
         "weights": backbone.get("weights", {}).get("name"),

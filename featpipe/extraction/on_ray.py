@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from featpipe import cluster
-from featpipe.cluster import Surroundings, ray
+from featpipe.cluster import NodeEnvironment, ray
 from featpipe.datasets.source import ImageSource
 from featpipe.errors import ClusterError, FeatpipeError, StoreInUseError
 from featpipe.extraction.engine import Extraction
@@ -58,7 +58,7 @@ class ClusterExtraction(Extraction):
         self._joined.enter_context(cluster.joined(self.address, self.context.progress))
         resources, _ = self.order.actors()
         describe = ray.remote(_describe).options(**resources)
-        with cluster.explained():
+        with cluster.translate_ray_errors():
             answer = ray.get(describe.remote(self.order))
         if isinstance(answer, FeatpipeError):
             raise answer
@@ -85,7 +85,7 @@ class ClusterExtraction(Extraction):
         # One block for each shard: a shard is what Ray hands out, and what it repeats.
         items = [{"label": label, "shard": pickle.dumps(shard)} for label, shard in of.items()]
         rows = data.from_items(items, override_num_blocks=len(items))
-        with cluster.explained(), cluster.listening(listen) as inbox:
+        with cluster.translate_ray_errors(), cluster.listening(listen) as inbox:
             answers = rows.map(
                 ShardWorker,
                 fn_constructor_args=(self.order, inbox),
@@ -108,12 +108,12 @@ class Order:
     step: Extract
     workspace: Path
     images: Mapping[str, str]  # fingerprint of the images of each split
-    surroundings: Surroundings = field(default_factory=Surroundings.here)
+    environment: NodeEnvironment = field(default_factory=NodeEnvironment.current)
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def open(self, progress: Progress) -> Extraction:
         """Open the images in the process of an actor; the network, when it is needed."""
-        self.surroundings.enter()
+        self.environment.enter()
         torch.set_num_threads(self.step.num_cpus)
         context = Context(Workspace(self.workspace), progress)
         opened = self.step.replace(engine="local").extraction(context, download=False)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from featpipe import cluster
-from featpipe.cluster import Surroundings, ray
+from featpipe.cluster import NodeEnvironment, ray
 from featpipe.errors import ClusterError, FeatpipeError
 from featpipe.progress import SILENT, Event, Progress
 from featpipe.steps.base import Context, Outcome
@@ -56,7 +56,7 @@ def run_plan_on_cluster(plan: Plan, listeners: Sequence[Listener], address: str)
 
 def _start(plan: Plan, inbox: Any, n_cores: int, *, with_gpu: bool) -> dict[Any, Task]:
     """Give all tasks to Ray; return each by the reference to its outcome."""
-    here, run, n_tasks = Surroundings.here(), ray.remote(_run), len(plan.tasks)
+    here, run, n_tasks = NodeEnvironment.current(), ray.remote(_run), len(plan.tasks)
     made: dict[str, Any] = {}
     for number, task in enumerate(plan.tasks, start=1):
         recipe = {"task": task.name, **plan.recipe.resolved}
@@ -73,7 +73,12 @@ def _start(plan: Plan, inbox: Any, n_cores: int, *, with_gpu: bool) -> dict[Any,
 
 
 def _run(
-    task: Task, context: Context, there: Surroundings, inbox: Any, started: Event, *before: Outcome
+    task: Task,
+    context: Context,
+    there: NodeEnvironment,
+    inbox: Any,
+    started: Event,
+    *before: Outcome,
 ) -> Outcome:
     """Run a task on a node as ``there``, where it was given, unless what it needs has failed."""
     ended = {outcome.task: outcome for outcome in before}

@@ -195,7 +195,7 @@ def option(default: Any = _DEFAULT, **properties: Any) -> Any:
 
 
 def altered(base: Any, default: Any = _DEFAULT, **properties: Any) -> Any:
-    """Declare an inherited option again, with a default of its own or other properties."""
+    """Declare an inherited option again, with another default or other properties."""
     if default is not _DEFAULT:
         properties |= {"default": default, "neutral": default, "required": False}
     return replace(base, **properties)

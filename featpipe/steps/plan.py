@@ -233,7 +233,7 @@ class _Planner:
 
 
 def _check_place(recipe: Recipe, task: Task, root: Path) -> None:
-    """Refuse a file outside of the workspace: a recipe may be somebody else's."""
+    """Refuse a file outside of the workspace: the recipe may come from someone else."""
     out, hint = task.step.output(), "add --out-anywhere to allow it"
     if not isinstance(out, Path):
         return

@@ -234,7 +234,7 @@ class _Reader:
             raise self._located(error, given["step"].line) from error
         name = self.name(given["name"]) if "name" in given else kind.name
         if name in self.lines:
-            what, expected = f"Two steps are called {name!r}.", "a name of its own for each"
+            what, expected = f"Two steps are called {name!r}.", "a different name for each"
             got = f"the other is at line {self.lines[name]}"
             hint = f"add to one of them, for example: name: {name}2"
             raise self.error(what, entry.line, expected=expected, got=got, next_step=hint)

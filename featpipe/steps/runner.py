@@ -1,7 +1,7 @@
 """Run a plan: each task in a worker process, none whose input failed, with the time that is left.
 
-The worker is a process of its own because a task that is killed, by the system when memory runs
-out for example, must not take the summary with it. One process runs all tasks (torch takes seconds
+Tasks run in a separate process because a task that is killed, by the system when memory runs out
+for example, must not take the summary with it. One process runs all tasks (torch takes seconds
 to import) and is replaced only when it has died.
 """
 
@@ -65,8 +65,8 @@ def run_plan(plan: Plan, listeners: Sequence[Listener]) -> Outcome:
                 outcome = Outcome("not run", "the run was interrupted before")
             else:
                 rest = plan.tasks[number - 1 :]  # each as expected, else as tasks of its part took
-                alike = {part: sum(seconds) / len(seconds) for part, seconds in took.items()}
-                left = [expected.get(other.name, alike.get(other.part)) for other in rest]
+                mean = {part: sum(seconds) / len(seconds) for part, seconds in took.items()}
+                left = [expected.get(other.name, mean.get(other.part)) for other in rest]
                 known = [seconds for seconds in left if seconds is not None]
                 facts = {"seconds_left": round(sum(known), 1)} if len(known) == len(rest) else {}
                 notify(Event("started", task.name, number, len(plan.tasks), facts, task.name))
@@ -218,7 +218,7 @@ def _work(channel: Connection) -> None:
 
 
 def execute(step: Step, inputs: Sequence[Sequence[Path]], context: Context) -> Outcome:
-    """Run a step in a worker; return its outcome, whatever happens."""
+    """Run a step in a worker; return its outcome; nothing is raised."""
     try:
         return step.bind(inputs).run(context)
     except FeatpipeError as error:

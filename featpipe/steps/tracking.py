@@ -31,9 +31,9 @@ _BATCH = 500  # MLflow takes at most 1000 entities at once
 class Tracker:
     """A listener that keeps what every task with metrics has measured.
 
-    ``open_store`` is told the name of an experiment and a default folder, and returns what keeps
-    one outcome. A missing package or a store that cannot be opened is an error at once; a tracker
-    that fails later says so and does not stop the run, whose results are safe without it.
+    ``open_store`` gets the name of an experiment and a default folder, and returns the function
+    that keeps one outcome. A missing package or a store that cannot be opened is an error at once;
+    a tracker that fails later says so and does not stop the run, whose results are safe without it.
     """
 
     def __init__(self, open_store: Callable[[str, Path], Keep], plan: Plan) -> None:

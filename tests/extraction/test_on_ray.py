@@ -206,7 +206,7 @@ def test_other_versions_on_a_node_are_refused(
     real = joining.package_version
     fake = {"torch": "1.0"}
     monkeypatch.setattr(joining, "package_version", lambda name: fake.get(name) or real(name))
-    with pytest.raises(ClusterError, match="other versions of packages") as raised:
+    with pytest.raises(ClusterError, match="other package versions") as raised:
         extracted()
     assert raised.value.details["expected"] == "torch 1.0"
 
