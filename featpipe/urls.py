@@ -71,7 +71,7 @@ class Place:
             what, expected = "The URL holds a password, which would be recorded.", "one without"
             hint = "give credentials in the way of the file system: environment or configuration"
             raise UsageError(what, expected=expected, next_step=hint)
-        with explaining(url):
+        with translate_errors(url):
             try:
                 self.fs, path = fsspec.core.url_to_fs(url)
             except (ImportError, ValueError) as error:
@@ -91,7 +91,7 @@ class Place:
 
     def info(self, path: str) -> dict[str, Any]:
         """Return what is known of a file or folder."""
-        with explaining(self.url_of(path)):
+        with translate_errors(self.url_of(path)):
             return dict(self.fs.info(path))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -100,32 +100,32 @@ class Place:
 
     def names(self) -> set[str]:
         """Return the names in the folder, of which there may be none yet."""
-        with explaining(self.url), suppress(FileNotFoundError):
+        with translate_errors(self.url), suppress(FileNotFoundError):
             return {path.rpartition("/")[2] for path in self.fs.ls(self.path, detail=False)}
         return set()
 
     def has(self, name: str) -> bool:
         """Return whether a file of the folder is there."""
-        with explaining(self.where(name)):
+        with translate_errors(self.where(name)):
             return bool(self.fs.exists(f"{self.path}/{name}"))
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
         """Yield a file of the folder; of its bytes only those that are read are fetched."""
-        with explaining(self.where(name)):
+        with translate_errors(self.where(name)):
             file = self.fs.open(f"{self.path}/{name}", "rb", block_size=_BLOCK_BYTES)
         with file:
             yield file
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file of the folder to this machine, where it has its name when it is complete."""
-        with atomic_write(path) as temporary, explaining(self.where(name)):
+        with atomic_write(path) as temporary, translate_errors(self.where(name)):
             self.fs.get_file(f"{self.path}/{name}", str(temporary))
 
     def put(self, file: Path) -> None:
         """Copy a file into the folder, where it has its name when it is complete."""
         temporary = f"{self.path}/.{file.name}.{secrets.token_hex(8)}.tmp"
-        with explaining(self.where(file.name)):
+        with translate_errors(self.where(file.name)):
             if protocol_of(self.url) not in PACKAGES:  # buckets have no folders
                 self.fs.makedirs(self.path, exist_ok=True)
             try:
@@ -138,7 +138,7 @@ class Place:
 
 
 @contextmanager
-def explaining(where: str) -> Iterator[None]:
+def translate_errors(where: str) -> Iterator[None]:
     """Turn whatever a file system raises into a DataError that says where and what to do."""
     try:
         yield

@@ -11,7 +11,7 @@ import pytest
 
 from featpipe import lazy
 from featpipe.errors import DataError, ImageError, MissingExtraError, UsageError
-from featpipe.urls import Place, check_protocol, explaining, is_url, plain_path, protocol_of
+from featpipe.urls import Place, check_protocol, translate_errors, is_url, plain_path, protocol_of
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ class NoCredentialsError(Exception):
 def test_errors_of_file_systems_say_what_to_do(
     url: str, error: Exception, says: str, hint: str
 ) -> None:
-    with pytest.raises(DataError, match=says) as caught, explaining(url):
+    with pytest.raises(DataError, match=says) as caught, translate_errors(url):
         raise error
     assert caught.value.details["where"] == url
     assert hint in caught.value.details["next"]
@@ -122,7 +122,7 @@ def test_errors_of_file_systems_say_what_to_do(
 
 @pytest.mark.parametrize("error", [ImageError("It is explained."), KeyboardInterrupt()], ids=repr)
 def test_what_needs_no_explanation_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, explaining("s3://shelf"):
+    with pytest.raises(type(error)) as caught, translate_errors("s3://shelf"):
         raise error
     assert caught.value is error
 

@@ -57,7 +57,7 @@ class DatasetOptions:
 
     def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
         """Return the content hashes of files; progress is shown only if any has to be read."""
-        with _explain_unreadable(None), ExitStack() as stack:
+        with _translate_os_errors(None), ExitStack() as stack:
             show, total = self.progress.task, len(paths)
             task = cache(lambda: stack.enter_context(show("checking files", total)))
             return self.hashes.many(paths, algorithm, lambda: task().advance())
@@ -65,7 +65,7 @@ class DatasetOptions:
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
         """Refuse files that change in the block: what it hashed is what it read or mapped."""
-        with _explain_unreadable(next(iter(paths), None)):
+        with _translate_os_errors(next(iter(paths), None)):
             before = [stamp_of(path) for path in paths]
             yield
             after = [stamp_of(path) for path in paths]
@@ -82,7 +82,7 @@ def stamp_of(path: str | Path) -> tuple[int, ...]:
 
 
 @contextmanager
-def _explain_unreadable(path: Path | None) -> Iterator[None]:
+def _translate_os_errors(path: Path | None) -> Iterator[None]:
     """Say which file an error of the operating system is about; ``path`` where it does not."""
     try:
         yield
@@ -93,7 +93,7 @@ def _explain_unreadable(path: Path | None) -> Iterator[None]:
 
 def read_list(path: Path) -> bytes:
     """Return the content of a small file: a list that belongs to a dataset."""
-    with _explain_unreadable(path):
+    with _translate_os_errors(path):
         return read_regular(path, MOST_LIST_BYTES)
 
 
