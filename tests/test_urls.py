@@ -11,7 +11,7 @@ import pytest
 
 from featpipe import lazy
 from featpipe.errors import DataError, ImageError, MissingExtraError, UsageError
-from featpipe.urls import Place, check_protocol, translate_errors, is_url, plain_path, protocol_of
+from featpipe.urls import Place, check_protocol, is_url, plain_path, protocol_of, translate_errors
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,10 @@ class HuggingFace(Dataset):
         image, label = _columns(self.spec, table.features)
         classes, labels = self._labels(label, split)
         identity = Identity(self.spec, split, classes, row_ids(split, len(table)), labels)
-        column = table.data.column(image)
-        paths = _field(column, "path").drop_null().to_pylist()
-        if 0 < len(paths) == len(table) == _field(column, "bytes").null_count:  # files as they were
-            every = [_field(each.data.column(image), "path") for each in self._tables.values()]
+        column, field = table.data.column(image), compute.struct_field
+        paths = field(column, "path").drop_null().to_pylist()
+        if 0 < len(paths) == len(table) == field(column, "bytes").null_count:  # files as they were
+            every = [field(each.data.column(image), "path") for each in self._tables.values()]
             folders = {os.path.dirname(path) for each in every for path in each.to_pylist() if path}
             root = os.path.commonpath(folders)
             ids = [os.path.relpath(path, root) for path in paths]
@@ -117,14 +117,14 @@ class HuggingFace(Dataset):
         except DataError:
             raise
         except Exception as error:  # of the library, or of what it is made with
-            raise self._explained(error, named, config) from error
+            raise self._translated(error, named, config) from error
 
     def _caches(self) -> list[Path]:
         """Return the folders that may hold datasets of the hub, the library's own one last."""
         return [*self.options.folders("hf"), Path(datasets.config.HF_DATASETS_CACHE)]
 
-    def _explained(self, error: Exception, named: str, config: str | None) -> DataError:
-        """Return what is wrong with the name, or the configuration, or what the library says."""
+    def _translated(self, error: Exception, named: str, config: str | None) -> DataError:
+        """Return the error for a wrong name or configuration, or what the library reports."""
         path, names = self.options.resolve(named), []
         if isinstance(error, ValueError):  # as an unknown or a missing configuration is
             with suppress(Exception):
@@ -163,7 +163,7 @@ class _Mapped(EncodedSource):
             content = options.digests(files)
         super().__init__(identity, content, identity.name)
         self._column, self._hashes = column, options.hashes
-        absent = _field(column, "bytes").is_null().to_numpy()
+        absent = compute.struct_field(column, "bytes").is_null().to_numpy()
         self.unreadable = dict.fromkeys(np.flatnonzero(absent).tolist(), "The row holds no image.")
 
     def _where(self, row: int) -> str:
@@ -182,11 +182,6 @@ def _parts(argument: str, data: Path | None = None) -> tuple[str, str | None]:
         what = "The name of the configuration is missing."
         raise UsageError(what, expected=f"hf:{path} or hf:{path}:CONFIG", got=f"hf:{argument}")
     return path, config
-
-
-def _field(column: Any, name: str) -> Any:
-    """Return the bytes or the paths of a column of images."""
-    return compute.struct_field(column, name)
 
 
 def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
@@ -63,7 +62,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# The warning comes at the size where read_image raises an ImageError: saying it twice helps nobody.
+# The warning comes at the size where read_image raises an ImageError.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # "Corrupt EXIF data" and the like: some hundred lines in a collection of old photographs.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -109,7 +108,7 @@ class EncodedSource(ImageSource):
         return "x".join(map(str, *found)) if found else "none"
 
     def _header(self, row: int) -> list[tuple[int, int]]:
-        # What cannot be read is told when it is decoded.
+        # What cannot be read is reported when it is decoded.
         with suppress(Exception), self._opened(row) as stream:
             return [Image.open(stream, formats=_READABLE).size]
         return []
@@ -140,21 +139,28 @@ class FileSource(EncodedSource):
         self.root = root
         self._hashes = options.hashes
         paths = [os.path.join(root, name) for name in identity.ids]
-        # A name that is no UTF-8 is no text: nor are the JSON and HDF5 that would hold it.
+        # JSON and HDF5 hold UTF-8 only, and a file name may be other bytes.
         ids = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in identity.ids]
-        obstacles: dict[int, OSError] = {}
-        try:  # to ask each file first would take longer than all else, where there are many
+        unreadable: dict[int, str] = {}
+        try:  # opening each of many files first would take longer than everything else
             "".join(paths).encode()
             self.digests: list[str | None] = [*options.digests(paths)]
         except (DataError, UnicodeEncodeError):
-            obstacles = {row: error for row, path in enumerate(paths) if (error := _obstacle(path))}
-            if not obstacles:
+            for row, path in enumerate(paths):
+                try:
+                    path.encode()
+                    open_regular(path).close()
+                except UnicodeEncodeError:
+                    unreadable[row] = "The name of the image file is not valid text (UTF-8)."
+                except OSError as error:
+                    unreadable[row] = _reason(error)
+            if not unreadable:
                 raise
-            readable = [path for row, path in enumerate(paths) if row not in obstacles]
+            readable = [path for row, path in enumerate(paths) if row not in unreadable]
             digests = iter(options.digests(readable))
-            self.digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
+            self.digests = [None if row in unreadable else next(digests) for row in range(len(ids))]
         super().__init__(replace(identity, ids=ids), self.digests, where or root)
-        self.unreadable = {row: _reason(error) for row, error in obstacles.items()}
+        self.unreadable = unreadable
 
     def _where(self, row: int) -> Path:
         return self.root / self.ids[row]
@@ -170,7 +176,7 @@ class FileSource(EncodedSource):
 
 
 def is_image_name(name: str) -> bool:
-    """Tell from its name whether a file is taken for an image; hidden ones are not."""
+    """Return whether a file counts as an image by its name; hidden ones do not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -182,18 +188,6 @@ def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
     truncated, no image, no regular file, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     return decode_image(_content_of(path), path, side)
-
-
-def _obstacle(path: str) -> OSError | None:
-    """Return what keeps a file from being opened, if anything does."""
-    try:
-        path.encode()
-        open_regular(path).close()
-    except UnicodeEncodeError:
-        return OSError(errno.EILSEQ, "its name is not valid text (UTF-8)", path)
-    except OSError as error:
-        return error
-    return None
 
 
 def _reason(error: OSError) -> str:
@@ -208,9 +202,8 @@ def _reason(error: OSError) -> str:
 
 def changed(where: object, what: str = "An image", **details: object) -> DataError:
     """Return the error for images that are no longer those whose fingerprint was taken."""
-    hint = "run again when nothing changes it"
     message = f"{what} has changed since the dataset was opened."
-    return DataError(message, where=where, next_step=hint, **details)
+    return DataError(message, where=where, next_step="run again when nothing changes it", **details)
 
 
 def _most_bytes() -> int:
@@ -236,7 +229,7 @@ def _content_of(path: Path) -> bytes:
 
 def decode_image(content: bytes, path: Path | str, side: int | None = None) -> NDArray[np.uint8]:
     """Decode the content of an image file, which is named in messages, to upright RGB."""
-    # A global switch that other code of the process may have turned on.
+    # A global switch that other code in the process may have turned on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(content), formats=_READABLE) as image:
@@ -260,7 +253,7 @@ def decode_image(content: bytes, path: Path | str, side: int | None = None) -> N
         got = " ".join(re.findall(r"\d+ pixels", str(error))[:1])
         raise ImageError(what, where=path, expected=most, got=got, next_step=hint) from None
     except Exception as error:
-        # Pillow's parsers raise whatever they trip over in damaged bytes: OSError, SyntaxError,
+        # Pillow's parsers raise almost anything on damaged bytes: OSError, SyntaxError,
         # struct.error, zlib.error, ValueError, EOFError, IndexError …
         what = "The image is damaged and cannot be decoded."
         raise ImageError(what, where=path, got=f"{type(error).__name__}: {error}") from error
