@@ -1,4 +1,4 @@
-"""The audit of a dataset: findings about single images, and what they add up to."""
+"""The audit of a dataset: findings about single images, and their summary."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Rows = NDArray[np.int64]
 
 
 class _Pool:
-    """The rows of several splits, numbered through; those without an image take no part."""
+    """The rows of several splits, numbered consecutively; those without an image are left out."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         self.stores = stores
@@ -59,7 +59,7 @@ class _Pool:
         self.ids = np.array([name for store in stores for name in store.ids], object)
         self.labels = np.full(len(self.ids), -1, np.int64)  # unlabelled, or without an image
         self.labels[self.rows] = np.concatenate([store.labels for store in stores])[self.rows]
-        self.tests = (self.split > 0) & (self.labels >= 0)  # whether a row is there to test
+        self.tests = (self.split > 0) & (self.labels >= 0)  # whether a row is a test row
         self.classes = next((store.classes for store in stores if store.classes), ())
         self.label_names = np.array([*self.classes, ""], object)  # the last one: label -1
         self.has_looks = all(store.has_looks for store in stores)
@@ -73,13 +73,13 @@ class _Pool:
         return found
 
     def named(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        """Return what the list says of some rows, by column."""
+        """Return the columns of the list that identify some rows."""
         split, label = self.split[rows], self.label_names[self.labels[rows]]
-        place = {"dataset": self.datasets[split], "split": self.splits[split]}
-        return {**place, "id": self.ids[rows], "label": label}
+        named = {"dataset": self.datasets[split], "split": self.splits[split]}
+        return {**named, "id": self.ids[rows], "label": label}
 
     def looks(self, part: str, rows: Rows) -> NDArray[Any]:
-        """Return what some rows look like; see :meth:`FeatureStore.looks`."""
+        """Return digests, sizes or thumbnails of some rows; see :meth:`FeatureStore.looks`."""
         return self.take(rows, [store.looks(part) for store in self.stores])
 
 
@@ -89,18 +89,18 @@ class Audit:
     Parameters
     ----------
     stores : sequence of FeatureStore
-        Splits, embedded alike, the one that trains first. Labelled images of the others are taken
-        for test images.
+        Splits, embedded alike, the training split first. Labelled images of the others count as
+        test images.
     layer : str, optional
     seed : int, optional
-        Of the folds that labels are checked with.
+        Of the folds with which labels are checked.
 
     Attributes
     ----------
     findings : DataFrame
         A row for each, with the columns of the list.
     summary : dict
-        What they add up to, JSON-like.
+        Counts, shares and classes, JSON-like.
 
     Raises
     ------
@@ -165,7 +165,7 @@ class Audit:
             self._found.append(pd.DataFrame(found | columns))
 
     def _find_duplicates(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
-        """Find images with the same pixels, and images that people would call the same."""
+        """Find images with the same pixels, and images that look the same."""
         pool, near, k = self._pool, self._near, duplicates.CANDIDATES
         n, tests = len(pool.ids), pool.tests
         one = np.tile(np.repeat(pool.rows, k), len(near))
@@ -178,7 +178,8 @@ class Audit:
         neighbours[pool.rows] = np.take_along_axis(every, order, axis=1)
         cosines[pool.rows] = np.take_along_axis(values, order, axis=1)
         large = np.ones(n, bool)
-        first = np.arange(n)  # of the rows with the same pixels; a test row, or labelled, if any
+        # The first row with the same pixels: a test row or at least a labelled one, if any.
+        first = np.arange(n)
         if pool.has_looks:
             large[pool.rows] = pool.looks("size", pool.rows).min(axis=1) >= TINY
             digests = np.ascontiguousarray(pool.looks("digest", pool.rows)).view("V16")[:, 0]
@@ -254,17 +255,17 @@ class Audit:
         }
 
     def _find_odd_images(self, seed: int) -> dict[str, int]:
-        """Find images that show nothing, the same for several classes, or another class."""
+        """Find images that are blank, shared by several classes, or like those of another class."""
         pool, before = self._pool, len(self._found)
         for i, rows in enumerate(pool.rows_of):
-            for start in range(0, len(rows) if pool.has_looks else 0, _BLOCK):
-                block = rows[start : start + _BLOCK]
-                grey = pool.looks("thumbnail", block).reshape(len(block), -1).astype(np.float32)
-                mean, blank = grey.mean(axis=1), grey.std(axis=1) < _BLANK
-                self._add("blank", block[blank])
-                self._add("dark", block[(mean < _DARK) & ~blank])
-                self._add("bright", block[(mean > _BRIGHT) & ~blank])
             if pool.has_looks:
+                for start in range(0, len(rows), _BLOCK):
+                    block = rows[start : start + _BLOCK]
+                    grey = pool.looks("thumbnail", block).reshape(len(block), -1).astype(np.float32)
+                    mean, blank = grey.mean(axis=1), grey.std(axis=1) < _BLANK
+                    self._add("blank", block[blank])
+                    self._add("dark", block[(mean < _DARK) & ~blank])
+                    self._add("bright", block[(mean > _BRIGHT) & ~blank])
                 sides = pool.looks("size", rows).min(axis=1)
                 self._add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
             if len(rows) > duplicates.CANDIDATES:  # else all are the nearest ones
@@ -286,7 +287,7 @@ class Audit:
         return dict(Counter(kind for frame in self._found[before:] for kind in frame["issue"]))
 
     def _coverage(self) -> dict[str, Any]:
-        """Return which classes have few training images, or many of few scenes; the imbalance."""
+        """Return classes with few training images or many near-duplicates; the imbalance."""
         pool = self._pool
         known = (pool.labels >= 0) & ~pool.tests
         images = np.bincount(pool.labels[known], minlength=len(pool.classes))
@@ -306,7 +307,7 @@ class Audit:
         pool, rows = self._pool, np.flatnonzero(self._pool.labels >= 0)
         if not len(rows):
             return {"reason": "no image has a label"}
-        # Of a class with a single image, or copies of it, nothing can be said.
+        # A class with a single image, or copies of it, cannot be checked.
         units = units_per_class(pool.labels[rows], self._units[rows], len(pool.classes))
         rows = rows[units[pool.labels[rows]] > 1]
         labelled, y = len(rows), pool.labels[rows]

@@ -47,7 +47,7 @@ class AuditStep(OnFeatures):
         return Status(True, "audit is there", key, (path, path.with_suffix(".csv")))
 
     def run(self, context: Context) -> Outcome:
-        """Audit the stores, unless that was done."""
+        """Audit the stores unless there is an audit of them."""
         from featpipe.audit import record  # noqa: PLC0415 - brings scikit-learn
 
         return record.audit_stores(self, record.open_stores(self, context), context)
