@@ -36,9 +36,9 @@ from featpipe.workspace import lock
 MAX_BYTES = 4 << 30  # unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes
 _BLOCK_BYTES = 1 << 18
 _WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
-_ATTEMPTS = 5  # consecutive failures without a single byte before giving up
-_FIRST_WAIT_S = 1.0  # after the first failure; doubled with each further one
-_TIMEOUT_S = 30.0  # silence of the server that counts as a failure
+ATTEMPTS = 5  # consecutive failures without a single byte before giving up
+FIRST_WAIT_S = 1.0  # after the first failure; doubled with each further one
+TIMEOUT_S = 30.0  # silence of the server that counts as a failure
 _BY_HAND = "fetch the file by another way and name its folder with --data DIR"
 
 
@@ -272,12 +272,12 @@ def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
         moved = _size(part) > before
         failures, arrived = (1 if moved else failures + 1), arrived or moved
         offline = isinstance(reason, socket.gaierror) and not arrived
-        if offline or failures >= _ATTEMPTS:
+        if offline or failures >= ATTEMPTS:
             kept = f": {_size(part)} bytes are kept in {part.name}" if _size(part) else ""
             hint = f"check the network and run again{kept}; or {_BY_HAND}"
             what, got = "The download failed.", f"{reason} ({failures} attempt(s) without a byte)"
             raise DownloadError(what, where=url, got=got, next_step=hint)
-        time.sleep(_FIRST_WAIT_S * 2 ** (failures - 1))
+        time.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
 
 
 def _transfer(url: str, part: Any, note: Path, progress: Progress) -> object:
@@ -294,7 +294,7 @@ def _transfer(url: str, part: Any, note: Path, progress: Progress) -> object:
     request = Request(url, headers=headers)  # noqa: S310 - fetch has checked the scheme
     try:
         # urlopen would remember the proxies of its first call for the life of the process.
-        with build_opener().open(request, timeout=_TIMEOUT_S) as response:
+        with build_opener().open(request, timeout=TIMEOUT_S) as response:
             return _append(response, url, part, note, progress)
     except HTTPError as error:
         error.close()

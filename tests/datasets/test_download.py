@@ -33,9 +33,9 @@ def content(web, monkeypatch):
 
 
 def retries(monkeypatch, attempts=5, first_wait_s=0.01, timeout_s=5):
-    monkeypatch.setattr(download, "_ATTEMPTS", attempts)
-    monkeypatch.setattr(download, "_FIRST_WAIT_S", first_wait_s)
-    monkeypatch.setattr(download, "_TIMEOUT_S", timeout_s)
+    monkeypatch.setattr(download, "ATTEMPTS", attempts)
+    monkeypatch.setattr(download, "FIRST_WAIT_S", first_wait_s)
+    monkeypatch.setattr(download, "TIMEOUT_S", timeout_s)
 
 
 def leftovers(target):
