@@ -98,7 +98,7 @@ class NoCredentialsError(Exception):
         ("s3://shelf", FileNotFoundError("no bucket"), "Nothing was found", "correct the URL"),
         ("s3://shelf", PermissionError("Forbidden"), "was denied", "AWS_ACCESS_KEY_ID"),
         ("gs://shelf", PermissionError("Forbidden"), "was denied", "gcloud auth"),
-        ("ftp://host", PermissionError("Forbidden"), "was denied", "of the file system"),
+        ("ftp://host", PermissionError("Forbidden"), "was denied", "the file system's own way"),
         (
             "s3://shelf",
             type("NoCredentialsError", (Exception,), {})(),

@@ -1,4 +1,4 @@
-"""Published files: found, or fetched, unpacked without trust and checked.
+"""Published files: found or fetched, checked, and unpacked without trusting the archive.
 
 Only the standard library: ``urllib`` follows redirects and the proxy variables of the
 environment, and a resumable download is one header (``Range``) guarded by another (``If-Range``,
@@ -35,7 +35,7 @@ from featpipe.workspace import lock
 
 MAX_BYTES = 4 << 30  # unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes
 _BLOCK_BYTES = 1 << 18
-_WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
+_RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 ATTEMPTS = 5  # consecutive failures without a single byte before giving up
 FIRST_WAIT_S = 1.0  # after the first failure; doubled with each further one
 TIMEOUT_S = 30.0  # silence of the server that counts as a failure
@@ -44,7 +44,7 @@ _BY_HAND = "fetch the file by another way and name its folder with --data DIR"
 
 @dataclass(frozen=True)
 class RemoteArchive:
-    """An archive as its publisher offers it: address, MD5 sum, its one folder, size in MB."""
+    """A published archive: address, MD5 sum, its only folder, size in MB."""
 
     url: str
     md5: str
@@ -53,16 +53,16 @@ class RemoteArchive:
 
     @property
     def how_to_get(self) -> str:
-        """What to do where the archive is needed and may not be fetched."""
+        """What to do if the archive is needed and must not be fetched."""
         by_hand = f"unpack {self.url} yourself and name its folder with --data DIR"
         return f"allow the download ({self.megabytes} MB), or {by_hand}"
 
     def find(self, dataset: Dataset, needed: Sequence[str], others: Callable[[str], bool]) -> Path:
         """Return the folder with the needed files; fetch the archive if that is allowed.
 
-        A folder that holds only some of them is returned too, so that the check that follows can
-        name the missing ones; unless it is our own download, which is completed. Of a download,
-        the needed files are kept and those for which ``others`` is true.
+        A folder that holds only some of them is returned, too, so that the following check can name
+        the missing ones, unless it is our own download, which is completed. A download keeps the
+        needed files and those for which ``others`` is true.
         """
         options = dataset.options
         folders, own = options.folders(self.folder), options.raw / self.folder
@@ -82,7 +82,7 @@ class RemoteArchive:
 def locate(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
     """Return the first folder that holds all of these files, else the first that holds any."""
     held = {folder: _holds(folder, files) for folder in folders}
-    # max returns the first of equals, and folders come best first.
+    # max returns the first of equal ones, and the best folder is the first.
     best = max(held, key=lambda folder: (held[folder] == len(files), held[folder] > 0))
     return best if held[best] else None
 
@@ -120,8 +120,8 @@ def unpack(
     """Unpack the archive's folder of the target's name: files needed, and others if wanted.
 
     Files, and a new target as a whole, appear complete or not at all; existing ones stay. The
-    archive is refused if a member is absolute, climbs out of the folder, or is wanted and neither
-    file nor folder.
+    archive is refused if the path of a member is absolute or leaves the folder, or if a wanted
+    member is neither file nor folder.
     """
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
@@ -144,7 +144,7 @@ def unpack(
         else:
             unfinished.rename(target)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        # RuntimeError and its child NotImplementedError: encrypted or strangely packed zip entries.
+        # RuntimeError and its subclass NotImplementedError: encrypted zip entries, odd compression.
         got, hint = f"{type(error).__name__}: {error}", f"remove {archive} and run again"
         what = "The archive is damaged."
         raise DataError(what, where=archive, got=got, next_step=hint) from error
@@ -200,7 +200,7 @@ def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], A
 
 
 def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
-    """Raise an error of this kind unless so many bytes fit on the disk."""
+    """Raise an error of this kind unless that many bytes fit on the disk."""
     if n_bytes > (free := shutil.disk_usage(folder).free):
         needed, there = (f"{number / 1e6:,.0f} MB free" for number in (n_bytes, free))
         what = "There is not enough space for the dataset."
@@ -213,11 +213,10 @@ def fetch(
 ) -> Path:
     """Download a file, or continue where an earlier call was interrupted.
 
-    Until it is complete and its digest is right the file is called ``<target>.part``; that file
-    stays when the download is interrupted and is continued by the next call. A target that exists
-    already is checked and kept. The digest of the whole file is ``"md5:<hex>"`` or
-    ``"sha256:<hex>"``, or begins with these digits. DownloadError, if the server cannot be reached
-    or refuses, the file cannot be stored, or the digest is wrong.
+    Until it is complete and its digest is right, the file is called ``<target>.part``; after an
+    interruption, the next call continues it. A target that exists already is checked and kept.
+    ``digest`` is ``"md5:<hex>"`` or ``"sha256:<hex>"``, or the beginning of one. DownloadError, if
+    the server cannot be reached or refuses, the file cannot be stored, or the digest is wrong.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UsageError("Only http and https addresses are downloaded.", got=url)
@@ -244,7 +243,7 @@ def fetch(
             try:
                 _check_digest(path, digest, url, next_step="run again: it starts from the top")
             except DownloadError:
-                part.truncate(0)  # no further byte can make a wrong beginning right
+                part.truncate(0)  # nothing of it can be used
                 raise
             os.fsync(part.fileno())
             path.replace(target)
@@ -261,14 +260,14 @@ def _size(file: Any) -> int:
 
 
 def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
-    """Append to the unfinished file until it is complete; ``note`` says of what it is a part."""
+    """Append to the unfinished file until it is complete; ``note`` records its source."""
     failures, arrived = 0, False
     while True:
         before = _size(part)
         reason = _transfer(url, part, note, progress)
         if reason is None:
             return
-        # A slow line that breaks off again and again still arrives in the end.
+        # A connection that is lost again and again still delivers the file in the end.
         moved = _size(part) > before
         failures, arrived = (1 if moved else failures + 1), arrived or moved
         offline = isinstance(reason, socket.gaierror) and not arrived
@@ -281,7 +280,7 @@ def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
 
 
 def _transfer(url: str, part: Any, note: Path, progress: Progress) -> object:
-    """Append what is missing; return the failure that a retry may mend, ``None`` if complete."""
+    """Append what is missing; return a failure that a retry may fix, ``None`` if complete."""
     have, known = _size(part), {}
     with suppress(OSError, ValueError):
         known = json.loads(note.read_text(encoding="utf-8"))
@@ -301,7 +300,7 @@ def _transfer(url: str, part: Any, note: Path, progress: Progress) -> object:
         reason = f"HTTP status {error.code} {error.reason}"
         if error.code == 416:  # the part is longer than the file: start again
             part.truncate(0)
-        elif error.code not in _WORTH_ANOTHER_TRY:
+        elif error.code not in _RETRIED_STATUSES:
             what = "The server refuses the file."
             raise DownloadError(what, where=url, got=reason, next_step=_BY_HAND) from None
         return reason
@@ -322,7 +321,7 @@ def _append(
     total = start + int(length) if length.isdigit() else None
     part.truncate(start)
     if start == 0:
-        etag = response.headers.get("ETag") or "W/"  # a weak one says little of the bytes
+        etag = response.headers.get("ETag") or "W/"  # a weak one does not identify the bytes
         validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
         facts = {"url": url, "validator": validator, "total": total}
         note.write_text(json.dumps(facts), encoding="utf-8")

@@ -215,7 +215,7 @@ class DogsVsCats(Dataset):
 def _identity(
     dataset: Dataset, split: str, classes: tuple[str, ...], labelled: Sequence[tuple[str, str]]
 ) -> Identity:
-    """Identify images given as pairs of path and class name; a name of no class: unlabelled."""
+    """Identify images by pairs of path and class; those of an unknown class are unlabelled."""
     number = {name: label for label, name in enumerate(classes)}
     labels = [number.get(name, UNLABELLED) for _, name in labelled]
     return Identity(dataset.spec, split, classes, [path for path, _ in labelled], labels)
@@ -224,8 +224,8 @@ def _identity(
 def _with_classes(found: Mapping[str, list[str]], where: object) -> list[tuple[str, str]]:
     """Pair the images in class folders with their classes; a folder without images is refused."""
     empty = [f"images in {name}" for name, images in found.items() if not images]
-    what, next_step = "A class folder has no images.", "put images into it, or remove the folder"
-    refuse_missing(empty, what, where, "at least one image", next_step)
+    what, hint = "A class folder has no images.", "put images into it, or remove the folder"
+    refuse_missing(empty, what, where, "at least one image", hint)
     return [(image, name) for name, images in found.items() for image in images]
 
 
@@ -252,7 +252,7 @@ def images_below(
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder and not hidden, in natural order."""
+    """Return the entries of a folder that are not hidden, in natural order."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -262,10 +262,8 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, for one
-        return False
+    # entry.is_dir() raises OSError if a link refers to itself.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _text_name(folder: os.DirEntry[str]) -> str:

@@ -1,7 +1,7 @@
 """``hf:DATASET[:CONFIG]``: datasets of the Hugging Face hub, and local ones in its formats.
 
-Its library finds the files and turns them into Arrow files, which are memory-mapped; images are
-decoded here, by the rule of all datasets. Code of a dataset is never run.
+Its library finds the files and converts them into Arrow files, which are memory-mapped; images are
+decoded here, as for all datasets. Code of a dataset is never run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ datasets, hub = Lazy("datasets"), Lazy("huggingface_hub")
 packaged = Lazy("datasets.packaged_modules.cache.cache")
 compute = Lazy("pyarrow.compute")
 
-_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
+_SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -42,7 +42,7 @@ class HuggingFace(Dataset):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that the dataset has, the usual ones first."""
+        """The splits of the dataset, the usual ones first."""
         return naming.ordered_splits(self._tables)
 
     def open(self, split: str) -> ImageSource:
@@ -83,7 +83,7 @@ class HuggingFace(Dataset):
         """Splits of the dataset by name, memory-mapped."""
         datasets.disable_progress_bars()
         for logging in (datasets.logging, hub.logging):
-            logging.set_verbosity_error()  # their reports; what is wrong is an error here
+            logging.set_verbosity_error()  # problems are errors here
         named, config = _parts(self.argument, self.options.data)
         path = self.options.resolve(named)
         try:
@@ -116,7 +116,7 @@ class HuggingFace(Dataset):
             return builder.as_dataset()
         except DataError:
             raise
-        except Exception as error:  # of the library, or of what it is made with
+        except Exception as error:  # of the library, or of its dependencies
             raise self._translated(error, named, config) from error
 
     def _caches(self) -> list[Path]:
@@ -126,7 +126,7 @@ class HuggingFace(Dataset):
     def _translated(self, error: Exception, named: str, config: str | None) -> DataError:
         """Return the error for a wrong name or configuration, or what the library reports."""
         path, names = self.options.resolve(named), []
-        if isinstance(error, ValueError):  # as an unknown or a missing configuration is
+        if isinstance(error, ValueError):  # perhaps an unknown or missing configuration
             with suppress(Exception):
                 names = datasets.get_dataset_config_names(str(path) if path.exists() else named)
         if names and config not in names:
@@ -188,7 +188,7 @@ def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the columns of images and of labels; ``None`` where there are images only."""
     classes, value = datasets.ClassLabel, datasets.Value
 
-    def is_image(feature: Any) -> bool:  # a mapping of these is one, where nothing else says so
+    def is_image(feature: Any) -> bool:  # without metadata, an image is a mapping of these keys
         plain = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
         return plain or isinstance(feature, datasets.Image)
 

@@ -1,11 +1,11 @@
-"""Image files: any of them to upright RGB, by one rule in every path.
+"""Image files, decoded to upright RGB by the same rules everywhere.
 
 * orientation: the EXIF orientation is applied;
 * transparency: composited on white;
-* 16-bit grey: scaled (65535 is white), not clipped as Pillow's ``convert`` would do it;
+* 16-bit grey: scaled (65535 is white), not clipped as by Pillow's ``convert``;
 * floating point: 0 is black, 1 is white; any other range is an error, never a guess;
 * animation: the first frame;
-* JPEG ``draft`` mode: only if asked for, and then part of the features' fingerprint;
+* JPEG ``draft`` mode: only on request, and then part of the features' fingerprint;
 * truncated files: an error rather than an image that is half grey;
 * colour management: none; the stored values are taken as sRGB, as torchvision does.
 """
@@ -35,8 +35,8 @@ from featpipe.errors import DataError, ImageError
 from featpipe.files import open_regular, read_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 
-# Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
-# raster formats are ever tried. JPEG includes multi-picture files.
+# Pillow would also start Ghostscript for an EPS file that is called ``.jpg``; only plain raster
+# formats are tried. JPEG includes multi-picture files.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 Image.init()
 _READABLE = tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF came with Pillow 11.3
@@ -47,7 +47,7 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
 
-# A file is read whole, so that what is hashed is what is decoded.
+# A file is read as a whole, so that what is hashed is what is decoded.
 _MOST_BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
 _MOST_OTHER_BYTES = 1 << 26  # profiles, previews, further pages
 
@@ -69,13 +69,13 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 
 
 class EncodedSource(ImageSource):
-    """Images that are decoded when they are read; a subclass knows where their files are.
+    """Images that are decoded when they are read; a subclass reads their files.
 
     A row that is ``unreadable`` is an ImageError with its reason.
     """
 
     _hashes: FileHashes
-    _at_once = 1  # how many headers are read at the same time: more where each takes its time
+    _at_once = 1  # how many headers are read at the same time
 
     @abstractmethod
     def _where(self, row: int) -> Path | str:
@@ -83,7 +83,7 @@ class EncodedSource(ImageSource):
 
     @abstractmethod
     def _content(self, row: int) -> bytes:
-        """Return the file of an image, which must be the one that the fingerprint is of."""
+        """Return the file of an image, which must be unchanged since the fingerprint was taken."""
 
     def _opened(self, row: int) -> BinaryIO:
         """Open the file of an image, for its header."""
@@ -128,9 +128,9 @@ class EncodedSource(ImageSource):
 class FileSource(EncodedSource):
     """Images that are files, decoded when they are read.
 
-    The ids are the paths of the files, relative to ``root`` (or absolute); the fingerprint follows
-    from their content, not their place, and from which cannot be opened. ``where`` is the list that
-    the files came from, for messages; default: ``root``.
+    The ids are the paths of the files, relative to ``root`` (or absolute). The fingerprint depends
+    on their content and on which cannot be opened, but not on ``root``. ``where`` is the list of
+    the files, for messages; default: ``root``.
     """
 
     def __init__(
