@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.utils import gen_batches
 
 from featpipe.audit import duplicates, labels, outliers
 from featpipe.errors import FitError
@@ -77,6 +78,20 @@ class _Pool:
         split, label = self.split[rows], self.label_names[self.labels[rows]]
         named = {"dataset": self.datasets[split], "split": self.splits[split]}
         return {**named, "id": self.ids[rows], "label": label}
+
+    def first_alike(self) -> Rows:
+        """Return for each row the first one with the same pixels.
+
+        Of these, it is a test row, if there is any, or else a labelled one.
+        """
+        first, rows = np.arange(len(self.ids)), self.rows
+        if self.has_looks:
+            digests = np.ascontiguousarray(self.looks("digest", rows)).view("V16")[:, 0]
+            number = np.unique(digests, return_inverse=True)[1]
+            order = np.lexsort((rows, self.labels[rows] < 0, ~self.tests[rows], number))
+            leading = np.unique(number[order], return_index=True)[1]
+            first[rows] = rows[order][leading][number]
+        return first
 
     def looks(self, part: str, rows: Rows) -> NDArray[Any]:
         """Return digests, sizes or thumbnails of some rows; see :meth:`FeatureStore.looks`."""
@@ -177,17 +192,9 @@ class Audit:
         neighbours, cosines = np.full(shape, -1), np.zeros(shape, np.float32)
         neighbours[pool.rows] = np.take_along_axis(every, order, axis=1)
         cosines[pool.rows] = np.take_along_axis(values, order, axis=1)
-        large = np.ones(n, bool)
-        # The first row with the same pixels: a test row or at least a labelled one, if any.
-        first = np.arange(n)
+        first, large = pool.first_alike(), np.ones(n, bool)
         if pool.has_looks:
             large[pool.rows] = pool.looks("size", pool.rows).min(axis=1) >= TINY
-            digests = np.ascontiguousarray(pool.looks("digest", pool.rows)).view("V16")[:, 0]
-            number = np.unique(digests, return_inverse=True)[1]
-            unlabelled = pool.labels[pool.rows] < 0
-            order = np.lexsort((pool.rows, unlabelled, ~tests[pool.rows], number))
-            leading = np.unique(number[order], return_index=True)[1]
-            first[pool.rows] = pool.rows[order][leading][number]
         compared = (other >= 0) & large[one] & large[other]  # tiny images look too similar
         thumbnails = (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None
         pairs = duplicates.score_pairs(
@@ -202,12 +209,7 @@ class Audit:
         # A number for each row, equal for those of one cluster.
         self._units = np.where(self._cluster >= 0, self._cluster, n + np.arange(n))
 
-        labelled = np.flatnonzero(pool.labels >= 0)
-        labelled = labelled[np.argsort(~tests[labelled], kind="stable")]
-        groups, leaders = np.unique(first[labelled], return_index=True)
-        usual = np.full(n, -1)  # label of the first that has one of the rows with the same pixels
-        usual[groups] = pool.labels[labelled[leaders]]
-        clash = (pool.labels >= 0) & (pool.labels != usual[first])
+        clash = (pool.labels >= 0) & (pool.labels != pool.labels[first])
         advice = np.where(tests[same], "check", "drop")
         no_leak = tests[same] | ~tests[first[same]]
         advice = np.where(clash[same] & no_leak, "check label", advice)
@@ -259,8 +261,8 @@ class Audit:
         pool, before = self._pool, len(self._found)
         for i, rows in enumerate(pool.rows_of):
             if pool.has_looks:
-                for start in range(0, len(rows), _BLOCK):
-                    block = rows[start : start + _BLOCK]
+                for part in gen_batches(len(rows), _BLOCK):
+                    block = rows[part]
                     grey = pool.looks("thumbnail", block).reshape(len(block), -1).astype(np.float32)
                     mean, blank = grey.mean(axis=1), grey.std(axis=1) < _BLANK
                     self._add("blank", block[blank])
@@ -279,10 +281,9 @@ class Audit:
         take = partial(pool.take, arrays=self._features)
         far, distances = outliers.isolated(np.concatenate(once), take, seed)
         self._add("far from all others", far, score=[round(d, 4) for d in distances.tolist()])
-        known = np.flatnonzero((self._cluster >= 0) & (pool.labels >= 0))
-        pairs = np.unique(np.stack([self._cluster[known], pool.labels[known]]), axis=1)
-        numbers, classes = np.unique(pairs[0], return_counts=True)
-        shared = np.isin(self._cluster, numbers[classes >= _PLACEHOLDER])
+        known = (self._cluster >= 0) & (pool.labels >= 0)
+        classes = pd.Series(pool.labels[known]).groupby(self._cluster[known]).nunique()
+        shared = np.isin(self._cluster, classes.index[classes >= _PLACEHOLDER])
         self._add("placeholder", np.flatnonzero(shared | (self._copies >= _COPIES)))
         return dict(Counter(kind for frame in self._found[before:] for kind in frame["issue"]))
 
