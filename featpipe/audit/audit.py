@@ -311,11 +311,11 @@ class Audit:
         # A class with a single image, or copies of it, cannot be checked.
         units = units_per_class(pool.labels[rows], self._units[rows], len(pool.classes))
         rows = rows[units[pool.labels[rows]] > 1]
-        labelled, y = len(rows), pool.labels[rows]
+        labelled = len(rows)
         most = _MOST_VALUES // max(self._features[0].shape[1], _PER_CLASS * len(pool.classes))
         if labelled > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
-            y = pool.labels[rows]
+        y = pool.labels[rows]
         X = pool.take(rows, self._features).astype(np.float32, copy=False)
         try:
             probabilities, shrinkage = labels.out_of_sample(X, y, self._units[rows], seed=seed)

@@ -174,7 +174,7 @@ def _copy_members(
                 what = f"The archive is unsafe: {name!r} is refused, {reason}."
                 raise DataError(what, where=archive)
             max_bytes -= size
-            check_space(target, size, DataError)
+            _check_space(target, size)
             (target / inner).parent.mkdir(parents=True, exist_ok=True)
             with content() as stream, (target / inner).open("wb") as file:
                 while block := stream.read(_BLOCK_BYTES):
@@ -199,13 +199,13 @@ def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], A
                 yield member.name, member.size, kind, partial(tar.extractfile, member)
 
 
-def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
-    """Raise an error of this kind unless that many bytes fit on the disk."""
+def _check_space(folder: Path, n_bytes: int) -> None:
+    """Raise DownloadError unless that many bytes fit on the disk."""
     if n_bytes > (free := shutil.disk_usage(folder).free):
         needed, there = (f"{number / 1e6:,.0f} MB free" for number in (n_bytes, free))
         what = "There is not enough space for the dataset."
         hint = "free some space and run again, or choose another --workspace"
-        raise kind(what, where=folder, expected=needed, got=there, next_step=hint)
+        raise DownloadError(what, where=folder, expected=needed, got=there, next_step=hint)
 
 
 def fetch(
@@ -325,7 +325,7 @@ def _append(
         validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
         facts = {"url": url, "validator": validator, "total": total}
         note.write_text(json.dumps(facts), encoding="utf-8")
-    check_space(note.parent, (total or start) - start, DownloadError)
+    _check_space(note.parent, (total or start) - start)
     label = f"downloading {Path(part.name).stem}"
     with progress.task(label, total=total or 0, done=start) as task:
         while block := response.read(_BLOCK_BYTES):
