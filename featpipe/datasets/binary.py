@@ -84,7 +84,7 @@ class Cifar10(Dataset):
 
     @classmethod
     def origins(cls, argument: str, split: str) -> Mapping[str, str]:
-        """Return the origins of the training images; the test images are no training images."""
+        """Return the origins of the training split; no weights were trained on the test split."""
         return cls.drawn_from if split == "train" else {}
 
 
