@@ -239,7 +239,7 @@ def fetch(
             if target.exists():
                 _check_digest(target, digest, url, next_step=f"remove {target} and run again")
                 return target
-            _download(url, part, note, progress)
+            _Part(url, part, note, progress).complete()
             try:
                 _check_digest(path, digest, url, next_step="run again: it starts from the top")
             except DownloadError:
@@ -255,87 +255,89 @@ def fetch(
     return target
 
 
-def _size(file: Any) -> int:
-    return os.fstat(file.fileno()).st_size
+class _Part:
+    """An unfinished file that is downloaded; the ``note`` beside it records its source."""
 
+    def __init__(self, url: str, file: Any, note: Path, progress: Progress) -> None:
+        self.url, self.file, self.note, self.progress = url, file, note, progress
 
-def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
-    """Append to the unfinished file until it is complete; ``note`` records its source."""
-    failures, arrived = 0, False
-    while True:
-        before = _size(part)
-        reason = _transfer(url, part, note, progress)
-        if reason is None:
-            return
-        # A connection that is lost again and again still delivers the file in the end.
-        moved = _size(part) > before
-        failures, arrived = (1 if moved else failures + 1), arrived or moved
-        offline = isinstance(reason, socket.gaierror) and not arrived
-        if offline or failures >= ATTEMPTS:
-            kept = f": {_size(part)} bytes are kept in {part.name}" if _size(part) else ""
-            hint = f"check the network and run again{kept}; or {_BY_HAND}"
-            what, got = "The download failed.", f"{reason} ({failures} attempt(s) without a byte)"
-            raise DownloadError(what, where=url, got=got, next_step=hint)
-        time.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
+    @property
+    def size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
 
+    def complete(self) -> None:
+        """Append until nothing is missing."""
+        failures, arrived = 0, False
+        while True:
+            before = self.size
+            reason = self.request()
+            if reason is None:
+                return
+            # A connection that is lost again and again still delivers the file in the end.
+            moved = self.size > before
+            failures, arrived = (1 if moved else failures + 1), arrived or moved
+            offline = isinstance(reason, socket.gaierror) and not arrived
+            if offline or failures >= ATTEMPTS:
+                kept = f": {self.size} bytes are kept in {self.file.name}" if self.size else ""
+                hint = f"check the network and run again{kept}; or {_BY_HAND}"
+                got = f"{reason} ({failures} attempt(s) without a byte)"
+                raise DownloadError("The download failed.", where=self.url, got=got, next_step=hint)
+            time.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
 
-def _transfer(url: str, part: Any, note: Path, progress: Progress) -> object:
-    """Append what is missing; return a failure that a retry may fix, ``None`` if complete."""
-    have, known = _size(part), {}
-    with suppress(OSError, ValueError):
-        known = json.loads(note.read_text(encoding="utf-8"))
-    usable = isinstance(known, dict) and known.get("url") == url and known.get("validator")
-    headers = {"User-Agent": "featpipe", "Accept-Encoding": "identity"}
-    if have and usable:
-        if known.get("total") == have:
-            return None
-        headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
-    request = Request(url, headers=headers)  # noqa: S310 - fetch has checked the scheme
-    try:
-        # urlopen would remember the proxies of its first call for the life of the process.
-        with build_opener().open(request, timeout=TIMEOUT_S) as response:
-            return _append(response, url, part, note, progress)
-    except HTTPError as error:
-        error.close()
-        reason = f"HTTP status {error.code} {error.reason}"
-        if error.code == 416:  # the part is longer than the file: start again
-            part.truncate(0)
-        elif error.code not in _RETRIED_STATUSES:
-            what = "The server refuses the file."
-            raise DownloadError(what, where=url, got=reason, next_step=_BY_HAND) from None
-        return reason
-    except (OSError, HTTPException) as error:
-        return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+    def request(self) -> object:
+        """Append what is missing; return a failure that a retry may fix, ``None`` if complete."""
+        have, known = self.size, {}
+        with suppress(OSError, ValueError):
+            known = json.loads(self.note.read_text(encoding="utf-8"))
+        usable = isinstance(known, dict) and known.get("url") == self.url and known.get("validator")
+        headers = {"User-Agent": "featpipe", "Accept-Encoding": "identity"}
+        if have and usable:
+            if known.get("total") == have:
+                return None
+            headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
+        request = Request(self.url, headers=headers)  # noqa: S310 - fetch has checked the scheme
+        try:
+            # urlopen would remember the proxies of its first call for the life of the process.
+            with build_opener().open(request, timeout=TIMEOUT_S) as response:
+                return self.append(response)
+        except HTTPError as error:
+            error.close()
+            reason = f"HTTP status {error.code} {error.reason}"
+            if error.code == 416:  # the part is longer than the file: start again
+                self.file.truncate(0)
+            elif error.code not in _RETRIED_STATUSES:
+                what = "The server refuses the file."
+                raise DownloadError(what, where=self.url, got=reason, next_step=_BY_HAND) from None
+            return reason
+        except (OSError, HTTPException) as error:
+            return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
 
-
-def _append(
-    response: HTTPResponse, url: str, part: Any, note: Path, progress: Progress
-) -> str | None:
-    """Write the bytes of a response to the part; return what is wrong with it."""
-    start = _size(part) if response.status == 206 else 0
-    sent = response.headers.get("Content-Range", "")
-    if response.status == 206 and not sent.startswith(f"bytes {start}-"):
-        part.truncate(0)
-        return f"the server sent another range ({sent}) than asked for ({start}-)"
-    length = response.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdigit() else None
-    part.truncate(start)
-    if start == 0:
-        etag = response.headers.get("ETag") or "W/"  # a weak one does not identify the bytes
-        validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
-        facts = {"url": url, "validator": validator, "total": total}
-        note.write_text(json.dumps(facts), encoding="utf-8")
-    _check_space(note.parent, (total or start) - start)
-    label = f"downloading {Path(part.name).stem}"
-    with progress.task(label, total=total or 0, done=start) as task:
-        while block := response.read(_BLOCK_BYTES):
-            view = memoryview(block)
-            while view:  # an unbuffered file may take less than it is given
-                view = view[part.write(view) :]
-            task.advance(len(block))
-    if total is not None and _size(part) != total:
-        return f"the connection closed after {_size(part)} of {total} bytes"
-    return None
+    def append(self, response: HTTPResponse) -> str | None:
+        """Append the bytes of a response; return what is wrong with it."""
+        start = self.size if response.status == 206 else 0
+        sent = response.headers.get("Content-Range", "")
+        if response.status == 206 and not sent.startswith(f"bytes {start}-"):
+            self.file.truncate(0)
+            return f"the server sent another range ({sent}) than asked for ({start}-)"
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdigit() else None
+        self.file.truncate(start)
+        if start == 0:
+            etag = response.headers.get("ETag") or "W/"  # a weak one does not identify the bytes
+            validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
+            facts = {"url": self.url, "validator": validator, "total": total}
+            self.note.write_text(json.dumps(facts), encoding="utf-8")
+        _check_space(self.note.parent, (total or start) - start)
+        label = f"downloading {Path(self.file.name).stem}"
+        with self.progress.task(label, total=total or 0, done=start) as task:
+            while block := response.read(_BLOCK_BYTES):
+                view = memoryview(block)
+                while view:  # an unbuffered file may take less than it is given
+                    view = view[self.file.write(view) :]
+                task.advance(len(block))
+        if total is not None and self.size != total:
+            return f"the connection closed after {self.size} of {total} bytes"
+        return None
 
 
 def _check_digest(path: Path, digest: str | None, url: str, next_step: str) -> None:
