@@ -29,7 +29,9 @@ from featpipe.urls import Place, check_protocol, is_url, plain_path, protocol_of
         ("simplecache::s3://shelf/photos", None, None, False),
     ],
 )
-def test_urls_are_told_from_paths(text: str, protocol: str | None, path: str, url: bool) -> None:
+def test_urls_are_distinguished_from_paths(
+    text: str, protocol: str | None, path: str, url: bool
+) -> None:
     assert protocol_of(text) == protocol
     assert plain_path(text) == (path or text)
     assert is_url(text) == url

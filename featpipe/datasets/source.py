@@ -17,7 +17,7 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ImageSource(ABC):
         if any(not name.strip() for name in names):
             raise refused("A class has a blank name.", got=list(names)[:10])
         for what, texts in (("A class name", names), ("An id", self.ids)):
-            if broken := [ascii(text) for text in texts if NO_TEXT.search(text)]:
+            if broken := [ascii(text) for text in texts if NOT_TEXT.search(text)]:
                 got = ", ".join(broken[:5])
                 raise refused(f"{what} is not text.", expected="UTF-8 without NUL", got=got)
         if twice := _repeated(names):

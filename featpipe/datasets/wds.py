@@ -25,7 +25,7 @@ from featpipe.datasets.dataset import DatasetOptions, PathDataset, refuse_missin
 from featpipe.datasets.folder import SPLITS
 from featpipe.datasets.images import IMAGE_SUFFIXES, EncodedSource, changed, refuse_large
 from featpipe.datasets.remote import AT_ONCE, Remote, RemoteFolder, as_listed, at_once
-from featpipe.datasets.source import NO_TEXT, UNLABELLED, Identity, ImageSource
+from featpipe.datasets.source import NOT_TEXT, UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, UsageError, nearest_path
 from featpipe.files import open_regular
 from featpipe.lazy import Lazy
@@ -136,7 +136,7 @@ class WebDataset(PathDataset):
             if not files:
                 what, expected = "There are no tar files.", "shards such as train-000.tar"
                 raise DataError(what, where=place.url, expected=expected, got=got)
-        if broken := [ascii(file.path) for file in files if NO_TEXT.search(file.path)]:
+        if broken := [ascii(file.path) for file in files if NOT_TEXT.search(file.path)]:
             what, hint = "The name of a tar file is not valid text (UTF-8).", "rename it"
             raise DataError(what, where=ascii(place.url), got=broken[0], next_step=hint)
         one = [file.path for file in files] == [place.path]

@@ -133,7 +133,7 @@ def test_a_server_that_ignores_or_mistakes_the_range(web, target, fault):
 
 
 def test_without_a_version_of_the_file_nothing_is_resumed(web, target):
-    """Two halves of two versions would make a file that nobody published."""
+    """Halves of two versions would make a file that was never published."""
     web.etag = None
     web.faults = ["drop:300000"]
     fetch(web.url(), target)

@@ -171,7 +171,9 @@ def test_an_image_that_changes_stops_the_run(s3, memory, options, same_size):
         assert not isinstance(caught.value, ImageError)
 
 
-def test_an_etag_that_is_no_digest_is_asked_for_again(memory, options, monkeypatch):
+def test_an_etag_that_is_not_a_digest_is_compared_with_the_current_one(
+    memory, options, monkeypatch
+):
     memory.pipe("/photos/1.png", png(pictures(1)[0]))
     kind, find, info = type(memory), memory.find, memory.info
     etag = {"ETag": f'"{"0" * 32}"'}  # as of an encrypted object (SSE-KMS)
@@ -219,7 +221,7 @@ def test_a_folder_that_does_not_exist(s3, memory, options, at):
         splits_of(f"folder:{at}", options)
 
 
-def test_a_file_is_no_folder(memory, options):
+def test_a_file_is_not_a_folder(memory, options):
     memory.pipe("/x.tar", b"x")
     with pytest.raises(DataError, match="a file, not a folder"):
         splits_of("folder:memory://x.tar", options)

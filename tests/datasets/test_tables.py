@@ -92,7 +92,7 @@ def test_missing_files_are_listed_with_their_lines(table, options):
     assert str(table.path) in message
 
 
-def test_a_folder_is_no_image(table, options):
+def test_a_folder_is_not_an_image(table, options):
     source = open_source(table("path,label\na.png,x\nsub,x\n"), "all", options)
     assert list(source.unreadable) == [1]
     with pytest.raises(ImageError, match="this is a folder"):
@@ -280,7 +280,7 @@ def test_a_single_array_is_not_enough(tmp_path, options):
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04" + b"x" * 50])
-def test_a_file_that_is_no_archive(tmp_path, options, content):
+def test_a_file_that_is_not_an_archive(tmp_path, options, content):
     (tmp_path / "some.npz").write_bytes(content)
     with pytest.raises(DataError, match="not a NumPy archive") as caught:
         open_source(f"npz:{tmp_path / 'some.npz'}", "all", options)
@@ -349,7 +349,7 @@ def test_labels_are_names_or_small_numbers(archive, options, label):
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
 @pytest.mark.parametrize("array", ["classes", "ids"])
-def test_names_that_are_no_text(archive, options, array, name):
+def test_names_that_are_not_text(archive, options, array, name):
     texts = {"classes": ["a", "b", "c"], "ids": list("wxyz")}
     texts[array][1] = name
     spec = archive(images=IMAGES, labels=LABELS, **{k: np.array(v) for k, v in texts.items()})

@@ -145,7 +145,7 @@ def test_labels(shard, options, labels, classes, found):
     assert (source.classes, source.labels.tolist()) == (classes, found)
 
 
-def test_a_label_that_is_a_large_number_is_no_class(shard, options):
+def test_a_label_that_is_a_large_number_is_not_a_class(shard, options):
     with pytest.raises(DataError, match="not small numbers"):
         open_source(shard("a.png", a=9999999999), "all", options)
 
@@ -270,7 +270,7 @@ def test_braces_mean_the_same_in_every_folder(shard, tmp_path, monkeypatch, opti
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems forbid such names")
-def test_a_tar_file_whose_name_is_no_text(shard, options, tmp_path):
+def test_a_tar_file_whose_name_is_not_text(shard, options, tmp_path):
     shard("a.png", at="s/x.tar")
     os.rename(tmp_path / "s" / "x.tar", os.fsencode(tmp_path / "s") + b"/\xff.tar")
     with pytest.raises(DataError, match="not valid text"):
@@ -310,7 +310,7 @@ def test_the_index_says_where_the_bytes_of_an_image_are(tmp_path, memory, remote
         ("zstd", b"\x28\xb5\x2f\xfd"),
     ],
 )
-def test_a_compressed_archive_is_told_by_its_first_bytes(tmp_path, kind, beginning):
+def test_a_compressed_archive_is_recognised_by_its_first_bytes(tmp_path, kind, beginning):
     path = tmp_path / "x.tar"
     path.write_bytes(beginning.ljust(1024, b"\0"))
     with pytest.raises(DataError, match="compressed") as caught:
@@ -320,13 +320,13 @@ def test_a_compressed_archive_is_told_by_its_first_bytes(tmp_path, kind, beginni
 
 
 @pytest.mark.parametrize("label", [b"two\nlines", b"\xff\xfe", b"x" * 5000])
-def test_what_is_no_label(tmp_path, options, label):
+def test_invalid_labels(tmp_path, options, label):
     write_shard(tmp_path / "x.tar", {"a.png": IMAGE, "a.cls": label})
     with pytest.raises(DataError, match="not a label"):
         open_source(f"wds:{tmp_path / 'x.tar'}", "all", options)
 
 
-def test_what_is_no_image_is_left_out(shard, options):
+def test_other_members_are_left_out(shard, options):
     names = ("1.png", "1.seg.png", "1.json", ".2.png", "__MACOSX/._1.png", "note.txt")
     spec = shard(*names, **{"2": "a label alone"})
     assert list(open_source(spec, "all", options).ids) == ["pets/1.png"]
