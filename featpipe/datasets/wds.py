@@ -12,7 +12,7 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +67,7 @@ class Shard(NamedTuple):
     name: str  # relative to their common folder, without .tar
     file: Remote
     where: str
+    split: str = "all"
 
 
 @DATASETS.register
@@ -114,9 +115,9 @@ class WebDataset(PathDataset):
         return place
 
     @cached_property
-    def _shards(self) -> Mapping[str, list[Shard]]:
-        """The tar files of each split, which their names or those of their folders say."""
-        place = self._place
+    def _shards(self) -> list[Shard]:
+        """The tar files, with the splits that their names or those of their folders give."""
+        place, start = self._place, len(self._place.path) + 1
         named = self.absolute(self.argument, self.options.data)
         whole = False  # whether all tar files of a folder are meant
         if _BRACES.search(named):
@@ -126,7 +127,7 @@ class WebDataset(PathDataset):
         elif whole := (info := place.info(place.path))["type"] == "directory":
             files = list(place.files().values())
         else:
-            files = [as_listed(info)]
+            files, start = [as_listed(info)], place.path.rfind("/") + 1
         if packed := [posixpath.basename(file.path) for file in files if _PACKED.search(file.path)]:
             what, expected, got = "A tar file is compressed.", "plain .tar files", packed[0]
             raise DataError(what, where=place.url, expected=expected, got=got, next_step=_UNPACK)
@@ -139,44 +140,40 @@ class WebDataset(PathDataset):
         if broken := [ascii(file.path) for file in files if NOT_TEXT.search(file.path)]:
             what, hint = "The name of a tar file is not valid text (UTF-8).", "rename it"
             raise DataError(what, where=ascii(place.url), got=broken[0], next_step=hint)
-        one = [file.path for file in files] == [place.path]
-        start = len(posixpath.dirname(place.path) if one else place.path) + 1
-        found: dict[str, list[Shard]] = {}
+        shards = []
         for file in files:
             name = os.path.splitext(file.path[start:])[0]
-            split = named_split[1].lower() if (named_split := _SPLIT.search(name)) else "all"
-            found.setdefault(split, []).append(Shard(name, file, place.url_of(file.path)))
-        if len(found) > 1 and "all" in found:
-            what, got = "Some tar files belong to no split, others do.", found["all"][0].name
+            split = found[1].lower() if (found := _SPLIT.search(name)) else "all"
+            shards.append(Shard(name, file, place.url_of(file.path), split))
+        others = [f"{shard.name}.tar" for shard in shards if shard.split == "all"]
+        if 0 < len(others) < len(shards):
+            what, got = "Some tar files belong to no split, others do.", others[0]
             hint = "name the tar files that you mean with braces: train-{000..099}.tar"
             expected = f"{', '.join(SPLITS)} in every name or folder, or in none"
-            got = f"{got}.tar"
             raise DataError(what, where=place.url, expected=expected, got=got, next_step=hint)
-        return found
+        return shards
 
     @property
     def splits(self) -> tuple[str, ...]:
         """``train``, ``test``, ``val`` …, if the tar files or their folders say so; or ``all``."""
-        return naming.ordered_splits(self._shards)
+        return naming.ordered_splits(shard.split for shard in self._shards)
 
     def open(self, split: str) -> ImageSource:
-        """Find the images of one split; the others are looked at for their classes."""
-        place, hashes = self._place, self.options.hashes
-        every = [shard for shards in self._shards.values() for shard in shards]
-        paths = [] if place.remote else [Path(shard.file.path) for shard in every]
+        """Find the images of one split; the others are read for their classes."""
+        place, hashes, shards = self._place, self.options.hashes, self._shards
+        paths = [] if place.remote else [Path(shard.file.path) for shard in shards]
         with self.options.unchanged(paths):
-            files = place.marked([shard.file for shard in every], self.options)
-            every = [shard._replace(file=file) for shard, file in zip(every, files, strict=True)]
+            files = place.marked([shard.file for shard in shards], self.options)
+            shards = [shard._replace(file=file) for shard, file in zip(shards, files, strict=True)]
 
             def samples(shard: Shard) -> list[Sample]:
                 name = f"{shard.file.mark}, {shard.file.size} bytes, {shard.where}"
                 index = hashes.recall(name, _INDEX, lambda: json.dumps(read_index(shard, place)))
                 return [Sample(*row) for row in json.loads(index)]
 
-            indexes = at_once(samples, every, "finding images", self.options)
-        names = {shard.name for shard in self._shards[split]}
-        pairs = list(zip(every, indexes, strict=True))
-        own = [(s, sample) for s, found in pairs if s.name in names for sample in found]
+            indexes = at_once(samples, shards, "finding images", self.options)
+        pairs = zip(shards, indexes, strict=True)
+        own = [(shard, s) for shard, found in pairs if shard.split == split for s in found]
         if not own:
             what, expected = "There are no images in the tar files.", "members such as 000.jpg"
             raise DataError(what, where=place.url, expected=expected)

@@ -76,6 +76,14 @@ def test_one_tar_file(at, options):
     np.testing.assert_array_equal(source.read(2), pictures(9, 32)[6])
 
 
+def test_a_tar_file_in_the_topmost_folder(memory, options, tmp_path):
+    write_shard(tmp_path / "x.tar", {"1.png": png(pictures(1)[0])})
+    memory.put(str(tmp_path / "x.tar"), "/train-0.tar")
+    assert splits_of("wds:memory://train-0.tar", options) == ("train",)
+    source = open_source("wds:memory://train-0.tar", "train", options)
+    assert list(source.ids) == ["train-0/1.png"]
+
+
 def test_braces_that_match_nothing_or_not_all(at, options):
     for pattern, wrong in (("{000000..000002}", "1 of 3"), ("{5..6}", "2 of 2")):
         with pytest.raises(DataError, match=f"{wrong} tar files are missing") as caught:
