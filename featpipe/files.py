@@ -1,7 +1,7 @@
-"""Reading files that somebody else has named: only regular ones, and never more than is asked for.
+"""Reading files at paths from outside: only regular files, and never more than is expected.
 
-A FIFO waits for a writer that may never come, a device may have no end, and opening one may do
-something; so a path that a user, a folder or a table gives is opened here.
+A FIFO waits for a writer that may never come, a device may have no end, and opening one may have
+side effects; therefore paths from users, folders and tables are opened here.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _KINDS = {
 def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
     """Open a regular file for reading bytes; links are followed.
 
-    The ``strerror`` of the OSError names what it is instead.
+    For anything else, the ``strerror`` of the OSError names its kind.
     """
-    check_regular(path, os.stat(path))
+    _check_regular(path, os.stat(path))
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     handle = os.open(path, flags)
     try:
-        check_regular(path, os.fstat(handle))  # another may have taken its place meanwhile
+        _check_regular(path, os.fstat(handle))  # it may have been replaced meanwhile
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -40,7 +40,7 @@ def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
 
 
 def read_regular(path: str | os.PathLike[str], most_bytes: int) -> bytes:
-    """Return the content of a regular file; one that is larger is an OSError before it is read."""
+    """Return the content of a regular file; a larger one is an OSError before it is read."""
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > most_bytes:
@@ -50,12 +50,11 @@ def read_regular(path: str | os.PathLike[str], most_bytes: int) -> bytes:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return what a regular file holds as JSON; other text is a ValueError."""
+    """Return the value in a JSON file that is a regular file; other text is a ValueError."""
     return json.loads(read_regular(path, _MOST_JSON_BYTES).decode("utf-8"))
 
 
-def check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
-    """Raise OSError unless a file is a regular one."""
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):

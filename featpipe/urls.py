@@ -16,7 +16,8 @@ from featpipe.workspace import atomic_write
 
 fsspec = Lazy("fsspec")
 
-# What fsspec needs for a protocol, and its extra of featpipe; of any other it says so itself.
+# The package that fsspec needs for a protocol, and the extra of featpipe that installs it; fsspec
+# itself names what other protocols need.
 PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), ("s3fs", "s3")),
     **dict.fromkeys(("gs", "gcs"), ("gcsfs", "gcs")),
@@ -27,25 +28,25 @@ _CREDENTIALS = {
     "gcs": "run gcloud auth application-default login; FSSPEC_GS_TOKEN=anon reads public buckets",
 }
 _NO_CREDENTIALS = re.compile("Credential|Token|RefreshError|Unauthorized")
-_BLOCK_BYTES = 1 << 21  # read at once from a file that is opened
+_BLOCK_BYTES = 1 << 21  # read at once from an open file
 
 
 def protocol_of(argument: str) -> str | None:
-    """Return the protocol of a URL, ``"s3"`` for example; ``None``: it is a path or a name.
+    """Return the protocol of a URL, ``"s3"`` for example; ``None`` for a path or a name.
 
-    A ``file://`` URL is a path, too: :func:`plain_path` tells which.
+    A ``file://`` URL is a path, too, which :func:`plain_path` returns.
     """
     found = re.match(r"([a-z][a-z0-9+.-]*)://", plain_path(argument))
     return found and found[1]
 
 
 def plain_path(argument: str) -> str:
-    """Return the path that a ``file://`` URL means, and any other text as it is."""
+    """Return the path of a ``file://`` URL, and any other text unchanged."""
     return re.sub("^(file|local)://(?=/)", "", argument)
 
 
 def is_url(text: str) -> bool:
-    """Return whether a text is the URL of a place, a ``file://`` one included, and no chain."""
+    """Return whether a text is a URL, including ``file://``, but not a chain of URLs."""
     return "::" not in text and re.match("[a-z][a-z0-9+.-]*://.", text) is not None
 
 
@@ -67,11 +68,11 @@ class Place:
         except ValueError as error:
             what, expected = "This is not a URL.", "s3://BUCKET/FOLDER, for example"
             raise UsageError(what, expected=expected, got=error) from error
-        if password:  # before anything records the URL, or a message shows it
+        if password:  # refused before anything records or shows the URL
             what, expected = "The URL holds a password, which would be recorded.", "one without"
-            hint = "give credentials in the way of the file system: environment or configuration"
+            hint = "give credentials in the file system's own way: environment or configuration"
             raise UsageError(what, expected=expected, next_step=hint)
-        with explaining(url):
+        with translate_errors(url):
             try:
                 self.fs, path = fsspec.core.url_to_fs(url)
             except (ImportError, ValueError) as error:
@@ -79,19 +80,19 @@ class Place:
                 expected = "s3://, gs://, https:// or another protocol that fsspec knows"
                 raise UsageError(what, where=url, expected=expected, got=error) from error
         self.path: str = path.rstrip("/")
-        self.fs.invalidate_cache()  # what was listed before may have changed
+        self.fs.invalidate_cache()  # earlier listings may be out of date
 
     def where(self, inside: str = "") -> str:
         """Return the URL of something in the folder, for messages."""
         return f"{self.url}/{inside}".rstrip("/")
 
     def url_of(self, path: str) -> str:
-        """Return the URL of what the file system calls so, for messages."""
+        """Return the URL of a path of the file system, for messages."""
         return plain_path(self.fs.unstrip_protocol(path))
 
     def info(self, path: str) -> dict[str, Any]:
-        """Return what is known of a file or folder."""
-        with explaining(self.url_of(path)):
+        """Return what the file system reports of a file or folder."""
+        with translate_errors(self.url_of(path)):
             return dict(self.fs.info(path))
 
     def read(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -99,33 +100,33 @@ class Place:
         return bytes(self.fs.cat_file(path, start=start, end=end))
 
     def names(self) -> set[str]:
-        """Return the names in the folder, of which there may be none yet."""
-        with explaining(self.url), suppress(FileNotFoundError):
+        """Return the names in the folder; none if it does not exist yet."""
+        with translate_errors(self.url), suppress(FileNotFoundError):
             return {path.rpartition("/")[2] for path in self.fs.ls(self.path, detail=False)}
         return set()
 
     def has(self, name: str) -> bool:
-        """Return whether a file of the folder is there."""
-        with explaining(self.where(name)):
+        """Return whether a file of the folder exists."""
+        with translate_errors(self.where(name)):
             return bool(self.fs.exists(f"{self.path}/{name}"))
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
-        """Yield a file of the folder; of its bytes only those that are read are fetched."""
-        with explaining(self.where(name)):
+        """Yield an open file of the folder; only bytes that are read are fetched."""
+        with translate_errors(self.where(name)):
             file = self.fs.open(f"{self.path}/{name}", "rb", block_size=_BLOCK_BYTES)
         with file:
             yield file
 
     def fetch(self, name: str, path: Path) -> None:
-        """Copy a file of the folder to this machine, where it has its name when it is complete."""
-        with atomic_write(path) as temporary, explaining(self.where(name)):
+        """Copy a file of the folder to a path of this machine, which exists once it is complete."""
+        with atomic_write(path) as temporary, translate_errors(self.where(name)):
             self.fs.get_file(f"{self.path}/{name}", str(temporary))
 
     def put(self, file: Path) -> None:
-        """Copy a file into the folder, where it has its name when it is complete."""
+        """Copy a file into the folder, where it gets its name once it is complete."""
         temporary = f"{self.path}/.{file.name}.{secrets.token_hex(8)}.tmp"
-        with explaining(self.where(file.name)):
+        with translate_errors(self.where(file.name)):
             if protocol_of(self.url) not in PACKAGES:  # buckets have no folders
                 self.fs.makedirs(self.path, exist_ok=True)
             try:
@@ -138,24 +139,24 @@ class Place:
 
 
 @contextmanager
-def explaining(where: str) -> Iterator[None]:
-    """Turn whatever a file system raises into a DataError that says where and what to do."""
+def translate_errors(where: str) -> Iterator[None]:
+    """Turn what a file system raises into a DataError that says where, and what to do."""
     try:
         yield
     except FeatpipeError:
         raise
     except Exception as error:
-        kind, said = type(error).__name__, " ".join(str(error).split())[:400]
+        kind, text = type(error).__name__, " ".join(str(error).split())[:400]
         if isinstance(error, FileNotFoundError):
-            what, got = "Nothing was found at this location.", said if "bucket" in said else None
+            what, got = "Nothing was found at this location.", text if "bucket" in text else None
             expected, hint = "a bucket and a name in it that exist", "correct the URL"
         elif isinstance(error, PermissionError) or _NO_CREDENTIALS.search(kind):
-            what, got = "Access to the storage was denied.", said or None
+            what, got = "Access to the storage was denied.", text or None
             expected = "credentials that may list and read"
             _, extra = PACKAGES.get(protocol_of(where) or "", ("", ""))
-            hint = _CREDENTIALS.get(extra, "give credentials in the way of the file system")
+            hint = _CREDENTIALS.get(extra, "give credentials in the file system's own way")
         else:
-            what, got = "The storage cannot be read.", f"{kind}: {said}"
+            what, got = "The storage cannot be read.", f"{kind}: {text}"
             expected = "an answer to the request"
             hint = "check the URL and the network, then run the same command again"
         raise DataError(what, where=where, expected=expected, got=got, next_step=hint) from error

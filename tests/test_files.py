@@ -1,4 +1,4 @@
-"""Files that somebody else named: regular ones are read, nothing else is opened."""
+"""Files at paths from outside: regular ones are read, nothing else is opened."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_fifo_that_takes_the_place_of_a_file_meanwhile(
         open_regular(path)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         open_regular(tmp_path)
 

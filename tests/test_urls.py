@@ -11,7 +11,7 @@ import pytest
 
 from featpipe import lazy
 from featpipe.errors import DataError, ImageError, MissingExtraError, UsageError
-from featpipe.urls import Place, check_protocol, explaining, is_url, plain_path, protocol_of
+from featpipe.urls import Place, check_protocol, is_url, plain_path, protocol_of, translate_errors
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,9 @@ from featpipe.urls import Place, check_protocol, explaining, is_url, plain_path,
         ("simplecache::s3://shelf/photos", None, None, False),
     ],
 )
-def test_urls_are_told_from_paths(text: str, protocol: str | None, path: str, url: bool) -> None:
+def test_urls_are_distinguished_from_paths(
+    text: str, protocol: str | None, path: str, url: bool
+) -> None:
     assert protocol_of(text) == protocol
     assert plain_path(text) == (path or text)
     assert is_url(text) == url
@@ -98,7 +100,7 @@ class NoCredentialsError(Exception):
         ("s3://shelf", FileNotFoundError("no bucket"), "Nothing was found", "correct the URL"),
         ("s3://shelf", PermissionError("Forbidden"), "was denied", "AWS_ACCESS_KEY_ID"),
         ("gs://shelf", PermissionError("Forbidden"), "was denied", "gcloud auth"),
-        ("ftp://host", PermissionError("Forbidden"), "was denied", "of the file system"),
+        ("ftp://host", PermissionError("Forbidden"), "was denied", "the file system's own way"),
         (
             "s3://shelf",
             type("NoCredentialsError", (Exception,), {})(),
@@ -113,7 +115,7 @@ class NoCredentialsError(Exception):
 def test_errors_of_file_systems_say_what_to_do(
     url: str, error: Exception, says: str, hint: str
 ) -> None:
-    with pytest.raises(DataError, match=says) as caught, explaining(url):
+    with pytest.raises(DataError, match=says) as caught, translate_errors(url):
         raise error
     assert caught.value.details["where"] == url
     assert hint in caught.value.details["next"]
@@ -122,7 +124,7 @@ def test_errors_of_file_systems_say_what_to_do(
 
 @pytest.mark.parametrize("error", [ImageError("It is explained."), KeyboardInterrupt()], ids=repr)
 def test_what_needs_no_explanation_passes(error: BaseException) -> None:
-    with pytest.raises(type(error)) as caught, explaining("s3://shelf"):
+    with pytest.raises(type(error)) as caught, translate_errors("s3://shelf"):
         raise error
     assert caught.value is error
 

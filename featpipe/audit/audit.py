@@ -1,4 +1,4 @@
-"""The audit of a dataset: findings about single images, and what they add up to."""
+"""The audit of a dataset: findings about single images, and their summary."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.utils import gen_batches
 
 from featpipe.audit import duplicates, labels, outliers
 from featpipe.errors import FitError
@@ -42,7 +43,7 @@ Rows = NDArray[np.int64]
 
 
 class _Pool:
-    """The rows of several splits, numbered through; those without an image take no part."""
+    """The rows of several splits, numbered consecutively; those without an image are left out."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         self.stores = stores
@@ -59,7 +60,7 @@ class _Pool:
         self.ids = np.array([name for store in stores for name in store.ids], object)
         self.labels = np.full(len(self.ids), -1, np.int64)  # unlabelled, or without an image
         self.labels[self.rows] = np.concatenate([store.labels for store in stores])[self.rows]
-        self.tests = (self.split > 0) & (self.labels >= 0)  # whether a row is there to test
+        self.tests = (self.split > 0) & (self.labels >= 0)  # whether a row is a test row
         self.classes = next((store.classes for store in stores if store.classes), ())
         self.label_names = np.array([*self.classes, ""], object)  # the last one: label -1
         self.has_looks = all(store.has_looks for store in stores)
@@ -73,13 +74,27 @@ class _Pool:
         return found
 
     def named(self, rows: Rows) -> dict[str, NDArray[Any]]:
-        """Return what the list says of some rows, by column."""
+        """Return the columns of the list that identify some rows."""
         split, label = self.split[rows], self.label_names[self.labels[rows]]
-        place = {"dataset": self.datasets[split], "split": self.splits[split]}
-        return {**place, "id": self.ids[rows], "label": label}
+        named = {"dataset": self.datasets[split], "split": self.splits[split]}
+        return {**named, "id": self.ids[rows], "label": label}
+
+    def first_alike(self) -> Rows:
+        """Return for each row the first one with the same pixels.
+
+        Of these, it is a test row, if there is any, or else a labelled one.
+        """
+        first, rows = np.arange(len(self.ids)), self.rows
+        if self.has_looks:
+            digests = np.ascontiguousarray(self.looks("digest", rows)).view("V16")[:, 0]
+            number = np.unique(digests, return_inverse=True)[1]
+            order = np.lexsort((rows, self.labels[rows] < 0, ~self.tests[rows], number))
+            leading = np.unique(number[order], return_index=True)[1]
+            first[rows] = rows[order][leading][number]
+        return first
 
     def looks(self, part: str, rows: Rows) -> NDArray[Any]:
-        """Return what some rows look like; see :meth:`FeatureStore.looks`."""
+        """Return digests, sizes or thumbnails of some rows; see :meth:`FeatureStore.looks`."""
         return self.take(rows, [store.looks(part) for store in self.stores])
 
 
@@ -89,18 +104,18 @@ class Audit:
     Parameters
     ----------
     stores : sequence of FeatureStore
-        Splits, embedded alike, the one that trains first. Labelled images of the others are taken
-        for test images.
+        Splits, embedded alike, the training split first. Labelled images of the others count as
+        test images.
     layer : str, optional
     seed : int, optional
-        Of the folds that labels are checked with.
+        Of the folds with which labels are checked.
 
     Attributes
     ----------
     findings : DataFrame
         A row for each, with the columns of the list.
     summary : dict
-        What they add up to, JSON-like.
+        Counts, shares and classes, JSON-like.
 
     Raises
     ------
@@ -165,7 +180,7 @@ class Audit:
             self._found.append(pd.DataFrame(found | columns))
 
     def _find_duplicates(self, vectors: NDArray[np.float32]) -> dict[str, Any]:
-        """Find images with the same pixels, and images that people would call the same."""
+        """Find images with the same pixels, and images that look the same."""
         pool, near, k = self._pool, self._near, duplicates.CANDIDATES
         n, tests = len(pool.ids), pool.tests
         one = np.tile(np.repeat(pool.rows, k), len(near))
@@ -177,16 +192,9 @@ class Audit:
         neighbours, cosines = np.full(shape, -1), np.zeros(shape, np.float32)
         neighbours[pool.rows] = np.take_along_axis(every, order, axis=1)
         cosines[pool.rows] = np.take_along_axis(values, order, axis=1)
-        large = np.ones(n, bool)
-        first = np.arange(n)  # of the rows with the same pixels; a test row, or labelled, if any
+        first, large = pool.first_alike(), np.ones(n, bool)
         if pool.has_looks:
             large[pool.rows] = pool.looks("size", pool.rows).min(axis=1) >= TINY
-            digests = np.ascontiguousarray(pool.looks("digest", pool.rows)).view("V16")[:, 0]
-            number = np.unique(digests, return_inverse=True)[1]
-            unlabelled = pool.labels[pool.rows] < 0
-            order = np.lexsort((pool.rows, unlabelled, ~tests[pool.rows], number))
-            leading = np.unique(number[order], return_index=True)[1]
-            first[pool.rows] = pool.rows[order][leading][number]
         compared = (other >= 0) & large[one] & large[other]  # tiny images look too similar
         thumbnails = (lambda rows: pool.looks("thumbnail", rows)) if pool.has_looks else None
         pairs = duplicates.score_pairs(
@@ -201,12 +209,7 @@ class Audit:
         # A number for each row, equal for those of one cluster.
         self._units = np.where(self._cluster >= 0, self._cluster, n + np.arange(n))
 
-        labelled = np.flatnonzero(pool.labels >= 0)
-        labelled = labelled[np.argsort(~tests[labelled], kind="stable")]
-        groups, leaders = np.unique(first[labelled], return_index=True)
-        usual = np.full(n, -1)  # label of the first that has one of the rows with the same pixels
-        usual[groups] = pool.labels[labelled[leaders]]
-        clash = (pool.labels >= 0) & (pool.labels != usual[first])
+        clash = (pool.labels >= 0) & (pool.labels != pool.labels[first])
         advice = np.where(tests[same], "check", "drop")
         no_leak = tests[same] | ~tests[first[same]]
         advice = np.where(clash[same] & no_leak, "check label", advice)
@@ -254,17 +257,17 @@ class Audit:
         }
 
     def _find_odd_images(self, seed: int) -> dict[str, int]:
-        """Find images that show nothing, the same for several classes, or another class."""
+        """Find images that are blank, shared by several classes, or like those of another class."""
         pool, before = self._pool, len(self._found)
         for i, rows in enumerate(pool.rows_of):
-            for start in range(0, len(rows) if pool.has_looks else 0, _BLOCK):
-                block = rows[start : start + _BLOCK]
-                grey = pool.looks("thumbnail", block).reshape(len(block), -1).astype(np.float32)
-                mean, blank = grey.mean(axis=1), grey.std(axis=1) < _BLANK
-                self._add("blank", block[blank])
-                self._add("dark", block[(mean < _DARK) & ~blank])
-                self._add("bright", block[(mean > _BRIGHT) & ~blank])
             if pool.has_looks:
+                for part in gen_batches(len(rows), _BLOCK):
+                    block = rows[part]
+                    grey = pool.looks("thumbnail", block).reshape(len(block), -1).astype(np.float32)
+                    mean, blank = grey.mean(axis=1), grey.std(axis=1) < _BLANK
+                    self._add("blank", block[blank])
+                    self._add("dark", block[(mean < _DARK) & ~blank])
+                    self._add("bright", block[(mean > _BRIGHT) & ~blank])
                 sides = pool.looks("size", rows).min(axis=1)
                 self._add("tiny", rows[(sides < TINY) & (sides < np.median(sides))])
             if len(rows) > duplicates.CANDIDATES:  # else all are the nearest ones
@@ -278,15 +281,14 @@ class Audit:
         take = partial(pool.take, arrays=self._features)
         far, distances = outliers.isolated(np.concatenate(once), take, seed)
         self._add("far from all others", far, score=[round(d, 4) for d in distances.tolist()])
-        known = np.flatnonzero((self._cluster >= 0) & (pool.labels >= 0))
-        pairs = np.unique(np.stack([self._cluster[known], pool.labels[known]]), axis=1)
-        numbers, classes = np.unique(pairs[0], return_counts=True)
-        shared = np.isin(self._cluster, numbers[classes >= _PLACEHOLDER])
+        known = (self._cluster >= 0) & (pool.labels >= 0)
+        classes = pd.Series(pool.labels[known]).groupby(self._cluster[known]).nunique()
+        shared = np.isin(self._cluster, classes.index[classes >= _PLACEHOLDER])
         self._add("placeholder", np.flatnonzero(shared | (self._copies >= _COPIES)))
         return dict(Counter(kind for frame in self._found[before:] for kind in frame["issue"]))
 
     def _coverage(self) -> dict[str, Any]:
-        """Return which classes have few training images, or many of few scenes; the imbalance."""
+        """Return classes with few training images or many near-duplicates; the imbalance."""
         pool = self._pool
         known = (pool.labels >= 0) & ~pool.tests
         images = np.bincount(pool.labels[known], minlength=len(pool.classes))
@@ -306,14 +308,14 @@ class Audit:
         pool, rows = self._pool, np.flatnonzero(self._pool.labels >= 0)
         if not len(rows):
             return {"reason": "no image has a label"}
-        # Of a class with a single image, or copies of it, nothing can be said.
+        # A class with a single image, or copies of it, cannot be checked.
         units = units_per_class(pool.labels[rows], self._units[rows], len(pool.classes))
         rows = rows[units[pool.labels[rows]] > 1]
-        labelled, y = len(rows), pool.labels[rows]
+        labelled = len(rows)
         most = _MOST_VALUES // max(self._features[0].shape[1], _PER_CLASS * len(pool.classes))
         if labelled > most:
             rows = np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
-            y = pool.labels[rows]
+        y = pool.labels[rows]
         X = pool.take(rows, self._features).astype(np.float32, copy=False)
         try:
             probabilities, shrinkage = labels.out_of_sample(X, y, self._units[rows], seed=seed)

@@ -1,9 +1,9 @@
 """Near-duplicates: candidates by features, verified on thumbnails, scored, joined in clusters.
 
-Two images of one shot are more alike than either is to the images that are like it otherwise.
-Cosines of whitened features (Jégou and Chum 2012, ECCV, "Negative evidences and co-occurences in
-image retrieval") and correlations of thumbnails are therefore taken relative to what they are with
-a row's neighbours: 1 for the same image, 0 for one like the others.
+Two images of one shot are more similar to each other than to any other image. Cosines of whitened
+features (Jégou and Chum 2012, ECCV, "Negative evidences and co-occurences in image retrieval") and
+correlations of thumbnails are therefore measured relative to those with a row's neighbours: 1 for
+the same image, 0 for one like the others.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from featpipe.store import FeatureStore
 
 faiss = Lazy("faiss")
 
-# More are searched approximately, where faiss is installed: of 60,000 rows with 256 features, 1.2 %
-# of the neighbours were missed, seven times faster; usearch took five times as long as faiss.
+# More are searched approximately if faiss is installed: of 60,000 rows with 256 features, 1.2 % of
+# the neighbours were missed, seven times faster; usearch took five times as long as faiss.
 EXACT_ROWS = 50_000
 _LISTS, _PROBES = 4, 16  # inverted lists for each square root of the rows, and how many are read
-NEIGHBOURS = 10  # the last of them tells what cosine is usual
+NEIGHBOURS = 10  # the cosine of the last one counts as usual
 CANDIDATES = 3  # the first of them, in each split, may be duplicates
-_USUAL = (4, 7, 9)  # neighbours whose thumbnails tell what correlation is usual
+_USUAL = (4, 7, 9)  # neighbours; the mean correlation of their thumbnails counts as usual
 _BURST = 0.9  # pairs more similar than that share of all rows are not used as the baseline
-_SOME = 500  # rows that this is estimated from
+_SOME = 500  # rows from which this is estimated
 # The score is a probability: a logistic regression of "people confirmed the pair" on both, over
 # 1500 × 5000 images of CIFAR-10 with 143 confirmed pairs (benchmarks/audit.py).
 _COSINE, _CORRELATION, _INTERCEPT = 7.0, 8.4, -8.8
 THRESHOLD = 0.4  # there: precision 0.92, recall 0.79
 _DIMENSIONS = 512  # of the whitened features: half as many find less
 _RIDGE = 1e-3  # of the largest variance: smaller ones are noise
-_SAMPLE = 50_000  # rows that the variances are estimated from
+_SAMPLE = 50_000  # rows from which the variances are estimated
 _SHIFT = 4  # pixels of a thumbnail
 _BLOCK = 4096
 _PRODUCTS = 1 << 25  # of rows that are in memory at once
@@ -92,15 +92,15 @@ def nearest(
     if is_approximate(len(among)):
         return _approximate(rows, queries, among, (found, cosines))
     keys, n = rows[among], len(among)
-    place = np.full(len(rows), -1)
-    place[among] = np.arange(n)
+    position = np.full(len(rows), -1)
+    position[among] = np.arange(n)
     few = min(k, n)
 
     def search(block: slice) -> None:
         asked = queries[block]
         products = rows[asked] @ keys.T
-        own = np.flatnonzero(place[asked] >= 0)
-        products[own, place[asked[own]]] = -np.inf
+        own = np.flatnonzero(position[asked] >= 0)
+        products[own, position[asked[own]]] = -np.inf
         best = np.argpartition(products, n - few, axis=1)[:, n - few :]
         values = np.take_along_axis(products, best, axis=1)
         order = np.argsort(-values, axis=1)
@@ -133,10 +133,10 @@ def _approximate(rows: NDArray[np.float32], queries: Array, among: Array, out: N
     k = found.shape[1]
     for block in _blocks(len(queries)):
         asked = queries[block]
-        values, places = index.search(rows[asked], k + 1)  # one more: the row itself
-        numbers = np.where(places < 0, -1, among[places])
+        values, positions = index.search(rows[asked], k + 1)  # one more: the row itself
+        numbers = np.where(positions < 0, -1, among[positions])
         others = (numbers != asked[:, None]) & (numbers >= 0)
-        order = np.argsort(~others, axis=1, kind="stable")[:, :k]  # the row itself comes last
+        order = np.argsort(~others, axis=1, kind="stable")[:, :k]  # the row itself is last
         kept = np.take_along_axis(others, order, axis=1)
         found[block] = np.where(kept, np.take_along_axis(numbers, order, axis=1), -1)
         cosines[block] = np.where(kept, np.take_along_axis(values, order, axis=1), -1)
@@ -162,8 +162,8 @@ def correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.
             product = irfft2(rfft2(pixels) * template, (side, side))
             sums, squares = _window_sums(pixels, width), _window_sums(pixels * pixels, width)
             found = (squares - sums**2 / width**2) * energy
-            places = product[:, : 2 * _SHIFT + 1, : 2 * _SHIFT + 1] / np.sqrt(found.clip(1))
-            np.maximum(best[block], places.max(axis=(1, 2)), out=best[block])
+            shifts = product[:, : 2 * _SHIFT + 1, : 2 * _SHIFT + 1] / np.sqrt(found.clip(1))
+            np.maximum(best[block], shifts.max(axis=(1, 2)), out=best[block])
     return best
 
 
@@ -199,7 +199,7 @@ def score_pairs(
     if thumbnails is not None:
         pairs = pairs[_COSINE * pairs["cosine"] + _CORRELATION >= enough]
         pairs = pairs.assign(same=_compared(thumbnails, *pairs[["a", "b"]].to_numpy().T))
-        # Relative to what is usual it can only be less.
+        # Relative to the usual correlation it can only be smaller.
         pairs = pairs[_COSINE * pairs["cosine"] + _CORRELATION * pairs["same"] >= enough]
         a, b = pairs[["a", "b"]].to_numpy().T
         with_images = np.flatnonzero(neighbours[:, 0] >= 0)

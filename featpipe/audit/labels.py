@@ -25,38 +25,38 @@ from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.statistics.intervals import wilson
 
 SHRINKAGES = (0.1, 0.3, 0.6)  # of the covariance within classes, towards a multiple of the identity
-_SOFTER = 0.85  # times the logits: the less confident, the better confident learning counts
+_SOFTER = 0.85  # times the logits: less confident probabilities improve confident learning
 _FOLDS = 5
 _SOME = 20_000  # rows that the shrinkage and the temperature are chosen on
-_BLOCK = 8192  # rows that are computed at once
-_SUREST = 0.02  # share of rows that a probe is surest of, where it hardly errs itself
+BLOCK_ROWS = 8192  # computed at once
+_MOST_CONFIDENT = 0.02  # share of rows, those with the largest probabilities: few errors
 
 
 @dataclass(frozen=True, eq=False)
 class Doubts:
-    """What a probe thinks of labels; each array has a value for each of n rows."""
+    """What a probe predicts for labelled rows; each array has a value for each of n rows."""
 
     confidence: NDArray[np.float32]  # probability of the row's own label
     # The class that is more likely, by confident learning; -1 where the label is not doubted.
     better: NDArray[np.int64]
     contradicted: NDArray[np.bool_]  # another class is the most likely
-    surest: NDArray[np.bool_]  # the probe is so sure that it hardly errs itself
-    most: NDArray[np.float32]  # the largest probability
+    confident: NDArray[np.bool_]  # one of the rows with the largest probabilities
+    largest: NDArray[np.float32]  # the largest probability of any class
 
     def share(self, among: NDArray[np.bool_] | slice = slice(None)) -> dict[str, float]:
         """Return the estimated share of wrong labels, and the shares that bound it.
 
-        ``value`` is the share of doubted labels. A probe errs, too: of clean labels it doubts some.
-        ``low`` counts only labels that it contradicts with high confidence, less the mistakes that
-        its own probabilities admit there; ``high``, all that it contradicts. Both are outer limits
-        of 95 % intervals. They hold if wrong labels are at least as frequent among the other images
-        as among the most confident ones, and if the probe does not learn the same errors.
+        ``value`` is the share of doubted labels, among them some correct ones. ``low`` counts only
+        labels that the probe contradicts with high confidence, less the mistakes that its own
+        probabilities predict there; ``high``, all that it contradicts. Both are outer limits of
+        95 % intervals. They hold if wrong labels are at least as frequent among the other images as
+        among the most confident ones, and if the probe does not learn the same errors.
         """
-        contradicted, surest = self.contradicted[among], self.surest[among]
+        contradicted, confident = self.contradicted[among], self.confident[among]
         value, low = float((self.better[among] >= 0).mean()), 0.0
-        if surest.any():
-            wrong = binomtest(int((contradicted & surest).sum()), int(surest.sum()))
-            own_mistakes = 1 - float(self.most[among][surest].mean())
+        if confident.any():
+            wrong = binomtest(int((contradicted & confident).sum()), int(confident.sum()))
+            own_mistakes = 1 - float(self.largest[among][confident].mean())
             low = float(wrong.proportion_ci(method="exact").low) - own_mistakes
         high = wilson(int(contradicted.sum()), len(contradicted)).high
         return {"value": value, "low": max(0.0, min(low, value)), "high": max(high, value)}
@@ -71,11 +71,11 @@ def out_of_sample(
 ) -> tuple[NDArray[np.float32], float]:
     """Return probabilities of a probe for rows that did not train it, and its shrinkage.
 
-    Five folds of a linear discriminant analysis: on real errors of people it ranks better than a
-    logistic probe, and as it is solved in closed form, it takes seconds for a thousand classes. The
-    shrinkage and a temperature (Guo et al. 2017, ICML, "On calibration of modern neural networks")
-    are those with the smallest log loss of these rows. FitError, if there is a single class, or one
-    with too few rows or groups for two folds.
+    Five folds of a linear discriminant analysis: it ranks real annotation errors better than a
+    logistic probe, and its closed form takes seconds for a thousand classes. The shrinkage and a
+    temperature (Guo et al. 2017, ICML, "On calibration of modern neural networks") are those with
+    the smallest log loss of these rows. FitError, if there is a single class, or one with too few
+    rows or groups for two folds.
     """
     classes, target = np.unique(y, return_inverse=True)
     fewest = int(units_per_class(target, groups).min()) if len(classes) > 1 else 0
@@ -83,7 +83,7 @@ def out_of_sample(
         raise FitError("there are no two classes with two different images each")
     folds = [rows for _, rows in cut(f"kfold:{min(_FOLDS, fewest)}", target, groups, seed)]
     center, width = X.mean(axis=0, dtype=np.float64).astype(np.float32), X.shape[1]
-    if len(X) < width:  # nothing else matters than the span of the rows
+    if len(X) < width:  # only the span of the rows matters
         X = (X - center) @ np.linalg.qr((X - center).T)[0]
         center = np.zeros(X.shape[1], np.float32)
     probes = _discriminants(X, target, folds, center, width)
@@ -100,7 +100,7 @@ def out_of_sample(
     _, scale, value = min(fits)
     found = np.empty((len(y), len(classes)), np.float32)
     for fold, W in zip(folds, probes, strict=True):
-        for part in gen_batches(len(fold), _BLOCK):
+        for part in gen_batches(len(fold), BLOCK_ROWS):
             rows = fold[part]
             found[rows] = softmax(np.float32(_SOFTER * scale) * scored(rows, W[value]), axis=1)
     return found, SHRINKAGES[value]
@@ -124,7 +124,7 @@ def _discriminants(
     count = np.stack([np.bincount(target[rows], minlength=n_classes) for rows in folds])
     products, sums = np.zeros((len(folds), d, d)), np.zeros((len(folds), n_classes, d))
     for number, fold in enumerate(folds):
-        for part in gen_batches(len(fold), _BLOCK):
+        for part in gen_batches(len(fold), BLOCK_ROWS):
             rows, where = X[fold[part]] - center, (target[fold[part]], np.arange(len(fold[part])))
             ones = np.ones(len(rows), np.float32)
             members = coo_array((ones, where), shape=(n_classes, len(rows)))
@@ -167,20 +167,21 @@ def doubts(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> Doubts:
     classes, target = np.unique(y, return_inverse=True)
     own = probabilities[np.arange(len(y)), target]
     usual = np.bincount(target, own) / np.bincount(target)
-    confident = np.where(probabilities >= usual, probabilities, -1)
-    best = confident.argmax(axis=1)
-    doubted = (confident.max(axis=1) >= 0) & (best != target)
-    most, surest = probabilities.max(axis=1), np.zeros(len(y), bool)
-    surest[np.argsort(-most, kind="stable")[: max(1, round(_SUREST * len(y)))]] = True
+    eligible = np.where(probabilities >= usual, probabilities, -1)
+    best = eligible.argmax(axis=1)
+    doubted = (eligible.max(axis=1) >= 0) & (best != target)
+    largest, confident = probabilities.max(axis=1), np.zeros(len(y), bool)
+    n_confident = max(1, round(_MOST_CONFIDENT * len(y)))
+    confident[np.argsort(-largest, kind="stable")[:n_confident]] = True
     contradicted = probabilities.argmax(axis=1) != target
-    return Doubts(own, np.where(doubted, classes[best], -1), contradicted, surest, most)
+    return Doubts(own, np.where(doubted, classes[best], -1), contradicted, confident, largest)
 
 
 def by_class(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
     """Return the share of wrong labels of each class, the largest first.
 
     See :meth:`Doubts.share`; each has also ``label``, ``images`` and ``doubted``. A class has no
-    lower bound: which of its rows the probe is surest of depends on whether their labels are right.
+    lower bound: how confident the probe is of a row depends on whether the label is correct.
     """
     shares = [
         {
@@ -196,7 +197,7 @@ def by_class(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> lis
 
 
 def pairs(found: Doubts, y: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return how often each class seems to be called another, the most frequent first."""
+    """Return how often each class seems to be labelled as another, the most frequent first."""
     doubted = found.better >= 0
     counts = Counter(zip(y[doubted].tolist(), found.better[doubted].tolist(), strict=True))
     return [

@@ -1,4 +1,4 @@
-"""Audits on the disk: whose stores, the JSON of the summary, the CSV of the findings."""
+"""Audits on the disk: their stores, the JSON of the summary, the CSV of the findings."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def open_stores(step: AuditStep, context: Context) -> list[FeatureStore]:
 def look_up(
     step: AuditStep, stores: Sequence[FeatureStore], context: Context
 ) -> tuple[Path, dict[str, Any] | None]:
-    """Return where the audit of stores is, and what it says, if it is there and undamaged."""
+    """Return the path of the audit of stores, and its content if it exists and is undamaged."""
     first = stores[0]
     inputs = {
         "stores": [store.fingerprint for store in stores],
@@ -64,7 +64,7 @@ def look_up(
 
 
 def load_audit(path: Path) -> dict[str, Any] | None:
-    """Return an audit, with whether its list was ``edited``; None without it or the list."""
+    """Return an audit and whether its list was ``edited``; None if either is missing."""
     with suppress(OSError, ValueError, RecursionError, KeyError):
         content = unsealed(read_json(path))
         if content["schema"] == AUDIT_SCHEMA:
@@ -81,7 +81,7 @@ def load_findings(path: Path) -> pd.DataFrame:
         return frame.assign(**texts).assign(score=frame["score"].astype(float))
     except (ValueError, OSError) as error:
         what, reason = "The list of an audit cannot be read.", str(error).partition("\n")[0]
-        again = "undo what was changed in it, or: featpipe audit --force"
+        again = "undo the changes to it, or: featpipe audit --force"
         raise DataError(what, where=listed, got=reason, next_step=again) from error
 
 
@@ -100,12 +100,12 @@ def audit_of(
     """
     found = [(path, load_audit(path)) for path in sorted(workspace.audits.glob("*.json"))]
     fitting = [(path, one) for path, one in found if one and images <= fingerprints(one)]
-    rank = {model: len(models) - place for place, model in enumerate(models)}
+    rank = {model: len(models) - position for position, model in enumerate(models)}
     return max(fitting, key=lambda p: (rank.get(p[1]["model"], 0), p[1]["created"]), default=None)
 
 
 def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Context) -> Outcome:
-    """Audit some stores, unless that was done."""
+    """Audit some stores unless there is an audit of them."""
     path, existing = look_up(step, stores, context)
     listed, status = path.with_suffix(".csv"), "up to date"
     if existing is None or step.force:
@@ -135,10 +135,10 @@ def audit_stores(step: AuditStep, stores: Sequence[FeatureStore], context: Conte
 
 
 def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) -> list[str]:
-    """Say what an audit found, a sentence for each kind; ``called``: display names of classes."""
+    """Describe the findings, a sentence for each kind; ``called``: display names of classes."""
     known, (_, *others) = called or {}, summary["splits"]
     found, across = summary["duplicates"], summary["duplicates"]["across"]
-    said = []
+    lines = []
     if others:
         images = _number(sum(one["images"] for one in others), "image")
         several = len({one["dataset"] for one in summary["splits"]}) > 1
@@ -147,11 +147,11 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
         if any(across.values()):
             copies = f"exact copies of training images: {across['identical']}"
             leaks = f"{copies}, near-duplicates: {across['near']}"
-        said.append(f"Leaks: of {images} of {' and '.join(names)}, {leaks}.")
-    said += _on_duplicates(found)
+        lines.append(f"Leaks: of {images} of {' and '.join(names)}, {leaks}.")
+    lines += _on_duplicates(found)
     doubts = summary["labels"]
     if "reason" in doubts:
-        said.append(f"Labels were not checked: {doubts['reason']}.")
+        lines.append(f"Labels were not checked: {doubts['reason']}.")
     else:
         value, low, high = (100 * doubts["share"][part] for part in ("value", "low", "high"))
         most = ""
@@ -159,7 +159,7 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             pair = doubts["pairs"][0]
             label, likely = (known.get(pair[key], pair[key]) for key in ("label", "likely"))
             most = f", most often a label {label} on what looks like {likely} ({pair['images']})"
-        said.append(
+        lines.append(
             f"Labels: about {value:.1f} % look wrong{most}"
             + "; if few are, that is too many" * (value > 0)
             + f". At least {low:.1f} % are wrong (those that the probe contradicts with "
@@ -167,7 +167,7 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             "included)."
         )
     odd = [f"{count} {kind}" for kind, count in summary["odd"].items() if count]
-    said.append(f"Odd images: {', '.join(odd) or 'none'}.")
+    lines.append(f"Odd images: {', '.join(odd) or 'none'}.")
     for part, what in (
         ("few", f"Classes with fewer than {FEW_IMAGES} different training images"),
         ("clustered", "Classes that are mostly copies of a few images"),
@@ -179,33 +179,33 @@ def sentences(summary: dict[str, Any], called: Mapping[str, str] | None = None) 
             for row in summary["coverage"][part]
         ]
         if named:
-            said.append(f"{what}: {', '.join(named[:_NAMED])}{' …' * (len(named) > _NAMED)}.")
+            lines.append(f"{what}: {', '.join(named[:_NAMED])}{' …' * (len(named) > _NAMED)}.")
     if summary["approximate"]:
-        said.append("The search was approximate (faiss): a few duplicates may be missed.")
+        lines.append("The search was approximate (faiss): a few duplicates may be missed.")
     if not summary["pixels_compared"]:
-        said.append(
+        lines.append(
             "Pixels were not compared: the stores hold no digests and thumbnails of the images. "
             "Delete them and extract the dataset again to compare them."
         )
-    return said
+    return lines
 
 
 def _on_duplicates(found: dict[str, Any]) -> list[str]:
-    """Say which images repeat, apart from leaks."""
-    said = []
+    """Describe duplicates that are not leaks."""
+    lines = []
     for part, where in (("within", "within a split"), ("between", "between the other splits")):
         kinds = (("identical", "identical image"), ("near", "near-duplicate pair"))
         listed = ", ".join(_number(n, what) for kind, what in kinds if (n := found[part][kind]))
         if listed or part == "within":
-            said.append(f"Duplicates {where}: {listed or 'none'}.")
+            lines.append(f"Duplicates {where}: {listed or 'none'}.")
     if found["conflicting"]:
-        said.append(f"Identical images with different labels: {found['conflicting']}.")
+        lines.append(f"Identical images with different labels: {found['conflicting']}.")
     if n := found["too_small"]:
         too_small = f"Smaller than {TINY} pixels, so not checked for near-duplicates"
-        said.append(f"{too_small}: {_number(n, 'image')}.")
+        lines.append(f"{too_small}: {_number(n, 'image')}.")
     if n := found["divided_by_folds"]:
-        said.append(f"Divided by the dataset's own folds: {_number(n, 'pair')}.")
-    return said
+        lines.append(f"Divided by the dataset's own folds: {_number(n, 'pair')}.")
+    return lines
 
 
 def _number(n: int, what: str) -> str:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from featpipe.lazy import Lazy
 from featpipe.probes.base import OnFeatures
 from featpipe.steps import STEPS, Context, Outcome, Status, option
+
+record = Lazy("featpipe.audit.record")  # brings scikit-learn
 
 
 @STEPS.register
@@ -38,8 +41,6 @@ class AuditStep(OnFeatures):
 
     def status(self, context: Context) -> Status:
         """Look for the audit of these stores."""
-        from featpipe.audit import record  # noqa: PLC0415 - brings scikit-learn
-
         path, existing = record.look_up(self, record.open_stores(self, context), context)
         key = path.stem.rpartition("-")[2]
         if existing is None or self.force:
@@ -47,7 +48,5 @@ class AuditStep(OnFeatures):
         return Status(True, "audit is there", key, (path, path.with_suffix(".csv")))
 
     def run(self, context: Context) -> Outcome:
-        """Audit the stores, unless that was done."""
-        from featpipe.audit import record  # noqa: PLC0415 - brings scikit-learn
-
+        """Audit the stores unless there is an audit of them."""
         return record.audit_stores(self, record.open_stores(self, context), context)

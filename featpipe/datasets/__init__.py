@@ -13,14 +13,14 @@ from featpipe.registry import Registry
 if TYPE_CHECKING:
     from featpipe.datasets.dataset import Dataset
 
-# Labelled images that weights are trained on and that datasets were drawn from, by one name.
+# Labelled images on which weights were trained and from which datasets were drawn, by one name.
 IMAGENET = "ImageNet-1k"
 CIFAR10_TRAIN = "CIFAR-10's training images"
 
 
 class _Datasets(Registry["type[Dataset]"]):
     def canonical(self, name: str) -> str:
-        """Return the name; whoever names a path instead is told how datasets are named."""
+        """Return the name; the error for a path or URL suggests the name of its dataset."""
         try:
             return super().canonical(name)
         except UnknownNameError as error:
@@ -32,7 +32,7 @@ class _Datasets(Registry["type[Dataset]"]):
 
 
 def spec_of_path(path: str | os.PathLike[str]) -> str | None:
-    """Return the dataset that a path means: a folder, CSV, NumPy or tar archive; else ``None``."""
+    """Return the dataset at a path: a folder, CSV, NumPy or tar archive; else ``None``."""
     kinds = {".csv": "csv", ".npz": "npz", ".tar": "wds"}
     kind = kinds.get(os.path.splitext(path)[1].lower())
     kind = "folder" if os.path.isdir(path) else kind if os.path.isfile(path) else None
@@ -60,7 +60,7 @@ DATASETS = _Datasets(
 
 
 def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
-    """Return name, argument and, where there is an argument, class of a dataset, if known."""
+    """Return name, argument and, if it has an argument and is known, class of a dataset."""
     name, _, argument = spec.partition(":")
     try:
         return name, argument, DATASETS.get(name) if argument else None
@@ -69,7 +69,7 @@ def split_spec(spec: str) -> tuple[str, str, type[Dataset] | None]:
 
 
 def check_installed(spec: str) -> None:
-    """Raise ``MissingExtraError`` unless what a dataset is read with is installed."""
+    """Raise ``MissingExtraError`` unless the packages that read a dataset are installed."""
     name, _, argument = spec.partition(":")
     known = name in DATASETS  # else a folder, or unknown
     needed = DATASETS.get(name).requires if known else None
@@ -79,7 +79,7 @@ def check_installed(spec: str) -> None:
 
 
 def short_name(spec: str) -> str:
-    """Return the name of a dataset as manifests and results hold it: ``folder:My photos``."""
+    """Return the name of a dataset for manifests and results: ``folder:My photos``."""
     name, argument, kind = split_spec(spec)
     return f"{name}:{kind.short(argument)}" if kind else spec
 

@@ -41,8 +41,8 @@ class Cifar10(Dataset):
     class_names: ClassVar[str] = "batches.meta.txt"
     label_bytes: ClassVar[int] = 1  # before the pixels of each image, the fine label last
     drawn_from: ClassVar[Mapping[str, str]] = {CIFAR10_TRAIN: "the test images are some of them"}
-    # Those of the archives are published by the author; those of the files within were taken from
-    # public projects that check them.
+    # The sum of the archive is published by the author; those of its files were taken from public
+    # projects that check them.
     md5: ClassVar[dict[str, dict[str, str]]] = {
         "train": {
             "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
@@ -61,7 +61,7 @@ class Cifar10(Dataset):
         pickled = locate(self.options.folders(self.pickled_folder), pickles)
         binary = locate(self.options.folders(self.archive.folder), list(files))
         if pickled and not binary and not self.options.download:
-            # A pickle is a program: whoever unpickles a foreign file runs it.
+            # A pickle is a program, which unpickling runs.
             what = f"Only the pickled {self.name} is here, and featpipe opens no pickles."
             expected, hint = f"the binary version: {', '.join(files)}", self.archive.how_to_get
             raise DataError(what, where=pickled, expected=expected, next_step=hint)
@@ -84,7 +84,7 @@ class Cifar10(Dataset):
 
     @classmethod
     def origins(cls, argument: str, split: str) -> Mapping[str, str]:
-        """Return what the training images are; nothing was trained on the test images."""
+        """Return the origins of the training split; no weights were trained on the test split."""
         return cls.drawn_from if split == "train" else {}
 
 
@@ -145,7 +145,7 @@ class Stl10(Dataset):
     }
 
     def open(self, split: str) -> ImageSource:
-        """Map one split; a download keeps both labelled ones: the other is wanted next."""
+        """Map one split; a download keeps both labelled ones, as the other will be needed next."""
         files = [*self.md5[split], *([_FOLDS] if split == "train" else [])]
         labelled = {*self.md5["train"], *self.md5["test"], _FOLDS, "class_names.txt"}
         folder = self.archive.find(self, files, labelled.__contains__)
@@ -169,7 +169,7 @@ class Stl10(Dataset):
 
 
 def _read_folds(file: Path) -> tuple[NDArray[np.int64], ...]:
-    """Return the rows of the official training folds: a line each, counted from 0."""
+    """Return the rows of the official training folds: one line each, counted from 0."""
     lines = read_list(file).decode("ascii", "replace").splitlines()
     try:
         folds = tuple(np.array(ln.split(), dtype=np.int64) for ln in lines if ln.strip())

@@ -1,4 +1,4 @@
-"""Datasets by name: what one is, how it is named, and how the images asked for are opened."""
+"""Datasets by name: what a dataset is, how it is named, and how its splits are opened."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ MOST_LIST_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """How a dataset is to be found and opened."""
+    """Where a dataset is looked for and how it is opened."""
 
     data: Path | None = None  # where to look first: the dataset's own folder or the one above it
     raw: Path = Path("data/raw")  # where to look second, and where downloads go
     hashes: FileHashes = field(default_factory=FileHashes)  # so that files are not read again
     classes: str | None = None  # only these: "first:50" or names separated by commas
-    seed: int = 0  # of the splits that a dataset does not prescribe itself
-    group_by: str | None = None  # rule for the groups that are not to be split
-    download: bool = False  # whether a dataset that is nowhere may be fetched from its publisher
+    seed: int = 0  # of the splits that a dataset does not prescribe
+    group_by: str | None = None  # rule for the groups that must not be split
+    download: bool = False  # whether a missing dataset may be fetched from its publisher
     progress: Progress = SILENT  # of downloads, unpacking and hashing
 
     def folders(self, *names: str) -> list[Path]:
@@ -57,7 +57,7 @@ class DatasetOptions:
 
     def digests(self, paths: Sequence[str | Path], algorithm: str = "sha256") -> list[str]:
         """Return the content hashes of files; progress is shown only if any has to be read."""
-        with _explain_unreadable(None), ExitStack() as stack:
+        with _translate_os_errors(), ExitStack() as stack:
             show, total = self.progress.task, len(paths)
             task = cache(lambda: stack.enter_context(show("checking files", total)))
             return self.hashes.many(paths, algorithm, lambda: task().advance())
@@ -65,25 +65,25 @@ class DatasetOptions:
     @contextmanager
     def unchanged(self, paths: Sequence[Path]) -> Iterator[None]:
         """Refuse files that change in the block: what it hashed is what it read or mapped."""
-        with _explain_unreadable(next(iter(paths), None)):
+        with _translate_os_errors(next(iter(paths), None)):
             before = [stamp_of(path) for path in paths]
             yield
-            after = [stamp_of(path) for path in paths]
-        for path, old, new in zip(paths, before, after, strict=True):
-            if old != new:
-                what = "A file of the dataset was changed while it was read."
-                raise DataError(what, where=path, next_step="run again when nothing changes it")
+            pairs = zip(paths, before, strict=True)
+            changed = [path for path, stamp in pairs if stamp_of(path) != stamp]
+        if changed:
+            what = "A file of the dataset was changed while it was read."
+            raise DataError(what, where=changed[0], next_step="run again when nothing changes it")
 
 
 def stamp_of(path: str | Path) -> tuple[int, ...]:
-    """Return what differs when a file was changed or another one has taken its place."""
+    """Return values that differ once a file was changed or replaced."""
     found = os.stat(path)
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @contextmanager
-def _explain_unreadable(path: Path | None) -> Iterator[None]:
-    """Say which file an error of the operating system is about; ``path`` where it does not."""
+def _translate_os_errors(path: Path | None = None) -> Iterator[None]:
+    """Turn OSError into a DataError that names its file, or ``path`` if it has none."""
     try:
         yield
     except OSError as error:
@@ -92,15 +92,15 @@ def _explain_unreadable(path: Path | None) -> Iterator[None]:
 
 
 def read_list(path: Path) -> bytes:
-    """Return the content of a small file: a list that belongs to a dataset."""
-    with _explain_unreadable(path):
+    """Return the content of a small file that belongs to a dataset."""
+    with _translate_os_errors(path):
         return read_regular(path, MOST_LIST_BYTES)
 
 
 def refuse_missing(
     missing: Sequence[str], what: str, where: object, expected: str, next_step: str | None = None
 ) -> None:
-    """Raise DataError that names the first of what is missing, if anything is."""
+    """Raise DataError if anything is missing; it names the first five."""
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         got = f"missing: {', '.join(missing[:5])}{more}"
@@ -108,7 +108,7 @@ def refuse_missing(
 
 
 class Dataset(ABC):
-    """A dataset by name, as it is asked for; opening a split gives an :class:`ImageSource`.
+    """A dataset that is requested by name; opening a split gives an :class:`ImageSource`.
 
     To add one, derive a class, give it a ``name``, write :meth:`open` and register it: with
     ``@DATASETS.register``, or as an entry point of the group ``featpipe.datasets``. The first
@@ -117,11 +117,11 @@ class Dataset(ABC):
     """
 
     name: ClassVar[str]
-    argument_name: ClassVar[str | None] = None  # in messages ("PATH"); None where it takes none
-    requires: ClassVar[tuple[str, str] | None] = None  # a package not always installed; its extra
+    argument_name: ClassVar[str | None] = None  # in messages ("PATH"); None if it takes none
+    requires: ClassVar[tuple[str, str] | None] = None  # an optional package, and its extra
     more_splits: tuple[str, ...] = ()  # not meant for training and evaluation
-    selects_classes: ClassVar[bool] = False  # whether `open` heeds `options.classes` itself
-    # Labelled images that its own were drawn from, and a clause that says how:
+    selects_classes: ClassVar[bool] = False  # whether `open` itself applies `options.classes`
+    # Labelled images from which its own were drawn, and a clause that explains it:
     # {"ImageNet-1k": "STL-10's images were drawn from ImageNet's labelled ones"}
     drawn_from: ClassVar[Mapping[str, str]] = {}
 
@@ -143,7 +143,7 @@ class Dataset(ABC):
         return f"{self.name}:{self.argument}" if self.argument else self.name
 
     def not_found(self, folders: Iterable[Path], expected: str, **details: Any) -> DataError:
-        """Build the error for a dataset that is in none of the folders where it may be."""
+        """Return the error for a dataset that is in none of the folders."""
         where = "looked in " + ", ".join(map(str, folders))
         what = f"The dataset {self.spec!r} is not here."
         return DataError(what, where=where, expected=expected, **details)
@@ -155,12 +155,12 @@ class Dataset(ABC):
 
     @classmethod
     def path_in(cls, argument: str, data: Path | None = None) -> str:
-        """Return the path that an argument begins with; ``""``: it names no file or folder."""
+        """Return the path with which an argument begins; ``""`` if it names no file or folder."""
         return ""
 
     @classmethod
     def short(cls, argument: str) -> str:
-        """Return the argument for manifests: where a folder is does not change its images."""
+        """Return the argument for manifests, which do not depend on where a folder is."""
         path = cls.path_in(argument)
         if not path:
             return argument
@@ -170,7 +170,7 @@ class Dataset(ABC):
 
     @classmethod
     def stem(cls, argument: str) -> str:
-        """Return the argument as a part of file names; what no file name holds becomes ``-``."""
+        """Return the argument as a part of file names; special characters become ``-``."""
         return cls.short(argument)
 
     @classmethod
@@ -184,7 +184,7 @@ class Dataset(ABC):
 
     @classmethod
     def moved(cls, argument: str, data: Path) -> str:
-        """Return the argument for a dataset that is in another folder now, or is that folder."""
+        """Return the argument for a dataset that was moved into a folder, or is that folder."""
         path = cls.path_in(argument)
         inside = data / Path(path).name
         found = str((inside if inside.exists() else data).resolve()) if path else ""
@@ -274,7 +274,7 @@ class SourceRequest:
 
     @classmethod
     def of(cls, step: Any) -> SourceRequest:
-        """Return what a step that opens images asks for."""
+        """Return the request of a step that opens images."""
         return cls(**{item.name: getattr(step, item.name) for item in fields(cls)})
 
     def as_dict(self) -> dict[str, Any]:
@@ -286,11 +286,11 @@ class SourceRequest:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SourceRequest:
-        """Return the request that :meth:`as_dict` wrote down."""
+        """Return the request that :meth:`as_dict` describes."""
         return cls(**{**values, "data": values.get("data") and Path(values["data"])})
 
     def moved(self, data: Path | None) -> SourceRequest:
-        """Return the request for a dataset that is in another folder now, if one is named."""
+        """Return the request for a dataset that was moved to a folder, if one is named."""
         if data is None:
             return self
         name, argument, kind = split_spec(self.dataset)
@@ -298,7 +298,7 @@ class SourceRequest:
         return replace(self, dataset=dataset, data=data)
 
     def options(self, context: Context, *, download: bool = False) -> DatasetOptions:
-        """Return how the dataset is to be opened in a workspace."""
+        """Return the options for opening the dataset in a workspace."""
         return DatasetOptions(
             data=self.data,
             raw=context.workspace.raw,

@@ -1,4 +1,4 @@
-"""Published files: found, or fetched, unpacked without trust and checked.
+"""Published files: found or fetched, checked, and unpacked without trusting the archive.
 
 Only the standard library: ``urllib`` follows redirects and the proxy variables of the
 environment, and a resumable download is one header (``Range``) guarded by another (``If-Range``,
@@ -35,16 +35,16 @@ from featpipe.workspace import lock
 
 MAX_BYTES = 4 << 30  # unpacked from one archive; the largest known here, STL-10, holds 3.1e9 bytes
 _BLOCK_BYTES = 1 << 18
-_WORTH_ANOTHER_TRY = {408, 425, 429, 500, 502, 503, 504}
-_ATTEMPTS = 5  # consecutive failures without a single byte before giving up
-_FIRST_WAIT_S = 1.0  # after the first failure; doubled with each further one
-_TIMEOUT_S = 30.0  # silence of the server that counts as a failure
+_RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+ATTEMPTS = 5  # consecutive failures without a single byte before giving up
+FIRST_WAIT_S = 1.0  # after the first failure; doubled with each further one
+TIMEOUT_S = 30.0  # silence of the server that counts as a failure
 _BY_HAND = "fetch the file by another way and name its folder with --data DIR"
 
 
 @dataclass(frozen=True)
 class RemoteArchive:
-    """An archive as its publisher offers it: address, MD5 sum, its one folder, size in MB."""
+    """A published archive: address, MD5 sum, its only folder, size in MB."""
 
     url: str
     md5: str
@@ -53,16 +53,16 @@ class RemoteArchive:
 
     @property
     def how_to_get(self) -> str:
-        """What to do where the archive is needed and may not be fetched."""
+        """What to do if the archive is needed and must not be fetched."""
         by_hand = f"unpack {self.url} yourself and name its folder with --data DIR"
         return f"allow the download ({self.megabytes} MB), or {by_hand}"
 
     def find(self, dataset: Dataset, needed: Sequence[str], others: Callable[[str], bool]) -> Path:
         """Return the folder with the needed files; fetch the archive if that is allowed.
 
-        A folder that holds only some of them is returned too, so that the check that follows can
-        name the missing ones; unless it is our own download, which is completed. Of a download,
-        the needed files are kept and those for which ``others`` is true.
+        A folder that holds only some of them is returned, too, so that the following check can name
+        the missing ones, unless it is our own download, which is completed. A download keeps the
+        needed files and those for which ``others`` is true.
         """
         options = dataset.options
         folders, own = options.folders(self.folder), options.raw / self.folder
@@ -82,7 +82,7 @@ class RemoteArchive:
 def locate(folders: Iterable[Path], files: Sequence[str]) -> Path | None:
     """Return the first folder that holds all of these files, else the first that holds any."""
     held = {folder: _holds(folder, files) for folder in folders}
-    # max returns the first of equals, and folders come best first.
+    # max returns the first of equal ones, and the best folder is the first.
     best = max(held, key=lambda folder: (held[folder] == len(files), held[folder] > 0))
     return best if held[best] else None
 
@@ -120,8 +120,8 @@ def unpack(
     """Unpack the archive's folder of the target's name: files needed, and others if wanted.
 
     Files, and a new target as a whole, appear complete or not at all; existing ones stay. The
-    archive is refused if a member is absolute, climbs out of the folder, or is wanted and neither
-    file nor folder.
+    archive is refused if the path of a member is absolute or leaves the folder, or if a wanted
+    member is neither file nor folder.
     """
     unfinished = target.with_name(f".{target.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)  # what a killed run left
@@ -144,7 +144,7 @@ def unpack(
         else:
             unfinished.rename(target)
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        # RuntimeError and its child NotImplementedError: encrypted or strangely packed zip entries.
+        # RuntimeError and its subclass NotImplementedError: encrypted zip entries, odd compression.
         got, hint = f"{type(error).__name__}: {error}", f"remove {archive} and run again"
         what = "The archive is damaged."
         raise DataError(what, where=archive, got=got, next_step=hint) from error
@@ -174,7 +174,7 @@ def _copy_members(
                 what = f"The archive is unsafe: {name!r} is refused, {reason}."
                 raise DataError(what, where=archive)
             max_bytes -= size
-            check_space(target, size, DataError)
+            _check_space(target, size)
             (target / inner).parent.mkdir(parents=True, exist_ok=True)
             with content() as stream, (target / inner).open("wb") as file:
                 while block := stream.read(_BLOCK_BYTES):
@@ -199,13 +199,13 @@ def _members(archive: IO[bytes]) -> Iterator[tuple[str, int, int, Callable[[], A
                 yield member.name, member.size, kind, partial(tar.extractfile, member)
 
 
-def check_space(folder: Path, n_bytes: int, kind: type[DataError]) -> None:
-    """Raise an error of this kind unless so many bytes fit on the disk."""
+def _check_space(folder: Path, n_bytes: int) -> None:
+    """Raise DownloadError unless that many bytes fit on the disk."""
     if n_bytes > (free := shutil.disk_usage(folder).free):
         needed, there = (f"{number / 1e6:,.0f} MB free" for number in (n_bytes, free))
         what = "There is not enough space for the dataset."
         hint = "free some space and run again, or choose another --workspace"
-        raise kind(what, where=folder, expected=needed, got=there, next_step=hint)
+        raise DownloadError(what, where=folder, expected=needed, got=there, next_step=hint)
 
 
 def fetch(
@@ -213,11 +213,10 @@ def fetch(
 ) -> Path:
     """Download a file, or continue where an earlier call was interrupted.
 
-    Until it is complete and its digest is right the file is called ``<target>.part``; that file
-    stays when the download is interrupted and is continued by the next call. A target that exists
-    already is checked and kept. The digest of the whole file is ``"md5:<hex>"`` or
-    ``"sha256:<hex>"``, or begins with these digits. DownloadError, if the server cannot be reached
-    or refuses, the file cannot be stored, or the digest is wrong.
+    Until it is complete and its digest is right, the file is called ``<target>.part``; after an
+    interruption, the next call continues it. A target that exists already is checked and kept.
+    ``digest`` is ``"md5:<hex>"`` or ``"sha256:<hex>"``, or the beginning of one. DownloadError, if
+    the server cannot be reached or refuses, the file cannot be stored, or the digest is wrong.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UsageError("Only http and https addresses are downloaded.", got=url)
@@ -240,11 +239,11 @@ def fetch(
             if target.exists():
                 _check_digest(target, digest, url, next_step=f"remove {target} and run again")
                 return target
-            _download(url, part, note, progress)
+            _Part(url, part, note, progress).complete()
             try:
                 _check_digest(path, digest, url, next_step="run again: it starts from the top")
             except DownloadError:
-                part.truncate(0)  # no further byte can make a wrong beginning right
+                part.truncate(0)  # nothing of it can be used
                 raise
             os.fsync(part.fileno())
             path.replace(target)
@@ -256,87 +255,89 @@ def fetch(
     return target
 
 
-def _size(file: Any) -> int:
-    return os.fstat(file.fileno()).st_size
+class _Part:
+    """An unfinished file that is downloaded; the ``note`` beside it records its source."""
 
+    def __init__(self, url: str, file: Any, note: Path, progress: Progress) -> None:
+        self.url, self.file, self.note, self.progress = url, file, note, progress
 
-def _download(url: str, part: Any, note: Path, progress: Progress) -> None:
-    """Append to the unfinished file until it is complete; ``note`` says of what it is a part."""
-    failures, arrived = 0, False
-    while True:
-        before = _size(part)
-        reason = _transfer(url, part, note, progress)
-        if reason is None:
-            return
-        # A slow line that breaks off again and again still arrives in the end.
-        moved = _size(part) > before
-        failures, arrived = (1 if moved else failures + 1), arrived or moved
-        offline = isinstance(reason, socket.gaierror) and not arrived
-        if offline or failures >= _ATTEMPTS:
-            kept = f": {_size(part)} bytes are kept in {part.name}" if _size(part) else ""
-            hint = f"check the network and run again{kept}; or {_BY_HAND}"
-            what, got = "The download failed.", f"{reason} ({failures} attempt(s) without a byte)"
-            raise DownloadError(what, where=url, got=got, next_step=hint)
-        time.sleep(_FIRST_WAIT_S * 2 ** (failures - 1))
+    @property
+    def size(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
 
+    def complete(self) -> None:
+        """Append until nothing is missing."""
+        failures, arrived = 0, False
+        while True:
+            before = self.size
+            reason = self.request()
+            if reason is None:
+                return
+            # A connection that is lost again and again still delivers the file in the end.
+            moved = self.size > before
+            failures, arrived = (1 if moved else failures + 1), arrived or moved
+            offline = isinstance(reason, socket.gaierror) and not arrived
+            if offline or failures >= ATTEMPTS:
+                kept = f": {self.size} bytes are kept in {self.file.name}" if self.size else ""
+                hint = f"check the network and run again{kept}; or {_BY_HAND}"
+                got = f"{reason} ({failures} attempt(s) without a byte)"
+                raise DownloadError("The download failed.", where=self.url, got=got, next_step=hint)
+            time.sleep(FIRST_WAIT_S * 2 ** (failures - 1))
 
-def _transfer(url: str, part: Any, note: Path, progress: Progress) -> object:
-    """Append what is missing; return the failure that a retry may mend, ``None`` if complete."""
-    have, known = _size(part), {}
-    with suppress(OSError, ValueError):
-        known = json.loads(note.read_text(encoding="utf-8"))
-    usable = isinstance(known, dict) and known.get("url") == url and known.get("validator")
-    headers = {"User-Agent": "featpipe", "Accept-Encoding": "identity"}
-    if have and usable:
-        if known.get("total") == have:
-            return None
-        headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
-    request = Request(url, headers=headers)  # noqa: S310 - fetch has checked the scheme
-    try:
-        # urlopen would remember the proxies of its first call for the life of the process.
-        with build_opener().open(request, timeout=_TIMEOUT_S) as response:
-            return _append(response, url, part, note, progress)
-    except HTTPError as error:
-        error.close()
-        reason = f"HTTP status {error.code} {error.reason}"
-        if error.code == 416:  # the part is longer than the file: start again
-            part.truncate(0)
-        elif error.code not in _WORTH_ANOTHER_TRY:
-            what = "The server refuses the file."
-            raise DownloadError(what, where=url, got=reason, next_step=_BY_HAND) from None
-        return reason
-    except (OSError, HTTPException) as error:
-        return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+    def request(self) -> object:
+        """Append what is missing; return a failure that a retry may fix, ``None`` if complete."""
+        have, known = self.size, {}
+        with suppress(OSError, ValueError):
+            known = json.loads(self.note.read_text(encoding="utf-8"))
+        usable = isinstance(known, dict) and known.get("url") == self.url and known.get("validator")
+        headers = {"User-Agent": "featpipe", "Accept-Encoding": "identity"}
+        if have and usable:
+            if known.get("total") == have:
+                return None
+            headers |= {"Range": f"bytes={have}-", "If-Range": known["validator"]}
+        request = Request(self.url, headers=headers)  # noqa: S310 - fetch has checked the scheme
+        try:
+            # urlopen would remember the proxies of its first call for the life of the process.
+            with build_opener().open(request, timeout=TIMEOUT_S) as response:
+                return self.append(response)
+        except HTTPError as error:
+            error.close()
+            reason = f"HTTP status {error.code} {error.reason}"
+            if error.code == 416:  # the part is longer than the file: start again
+                self.file.truncate(0)
+            elif error.code not in _RETRIED_STATUSES:
+                what = "The server refuses the file."
+                raise DownloadError(what, where=self.url, got=reason, next_step=_BY_HAND) from None
+            return reason
+        except (OSError, HTTPException) as error:
+            return getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
 
-
-def _append(
-    response: HTTPResponse, url: str, part: Any, note: Path, progress: Progress
-) -> str | None:
-    """Write the bytes of a response to the part; return what is wrong with it."""
-    start = _size(part) if response.status == 206 else 0
-    sent = response.headers.get("Content-Range", "")
-    if response.status == 206 and not sent.startswith(f"bytes {start}-"):
-        part.truncate(0)
-        return f"the server sent another range ({sent}) than asked for ({start}-)"
-    length = response.headers.get("Content-Length", "")
-    total = start + int(length) if length.isdigit() else None
-    part.truncate(start)
-    if start == 0:
-        etag = response.headers.get("ETag") or "W/"  # a weak one says little of the bytes
-        validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
-        facts = {"url": url, "validator": validator, "total": total}
-        note.write_text(json.dumps(facts), encoding="utf-8")
-    check_space(note.parent, (total or start) - start, DownloadError)
-    label = f"downloading {Path(part.name).stem}"
-    with progress.task(label, total=total or 0, done=start) as task:
-        while block := response.read(_BLOCK_BYTES):
-            view = memoryview(block)
-            while view:  # an unbuffered file may take less than it is given
-                view = view[part.write(view) :]
-            task.advance(len(block))
-    if total is not None and _size(part) != total:
-        return f"the connection closed after {_size(part)} of {total} bytes"
-    return None
+    def append(self, response: HTTPResponse) -> str | None:
+        """Append the bytes of a response; return what is wrong with it."""
+        start = self.size if response.status == 206 else 0
+        sent = response.headers.get("Content-Range", "")
+        if response.status == 206 and not sent.startswith(f"bytes {start}-"):
+            self.file.truncate(0)
+            return f"the server sent another range ({sent}) than asked for ({start}-)"
+        length = response.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdigit() else None
+        self.file.truncate(start)
+        if start == 0:
+            etag = response.headers.get("ETag") or "W/"  # a weak one does not identify the bytes
+            validator = response.headers.get("Last-Modified") if etag.startswith("W/") else etag
+            facts = {"url": self.url, "validator": validator, "total": total}
+            self.note.write_text(json.dumps(facts), encoding="utf-8")
+        _check_space(self.note.parent, (total or start) - start)
+        label = f"downloading {Path(self.file.name).stem}"
+        with self.progress.task(label, total=total or 0, done=start) as task:
+            while block := response.read(_BLOCK_BYTES):
+                view = memoryview(block)
+                while view:  # an unbuffered file may take less than it is given
+                    view = view[self.file.write(view) :]
+                task.advance(len(block))
+        if total is not None and self.size != total:
+            return f"the connection closed after {self.size} of {total} bytes"
+        return None
 
 
 def _check_digest(path: Path, digest: str | None, url: str, next_step: str) -> None:

@@ -1,7 +1,7 @@
-"""Folders of image files: one per class or one of all (``folder:PATH``), and two known datasets.
+"""Folders of image files: a subfolder per class or none (``folder:PATH``), and two known datasets.
 
-Image files are listed in an order that people expect, through links, without going in circles. A
-folder may also be at a URL: the listing differs, the rules are the same.
+Image files are listed in natural order, through links, without following cycles. A folder may also
+be at a URL: the listing differs, the rules are the same.
 """
 
 from __future__ import annotations
@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from featpipe.datasets import DATASETS, IMAGENET, spec_of_path
-from featpipe.datasets.dataset import (
-    MOST_LIST_BYTES,
-    Dataset,
-    PathDataset,
-    read_list,
-    refuse_missing,
-)
+from featpipe.datasets.dataset import Dataset, PathDataset, read_list, refuse_missing
 from featpipe.datasets.download import RemoteArchive
 from featpipe.datasets.images import FileSource, is_image_name
 from featpipe.datasets.naming import natural_key
@@ -28,7 +22,6 @@ from featpipe.datasets.remote import RemoteFolder, RemoteSource
 from featpipe.datasets.selection import choose_classes, stratified_split
 from featpipe.datasets.source import UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, nearest_path
-from featpipe.files import read_regular
 from featpipe.urls import protocol_of
 
 SPLITS = ("train", "test", "val", "valid", "validation")
@@ -41,90 +34,91 @@ class Folder(PathDataset):
     name = "folder"
 
     @cached_property
-    def _place(self) -> _Disk | RemoteFolder:
-        return RemoteFolder(self.argument) if protocol_of(self.argument) else _Disk(self.path)
+    def _root(self) -> _LocalFolder | RemoteFolder:
+        is_url = protocol_of(self.argument) is not None
+        return RemoteFolder(self.argument) if is_url else _LocalFolder(self.path)
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
         """``train``, ``test``, ``val`` …, if PATH has such folders of class folders; or ``all``."""
-        place = self._place
-        inside = place.folders()
-        found = tuple(name for name in SPLITS if name in inside and place.folders(f"{name}/"))
+        root = self._root
+        inside = root.folders()
+        found = tuple(name for name in SPLITS if name in inside and root.folders(f"{name}/"))
         flat = [name for name in inside if name in SPLITS and name not in found]
         if "train" in found and flat and set(inside) <= set(SPLITS):
             what = f"The split {flat[0]!r} has no subfolders for classes."
-            where = place.where(flat[0])
+            where = root.where(flat[0])
             expected = "a subfolder of images for each class, as in 'train'"
             hint = "sort them into folders; featpipe predict classifies images without labels"
             raise DataError(what, where=where, expected=expected, next_step=hint)
-        # A single folder called ``train`` among others is a class (of railway pictures).
+        # A single folder called ``train`` among others is a class (railway pictures).
         return found if len(found) > 1 or len(found) == len(inside) > 0 else ("all",)
 
     @property
     def _classes(self) -> tuple[str, ...]:
         """Class names that hold in every split, so that a label means the same everywhere."""
-        place, splits = self._place, self.splits
+        root, splits = self._root, self.splits
         if splits == ("all",):
-            return tuple(place.folders())
-        per_split = {split: place.folders(f"{split}/") for split in splits}
+            return tuple(root.folders())
+        per_split = {split: root.folders(f"{split}/") for split in splits}
         known = {name for names in per_split.values() for name in names}
         train = per_split.get("train", known)
         for split, names in per_split.items():
             if unknown := ", ".join(name for name in names if name not in train):
                 what = f"The split {split!r} has classes that the training split does not have."
                 expected = f"some of {', '.join(train)}"
-                raise DataError(what, where=place.where(split), expected=expected, got=unknown)
+                raise DataError(what, where=root.where(split), expected=expected, got=unknown)
         return tuple(sorted(known, key=natural_key))
 
     def open(self, split: str) -> ImageSource:
         """List the images of one split."""
-        place, classes = self._place, self._classes
+        root, classes = self._root, self._classes
         inside = "" if split == "all" else f"{split}/"
-        images = place.images(inside)
+        images = root.images(inside)
         if not classes:
             if not images:
                 expected = "images, or a subfolder of images for each class"
-                raise DataError("There are no images.", where=place.where(), expected=expected)
+                raise DataError("There are no images.", where=root.where(), expected=expected)
             labelled = [(image, "") for image in images]
         else:
-            found: dict[str, list[str]] = {name: [] for name in place.folders(inside)}
+            found: dict[str, list[str]] = {name: [] for name in root.folders(inside)}
             for image in images:
                 name, slash, _ = image[len(inside) :].partition("/")
                 if slash and name in found:
                     found[name].append(image)
-            labelled = _with_classes(found, place.where(inside))
+            labelled = _with_classes(found, root.where(inside))
             if strays := len(images) - len(labelled):
-                are = f"{'image' if strays == 1 else 'images'} in {place.where(inside)}"
+                are = f"{'image' if strays == 1 else 'images'} in {root.where(inside)}"
                 self.options.progress.note(f"{strays} {are} outside the class folders: left out")
         identity = _identity(self, split, classes, labelled)
-        if isinstance(place, _Disk):
-            return FileSource(identity, place.root, self.options)
-        return RemoteSource(identity, place, inside, self.options)
+        if isinstance(root, _LocalFolder):
+            return FileSource(identity, root.path, self.options)
+        return RemoteSource(identity, root, inside, self.options)
 
 
-class _Disk:
+class _LocalFolder:
     """A folder on this machine, listed as :class:`RemoteFolder` lists one at a URL."""
 
-    def __init__(self, root: Path) -> None:
-        if not os.path.isdir(root):
+    def __init__(self, path: Path) -> None:
+        if not os.path.isdir(path):
             what = "The folder of images does not exist."
-            nearest = next(above for above in root.absolute().parents if above.is_dir())
-            hint = nearest_path(root, folder=True) or f"the nearest folder that exists: {nearest}"
-            if os.path.exists(root):
-                spec, what = spec_of_path(root), "This is a file, not a folder."
-                hint = f"did you mean {spec!r}?" if spec else f"name its folder: {root.parent}"
+            nearest = next(above for above in path.absolute().parents if above.is_dir())
+            hint = nearest_path(path, folder=True) or f"the nearest folder that exists: {nearest}"
+            if os.path.exists(path):
+                spec, what = spec_of_path(path), "This is a file, not a folder."
+                hint = f"did you mean {spec!r}?" if spec else f"name its folder: {path.parent}"
             expected = "a folder of images, or one with a subfolder of images for each class"
-            raise DataError(what, where=root, expected=expected, next_step=hint)
-        self.root = root
+            raise DataError(what, where=path, expected=expected, next_step=hint)
+        self.path = path
 
     def where(self, inside: str = "") -> Path:
-        return self.root / inside
+        return self.path / inside
 
     def folders(self, inside: str = "") -> list[str]:
-        return [_text_name(entry) for entry in _entries(self.root / inside) if _is_folder(entry)]
+        return [_text_name(entry) for entry in _entries(self.path / inside) if _is_folder(entry)]
 
     def images(self, inside: str = "") -> list[str]:
-        return images_below(self.root / inside, inside)
+        return images_below(self.path / inside, inside)
 
 
 @DATASETS.register
@@ -166,12 +160,12 @@ class TinyImageNet(Dataset):
         else:
             annotations = root / "val" / "val_annotations.txt"
             found, line = [], ""
+            content = read_list(annotations)
             try:
-                text = read_regular(annotations, MOST_LIST_BYTES).decode()
-                for line in filter(str.strip, text.splitlines()):
+                for line in filter(str.strip, content.decode().splitlines()):
                     name, wnid, *_ = line.split("\t")
                     found.append((f"val/images/{name}", wnid))
-            except (OSError, ValueError) as error:
+            except ValueError as error:
                 where = f"{annotations}, line {len(found) + 1}" if line else annotations
                 what, got = "The annotations cannot be read.", line[:80] or error
                 expected = "lines of file name, WordNet id and box, separated by tabs"
@@ -221,7 +215,7 @@ class DogsVsCats(Dataset):
 def _identity(
     dataset: Dataset, split: str, classes: tuple[str, ...], labelled: Sequence[tuple[str, str]]
 ) -> Identity:
-    """Identify images given as pairs of path and class name; a name of no class: unlabelled."""
+    """Identify images by pairs of path and class; those of an unknown class are unlabelled."""
     number = {name: label for label, name in enumerate(classes)}
     labels = [number.get(name, UNLABELLED) for _, name in labelled]
     return Identity(dataset.spec, split, classes, [path for path, _ in labelled], labels)
@@ -230,8 +224,8 @@ def _identity(
 def _with_classes(found: Mapping[str, list[str]], where: object) -> list[tuple[str, str]]:
     """Pair the images in class folders with their classes; a folder without images is refused."""
     empty = [f"images in {name}" for name, images in found.items() if not images]
-    what, next_step = "A class folder has no images.", "put images into it, or remove the folder"
-    refuse_missing(empty, what, where, "at least one image", next_step)
+    what, hint = "A class folder has no images.", "put images into it, or remove the folder"
+    refuse_missing(empty, what, where, "at least one image", hint)
     return [(image, name) for name, images in found.items() for image in images]
 
 
@@ -258,7 +252,7 @@ def images_below(
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder and not hidden, in natural order."""
+    """Return the entries of a folder that are not hidden, in natural order."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -268,10 +262,8 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, for one
-        return False
+    # entry.is_dir() raises OSError if a link refers to itself.
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _text_name(folder: os.DirEntry[str]) -> str:

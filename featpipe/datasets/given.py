@@ -1,4 +1,4 @@
-"""``images:KEY``: a list that Python hands over, of paths, PIL images or arrays, as a dataset."""
+"""``images:KEY``: a list of paths, PIL images or arrays in Python as a dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from featpipe.fingerprint import of_bytes, of_mapping
 
 _EXPECTED = "paths; or PIL images and arrays, uint8 of shape (height, width, 3) or (height, width)"
 _WHERE = "the images given"
-# How each list is opened, by its key, until the process ends; references, no copies.
+# Functions that open each list, by key, until the process ends; they refer to it without a copy.
 _GIVEN: dict[str, Callable[[DatasetOptions], ImageSource]] = {}
 
 
@@ -63,10 +63,10 @@ class _InMemory(ImageSource):
 
 
 def register_images(images: Iterable[Any], labels: Iterable[Any] | None = None) -> str:
-    """Make a list of images known as a dataset, in this process; return the dataset's name.
+    """Register a list of images as a dataset of this process; return the dataset's name.
 
-    ``images`` and ``labels`` are as of :func:`featpipe.extract`. Paths are ids; the ids of
-    PIL images and arrays are their places in the list and digests of their pixels.
+    ``images`` and ``labels`` are those of :func:`featpipe.extract`. Paths are ids; the ids of PIL
+    images and arrays are their positions in the list and digests of their pixels.
     """
     try:
         listed = list(images)

@@ -1,7 +1,7 @@
 """``hf:DATASET[:CONFIG]``: datasets of the Hugging Face hub, and local ones in its formats.
 
-Its library finds the files and turns them into Arrow files, which are memory-mapped; images are
-decoded here, by the rule of all datasets. Code of a dataset is never run.
+Its library finds the files and converts them into Arrow files, which are memory-mapped; images are
+decoded here, as for all datasets. Code of a dataset is never run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ datasets, hub = Lazy("datasets"), Lazy("huggingface_hub")
 packaged = Lazy("datasets.packaged_modules.cache.cache")
 compute = Lazy("pyarrow.compute")
 
-_SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
+_SAVED = ("dataset_dict.json", "state.json")  # written by save_to_disk
 _FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -42,7 +42,7 @@ class HuggingFace(Dataset):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Those that the dataset has, the usual ones first."""
+        """The splits of the dataset, the usual ones first."""
         return naming.ordered_splits(self._tables)
 
     def open(self, split: str) -> ImageSource:
@@ -51,10 +51,10 @@ class HuggingFace(Dataset):
         image, label = _columns(self.spec, table.features)
         classes, labels = self._labels(label, split)
         identity = Identity(self.spec, split, classes, row_ids(split, len(table)), labels)
-        column = table.data.column(image)
-        paths = _field(column, "path").drop_null().to_pylist()
-        if 0 < len(paths) == len(table) == _field(column, "bytes").null_count:  # files as they were
-            every = [_field(each.data.column(image), "path") for each in self._tables.values()]
+        column, field = table.data.column(image), compute.struct_field
+        paths = field(column, "path").drop_null().to_pylist()
+        if 0 < len(paths) == len(table) == field(column, "bytes").null_count:  # files as they were
+            every = [field(each.data.column(image), "path") for each in self._tables.values()]
             folders = {os.path.dirname(path) for each in every for path in each.to_pylist() if path}
             root = os.path.commonpath(folders)
             ids = [os.path.relpath(path, root) for path in paths]
@@ -83,7 +83,7 @@ class HuggingFace(Dataset):
         """Splits of the dataset by name, memory-mapped."""
         datasets.disable_progress_bars()
         for logging in (datasets.logging, hub.logging):
-            logging.set_verbosity_error()  # their reports; what is wrong is an error here
+            logging.set_verbosity_error()  # problems are errors here
         named, config = _parts(self.argument, self.options.data)
         path = self.options.resolve(named)
         try:
@@ -116,17 +116,17 @@ class HuggingFace(Dataset):
             return builder.as_dataset()
         except DataError:
             raise
-        except Exception as error:  # of the library, or of what it is made with
-            raise self._explained(error, named, config) from error
+        except Exception as error:  # of the library, or of its dependencies
+            raise self._translated(error, named, config) from error
 
     def _caches(self) -> list[Path]:
         """Return the folders that may hold datasets of the hub, the library's own one last."""
         return [*self.options.folders("hf"), Path(datasets.config.HF_DATASETS_CACHE)]
 
-    def _explained(self, error: Exception, named: str, config: str | None) -> DataError:
-        """Return what is wrong with the name, or the configuration, or what the library says."""
+    def _translated(self, error: Exception, named: str, config: str | None) -> DataError:
+        """Return the error for a wrong name or configuration, or what the library reports."""
         path, names = self.options.resolve(named), []
-        if isinstance(error, ValueError):  # as an unknown or a missing configuration is
+        if isinstance(error, ValueError):  # perhaps an unknown or missing configuration
             with suppress(Exception):
                 names = datasets.get_dataset_config_names(str(path) if path.exists() else named)
         if names and config not in names:
@@ -163,7 +163,7 @@ class _Mapped(EncodedSource):
             content = options.digests(files)
         super().__init__(identity, content, identity.name)
         self._column, self._hashes = column, options.hashes
-        absent = _field(column, "bytes").is_null().to_numpy()
+        absent = compute.struct_field(column, "bytes").is_null().to_numpy()
         self.unreadable = dict.fromkeys(np.flatnonzero(absent).tolist(), "The row holds no image.")
 
     def _where(self, row: int) -> str:
@@ -184,16 +184,11 @@ def _parts(argument: str, data: Path | None = None) -> tuple[str, str | None]:
     return path, config
 
 
-def _field(column: Any, name: str) -> Any:
-    """Return the bytes or the paths of a column of images."""
-    return compute.struct_field(column, name)
-
-
 def _columns(spec: str, features: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return the columns of images and of labels; ``None`` where there are images only."""
     classes, value = datasets.ClassLabel, datasets.Value
 
-    def is_image(feature: Any) -> bool:  # a mapping of these is one, where nothing else says so
+    def is_image(feature: Any) -> bool:  # without metadata, an image is a mapping of these keys
         plain = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
         return plain or isinstance(feature, datasets.Image)
 

@@ -1,18 +1,17 @@
-"""Image files: any of them to upright RGB, by one rule in every path.
+"""Image files, decoded to upright RGB by the same rules everywhere.
 
 * orientation: the EXIF orientation is applied;
 * transparency: composited on white;
-* 16-bit grey: scaled (65535 is white), not clipped as Pillow's ``convert`` would do it;
+* 16-bit grey: scaled (65535 is white), not clipped as by Pillow's ``convert``;
 * floating point: 0 is black, 1 is white; any other range is an error, never a guess;
 * animation: the first frame;
-* JPEG ``draft`` mode: only if asked for, and then part of the features' fingerprint;
+* JPEG ``draft`` mode: only on request, and then part of the features' fingerprint;
 * truncated files: an error rather than an image that is half grey;
 * colour management: none; the stored values are taken as sRGB, as torchvision does.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
@@ -36,8 +35,8 @@ from featpipe.errors import DataError, ImageError
 from featpipe.files import open_regular, read_regular
 from featpipe.fingerprint import FileHashes, of_bytes
 
-# Pillow would also start Ghostscript for an EPS file that calls itself ``.jpg``; only plain
-# raster formats are ever tried. JPEG includes multi-picture files.
+# Pillow would also start Ghostscript for an EPS file that is called ``.jpg``; only plain raster
+# formats are tried. JPEG includes multi-picture files.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 Image.init()
 _READABLE = tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF came with Pillow 11.3
@@ -48,7 +47,7 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
 
-# A file is read whole, so that what is hashed is what is decoded.
+# A file is read as a whole, so that what is hashed is what is decoded.
 _MOST_BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
 _MOST_OTHER_BYTES = 1 << 26  # profiles, previews, further pages
 
@@ -63,20 +62,20 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# The warning comes at the size where read_image raises an ImageError: saying it twice helps nobody.
+# The warning comes at the size where read_image raises an ImageError.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # "Corrupt EXIF data" and the like: some hundred lines in a collection of old photographs.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class EncodedSource(ImageSource):
-    """Images that are decoded when they are read; a subclass knows where their files are.
+    """Images that are decoded when they are read; a subclass reads their files.
 
     A row that is ``unreadable`` is an ImageError with its reason.
     """
 
     _hashes: FileHashes
-    _at_once = 1  # how many headers are read at the same time: more where each takes its time
+    _at_once = 1  # how many headers are read at the same time
 
     @abstractmethod
     def _where(self, row: int) -> Path | str:
@@ -84,7 +83,7 @@ class EncodedSource(ImageSource):
 
     @abstractmethod
     def _content(self, row: int) -> bytes:
-        """Return the file of an image, which must be the one that the fingerprint is of."""
+        """Return the file of an image, which must be unchanged since the fingerprint was taken."""
 
     def _opened(self, row: int) -> BinaryIO:
         """Open the file of an image, for its header."""
@@ -109,7 +108,7 @@ class EncodedSource(ImageSource):
         return "x".join(map(str, *found)) if found else "none"
 
     def _header(self, row: int) -> list[tuple[int, int]]:
-        # What cannot be read is told when it is decoded.
+        # What cannot be read is reported when it is decoded.
         with suppress(Exception), self._opened(row) as stream:
             return [Image.open(stream, formats=_READABLE).size]
         return []
@@ -129,9 +128,9 @@ class EncodedSource(ImageSource):
 class FileSource(EncodedSource):
     """Images that are files, decoded when they are read.
 
-    The ids are the paths of the files, relative to ``root`` (or absolute); the fingerprint follows
-    from their content, not their place, and from which cannot be opened. ``where`` is the list that
-    the files came from, for messages; default: ``root``.
+    The ids are the paths of the files, relative to ``root`` (or absolute). The fingerprint depends
+    on their content and on which cannot be opened, but not on ``root``. ``where`` is the list of
+    the files, for messages; default: ``root``.
     """
 
     def __init__(
@@ -140,21 +139,28 @@ class FileSource(EncodedSource):
         self.root = root
         self._hashes = options.hashes
         paths = [os.path.join(root, name) for name in identity.ids]
-        # A name that is no UTF-8 is no text: nor are the JSON and HDF5 that would hold it.
+        # JSON and HDF5 hold UTF-8 only, and a file name may be other bytes.
         ids = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in identity.ids]
-        obstacles: dict[int, OSError] = {}
-        try:  # to ask each file first would take longer than all else, where there are many
+        unreadable: dict[int, str] = {}
+        try:  # opening each of many files first would take longer than everything else
             "".join(paths).encode()
             self.digests: list[str | None] = [*options.digests(paths)]
         except (DataError, UnicodeEncodeError):
-            obstacles = {row: error for row, path in enumerate(paths) if (error := _obstacle(path))}
-            if not obstacles:
+            for row, path in enumerate(paths):
+                try:
+                    path.encode()
+                    open_regular(path).close()
+                except UnicodeEncodeError:
+                    unreadable[row] = "The name of the image file is not valid text (UTF-8)."
+                except OSError as error:
+                    unreadable[row] = _reason(error)
+            if not unreadable:
                 raise
-            readable = [path for row, path in enumerate(paths) if row not in obstacles]
+            readable = [path for row, path in enumerate(paths) if row not in unreadable]
             digests = iter(options.digests(readable))
-            self.digests = [None if row in obstacles else next(digests) for row in range(len(ids))]
+            self.digests = [None if row in unreadable else next(digests) for row in range(len(ids))]
         super().__init__(replace(identity, ids=ids), self.digests, where or root)
-        self.unreadable = {row: _reason(error) for row, error in obstacles.items()}
+        self.unreadable = unreadable
 
     def _where(self, row: int) -> Path:
         return self.root / self.ids[row]
@@ -170,7 +176,7 @@ class FileSource(EncodedSource):
 
 
 def is_image_name(name: str) -> bool:
-    """Tell from its name whether a file is taken for an image; hidden ones are not."""
+    """Return whether a file counts as an image by its name; hidden ones do not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -182,18 +188,6 @@ def read_image(path: Path, side: int | None = None) -> NDArray[np.uint8]:
     truncated, no image, no regular file, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     return decode_image(_content_of(path), path, side)
-
-
-def _obstacle(path: str) -> OSError | None:
-    """Return what keeps a file from being opened, if anything does."""
-    try:
-        path.encode()
-        open_regular(path).close()
-    except UnicodeEncodeError:
-        return OSError(errno.EILSEQ, "its name is not valid text (UTF-8)", path)
-    except OSError as error:
-        return error
-    return None
 
 
 def _reason(error: OSError) -> str:
@@ -208,9 +202,8 @@ def _reason(error: OSError) -> str:
 
 def changed(where: object, what: str = "An image", **details: object) -> DataError:
     """Return the error for images that are no longer those whose fingerprint was taken."""
-    hint = "run again when nothing changes it"
     message = f"{what} has changed since the dataset was opened."
-    return DataError(message, where=where, next_step=hint, **details)
+    return DataError(message, where=where, next_step="run again when nothing changes it", **details)
 
 
 def _most_bytes() -> int:
@@ -236,7 +229,7 @@ def _content_of(path: Path) -> bytes:
 
 def decode_image(content: bytes, path: Path | str, side: int | None = None) -> NDArray[np.uint8]:
     """Decode the content of an image file, which is named in messages, to upright RGB."""
-    # A global switch that other code of the process may have turned on.
+    # A global switch that other code in the process may have turned on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(content), formats=_READABLE) as image:
@@ -260,7 +253,7 @@ def decode_image(content: bytes, path: Path | str, side: int | None = None) -> N
         got = " ".join(re.findall(r"\d+ pixels", str(error))[:1])
         raise ImageError(what, where=path, expected=most, got=got, next_step=hint) from None
     except Exception as error:
-        # Pillow's parsers raise whatever they trip over in damaged bytes: OSError, SyntaxError,
+        # Pillow's parsers raise almost anything on damaged bytes: OSError, SyntaxError,
         # struct.error, zlib.error, ValueError, EOFError, IndexError …
         what = "The image is damaged and cannot be decoded."
         raise ImageError(what, where=path, got=f"{type(error).__name__}: {error}") from error

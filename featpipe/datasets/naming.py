@@ -1,4 +1,4 @@
-"""What classes, splits and rows are called, and in which order, where a dataset does not say."""
+"""Names and order of classes and splits of datasets that do not prescribe them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_CLASSES = 100_000  # the largest dataset in use, ImageNet-21k, has 21 841
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Sorting key that puts ``cat.9.jpg`` before ``cat.10.jpg``, on every machine alike."""
+    """Return a sort key that puts ``cat.9.jpg`` before ``cat.10.jpg``, on every machine alike."""
     # Text and digits alternate, text first.
     parts: list[str | int] = list(re.split(r"([0-9]+)", text.casefold()))
     parts[1::2] = map(int, parts[1::2])
@@ -32,9 +32,9 @@ def ordered_splits(names: Iterable[str]) -> tuple[str, ...]:
 def classes_by_name(
     names: Sequence[str | None], every: Iterable[str | None]
 ) -> tuple[tuple[str, ...], list[int]]:
-    """Return all classes in natural order, and labels; ``None`` stands for no class.
+    """Return all classes in natural order, and labels; ``None`` means unlabelled.
 
-    ``names`` are those of the images of one split, ``every`` holds those of all splits.
+    ``names`` are the classes of the images of one split, ``every`` holds those of all splits.
     """
     classes = tuple(sorted({name for name in every if name is not None}, key=natural_key))
     number: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
@@ -42,9 +42,9 @@ def classes_by_name(
 
 
 def classes_by_number(labels: NDArray[Any], where: object) -> tuple[str, ...]:
-    """Return the names of classes that are known by their numbers only.
+    """Return the names of classes that have only numbers.
 
-    DataError, which says ``where`` the labels came from, if one is too large for the number of a
+    DataError, which says ``where`` the labels came from, if one is too large to be the number of a
     class: a time or an identifier, for example.
     """
     last = int(labels.max()) if labels.size else UNLABELLED

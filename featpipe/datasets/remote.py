@@ -1,7 +1,7 @@
 """Images at URLs, ``s3://bucket/photos`` for example, listed and read with fsspec.
 
-Nothing is copied to this machine. What a store says of an object (its checksum or ETag) stands for
-its content; only where a store says nothing, the object is read to be hashed.
+Nothing is copied to this machine. The checksum or ETag that a store reports for an object
+identifies its content; only an object that has neither is read to be hashed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featpipe.datasets.naming import natural_key
 from featpipe.datasets.source import Identity
 from featpipe.errors import DataError, ImageError
 from featpipe.fingerprint import of_bytes
-from featpipe.urls import Place, explaining
+from featpipe.urls import Place, translate_errors
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -28,7 +28,7 @@ T = TypeVar("T")
 AT_ONCE = 16  # requests at the same time: each waits for the network most of the time
 
 # What file systems call a digest or a version of the content, best first: a copy elsewhere has the
-# same digest, but another version.
+# same digest, but a different version.
 _MARKS = ("md5Hash", "checksum", "crc32c", "ETag", "etag", "VersionId", "version_id", "generation")
 
 
@@ -37,7 +37,7 @@ class Remote(NamedTuple):
 
     path: str  # as the file system calls it
     size: int
-    mark: str  # what tells that its content is another; "": the listing says nothing
+    mark: str  # a digest or version, which changes with the content; "": the listing has none
 
 
 class RemoteFolder(Place):
@@ -53,7 +53,7 @@ class RemoteFolder(Place):
         Hidden ones are left out.
         """
         folder = f"{self.path}/{inside}"
-        with explaining(self.where(inside)):
+        with translate_errors(self.where(inside)):
             # Some stores list a folder in itself, as an object without a name.
             listed = self.fs.ls(folder.rstrip("/"), detail=True)
         if any(entry["name"] == self.path and entry["type"] == "file" for entry in listed):
@@ -67,13 +67,13 @@ class RemoteFolder(Place):
     def files(self, inside: str = "") -> dict[str, Remote]:
         """Return all files below ``inside`` by their paths, in natural order; no hidden ones."""
         if inside not in self._below:
-            with explaining(self.where(inside)):
+            with translate_errors(self.where(inside)):
                 listed = self.fs.find(f"{self.path}/{inside}".rstrip("/"), detail=True)
             start, found = len(self.path) + 1, {}
             for path, info in listed.items():
                 name = path[start:]
-                hidden = any(part.startswith(".") for part in name.split("/"))
-                if not hidden and name and not name.endswith("/") and info["type"] == "file":
+                visible = name and not name.endswith("/") and "/." not in f"/{name}"
+                if visible and info["type"] == "file":
                     found[name] = as_listed(info)
             order = sorted(found, key=lambda name: [natural_key(part) for part in name.split("/")])
             self._below[inside] = {name: found[name] for name in order}
@@ -84,18 +84,18 @@ class RemoteFolder(Place):
         return [name for name in self.files(inside) if is_image_name(name.rpartition("/")[2])]
 
     def marked(self, files: Sequence[Remote], options: DatasetOptions) -> list[Remote]:
-        """Return files with their marks; those of which nothing is said are read and hashed."""
+        """Return files with their marks; those that were listed without one are read and hashed."""
         if not self.remote:
             paths = [file.path for file in files]
             marks = [f"sha256:{digest}" for digest in options.digests(paths)]
             return [Remote(p, os.stat(p).st_size, m) for p, m in zip(paths, marks, strict=True)]
 
         def mark(file: Remote) -> Remote:
-            # What is asked for alone may say more than the listing.
+            # A single request may return more than the listing.
             file = file if file.mark else as_listed(self.info(file.path))
             if file.mark:
                 return file
-            with explaining(self.url_of(file.path)):
+            with translate_errors(self.url_of(file.path)):
                 content = self.read(file.path)
             return Remote(file.path, len(content), f"sha256:{of_bytes(content)}")
 
@@ -105,7 +105,7 @@ class RemoteFolder(Place):
 
 
 class RemoteSource(EncodedSource):
-    """Images that are files at a place, read and decoded one by one."""
+    """Images that are files in a remote folder, read and decoded one by one."""
 
     _at_once = AT_ONCE
 
@@ -123,7 +123,7 @@ class RemoteSource(EncodedSource):
     def _content(self, row: int) -> bytes:
         file, where = self._files[row], self._where(row)
         refuse_large(file.size, where)
-        with explaining(where):
+        with translate_errors(where):
             try:
                 content = self._place.read(file.path)
             except FileNotFoundError:
@@ -134,21 +134,21 @@ class RemoteSource(EncodedSource):
         return content
 
     def _agrees(self, content: bytes, file: Remote) -> bool:
-        """Tell whether content may be that of a mark."""
+        """Return whether content may be that of a mark."""
         kind, _, value = file.mark.partition(":")
         if kind == "sha256":
             return of_bytes(content) == value
         if kind == "md5hash" or (kind == "etag" and re.fullmatch("[0-9a-f]{32}", value)):
             md5 = hashlib.md5(content, usedforsecurity=False)
             if value not in (md5.hexdigest(), b64encode(md5.digest()).decode()):
-                # The ETag of an encrypted object looks like an MD5 and is none: the store tells.
+                # The ETag of an encrypted object looks like an MD5 sum and is none: ask the store.
                 self._place.fs.invalidate_cache()
                 return kind == "etag" and as_listed(self._place.info(file.path)) == file
         return True
 
 
 def as_listed(info: Mapping[str, Any]) -> Remote:
-    """Return a file from what its file system says of it."""
+    """Return a file from what its file system reports."""
     marks = ((key, info[key]) for key in _MARKS if info.get(key))
     mark = next((f"{key.lower()}:{str(value).strip(chr(34))}" for key, value in marks), "")
     return Remote(info["name"], info.get("size") or 0, mark)
@@ -157,10 +157,10 @@ def as_listed(info: Mapping[str, Any]) -> Remote:
 def at_once(
     work: Callable[[S], T], items: Sequence[S], label: str, options: DatasetOptions
 ) -> list[T]:
-    """Return what is made of each item, in order: many at the same time, with progress."""
-    found = []
+    """Return the results of work on each item, in order: several at a time, with progress."""
+    results = []
     with options.progress.task(label, len(items)) as task, ThreadPoolExecutor(AT_ONCE) as pool:
-        for made in pool.map(work, items):
-            found.append(made)
+        for result in pool.map(work, items):
+            results.append(result)
             task.advance()
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""Some of a source's rows, some of its classes, and rows drawn by a seed."""
+"""Subsets of a source: rows, classes, and rows drawn with a seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from featpipe.fingerprint import of_bytes, of_mapping
 class Subset(ImageSource):
     """Chosen rows of a source, each once, in the order given.
 
-    Folds keep the rows that are left. The fingerprint is derived from the source's and the rows, so
-    features of a subset are not taken for features of the whole.
+    Folds keep the chosen rows. The fingerprint is derived from the source's and the rows, so that
+    features of a subset are not mistaken for features of the whole.
     """
 
     def __init__(self, source: ImageSource, rows: ArrayLike) -> None:
@@ -41,7 +41,7 @@ class Subset(ImageSource):
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """That of the whole source, so that a part of it is prepared in the same way."""
+        """The size of the whole source, so that a subset is prepared in the same way."""
         return self.source.size
 
     def read(self, row: int) -> NDArray[np.uint8]:
@@ -54,7 +54,7 @@ class Subset(ImageSource):
 
 
 def subset_fingerprint(source: ImageSource, rows: ArrayLike) -> str:
-    """Return the fingerprint of a subset that need not be made for it."""
+    """Return the fingerprint that a subset would have."""
     digest = of_bytes(np.asarray(rows, dtype="<i8").tobytes())
     return of_mapping({"of": source.fingerprint, "rows": digest})
 
@@ -77,12 +77,12 @@ def groups_of(ids: Sequence[str], rule: str) -> list[str]:
 
 
 def keep_classes(source: ImageSource, chosen: str) -> ImageSource:
-    """Return the images of some classes and the unlabelled ones, labels renumbered from 0."""
+    """Return the images of some classes and the unlabelled ones; labels are renumbered."""
     kept = choose_classes(chosen, source.classes)
     if len(kept) == len(source.classes):
         return source
     new_label = np.full(len(source.classes) + 1, -2, dtype=np.int64)
-    new_label[-1] = UNLABELLED  # label -1 indexes the last place: unlabelled stays unlabelled
+    new_label[-1] = UNLABELLED  # which label -1 indexes
     new_label[kept] = np.arange(len(kept))
     subset = Subset(source, np.flatnonzero(new_label[source.labels] > -2))
     subset.classes = tuple(source.classes[label] for label in kept)
@@ -115,8 +115,8 @@ def choose_classes(chosen: str, classes: Sequence[str]) -> list[int]:
 def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int64]:
     """Choose ``n`` rows, ascending, spread over the classes as evenly as their sizes allow.
 
-    Unlabelled rows are left out, unless there are only such rows. No class has two rows more than
-    another that still had some to give.
+    Unlabelled rows are left out unless all are unlabelled. No class has more than one row more than
+    a class with rows left over.
     """
     labels = np.asarray(labels, dtype=np.int64)
     candidates = np.flatnonzero(labels != UNLABELLED)
@@ -126,7 +126,7 @@ def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int6
         what = "That many images cannot be chosen."
         raise UsageError(what, expected=f"1 to {len(candidates)}", got=n)
     order = candidates[seeded_order([str(row) for row in candidates], seed)]
-    # Deal the rows like cards: every class's first row, then every class's second one, and so on.
+    # Rows are dealt like cards: the first of every class, then the second of every class, …
     round_of = np.empty(len(order), dtype=np.int64)
     for label in np.unique(labels[order]):
         members = labels[order] == label
@@ -138,8 +138,8 @@ def class_balanced_rows(labels: ArrayLike, n: int, seed: int) -> NDArray[np.int6
 def seeded_order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Return a pseudo-random permutation that depends on names and seed only.
 
-    Each name has a SHA-256 of its own: unlike a random generator's stream this cannot change with a
-    library's version, and one more image does not reshuffle the others.
+    The order is that of a SHA-256 of each name: unlike a random generator's stream, it cannot
+    change with a library's version, and one more image does not reshuffle the others.
     """
     drawn = [hashlib.sha256(f"{seed}/{name}".encode()).digest() for name in names]
     return np.array(sorted(range(len(names)), key=drawn.__getitem__), dtype=np.int64)
@@ -151,7 +151,7 @@ def stratified_split(
     """Split rows into training and test rows, ascending, with the same share of every class.
 
     ``test_share`` is rounded in each class. scikit-learn's ``train_test_split`` does this too, but
-    its result is tied to the order of the rows and to the stream of NumPy's generator; see
+    its result depends on the order of the rows and the stream of NumPy's generator; see
     :func:`seeded_order`.
     """
     labels = np.asarray(labels, dtype=np.int64)

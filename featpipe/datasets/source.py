@@ -1,4 +1,4 @@
-"""One split of a dataset: raw pixels with what identifies them; no transform, no torch."""
+"""One split of a dataset: raw pixels and what identifies them; no transform, no torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from featpipe.errors import DataError
 from featpipe.fingerprint import of_bytes, of_mapping
 
 UNLABELLED = -1
-NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of characters (surrogates)
+NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What identifies the images of one split, whatever they are stored in."""
+    """What identifies the images of one split, independent of their storage."""
 
     name: str  # the dataset as the user names it: "stl10", "folder:photos"
     split: str
@@ -33,25 +33,25 @@ class Identity:
 
 
 class ImageSource(ABC):
-    """Images of one split of a dataset, with what identifies them.
+    """Images of one split of a dataset, and what identifies them.
 
     ``content`` is a JSON-like value that changes whenever the pixels do, ``where`` the file or
-    folder that the images came from, for messages. DataError, if classes, ids, labels and folds do
-    not fit together, or a name is not text.
+    folder of the images, for messages. DataError, if classes, ids, labels and folds are
+    inconsistent, or a name is not text.
     """
 
-    # Those of the Identity.
+    # As in the Identity.
     name: str
     split: str
     classes: tuple[str, ...]
     ids: Sequence[str]
     folds: tuple[NDArray[np.int64], ...] = ()
     labels: NDArray[np.int64]  # (n,): class of each image; -1 means unlabelled
-    # What each image belongs to (a patient, a video) that must not be on both sides of a split.
+    # The group of each image (a patient, a video), which must not be on both sides of a split.
     groups: Sequence[str] = ()
-    grouped_by: str = ""  # where the groups come from, in words
+    grouped_by: str = ""  # the origin of the groups, in words
     unreadable: Mapping[int, str] = MappingProxyType({})  # rows that cannot be read, and why
-    fingerprint: str  # hex digest of everything that makes these images and labels what they are
+    fingerprint: str  # hex digest of content, ids, labels, classes, folds and groups
 
     def __init__(self, identity: Identity, content: object, where: object) -> None:
         self.name, self.split, self.classes = identity.name, identity.split, identity.classes
@@ -64,12 +64,12 @@ class ImageSource(ABC):
         if any(not name.strip() for name in names):
             raise refused("A class has a blank name.", got=list(names)[:10])
         for what, texts in (("A class name", names), ("An id", self.ids)):
-            if broken := [ascii(text) for text in texts if NO_TEXT.search(text)]:
+            if broken := [ascii(text) for text in texts if NOT_TEXT.search(text)]:
                 got = ", ".join(broken[:5])
                 raise refused(f"{what} is not text.", expected="UTF-8 without NUL", got=got)
         if twice := _repeated(names):
             raise refused("Class names are not unique.", got=f"repeated: {twice}")
-        # Before int64 makes another number of what it cannot hold.
+        # Checked before the conversion to int64, in which larger numbers would wrap around.
         wrong = np.flatnonzero((labels < UNLABELLED) | (labels >= len(names)))
         if wrong.size:
             got = f"{labels[wrong[0]]} in row {wrong[0]}"
@@ -93,7 +93,7 @@ class ImageSource(ABC):
         return len(self.labels)
 
     def group(self, names: Sequence[str], by: str) -> None:
-        """Give every image its group; the fingerprint becomes another one."""
+        """Give every image its group, which changes the fingerprint."""
         self.groups, self.grouped_by = tuple(names), by
         self.fingerprint = of_mapping({"of": self.fingerprint, "groups": self.groups})
 
@@ -111,17 +111,16 @@ class ImageSource(ABC):
         """
 
     def read_scaled(self, row: int, side: int | None) -> NDArray[np.uint8]:
-        """Return one image; where that is faster, a smaller one, its sides at least ``side``."""
+        """Return one image; if that is faster, a smaller one with sides of at least ``side``."""
         return self.read(row)
 
 
 class ArraySource(ImageSource):
-    """Images that are the rows of one array, in memory or memory-mapped.
+    """Images that are rows of one array, in memory or memory-mapped.
 
     ``pixels`` are of shape (n, height, width, 3), or (n, height, width) for grey images, uint8, of
     any strides. ``content`` and ``where`` are as in :class:`ImageSource`; default: the hash of the
-    pixels, the dataset's name. ``rows`` of the array are the images, so that a mapped one is not
-    copied; default: all.
+    pixels, the dataset's name. ``rows`` selects images without copying the array; default: all.
     """
 
     def __init__(
@@ -154,12 +153,12 @@ def as_rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def are_rows(rows: NDArray[np.int64], n: int) -> bool:
-    """Return whether these are numbers of n rows, each at most once."""
+    """Return whether these are distinct rows from 0 to n - 1."""
     return bool(len(np.unique(rows)) == len(rows) and np.all((rows >= 0) & (rows < n)))
 
 
 def row_ids(split: str, n: int) -> tuple[str, ...]:
-    """Ids of images that have no name of their own: split and row number (``"test/00001"``)."""
+    """Return ids of images without names: split and row number (``"test/00001"``)."""
     return tuple(f"{split}/{row:05d}" for row in range(n))
 
 

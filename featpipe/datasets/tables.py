@@ -61,7 +61,7 @@ class CsvList(PathDataset):
     def _rows(self) -> list[_Row]:
         table, rows = self.path, []
         try:
-            # The byte-order mark that spreadsheets write is no part of a name.
+            # utf-8-sig: spreadsheets write a byte-order mark.
             with io.TextIOWrapper(open_regular(table), "utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
                 header = list(reader.fieldnames or [])
@@ -96,7 +96,7 @@ class CsvList(PathDataset):
             raise refused(what, expected="one of each name")
         missing = [name for name in _COLUMNS if name not in header]
         others = set(header) - set(_COLUMNS)
-        # A column that is nearly called so was meant: it is not to be taken for one of notes.
+        # A column whose name is nearly right is a typing error, not a column to be ignored.
         meant = [name for name in missing if get_close_matches(name, others, cutoff=0.75)]
         for name in meant or [name for name in missing if name == "path"]:
             fused = len(header) == 1 and any(mark in header[0] for mark in ";\t|")
@@ -198,8 +198,8 @@ def _load(file: Path, names: list[str]) -> dict[str, NDArray[Any]]:
     try:
         with open_regular(file) as stream:
             if stream.read(len(_SINGLE_ARRAY)) == _SINGLE_ARRAY:
-                what, expected = "The file holds a single array.", "an .npz with named arrays"
-                raise DataError(what, expected=expected)
+                expected = "an .npz with named arrays"
+                raise DataError("The file holds a single array.", expected=expected)
             with zipfile.ZipFile(stream) as archive:
                 members = {info.filename: info for info in archive.infolist()}
                 for name in names:
@@ -225,7 +225,7 @@ def _array(stream: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
     name = member.filename.removesuffix(".npy")
     with archive.open(member) as entry:
         formats = np.lib.format
-        first = formats.read_magic(entry) == (1, 0)  # the only other one has a longer header
+        first = formats.read_magic(entry) == (1, 0)  # later versions have a longer header
         read_header = formats.read_array_header_1_0 if first else formats.read_array_header_2_0
         shape, fortran, dtype = read_header(entry)
         start = entry.tell()
@@ -242,29 +242,26 @@ def _array(stream: BinaryIO, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
             what, expected = f"The array {name!r} has too many rows.", f"at most {_MOST_ROWS}"
             raise DataError(what, expected=expected, got=n_rows)
         if member.compress_type == zipfile.ZIP_STORED and n_bytes:
-            while entry.read(_BLOCK_BYTES):  # its end compares the checksum
+            while entry.read(_BLOCK_BYTES):  # at its end the checksum is compared
                 pass
-            # The zip's own header of a member ends with two parts whose lengths it gives.
+            # The zip header of a member ends with two fields whose lengths it gives.
             stream.seek(member.header_offset + 26)
             offset = stream.tell() + 4 + sum(struct.unpack("<HH", stream.read(4))) + start
             order: Literal["F", "C"] = "F" if fortran else "C"
             return np.memmap(stream, dtype, "r", offset, shape, order)
     free = psutil.virtual_memory().available
-    if n_bytes > free:
-        raise _too_large(name, n_bytes, f"at most {free / 1e6:,.0f} MB, which are free")
     try:
+        if n_bytes > free:
+            raise MemoryError
         with archive.open(member) as entry:
             array: NDArray[Any] = np.lib.format.read_array(entry, allow_pickle=False)
-            entry.read(1)  # only the end of the entry compares its checksum
+            entry.read(1)  # the checksum is compared at the end of the entry
             return array
     except MemoryError:
-        raise _too_large(name, n_bytes, "an array that fits into memory") from None
-
-
-def _too_large(name: str, n_bytes: int, expected: str) -> DataError:
-    what, got = f"The array {name!r} is too large to be unpacked.", f"{n_bytes / 1e6:,.0f} MB"
-    hint = "save it with np.savez, uncompressed: it is then read from the disk as needed"
-    return DataError(what, expected=expected, got=got, next_step=hint)
+        what, got = f"The array {name!r} is too large to be unpacked.", f"{n_bytes / 1e6:,.0f} MB"
+        expected = f"an array that fits into memory, of which {free / 1e6:,.0f} MB are free"
+        hint = "save it with np.savez, uncompressed: it is then read from the disk as needed"
+        raise DataError(what, expected=expected, got=got, next_step=hint) from None
 
 
 def _texts(values: NDArray[Any], where: Path) -> list[str]:
@@ -272,5 +269,5 @@ def _texts(values: NDArray[Any], where: Path) -> list[str]:
         if values.dtype.kind == "S":
             values = np.char.decode(values, "utf-8")
         return [str(value) for value in values.ravel().tolist()]
-    except ValueError as error:  # bytes that are no UTF-8, or numbers of no character
+    except ValueError as error:  # bytes that are not UTF-8, or invalid code points
         raise DataError("An array of names holds no text.", where=where, got=error) from error

@@ -1,8 +1,8 @@
 """``torchvision:CLASS``: the image classification datasets of ``torchvision.datasets``.
 
-torchvision lists files and labels, and fetches and unpacks where that is allowed; image files are
-decoded here, by the rule of all datasets. Offered are the classes that read plain data. Their
-source was read for this: a class that a later version brings is not offered until that was done.
+torchvision lists files and labels, and fetches and unpacks if that is allowed; image files are
+decoded here, as for all datasets. Only classes that read plain data are offered, as their source
+code was checked: classes of later versions are added after the same check.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from featpipe.provenance import package_version
 
 datasets = Lazy("torchvision.datasets")
 
-# Image files, listed by a class that can be given its ``loader``: since torchvision 0.22.
+# Image files, listed by a class that accepts a ``loader``: since torchvision 0.22.
 FILES = (
     "CLEVRClassification", "Country211", "DTD", "EuroSAT", "FGVCAircraft", "Flowers102", "Food101",
     "Imagenette", "Places365", "RenderedSST2", "StanfordCars", "SUN397",
 )  # fmt: skip
-# Image files of the classes that cannot: pairs of file and label.
+# Image files of classes that accept none: pairs of file and label.
 LISTED: dict[str, Callable[[Any], Iterable[tuple[str | Path, int]]]] = {
     "Caltech101": lambda found: (
         (f"{found.root}/101_ObjectCategories/{found.categories[y]}/image_{number:04d}.jpg", y)
@@ -51,7 +51,7 @@ ARRAYS = (
     "USPS",
 )  # fmt: skip
 OFFERED = (*FILES, *LISTED, *ARRAYS)
-# Splits that overlap another one or have no labels: opened only when asked for.
+# Splits that overlap another one or have no labels: opened only by name.
 MORE_SPLITS = {
     "CLEVRClassification": ("test",),
     "FGVCAircraft": ("trainval",),
@@ -92,13 +92,13 @@ class TorchVision(Dataset):
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """The values of the parameter ``train`` or ``split``; ``all`` where there is neither."""
+        """The values of the parameter ``train`` or ``split``; ``all`` if it has neither."""
         if "train" in self._parameters:
             return ("train", "test")
         if "split" not in self._parameters:
             return ("all",)
         known: list[str] = []
-        try:  # a signature does not say which values there are; each class checks this one first
+        try:  # a signature does not list the values; each class checks this argument first
             self._class(root=os.devnull, split="?")
         except ValueError as error:
             known = re.findall(r"'([\w-]+)'", str(error).partition("Valid values are")[2])
@@ -107,21 +107,21 @@ class TorchVision(Dataset):
 
     @classmethod
     def origins(cls, argument: str, split: str) -> Mapping[str, str]:
-        """Return what is known of the class."""
+        """Return the origins of the class."""
         drawn = argument == "Imagenette"
         return {IMAGENET: "Imagenette is a part of ImageNet"} if drawn else {}
 
     def open(self, split: str) -> ImageSource:
-        """Open one split: image files where there are such, else all images in memory."""
+        """Open one split: image files, or all images in memory."""
         root, found, samples = self._find(split)
         is_array = self.argument in ARRAYS
         ids: Sequence[str] = row_ids(split, len(found))
-        if not is_array:  # some are listed in no order
+        if not is_array:  # some lists have no order
             samples = [(os.path.relpath(path, root).replace(os.sep, "/"), y) for path, y in samples]
             samples.sort(key=lambda sample: naming.natural_key(sample[0]))
             ids = [path for path, _ in samples]
         targets = [UNLABELLED if y is None else int(y) for _, y in samples]
-        if self.argument == "PCAM":  # 7 GB, one array in a file: read when it is asked for
+        if self.argument == "PCAM":  # 7 GB, one array in a file: read row by row
             parts = found._FILES[split]
             files = [found._base_folder / parts[key][0] for key in ("images", "targets")]
             images, of_images = (found.h5py.File(f)[k] for f, k in zip(files, "xy", strict=True))
@@ -165,14 +165,14 @@ class TorchVision(Dataset):
             if old := list(folder.glob(f"{self.argument}/processed/*.pt")):
                 what = "torchvision would read a file of its old versions with torch.load; refused."
                 raise DataError(what, where=old[0], next_step=f"remove {old[0].parent}")
-            # Caltech's classes would make the folder that they look for.
+            # Caltech's classes would create the folder that they look for.
             looked_for = folder / (self.argument.lower() if "Caltech" in self.argument else "")
             if looked_for.is_dir() or "root" not in self._parameters:
                 try:
                     return folder, *self._make(folder, split)
                 except (RuntimeError, FileNotFoundError) as error:
                     reasons.append(f"{folder}: {error}")
-                except Exception as error:  # whatever a damaged file leads to
+                except Exception as error:  # anything, if a file is damaged
                     what = f"torchvision cannot read its dataset {self.argument}."
                     got = f"{type(error).__name__}: {error}"
                     raise DataError(what, where=folder, got=got) from error
@@ -186,14 +186,14 @@ class TorchVision(Dataset):
         self.options.progress.note(f"{self.spec} is not here: torchvision fetches it to {root}")
         try:
             return root, *self._make(root, split, download=True)
-        except Exception as error:  # torchvision names no kinds of errors
+        except Exception as error:  # torchvision documents no exceptions
             what = f"torchvision could not fetch its dataset {self.argument}."
             got = f"{type(error).__name__}: {error}"
             hint = "fetch it by another way and name its root folder with --data DIR"
             raise DownloadError(what, where=root, got=got, next_step=hint) from error
 
     def _make(self, root: Path, split: str, *, download: bool = False) -> tuple[Any, list[Any]]:
-        """Return torchvision's dataset and its samples: image, or path of a file, and label."""
+        """Return torchvision's dataset and its samples: image or path, and label."""
         settings: dict[str, Any] = {"root": str(root), "train": split == "train", "split": split}
         settings |= {"loader": str, "download": download}  # str: paths instead of images
         found = self._class(**{k: v for k, v in settings.items() if k in self._parameters})

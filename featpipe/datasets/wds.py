@@ -1,7 +1,7 @@
 """``wds:PATH``: WebDataset shards, tar files that are read where they are and never unpacked.
 
 The headers of a tar file are read once, to learn where its images are; then an image is one read of
-its own bytes, from the disk or from a URL.
+its own bytes, from the disk or from a URL. Names in a tar file are texts: none becomes a path.
 """
 
 from __future__ import annotations
@@ -10,29 +10,64 @@ import json
 import os
 import posixpath
 import re
+import tarfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from featpipe.datasets import DATASETS, naming
 from featpipe.datasets.dataset import DatasetOptions, PathDataset, refuse_missing, stamp_of
 from featpipe.datasets.folder import SPLITS
-from featpipe.datasets.images import EncodedSource, changed, refuse_large
+from featpipe.datasets.images import IMAGE_SUFFIXES, EncodedSource, changed, refuse_large
 from featpipe.datasets.remote import AT_ONCE, Remote, RemoteFolder, as_listed, at_once
-from featpipe.datasets.source import NO_TEXT, UNLABELLED, Identity, ImageSource
-from featpipe.datasets.tars import BLOCK, UNPACK, Sample, Shard, read_index
+from featpipe.datasets.source import NOT_TEXT, UNLABELLED, Identity, ImageSource
 from featpipe.errors import DataError, UsageError, nearest_path
-from featpipe.urls import explaining
+from featpipe.files import open_regular
+from featpipe.lazy import Lazy
+from featpipe.urls import translate_errors
+
+fsspec = Lazy("fsspec")
 
 _INDEX = "index of a tar file, 1"  # what is remembered, with the version of its form
 _MOST_SHARDS = 100_000
 _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _PACKED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _SPLIT = re.compile(rf"(?<![a-z0-9])({'|'.join(SPLITS)})(?![a-z])", re.IGNORECASE)
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_UNPACK = "unpack it: featpipe reads single images, which needs plain .tar files"
+_BLOCK = tarfile.BLOCKSIZE
+_READ_BYTES = 1 << 21  # of a tar at a URL: most images are smaller, so that few bytes are skipped
+_MOST_LABEL_BYTES = 4096
+
+
+class Sample(NamedTuple):
+    """An image in a tar file, and what is said of it."""
+
+    name: str
+    start: int  # of its bytes; its header ends there
+    size: int
+    check: int  # CRC-32 of its header, to notice that the tar file was replaced
+    label: str | None  # the text of its .cls; None: it has none
+    obstacle: str  # why it cannot be read, if so
+
+    @property
+    def folder(self) -> str | None:
+        """The name of the folder in the tar file that the image is in, if any."""
+        return posixpath.basename(posixpath.dirname(self.name)) or None
+
+
+class Shard(NamedTuple):
+    """A tar file of the dataset."""
+
+    name: str  # relative to their common folder, without .tar
+    file: Remote
+    where: str
+    split: str = "all"
 
 
 @DATASETS.register
@@ -80,9 +115,9 @@ class WebDataset(PathDataset):
         return place
 
     @cached_property
-    def _shards(self) -> Mapping[str, list[Shard]]:
-        """The tar files of each split."""
-        place = self._place
+    def _shards(self) -> list[Shard]:
+        """The tar files, with the splits that their names or those of their folders give."""
+        place, start = self._place, len(self._place.path) + 1
         named = self.absolute(self.argument, self.options.data)
         whole = False  # whether all tar files of a folder are meant
         if _BRACES.search(named):
@@ -92,50 +127,53 @@ class WebDataset(PathDataset):
         elif whole := (info := place.info(place.path))["type"] == "directory":
             files = list(place.files().values())
         else:
-            files = [as_listed(info)]
+            files, start = [as_listed(info)], place.path.rfind("/") + 1
         if packed := [posixpath.basename(file.path) for file in files if _PACKED.search(file.path)]:
             what, expected, got = "A tar file is compressed.", "plain .tar files", packed[0]
-            raise DataError(what, where=place.url, expected=expected, got=got, next_step=UNPACK)
+            raise DataError(what, where=place.url, expected=expected, got=got, next_step=_UNPACK)
         if whole:
             got = f"{len(files)} other files"
             files = [file for file in files if file.path.lower().endswith(".tar")]
             if not files:
                 what, expected = "There are no tar files.", "shards such as train-000.tar"
                 raise DataError(what, where=place.url, expected=expected, got=got)
-        if broken := [ascii(file.path) for file in files if NO_TEXT.search(file.path)]:
+        if broken := [ascii(file.path) for file in files if NOT_TEXT.search(file.path)]:
             what, hint = "The name of a tar file is not valid text (UTF-8).", "rename it"
             raise DataError(what, where=ascii(place.url), got=broken[0], next_step=hint)
-        one = [file.path for file in files] == [place.path]
-        start = len(posixpath.dirname(place.path) if one else place.path) + 1
-        shards = [
-            Shard(os.path.splitext(file.path[start:])[0], file, place.url_of(file.path))
-            for file in files
-        ]
-        return _by_split(shards, place.url)
+        shards = []
+        for file in files:
+            name = os.path.splitext(file.path[start:])[0]
+            split = found[1].lower() if (found := _SPLIT.search(name)) else "all"
+            shards.append(Shard(name, file, place.url_of(file.path), split))
+        others = [f"{shard.name}.tar" for shard in shards if shard.split == "all"]
+        if 0 < len(others) < len(shards):
+            what, got = "Some tar files belong to no split, others do.", others[0]
+            hint = "name the tar files that you mean with braces: train-{000..099}.tar"
+            expected = f"{', '.join(SPLITS)} in every name or folder, or in none"
+            raise DataError(what, where=place.url, expected=expected, got=got, next_step=hint)
+        return shards
 
     @property
     def splits(self) -> tuple[str, ...]:
         """``train``, ``test``, ``val`` …, if the tar files or their folders say so; or ``all``."""
-        return naming.ordered_splits(self._shards)
+        return naming.ordered_splits(shard.split for shard in self._shards)
 
     def open(self, split: str) -> ImageSource:
-        """Find the images of one split; the others are looked at for their classes."""
-        place, hashes = self._place, self.options.hashes
-        every = [shard for shards in self._shards.values() for shard in shards]
-        paths = [] if place.remote else [Path(shard.file.path) for shard in every]
+        """Find the images of one split; the others are read for their classes."""
+        place, hashes, shards = self._place, self.options.hashes, self._shards
+        paths = [] if place.remote else [Path(shard.file.path) for shard in shards]
         with self.options.unchanged(paths):
-            files = place.marked([shard.file for shard in every], self.options)
-            every = [shard._replace(file=file) for shard, file in zip(every, files, strict=True)]
+            files = place.marked([shard.file for shard in shards], self.options)
+            shards = [shard._replace(file=file) for shard, file in zip(shards, files, strict=True)]
 
             def samples(shard: Shard) -> list[Sample]:
                 name = f"{shard.file.mark}, {shard.file.size} bytes, {shard.where}"
                 index = hashes.recall(name, _INDEX, lambda: json.dumps(read_index(shard, place)))
                 return [Sample(*row) for row in json.loads(index)]
 
-            indexes = at_once(samples, every, "finding images", self.options)
-        names = {shard.name for shard in self._shards[split]}
-        pairs = list(zip(every, indexes, strict=True))
-        own = [(s, sample) for s, found in pairs if s.name in names for sample in found]
+            indexes = at_once(samples, shards, "finding images", self.options)
+        pairs = zip(shards, indexes, strict=True)
+        own = [(shard, s) for shard, found in pairs if shard.split == split for s in found]
         if not own:
             what, expected = "There are no images in the tar files.", "members such as 000.jpg"
             raise DataError(what, where=place.url, expected=expected)
@@ -172,11 +210,11 @@ class ShardSource(EncodedSource):
     def _content(self, row: int) -> bytes:
         shard, sample = self._samples[row]
         refuse_large(sample.size, self._where(row))
-        with explaining(shard.where):  # with its header, which must be that of the index
-            start, end = sample.start - BLOCK, sample.start + sample.size
+        with translate_errors(shard.where):  # with its header, which must be that of the index
+            start, end = sample.start - _BLOCK, sample.start + sample.size
             content = self._place.read(shard.file.path, start, end)
             stamp = stamp_of(shard.file.path) if self._stamps else None
-        header, content = content[:BLOCK], content[BLOCK:]
+        header, content = content[:_BLOCK], content[_BLOCK:]
         kept = stamp == self._stamps.get(shard.name) and zlib.crc32(header) == sample.check
         if not kept or len(content) != sample.size:
             raise changed(self._where(row), "A tar file")
@@ -214,7 +252,7 @@ def _existing(place: RemoteFolder, paths: Sequence[str], options: DatasetOptions
     """Return the files that braces stand for; all of them must be there."""
 
     def look(path: str) -> Remote | None:
-        with explaining(place.url_of(path)), suppress(FileNotFoundError, NotADirectoryError):
+        with translate_errors(place.url_of(path)), suppress(FileNotFoundError, NotADirectoryError):
             return as_listed(place.fs.info(path))
         return None
 
@@ -226,32 +264,107 @@ def _existing(place: RemoteFolder, paths: Sequence[str], options: DatasetOptions
     return [file for file in files.values() if file is not None]
 
 
-def _by_split(shards: Sequence[Shard], where: str) -> dict[str, list[Shard]]:
-    """Sort tar files by the split that the name of their folder, or their own, says."""
-    found: dict[str, list[Shard]] = {}
-    for shard in shards:
-        said = _SPLIT.search(shard.name)
-        found.setdefault(said[1].lower() if said else "all", []).append(shard)
-    if len(found) > 1 and "all" in found:
-        what, got = "Some tar files belong to no split, others do.", found["all"][0].name
-        hint = "name the tar files that you mean with braces: train-{000..099}.tar"
-        expected = f"{', '.join(SPLITS)} in every name or folder, or in none"
-        raise DataError(what, where=where, expected=expected, got=f"{got}.tar", next_step=hint)
-    return found
-
-
 def _classes(
     own: Sequence[Sample], every: Sequence[Sample], where: str
 ) -> tuple[tuple[str, ...], list[int]]:
     """Return classes that hold in every split, and the labels of one."""
     if all(sample.label is None for sample in every):
-        folders = {sample.name.rpartition("/")[0].rpartition("/")[2] for sample in every} - {""}
+        folders = {sample.folder for sample in every} - {None}
         if len(folders) < 2:
             return (), [UNLABELLED] * len(own)
-        named = [sample.name.rpartition("/")[0].rpartition("/")[2] or None for sample in own]
-        return naming.classes_by_name(named, folders)
+        return naming.classes_by_name([sample.folder for sample in own], folders)
     texts = {sample.label for sample in every if sample.label}
     if all(re.fullmatch(r"-1|[0-9]{1,18}", text) for text in texts):
         classes = naming.classes_by_number(np.array([int(text) for text in texts]), where)
         return classes, [int(sample.label or UNLABELLED) for sample in own]
     return naming.classes_by_name([sample.label or None for sample in own], texts)
+
+
+def read_index(shard: Shard, place: RemoteFolder) -> list[Sample]:
+    """Return the images of a tar file with their labels, in the order of the archive.
+
+    DataError, which names the file, if it is compressed, damaged, cut off, or holds two images of
+    one name.
+    """
+    where = shard.where
+    with translate_errors(where), _stream(shard.file, place) as stream:
+        try:
+            return _samples(stream, where)
+        except (tarfile.TarError, EOFError, ValueError, UnicodeError) as error:
+            what, expected = "The tar file is damaged or cut off.", "a complete tar archive"
+            hint = "copy or download it again, or write it again with tar"
+            refused = DataError(what, where=where, expected=expected, got=error, next_step=hint)
+            raise refused from error
+
+
+def _samples(stream: BinaryIO, where: str) -> list[Sample]:
+    images: dict[str, Sample] = {}
+    labels: dict[str, str] = {}
+    others: dict[str, str] = {}  # masks (7.seg.png) beside an image, or images with odd names
+    beginning = stream.read(6)
+    if kind := next((kind for mark, kind in _COMPRESSED.items() if beginning.startswith(mark)), ""):
+        what, expected = "The tar file is compressed.", "a plain .tar"
+        raise DataError(what, where=where, expected=expected, got=kind, next_step=_UNPACK)
+    stream.seek(0)
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep a kilobyte for each
+            encoded = member.name.encode("utf-8", "surrogateescape")
+            parts = encoded.decode("utf-8", "backslashreplace").split("/")
+            name = "/".join(part for part in parts if part not in ("", ".", ".."))
+            folder, _, base = name.rpartition("/")
+            stem, _, suffix = base.partition(".")
+            key, suffix = f"{folder}/{stem}", f".{suffix.lower()}"
+            if member.isdir() or "/." in f"/{name}":  # hidden
+                continue
+            if suffix == ".cls" and member.isreg():
+                stream.seek(member.offset_data)
+                if key in labels:
+                    raise _twice(f"{name}: a second label", where)
+                content = stream.read(min(member.size, _MOST_LABEL_BYTES + 1))
+                labels[key] = _label(content, name, where)
+            elif suffix in IMAGE_SUFFIXES:
+                if key in images:
+                    raise _twice(f"{images[key].name} and {name}", where)
+                plain = member.isreg() and not member.issparse()
+                obstacle = "" if plain else "It is a link in the tar file, not an image."
+                stream.seek(member.offset_data - _BLOCK)
+                check = zlib.crc32(stream.read(_BLOCK))
+                images[key] = Sample(name, member.offset_data, member.size, check, None, obstacle)
+            elif os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES:
+                others[key] = name
+        # tarfile takes a damaged header, and the end of the file, for the end of the archive.
+        stream.seek(tar.offset)
+        if stream.read(_BLOCK) != bytes(_BLOCK):
+            raise EOFError(f"no end mark at byte {tar.offset}")
+    if odd := [name for key, name in others.items() if key not in images]:
+        what, expected = "The name of an image has several dots.", "one dot: KEY.jpg, KEY.cls"
+        hint = "write the shard again with other names: the key ends at the first dot"
+        raise DataError(what, where=where, expected=expected, got=odd[0], next_step=hint)
+    return [sample._replace(label=labels.get(key)) for key, sample in images.items()]
+
+
+def _stream(file: Remote, place: RemoteFolder) -> BinaryIO:
+    """Open a tar file for its headers, one at a URL to be read in blocks."""
+    if not place.remote:
+        return open_regular(file.path)
+
+    class Blocks(fsspec.spec.AbstractBufferedFile):  # type: ignore[name-defined]
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return place.read(self.path, start, end)
+
+    return Blocks(place.fs, file.path, block_size=_READ_BYTES, size=file.size)
+
+
+def _label(content: bytes, name: str, where: str) -> str:
+    text = content.decode("utf-8", "replace").strip()
+    if len(content) > _MOST_LABEL_BYTES or "\ufffd" in text or len(text.splitlines()) > 1:
+        what, expected = "A .cls is not a label.", "an integer, or a name in UTF-8, on one line"
+        raise DataError(what, where=f"{where}, {name}", expected=expected, got=ascii(text[:60]))
+    return text
+
+
+def _twice(got: str, where: str) -> DataError:
+    what, expected = "Two members of a tar file have the same key.", "one image of each name"
+    hint = "write the shard again with keys that are unique in it"
+    return DataError(what, where=where, expected=expected, got=got, next_step=hint)

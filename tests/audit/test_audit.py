@@ -179,7 +179,7 @@ def test_leaks_are_counted_by_test_image_whatever_repeats(tmp_path):
     assert set(dropped.split) == {"train"}
 
 
-def test_copies_in_another_split_are_no_duplicates_within_one(tmp_path):
+def test_copies_in_another_split_are_not_duplicates_within_one(tmp_path):
     images, tests = list(pictures(60, 32)), list(pictures(30, 32, seed=1))
     for row in range(3):
         tests[row] = images[row + 1]  # of another class
@@ -202,7 +202,7 @@ def of_three(tmp_path, train, val, test, names=("train", "val", "evaluation"), l
     return Audit(stores, jobs=1)
 
 
-def test_splits_of_any_name_are_test_splits_and_pairs_between_them_are_told_apart(tmp_path):
+def test_splits_of_any_name_are_test_splits_and_pairs_between_them_are_counted_apart(tmp_path):
     summary = of_three(
         tmp_path, train=[1, 2, 3, 4, 5, 6, 1], val=[1, 10, 11, 12], test=[11, 12, 20, 2]
     ).summary
@@ -275,7 +275,7 @@ def test_images_of_another_kind_are_far_from_all_others_whatever_repeats(tmp_pat
     assert far.score.is_monotonic_decreasing
 
 
-def test_coverage_tells_few_copied_and_unequal_classes(tmp_path):
+def test_coverage_lists_few_copied_and_unequal_classes(tmp_path):
     labels = np.repeat([0, 1, 2], [150, 40, 10])
     images, features = list(pictures(200, 32)), vectors(200, 0)
     for row in range(160, 190):  # of the second class

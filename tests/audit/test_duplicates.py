@@ -24,7 +24,7 @@ def test_the_nearest_rows_are_those_of_the_largest_cosine():
         np.testing.assert_allclose(values, products[query, order], rtol=1e-5)
 
 
-def test_where_there_are_too_few_rows_there_are_no_more_neighbours():
+def test_few_rows_have_few_neighbours():
     rows = np.eye(3, dtype=np.float32)
     found, _ = duplicates.nearest(rows, np.arange(3), np.arange(3), 5)
     assert all(set(near[:2]) == {0, 1, 2} - {row} for row, near in enumerate(found))

@@ -131,7 +131,7 @@ def test_few_rows_of_many_features_are_solved_in_their_span():
 def test_blocks_and_offsets_change_nothing(monkeypatch):
     X, y, _ = noisy(0.1)
     whole, _ = out_of_sample(X, y)
-    monkeypatch.setattr(labels, "_BLOCK", 50)
+    monkeypatch.setattr(labels, "BLOCK_ROWS", 50)
     np.testing.assert_allclose(out_of_sample(X, y)[0], whole, atol=1e-5)
     np.testing.assert_allclose(out_of_sample(X * 8 + 4096, y)[0], whole, atol=0.02)
 

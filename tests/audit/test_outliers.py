@@ -1,4 +1,4 @@
-"""Images of another kind lie far from all others, however many of them there are."""
+"""Images of another kind are far from all others, even if there are several of them."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_training_and_a_test_dataset_are_audited_together(tmp_path, workspace)
         AuditStep(stores=[train, again.path]).run(workspace)
 
 
-def test_two_datasets_with_equal_names_of_splits_and_images_are_told_apart(tmp_path):
+def test_two_datasets_with_equal_names_of_splits_and_images_are_distinguished(tmp_path):
     where, many = context(tmp_path), list(pictures(60, 32))
     ours, theirs = many[:40], [*many[40:], *many[:9]]
     first = seen(tmp_path / "ours.h5", ours, dataset="ours", split="all", dims=40)

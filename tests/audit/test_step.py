@@ -1,4 +1,4 @@
-"""The step: nothing is done twice, and what cannot be audited is told."""
+"""The step: nothing is done twice, and what cannot be audited is reported."""
 
 from __future__ import annotations
 

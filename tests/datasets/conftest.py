@@ -442,7 +442,7 @@ def listed_by() -> Callable[[str], str]:
 
 
 class Listener:
-    """A progress that remembers what it was told."""
+    """A progress that records its calls."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -13,7 +13,7 @@ from featpipe.workspace import Workspace
 
 @pytest.fixture
 def request_for(tmp_path, monkeypatch):
-    """Ask for a folder that lies below ``--data``, while standing somewhere else."""
+    """Request a folder below ``--data`` from another working directory."""
     for name in ("cat", "dog"):
         path = tmp_path / "d" / "photos" / name / "1.png"
         path.parent.mkdir(parents=True)

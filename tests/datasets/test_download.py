@@ -33,9 +33,9 @@ def content(web, monkeypatch):
 
 
 def retries(monkeypatch, attempts=5, first_wait_s=0.01, timeout_s=5):
-    monkeypatch.setattr(download, "_ATTEMPTS", attempts)
-    monkeypatch.setattr(download, "_FIRST_WAIT_S", first_wait_s)
-    monkeypatch.setattr(download, "_TIMEOUT_S", timeout_s)
+    monkeypatch.setattr(download, "ATTEMPTS", attempts)
+    monkeypatch.setattr(download, "FIRST_WAIT_S", first_wait_s)
+    monkeypatch.setattr(download, "TIMEOUT_S", timeout_s)
 
 
 def leftovers(target):
@@ -133,7 +133,7 @@ def test_a_server_that_ignores_or_mistakes_the_range(web, target, fault):
 
 
 def test_without_a_version_of_the_file_nothing_is_resumed(web, target):
-    """Two halves of two versions would make a file that nobody published."""
+    """Halves of two versions would make a file that was never published."""
     web.etag = None
     web.faults = ["drop:300000"]
     fetch(web.url(), target)

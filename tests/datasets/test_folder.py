@@ -105,7 +105,7 @@ def test_hidden_and_other_files_are_left_out(tree, options, listener):
     assert listener.notes == []
 
 
-def test_images_without_a_class_are_told_of(tree, options, listener):
+def test_images_outside_class_folders_are_reported(tree, options, listener):
     spec = tree("cat/1.png", "stray.png", "other.png")
     open_source(spec, "all", replace(options, progress=listener))
     assert listener.notes[0].startswith("2 images in ")
@@ -153,7 +153,7 @@ def test_a_folder_without_images(tree, options, names):
     assert "for each class" in str(caught.value)
 
 
-def test_a_path_that_is_no_folder_says_which_is_nearest(tmp_path, options):
+def test_a_path_that_is_not_a_folder_suggests_the_nearest(tmp_path, options):
     (tmp_path / "photos").mkdir()
     for name in ("photo.png", "list.csv"):
         (tmp_path / name).touch()
@@ -228,7 +228,7 @@ def test_an_unchanged_folder_is_not_read_again(tree, options, listener, let_file
     assert listener.steps == 3, "only the changed file"
 
 
-def test_a_split_without_labels_is_no_class(tree, options):
+def test_a_split_without_labels_is_not_a_class(tree, options):
     spec = tree("train/cat/1.png", "train/dog/2.png", "test/3.png", "test/4.png")
     with pytest.raises(DataError, match="The split 'test' has no subfolders for classes") as caught:
         splits_of(spec, options)

@@ -87,7 +87,7 @@ def test_labels_are_names_or_numbers():
         ("digits", [1, 2], "has its own labels"),
     ],
 )
-def test_what_is_no_list_of_images_is_explained(images, labels, says, tmp_path):
+def test_anything_but_a_list_of_images_is_refused(images, labels, says, tmp_path):
     with pytest.raises(FeatpipeError) as caught:
         extract(images, labels=labels, workspace=tmp_path, **HOW)
     assert says in str(caught.value)

@@ -56,7 +56,7 @@ def test_groups_are_part_of_what_identifies_images(photos):
 
 
 @pytest.mark.parametrize("rule", ["patient", "regex:", "regex:(", "folder:x"])
-def test_what_is_no_rule_is_refused(rule):
+def test_invalid_rules_are_refused(rule):
     with pytest.raises(UsageError, match=r"is not a grouping rule|not a valid regular expression"):
         Extract(model="glyphnet", dataset="digits", group_by=rule)
 

@@ -102,7 +102,7 @@ def test_of_several_kinds_of_labels_the_one_called_label_counts(tmp_path, option
 @pytest.mark.parametrize(
     ("columns", "wanted"), [(("caption",), "labels"), (("mask", "label"), "images")]
 )
-def test_columns_that_cannot_be_told_apart_are_listed(columns, wanted, tmp_path, options):
+def test_ambiguous_columns_are_listed(columns, wanted, tmp_path, options):
     kinds = {
         "caption": (library.Value("float32"), [0.5]),
         "label": (PETS["label"], [0]),
@@ -171,7 +171,7 @@ def test_the_hub_is_asked_only_where_that_is_allowed(file, options, monkeypatch,
     assert listener.notes == ["hf:org/pets:one is fetched from the Hugging Face hub"]
 
 
-def test_what_the_library_says_is_told(tmp_path, options):
+def test_errors_of_the_library_are_quoted(tmp_path, options):
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(DataError, match="cannot be opened") as caught:
         splits_of(f"hf:{tmp_path / 'damaged.parquet'}", options)

@@ -126,14 +126,14 @@ def test_floating_point(saved):
 
 
 @pytest.mark.parametrize("wrong", [1.5, -0.1, np.nan, np.inf])
-def test_floating_point_out_of_range_is_no_guess(saved, wrong):
+def test_floating_point_out_of_range_is_refused(saved, wrong):
     values = np.array([[0.0, wrong]], dtype=np.float32)
     with pytest.raises(ImageError, match="outside the range") as caught:
         saved(Image.fromarray(values), ".tif")
     assert "0 (black) to 1 (white)" in str(caught.value)
 
 
-def test_32_bit_integers_are_no_guess(saved):
+def test_32_bit_integers_are_refused(saved):
     with pytest.raises(ImageError, match="32-bit integers"):
         saved(Image.fromarray(np.array([[0, 255]], dtype=np.int32)), ".tif")
 
@@ -244,7 +244,7 @@ def test_rarer_modes(saved, mode):
     np.testing.assert_allclose(saved(image, ".tif").mean((0, 1)), colour, atol=2)
 
 
-def test_the_format_is_told_by_the_content(saved, tmp_path):
+def test_the_format_is_detected_from_the_content(saved, tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "really.jpg", "PNG")
     np.testing.assert_array_equal(read_image(tmp_path / "really.jpg"), COLOUR)
 

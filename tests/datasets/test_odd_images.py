@@ -118,7 +118,7 @@ def turned() -> Iterator[Odd]:
         image = Image.fromarray(np.ascontiguousarray(stored_as(layers, orientation)))
         for kind, options in lossless.items():
             expected = on_white(COLOUR, alpha)
-            # WebP may change the colour of what nobody can see.
+            # WebP may change the colour of transparent pixels.
             exact = {"exact": True} if kind == "WEBP" else {}
             content = encode(image, kind, exif=tag, **options, **exact)
             yield Odd(f"{kind} RGBA turned {orientation}", content, expected, 1)
@@ -375,7 +375,7 @@ NO_FILES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_no_file_is_an_error_at_once(
+def test_anything_but_a_regular_file_is_an_error_at_once(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

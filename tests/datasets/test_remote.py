@@ -171,14 +171,31 @@ def test_an_image_that_changes_stops_the_run(s3, memory, options, same_size):
         assert not isinstance(caught.value, ImageError)
 
 
-def test_an_etag_that_is_no_digest_is_asked_for_again(s3, options):
-    s3.put_object(Bucket="shelf", Key="photos/1.png", Body=png(pictures(1)[0]))
-    source = open_source("folder:s3://shelf/photos", "all", options)
-    # What a bucket with keys of its own (SSE-KMS) says; the store says it again when asked.
-    (file,) = source._files
-    source._files = [file._replace(mark="etag:" + "0" * 32)]
-    source._place.info = lambda path: {"name": path, "size": file.size, "ETag": f'"{"0" * 32}"'}
+def test_an_etag_that_is_not_a_digest_is_compared_with_the_current_one(
+    memory, options, monkeypatch
+):
+    memory.pipe("/photos/1.png", png(pictures(1)[0]))
+    kind, find, info = type(memory), memory.find, memory.info
+    etag = {"ETag": f'"{"0" * 32}"'}  # as of an encrypted object (SSE-KMS)
+
+    def find_with_etag(system, path, **options):
+        return {name: found | etag for name, found in find(path, **options).items()}
+
+    asked = []
+
+    def info_with_etag(system, path, **options):
+        asked.append(path)
+        return info(path, **options) | etag
+
+    monkeypatch.setattr(kind, "find", find_with_etag)
+    monkeypatch.setattr(kind, "info", info_with_etag)
+    source = open_source("folder:memory://photos", "all", options)
+    asked.clear()
     np.testing.assert_array_equal(source.read(0), pictures(1)[0])
+    assert asked == ["/photos/1.png"]
+    etag["ETag"] = f'"{"1" * 32}"'
+    with pytest.raises(DataError, match="has changed"):
+        source.read(0)
 
 
 def test_damaged_images_are_skipped_as_files_are(s3, folder, tmp_path):
@@ -204,7 +221,7 @@ def test_a_folder_that_does_not_exist(s3, memory, options, at):
         splits_of(f"folder:{at}", options)
 
 
-def test_a_file_is_no_folder(memory, options):
+def test_a_file_is_not_a_folder(memory, options):
     memory.pipe("/x.tar", b"x")
     with pytest.raises(DataError, match="a file, not a folder"):
         splits_of("folder:memory://x.tar", options)
@@ -272,7 +289,7 @@ def test_a_url_in_the_place_of_a_name(options):
         ({"created": 1.0}, ""),
     ],
 )
-def test_what_stands_for_the_content(said, mark):
+def test_which_mark_identifies_the_content(said, mark):
     assert as_listed({"name": "x", "size": 3, **said}) == ("x", 3, mark)
 
 

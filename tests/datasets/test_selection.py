@@ -60,7 +60,7 @@ def test_a_subset_of_a_subset(labels, data):
     assert nested.labels.tolist() == direct.labels.tolist()
 
 
-def test_the_fingerprint_tells_subsets_apart():
+def test_different_subsets_have_different_fingerprints():
     source = source_of([0, 1, 2, 3])
     prints = {Subset(source, rows).fingerprint for rows in ([0, 1], [1, 0], [0, 1, 2], [2, 3])}
     assert len(prints | {source.fingerprint}) == 5

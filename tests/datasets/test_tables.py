@@ -8,14 +8,16 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
-from featpipe.datasets import tables
 from featpipe.datasets.dataset import open_source, splits_of
 from featpipe.errors import DataError, ImageError, UnknownNameError
+from featpipe.fingerprint import FileHashes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 LABELS = np.array([0, 1, 1, 2])
@@ -90,7 +92,7 @@ def test_missing_files_are_listed_with_their_lines(table, options):
     assert str(table.path) in message
 
 
-def test_a_folder_is_no_image(table, options):
+def test_a_folder_is_not_an_image(table, options):
     source = open_source(table("path,label\na.png,x\nsub,x\n"), "all", options)
     assert list(source.unreadable) == [1]
     with pytest.raises(ImageError, match="this is a folder"):
@@ -278,7 +280,7 @@ def test_a_single_array_is_not_enough(tmp_path, options):
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04" + b"x" * 50])
-def test_a_file_that_is_no_archive(tmp_path, options, content):
+def test_a_file_that_is_not_an_archive(tmp_path, options, content):
     (tmp_path / "some.npz").write_bytes(content)
     with pytest.raises(DataError, match="not a NumPy archive") as caught:
         open_source(f"npz:{tmp_path / 'some.npz'}", "all", options)
@@ -347,7 +349,7 @@ def test_labels_are_names_or_small_numbers(archive, options, label):
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
 @pytest.mark.parametrize("array", ["classes", "ids"])
-def test_names_that_are_no_text(archive, options, array, name):
+def test_names_that_are_not_text(archive, options, array, name):
     texts = {"classes": ["a", "b", "c"], "ids": list("wxyz")}
     texts[array][1] = name
     spec = archive(images=IMAGES, labels=LABELS, **{k: np.array(v) for k, v in texts.items()})
@@ -361,7 +363,8 @@ def test_images_that_are_not_compressed_are_mapped(tmp_path, options, shape, ord
     images = np.asarray(IMAGES.reshape(-1)[: np.prod(shape)].reshape(shape), order=order)
     np.savez(tmp_path / "some.npz", note=np.arange(9), images=images, labels=LABELS)
     source = open_source(f"npz:{tmp_path / 'some.npz'}", "all", options)
-    assert isinstance(source._pixels, np.memmap)
+    mapped = [Path(found.path) for found in psutil.Process().memory_maps()]
+    assert tmp_path / "some.npz" in mapped
     for row in range(4):
         pixels = images[row] if images.ndim == 4 else np.repeat(images[row, ..., None], 3, axis=2)
         np.testing.assert_array_equal(source.read(row), pixels)
@@ -377,17 +380,17 @@ def test_a_changed_byte_of_a_mapped_array_is_noticed(tmp_path, options):
         open_source(f"npz:{path}", "all", options)
 
 
-def test_an_archive_replaced_while_it_is_read(archive, options, monkeypatch):
+def test_an_archive_replaced_while_it_is_read(archive, options):
     spec = archive(images=IMAGES, labels=LABELS)
-    read = tables._load
 
-    def replaced_before(file, names):
-        archive(images=255 - IMAGES, labels=LABELS)
-        return read(file, names)
+    class ReplacedOnceHashed(FileHashes):
+        def many(self, *args, **kwargs):
+            digests = super().many(*args, **kwargs)
+            archive(images=255 - IMAGES, labels=LABELS)
+            return digests
 
-    monkeypatch.setattr(tables, "_load", replaced_before)
     with pytest.raises(DataError, match="changed while it was read"):
-        open_source(spec, "all", options)
+        open_source(spec, "all", replace(options, hashes=ReplacedOnceHashed()))
 
 
 def test_a_text_file_called_npz_brings_no_advice_to_open_it_unsafely(tmp_path, options):

@@ -90,8 +90,9 @@ def test_annotations_that_cannot_be_read(made, text):
 def test_annotations_that_are_missing(made):
     _, options, root = made
     (root / "val" / "val_annotations.txt").unlink()
-    with pytest.raises(DataError, match="annotations cannot be read"):
+    with pytest.raises(DataError, match="file of the dataset cannot be read") as caught:
         open_source("tiny-imagenet", "val", options)
+    assert "val_annotations.txt" in str(caught.value)
 
 
 def test_a_class_without_validation_images(made):

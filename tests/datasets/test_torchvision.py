@@ -237,7 +237,7 @@ def test_its_name_in_manifests_and_paths():
 
 
 def test_every_dataset_of_torchvision_is_offered_refused_or_no_classification():
-    """A new one is offered when somebody has read how it reads its files."""
+    """A new one is offered once its source code was checked."""
     groups = [set(OFFERED), set(REFUSED), NOT_CLASSIFICATION]
     assert len(set.union(*groups)) == sum(map(len, groups))
     assert set(datasets.__all__) <= set.union(*groups)
@@ -309,7 +309,7 @@ def test_a_file_that_torchvision_stumbles_over_while_it_reads(tmp_path, monkeypa
         open_source("torchvision:SVHN", "test", replace(options, data=tmp_path))
 
 
-def test_what_torchvision_misses_is_told(tmp_path, monkeypatch, options):
+def test_files_that_torchvision_misses_are_named(tmp_path, monkeypatch, options):
     oxford_pets(tmp_path, monkeypatch)
     (tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt").unlink()
     with pytest.raises(DataError, match="is not here") as caught:

@@ -119,7 +119,7 @@ def test_a_missing_member_is_named(write, target):
         unpack(write({"other/a.bin": b"a"}), target, ["a.bin"])
 
 
-def test_a_folder_is_no_file(write, target):
+def test_a_folder_is_not_a_file(write, target):
     refused(write({"set/a.bin/": b""}), target, "Files are missing")
 
 
