@@ -365,7 +365,7 @@ def test_the_smallest_c_still_tells_classes_apart():
 @pytest.mark.parametrize("C", [0.0, -1.0, np.nan, np.inf])
 def test_paths_and_estimators_refuse_a_c_that_is_not_positive(hinge, C):
     X, task = folds(90, 5, hinge)
-    with pytest.raises(ValueError, match="C must be positive"):
+    with pytest.raises(ValueError, match="C must be a positive, finite number"):
         path(X, task, [1.0, C])
     kind = BatchedLinearSVC if hinge else BatchedLogisticRegression
     with pytest.raises(ValueError, match="C must be a positive, finite number"):
