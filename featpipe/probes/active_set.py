@@ -9,7 +9,6 @@ features nor a large C slows it down, and the next C starts with nearly the righ
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,36 +22,35 @@ from featpipe.probes.newton import Newton
 Array = NDArray[Any]
 
 
-@dataclass
 class Dual:
     """Problems with one kernel, and the state of the search for their minimum.
 
-    K (n, n) includes the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative.
-    All are in double precision: the kernel's rounding has to stay below 1 / C.
+    It starts from the state of truncated Newton, with the rows that one fold trains on. K (n, n)
+    includes the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative. All are in
+    double precision: the kernel's rounding has to stay below 1 / C.
+
+    Attributes
+    ----------
+    short : array of shape (n, m)
+        By how much decisions f miss the margin, 1 − y f.
+    square : array of shape (m,)
+        ‖w‖² of those decisions.
+    beta : array of shape (n, m)
+    gap : array of shape (m,)
+        (primal − dual) / primal of each problem.
+    iterations : array of shape (m,)
     """
 
-    K: Array
-    sign: Array
-    weight: Array
-    short: Array  # by how much decisions f miss the margin, 1 − y f, (n, m)
-    square: Array  # ‖w‖² of those decisions
-    beta: Array
-    gap: Array  # (primal − dual) / primal of each problem
-    iterations: Array
-
-    @classmethod
-    def of(cls, at: Newton, trained: Array, problems: Array) -> Dual:
-        """Start from the state of truncated Newton, with the rows that one fold trains on."""
-        loss, fold = at.loss, int(at.loss.fold[problems[0]])
-        assert isinstance(loss, SquaredHinge)
-        sign, weight, F = (
+    def __init__(self, at: Newton, trained: Array, problems: Array) -> None:
+        assert isinstance(at.loss, SquaredHinge)
+        self.sign, self.weight, F = (
             part[trained][:, problems, 0].astype(np.float64)
-            for part in (loss.sign, loss.weights, at.F)
+            for part in (at.loss.sign, at.loss.weights, at.F)
         )
-        square = (at.W[:, problems, 0].astype(np.float64) ** 2).sum(axis=0)
-        gap, iterations = np.full(len(problems), np.inf), at.iterations[problems]
-        K = at.rows.whole.kernel(at.rows.numbers[trained], fold)
-        return cls(K, sign, weight, 1 - sign * F, square, np.zeros(sign.shape), gap, iterations)
+        self.K = at.rows.whole.kernel(at.rows.numbers[trained], int(at.loss.fold[problems[0]]))
+        self.short, self.beta = 1 - self.sign * F, np.zeros(F.shape)
+        self.square = (at.W[:, problems, 0].astype(np.float64) ** 2).sum(axis=0)
+        self.gap, self.iterations = np.full(len(problems), np.inf), at.iterations[problems]
 
     def minimise(self, C: float, tol: float, solver: Any) -> None:
         """Find every problem's minimum, from the current state."""

@@ -26,7 +26,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from featpipe.probes import active_set
+from featpipe.probes.active_set import Dual
 from featpipe.probes.losses import Loss, Softmax, SquaredHinge
 from featpipe.probes.newton import Newton
 from featpipe.probes.rows import Rows, affordable, moments
@@ -198,7 +198,7 @@ def _fit_folds(
     """Fit folds together by truncated Newton, then each by its active set once that is small."""
     n, d = rows.shape
     loss = task.of(folds, rows.dtype)
-    at = Newton.at_zero(rows, loss, 1 if task.hinge else task.classes, solver.max_iter)
+    at = Newton(rows, loss, solver.max_iter)
     trained = [np.flatnonzero(task.weight[fold]) for fold in folds]
     most = max(map(len, trained))
     limit = max(_EXACT_ROWS, _EXACT_SHARE * min(d, most))
@@ -227,7 +227,7 @@ def _fit_folds(
             at.as_type(np.float32)
     for k, fold in enumerate(folds if steps else ()):
         mine = np.flatnonzero(loss.fold == k)
-        dual = active_set.Dual.of(at, trained[k], mine)
+        dual = Dual(at, trained[k], mine)
         for C, value in steps:
             dual.minimise(C, solver.tol if value is not None else _LOOSE, solver)
             if value is None:

@@ -32,6 +32,7 @@ class SquaredHinge:
 
     intercept_penalty = 1.0  # as in liblinear
     smooth = False  # whether the path of solutions over C is smooth
+    width = 1  # number of columns of a problem
 
     def __init__(self, sign: Array, weight: Array, fold: Array) -> None:
         self.sign, self.weights, self.fold = sign[..., None], weight[..., None], fold
@@ -92,6 +93,7 @@ class Softmax:
 
     def __init__(self, y: Array, weight: Array, fold: Array, columns: int) -> None:
         self.own, self.weights, self.fold = y[:, None, None], weight[..., None], fold
+        self.width = columns
         self.count = np.zeros((weight.shape[1], columns))  # weight of each class
         np.add.at(self.count.T, y, weight)
         self.absent = self.count == 0

@@ -9,7 +9,6 @@ converged problems are left out of further products.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,8 @@ _NOTHING = 1e-16  # share of the objective: any real gain is larger
 _TINY = 1e-30
 
 
-@dataclass
 class Newton:
-    """Problems, and the state of the search for their minimum.
+    """Problems, and the state of the search for their minimum, at first with weights of zero.
 
     Attributes
     ----------
@@ -49,26 +47,16 @@ class Newton:
         Newton steps so far.
     """
 
-    rows: Rows
-    loss: Loss
-    max_iter: int
-    W: Array
-    F: Array
-    gap: Array
-    iterations: Array
-    # The rows' weights in the preconditioner, and the preconditioner, once there is one.
-    weight: Array | None = None
-    inverse: Callable[[Array], Array] = np.asarray
-    C: float = 0.0  # whose minimum W is, or will be
-    before: tuple[Array, ...] = ()  # W and F of the previous C
-
-    @classmethod
-    def at_zero(cls, rows: Rows, loss: Loss, width: int, max_iter: int) -> Newton:
-        """Start with weights of zero."""
+    def __init__(self, rows: Rows, loss: Loss, max_iter: int) -> None:
+        self.rows, self.loss, self.max_iter = rows, loss, max_iter
         (n, d), problems = rows.shape, len(loss.fold)
-        W, F = (np.zeros((m, problems, width), rows.dtype) for m in (d + 1, n))
-        gap, iterations = np.full(problems, np.inf), np.zeros(problems, int)
-        return cls(rows, loss, max_iter, W, F, gap, iterations)
+        self.W, self.F = (np.zeros((m, problems, loss.width), rows.dtype) for m in (d + 1, n))
+        self.gap, self.iterations = np.full(problems, np.inf), np.zeros(problems, int)
+        # The rows' weights in the preconditioner, and the preconditioner, once there is one.
+        self.weight: Array | None = None
+        self.inverse: Callable[[Array], Array] = np.asarray
+        self.C = 0.0  # whose minimum W is, or will be
+        self.before: tuple[Array, ...] = ()  # W and F of the previous C
 
     def as_type(self, dtype: Any) -> None:
         """Continue in another precision."""

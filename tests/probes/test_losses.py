@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("number", [0, 1], ids=["hinge", "softmax"])
 def test_derivatives_are_those_of_the_value(number):
     loss, rng, h = losses()[number], np.random.default_rng(2), 1e-6
     problems = np.arange(len(loss.fold))[::-1]  # also in another order
-    shape = (N, len(problems), 3 if isinstance(loss, Softmax) else 1)
+    shape = (N, len(problems), loss.width)
     F, E = rng.normal(size=(2, *shape))
     _, slope, state = loss.at(F, problems)
     low, high = loss.at(F - h * E, problems), loss.at(F + h * E, problems)
@@ -48,8 +48,7 @@ def test_derivatives_are_those_of_the_value(number):
 def test_rows_of_weight_zero_do_not_count():
     for loss in losses():
         problems = np.arange(len(loss.fold))
-        columns = 3 if isinstance(loss, Softmax) else 1
-        F = np.random.default_rng(3).normal(size=(N, len(problems), columns))
+        F = np.random.default_rng(3).normal(size=(N, len(problems), loss.width))
         _, slope, _ = loss.at(F, problems)
         assert not slope[loss.weights[..., 0] == 0].any()
 

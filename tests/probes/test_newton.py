@@ -7,7 +7,6 @@ import pytest
 from scipy.optimize import minimize
 
 from featpipe.probes import newton
-from featpipe.probes.losses import Softmax
 from featpipe.probes.newton import Newton
 from featpipe.probes.rows import Rows
 from tests.probes.test_losses import BOTH, N, losses
@@ -18,7 +17,7 @@ D = 6
 def start(number: int, max_iter: int = 100, factor: float = 1.0) -> Newton:
     loss = losses()[number]
     X = factor * np.random.default_rng(1).normal(1, 2, (N, D))
-    return Newton.at_zero(Rows(X), loss, 3 if isinstance(loss, Softmax) else 1, max_iter)
+    return Newton(Rows(X), loss, max_iter)
 
 
 def objective(at: Newton, C: float, W: np.ndarray) -> np.ndarray:
