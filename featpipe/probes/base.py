@@ -44,7 +44,7 @@ class OnFeatures(Step):
     """A step on the stored features of one dataset × backbone."""
 
     needs = Needs("features")
-    takes_unlabelled: ClassVar[bool] = False  # whether stores without labels are found, too
+    takes_unlabelled: ClassVar[bool] = False  # whether stores without labels need not be named
 
     dataset: str | None = option(
         None,
