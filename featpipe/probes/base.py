@@ -31,8 +31,7 @@ estimators, solvers = Lazy("featpipe.probes.estimators"), Lazy("featpipe.probes.
 evaluation, stores = Lazy("featpipe.evaluation.run"), Lazy("featpipe.evaluation.stores")
 protocols, results = Lazy("featpipe.evaluation.protocol"), Lazy("featpipe.evaluation.result")
 
-# What "auto" means. With fewer training rows, one validation holdout is too noisy, and folds are
-# cheap.
+# What "auto" means: with fewer training rows, a single holdout is too noisy and folds are cheap.
 FEW_ROWS = 2000
 FOLDS = 3
 SHARE = 0.2

@@ -293,7 +293,7 @@ class _Linear(ClassifierMixin, BaseEstimator):
         without = self.classes_[own * counts <= 0]
         if len(without):
             raise ValueError(f"Every class needs a row of positive weight; without: {without}")
-        # As in liblinear: a class has its own weight and the rest 1; each of two has its own.
+        # As in liblinear: a class has its own weight and the rest 1; of two, each has its own.
         rest = own[::-1] if len(own) == 2 else np.ones_like(own)
         balance = np.stack([own, rest], axis=-1)[None]
         task = Task(self._hinge, target, len(own), weight[None], balance)

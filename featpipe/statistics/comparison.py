@@ -94,7 +94,7 @@ def compare(
         Whether to add the published numbers of the same datasets, or which to add instead:
         ``"stl10"``, ``"cifar10/resnet9"``.
     margin : float
-        Smaller differences, in points of accuracy, do not matter to you.
+        Differences smaller than this many points of accuracy do not matter to you.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def _judge_group(
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
-    """Sort the highest accuracy first; accuracies that are equal up to rounding by title."""
+    """Sort key: highest accuracy first; those that differ only by rounding, by title."""
     return -round(row["accuracy"], 12), row["method"], row["name"]
 
 

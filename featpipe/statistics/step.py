@@ -27,7 +27,7 @@ class ResultsStep(Step):
     )
     published: bool = option(True, help="Also show published numbers, separately.")
     margin: float = option(
-        1.0, help="Smaller differences, in points of accuracy, do not matter.", minimum=0
+        1.0, help="Differences smaller than this many points do not matter.", minimum=0
     )
     force: bool = option(
         False, help="Replace files that featpipe did not write, too.", affects_result=False

@@ -55,7 +55,7 @@ class Variance:
 
     def more_rows(self, target: float) -> float | None:
         """Return how many times the test rows lower the variance to a target; None if none do."""
-        if self.design == "nested":  # more test rows are more training rows
+        if self.design == "nested":  # more test rows mean more training rows
             return self.total / target if target > 0 else None
         left = target - self.training
         if self.design == "pooled" and left > 0:  # rows + cross term = left, solved for √rows
@@ -91,7 +91,7 @@ def two_way_variance(
       much variance as that many test rows would. This is conservative.
     * *Rows that test one model and train another* (folds without a test split, draws within k-fold)
       make the two parts correlated. The correlation is assumed to be ½, which adds
-      √(rows·training); in simulations without overlap (``benchmarks/verdicts.py``) it is 0.4.
+      √(rows·training); simulations without overlap (``benchmarks/verdicts.py``) suggest 0.4.
 
     ``values``, of shape (m,), are 1 for right and 0 for wrong, or differences of two methods;
     ``row`` and ``model`` are the row and the training set of each value, both numbered from 0.
