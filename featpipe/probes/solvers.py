@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
@@ -35,19 +35,6 @@ _HINGE_SEARCH_TOL = 1e-5
 _SOFTMAX_SEARCH_TOL = 1e-3
 
 
-class Strategy(Protocol):
-    """How a probe's hyper-parameter is searched, and how the probe is fitted."""
-
-    name: str
-    reads_blocks: bool  # whether rows may be on disk
-
-    def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """Return a row for each value: mean ``accuracy`` over folds, ``converged`` and others."""
-
-    def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """Return a fitted pipeline of scikit-learn, and facts: ``converged`` and others."""
-
-
 @dataclass
 class ScikitLearn:
     """scikit-learn's own grid search and fits."""
@@ -55,10 +42,10 @@ class ScikitLearn:
     probe: Probe
     tol: float | None = None  # instead of the solver's own
     name = "sklearn"
-    reads_blocks = False
+    reads_blocks = False  # whether rows may be on disk
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Strategy`."""
+        """Return a row for each value: mean ``accuracy`` over folds, ``converged`` and others."""
         with warnings.catch_warnings():  # grid points record whether they converged
             warnings.simplefilter("ignore", ConvergenceWarning)
             points = map(self.probe.parameters, values)
@@ -74,7 +61,7 @@ class ScikitLearn:
         ]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Strategy`."""
+        """Return a fitted pipeline of scikit-learn, and facts: ``converged`` and others."""
         estimator = self._estimator(X)
         if self.probe.tuned:
             estimator.set_params(**self.probe.parameters(value))
@@ -104,7 +91,7 @@ class BatchedLinear:
     reads_blocks = True
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Strategy`."""
+        """See :class:`ScikitLearn`."""
         target = np.unique(y, return_inverse=True)[1]
         weight = np.zeros((len(folds), len(y)))
         for fold, (train, _) in enumerate(folds):
@@ -123,7 +110,7 @@ class BatchedLinear:
         ]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Strategy`."""
+        """See :class:`ScikitLearn`."""
         classes, target = np.unique(y, return_inverse=True)
         weight = np.ones((1, len(y)))
         (fit,) = self.path(X, target, weight, [value], jobs, _FIT_TOL)
@@ -170,7 +157,7 @@ class SharedDistances(ScikitLearn):
     name = "batched"
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Strategy`."""
+        """See :class:`ScikitLearn`."""
         rows = Normalizer().fit_transform(X)
         classes, target = np.unique(y, return_inverse=True)
         accuracy = np.zeros((len(values), len(folds)))
@@ -186,6 +173,9 @@ class SharedDistances(ScikitLearn):
                     answers = votes.argmax(axis=1)  # the first of equals, as scikit-learn does
                     accuracy[values.index(k + 1), fold] = np.mean(answers == target[validated])
         return [{"accuracy": float(right.mean()), "converged": True} for right in accuracy]
+
+
+Strategy = ScikitLearn | BatchedLinear
 
 
 def _score(estimator: BaseEstimator, X: Array, y: Array) -> dict[str, float]:
