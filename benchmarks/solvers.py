@@ -181,7 +181,7 @@ def softmax_gap(estimator: Any, C: float, X: np.ndarray, y: np.ndarray) -> float
     scaler, model = clone(estimator).set_params(logisticregression__C=C).fit(X, y)
     Z, target = scaler.transform(X).astype(np.float64), np.searchsorted(model.classes_, y)
     loss = Softmax(target, np.ones((len(y), 1)), np.arange(1), len(model.classes_))
-    at = Newton.at_zero(Rows(Z), loss, len(model.classes_), max_iter=0)
+    at = Newton(Rows(Z), loss, max_iter=0)
     at.W[:-1, 0] = model.coef_.T
     at.F = at.rows.forward(at.W, loss.fold)
     at.minimise(C, tol=0)  # no step, only what it begins with

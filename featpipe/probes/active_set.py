@@ -1,15 +1,14 @@
-"""Exact Newton on the few rows that matter, for squared-hinge problems with a large C.
+"""Exact Newton steps on the few active rows of squared-hinge problems with a large C.
 
-Where all but the rows A of a problem are beyond the margin, its minimum is w = Σ βᵢ xᵢ over A with
+If all rows but A are beyond the margin, a problem's minimum is w = Σ βᵢ xᵢ over A with
 (K_AA + diag(1 / 2 C s)) β = y_A: as many unknowns as active rows, however many features there are
-(Chapelle, *Training a support vector machine in the primal*, 2007). Neither the condition of the
-features nor a large C slows it down, and the next C starts from nearly the right set.
+(Chapelle, *Training a support vector machine in the primal*, 2007). Neither ill-conditioned
+features nor a large C slows it down, and the next C starts with nearly the right set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,45 +16,44 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from featpipe.probes.losses import SquaredHinge, minimise_along
+from featpipe.probes.losses import SquaredHinge, minimise_along, squared_hinge_along
 from featpipe.probes.newton import Newton
 
 Array = NDArray[Any]
 
 
-@dataclass
 class Dual:
-    """Problems of one kernel, and where their search has come to.
+    """Problems with one kernel, and the state of the search for their minimum.
 
-    K (n, n) holds the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative.
-    All is in double precision: the kernel's rounding has to stay below 1 / C.
+    It starts from the state of truncated Newton, with the rows that one fold trains on. K (n, n)
+    includes the intercept's ones; ``sign`` (n, m) is ±1, ``weight`` (n, m) not negative. All are in
+    double precision: the kernel's rounding has to stay below 1 / C.
+
+    Attributes
+    ----------
+    short : array of shape (n, m)
+        By how much decisions f miss the margin, 1 − y f.
+    square : array of shape (m,)
+        ‖w‖² of those decisions.
+    beta : array of shape (n, m)
+    gap : array of shape (m,)
+        (primal − dual) / primal of each problem.
+    iterations : array of shape (m,)
     """
 
-    K: Array
-    sign: Array
-    weight: Array
-    short: Array  # what decisions lack to the margin, 1 − y f, (n, m)
-    square: Array  # ‖w‖² of those decisions
-    beta: Array
-    gap: Array  # (primal − dual) / primal of each problem
-    iterations: Array
-
-    @classmethod
-    def of(cls, at: Newton, trained: Array, problems: Array) -> Dual:
-        """Start where truncated Newton has come to, with the rows that one fold trains on."""
-        loss, fold = at.loss, int(at.loss.fold[problems[0]])
-        assert isinstance(loss, SquaredHinge)
-        sign, weight, F = (
+    def __init__(self, at: Newton, trained: Array, problems: Array) -> None:
+        assert isinstance(at.loss, SquaredHinge)
+        self.sign, self.weight, F = (
             part[trained][:, problems, 0].astype(np.float64)
-            for part in (loss.sign, loss.weights, at.F)
+            for part in (at.loss.sign, at.loss.weights, at.F)
         )
-        square = (at.W[:, problems, 0].astype(np.float64) ** 2).sum(axis=0)
-        gap, iterations = np.full(len(problems), np.inf), at.iterations[problems]
-        K = at.rows.whole.kernel(at.rows.numbers[trained], fold)
-        return cls(K, sign, weight, 1 - sign * F, square, np.zeros(sign.shape), gap, iterations)
+        self.K = at.rows.whole.kernel(at.rows.numbers[trained], int(at.loss.fold[problems[0]]))
+        self.short, self.beta = 1 - self.sign * F, np.zeros(F.shape)
+        self.square = (at.W[:, problems, 0].astype(np.float64) ** 2).sum(axis=0)
+        self.gap, self.iterations = np.full(len(problems), np.inf), at.iterations[problems]
 
     def minimise(self, C: float, tol: float, solver: Any) -> None:
-        """Find every problem's minimum, from where the search is."""
+        """Find every problem's minimum, from the current state."""
         each: Callable[..., Any] = solver.pool.map if solver.pool else map
         todo = np.arange(self.sign.shape[1])
         self.gap[:] = np.inf
@@ -69,14 +67,14 @@ class Dual:
             for j, (A, part) in enumerate(zip(sets, parts, strict=True)):
                 beta[A, j], solved[j] = part
             F = self.K @ beta
-            # On active rows by the equation: cancellation would drown it where C is large.
+            # On active rows from the equation: cancellation would swamp it if C is large.
             short = np.where(active & solved, ridge * y * beta, 1 - y * F)
             square = (beta * F).sum(axis=0)
             gap = self._gap(C, y, s, beta, short, square)
             done = gap <= tol
             # Along the line from the weights so far, of squared norm q, to the new ones.
             q, cross = self.square[todo], (beta * y * (1 - old)).sum(axis=0)
-            along = partial(_along, old, short - old, s)
+            along = squared_hinge_along(*(part[..., None] for part in (old, short - old, s)))
             start = cross - q + C * along(np.zeros_like(q))[0]
             t = minimise_along(along, C, cross - q, q - 2 * cross + square, start)
             t = np.where(done, 1.0, t)
@@ -90,7 +88,7 @@ class Dual:
                 return
 
     def _gap(self, C: float, y: Array, s: Array, beta: Array, short: Array, square: Array) -> Array:
-        """Return the relative duality gap, with dual variables that are negative set to 0."""
+        """Return the relative duality gap, with negative dual variables set to 0."""
         alpha = np.maximum(y * beta, 0)
         primal = 0.5 * square + C * (s * np.maximum(short, 0) ** 2).sum(axis=0)
         dual = (alpha - alpha**2 / (4 * C * np.where(s > 0, s, 1))).sum(axis=0) - 0.5 * square
@@ -98,7 +96,7 @@ class Dual:
             N = np.flatnonzero(y[:, j] * beta[:, j] < 0)
             change = beta[N, j]
             dual[j] += change @ (y[N, j] * (1 - short[N, j]) - 0.5 * self.K[np.ix_(N, N)] @ change)
-        # Not below zero but for rounding, which then is what the solution is uncertain by.
+        # Below zero only by rounding, which is then the uncertainty of the solution.
         return np.abs(primal - dual) / primal
 
 
@@ -116,10 +114,3 @@ def _solve(K: Array, A: Array, y: Array, ridge: Array) -> tuple[Array, bool]:
         return V @ ((V.T @ y[A]) / np.maximum(root, rounding)), False
     half = solve_triangular(L, y[A], lower=True, check_finite=False)
     return solve_triangular(L, half, lower=True, trans=1, check_finite=False), True
-
-
-def _along(old: Array, change: Array, s: Array, t: Array) -> tuple[Array, Array]:
-    """Return the derivatives of Σ s max(0, old + t change)² with respect to t."""
-    now = old + t * change
-    slope = np.where(now > 0, 2 * s * change, 0)
-    return (slope * now).sum(axis=0), (slope * change).sum(axis=0)

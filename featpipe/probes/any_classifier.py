@@ -1,8 +1,8 @@
 """Any scikit-learn classifier, named by its import path.
 
 Its parameters are JSON-like, so a result records what was trained. A parameter that is itself an
-estimator is written as ``{"estimator": PATH, "set": {PARAMETER: VALUE}}``, a dict whose keys are no
-strings as ``{"pairs": [[KEY, VALUE], …]}``.
+estimator is written as ``{"estimator": PATH, "set": {PARAMETER: VALUE}}``, and a dict whose keys
+are not strings as ``{"pairs": [[KEY, VALUE], …]}``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class AnyClassifier(Probe):
         "featpipe probe sklearn.neural_network.MLPClassifier --set hidden_layer_sizes=[100]",
     )
     bytes_per_value = 24
-    solver_per_class = True  # what a fit of an ensemble takes is nearer to that than to one solver
+    solver_per_class = True  # the cost of an ensemble is closer to that than to one solver's
 
     classifier: str = option(
         help=f"Import path of the classifier, such as {_EXAMPLE}.", positional=True
@@ -62,7 +62,7 @@ class AnyClassifier(Probe):
     )
 
     def check(self) -> None:
-        """Import the classifier, and refuse parameters that it does not have."""
+        """Import the classifier and refuse parameters that it does not have."""
         super().check()
         try:
             made = self._classifier()
@@ -72,14 +72,14 @@ class AnyClassifier(Probe):
                     what = "n_jobs does not affect the result, so it cannot be set here."
                     raise UsageError(what, got=name, next_step="--jobs N")
                 if name not in known:
-                    raise _unknown(made, name, known)
+                    raise _unknown(type(made), name, known)
         except UsageError as error:
             error.option = error.option or "classifier"
             raise
 
     def _classifier(self) -> Any:
         made = _build(self.classifier, self.set, trust=self.trust)
-        # The class is asked: some (StackingClassifier) have predict only once they are fitted.
+        # Looked up in the class: some (StackingClassifier) have predict only once they are fitted.
         needed = ("fit", "predict", "get_params")
         lacking = [name for name in needed if not inspect.getattr_static(made, name, None)]
         if lacking or not sklearn_base.is_classifier(made):
@@ -90,12 +90,9 @@ class AnyClassifier(Probe):
                 expected=f"a classifier of scikit-learn, such as {_EXAMPLE}",
                 next_step=near,
             )
-        free = [
-            name
-            for name, value in made.get_params().items()
-            if name.rpartition("__")[2] == "random_state" and value is None
-        ]
-        return made.set_params(**dict.fromkeys(free, self.seed))
+        unset = (name for name, value in made.get_params().items() if value is None)
+        seeds = [name for name in unset if name.rpartition("__")[2] == "random_state"]
+        return made.set_params(**dict.fromkeys(seeds, self.seed))
 
     @property
     def _class_name(self) -> str:
@@ -103,7 +100,7 @@ class AnyClassifier(Probe):
 
     @property
     def display_name(self) -> str:  # type: ignore[override]
-        """The class, and what was set."""
+        """The class and the parameters that were set."""
         return _in_words({"estimator": self.classifier, "set": self.set})
 
     @property
@@ -118,16 +115,15 @@ class AnyClassifier(Probe):
 
     def candidates(self) -> tuple[Any, ...]:
         """Return all combinations, in the order in which the values were given."""
-        return tuple(
-            dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())
-        )
+        every = product(*self.grid.values())
+        return tuple(dict(zip(self.grid, values, strict=True)) for values in every)
 
     def parameters(self, value: Any) -> dict[str, Any]:
         """Return a combination as parameters of the pipeline."""
         return {f"classifier__{k}": _decoded(v, trust=self.trust) for k, v in value.items()}
 
     def recorded(self, value: Any) -> dict[str, Any]:
-        """Return a combination as it is: its parameters have names."""
+        """Return a combination as it is, by the names of its parameters."""
         return dict(value)
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
@@ -149,12 +145,12 @@ class AnyClassifier(Probe):
         return pipeline.Pipeline([*scaling, ("classifier", self._classifier())])
 
     def answer(self, splits: list[Any], context: Context) -> Any:
-        """Train and test it; its own errors become errors of the step."""
+        """Train and test the classifier; its errors become errors of the step."""
         try:
             return super().answer(splits, context)
         except FeatpipeError:
             raise
-        except Exception as error:  # whatever a classifier may raise
+        except Exception as error:  # a classifier may raise anything
             raise FitError(
                 f"{self._class_name} failed on these rows with these parameters: {error}",
                 next_step="change its parameters (--set, --grid), or --scale",
@@ -162,14 +158,14 @@ class AnyClassifier(Probe):
 
 
 def describe(estimator: Any) -> dict[str, Any]:
-    """Return the path of an estimator's class and those of its parameters that are no defaults.
+    """Return the path of an estimator's class and the parameters that differ from their defaults.
 
     ``n_jobs`` is left out: it changes no number.
 
     Raises
     ------
     UsageError
-        If a parameter cannot be written in JSON, as a function or an array cannot.
+        If a parameter, such as a function, cannot be written in JSON.
 
     Examples
     --------
@@ -194,7 +190,7 @@ def _encoded(value: Any, where: str) -> Any:
         value = value.tolist()
     if isinstance(value, list | tuple):
         return [_encoded(item, where) for item in value]
-    if isinstance(value, Mapping):  # with keys that JSON does not have, such as class_weight's
+    if isinstance(value, Mapping):  # perhaps with keys that JSON lacks, such as class_weight's
         pairs = [[_encoded(key, where), _encoded(item, where)] for key, item in value.items()]
         return dict(pairs) if all(isinstance(key, str) for key, _ in pairs) else {"pairs": pairs}
     if value is None or isinstance(value, bool | int | float | str):
@@ -208,7 +204,7 @@ def _encoded(value: Any, where: str) -> Any:
 
 
 def _decoded(value: Any, *, trust: bool) -> Any:
-    """Return what a JSON-like parameter means."""
+    """Return the value of a JSON-like parameter."""
     if isinstance(value, Mapping):
         if isinstance(path := value.get("estimator"), str) and value.keys() <= {"estimator", "set"}:
             return _build(path, value.get("set") or {}, trust=trust)
@@ -218,7 +214,7 @@ def _decoded(value: Any, *, trust: bool) -> Any:
 
 
 def _build(path: str, parameters: Mapping[str, Any], *, trust: bool) -> Any:
-    """Import a class and make an estimator of it."""
+    """Import a class and make an estimator."""
     kind = _find(path, trust=trust)
     values = {name: _decoded(value, trust=trust) for name, value in parameters.items()}
     known = inspect.signature(kind).parameters
@@ -237,10 +233,10 @@ def _build(path: str, parameters: Mapping[str, Any], *, trust: bool) -> Any:
 
 
 def _in_words(value: Any) -> str:
-    """Return a JSON-like parameter for a title: classes by their names, of mappings the keys."""
+    """Return a JSON-like parameter for a title: names of classes, keys of mappings."""
     if isinstance(value, list):
         if value and all(isinstance(item, list) and len(item) == 2 for item in value):
-            # Estimators with the names that they were given, as in a VotingClassifier.
+            # Named estimators, as in a VotingClassifier.
             value = [item[1] for item in value if item[1] is not None]
         return ", ".join(map(_in_words, value))
     if not isinstance(value, Mapping):
@@ -251,14 +247,14 @@ def _in_words(value: Any) -> str:
         return "/".join(map(str, value))
     name = str(value["estimator"]).rpartition(".")[2]
     given = [f"{key}={_in_words(item)}" for key, item in (value.get("set") or {}).items()]
-    if name == "Pipeline":  # its steps in their order, without the names that they were given
+    if name == "Pipeline":  # its steps in order, without their names
         steps = (value.get("set") or {}).get("steps", ())
         return " → ".join(_in_words(step[-1]) for step in steps if step[-1] is not None)
     return ", ".join([name, *given]) if given else name
 
 
 def _find(path: str, *, trust: bool) -> type:
-    """Import the class of an estimator: a public one of scikit-learn, or one that is trusted."""
+    """Import the class of an estimator: public in scikit-learn, or of a trusted package."""
     module, _, name = path.rpartition(".")
     package = path.partition(".")[0]
     there = package in sys.modules or (package.isidentifier() and find_spec(package))
@@ -281,17 +277,15 @@ def _find(path: str, *, trust: bool) -> type:
         )
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever another package may raise
+    except Exception as error:  # another package may raise anything
         raise UnknownNameError(
             f"There is no class {path!r}: {error}", path, _known_paths(), expected=None
         ) from error
-    if not isinstance(found, type) or not (trust or _is_sklearn(found)):
+    estimator = isinstance(found, type) and issubclass(found, sklearn_base.BaseEstimator)
+    public = estimator and found.__module__.startswith("sklearn.")
+    if not isinstance(found, type) or not (trust or public):
         raise UsageError(f"{path!r} is not an estimator.", expected=f"a class such as {_EXAMPLE}")
     return found
-
-
-def _is_sklearn(kind: type) -> bool:
-    return issubclass(kind, sklearn_base.BaseEstimator) and kind.__module__.startswith("sklearn.")
 
 
 def _known_paths() -> list[str]:
@@ -305,8 +299,7 @@ def _public_path(kind: type) -> str:
     return f"{public}.{kind.__qualname__}"
 
 
-def _unknown(owner: Any, name: str, known: Any) -> UnknownNameError:
-    kind = owner if isinstance(owner, type) else type(owner)
+def _unknown(kind: type, name: str, known: Any) -> UnknownNameError:
     return UnknownNameError(f"{kind.__name__} has no parameter {name!r}.", name, known)
 
 
@@ -316,8 +309,8 @@ def _source(kind: type) -> str:
         return fingerprint.of_bytes(inspect.getsource(kind).encode())
     except (OSError, TypeError):
         raise UsageError(
-            "The source code of the classifier cannot be found, so its results could not be told "
-            "apart from those of another version.",
+            "The source code of the classifier cannot be found, so its results could not be "
+            "distinguished from those of another version.",
             where=_public_path(kind),
             next_step="define the class in a file",
         ) from None

@@ -1,7 +1,7 @@
-"""What a probe is: a step with a scikit-learn pipeline and a grid of hyper-parameters.
+"""A probe is a step with a scikit-learn pipeline and a grid of hyper-parameters.
 
-A probe is one module: a subclass of :class:`Probe` with its options and :meth:`Probe.estimator`.
-Splits, choice, fits, metrics and files are the same for all of them.
+Each probe is one module: a subclass of :class:`Probe` with its options and its
+:meth:`Probe.estimator`. Splits, model selection, fits, metrics and files are common to all.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ from featpipe.steps import (
 )
 
 # A step is planned without scikit-learn and NumPy.
-estimators = Lazy("featpipe.probes.estimators")
+estimators, solvers = Lazy("featpipe.probes.estimators"), Lazy("featpipe.probes.solvers")
 evaluation, stores = Lazy("featpipe.evaluation.run"), Lazy("featpipe.evaluation.stores")
 protocols, results = Lazy("featpipe.evaluation.protocol"), Lazy("featpipe.evaluation.result")
 
-# What "auto" means. Below so many training rows one validation holdout is too noisy a judge, and
-# folds are cheap.
+# What "auto" means: with fewer training rows, a single holdout is too noisy and folds are cheap.
 FEW_ROWS = 2000
 FOLDS = 3
 SHARE = 0.2
 LARGE = 2_000_000  # features of the training rows: a fit takes seconds
-CLASS_WEIGHTS = {"none": None, "balanced": "balanced"}  # as scikit-learn calls them
+CLASS_WEIGHTS = {"none": None, "balanced": "balanced"}  # their values in scikit-learn
 
 
 class OnFeatures(Step):
-    """What works on the stored features of one dataset × backbone."""
+    """A step on the stored features of one dataset × backbone."""
 
     needs = Needs("features")
-    takes_unlabelled: ClassVar[bool] = False  # whether stores without labels fit unasked
+    takes_unlabelled: ClassVar[bool] = False  # whether stores without labels need not be named
 
     dataset: str | None = option(
         None,
@@ -67,7 +66,7 @@ class OnFeatures(Step):
     )
 
     def accepts(self, producer: Step) -> bool:
-        """Whether this is the dataset, the model and the layer asked for."""
+        """Whether this extraction has the dataset, model and layer asked for."""
         made = producer.settings()
         dataset, model, layers = made.get("dataset"), str(made.get("model")), made.get("layer")
         return (
@@ -82,7 +81,7 @@ class OnFeatures(Step):
 
 
 class Evaluation(RowOptions, OnFeatures):
-    """What all methods that are evaluated on stored features have in common."""
+    """A method that is evaluated on stored features."""
 
     makes = ("result",)
 
@@ -105,24 +104,21 @@ class Evaluation(RowOptions, OnFeatures):
     def check(self) -> None:
         """Refuse one store of a pair without the other."""
         if self.test is not None and self.train is None:
-            raise UsageError(
-                "--test needs --train.",
-                next_step="give both stores, or neither",
-            )
+            raise UsageError("--test needs --train.", next_step="give both stores, or neither")
 
     def has_inputs(self) -> bool:
         """Whether the stores are named."""
         return self.train is not None
 
     def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
-        """Take the stores of one extraction; a split without labels is left out."""
+        """Take the stores of one extraction, except those without labels."""
         if not inputs:
             return self
         train, test = stores.train_and_test(map(stores.FeatureStore, inputs[0]))
         return self.replace(train=train.path, test=None if test is None else test.path)
 
     def status(self, context: Context) -> Status:
-        """Look for the result of these options on these stores."""
+        """Look up the result of these options on these stores."""
         setup, path, existing = evaluation.look_up(self, context)
         key = setup.key[:8]
         if existing is None:
@@ -130,7 +126,7 @@ class Evaluation(RowOptions, OnFeatures):
         return Status(True, "result is there", key, (path,))
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
-        """Take what the last result of this method took, on this dataset if there is one."""
+        """Return the time and space of this method's last result, on this dataset if possible."""
         last = results.latest_result(context.workspace.results, self.name, self.dataset)
         if last is None:
             return None
@@ -139,7 +135,7 @@ class Evaluation(RowOptions, OnFeatures):
 
     @property
     def label(self) -> str:
-        """What names its results, beside dataset, model and key."""
+        """The part of a result's name between the model and the key."""
         return self.name
 
     @property
@@ -148,7 +144,7 @@ class Evaluation(RowOptions, OnFeatures):
         raise NotImplementedError
 
     def subsets(self, splits: list[Any]) -> list[Any]:
-        """Return the splits that are evaluated, out of those that the protocol makes."""
+        """Return the splits to evaluate, out of those that the protocol makes."""
         return splits
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
@@ -161,15 +157,14 @@ class Evaluation(RowOptions, OnFeatures):
 
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
-        outcome: Outcome = evaluation.run_evaluation(self, context)
-        return outcome
+        return evaluation.run_evaluation(self, context)
 
 
 class Probe(OnCluster, TrainingRowOptions, Evaluation):
     """A classifier that is trained on stored features.
 
     A subclass has a name, options and an :meth:`estimator`. One option may be ``tunable``: a tuple
-    of values, out of which the best on validation rows is chosen.
+    of values, of which the best on validation rows is chosen.
     """
 
     display_name: ClassVar[str]  # in tables
@@ -177,10 +172,10 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
     # ("logisticregression__C"); empty if nothing is chosen.
     parameter: ClassVar[str] = ""
     open_ended: ClassVar[bool] = False  # whether a value beyond the end of the grid may be better
-    # Memory at the peak of a fit by scikit-learn for each number in the training rows, these
-    # included, measured with scikit-learn 1.9 on float32 features.
+    # Peak memory of a fit by scikit-learn per number in the training rows, including these,
+    # measured with scikit-learn 1.9 on float32 features.
     bytes_per_value: ClassVar[float] = 16
-    solver_per_class: ClassVar[bool] = False  # whether that runs for each class, not for all
+    solver_per_class: ClassVar[bool] = False  # whether the solver runs once per class
 
     validation: str = option(
         "auto",
@@ -199,22 +194,21 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
     )
 
     def check(self) -> None:
-        """Refuse a protocol without training rows, too."""
+        """Also refuse a protocol without training rows."""
         super().check()
         grammar.need_training(self.protocol)
 
     @property
     def default_title(self) -> str:
-        """The name in tables, and how few rows trained it."""
+        """The name in tables, with the number of training rows per class if limited."""
         few = f", {max(self.train_per_class)} per class" if self.train_per_class else ""
         return self.display_name + few
 
     def subsets(self, splits: list[Any]) -> list[Any]:
-        """Draw a few training rows per class, where a low-shot curve is asked for."""
+        """Draw a few training rows per class if a low-shot curve is asked for."""
         if not self.train_per_class:
             return splits
-        drawn = protocols.low_shot(splits, self.train_per_class, self.repeats, self.seed)
-        return list(drawn)
+        return list(protocols.low_shot(splits, self.train_per_class, self.repeats, self.seed))
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add how the hyper-parameter is chosen on the training rows of each split."""
@@ -231,18 +225,18 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Return the unfitted scikit-learn pipeline for training rows of this shape.
 
-        Normalisation is part of it, so that it is learned from training rows only. The shape may
-        decide what a fit costs (which solver is used), not what it looks for.
+        It includes normalisation, which is thus learned from training rows only. The shape may
+        decide how fast a fit is (which solver is used), but not its objective.
         """
         raise NotImplementedError
 
     def strategy(self, n_rows: int, n_features: int) -> Any:
-        """Return how so many rows are searched and fitted (:mod:`featpipe.probes.solvers`)."""
-        return estimators.ScikitLearn(self)
+        """Return how rows of this shape are searched and fitted, by a class of ``solvers.py``."""
+        return solvers.ScikitLearn(self)
 
     @property
     def tuned(self) -> str:
-        """Name of the option that lists values to choose from; empty where there is none."""
+        """Name of the option that lists values to choose from; empty if there is none."""
         return next((name for name, s in options_of(type(self)).items() if s.tunable), "")
 
     def candidates(self) -> tuple[Any, ...]:
@@ -250,11 +244,11 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
         return tuple(sorted(getattr(self, self.tuned))) if self.tuned else ()
 
     def parameters(self, value: Any) -> dict[str, Any]:
-        """Return the parameters of the pipeline that a value is."""
+        """Return a value as parameters of the pipeline."""
         return {self.parameter: value}
 
     def recorded(self, value: Any) -> dict[str, Any]:
-        """Return a value under the name that it has in the result."""
+        """Return a value under its name in the result."""
         return {self.tuned: value}
 
     @property
@@ -263,19 +257,19 @@ class Probe(OnCluster, TrainingRowOptions, Evaluation):
         return len(self.candidates()) > 1
 
     def default(self) -> Any:
-        """Return the value of the grid for training rows that are too few to choose."""
+        """Return the value to use if there are too few training rows to choose."""
         values = self.candidates()
         return values[len(values) // 2] if values else None
 
     def admits(self, value: Any, n_rows: int) -> bool:
-        """Whether so many rows can be fitted with a value."""
+        """Whether this many rows can be fitted with a value."""
         return True
 
 
 class LinearProbe(Probe):
-    """A linear classifier with an L2 penalty, C chosen from a grid."""
+    """A linear classifier with an L2 penalty and a grid of C."""
 
-    revision = 2  # 1: searches ended early where C is tiny
+    revision = 2  # 1: searches ended too early for tiny C
     open_ended = True
     hinge: ClassVar[bool]  # squared hinge of each class against the rest, or cross-entropy
     max_iter: int
@@ -300,31 +294,30 @@ class LinearProbe(Probe):
     )
 
     def solver_for(self, n_rows: int, n_features: int) -> str:
-        """Return the solver that ``"auto"`` means: the batched one where fits share their work.
+        """Return the solver that ``"auto"`` means: the batched one if fits share their work.
 
-        For an SVM that is always faster. Logistic regression by scikit-learn's default stops early,
-        and so is as fast where classes are many and folds few. Measured on two cores, batched and
+        For an SVM that is always faster. scikit-learn's logistic regression stops early by default
+        and is as fast for many classes and few folds. Measured on two cores, batched and
         scikit-learn, search of five C on one holdout and refit: 10 classes, 4000 × 2048 features
         1.4 and 3.0 s; 200 classes, 10,000 × 2048 14 and 17 s, 10,000 × 512 5.7 and 5.4 s; 500
         classes, 20,000 × 256 36 and 13 s.
         """
         if self.solver != "auto":
             return self.solver
-        shared = self.chooses or n_rows * n_features >= LARGE
-        return "batched" if shared else "sklearn"
+        return "batched" if self.chooses or n_rows * n_features >= LARGE else "sklearn"
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
-        """Add the solver."""
+        """Add the solver of each split."""
         used = {self.solver_for(len(s.train), s.train.width(self.layer)) for s in splits}
         return {**super().resolved(splits), "solver": " ".join(sorted(used))}
 
     def strategy(self, n_rows: int, n_features: int) -> Any:
-        """Return that of the solver."""
+        """Return the strategy of the solver."""
         if self.solver_for(n_rows, n_features) == "sklearn":
             return super().strategy(n_rows, n_features)
-        return estimators.BatchedLinear(self)
+        return solvers.BatchedLinear(self)
 
 
 def canonical_model(name: str) -> str:
-    """Return the name that a model's stores are made under; it may be asked for by an alias."""
+    """Return the name of a model in stores; users may ask for it by an alias."""
     return backbone_name(name) if name.partition(":")[0] in MODELS else name

@@ -1,4 +1,4 @@
-"""What probes are made of: scikit-learn's estimators, one that it does not have, and solvers."""
+"""The estimators of probes: scikit-learn's, and one that it does not have."""
 
 from __future__ import annotations
 
@@ -16,29 +16,18 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featpipe.probes.solvers import BatchedLinear, ScikitLearn, SharedDistances
-
 __all__ = [
-    "BatchedLinear",
-    "KNeighborsClassifier",
-    "LinearSVC",
-    "LogisticRegression",
-    "NearestMean",
-    "Normalizer",
-    "OneVsRestClassifier",
-    "ScikitLearn",
-    "SharedDistances",
-    "StandardScaler",
-    "make_pipeline",
-]
+    "KNeighborsClassifier", "LinearSVC", "LogisticRegression", "NearestMean", "Normalizer",
+    "OneVsRestClassifier", "StandardScaler", "make_pipeline",
+]  # fmt: skip
 
 
 class NearestMean(ClassifierMixin, BaseEstimator):
     """Classify by the nearest class mean, scored by the same distance.
 
     scikit-learn's NearestCentroid predicts by plain distances but scores by distances in units of
-    the deviation within classes: its scores are another classifier's than its predictions, and
-    with one training row per class they are 0 / 0.
+    the deviation within classes: its scores belong to a different classifier than its predictions,
+    and with one training row per class they are 0 / 0.
 
     Examples
     --------
@@ -58,7 +47,7 @@ class NearestMean(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[Any]:
-        """Return x·m − ‖m‖²/2, which orders class means m as the nearness to x does.
+        """Return x·m − ‖m‖²/2, which is largest for the class mean m nearest to x.
 
         Of shape (n, n_classes), or (n,) for two classes.
         """

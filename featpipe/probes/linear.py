@@ -1,8 +1,8 @@
-"""Linear classifiers of all classes, folds and values of C together, and as estimators.
+"""Linear classifiers for all classes, folds and values of C together, and as estimators.
 
-The objectives are those of scikit-learn: LinearSVC's (liblinear's L2-regularised squared hinge,
-with its penalised intercept) and LogisticRegression's (multinomial, its intercept free). What is
-learned can be kept in those classes.
+The objectives are those of scikit-learn: LinearSVC's (liblinear's L2-regularised squared hinge
+with a penalised intercept) and LogisticRegression's (multinomial, without a penalty on the
+intercept), so the coefficients can be stored in those classes.
 """
 
 from __future__ import annotations
@@ -26,61 +26,62 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from threadpoolctl import threadpool_limits
 
-from featpipe.probes import active_set
-from featpipe.probes.losses import Softmax, SquaredHinge
+from featpipe.probes.active_set import Dual
+from featpipe.probes.losses import Loss, Softmax, SquaredHinge
 from featpipe.probes.newton import Newton
 from featpipe.probes.rows import Rows, affordable, moments
 
 Array = NDArray[Any]
 
-_EXACT_ROWS = 512  # so few active rows are solved for exactly,
-_EXACT_SHARE = 0.7  # and so many, of as many as there are features
-_LOOSE = 1e-2  # the gap on the way to a C that was asked for
+# The exact solver takes over at this many active rows, or this share of the features if larger.
+_EXACT_ROWS = 512
+_EXACT_SHARE = 0.7
+_LOOSE = 1e-2  # gap for values of C between those asked for
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: classes of rows, by folds, as far as they count.
+    """What is learned: the classes of weighted rows, for several folds.
 
     Parameters
     ----------
     hinge : bool
         Squared hinge of every class against the rest, or the cross-entropy of a softmax.
     target : array of shape (n,), of integers
-        The column of each row's class.
-    columns : int
-        Number of columns: that of the classes, or 1 for a squared hinge of two classes, whose
-        positive rows have target 1.
+        The class of each row.
+    classes : int
+        Number of classes.
     weight : array of shape (n_folds, n)
         Of each row in each fold; 0 for rows that a fold does not train on.
-    class_weight : array of shape (n_folds, columns, 2), optional
-        Weights of a column's own class and, for the squared hinge, of the rest.
+    class_weight : array of shape (n_folds, classes, 2), optional
+        Weights of a class and, for the squared hinge, of the rest.
     """
 
     hinge: bool
     target: Array
-    columns: int
+    classes: int
     weight: Array
     class_weight: Array | None = None
 
     def only(self, rows: Array) -> Task:
-        """Return the task of some rows."""
+        """Return the task restricted to some rows."""
         return replace(self, target=self.target[rows], weight=self.weight[:, rows])
 
-    def of(self, folds: Array, dtype: Any) -> SquaredHinge | Softmax:
+    def of(self, folds: Array, dtype: Any) -> Loss:
         """Return the loss of some folds."""
         weight = self.weight[folds].T
-        balance = np.ones((len(folds), self.columns, 2))
+        balance = np.ones((len(folds), self.classes, 2))
         if self.class_weight is not None:
             balance = self.class_weight[folds]
         if not self.hinge:
             counts = weight * balance[:, self.target, 0].T
             fold = np.arange(len(folds))
-            return Softmax(self.target, counts.astype(dtype), fold, self.columns)
-        fold = np.repeat(np.arange(len(folds)), self.columns)
-        column = np.tile(np.arange(self.columns), len(folds)) + (self.columns == 1)
-        own = self.target[:, None] == column
-        counts = weight[:, fold] * np.where(own, *balance.reshape(-1, 2).T)
+            return Softmax(self.target, counts.astype(dtype), fold, self.classes)
+        first = int(self.classes == 2)  # of two classes, only the second has a column
+        columns = np.arange(first, self.classes)
+        fold = np.repeat(np.arange(len(folds)), len(columns))
+        own = self.target[:, None] == np.tile(columns, len(folds))
+        counts = weight[:, fold] * np.where(own, *balance[:, first:].reshape(-1, 2).T)
         return SquaredHinge(np.where(own, 1, -1).astype(dtype), counts.astype(dtype), fold)
 
 
@@ -93,23 +94,23 @@ class Solver:
     pool: Executor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fit:
-    """What the classifiers of one fold became with one C."""
+    """The classifiers of one fold with one C: a column for each class, or one for two classes."""
 
-    value: int  # number of C among the values
+    value: int  # index of C among the values
     fold: int
-    W: Array  # (d + 1, columns): weights of standardised features, the intercept last
+    W: Array  # (d + 1, columns): weights of (standardised) features, the intercept last
     F: Array  # decisions on all rows, (n, columns)
     gap: float  # bound on objective − minimum, relative to the objective or its gain
     iterations: int  # Newton steps since the smallest C
-    mean: Array | None = None  # (d,) of features that are standardised, on the fold's rows
+    mean: Array | None = None  # (d,) of standardised features, on the fold's rows
     scale: Array | None = None
 
 
 @contextmanager
 def thread_pool(jobs: int | None) -> Iterator[Executor | None]:
-    """Give threads that compute with one BLAS thread each."""
+    """Provide threads that compute with one BLAS thread each; None for a single job."""
     number = joblib.effective_n_jobs(jobs)
     with threadpool_limits(1):
         if number == 1:
@@ -127,56 +128,59 @@ def fit_path(
     Parameters
     ----------
     X : array of shape (n, d)
-        Features, or anything that has a shape and a dtype and gives rows.
+        Features, or anything that has a shape and a dtype and is indexed by rows.
     task : Task
     values : sequence of float
         Values of C.
     solver : Solver
     standardise : bool
-        Whether each fold sees features of mean 0 and standard deviation 1 on its own rows.
+        Whether features have mean 0 and standard deviation 1 on each fold's own rows.
 
     Yields
     ------
     Fit
-        In the order of C within a fold.
+        In ascending order of C within a fold.
     """
     _check(task, values)
-    d = X.shape[1]
+    # Two columns of a softmax share a penalty that a single one would bear alone.
+    two_columns = task.classes == 2 and not task.hinge
+    values = [C / 2 for C in values] if two_columns else values
     trained = [np.flatnonzero(weight) for weight in task.weight]
-    mean: Array | None = None
-    scale: Array | None = None
+    views: tuple[Array, Array] | None = None  # mean and scale, (n_folds, d) each
     if standardise:
-        mean, scale = moments(X, task.weight > 0)
+        views = moments(X, task.weight > 0)
     elif not task.hinge:
-        # An intercept that is not penalised may stand for any origin; far from it, it is hard to
-        # tell from the weights.
+        # Without a penalty on the intercept, any origin has the same minimum; far from the rows,
+        # the intercept is hard to tell from the weights.
         used = task.weight.max(axis=0, keepdims=True) > 0
         mean = np.repeat(moments(X, used)[0], len(trained), axis=0)
-        scale = np.ones_like(mean)
+        views = mean, np.ones_like(mean)
     # With fewer rows than features, each fold is solved in the span of its own rows.
     most = max(map(len, trained))
-    spans = most < d and affordable(most)
+    spans = most < X.shape[1] and affordable(most)
     for folds in np.arange(len(trained)).reshape(-1, 1 if spans else len(trained)):
-        own = (None, None) if mean is None or scale is None else (mean[folds], scale[folds])
+        own = [part[folds] for part in views or ()]
         rows, seen, mine = Rows(X, *own, pool=solver.pool), task, trained[folds[0]]
         if spans and len(mine) > _EXACT_ROWS:
             rows = rows.in_span(mine)
             seen = task.only(rows.numbers)
         for fit in _fit_folds(rows, seen, folds, values, solver):
-            if mean is None or scale is None:
-                yield fit
-            elif standardise:
-                yield replace(fit, mean=mean[fit.fold], scale=scale[fit.fold])
-            else:
-                fit.W[-1] -= mean[fit.fold] @ fit.W[:-1]
-                yield fit
+            if views is not None:
+                mean, scale = (part[fit.fold] for part in views)
+                if standardise:
+                    fit.mean, fit.scale = mean, scale
+                else:
+                    fit.W[-1] -= mean @ fit.W[:-1]
+            if two_columns:
+                fit.W, fit.F = (np.diff(columns, axis=1) for columns in (fit.W, fit.F))
+            yield fit
 
 
 def _check(task: Task, values: Sequence[float]) -> None:
-    """Raise an error where there is nothing to minimise."""
+    """Raise an error if there is nothing to minimise."""
     for C in values:
-        if not 0 < C < np.inf:
-            raise ValueError(f"C must be positive and finite; got {C!r}")
+        if not (isinstance(C, Real) and 0 < C < np.inf):
+            raise ValueError(f"C must be a positive, finite number; got {C!r}")
     if not (np.isfinite(task.weight).all() and (task.weight >= 0).all()):
         raise ValueError("weights of rows must be finite and not negative")
     for fold, weight in enumerate(task.weight):
@@ -194,28 +198,22 @@ def _fit_folds(
     """Fit folds together by truncated Newton, then each by its active set once that is small."""
     n, d = rows.shape
     loss = task.of(folds, rows.dtype)
-    at = Newton.at_zero(rows, loss, 1 if task.hinge else task.columns, solver.max_iter)
+    at = Newton(rows, loss, solver.max_iter)
     trained = [np.flatnonzero(task.weight[fold]) for fold in folds]
     most = max(map(len, trained))
     limit = max(_EXACT_ROWS, _EXACT_SHARE * min(d, most))
-
-    def few_active() -> bool:
-        return (
-            isinstance(loss, SquaredHinge)
-            and affordable(most)
-            and float(loss.active(at.F).sum(axis=0).mean()) <= limit
-        )
-
+    hinge = loss if isinstance(loss, SquaredHinge) and affordable(most) else None
     steps = _with_steps_between(values, 1 / most)
-    while steps and not few_active():
+    while steps and (hinge is None or hinge.active(at.F).sum(axis=0).mean() > limit):
         C, value = steps.pop(0)
-        tol = solver.tol if value is not None else _LOOSE
-        at.minimise(C, tol)
-        precise = value is not None and rows.dtype == np.float32 and (at.gap > tol).any()
+        at.minimise(C, solver.tol if value is not None else _LOOSE)
+        if value is None:
+            continue
+        precise = rows.dtype == np.float32 and (at.gap > solver.tol).any()
         if precise:
             at.as_type(np.float64)
-            at.minimise(C, tol)
-        for k, fold in enumerate(folds if value is not None else ()):
+            at.minimise(C, solver.tol)
+        for k, fold in enumerate(folds):
             mine = np.flatnonzero(loss.fold == k)
             W, F = rows.lift(at.W[:, mine].reshape(d + 1, -1)), at.F[:, mine].reshape(n, -1)
             if rows.whole is not rows:
@@ -224,12 +222,12 @@ def _fit_folds(
                 W[-1, loss.absent[k]] = -np.inf
                 F[:, loss.absent[k]] = -np.inf
             gap, iterations = float(at.gap[mine].max()), int(at.iterations[mine].max())
-            yield Fit(int(value or 0), int(fold), W, F, gap, iterations)
+            yield Fit(value, int(fold), W, F, gap, iterations)
         if precise:
             at.as_type(np.float32)
     for k, fold in enumerate(folds if steps else ()):
         mine = np.flatnonzero(loss.fold == k)
-        dual = active_set.Dual.of(at, trained[k], mine)
+        dual = Dual(at, trained[k], mine)
         for C, value in steps:
             dual.minimise(C, solver.tol if value is not None else _LOOSE, solver)
             if value is None:
@@ -279,8 +277,6 @@ class _Linear(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Learn ``coef_`` and ``intercept_`` of features X (n, d) and labels y (n,)."""
-        if not (isinstance(self.C, Real) and 0 < self.C < np.inf):
-            raise ValueError(f"C must be a positive, finite number; got {self.C!r}")
         rows, labels = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(labels)
         weight = _check_sample_weight(
@@ -289,7 +285,6 @@ class _Linear(ClassifierMixin, BaseEstimator):
         self.classes_, target = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"There must be at least 2 classes; there is 1 class: {self.classes_}")
-        binary = len(self.classes_) == 2
         counts = np.bincount(target, weight)
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             own = counts.sum() / (len(counts) * np.maximum(counts, 1e-300))
@@ -298,24 +293,13 @@ class _Linear(ClassifierMixin, BaseEstimator):
         without = self.classes_[own * counts <= 0]
         if len(without):
             raise ValueError(f"Every class needs a row of positive weight; without: {without}")
-        # liblinear weighs a class by its own weight and the rest by 1, of two classes each.
-        rest = np.ones_like(own)
+        # As in liblinear: a class has its own weight and the rest 1; of two, each has its own.
+        rest = own[::-1] if len(own) == 2 else np.ones_like(own)
         balance = np.stack([own, rest], axis=-1)[None]
-        if binary and self._hinge:
-            balance = np.array([[[own[1], own[0]]]])
-        task = Task(
-            self._hinge,
-            target,
-            1 if binary and self._hinge else len(own),
-            weight[None],
-            balance,
-        )
-        # Two columns of a softmax share a penalty that one of a logistic regression has alone.
-        C = self.C / 2 if binary and not self._hinge else self.C
+        task = Task(self._hinge, target, len(own), weight[None], balance)
         with thread_pool(self.n_jobs) as pool:
-            (fit,) = fit_path(rows, task, [C], Solver(self.tol, self.max_iter, pool))
-        W = fit.W[:, 1:] - fit.W[:, :1] if binary and not self._hinge else fit.W
-        W = W.astype(np.float64)
+            (fit,) = fit_path(rows, task, [self.C], Solver(self.tol, self.max_iter, pool))
+        W = fit.W.astype(np.float64)
         self.coef_, self.intercept_ = W[:-1].T, W[-1]
         self.n_iter_, self.gap_ = fit.iterations, fit.gap
         if fit.gap > self.tol:

@@ -32,7 +32,6 @@ class Logistic(LinearProbe):
     def estimator(self, n_rows: int, n_features: int) -> Any:
         """Standardise, then fit with an L2 penalty by L-BFGS."""
         logistic = estimators.LogisticRegression(
-            max_iter=self.max_iter,
-            class_weight=CLASS_WEIGHTS[self.class_weight],
+            max_iter=self.max_iter, class_weight=CLASS_WEIGHTS[self.class_weight]
         )
         return estimators.make_pipeline(estimators.StandardScaler(), logistic)

@@ -1,9 +1,12 @@
-"""Losses of linear classifiers, summed over rows: of many problems, each of one or more columns."""
+"""Losses of linear classifiers, summed over rows, for many problems at once.
+
+Decisions are (n, problems, width): a problem has one or more columns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,63 +15,37 @@ from scipy.special import entr
 Array = NDArray[Any]
 
 _INTERCEPT_STEPS = 20
-_NEAR = 0.5  # a step of intercepts so short needs no line search
-_PRECISE = 0.05  # of the slope along a step may be left by the line search
-
-
-class Loss(Protocol):
-    """A loss summed over rows, of all problems; decisions are (n, problems, width)."""
-
-    fold: Array  # of each problem
-    intercept_penalty: float
-    smooth: bool  # so that the path over C is, too
-
-    def constant(self, C: float, p: Array) -> Array:
-        """Return the lowest objective of a constant classifier, (problems,)."""
-
-    def intercepts(self, F: Array, p: Array) -> Array | None:
-        """Return what to add to intercepts that are not penalised, (problems, width)."""
-
-    def at(self, F: Array, p: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-        """Return value and gradient at decisions F of problems p, and arrays for ``bend``."""
-
-    def bend(self, state: tuple[Array, ...], D: Array) -> Array:
-        """Return the second derivative's product with D, for the rows of the state."""
-
-    def curvature(self, state: tuple[Array, ...]) -> Array:
-        """Return the second derivative with respect to each decision, (n, problems, width)."""
-
-    def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
-        """Return the first and second derivative of the value at F + t D, as a function of t."""
+_NEAR = 0.5  # a step of the intercepts this short needs no line search
+_PRECISE = 0.05  # share of the initial slope that a line search may leave
 
 
 class SquaredHinge:
-    """The squared hinge of one class against the rest, weighted; every column is a problem.
+    """The weighted squared hinge of one class against the rest; every column is a problem.
 
     Parameters
     ----------
     sign : array of shape (n, problems), ±1
     weight : array of shape (n, problems)
-        Zero for rows that take no part.
+        Zero for rows that are left out.
     fold : array of shape (problems,)
     """
 
-    intercept_penalty = 1.0  # as liblinear does
-    smooth = False
+    intercept_penalty = 1.0  # as in liblinear
+    smooth = False  # whether the path of solutions over C is smooth
+    width = 1  # number of columns of a problem
 
     def __init__(self, sign: Array, weight: Array, fold: Array) -> None:
         self.sign, self.weights, self.fold = sign[..., None], weight[..., None], fold
         self.count = np.stack([summed(self.weights * (self.sign == side)) for side in (1, -1)])
 
     def constant(self, C: float, p: Array) -> Array:
-        """See :class:`Loss`."""
+        """Return the lowest objective of a constant classifier, (problems,)."""
         own, rest = C * self.count[:, p]
         b = 2 * (own - rest) / (1 + 2 * (own + rest))
-        value: Array = 0.5 * b**2 + own * (1 - b) ** 2 + rest * (1 + b) ** 2
-        return value
+        return 0.5 * b**2 + own * (1 - b) ** 2 + rest * (1 + b) ** 2
 
     def intercepts(self, F: Array, p: Array) -> Array | None:
-        """See :class:`Loss`."""
+        """Return what to add to intercepts that are not penalised, (problems, width)."""
         return None
 
     def active(self, F: Array) -> Array:
@@ -76,32 +53,24 @@ class SquaredHinge:
         return (self.sign * F < 1) & (self.weights > 0)
 
     def at(self, F: Array, p: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-        """See :class:`Loss`."""
+        """Return value and gradient at decisions F of problems p, and arrays for ``bend``."""
         y, s = self.sign[:, p], self.weights[:, p]
         short = np.maximum(1 - y * F, 0)
         lost = s * short
         return summed(lost * short), -2 * lost * y, (2 * s * (short > 0),)
 
     def bend(self, state: tuple[Array, ...], D: Array) -> Array:
-        """See :class:`Loss`."""
+        """Return the product of the second derivative and D, for the rows of the state."""
         return state[0] * D
 
     def curvature(self, state: tuple[Array, ...]) -> Array:
-        """See :class:`Loss`."""
+        """Return the second derivative with respect to each decision, (n, problems, width)."""
         return state[0]
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
-        """See :class:`Loss`."""
-        y, s = self.sign[:, p], self.weights[:, p]
-        margin, change, bent = 1 - y * F, y * D, 2 * s * D * D
-        slope = -2 * s * change
-
-        def derivatives(t: Array) -> tuple[Array, Array]:
-            short = margin - t[:, None].astype(F.dtype) * change
-            active = short > 0
-            return summed(slope * np.where(active, short, 0)), summed(np.where(active, bent, 0))
-
-        return derivatives
+        """Return the first and second derivative of the value at F + t D, as a function of t."""
+        y = self.sign[:, p]
+        return squared_hinge_along(1 - y * F, -y * D, self.weights[:, p])
 
 
 class Softmax:
@@ -119,17 +88,18 @@ class Softmax:
         Number of classes.
     """
 
-    intercept_penalty = 0.0  # as scikit-learn does
+    intercept_penalty = 0.0  # as in scikit-learn
     smooth = True
 
     def __init__(self, y: Array, weight: Array, fold: Array, columns: int) -> None:
         self.own, self.weights, self.fold = y[:, None, None], weight[..., None], fold
+        self.width = columns
         self.count = np.zeros((weight.shape[1], columns))  # weight of each class
         np.add.at(self.count.T, y, weight)
         self.absent = self.count == 0
 
     def constant(self, C: float, p: Array) -> Array:
-        """See :class:`Loss`."""
+        """See :class:`SquaredHinge`."""
         total = self.count[p].sum(axis=1, keepdims=True)
         return C * (total * entr(self.count[p] / total)).sum(axis=1)
 
@@ -150,7 +120,7 @@ class Softmax:
             off = np.abs(surplus).max()
             if (np.abs(surplus) <= enough * count).all() or (near and off > 0.5 * before):
                 break  # the rest is rounding
-            # Every row of the second derivative adds up to zero; by that its diagonal is exact. The
+            # The rows of the second derivative sum to zero, which gives its exact diagonal. The
             # ridge is for the sum of all intercepts, on which nothing depends.
             bend = -(sP @ P.swapaxes(1, 2)).astype(np.float64)
             diagonal = np.einsum("pkk->pk", bend)
@@ -169,7 +139,7 @@ class Softmax:
         return add
 
     def at(self, F: Array, p: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-        """See :class:`Loss`."""
+        """See :class:`SquaredHinge`."""
         s = self.weights[:, p]
         P, highest, total = _softmax(self._by_class(F, p))
         all_classes = np.moveaxis(np.log(total) + highest, 2, 0)
@@ -182,24 +152,24 @@ class Softmax:
     def _by_class(self, F: Array, p: Array) -> Array:
         """Return decisions as (problems, classes, n), −∞ for classes that a problem lacks.
 
-        To reduce a short last axis takes numpy four times as long.
+        NumPy takes four times as long to reduce a short last axis.
         """
         G = np.moveaxis(F, 0, 2).copy()
         G[self.absent[p]] = -np.inf
         return G
 
     def bend(self, state: tuple[Array, ...], D: Array) -> Array:
-        """See :class:`Loss`."""
+        """See :class:`SquaredHinge`."""
         P, s = state
         return s * P * (D - np.einsum("npk,npk->np", P, D)[..., None])
 
     def curvature(self, state: tuple[Array, ...]) -> Array:
-        """See :class:`Loss`."""
+        """See :class:`SquaredHinge`."""
         P, s = state
         return s * P * (1 - P)
 
     def along(self, F: Array, D: Array, p: Array) -> Callable[[Array], tuple[Array, Array]]:
-        """See :class:`Loss`."""
+        """See :class:`SquaredHinge`."""
         G, H, s = self._by_class(F, p), np.moveaxis(D, 0, 2).copy(), self.weights[:, p, 0].T
         own = np.take_along_axis(H, self.own.T, axis=1)[:, 0]
 
@@ -214,10 +184,28 @@ class Softmax:
         return derivatives
 
 
+Loss = SquaredHinge | Softmax
+
+
+def squared_hinge_along(
+    margin: Array, change: Array, weight: Array
+) -> Callable[[Array], tuple[Array, Array]]:
+    """Return the derivatives of Σ weight · max(0, margin + t · change)² as a function of t."""
+    slope = 2 * weight * change
+    bend = slope * change
+
+    def derivatives(t: Array) -> tuple[Array, Array]:
+        short = np.maximum(margin + t[:, None].astype(margin.dtype) * change, 0)
+        return summed(slope * short), summed(np.where(short > 0, bend, 0))
+
+    return derivatives
+
+
 def _softmax(G: Array) -> tuple[Array, Array, Array]:
     """Turn decisions (problems, classes, n) into probabilities, in place.
 
-    Return them, the highest decisions and the sums of exponentials below these, (problems, 1, n).
+    Return them, the highest decisions, and the sums of the exponentials of the differences from
+    these, (problems, 1, n).
     """
     highest = G.max(axis=1, keepdims=True)
     G -= highest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from featpipe.probes.base import Probe, estimators
+from featpipe.probes.base import Probe, estimators, solvers
 from featpipe.steps import STEPS, option
 
 
@@ -13,7 +13,7 @@ class Knn(Probe):
     """Classify by the nearest neighbours (cosine), k chosen on validation rows."""
 
     name = "knn"
-    revision = 2  # 1 searched with scikit-learn, once for each k
+    revision = 2  # 1: searched by scikit-learn, once for each k
     examples = ("featpipe knn", "featpipe knn --k 1,5,20")
     display_name = "k nearest neighbours (cosine)"
     parameter = "kneighborsclassifier__n_neighbors"
@@ -24,7 +24,7 @@ class Knn(Probe):
     )
 
     def estimator(self, n_rows: int, n_features: int) -> Any:
-        """Scale rows to length 1: their Euclidean order is the cosine order.
+        """Scale rows to length 1; then Euclidean order is cosine order.
 
         ‖a − b‖² = 2 − 2 cos(a, b).
         """
@@ -33,10 +33,10 @@ class Knn(Probe):
 
     def strategy(self, n_rows: int, n_features: int) -> Any:
         """Compute distances once for all numbers of neighbours."""
-        return estimators.SharedDistances(self)
+        return solvers.SharedDistances(self)
 
     def candidates(self) -> tuple[Any, ...]:
-        """Return the numbers of neighbours, the largest first: it is the smoothest."""
+        """Return the numbers of neighbours, the largest (smoothest) first."""
         return tuple(sorted(self.k, reverse=True))
 
     def default(self) -> int:
@@ -44,5 +44,5 @@ class Knn(Probe):
         return min(self.k)
 
     def admits(self, value: int, n_rows: int) -> bool:
-        """Whether there are so many neighbours."""
+        """Whether there are that many neighbours."""
         return value <= n_rows

@@ -1,16 +1,14 @@
-"""Truncated Newton for many linear classifiers at once: each a column of the same products.
+"""Truncated Newton for many linear classifiers at once: columns of the same products.
 
 A problem has weights W, of shape (d + 1, width), and minimises ½‖W‖² + C Σ loss(X W). Newton steps
 solve their linear systems by conjugate gradients (Lin, Weng and Keerthi, *Trust region Newton
-method for large-scale logistic regression*, 2008), preconditioned by the rows' Gram matrix; a
-converged problem takes no part in further products.
+method for large-scale logistic regression*, 2008), preconditioned by the rows' Gram matrix;
+converged problems are left out of further products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,22 +20,17 @@ from featpipe.probes.rows import Rows, affordable
 Array = NDArray[Any]
 
 _CG_STEPS = 200
-_THIN = 50  # columns: half as many are multiplied in nearly the same time
-_READING = 380  # columns that are multiplied in the time that it takes to read rows
-_CHANGED = 0.7  # of the weights of rows, old and new: the preconditioner is computed again
+THIN = 50  # columns: half as many are multiplied in nearly the same time
+_READING = 380  # columns that are multiplied in the time it takes to read the rows
+_CHANGED = 0.7  # a relative change of the rows' weights that requires a new preconditioner
 _STALLED = 4  # steps in a row without progress
-_COARSE = 1e-3  # a gap so large is hardly changed by rounding
-_NOTHING = 1e-16  # of the objective: what is gained is more, but for rounding
+_COARSE = 1e-3  # rounding hardly changes a gap this large
+_NOTHING = 1e-16  # share of the objective: any real gain is larger
 _TINY = 1e-30
 
 
-def _unchanged(values: Array) -> Array:
-    return values
-
-
-@dataclass
 class Newton:
-    """Problems, and where the search for their minimum has come to.
+    """Problems, and the state of the search for their minimum, at first with weights of zero.
 
     Attributes
     ----------
@@ -45,38 +38,28 @@ class Newton:
     F : array of shape (n, problems, width)
         Decisions of W on all rows.
     gap : array of shape (problems,)
-        Bound on objective − minimum, ½‖gradient‖², over the objective or what that has gained over
-        a constant classifier's, whichever is less: with a tiny C weights of zero nearly reach the
-        minimum, but answer nothing. For the squared hinge the bound is the duality gap, of the dual
-        variables 2 C max(0, 1 − y f). For the softmax it holds where intercepts are the best for
-        the other weights, as ``minimise`` leaves them.
+        Bound on objective − minimum, ½‖gradient‖², relative to the objective or to its gain over a
+        constant classifier's, whichever is less: with a tiny C weights of zero nearly reach the
+        minimum, but classify nothing. For the squared hinge the bound is the duality gap with the
+        dual variables 2 C max(0, 1 − y f). For the softmax it holds if the intercepts are the best
+        for the other weights, as ``minimise`` leaves them.
     iterations : array of shape (problems,)
         Newton steps so far.
     """
 
-    rows: Rows
-    loss: Loss
-    max_iter: int
-    W: Array
-    F: Array
-    gap: Array
-    iterations: Array
-    # Once conjugate gradients took long: the rows' weights in the preconditioner, and it.
-    weight: Array | None = None
-    inverse: Callable[[Array], Array] = _unchanged
-    C: float = 0.0  # that W is, or will be, the minimum of
-    before: tuple[Array, ...] = ()  # W and F of the C before
-
-    @classmethod
-    def at_zero(cls, rows: Rows, loss: Loss, width: int, max_iter: int) -> Newton:
-        """Start with weights of zero."""
+    def __init__(self, rows: Rows, loss: Loss, max_iter: int) -> None:
+        self.rows, self.loss, self.max_iter = rows, loss, max_iter
         (n, d), problems = rows.shape, len(loss.fold)
-        W, F = (np.zeros((m, problems, width), rows.dtype) for m in (d + 1, n))
-        gap, iterations = np.full(problems, np.inf), np.zeros(problems, int)
-        return cls(rows, loss, max_iter, W, F, gap, iterations)
+        self.W, self.F = (np.zeros((m, problems, loss.width), rows.dtype) for m in (d + 1, n))
+        self.gap, self.iterations = np.full(problems, np.inf), np.zeros(problems, int)
+        # The rows' weights in the preconditioner, and the preconditioner, once there is one.
+        self.weight: Array | None = None
+        self.inverse: Callable[[Array], Array] = np.asarray
+        self.C = 0.0  # whose minimum W is, or will be
+        self.before: tuple[Array, ...] = ()  # W and F of the previous C
 
     def as_type(self, dtype: Any) -> None:
-        """Go on in another precision."""
+        """Continue in another precision."""
         self.W = self.W.astype(dtype)
         self.F = self.rows.forward(self.W, self.loss.fold)
         self.before = tuple(part.astype(dtype) for part in self.before)
@@ -84,7 +67,7 @@ class Newton:
     def minimise(self, C: float, tol: float) -> None:
         """Lower every problem's objective until its gap is at most ``tol``.
 
-        A problem is left where steps neither lower its gap nor its objective: only rounding
+        A problem is abandoned if steps lower neither its gap nor its objective: only rounding
         remains.
         """
         penalty = np.ones((len(self.W), 1, 1), self.W.dtype)
@@ -98,7 +81,7 @@ class Newton:
         while True:
             add = self.loss.intercepts(self.F[:, todo], todo)
             if add is not None:
-                # Nothing depends on the sum of a problem's intercepts: it is zero.
+                # Nothing depends on the sum of a problem's intercepts; it is kept at zero.
                 add -= (self.W[-1, todo] + add).mean(axis=1, keepdims=True)
                 self.W[-1, todo] += add.astype(self.W.dtype)
                 self.F[:, todo] += add.astype(self.F.dtype)
@@ -106,7 +89,7 @@ class Newton:
             W = self.W[:, todo]
             objective = C * value + 0.5 * summed(penalty * W * W)
             gradient = penalty * W + C * self.rows.back(slope, self.loss.fold[todo])
-            # At the minimum that is at least ½‖W‖², which no cancellation spoils.
+            # At the minimum the gain is at least ½‖W‖², which involves no cancellation.
             gained = np.maximum(self.loss.constant(C, todo) - objective, 0.5 * summed(W[:-1] ** 2))
             least = np.clip(gained, _NOTHING * objective, objective)
             now = 0.5 * summed(penalty * gradient * gradient) / least
@@ -119,14 +102,14 @@ class Newton:
             if not keep.any() or done == self.max_iter:
                 if not drifted or tol >= _COARSE:
                     return
-                # Decisions were added up step by step; only those of the weights themselves count.
+                # F was updated step by step; the result must be that of the weights themselves.
                 self.F = self.rows.forward(self.W, self.loss.fold)
                 todo, drifted = np.arange(problems), False
                 continue
             todo, W, gradient, now = todo[keep], W[:, keep], gradient[:, keep], now[keep]
             state = tuple(part[:, keep] for part in state)
-            # Superlinear near the minimum, but no more precise than the last step needs.
-            # Where that did not help: an intercept's small residual may mean much for the weights.
+            # Superlinear near the minimum, but no more precise than the last step needs. More so
+            # after a stall: a small residual of an intercept may matter much for the weights.
             forcing = np.clip(0.5 * np.sqrt(tol / now), 0.01, 0.25) * 0.1 ** stalled[todo]
             D, FD = self._step(C, penalty, gradient, state, todo, forcing)
             along = self.loss.along(self.F[:, todo], FD, todo)
@@ -138,9 +121,10 @@ class Newton:
             done, drifted = done + 1, True
 
     def _extrapolate(self, C: float, penalty: Array) -> None:
-        """Go on in the direction that the last change of C led to, as far as that is downhill.
+        """Continue in the direction of the last change of C, as far as it leads downhill.
 
-        Of a squared hinge it leads beyond the margin of nearly all rows, where nothing is bent.
+        For a squared hinge it would lead beyond the margin of nearly all rows, where the loss is
+        flat.
         """
         last = self.W.copy(), self.F.copy()
         if self.before:
@@ -162,7 +146,7 @@ class Newton:
         todo: Array,
         forcing: Array,
     ) -> tuple[Array, Array]:
-        """Solve the Newton systems by conjugate gradients; return steps, and what they do to F."""
+        """Solve the Newton systems by conjugate gradients; return the steps of W and F."""
         D = np.zeros_like(gradient)
         curvature = self.loss.curvature(state)
         sums = curvature.sum(axis=0, dtype=np.float64)
@@ -170,12 +154,16 @@ class Newton:
         weight = C * curvature.mean(axis=(1, 2), dtype=np.float64)
         if self.weight is not None:
             self._precondition(weight)
-        # A Gram matrix and its inverse cost about as much as so many steps.
-        slow = len(D) // ((_READING if self.rows.stored else _THIN) + 2 * D[0].size)
+        # A Gram matrix and its inverse cost about as much as this many steps.
+        slow = len(D) // ((_READING if self.rows.stored else THIN) + 2 * D[0].size)
         FD = np.zeros((self.rows.shape[0], *gradient.shape[1:]), gradient.dtype)
         r, left = -gradient, np.arange(len(todo))
         limit = forcing**2 * summed(r * r)
-        p, last = np.zeros_like(r), np.full(len(todo), np.inf)  # as if there were none before
+        p, last = np.zeros_like(r), np.full(len(todo), np.inf)  # no previous direction
+
+        def bend(rows: slice, D: Array) -> Array:
+            return self.loss.bend(tuple(part[rows] for part in state), D)
+
         for number in range(_CG_STEPS):
             if number == slow and self.weight is None and affordable(self.rows.shape[1]):
                 self._precondition(weight)
@@ -183,11 +171,10 @@ class Newton:
             z = np.concatenate([self.inverse(r[:-1]), intercept * r[-1:]])
             rz = summed(r * z)
             p = z + (rz / last)[None, :, None].astype(r.dtype) * p
-            bend = partial(self._bend, state)
             Hp, Fp = self.rows.normal(p, self.loss.fold[todo[left]], bend)
             Hp = penalty * p + C * Hp
             step = (rz / summed(p * Hp))[None, :, None].astype(r.dtype)
-            where = left if len(left) < len(todo) else slice(None)  # sooner than by numbers
+            where = left if len(left) < len(todo) else slice(None)  # faster than by indices
             D[:, where] += step * p
             FD[:, where] += step * Fp
             r = r - step * Hp
@@ -206,6 +193,3 @@ class Newton:
         old = self.weight
         if old is None or np.abs(weight - old).sum() > _CHANGED * (weight + old).sum():
             self.weight, self.inverse = weight, self.rows.preconditioner(weight)
-
-    def _bend(self, state: tuple[Array, ...], rows: slice, D: Array) -> Array:
-        return self.loss.bend(tuple(part[rows] for part in state), D)

@@ -1,7 +1,7 @@
-"""Products with all training rows, in blocks: of any number of columns, in bounded memory.
+"""Products with all training rows, in blocks: any number of columns in bounded memory.
 
 A sum over rows has a fixed number of parts, each added up block by block on one thread. With one
-BLAS thread per part, as :func:`featpipe.probes.linear.thread_pool` sees to, the number of
+BLAS thread per part, which :func:`featpipe.probes.linear.thread_pool` ensures, the number of
 threads changes no bit of it.
 """
 
@@ -23,32 +23,32 @@ _KERNEL_ROWS = 256  # computed at once
 _TILE = 512  # columns of a Gram matrix that are computed at once
 _GRAM_ROWS = 8192  # and rows
 _NEGLIGIBLE = 0.01  # of the mean weight of a row
-_LARGEST = 8192  # rows of a square matrix: half a GiB in double precision
+LARGEST = 8192  # rows of a square matrix: half a GiB in double precision
 _BLOCK_VALUES = 1 << 20  # numbers in a block: about what a core's cache holds
 
 
 def affordable(size: int) -> bool:
-    """Return whether a square matrix of so many rows is computed and factorised.
+    """Return whether a square matrix with this many rows may be computed and factorised.
 
     This decides on the span and the kernel of n rows and on the Gram matrix of d features. Without
     them conjugate gradients do all the work, in memory that is linear in n and d.
     """
-    return size <= _LARGEST
+    return size <= LARGEST
 
 
 class Rows:
     """Rows of features, and a one for the intercept, as the problems of several folds see them.
 
-    Arrays of weights are (d + 1, problems, width), those of decisions (n, problems, width): a
-    problem is what is minimised by itself, ``width`` is the number of its columns. ``fold`` says
-    for each problem which fold's features it sees.
+    Arrays of weights are (d + 1, problems, width), those of decisions (n, problems, width): each
+    problem is minimised separately and has ``width`` columns. ``fold`` gives for each problem the
+    fold whose features it sees.
 
     Parameters
     ----------
     X : array of shape (n, d)
-        Features: an array, or anything that has a shape and gives rows by slices.
+        Features: an array, or anything that has a shape and a dtype and is indexed by rows.
     mean, scale : array of shape (n_folds, d), optional
-        A fold sees (X − mean) / scale. Default: a single fold that sees X itself.
+        A fold sees (X − mean) / scale. Default: a single fold sees X itself.
     pool : Executor, optional
         Threads that work on parts of the rows.
     """
@@ -65,16 +65,16 @@ class Rows:
         self._X, self._pool = X, pool
         self.dtype = np.dtype(np.float64 if X.dtype == np.float64 else np.float32)
         self.stored = not isinstance(X, np.ndarray)  # read again for every product
-        self.whole: Rows = self  # that these are a projection of some rows of
-        self.numbers = np.arange(n)  # of these among the whole ones
+        self.whole: Rows = self  # the rows of which these are a projection,
+        self.numbers = np.arange(n)  # and the indices of these among them
         self._lower = False  # whether X is lower triangular
         self._basis: tuple[Array, Array] | None = None  # rows, and the factor of their products
-        self._products: tuple[Array, Array] | None = None  # the last kernel, and of which rows
+        self._products: tuple[Array, Array] | None = None  # rows, and their kernel
         self._common: tuple[Array, Array] | None = None
         self._own: tuple[Array, Array] | None = None
         if mean is not None and scale is not None:
-            # Blocks are standardised as all folds are on average; what a fold's own mean and scale
-            # differ from that is applied to the weights.
+            # Blocks are standardised by the averages over all folds; how a fold's own mean and
+            # scale differ from these is applied to the weights.
             center, spread = mean.mean(axis=0), scale.mean(axis=0)
             self._common = center.astype(self.dtype), (1 / spread).astype(self.dtype)
             if len(mean) > 1:
@@ -86,16 +86,15 @@ class Rows:
             [slice(i, min(i + step, last)) for i in range(first, last, step)]
             for first, last in pairwise(edges)
         ]
-        if not self.stored:  # what is in memory is standardised once
+        if not self.stored:  # rows in memory are standardised once
             self._X, self._common = self.block(slice(None)), None
 
     def in_span(self, mine: Array) -> Rows:
         """Return some rows in an orthonormal basis of their span, as a single fold sees them.
 
-        Where they are fewer than features, nothing else matters to what they train. The
-        pivoted Cholesky factor of their products, K = L Lᵀ, holds their coordinates (Golub and Van
-        Loan, *Matrix Computations*, 4.2.8): a quarter of the time that a QR decomposition takes,
-        and K is wanted again.
+        Weights outside of it change no decision on these rows. Their coordinates are the pivoted
+        Cholesky factor of their products, K = L Lᵀ (Golub and Van Loan, *Matrix Computations*,
+        4.2.8), which takes a quarter of the time of a QR decomposition; K is needed again.
         """
         K = self.kernel(mine, 0)
         L, order, rank, _ = linalg.lapack.dpstrf(K - 1, lower=1)  # counts from 1
@@ -112,11 +111,11 @@ class Rows:
         if self._basis is None:
             return W
         Z, L = self._basis
-        lifted = Z.T @ _solved(L, W[:-1], trans=1)
+        lifted = Z.T @ linalg.solve_triangular(L, W[:-1], lower=True, trans=1, check_finite=False)
         return np.concatenate([lifted.astype(W.dtype), W[-1:]])
 
     def block(self, rows: Any) -> Array:
-        """Return some rows, standardised as all folds are on average."""
+        """Return some rows, standardised by the averages over all folds."""
         block = self._X[rows].astype(self.dtype, copy=False)
         if self._common is None:
             return block
@@ -134,7 +133,7 @@ class Rows:
         return (block - shift) * stretch
 
     def kernel(self, rows: Array, fold: int) -> Array:
-        """Return inner products of some rows as a fold sees them, with their ones, in float64."""
+        """Return inner products of some rows as a fold sees them, ones included, in float64."""
         if self._products is not None and np.array_equal(rows, self._products[0]):
             return self._products[1]
         Z = self.seen(rows, fold).astype(np.float64)
@@ -145,9 +144,8 @@ class Rows:
             K[first:last, :last] = Z[first:last] @ Z[:last].T + 1
             K[:first, first:last] = K[first:last, :first].T
 
-        # The longest first, so that threads end together.
-        starts = reversed(range(0, len(Z), _KERNEL_ROWS))
-        list((self._pool.map if self._pool else map)(work, starts))
+        # The longest first, so that threads finish together.
+        self._each(work, reversed(range(0, len(Z), _KERNEL_ROWS)))
         return K
 
     def forward(self, W: Array, fold: Array) -> Array:
@@ -160,17 +158,17 @@ class Rows:
                 block = self._not_zero(rows)
                 np.matmul(block, U[: block.shape[1]], out=out[rows])
 
-        self._each(work)
+        self._each(work, self._parts)
         return out.reshape(-1, *W.shape[1:]) + c
 
     def back(self, R: Array, fold: Array) -> Array:
-        """Return the transposed product: what decisions that change by R mean for the weights."""
+        """Return the transposed product, which maps gradients of decisions to those of weights."""
         flat = R.reshape(len(R), -1)
 
         def work(part: list[slice]) -> tuple[Array, Array]:
             return _total(self._transposed(self._not_zero(r), flat[r]) for r in part)
 
-        return self._from_common(*_total(self._each(work)), fold, R.shape[1:])
+        return self._from_common(*_total(self._each(work, self._parts)), fold, R.shape[1:])
 
     def normal(
         self, V: Array, fold: Array, between: Callable[[slice, Array], Array]
@@ -185,7 +183,7 @@ class Rows:
             R = between(rows, out[rows]).reshape(-1, U.shape[1])
             return self._transposed(block, R)
 
-        parts = self._each(lambda part: _total(one(rows) for rows in part))
+        parts = self._each(lambda part: _total(one(rows) for rows in part), self._parts)
         return self._from_common(*_total(parts), fold, V.shape[1:]), out
 
     def _not_zero(self, rows: slice) -> Array:
@@ -193,7 +191,7 @@ class Rows:
         return block[:, : rows.stop] if self._lower else block
 
     def _transposed(self, block: Array, R: Array) -> tuple[Array, Array]:
-        # Rᵀ X rather than Xᵀ R: OpenBLAS multiplies few columns a fifth faster so.
+        # Rᵀ X instead of Xᵀ R: OpenBLAS multiplies few columns a fifth faster that way.
         G = np.zeros((R.shape[1], self.shape[1]), np.result_type(block, R))
         np.matmul(R.T, block, out=G[:, : block.shape[1]])
         return G.T, R.sum(axis=0)
@@ -213,7 +211,7 @@ class Rows:
                 rows = slice(first, first + _TILE)
                 np.matmul(inverse[rows], flat, out=out[rows])
 
-            list((self._pool.map if self._pool else map)(tile, range(0, d, _TILE)))
+            self._each(tile, range(0, d, _TILE))
             return out.reshape(G.shape)
 
         return apply
@@ -235,7 +233,7 @@ class Rows:
                 gram[rows, columns] += block[:, rows].T @ block[:, columns]
 
             corners = [(row, column) for row in edges for column in edges if column <= row]
-            list((self._pool.map if self._pool else map)(tile, corners))
+            self._each(tile, corners)
         return gram
 
     def _to_common(self, W: Array, fold: Array) -> tuple[Array, Array]:
@@ -253,13 +251,8 @@ class Rows:
             G = (G - shift * g) * stretch
         return np.concatenate([G, g])
 
-    def _each(self, work: Callable[[list[slice]], Any]) -> list[Any]:
-        return list((self._pool.map if self._pool else map)(work, self._parts))
-
-
-def _solved(L: Array, right: Array, trans: int = 0) -> Array:
-    solved: Array = linalg.solve_triangular(L, right, lower=True, trans=trans, check_finite=False)
-    return solved
+    def _each(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list((self._pool.map if self._pool else map)(work, items))
 
 
 def _total(terms: Iterable[tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -277,7 +270,7 @@ def moments(X: Any, member: Array) -> tuple[Array, Array]:
     has the deviation 1, as in StandardScaler. One pass over the rows, in double precision; means
     and squared deviations are merged block by block (Chan, Golub and LeVeque, 1983).
     """
-    # Rows that are in the same folds make up a part; the parts of a fold are merged in the end.
+    # Rows that are in the same folds form a part; the parts of a fold are merged at the end.
     patterns, part = np.unique(member, axis=1, return_inverse=True)
     n, d = X.shape
     count = np.zeros((patterns.shape[1], 1))
@@ -300,7 +293,7 @@ def moments(X: Any, member: Array) -> tuple[Array, Array]:
         means[k] = (count[mine] * mean[mine]).sum(axis=0) / total
         between = count[mine] * (mean[mine] - means[k]) ** 2
         variances[k] = (squares[mine] + between).sum(axis=0) / total
-    # Where rounding explains the variance: scikit-learn's bound.
+    # Rounding explains the variance: scikit-learn's bound.
     rounding = n * np.finfo(np.float64).eps
     constant = variances <= rounding * variances + (rounding * means) ** 2
     return means, np.where(constant, 1.0, np.sqrt(variances))

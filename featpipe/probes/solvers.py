@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
@@ -28,24 +28,11 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]  # training and validation rows
 
-_FIT_TOL = 1e-6  # costs a tenth more than 1e-5; decisions are certain to thousandths
+_FIT_TOL = 1e-6  # takes a tenth longer than 1e-5; decisions are accurate to thousandths
 _HINGE_SEARCH_TOL = 1e-5
-# Answers as converged but for one row in a thousand; 1e-5 takes ten times as long, as single
-# precision does not get there where C is large.
+# Predicts one row in a thousand differently from a converged fit; 1e-5 takes ten times as long,
+# because single precision does not reach it where C is large.
 _SOFTMAX_SEARCH_TOL = 1e-3
-
-
-class Strategy(Protocol):
-    """How a probe's hyper-parameter is searched, and how it is fitted."""
-
-    name: str
-    reads_blocks: bool  # whether rows may be on the disk
-
-    def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """Return a row for each value: mean ``accuracy`` over folds, ``converged``, what else."""
-
-    def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """Return a fitted pipeline of scikit-learn, with ``converged`` and what else is known."""
 
 
 @dataclass
@@ -55,11 +42,11 @@ class ScikitLearn:
     probe: Probe
     tol: float | None = None  # instead of the solver's own
     name = "sklearn"
-    reads_blocks = False
+    reads_blocks = False  # whether rows may be on disk
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Strategy`."""
-        with warnings.catch_warnings():  # what did not converge is recorded with its grid point
+        """Return a row for each value: mean ``accuracy`` over folds, ``converged`` and others."""
+        with warnings.catch_warnings():  # grid points record whether they converged
             warnings.simplefilter("ignore", ConvergenceWarning)
             points = map(self.probe.parameters, values)
             grid = [{name: [value] for name, value in point.items()} for point in points]
@@ -67,14 +54,14 @@ class ScikitLearn:
                 self._estimator(X), grid, cv=folds, scoring=_score, refit=False, error_score="raise"
             ).fit(X, y)
         found = search.cv_results_
-        accuracies, done = found["mean_test_accuracy"], found["mean_test_converged"] == 1
+        columns = (found[f"mean_test_{name}"].tolist() for name in ("accuracy", "converged"))
         return [
-            {"accuracy": accuracy, "converged": ended}
-            for accuracy, ended in zip(accuracies.tolist(), done.tolist(), strict=True)
+            {"accuracy": accuracy, "converged": share == 1}
+            for accuracy, share in zip(*columns, strict=True)
         ]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Strategy`."""
+        """Return a fitted pipeline of scikit-learn, and facts: ``converged`` and others."""
         estimator = self._estimator(X)
         if self.probe.tuned:
             estimator.set_params(**self.probe.parameters(value))
@@ -85,7 +72,7 @@ class ScikitLearn:
         for w in caught:
             if w not in gave_up:
                 warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
-        # L-BFGS may give up before its limit of iterations; then only a warning says so.
+        # L-BFGS may give up before its iteration limit, which only a warning reports.
         return estimator, {"converged": converged(estimator) and not gave_up}
 
     def _estimator(self, X: Any) -> BaseEstimator:
@@ -97,14 +84,14 @@ class ScikitLearn:
 
 @dataclass
 class BatchedLinear:
-    """Linear classifiers by :func:`featpipe.probes.linear.fit_path`; what is learned is plain."""
+    """Linear classifiers by :func:`featpipe.probes.linear.fit_path`, stored in scikit-learn's."""
 
     probe: LinearProbe
     name = "batched"
     reads_blocks = True
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Strategy`."""
+        """See :class:`ScikitLearn`."""
         target = np.unique(y, return_inverse=True)[1]
         weight = np.zeros((len(folds), len(y)))
         for fold, (train, _) in enumerate(folds):
@@ -123,7 +110,7 @@ class BatchedLinear:
         ]
 
     def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Strategy`."""
+        """See :class:`ScikitLearn`."""
         classes, target = np.unique(y, return_inverse=True)
         weight = np.ones((1, len(y)))
         (fit,) = self.path(X, target, weight, [value], jobs, _FIT_TOL)
@@ -131,14 +118,16 @@ class BatchedLinear:
         scaler.mean_, scaler.scale_ = fit.mean, fit.scale
         scaler.var_ = np.square(scaler.scale_)
         scaler.n_samples_seen_, scaler.n_features_in_ = X.shape
-        template = self.probe.estimator(*X.shape).set_params(**{self.probe.parameter: value})[-1]
-        estimator = _fitted(template, classes, fit)
-        facts = {
-            "converged": fit.gap <= _FIT_TOL,
-            "gap": fit.gap,
-            "iterations": fit.iterations,
-        }
-        return make_pipeline(scaler, estimator), facts
+        linear = self.probe.estimator(*X.shape).set_params(**self.probe.parameters(value))[-1]
+        if isinstance(linear, OneVsRestClassifier):
+            linear = clone(linear.estimator)  # one-vs-rest itself
+        linear.coef_ = np.ascontiguousarray(fit.W[:-1].T, np.float64)
+        linear.intercept_ = np.ascontiguousarray(fit.W[-1], np.float64)
+        linear.classes_, linear.n_features_in_ = classes, X.shape[1]
+        several = isinstance(linear, LogisticRegression)
+        linear.n_iter_ = np.array([fit.iterations], np.int32) if several else fit.iterations
+        facts = {"converged": fit.gap <= _FIT_TOL, "gap": fit.gap, "iterations": fit.iterations}
+        return make_pipeline(scaler, linear), facts
 
     def path(
         self,
@@ -149,53 +138,26 @@ class BatchedLinear:
         jobs: int,
         tol: float,
     ) -> Iterator[Fit]:
-        """Yield the fit of each value on each fold, by ``weight`` (folds, rows) of the rows."""
-        n_classes = int(target.max()) + 1
-        hinge, binary = self.probe.hinge, n_classes == 2
-        balanced = self.probe.class_weight == "balanced"
-        counts = np.stack([np.bincount(target, w, n_classes) for w in weight])
-        total = counts.sum(axis=1, keepdims=True)
-        balance = np.ones((*counts.shape, 2))
-        if balanced and hinge:
-            balance = total[..., None] / 2 / np.stack([counts, total - counts], axis=-1).clip(1)
-        elif balanced:
-            balance[..., 0] = total / n_classes / counts.clip(1)
-        if binary and hinge:
-            balance = balance[:, 1:]
-        columns = 1 if binary and hinge else n_classes
-        task = Task(hinge, target, columns, weight, balance)
-        # Two columns of a softmax share a penalty that a single one would have alone.
-        half = 2 if binary and not hinge else 1
+        """Yield the fit of each value on each fold; ``weight`` of rows is (folds, rows)."""
+        n_classes, hinge, balance = int(target.max()) + 1, self.probe.hinge, None
+        if self.probe.class_weight == "balanced":
+            counts = np.stack([np.bincount(target, w, n_classes) for w in weight])
+            total = counts.sum(axis=1, keepdims=True)
+            sides = np.stack([counts, total - counts], axis=-1).clip(1)
+            balance = total[..., None] / (2 if hinge else n_classes) / sides
+        task = Task(hinge, target, n_classes, weight, balance)
         with thread_pool(jobs) as pool:
             solver = Solver(tol, self.probe.max_iter, pool)
-            yield from fit_path(X, task, [c / half for c in values], solver, standardise=True)
+            yield from fit_path(X, task, values, solver, standardise=True)
 
 
-def _fitted(template: BaseEstimator, classes: Array, fit: Fit) -> BaseEstimator:
-    """Return scikit-learn's classifier that has learned these weights."""
-    W = fit.W.T
-    if isinstance(template, OneVsRestClassifier):
-        template = clone(template.estimator)  # one machine per class itself
-    elif len(classes) == 2:
-        W = W[1:] - W[:1]
-    several = isinstance(template, LogisticRegression)
-    template.n_iter_ = np.array([fit.iterations], np.int32) if several else fit.iterations
-    template.coef_ = np.ascontiguousarray(W[:, :-1], np.float64)
-    template.intercept_ = np.ascontiguousarray(W[:, -1], np.float64)
-    template.classes_, template.n_features_in_ = classes, W.shape[1] - 1
-    return template
+class SharedDistances(ScikitLearn):
+    """Nearest neighbours: distances are computed once for all k."""
 
-
-@dataclass
-class SharedDistances:
-    """Nearest neighbours: distances are computed once for all numbers k."""
-
-    probe: Probe
     name = "batched"
-    reads_blocks = False
 
     def search(self, X: Any, y: Array, folds: Folds, values: Sequence[Any], jobs: int) -> list[Any]:
-        """See :class:`Strategy`."""
+        """See :class:`ScikitLearn`."""
         rows = Normalizer().fit_transform(X)
         classes, target = np.unique(y, return_inverse=True)
         accuracy = np.zeros((len(values), len(folds)))
@@ -212,9 +174,8 @@ class SharedDistances:
                     accuracy[values.index(k + 1), fold] = np.mean(answers == target[validated])
         return [{"accuracy": float(right.mean()), "converged": True} for right in accuracy]
 
-    def fit(self, X: Any, y: Array, value: Any, jobs: int) -> tuple[BaseEstimator, dict[str, Any]]:
-        """See :class:`Strategy`."""
-        return ScikitLearn(self.probe).fit(X, y, value, jobs)
+
+Strategy = ScikitLearn | BatchedLinear
 
 
 def _score(estimator: BaseEstimator, X: Array, y: Array) -> dict[str, float]:
@@ -225,20 +186,19 @@ def _score(estimator: BaseEstimator, X: Array, y: Array) -> dict[str, float]:
 def converged(estimator: BaseEstimator) -> bool:
     """Return whether every solver inside a fitted classifier stopped before its limit.
 
-    Warnings vanish in worker processes; the iteration counts do not.
+    Worker processes lose warnings, but not iteration counts.
     """
     for solver in learners(estimator):
         iterations, limit = getattr(solver, "n_iter_", None), getattr(solver, "max_iter", None)
-        if hasattr(solver, "n_trees_per_iteration_"):  # boosting makes as many as it is told
+        if hasattr(solver, "n_trees_per_iteration_"):  # boosting always makes ``max_iter`` of them
             continue
-        # -1 is what scikit-learn calls no limit.
+        # -1 means no limit in scikit-learn.
         if iterations is not None and limit not in (None, -1) and np.max(iterations) >= limit:
             return False
     return True
 
 
 def learners(estimator: BaseEstimator) -> list[BaseEstimator]:
-    """Return what learns inside a pipeline: its last step, or one classifier per class."""
+    """Return the classifiers inside a pipeline: its last step, or one for each class."""
     classifier = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-    solvers: list[BaseEstimator] = getattr(classifier, "estimators_", [classifier])
-    return solvers
+    return getattr(classifier, "estimators_", [classifier])

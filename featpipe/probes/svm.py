@@ -40,8 +40,8 @@ class Svm(LinearProbe):
 
         CPU seconds for one class over C = 1e-5, 1e-3 and 0.1, dual and primal: 0.6 and 13 (800 ×
         2048 values), 0.24 and 0.55 (800 × 512), 0.9 and 0.9 (4000 × 512), 6.6 and 2.0 (8000 × 512,
-        a tenth of the labels wrong), 1.8 and 0.3 (10 000 × 64). scikit-learn's own rule, primal
-        from one row per feature on, is slower around the sizes of a probe. The dual solver visits
+        a tenth of the labels wrong), 1.8 and 0.3 (10,000 × 64). scikit-learn's own rule, primal
+        from one row per feature on, is slower at typical sizes of a probe. The dual solver visits
         rows in random order.
         """
         svm = estimators.LinearSVC(

@@ -45,9 +45,9 @@ class Zeroshot(Evaluation):
 
     @property
     def default_title(self) -> str:
-        """The policy is part of the title, and so is a label map that was asked for."""
-        asked = "" if self.map is None else f", {Path(self.map).stem}"
-        return f"Mapped classifier ({self.policy}{asked})"
+        """The title includes the policy, and the label map if one is named."""
+        named = "" if self.map is None else f", {Path(self.map).stem}"
+        return f"Mapped classifier ({self.policy}{named})"
 
     def resolved(self, splits: list[Any]) -> dict[str, Any]:
         """Add the content of the label map."""

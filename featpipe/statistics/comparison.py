@@ -29,7 +29,7 @@ from featpipe.workspace import atomic_write, neutralised, refuse_foreign
 
 QUESTIONS = {"models": "these models", "methods": "the methods"}
 BEST, TIED, HIGHEST = "best", "tied best", "highest"
-LEADING = (BEST, TIED, HIGHEST)  # what the first of several can be
+LEADING = (BEST, TIED, HIGHEST)  # verdicts on the first of several methods
 ALONE = "only method on these rows"
 SELECTION = (
     "The best of several accuracies is usually too high: if you choose by this table, test your "
@@ -50,11 +50,11 @@ class Comparison:
 
     ``rows`` has one per result, highest accuracy first within each group of equal test rows.
     ``verdict_models`` and ``verdict_methods`` compare it with the first of its group; the latter
-    is None where the results cannot answer it, and ``verdict`` is the one that says more,
-    ``about`` the methods or else these models. ``pairs`` has every pair of methods with both
-    verdicts, as :func:`~featpipe.statistics.verdicts.compare_all` returns them. ``published`` are
-    reference rows of others, never tested against ours, ``notes`` what a reader of the verdicts
-    must know, ``margin`` the points within which methods are equivalent.
+    is None if the results cannot answer it, and ``verdict`` is the stronger statement, ``about``
+    the methods or else these models. ``pairs`` has every pair of methods with both verdicts, as
+    returned by :func:`~featpipe.statistics.verdicts.compare_all`. ``published`` are reference rows
+    of others, never tested against ours, ``notes`` what a reader of the verdicts must know,
+    ``margin`` the points within which methods are equivalent.
     """
 
     rows: list[dict[str, Any]]
@@ -62,7 +62,7 @@ class Comparison:
     published: list[dict[str, Any]]
     notes: list[str]
     margin: float
-    apart: Sequence[str] = ()  # those of the notes that say what is not compared, and why
+    apart: Sequence[str] = ()  # the notes on what is not compared, and why
 
     def __repr__(self) -> str:
         return f"Comparison({len(self.rows)} methods, {len(self.published)} published)"
@@ -71,11 +71,11 @@ class Comparison:
         return html_table("Comparison", display_rows(self), footnotes(self))
 
     def table(self) -> pd.DataFrame:
-        """Return measured and published rows as one table, ``published`` marking the latter."""
+        """Return measured and published rows as one table, the latter marked in ``published``."""
         return pd.DataFrame([*self.rows, *self.published])
 
     def pair_table(self) -> pd.DataFrame:
-        """Return one row for each pair, the verdicts in columns such as ``methods_p_value``."""
+        """Return a row for each pair, with the verdicts in columns such as ``methods_p_value``."""
         return pd.json_normalize(self.pairs, sep="_")
 
 
@@ -85,7 +85,7 @@ def compare(
     published: bool | Sequence[str] = True,
     margin: float = 1.0,
 ) -> Comparison:
-    """Compare results; methods are tested against each other where their test rows are equal.
+    """Compare results; methods are tested against each other if they have the same test rows.
 
     Parameters
     ----------
@@ -94,13 +94,13 @@ def compare(
         Whether to add the published numbers of the same datasets, or which to add instead:
         ``"stl10"``, ``"cifar10/resnet9"``.
     margin : float
-        Differences below so many points of accuracy do not matter to you.
+        Differences smaller than this many points of accuracy do not matter to you.
 
     Raises
     ------
     UsageError
-        If there is nothing to compare, two results have the same name, or published numbers are
-        named that are not known.
+        If there is nothing to compare, two results have the same name, or the published numbers
+        named do not exist.
     """
     results = sorted(as_results(results), key=lambda result: result.name)
     names = [result.name for result in results]
@@ -109,7 +109,7 @@ def compare(
     rows, answers, tested = [], {}, {}
     for result in results:
         table = result.predictions()
-        # Two results are in one group exactly when they were tested on the same images.
+        # Two results are in one group if and only if they were tested on the same images.
         images = result.dataset["test"]["fingerprint"]
         ids = sorted(table.ids.tolist())
         group = fingerprint.of_mapping({"dataset": images, "ids": ids})[:8]
@@ -124,8 +124,8 @@ def compare(
     title_of = dict(zip(names, titles, strict=True))
     for row in rows:
         row["method"] = title_of[row["name"]]
-    # Pairs are named in the order of the table, so the first of a pair is never the lower one.
-    # All are tested at once: Holm's correction counts every test that was made.
+    # Pairs are in the order of the table, so the first of a pair is never the lower one. All are
+    # tested together, because Holm's correction counts every test.
     pairs = compare_all({row["name"]: answers[row["name"]] for row in rows}, margin / 100)
     by_names = {(pair["a"], pair["b"]): pair for pair in pairs}
     for _, members in groupby(rows, key=lambda row: row["group"]):
@@ -133,7 +133,7 @@ def compare(
     datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     if isinstance(published, bool):
         shown = [(one, name) for name in datasets * published for one in published_rows(name)]
-    else:  # rows asked for by name are shown with the results whatever dataset they are about
+    else:  # rows asked for by name are shown beside the results, whatever their dataset
         shown = [(one, datasets[0]) for name in published for one in find_published(name)]
     reference = [_published_row(one, dataset) for one, dataset in shown]
     apart = _apart_notes(rows, tested)
@@ -145,7 +145,7 @@ def compare(
 def _judge_group(
     rows: Sequence[dict[str, Any]], pairs: Mapping[tuple[str, str], dict[str, Any]], margin: float
 ) -> None:
-    """Say how the methods of a group compare with the first; None where it cannot be said."""
+    """Write into the rows of a group how they compare with the first; None if unknown."""
     first, *others = rows
     for question in QUESTIONS:
         column = f"verdict_{question}"
@@ -168,24 +168,25 @@ def _judge_group(
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, str, str]:
-    """Highest accuracy first; what differs by rounding only is equal, and goes by title."""
+    """Sort key: highest accuracy first; those that differ only by rounding, by title."""
     return -round(row["accuracy"], 12), row["method"], row["name"]
 
 
 def scope_notes(pairs: Sequence[dict[str, Any]]) -> list[str]:
-    """Say what the verdicts of these pairs leave open, and what would answer it."""
+    """Return what the verdicts of these pairs leave open, and what would answer it."""
     tested = [pair for pair in pairs if pair["models"]]
-    untested = [pair["reason_methods"] for pair in tested if not pair["methods"]]
-    some = f" for {len(untested)} of {len(tested)} pairs" * (len(untested) < len(tested))
-    note = f"Whether other training images would change the order is untested{some}"
-    reasons = "; ".join(dict.fromkeys(untested))
-    return [f"{note}: {reasons}."] * bool(untested) + [SELECTION] * bool(tested)
+    notes = [SELECTION] if tested else []
+    if untested := [pair["reason_methods"] for pair in tested if not pair["methods"]]:
+        some = f" for {len(untested)} of {len(tested)} pairs" * (len(untested) < len(tested))
+        note = f"Whether other training images would change the order is untested{some}"
+        notes.insert(0, f"{note}: {'; '.join(dict.fromkeys(untested))}.")
+    return notes
 
 
 def _apart_notes(
     rows: Sequence[dict[str, Any]], tested: Mapping[str, set[tuple[str, str]]]
 ) -> list[str]:
-    """Say which methods were tested on other images of a dataset than the first of it."""
+    """Return which methods were tested on other images than the first of the same dataset."""
     notes: list[str] = []
     first_of: dict[str, dict[str, Any]] = {}
     for group, members in groupby(rows, key=lambda row: row["group"]):
@@ -209,7 +210,7 @@ def _apart_notes(
 
 
 def _leak_notes(results: Iterable[Result], titles: Mapping[str, str]) -> list[str]:
-    """Return what leaks into the test images of which results."""
+    """Return which results have copies of training images among their test images."""
     leaky: dict[str, list[str]] = {}
     for result in results:
         if (account := result.extra.get("leaks")) and account["leaked"]:
@@ -218,7 +219,7 @@ def _leak_notes(results: Iterable[Result], titles: Mapping[str, str]) -> list[st
 
 
 def contamination_notes(results: Iterable[Result]) -> list[str]:
-    """Return what results say of backbones that may have seen their test images, each once."""
+    """Return the distinct notes on backbones that may have seen test images in training."""
     said = (result.extra.get("contamination") for result in results)
     return [note for note in dict.fromkeys(said) if note]
 
@@ -232,7 +233,7 @@ def _row(result: Result, group: str) -> dict[str, Any]:
     left_over = leaks.get("accuracy_without") or {}
     trained = result.protocol["training"]
     headline = result.splits if trained is None else [result.splits[i] for i in trained["splits"]]
-    chosen: Counter[str] = Counter()  # what was chosen, each with the number of models it won
+    chosen: Counter[str] = Counter()  # the number of models for which each setting was chosen
     for split in headline:
         settings = {k: v for k, v in split.get("chosen", {}).items() if k not in ("by", "at_edge")}
         chosen[", ".join(f"{key}={as_written(value)}" for key, value in settings.items())] += 1
@@ -319,7 +320,7 @@ def display_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def footnotes(comparison: Comparison) -> list[str]:
-    """Say what a table of verdicts cannot be read without."""
+    """Return the notes that belong to a table of verdicts."""
     margin = equivalent_within(comparison.margin).capitalize()
     return [f"{margin}: see --margin.", *comparison.notes]
 
@@ -354,13 +355,13 @@ def write_comparison(comparison: Comparison, path: Path, *, force: bool = False)
 
 
 def run_compare(step: Compare, context: Context) -> Outcome:
-    """Print the comparison and write it where ``--out`` says."""
+    """Return the comparison as text and table, and write it to ``--out``."""
     results = find_results(
         context.workspace.results, step.results, step.dataset, note=context.progress.note
     )
     comparison = compare(results, published=step.reference or step.published, margin=step.margin)
     tested = shown = [pair for pair in comparison.pairs if pair["models"]]
-    if len(tested) > _MAX_SENTENCES:  # only those against the first of a group
+    if len(tested) > _MAX_SENTENCES:  # only those with the first of a group
         first = {next(group)["name"] for _, group in groupby(comparison.rows, lambda r: r["group"])}
         shown = [pair for pair in tested if pair["a"] in first]
     several = len({row["features"] for row in comparison.rows}) > 1
@@ -385,12 +386,12 @@ def run_compare(step: Compare, context: Context) -> Outcome:
 
 
 def equivalent_within(margin: float) -> str:
-    """Say what equivalent means with this margin, in points."""
+    """Return the verdict "equivalent" with its margin, in points."""
     return f"{EQUIVALENT} within {margin:g} point{'' if margin == 1 else 's'}"
 
 
 def verdict_in_words(verdict: dict[str, Any], margin: float) -> str:
-    """Say a verdict with its numbers, the first of the pair being the subject."""
+    """Return a verdict with its numbers; the first of the pair is the subject."""
     value, low, high = (100 * verdict[name] for name in ("difference", "low", "high"))
     numbers = (
         f"{value:+.2f} points [{low:+.2f}, {high:+.2f}], {p_text(verdict['p_value'])}, adjusted "

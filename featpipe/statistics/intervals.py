@@ -1,7 +1,7 @@
 """Confidence intervals of means over test rows, and over training sets.
 
-The unit is the test row (the image). Where several models predicted the same rows, their answers
-to one row are not independent: the rows are then resampled whole.
+The unit is the test row (the image). If several models predicted the same rows, their answers to
+one row are not independent, and whole rows are resampled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RESAMPLES = 9_999
 class Interval:
     """An estimate with its confidence interval, ``low <= value <= high``.
 
-    ``method`` says how the limits were found, in words for a table's footnote.
+    ``method`` describes the computation of the limits, for a table's footnote.
     """
 
     value: float
@@ -38,7 +38,7 @@ class Interval:
 
     @classmethod
     def around(cls, value: float, low: Any, high: Any, method: str) -> Interval:
-        """Return an interval that contains its estimate whatever the rounding of its limits."""
+        """Return an interval that contains its estimate even if its limits are rounded."""
         return cls(value, min(float(low), value), max(float(high), value), method)
 
 
@@ -66,12 +66,11 @@ def bootstrap_mean(
 ) -> Interval:
     """Percentile bootstrap of a mean over rows, each row with the mean of its values.
 
-    ``rows`` says which row each value belongs to, by default a different one. A resample draws rows
-    with replacement and takes each with all of its values (Davison and Hinkley 1997, section 3.8;
-    Efron 1979). Rows with the same mean are interchangeable, so a
-    resample is drawn as multinomial counts of the distinct means: the same distribution as drawing
-    rows one by one. 8000 rows of ten right-or-wrong answers have eleven means and take 0.1 s; each
-    of them takes 80 kB of memory.
+    ``rows`` is the row of each value, by default a different one. A resample draws rows with
+    replacement and takes each with all of its values (Davison and Hinkley 1997, section 3.8; Efron
+    1979). Rows with the same mean are interchangeable, so a resample is drawn as multinomial counts
+    of the distinct means: the same distribution as drawing rows one by one. 8000 rows of ten
+    right-or-wrong answers have eleven means and take 0.1 s; each mean takes 80 kB of memory.
     """
     values = np.asarray(values, dtype=np.float64)
     _, sums, counts = sum_by_row(np.arange(len(values)) if rows is None else rows, values)
@@ -87,11 +86,11 @@ def bootstrap_mean(
 def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
     """Interval of an accuracy: Wilson for independent rows, else a bootstrap over rows.
 
-    ``correct`` says whether each prediction is right, ``rows`` which row (image id) it is about.
-    The accuracy is the mean over rows of each row's share of right answers: a row that more models
-    were tested on weighs no more than another, as in the paired tests. Rows that leave a bootstrap
-    nothing to vary (each has the same share of right answers) get Wilson's interval of as many
-    rows as there are, rounded outwards, instead of one of width zero.
+    ``correct`` says whether each prediction is right, ``rows`` is its row (image id). The accuracy
+    is the mean over rows of each row's share of right answers: a row on which more models were
+    tested has no more weight than another, as in the paired tests. If all rows have the same share,
+    a bootstrap would have width zero; the interval is then Wilson's for the number of rows, rounded
+    outwards.
     """
     right = np.asarray(correct, dtype=np.float64)
     ids, sums, counts = sum_by_row(rows, right)
@@ -108,7 +107,7 @@ def accuracy_interval(correct: ArrayLike, rows: ArrayLike) -> Interval:
 def methods_interval(
     shares: ArrayLike, row: NDArray[np.int64], model: NDArray[np.int64], training: TrainingSets
 ) -> tuple[Interval, Variance]:
-    """Interval of an accuracy with respect to other training sets as well as other rows.
+    """Interval of an accuracy with respect to both other training sets and other rows.
 
     Wilson's interval with two changes: the number of rows is the effective one, p(1 − p) divided by
     the variance of :func:`~featpipe.statistics.two_way.two_way_variance` (as for surveys in Korn
@@ -116,14 +115,14 @@ def methods_interval(
     is that of Student's t with the variance's degrees of freedom.
 
     ``shares`` are the shares of right answers, of shape (m,), of pairs of a row and a training set
-    (numbered from 0); there are at least two different sets. The variance is returned, too.
+    (numbered from 0); there are at least two different sets. The variance is also returned.
     """
     _, sums, counts = sum_by_row(row, shares)
     means, n = sums / counts, len(sums)
     p = float(means.mean())
     spread = p * (1 - p)
     known = None
-    if np.ptp(means) == 0:  # nothing varies, so the variance is that of as many independent rows
+    if np.ptp(means) == 0:  # nothing varies: use the variance of as many independent rows
         spread = spread or 1.0
         known = spread / n
     variance = two_way_variance(shares, row, model, training, known)
@@ -143,7 +142,7 @@ def methods_interval(
 def mean_sd(values: Sequence[float]) -> dict[str, Any]:
     """Mean and sample standard deviation (n − 1; None for one) over n models (folds or seeds).
 
-    The deviation describes how much models differ and is no basis for an interval: folds share
+    The deviation describes how much models differ and is not a basis for an interval: folds share
     training and test rows, and no unbiased estimate of their variance exists (Bengio and
     Grandvalet 2004, JMLR 5).
     """
@@ -152,7 +151,7 @@ def mean_sd(values: Sequence[float]) -> dict[str, Any]:
 
 
 def sum_by_row(rows: ArrayLike, values: ArrayLike) -> RowSums:
-    """Add up the values of each row; ``rows`` says which row each value belongs to."""
+    """Add up the values of each row; ``rows`` is the row of each value."""
     rows, values = np.asarray(rows), np.asarray(values, dtype=np.float64)
     if len(values) == 0 or len(values) != len(rows):
         got = f"{len(values)} values, {len(rows)} row ids"

@@ -1,11 +1,12 @@
 """The difference of two methods on the same test rows, and two tests of it.
 
-Two questions have two answers. *These trained models*, on other test images: an exact test over
-rows. *The methods*, trained on other images too: a test over rows and training sets.
+There are two questions. *These trained models*, on other test images: an exact test over rows. *The
+methods*, also trained on other images: a test over rows and training sets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,7 +35,7 @@ class Answers:
 
     rows: ArrayLike  # id of the test row of each
     correct: ArrayLike
-    model: ArrayLike | None = None  # which model made it: an index into training.sets
+    model: ArrayLike | None = None  # index into training.sets of the model behind each
     training: TrainingSets | None = None  # None for a method that trains nothing
 
     @classmethod
@@ -75,7 +76,7 @@ class Difference:
     value: float  # mean over test rows, each with the same weight
     centre: float  # of its interval
     variance: Variance  # of the centre
-    p_value: float  # two-sided, for "neither is better"
+    p_value: float  # two-sided, of "neither is better"
     n: int  # test rows
     method: str
     wins: tuple[int, int]  # rows on which a is right more often than b, and the reverse
@@ -86,14 +87,14 @@ class Difference:
 
 
 def between_models(a: Answers, b: Answers) -> Difference:
-    """Ask of the models as they are whether other test images would say the same.
+    """Test whether other test images would give the same order of these trained models.
 
     The statistic is the mean over rows of the difference of the two shares of right answers. Under
     the null hypothesis each row's difference has either sign with probability one half (Fisher's
     randomisation test). The differences are multiples of one number, so the distribution of their
-    sum is a convolution of binomials and the p-value is exact; where that number is so small that
+    sum is a convolution of binomials and the p-value is exact; if that number is so small that
     the distribution has more than 260,000 points, the saddlepoint approximation of Lugannani and
-    Rice (1980, Advances in Applied Probability 12: 475–490) takes its place. One prediction per row
+    Rice (1980, Advances in Applied Probability 12: 475–490) is used. One prediction per row
     and method gives McNemar's exact test (McNemar 1947, Psychometrika 12: 153–157; Dietterich 1998,
     Neural Computation 10, recommends it for classifiers).
 
@@ -108,24 +109,37 @@ def between_models(a: Answers, b: Answers) -> Difference:
     >>> round(test.value, 4), round(test.p_value, 7), test.method
     (0.2857, 0.0703125, 'McNemar exact')
     """
-    steps, unit = row_differences(a, b)
+    one, other = a.sums, b.sums
+    if not np.array_equal(one.ids, other.ids):
+        shared = len(np.intersect1d(one.ids, other.ids))
+        got = f"{len(one.ids)} and {len(other.ids)} rows, {shared} shared"
+        raise ResultError("The methods were tested on different rows.", got=got)
+    # Each row's difference of the shares of right answers, in whole steps of 1 / unit.
+    n, unit = len(one.ids), math.lcm(*{*one.counts.tolist(), *other.counts.tolist()})
+    if unit < 2**62 // n:
+        shares = [side.sums.astype(np.int64) * (unit // side.counts) for side in (one, other)]
+    else:  # sums would overflow, and the exact test is out of reach: rounded steps will do
+        unit = 2**52 // n
+        shares = [np.rint(side.sums / side.counts * unit).astype(np.int64) for side in (one, other)]
+    steps = shares[0] - shares[1]
     d = steps / unit
-    n, centre = len(d), float(d.sum() / (len(d) + 2))
+    centre = float(d.sum() / (n + 2))
     residuals = np.concatenate([d - centre, [1 - centre, -1 - centre]])
     variance = Variance(float((residuals**2).sum()) / (n + 2) ** 2)
     p_value, method = _sign_flip(steps)
+    p_value = float(min(1.0, max(SMALLEST_P, p_value)))
     value, wins = float(steps.sum()) / (unit * n), (int((steps > 0).sum()), int((steps < 0).sum()))
     method = "McNemar exact" if unit == 1 else method
     return Difference(value, centre, variance, p_value, n, method, wins)
 
 
 def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | str:
-    """Ask of the methods whether other test images *and* other training images would say it.
+    """Test whether other test images *and* other training images would give the same order.
 
-    ``models`` is what :func:`between_models` gave. A t test with the variance and the degrees of
-    freedom of :func:`~featpipe.statistics.two_way.two_way_variance`; a method that trains
-    nothing answers alike whatever the training set. Where the results cannot answer the question,
-    the reason is returned.
+    ``models`` is the result of :func:`between_models`. A t test with the variance and the degrees
+    of freedom of :func:`~featpipe.statistics.two_way.two_way_variance`; a method that trains
+    nothing gives the same answers for every training set. If the results cannot answer the
+    question, the reason is returned.
     """
     trained = [(one.training, one) for one in (a, b) if one.training is not None]
     if not trained:
@@ -152,18 +166,6 @@ def between_methods(a: Answers, b: Answers, models: Difference) -> Difference | 
     return replace(models, variance=variance, p_value=p_value, method=method)
 
 
-def row_differences(a: Answers, b: Answers) -> tuple[NDArray[np.int64], int]:
-    """Return each row's difference of the shares of right answers, as whole steps of 1 / unit."""
-    one, other = a.sums, b.sums
-    if not np.array_equal(one.ids, other.ids):
-        shared = len(np.intersect1d(one.ids, other.ids))
-        got = f"{len(one.ids)} and {len(other.ids)} rows, {shared} shared"
-        raise ResultError("The methods were tested on different rows.", got=got)
-    unit = int(np.lcm.reduce(np.concatenate([one.counts, other.counts])))
-    shares = [side.sums.astype(np.int64) * (unit // side.counts) for side in (one, other)]
-    return shares[0] - shares[1], unit
-
-
 def _sign_flip(steps: NDArray[np.int64]) -> tuple[float, str]:
     """Two-sided p-value of |Σ d| when each d has either sign with probability one half."""
     d = np.abs(steps[steps != 0])
@@ -176,19 +178,19 @@ def _sign_flip(steps: NDArray[np.int64]) -> tuple[float, str]:
         return _saddlepoint(d, observed), "sign-flip over rows, saddlepoint"
     density = np.ones(1)
     for size, rows in zip(*np.unique(d, return_counts=True), strict=True):
-        # How much the rows of this size add when some of them are positive: a stretched binomial.
+        # The sum of the positive differences of this size: a stretched binomial.
         positive = np.zeros(rows * size + 1)
         positive[::size] = stats.binom.pmf(np.arange(rows + 1), rows, 0.5)
         density = np.convolve(density, positive)
-    # Entry k is the probability that the positive d add up to k, so that the sum is 2k − total.
+    # Entry k is the probability that the positive d sum to k, so that the total is 2k − Σ d.
     upper = density[(len(density) - 1 + observed) // 2 :].sum()
-    return float(min(1.0, max(SMALLEST_P, 2 * upper))), "sign-flip over rows, exact"
+    return 2 * upper, "sign-flip over rows, exact"
 
 
 def _saddlepoint(d: NDArray[np.int64], observed: int) -> float:
-    """Approximate the p-value by Lugannani and Rice's formula, the cumulant Σ log cosh(d·u)."""
+    """Approximate the p-value by Lugannani and Rice's formula; the cumulant is Σ log cosh(d·u)."""
     if observed == d.sum():  # every sign is the same
-        return max(SMALLEST_P, 2.0 ** (1 - len(d)))
+        return 2.0 ** (1 - len(d))
     scale = np.sqrt(float((d.astype(float) ** 2).sum()))
     sizes, rows = np.unique(d / scale, return_counts=True)
     x = observed / scale
@@ -204,6 +206,5 @@ def _saddlepoint(d: NDArray[np.int64], observed: int) -> float:
     w = np.sqrt(max(0.0, 2 * (u * x - cumulant)))
     v = u * np.sqrt(rows @ (sizes / np.cosh(sizes * u)) ** 2)
     if w < 1e-3:  # the formula is 0/0 at the centre, where the sum is normal
-        return float(2 * stats.norm.sf(x))
-    p_value = 2 * (stats.norm.sf(w) + stats.norm.pdf(w) * (1 / v - 1 / w))
-    return float(min(1.0, max(SMALLEST_P, p_value)))
+        return 2 * stats.norm.sf(x)
+    return 2 * (stats.norm.sf(w) + stats.norm.pdf(w) * (1 / v - 1 / w))

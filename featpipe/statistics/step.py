@@ -1,4 +1,4 @@
-"""The step ``compare``, and what all steps that set results side by side have in common."""
+"""The step ``compare``, and the base of all steps that show results side by side."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featpipe.steps import STEPS, Context, Needs, Outcome, Step, option
 
 
 class ResultsStep(Step):
-    """A step that sets results side by side: those of all steps of a recipe, or those it names."""
+    """A step that shows results side by side: of all steps of a recipe, or those that it names."""
 
     needs = Needs("result", each=False)
     waits_for: ClassVar[tuple[str, ...]] = ("pictures",)
@@ -25,9 +25,9 @@ class ResultsStep(Step):
     out: Path | None = option(
         None, help="Write the table: a name in .csv, .md or .tex.", affects_result=False
     )
-    published: bool = option(True, help="Show published numbers too, set apart.")
+    published: bool = option(True, help="Also show published numbers, separately.")
     margin: float = option(
-        1.0, help="Differences below so many points of accuracy do not matter.", minimum=0
+        1.0, help="Differences smaller than this many points do not matter.", minimum=0
     )
     force: bool = option(
         False, help="Replace files that featpipe did not write, too.", affects_result=False
@@ -41,19 +41,19 @@ class ResultsStep(Step):
         return self.results is not None
 
     def accepts(self, producer: Step) -> bool:
-        """Whether a step's result is shown: one on another dataset is not."""
+        """Whether a step's result is shown: not if it is on another dataset."""
         return self.dataset is None or getattr(producer, "dataset", None) == self.dataset
 
     def bind(self, inputs: Sequence[Sequence[Path]]) -> Self:
-        """Add the results that other steps have made to those that are named."""
+        """Add the results of other steps to those that are named."""
         if not inputs:
             return self
-        # Two tasks may mean the same: an automatic value, and what it was resolved to.
+        # Two tasks may have one result: an automatic value, and what it was resolved to.
         made = dict.fromkeys(str(paths[0]) for paths in inputs)
         return self.replace(results=(*(self.results or ()), *made), dataset=None)
 
     def output(self) -> Hashable:
-        """Return the file that it writes, if any."""
+        """Return the file to write, if any."""
         return self.out
 
 
@@ -70,7 +70,7 @@ class Compare(ResultsStep):
     )
 
     def run(self, context: Context) -> Outcome:
-        """Print the comparison and write it where ``--out`` says."""
+        """Compare the results and write the table to ``--out``."""
         from featpipe.statistics.comparison import run_compare  # noqa: PLC0415 - brings pandas
 
         return run_compare(self, context)

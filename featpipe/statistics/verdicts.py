@@ -20,7 +20,7 @@ from featpipe.statistics.paired_tests import (
 )
 
 ALPHA = 0.05  # family-wise error rate
-MARGIN = 0.01  # differences below it do not matter to most people: one point
+MARGIN = 0.01  # one point: smaller differences do not matter to most people
 DIFFERENT_ROWS = "not comparable: different test rows"
 
 BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
@@ -28,14 +28,14 @@ BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecid
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of the accuracy of method a minus that of method b.
+    """What can be claimed about the accuracy of method a minus that of method b.
 
-    ``verdict`` is *better* or *worse* where ``low`` to ``high`` excludes zero, *equivalent* where
-    it lies within the margin, else *undecided*. Interval and verdict come from one test: the
-    interval's ``confidence`` is the level at which Holm's procedure judged this pair, and
-    ``p_adjusted`` the p-value after it. ``rows_needed`` is, for an undecided pair, how many test
-    rows would decide it if the difference stayed as it is; None where no number of them would,
-    because training sets vary too much.
+    ``verdict`` is *better* or *worse* if ``low`` to ``high`` excludes zero, *equivalent* if it is
+    within the margin, else *undecided*. Interval and verdict come from one test: the interval's
+    ``confidence`` is the level at which Holm's procedure judged this pair, and ``p_adjusted`` the
+    p-value after it. ``rows_needed`` is the number of test rows that would decide an undecided
+    pair if the difference remained the same; None if no number would, because training sets vary
+    too much.
     """
 
     verdict: str
@@ -70,15 +70,15 @@ def holm(p_values: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Verdict]:
-    """Give the verdicts of a family of tests, corrected for their number."""
+    """Return the verdicts of a family of tests, corrected for their number."""
     adjusted_values, levels = holm([one.p_value for one in differences])
     verdicts = []
     for one, alpha, adjusted in zip(differences, levels, adjusted_values, strict=True):
         value, reach = one.value, one.reach(alpha)
         low = min(max(-1.0, one.centre - reach), value)
         high = max(min(1.0, one.centre + reach), value)
-        # The test decides on zero. Where it is exact and the interval is not, they can disagree at
-        # the margin; the limit next to zero is then moved to zero, or just past it.
+        # The test decides about zero. If it is exact and the interval is not, they can disagree
+        # slightly; the limit next to zero is then moved to zero, or just past it.
         rows_needed = None
         if adjusted >= ALPHA:
             low, high = min(low, 0.0), max(high, 0.0)
@@ -92,7 +92,7 @@ def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Ver
             quantile = stats.t.ppf(1 - alpha / 2, one.variance.df)
             times = one.variance.more_rows((target / quantile) ** 2)
             if times is not None:
-                # An exact test needs so many rows answered differently, all for one method.
+                # An exact test needs this many rows answered differently, all won by one method.
                 least = math.log2(2 / alpha) / max(sum(one.wins), 1)
                 rows_needed = max(math.ceil(one.n * max(times, least)), one.n + 1)
         facts = 1 - alpha, one.p_value, adjusted, rows_needed, one.method
@@ -101,12 +101,12 @@ def judge(differences: Sequence[Difference], margin: float = MARGIN) -> list[Ver
 
 
 def compare_all(named: Mapping[str, Answers], margin: float = MARGIN) -> list[dict[str, Any]]:
-    """Compare every pair of named methods, and correct for their number.
+    """Compare every pair of named methods, corrected for the number of pairs.
 
     Pairs are in the order of the mapping: ``a``, ``b``; ``n`` test rows; ``a_better`` and
     ``b_better``, the rows on which one method is right more often; ``models`` and ``methods``, the
-    verdicts (as dict) on these trained models and on the methods; ``reason``, why there is no
-    verdict at all; ``reason_methods``, why there is none on the methods.
+    verdicts (as dict) on these trained models and on the methods; ``reason`` if there is no verdict
+    at all; ``reason_methods`` if there is none on the methods.
     """
     empty = ("n", "a_better", "b_better", "models", "methods", "reason", "reason_methods")
     pairs: list[dict[str, Any]] = []

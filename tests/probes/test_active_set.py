@@ -16,8 +16,8 @@ from featpipe.probes.rows import Rows
 def problems(X: np.ndarray, sign: np.ndarray, weight: np.ndarray) -> Dual:
     """Start from weights of zero; every column of ``sign`` and ``weight`` is a problem."""
     loss = SquaredHinge(sign, weight, np.zeros(sign.shape[1], int))
-    at = Newton.at_zero(Rows(X), loss, 1, 100)
-    return Dual.of(at, np.arange(len(X)), np.arange(sign.shape[1]))
+    at = Newton(Rows(X), loss, 100)
+    return Dual(at, np.arange(len(X)), np.arange(sign.shape[1]))
 
 
 def random(n: int, d: int, duplicates: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

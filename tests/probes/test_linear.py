@@ -303,7 +303,7 @@ def test_values_in_any_order_and_twice_are_told_apart(n, d, hinge):
 def test_exact_steps_and_truncated_newton_agree(monkeypatch, dtype):
     X, task = folds(1000, 60, hinge=True)
     usual = path(X.astype(dtype), task, (1e-4, 1.0, 1e3), standardise=True)
-    monkeypatch.setattr(rows, "_LARGEST", 0)
+    monkeypatch.setattr(rows, "LARGEST", 0)
     other = path(X.astype(dtype), task, (1e-4, 1.0, 1e3), standardise=True)
     for a, b in zip(usual, other, strict=True):
         assert max(a.gap, b.gap) <= 1e-9  # single precision alone would not do
@@ -315,7 +315,7 @@ def test_exact_steps_and_truncated_newton_agree(monkeypatch, dtype):
 def test_no_square_matrix_is_larger_than_affordable(monkeypatch, hinge, n, d):
     X, task = folds(n, d, hinge)
     usual = path(X, task, standardise=True)
-    monkeypatch.setattr(rows, "_LARGEST", 500)
+    monkeypatch.setattr(rows, "LARGEST", 500)
     for name in ("in_span", "kernel", "preconditioner"):
         monkeypatch.setattr(Rows, name, None)
     for a, b in zip(usual, path(X, task, standardise=True), strict=True):
@@ -365,7 +365,7 @@ def test_the_smallest_c_still_tells_classes_apart():
 @pytest.mark.parametrize("C", [0.0, -1.0, np.nan, np.inf])
 def test_paths_and_estimators_refuse_a_c_that_is_not_positive(hinge, C):
     X, task = folds(90, 5, hinge)
-    with pytest.raises(ValueError, match="C must be positive"):
+    with pytest.raises(ValueError, match="C must be a positive, finite number"):
         path(X, task, [1.0, C])
     kind = BatchedLinearSVC if hinge else BatchedLogisticRegression
     with pytest.raises(ValueError, match="C must be a positive, finite number"):

@@ -5,31 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from featpipe.probes.losses import Softmax, SquaredHinge, minimise_along
-
-N, FOLDS = 40, 2
+from featpipe.probes.losses import Softmax, minimise_along
 
 
-def losses(columns: int = 3) -> list[SquaredHinge | Softmax]:
-    """Return both losses of random classes, with weights and two folds; some weights are zero."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, columns, N)
-    weight = rng.exponential(size=(N, FOLDS)) * (rng.random((N, FOLDS)) < 0.8)
-    sign = np.where(y[:, None] == np.arange(columns), 1.0, -1.0)
-    hinge = SquaredHinge(
-        np.tile(sign, FOLDS), np.repeat(weight, columns, 1), np.repeat(np.arange(FOLDS), columns)
-    )
-    return [hinge, Softmax(y, weight, np.arange(FOLDS), columns)]
-
-
-BOTH = pytest.mark.parametrize("number", [0, 1], ids=["hinge", "softmax"])
-
-
-@BOTH
-def test_derivatives_are_those_of_the_value(number):
-    loss, rng, h = losses()[number], np.random.default_rng(2), 1e-6
+def test_derivatives_are_those_of_the_value(loss):
+    rng, h = np.random.default_rng(2), 1e-6
     problems = np.arange(len(loss.fold))[::-1]  # also in another order
-    shape = (N, len(problems), 3 if isinstance(loss, Softmax) else 1)
+    shape = (40, len(problems), loss.width)
     F, E = rng.normal(size=(2, *shape))
     _, slope, state = loss.at(F, problems)
     low, high = loss.at(F - h * E, problems), loss.at(F + h * E, problems)
@@ -45,19 +27,18 @@ def test_derivatives_are_those_of_the_value(number):
     np.testing.assert_allclose(loss.curvature(state)[..., 0], expected)
 
 
-def test_rows_of_weight_zero_do_not_count():
-    for loss in losses():
-        problems = np.arange(len(loss.fold))
-        columns = 3 if isinstance(loss, Softmax) else 1
-        F = np.random.default_rng(3).normal(size=(N, len(problems), columns))
-        _, slope, _ = loss.at(F, problems)
-        assert not slope[loss.weights[..., 0] == 0].any()
+def test_rows_of_weight_zero_do_not_count(loss):
+    problems = np.arange(len(loss.fold))
+    F = np.random.default_rng(3).normal(size=(40, len(problems), loss.width))
+    _, slope, _ = loss.at(F, problems)
+    assert not slope[loss.weights[..., 0] == 0].any()
 
 
 def test_intercepts_of_the_softmax_are_the_best():
-    loss = losses(4)[1]
-    F = 5 * np.random.default_rng(4).normal(size=(N, FOLDS, 4))
-    problems = np.arange(FOLDS)
+    rng, problems = np.random.default_rng(4), np.arange(2)
+    weight = rng.exponential(size=(40, 2)) * (rng.random((40, 2)) < 0.8)
+    loss = Softmax(rng.integers(0, 4, 40), weight, problems, 4)
+    F = 5 * rng.normal(size=(40, 2, 4))
     add = loss.intercepts(F, problems)
     surplus = loss.at(F + add, problems)[1].sum(axis=0)
     np.testing.assert_allclose(surplus, 0, atol=1e-4)
