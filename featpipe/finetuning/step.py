@@ -334,9 +334,9 @@ class Finetune(TrainingRowOptions, ImageStep):
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
         self.check_requirements()
-        from featpipe.finetuning.run import run_finetune  # noqa: PLC0415 - brings torch
+        from featpipe.finetuning.run import FinetuneData, run_finetune  # noqa: PLC0415 - torch
 
-        return run_finetune(self, context)
+        return run_finetune(FinetuneData(self, context))
 
     def _results(self, context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield its results; NumPy, which reads them whole, is not imported."""

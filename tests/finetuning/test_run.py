@@ -20,10 +20,9 @@ def test_the_stored_boundary_and_the_whole_network_agree(
     finetune, make_step, context, without_clock
 ):
     stored = finetune(unfreeze="layer3", dtype="float32")
-    step = make_step(unfreeze="layer3")
-    data = FinetuneData(step, context)
+    data = FinetuneData(make_step(unfreeze="layer3"), context)
     data.embedder = PreparedImages(data.trunk)
-    whole = Result.load(run_finetune(step, context, data).paths[0])
+    whole = Result.load(run_finetune(data).paths[0])
     assert stored.stores[0]["layer"] == "layer2:map"
     assert whole.stores[0]["layer"] == "image"
     histories = (without_clock(result.extra["history"]) for result in (stored, whole))
