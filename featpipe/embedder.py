@@ -29,7 +29,7 @@ from featpipe.datasets.given import pixels_of
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
-from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
+from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, database, of_bytes, of_mapping
 from featpipe.progress import Progress
@@ -37,8 +37,8 @@ from featpipe.workspace import user_path
 
 Vectors = dict[str, NDArray[np.float32]]  # digest of an image → its features
 
+IN_MEMORY: dict[str, Vectors] = {}  # by `fingerprint_`, until the process ends or clears it
 _VECTORS = "vectors (image text primary key, vector blob, crc32 integer)"
-_IN_MEMORY: dict[str, Vectors] = {}  # of each embedding, until the process ends
 
 
 @dataclass(eq=False, repr=False)
@@ -123,9 +123,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         source, _ = self._source(X, reset=True)
         self._size_ = source.size
-        backbone, layer = self._open()
-        self._n_features_out = int(np.prod(backbone.dim(layer)))
-        self.fingerprint_ = _fingerprint(backbone, layer)
+        backbone, layer, self.fingerprint_ = self._open()
+        self._n_features_out = math.prod(backbone.dim(layer))
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -138,29 +137,27 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         source, rows = self._source(X, reset=False)
-        backbone, layer = self._open()
-        if _fingerprint(backbone, layer) != self.fingerprint_:
+        backbone, layer, fingerprint = self._open()
+        if fingerprint != self.fingerprint_:
             what = "The backbone is not the one that the embedder was fitted with."
             raise WeightsError(what, where=self.weights, next_step="call fit again")
         digests = [digest or "" for digest in source.digests]  # of a file that cannot be opened: ""
         if kept := self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite":
             known = _read_kept(kept, digests)
         else:
-            known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache else {}
+            known = IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache else {}
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
         new, shapes = list(row_of), {layer: backbone.dim(layer)}
-
-        def read(number: int, side: int | None) -> NDArray[np.uint8]:
-            return source.read_scaled(row_of[new[number]], side)
-
-        def embed(batch: Batch) -> dict[str, NDArray[np.float32]]:
-            return batch.embed(backbone, shapes)
-
         backbone.prepare((layer,))
-        batches = work_on_images(read, range(len(new)), backbone, embed, ExtractOptions())
+        batches = work_on_images(
+            lambda number, side: source.read_scaled(row_of[new[number]], side),
+            range(len(new)),
+            backbone,
+            lambda batch: batch.embed(backbone, shapes)[layer].reshape(len(batch.rows), -1),
+            ExtractOptions(),
+        )
         with closing(batches), Progress.find().task(backbone.name, len(new)) as task:
-            for batch, arrays in batches:
-                vectors = arrays[layer].reshape(len(batch.rows), -1)
+            for batch, vectors in batches:
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
                 if kept:
@@ -178,8 +175,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _folder(self) -> Path | None:
         return None if self.cache in (None, "memory") else user_path(str(self.cache))
 
-    def _open(self) -> tuple[Backbone, str]:
-        """Return the backbone, which stays open for the next fold, and the layer."""
+    def _open(self) -> tuple[Backbone, str, str]:
+        """Return the backbone, which stays open for the next fold, the layer, the fingerprint."""
         model, weights = self.backbone, str(self.weights)
         if isinstance(model, str):
             identity = backbones.weights_identity(model, weights, FileHashes(), fetch=True)
@@ -193,7 +190,9 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             identity = f"{known} {self.preprocess!r}"
         named = model, weights, self.device, self.image_size, self.image_fit
         backbone = _opened(identity, *named, sizes=(self._size_,), runtime=self.runtime)
-        return backbone, self.layer or backbone.default_layer
+        layer = self.layer or backbone.default_layer
+        parts = {"extraction": EXTRACTION_VERSION, "backbone": backbone.describe(), "layer": layer}
+        return backbone, layer, of_mapping(parts)
 
     def _source(self, X: Any, *, reset: bool) -> tuple[FileSource | _Pixels, Sequence[int]]:
         """Return the images, files that are named twice once, and the row of each."""
@@ -287,11 +286,6 @@ def _square(n: int) -> tuple[int, ...]:
 def _opened(identity: str, *named: Any, **how: Any) -> Backbone:
     """Open a backbone; ``identity`` is that of its weights and of what has no name."""
     return backbones.load_backbone(*named, **how)
-
-
-def _fingerprint(backbone: Backbone, layer: str) -> str:
-    parts = {"extraction": EXTRACTION_VERSION, "backbone": backbone.describe(), "layer": layer}
-    return of_mapping(parts)
 
 
 # -- features in a folder ------------------------------------------------------------------------
