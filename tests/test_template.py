@@ -125,22 +125,22 @@ def test_what_could_not_run_is_not_written(context, tmp_path):
     )
 
 
-def test_a_folder_with_a_table(context, tmp_path):
+def test_a_folder_with_a_table(tmp_path):
     draw(tmp_path / "b", "1.png", "2.png")
     (tmp_path / "b" / "notes.csv").write_text("this,that\n1,2\n")
     (tmp_path / "b" / "labels.csv").write_text("path,label\n1.png,x\n2.png,y\n")
-    assert guess_layout(tmp_path / "b", context)[0] == f"csv:{tmp_path / 'b' / 'labels.csv'}"
+    assert guess_layout(tmp_path / "b") == f"csv:{tmp_path / 'b' / 'labels.csv'}"
     (tmp_path / "b" / "more.csv").write_text("path,label\n1.png,x\n")
     with pytest.raises(DataError, match="several tables"):
-        guess_layout(tmp_path / "b", context)
+        guess_layout(tmp_path / "b")
 
 
-def test_a_file(context, tmp_path):
+def test_a_file(tmp_path):
     np.savez(tmp_path / "c.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=[0, 1, 0, 1])
-    assert guess_layout(tmp_path / "c.npz", context)[0] == f"npz:{tmp_path / 'c.npz'}"
+    assert guess_layout(tmp_path / "c.npz") == f"npz:{tmp_path / 'c.npz'}"
     (tmp_path / "c.txt").touch()
     with pytest.raises(DataError, match="lists no images"):
-        guess_layout(tmp_path / "c.txt", context)
+        guess_layout(tmp_path / "c.txt")
 
 
 def test_a_table_may_hold_images_without_label(context, tmp_path):
