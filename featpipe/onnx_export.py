@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -65,9 +64,13 @@ def export_onnx(
     with atomic_write(out) as temporary:
         _write(graph, temporary, prepared.crop, model.classes)
         _compare(temporary, predictor)
-    resize = prepared.crop if prepared.fit in ("fill", "whole") else prepared.resize
-    how = {"fit": prepared.fit, "resize": resize, "crop": prepared.crop}
-    script = _SCRIPT.format(mark=_MARK, filter=prepared.interpolation.upper(), **how)
+    script = _SCRIPT.format(
+        mark=_MARK,
+        filter=prepared.interpolation.upper(),
+        fit=prepared.fit,
+        resize=prepared.crop if prepared.fit in ("fill", "whole") else prepared.resize,
+        crop=prepared.crop,
+    )
     for path, text in zip(paths[1:], (_card(result, model, out.name), script), strict=True):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -119,14 +122,19 @@ class _Graph(nn.Module):
 
 
 def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) -> None:
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    # The older exporter of PyTorch has no operator for the attention of torchvision's ViTs.
-    how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
-    how |= {"input_names": ["images"], "output_names": ["probabilities", "labels"]}
-    how["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
     try:
         with torch.no_grad():
-            torch.onnx.export(graph, (example,), str(path), **how)
+            torch.onnx.export(
+                graph,
+                (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+                str(path),
+                input_names=["images"],
+                output_names=["probabilities", "labels"],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+                external_data=False,
+                verbose=False,
+                dynamo=True,  # the older exporter lacks the attention of torchvision's ViTs
+            )
     except Exception as error:  # whatever a network does that no graph can hold
         what = f"PyTorch cannot export this network: {type(error).__name__}"
         raise FeatpipeError(what, got=str(error).partition("\n")[0][:300]) from error

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -15,6 +16,7 @@ import numpy as np
 
 from featpipe.backbones import backbone_name, weights_file
 from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UsageError, nearest_path
 from featpipe.steps import Context, Outcome
 from featpipe.steps.recipe import A_NAME, is_name, parse_recipe
@@ -117,22 +119,27 @@ def write_recipe(
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    lines = [found, f"→ {target}", f"next: featpipe run {target}"]
-    counts = np.bincount(first.labels[first.labels >= 0], minlength=len(classes))
-    if rare := [classes[label] for label in np.flatnonzero(counts < _FEW)]:
-        lines.append(f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}")
-    kind, _, table = dataset.partition(":")
-    if not first.groups and kind in ("folder", "csv"):
-        seen, how = "", f"add a column 'group' to {table}"
-        if kind == "folder":
-            nested = len({os.path.dirname(name) for name in first.ids}) > len(classes)
-            seen, how = "the classes have subfolders: " * nested, f"set group-by in {target}"
-        lines.append(
-            f"{seen}if several images show the same patient, video or place, keep them on the same "
-            f"side of every split: {how}"
-        )
+    lines = [found, f"→ {target}", f"next: featpipe run {target}", *_advice(first, dataset, target)]
     facts = {"dataset": dataset, "splits": [source.split for source in sources]}
     return Outcome("done", "\n".join(lines), (target,), facts)
+
+
+def _advice(source: ImageSource, dataset: str, recipe: Path) -> Iterator[str]:
+    """Name classes with too few images, and say how to keep images together in a split."""
+    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes))
+    if rare := [source.classes[label] for label in np.flatnonzero(counts < _FEW)]:
+        yield f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}"
+    kind, _, table = dataset.partition(":")
+    if source.groups or kind not in ("folder", "csv"):
+        return
+    seen, how = "", f"add a column 'group' to {table}"
+    if kind == "folder":
+        nested = len({os.path.dirname(name) for name in source.ids}) > len(source.classes)
+        seen, how = "the classes have subfolders: " * nested, f"set group-by in {recipe}"
+    yield (
+        f"{seen}if several images show the same patient, video or place, keep them on the same "
+        f"side of every split: {how}"
+    )
 
 
 def _target(name: str, data: Path | None) -> tuple[Path, Path]:
