@@ -107,15 +107,9 @@ class FinetuneData:
         return cut
 
     @cached_property
-    def augment(self) -> Augmentation | None:
-        """What changes training images; ``UsageError`` if an amount is too large for them."""
-        specs = self.step.augment
-        return Augmentation(specs, self.trunk.preprocessing) if specs else None
-
-    @cached_property
     def embedder(self) -> FrozenNetwork:
-        """What fills the stores: frozen stages, or nothing where images change or all learns."""
-        if self.augment is not None or not self.cut.frozen:
+        """What fills the stores: the frozen stages, if there are any and images do not change."""
+        if self.step.augment or not self.cut.frozen:
             return PreparedImages(self.trunk)
         how = Execution(self.step.runtime, progress=self.context.progress)
         return Prefix(self.trunk, self.cut, how)
@@ -167,21 +161,24 @@ class FinetuneData:
             usable = np.flatnonzero(content.labels >= 0)
             known = {"usable": usable, "path": source.name, "has_looks": False, "skipped": {}}
             stores.append(SimpleNamespace(**vars(content), **known, features=lambda: None))
-        # Whether images leak is known when they are read.
-        screening = replace(Screening.of(self.step, stores), leaks="warn")
-        for split in self.make_splits(stores, screening)[1]:
-            check_rows(split)
+        # Leaks are only known once the images have been read.
+        for split in self.make_splits(stores, leaks="warn")[1]:
             self.estimator().split_rows(self.batches(split.train))
 
-    def make_splits(self, stores: Sequence[Any], screening: Screening) -> tuple[Any, list[Split]]:
-        """Return the protocol, and the rows that train and test."""
-        train, test = stores[0], stores[1] if len(stores) > 1 else None
-        return make_splits(self.step.protocol, train, test, self.step.seed, screening)
+    def make_splits(self, stores: Sequence[Any], **how: Any) -> tuple[str, list[Split], list[str]]:
+        """Return the protocol, its splits, and notes on rows left out; ``how`` is of screening."""
+        screening = replace(Screening.of(self.step, stores), **how)
+        train, test = (*stores, None)[:2]
+        protocol, splits = make_splits(self.step.protocol, train, test, self.step.seed, screening)
+        for split in splits:
+            check_rows(split)
+        return protocol, splits, screening.notes
 
     def batches(self, rows: RowSet) -> RowBatches:
-        """Return rows of a store as batches."""
-        features, labels = rows.store.features(), rows.store.labels
-        return RowBatches(features, labels, rows.rows, self.augment, groups=rows.groups)
+        """Return rows of a store as batches; ``UsageError`` if images cannot change that much."""
+        specs, features, labels = self.step.augment, rows.store.features(), rows.store.labels
+        augment = Augmentation(specs, self.trunk.preprocessing) if specs else None
+        return RowBatches(features, labels, rows.rows, augment, groups=rows.groups)
 
     def estimator(self, **more: Any) -> HeadClassifier:
         """Return the estimator of the step; ``more`` are its parameters for one training."""
@@ -242,10 +239,7 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     step = data.step
     data.check_rows()
     stores = data.extraction.stores()
-    screening = Screening.of(step, stores)
-    protocol, splits = data.make_splits(stores, screening)
-    for split in splits:
-        check_rows(split)  # again, because images that cannot be read were left out
+    protocol, splits, notes = data.make_splits(stores)  # now without images that cannot be read
     trained = [
         train_split(data, split, model.with_suffix(f".{number}.checkpoint"), f"{data.key} {number}")
         for number, split in enumerate(splits)
@@ -264,7 +258,7 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
         **({"gradient_flow": first["gradient_flow"]} if step.gradient_flow else {}),
     }
-    output = assemble.MethodOutput(data.title, list(tested), cost, list(screening.notes), extra)
+    output = assemble.MethodOutput(data.title, list(tested), cost, notes, extra)
     result, table = assemble.build_result(step, data.key, protocol, output, data.context)
     about = {
         "trunk": data.trunk.description,
