@@ -1,4 +1,4 @@
-"""What is trained: the stages behind a frozen boundary and a new head, its start and its loss."""
+"""What is trained: the stages after a frozen boundary and a new head; its start and its loss."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _USUAL_PROBE_C = 1e-2  # where there are no validation rows to choose by
 
 
 class Cut(NamedTuple):
-    """Which stages learn: those ``frozen`` in front of the boundary do not.
+    """Which stages learn: those before the boundary are ``frozen``.
 
-    Behind it are those that are ``trained``, and those ``passed``: they pass the gradient on only.
+    After it come those that are ``trained``, and those that only pass the gradient on.
     """
 
     frozen: tuple[str, ...]
@@ -46,7 +46,7 @@ class Cut(NamedTuple):
 
 
 def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
-    """Parse which of the stages learn in addition to the head, which always does.
+    """Return which of the stages learn in addition to the head, which always does.
 
     ``unfreeze`` is ``"none"``, ``"all"``, a stage (``"layer4"``), or a stage and all after it
     (``"layer3+"``). ``UsageError`` if there is no such stage, or it has nothing to learn.
@@ -68,7 +68,7 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     able = with_parameters(stages)
     if wanted not in names:
         what = f"The network has no stage named {wanted!r} to unfreeze."
-        expected = f"none, all, {', '.join(able)}, or one of these and all behind it: {able[-1]}+"
+        expected = f"none, all, {', '.join(able)}, or one of these and all after it: {able[-1]}+"
         raise UnknownNameError(what, wanted, able, expected=expected)
     if wanted not in able:
         what = f"The stage {wanted!r} has nothing to learn."
@@ -107,7 +107,7 @@ class Head(nn.Module):
             self.classifier = nn.Linear(n_features, n_classes, bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (n, classes) and the features in front of the last layer (n, d)."""
+        """Return logits (n, classes), and the features (n, d) that the last layer gets."""
         features = self.hidden(x)
         return self.classifier(features), features
 
@@ -115,9 +115,8 @@ class Head(nn.Module):
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Stages that learn are copied from the trunk. With ``from_store`` the frozen stages were run
-    beforehand and the input is their activations; with ``freeze_statistics`` batch norms keep their
-    running statistics.
+    Stages that learn are copied from the trunk. With ``from_store`` the input is the activations of
+    the frozen stages; with ``freeze_statistics`` batch norms keep their running statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name
@@ -170,9 +169,9 @@ class HeadedNetwork(nn.Module):
             raise ValueError(f"not the state of this network: {', '.join(wrong[:3])}")
 
     def count_parameters(self) -> dict[str, int]:
-        """Return how many numbers the whole network learns and keeps frozen, also before a store.
+        """Return how many parameters of the whole network, stored stages too, learn or are frozen.
 
-        ``running_statistics`` of batch norms are what Keras counts as non-trainable.
+        Keras counts the ``running_statistics`` of batch norms as non-trainable parameters.
         """
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         all_here = sum(p.numel() for p in self.parameters())
@@ -192,8 +191,8 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
     its features do not ("LP-FT": Kumar et al., Fine-Tuning can Distort Pretrained Features and
     Underperform Out-of-Distribution, ICLR 2022, arXiv:2202.10054).
 
-    Validation rows choose C, by the loss that training goes on with: accuracy would not mind logits
-    of any size. Without any it is ``c``, by default 0.01.
+    Validation rows choose C, by the loss that training continues with: accuracy does not depend on
+    the size of logits. Without any, C is ``c``, by default 0.01.
     """
     bias = last.bias is not None
 
@@ -219,7 +218,7 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
         last.weight.zero_()
         last.weight[logistic.classes_] = torch.from_numpy(weight).to(last.weight)
         if bias:
-            last.bias.fill_(float(offset.min()))  # classes that no row has
+            last.bias.fill_(float(offset.min()))  # of classes without rows
             last.bias[logistic.classes_] = torch.from_numpy(offset).to(last.bias)
     return float(logistic.C)
 

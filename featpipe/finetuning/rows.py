@@ -1,4 +1,4 @@
-"""What a training is fed with: stages that run once, rows in batches, those held out by class."""
+"""The input of a training: stages that run once, rows in batches, rows held out by class."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from featpipe.workspace import IMAGE_LAYER
 
 
 class Prefix(FrozenNetwork):
-    """The stages in front of a frozen boundary, of which there is at least one.
+    """The stages before a frozen boundary, of which there is at least one.
 
     Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``.
     """
@@ -47,9 +47,9 @@ class Prefix(FrozenNetwork):
 
 
 class PreparedImages(FrozenNetwork):
-    """Images as they are before the network, for training all of it.
+    """Images as the network gets them, for training all of it.
 
-    Every network of the same preprocessing shares them.
+    Networks with the same preprocessing share them.
     """
 
     default_layer = IMAGE_LAYER
@@ -76,8 +76,8 @@ class PreparedImages(FrozenNetwork):
 class Augmentation:
     """Random transforms such as ``"crop:4"`` and ``"flip"``, drawn for every image.
 
-    Pixels outside of the image get the mean colour of the weights' training data, which normalising
-    turns to zero.
+    Pixels outside of the image get the mean colour of the weights' training data, which becomes
+    zero when normalised.
     """
 
     def __init__(self, specs: Sequence[str], preprocessing: Preprocessing) -> None:
@@ -117,7 +117,7 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
     rows: NDArray[np.int64]
     augment: Callable[[Tensor], Tensor] | None = None
     training: bool = False
-    groups: NDArray[np.int64] | None = None  # of these rows, (m,): none is divided
+    groups: NDArray[np.int64] | None = None  # of these rows, (m,): none is split
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -128,7 +128,7 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.rows)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return a whole batch at once: one look into the store instead of one per row."""
+        """Return a whole batch at once: one read from the store instead of one per row."""
         rows = self.rows[indices]
         batch = torch.from_numpy(np.asarray(self.X[rows]))
         if self.training and self.augment is not None:
