@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError
+from featpipe.errors import FitError, UnknownNameError, UsageError
 from featpipe.finetuning.nets import Trunk, with_parameters
 from featpipe.finetuning.step import parse
+from featpipe.lazy import Lazy, check_installed
 
-try:
-    from pytorch_metric_learning.losses import TripletMarginLoss
-    from pytorch_metric_learning.miners import TripletMarginMiner
-except ImportError:  # an extra
-    TripletMarginLoss = None
+metric_losses = Lazy("pytorch_metric_learning.losses")
+metric_miners = Lazy("pytorch_metric_learning.miners")
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]  # features (n, d) and labels (n,)
 
@@ -230,9 +228,9 @@ class HeadLoss(nn.Module):
     losses of different runs measure the same thing: cross-entropy.
     """
 
-    def __init__(self, losses: Sequence[str], n_classes: int = 0, n_features: int = 0) -> None:
+    def __init__(self, specs: Sequence[str], n_classes: int, n_features: int) -> None:
         super().__init__()
-        parsed = [parse("loss", spec) for spec in losses]
+        parsed = [parse("loss", spec) for spec in specs]
         self.weights = {name: numbers[0] for name, numbers in parsed if numbers}
         self.terms = nn.ModuleDict()
         for name in self.weights:
@@ -282,10 +280,9 @@ class TripletLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        if TripletMarginLoss is None:
-            raise MissingExtraError("pytorch-metric-learning", "metric")
-        self.loss = TripletMarginLoss(margin=0.2)
-        self.miner = TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
+        check_installed("pytorch_metric_learning", "metric")
+        self.loss = metric_losses.TripletMarginLoss(margin=0.2)
+        self.miner = metric_miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch; ``FitError`` if it holds a single class."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetuning import network as trained
 from featpipe.finetuning.nets import load_trunk
 from featpipe.finetuning.network import CenterLoss, Head, HeadedNetwork, HeadLoss, cut_of
 
@@ -107,6 +108,6 @@ def test_wrong_weights_are_refused(wrong):
 
 
 def test_the_triplet_extra_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(trained, "TripletMarginLoss", None)
-    with pytest.raises(MissingExtraError, match="pytorch-metric-learning"):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(MissingExtraError, match="pytorch_metric_learning"):
         HeadLoss(("triplet:1",), n_classes=2, n_features=2)
