@@ -46,7 +46,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     """Turn images into the features of a frozen network.
 
     The features are those of ``featpipe extract``. An image that occurs again, in another fold or
-    for another candidate of a grid, is known by its content and not embedded again.
+    for another candidate of a grid, is recognised by its content and not embedded again.
 
     Images are a sequence of paths, of PIL images or of arrays, (H, W, 3) or (H, W); one array
     (n, H, W, 3) or (n, H, W); or a two-dimensional array of numbers, each row one flattened image.
@@ -56,11 +56,11 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     backbone : str or torch.nn.Module
         Name of a model, as ``featpipe models`` lists it; ``"timm:NAME"``; or a module.
     preprocess : callable, optional
-        With a module: makes its input, a float tensor (3, S, S), of a PIL image; or a
+        With a module: turns a PIL image into its input, a float tensor (3, S, S); or a
         :class:`~featpipe.backbones.preprocessing.Preprocessing`.
     fingerprint : str, optional
-        With a module: a text that changes when the features do; default: made of the state dict,
-        and of what module and transform print as.
+        With a module: a text that changes when the features do; default: derived from the state
+        dict and the ``repr`` of module and transform.
     weights : str
         ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: random ones.
     layer : str, optional
@@ -74,8 +74,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Of flattened images: (H, W) or (H, W, 3), one of which may be -1. Default: square, and
         grey where that is possible, else RGB.
     pixel_range : tuple of float or "fit", optional
-        What is black and what is white in arrays. ``"fit"`` takes the least and the greatest number
-        that ``fit`` sees in one array, and clips. Default: 0 and 255 for integers, else 0 and 1.
+        The numbers for black and white in arrays. ``"fit"`` takes the smallest and the largest that
+        ``fit`` sees in one array, and clips. Default: 0 and 255 for integers, else 0 and 1.
     cache : path or None
         Folder in which features are kept, which processes may share. ``"memory"`` keeps them
         until the process ends, ``None`` not at all.
@@ -117,7 +117,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     runtime: str | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Look at the images' sizes and, where asked to, at their range; ``y`` is ignored.
+        """Learn the size of the images and, if asked to, their range; ``y`` is ignored.
 
         Nothing is embedded.
         """
@@ -195,7 +195,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return backbone, layer, of_mapping(parts)
 
     def _source(self, X: Any, *, reset: bool) -> tuple[FileSource | _Pixels, Sequence[int]]:
-        """Return the images, files that are named twice once, and the row of each."""
+        """Return the images, each file once, and for every item of ``X`` the row of its image."""
         if isinstance(X, str | os.PathLike | Image.Image):
             what = "One image by itself is not a sequence of images."
             example = "image" if isinstance(X, Image.Image) else repr(os.fspath(X))
@@ -292,7 +292,7 @@ def _opened(identity: str, *named: Any, **how: Any) -> Backbone:
 
 
 def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
-    """Return the features of those images that have some; damaged ones are left out."""
+    """Return the features that are there for some images; damaged ones are left out."""
     query = "select * from vectors where image = ?"
     with _open_kept(path) as connection:
         rows = [row for one in set(digests) for row in connection.execute(query, (one,))]

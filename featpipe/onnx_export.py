@@ -135,7 +135,7 @@ def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) ->
                 verbose=False,
                 dynamo=True,  # the older exporter lacks the attention of torchvision's ViTs
             )
-    except Exception as error:  # whatever a network does that no graph can hold
+    except Exception as error:  # whatever a network does that ONNX cannot express
         what = f"PyTorch cannot export this network: {type(error).__name__}"
         raise FeatpipeError(what, got=str(error).partition("\n")[0][:300]) from error
     made = onnx.load(str(path))
@@ -145,7 +145,7 @@ def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) ->
 
 
 def _compare(path: Path, predictor: Predictor) -> None:
-    """Refuse a graph that does not answer as PyTorch and scikit-learn do."""
+    """Refuse a graph whose probabilities are not those of PyTorch and scikit-learn."""
     side = predictor.preprocessing.crop
     images = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -219,7 +219,7 @@ sys.exit(1 if unread else 0)
 
 
 def _card(result: Result, model: TrainedModel, name: str) -> str:
-    """Return a model card: what it is, how good, on what, and what it is not good for."""
+    """Return a model card: what the model is, how accurate, on which images, and its limits."""
     trained, metrics = result.splits[0], result.summary["metrics"]
     dataset, backbone = result.stores[0]["manifest"]["dataset"], model.backbone
     value, low, high = (100 * result.summary["accuracy"][k] for k in ("value", "low", "high"))
