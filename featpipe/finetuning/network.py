@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,36 +30,22 @@ _PROBE_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, the inverse regularisation st
 _USUAL_PROBE_C = 1e-2  # where there are no validation rows to choose by
 
 
-class Cut(NamedTuple):
-    """Which stages learn: those before the boundary are ``frozen``.
-
-    After it come those that are ``trained``, and those that only pass the gradient on.
-    """
-
-    frozen: tuple[str, ...]
-    trained: tuple[str, ...]
-    passed: tuple[str, ...]
-
-
-def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
+def trained_stages(stages: nn.Sequential, unfreeze: str) -> slice:
     """Return which of the stages learn in addition to the head, which always does.
 
-    ``unfreeze`` is ``"none"``, ``"all"``, a stage (``"layer4"``), or a stage and all after it
-    (``"layer3+"``). ``UsageError`` if there is no such stage, or it has nothing to learn.
+    Stages before them are frozen, those after them only pass the gradient on. ``unfreeze`` is
+    ``"none"``, ``"all"``, a stage (``"layer4"``), or a stage and all after it (``"layer3+"``).
+    ``UsageError`` if there is no such stage, or it has nothing to learn.
 
     Examples
     --------
-    >>> net = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Linear(2, 2), c=nn.Linear(2, 2)))
-    >>> cut_of(net, "b+")
-    Cut(frozen=('a',), trained=('b', 'c'), passed=())
-    >>> cut_of(net, "b").passed
-    ('c',)
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))  # named 0, 1, 2
+    >>> trained_stages(net, "1+"), trained_stages(net, "1")
+    (slice(1, 3, None), slice(1, 2, None))
     """
-    names = tuple(name for name, _ in stages.named_children())
-    if unfreeze == "none":
-        return Cut(names, (), ())
-    if unfreeze == "all":
-        return Cut((), names, ())
+    names = [name for name, _ in stages.named_children()]
+    if unfreeze in ("none", "all"):
+        return slice(0 if unfreeze == "all" else len(names), len(names))
     wanted = unfreeze.removesuffix("+")
     able = with_parameters(stages)
     if wanted not in names:
@@ -71,14 +55,8 @@ def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
     if wanted not in able:
         what = f"The stage {wanted!r} has nothing to learn."
         raise UsageError(what, expected=", ".join(able), got=unfreeze)
-    place = names.index(wanted)
-    split = len(names) if unfreeze.endswith("+") else place + 1
-    return Cut(names[:place], names[place:split], names[split:])
-
-
-def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
-    """Return some stages as a network of their own."""
-    return nn.Sequential(OrderedDict((name, stages.get_submodule(name)) for name in names))
+    start = names.index(wanted)
+    return slice(start, len(names) if unfreeze.endswith("+") else start + 1)
 
 
 class Head(nn.Module):
@@ -113,14 +91,15 @@ class Head(nn.Module):
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Stages that learn are copied from the trunk. With ``from_store`` the input is the activations of
-    the frozen stages; with ``freeze_statistics`` batch norms keep their running statistics.
+    ``unfreeze`` is as for :func:`trained_stages`; stages that learn are copied from the trunk. With
+    ``from_store`` the input is the activations of the frozen stages; with ``freeze_statistics``
+    batch norms keep their running statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name
         self,
         trunk: Trunk,
-        cut: Cut,
+        unfreeze: str,
         head: str,
         n_classes: int,
         *,
@@ -130,13 +109,13 @@ class HeadedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self._normalise = trunk.preprocessing.normalise
-        before = part(trunk.stages, cut.frozen)
+        trained = trained_stages(trunk.stages, unfreeze)
+        before = trunk.stages[: trained.start]
         self._parameters_before = sum(p.numel() for p in before.parameters()) if from_store else 0
         self.frozen = (nn.Sequential() if from_store else before).requires_grad_(False)
-        self.body = copy.deepcopy(part(trunk.stages, cut.trained + cut.passed))
-        self.body.requires_grad_(True)
+        self.body = copy.deepcopy(trunk.stages[trained.start :]).requires_grad_(True)
+        self._after = [*self.body[trained.stop - trained.start :].requires_grad_(False)]
         self.head = Head(head, trunk.n_features, n_classes, bias=trunk.bias, seed=seed)
-        self._passed = [self.body.get_submodule(name).requires_grad_(False) for name in cut.passed]
         self._freeze_statistics = freeze_statistics
         self.train()
 
@@ -144,7 +123,7 @@ class HeadedNetwork(nn.Module):
         """Set training mode, but for what is frozen."""
         super().train(mode)
         norms = [m for m in self.body.modules() if isinstance(m, _BatchNorm)]
-        for module in (self.frozen, *self._passed, *(norms if self._freeze_statistics else ())):
+        for module in (self.frozen, *self._after, *(norms if self._freeze_statistics else ())):
             module.eval()
         return self
 

@@ -19,7 +19,6 @@ from featpipe.backbones.runtime import Execution
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.finetuning.nets import Trunk
-from featpipe.finetuning.network import Cut, part
 from featpipe.finetuning.step import parse
 from featpipe.workspace import IMAGE_LAYER
 
@@ -30,12 +29,12 @@ class Prefix(FrozenNetwork):
     Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``.
     """
 
-    def __init__(self, trunk: Trunk, cut: Cut, how: Execution | None = None) -> None:
-        stages = part(trunk.stages, cut.frozen)
+    def __init__(self, trunk: Trunk, n_frozen: int, how: Execution | None = None) -> None:
+        stages = trunk.stages[:n_frozen]
         super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, how)
         self._description = trunk.description
-        last = cut.frozen[-1]
-        named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
+        *_, (last, _) = stages.named_children()
+        named = [n for n, stage in stages.named_children() if not isinstance(stage, nn.Flatten)][-1]
         if len(self.dim(f"{last}:map")) > 1:
             self.default_layer = f"{last}:map"
         else:  # after flattening a map of 1 × 1, for which the pooling is the better name

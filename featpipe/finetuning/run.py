@@ -33,7 +33,7 @@ from featpipe.evaluation.screening import Screening
 from featpipe.extraction.batches import ExtractOptions
 from featpipe.extraction.engine import Extraction
 from featpipe.finetuning.nets import Trunk, load_trunk, map_stages
-from featpipe.finetuning.network import Cut, HeadedNetwork, cut_of
+from featpipe.finetuning.network import HeadedNetwork, trained_stages
 from featpipe.finetuning.rows import Augmentation, Prefix, PreparedImages, RowBatches
 from featpipe.finetuning.saved import save_head
 from featpipe.finetuning.step import OPTIMIZERS
@@ -97,22 +97,22 @@ class FinetuneData:
         return self.step.resolved(self.automatic)
 
     @cached_property
-    def cut(self) -> Cut:
-        """Which stages learn; ``UsageError`` if stages of an untrained network would not."""
-        unfreeze = str(self.resolved.unfreeze)
-        cut = cut_of(self.trunk.stages, unfreeze)
-        if not self.trunk.pretrained and (cut.frozen or cut.passed):
+    def n_frozen(self) -> int:
+        """Number of stages before those that learn; ``UsageError`` if any would stay random."""
+        unfreeze, stages = str(self.resolved.unfreeze), self.trunk.stages
+        trained = trained_stages(stages, unfreeze)
+        if not self.trunk.pretrained and trained != slice(0, len(stages)):
             what = f"{self.trunk.name} is untrained: what stays frozen would stay random."
             raise UsageError(what, expected="--unfreeze all", got=f"--unfreeze {unfreeze}")
-        return cut
+        return int(trained.start)
 
     @cached_property
     def embedder(self) -> FrozenNetwork:
         """What fills the stores: the frozen stages, if there are any and images do not change."""
-        if self.step.augment or not self.cut.frozen:
+        if not self.n_frozen or self.step.augment:
             return PreparedImages(self.trunk)
         how = Execution(self.step.runtime, progress=self.context.progress)
-        return Prefix(self.trunk, self.cut, how)
+        return Prefix(self.trunk, self.n_frozen, how)
 
     @cached_property
     def sources(self) -> list[ImageSource]:
@@ -191,7 +191,7 @@ class FinetuneData:
         )
         return HeadClassifier(
             module__trunk=self.trunk,
-            module__cut=self.cut,
+            module__unfreeze=step.unfreeze,
             module__head=step.head,
             module__n_classes=len(self.sources[0].classes),
             module__seed=step.seed,

@@ -19,7 +19,7 @@ from featpipe.backbones.architecture import digest_of
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.files import read_json
 from featpipe.finetuning.nets import Trunk, load_trunk
-from featpipe.finetuning.network import HeadedNetwork, cut_of
+from featpipe.finetuning.network import HeadedNetwork
 from featpipe.workspace import atomic_write
 
 _FORMAT = 2  # of heads and of checkpoints; 1 is that of featpipe 0.1
@@ -94,8 +94,8 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
             expected, got = content["trunk"]["weights"], trunk.description["weights"]
             advice = "name the right ones: --weights FILE"
             raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
-        cut = cut_of(trunk.stages, content["unfreeze"])
-        network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
+        unfreeze, head = content["unfreeze"], content["head"]
+        network = HeadedNetwork(trunk, unfreeze, head, len(classes), from_store=False)
         network.load_trained_state(state)
     except FeatpipeError:
         raise

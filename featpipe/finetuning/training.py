@@ -107,8 +107,8 @@ class HeadClassifier(NeuralNetClassifier):
         Where epochs are reported, and under which name.
     **settings
         Those of :class:`skorch.NeuralNetClassifier`: ``lr``, ``max_epochs``, ``batch_size``,
-        ``optimizer``, ``optimizer__momentum``, ``device`` …; ``module__trunk``, ``module__cut``
-        and the like are those of :class:`featpipe.finetuning.network.HeadedNetwork`.
+        ``optimizer``, ``optimizer__momentum``, ``device`` …; with ``module__`` in front, those of
+        :class:`featpipe.finetuning.network.HeadedNetwork`.
 
     Attributes
     ----------
