@@ -106,16 +106,12 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class RowBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Some rows of an array of activations or uint8 images, which may be memory-mapped.
-
-    Where ``training`` is set, ``augment`` changes batches of images at random.
-    """
+    """Some rows of an array of activations or uint8 images, which may be memory-mapped."""
 
     X: Any
     y: NDArray[np.int64]
     rows: NDArray[np.int64]
-    augment: Callable[[Tensor], Tensor] | None = None
-    training: bool = False
+    augment: Callable[[Tensor], Tensor] | None = None  # changes batches of images at random
     groups: NDArray[np.int64] | None = None  # of these rows, (m,): none is split
 
     @property
@@ -130,7 +126,7 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
         """Return a whole batch at once: one read from the store instead of one per row."""
         rows = self.rows[indices]
         batch = torch.from_numpy(np.asarray(self.X[rows]))
-        if self.training and self.augment is not None:
+        if self.augment is not None:
             batch = self.augment(batch)
         return batch, torch.from_numpy(self.y[rows])
 

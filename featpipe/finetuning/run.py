@@ -175,14 +175,16 @@ class FinetuneData:
         return protocol, splits, screening.notes
 
     def batches(self, rows: RowSet) -> RowBatches:
-        """Return rows of a store as batches; ``UsageError`` if images cannot change that much."""
-        specs, features, labels = self.step.augment, rows.store.features(), rows.store.labels
-        augment = Augmentation(specs, self.trunk.preprocessing) if specs else None
-        return RowBatches(features, labels, rows.rows, augment, groups=rows.groups)
+        """Return rows of a store as batches."""
+        features, labels = rows.store.features(), rows.store.labels
+        return RowBatches(features, labels, rows.rows, groups=rows.groups)
 
     def estimator(self, **more: Any) -> HeadClassifier:
-        """Return the estimator of the step; ``more`` are its parameters for one training."""
-        step = self.resolved
+        """Return the estimator of the step; ``more`` are its parameters for one training.
+
+        ``UsageError`` if an augmentation is too much for images of this size.
+        """
+        step, specs = self.resolved, self.step.augment
         class_name, own = OPTIMIZERS[step.optimizer]
         optimizer = {name: getattr(step, name) for name in ("weight_decay", *own)}
         same = (
@@ -200,6 +202,7 @@ class FinetuneData:
             losses=step.loss,
             optimizer=getattr(torch.optim, class_name),
             **{f"optimizer__{k}": value for k, value in optimizer.items() if value is not None},
+            augment=Augmentation(specs, self.trunk.preprocessing) if specs else None,
             max_epochs=step.epochs,
             device=str(self.trunk.device),
             progress=self.context.progress,

@@ -188,7 +188,7 @@ class HeadClassifier(NeuralNetClassifier):
         if isinstance(X, RowBatches):
             return X
         labels = np.zeros(len(X), np.int64) if y is None else np.asarray(y, np.int64)
-        return RowBatches(X, labels, np.arange(len(X)), self.augment)
+        return RowBatches(X, labels, np.arange(len(X)))
 
     def get_iterator(self, dataset: RowBatches, training: bool = False) -> Any:
         """Return batches; the order follows from torch's generator."""
@@ -197,7 +197,7 @@ class HeadClassifier(NeuralNetClassifier):
         triplets = any(parse("loss", spec)[0] == "triplet" for spec in self.losses)
         incomplete = triplets or len(dataset) % size == 1
         return DataLoader(
-            replace(dataset, training=training),
+            replace(dataset, augment=self.augment if training else None),
             batch_size=size,
             shuffle=training and self.shuffle,
             drop_last=training and incomplete and 1 < size < len(dataset),
