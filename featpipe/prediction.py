@@ -165,9 +165,14 @@ def _open_probe(
     except (KeyError, TypeError) as error:
         what = f"The model lacks a description of its backbone: {error}"
         raise ResultError(what, where=path, next_step="train it again") from None
-    precision, seen = then.get("precision", "float32"), None
-    if precision == "int8":
-        seen = Calibration(_no_calibration, str(then.get("calibration")))
+
+    def missing(_: Preprocessing) -> Tensor:
+        what = "The int8 network that this classifier was trained on is missing."
+        advice = "extract the features of the training images again, which converts it"
+        raise WeightsError(what, where="the cache of converted networks", next_step=advice)
+
+    precision = then.get("precision", "float32")
+    int8 = precision == "int8"
     backbone = load_backbone(
         model.model or name,
         weights or model.weights,
@@ -175,9 +180,9 @@ def _open_probe(
         crop,
         fit_of_identity(fit),
         decode=prepared.get("decode", "full"),
-        runtime=runtime or then.get("runtime") or ("torch" if few and seen is None else None),
+        runtime=runtime or then.get("runtime") or ("torch" if few and not int8 else None),
         precision=precision,
-        calibration=seen,
+        calibration=Calibration(missing, str(then.get("calibration"))) if int8 else None,
     )
     now = backbone.describe()
     if now != then:
@@ -188,9 +193,8 @@ def _open_probe(
             got=now["weights"],
             next_step="give the weights used for training with --weights",
         )
-
     layers: tuple[str, ...] = (model.layer,)
-    if precision == "int8":  # the fitted network is identified by all of its outputs
+    if int8:  # the fitted network is identified by all of its outputs
         stored = model.request.get("options", {}).get("layer", layers)
         logits = [] if backbone.source_classes is None else [LOGITS]
         layers = tuple(dict.fromkeys([*stored, *logits]))
@@ -206,12 +210,6 @@ def _open_probe(
 
     suits = backbone.preprocessing, backbone.batch_size, backbone.parallel
     return Predictor(model.classes, *suits, classify, (path, model, backbone))
-
-
-def _no_calibration(_: Preprocessing) -> Tensor:
-    what = "The int8 network that this classifier was trained on is missing."
-    advice = "extract the features of the training images again, which converts it"
-    raise WeightsError(what, where="the cache of converted networks", next_step=advice)
 
 
 def predict(
