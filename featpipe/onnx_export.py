@@ -64,13 +64,9 @@ def export_onnx(
     with atomic_write(out) as temporary:
         _write(graph, temporary, prepared.crop, model.classes)
         _compare(temporary, predictor)
-    script = _SCRIPT.format(
-        mark=_MARK,
-        filter=prepared.interpolation.upper(),
-        fit=prepared.fit,
-        resize=prepared.crop if prepared.fit in ("fill", "whole") else prepared.resize,
-        crop=prepared.crop,
-    )
+    resize = prepared.crop if prepared.fit in ("fill", "whole") else prepared.resize
+    how = {"fit": prepared.fit, "resize": resize, "crop": prepared.crop}
+    script = _SCRIPT.format(mark=_MARK, filter=prepared.interpolation.upper(), **how)
     for path, text in zip(paths[1:], (_card(result, model, out.name), script), strict=True):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
