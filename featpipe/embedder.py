@@ -176,7 +176,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return None if self.cache in (None, "memory") else user_path(str(self.cache))
 
     def _open(self) -> tuple[Backbone, str, str]:
-        """Return the backbone, which stays open for the next fold, the layer, the fingerprint."""
+        """Return the backbone, which stays open for the next fold, its layer and a fingerprint."""
         model, weights = self.backbone, str(self.weights)
         if isinstance(model, str):
             identity = backbones.weights_identity(model, weights, FileHashes(), fetch=True)

@@ -210,7 +210,7 @@ class Finetune(TrainingRowOptions, ImageStep):
     force: bool = altered(Evaluation.force)
 
     def check(self) -> None:
-        """Refuse options that contradict each other, before anything is loaded."""
+        """Refuse impossible values and combinations, before anything is loaded."""
         super().check()
         need_training(self.protocol)
         terms = [parse("loss", text)[0] for text in self.loss]

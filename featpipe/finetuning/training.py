@@ -209,7 +209,7 @@ class HeadClassifier(NeuralNetClassifier):
     ) -> HeadClassifier:
         """Train up to the last epoch, from the checkpoint if there is one; take the best weights.
 
-        Unlike in skorch, an interruption by the user does not pass for the end of the training.
+        Unlike in skorch, an interruption by the user is not treated as the end of the training.
         The errors are those of :meth:`split_rows`, and ``FitError`` if the training diverges.
         """
         if not self.initialized_:
