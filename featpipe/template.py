@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -91,12 +91,7 @@ def write_recipe(
     dataset = guess_layout(folder)
     sources = SourceRequest(dataset).open_all(None, context, download=False)
     first, classes = sources[0], sources[0].classes
-    if len(classes) < 2:
-        found, got = "one class" if classes else "no labels", ", ".join(classes) or None
-        what = f"The images have {found}, so there is nothing to classify."
-        expected = "a folder of images for each class, not one of them"
-        advice = f"for their embeddings alone: featpipe embed {folder} -o vectors.csv"
-        raise DataError(what, where=folder, got=got, expected=expected, next_step=advice)
+    _need_classes(classes, folder)
     found = f"{len(classes)} classes, {len(first)} images, no test split"
     protocol = (
         "There is no test split, so a fifth of the images is held out; five-fold\n"
@@ -122,6 +117,16 @@ def write_recipe(
     lines = [found, f"→ {target}", f"next: featpipe run {target}", *_advice(first, dataset, target)]
     facts = {"dataset": dataset, "splits": [source.split for source in sources]}
     return Outcome("done", "\n".join(lines), (target,), facts)
+
+
+def _need_classes(classes: Sequence[str], folder: Path) -> None:
+    """Refuse images without at least two classes."""
+    if len(classes) < 2:
+        found, got = "one class" if classes else "no labels", ", ".join(classes) or None
+        what = f"The images have {found}, so there is nothing to classify."
+        expected = "a folder of images for each class, not one of them"
+        advice = f"for their embeddings alone: featpipe embed {folder} -o vectors.csv"
+        raise DataError(what, where=folder, got=got, expected=expected, next_step=advice)
 
 
 def _advice(source: ImageSource, dataset: str, recipe: Path) -> Iterator[str]:
@@ -200,6 +205,7 @@ def _join(table: Path, train: Path, test: Path, context: Context) -> Path:
         request = SourceRequest(f"folder:{folder}")
         source = request.open("all", request.options(context))
         known = known or source.classes
+        _need_classes(known, folder)
         if unknown := sorted(set(source.classes) - set(known)):
             what = "The test images have classes that the training images do not have."
             expected, got = f"some of {', '.join(known)}", ", ".join(unknown)

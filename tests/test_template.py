@@ -113,12 +113,14 @@ def test_what_could_not_run_is_not_written(context, tmp_path):
     draw(tmp_path / "two", "cat/1.png", "dog/2.png")
     with pytest.raises(DataError, match="have one class"):
         write_recipe("one", None, "resnet18", None, context)
+    with pytest.raises(DataError, match="have one class"):
+        write_recipe("both", tmp_path / "one", "resnet18", None, context, tmp_path / "two")
     with pytest.raises(WeightsError, match="no such weights"):
         write_recipe("two", None, "resnet18", "gone.safetensors", context)
     for name in ("a b", "..", "#"):
         with pytest.raises(UsageError, match="cannot be a name"):
             write_recipe(name, tmp_path / "two", "resnet18", None, context)
-    assert not list(tmp_path.glob("*.yaml"))
+    assert not [*tmp_path.glob("*.yaml"), *tmp_path.glob("*.csv")]
     assert (
         "too few to train and test: cat, dog"
         in write_recipe("two", None, "resnet18", None, context).message
