@@ -149,7 +149,7 @@ def _advice(source: ImageSource, dataset: str, recipe: Path) -> Iterator[str]:
 
 def _target(name: str, data: Path | None) -> tuple[Path, Path]:
     """Return the file of the recipe, and where its images are."""
-    if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
+    if data is None and Path(name).suffix.lower() in _TABLES and Path(name).is_file():
         name, data = Path(name).stem, Path(name)
     elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
         name, data = Path(name).resolve().name, Path(name)
@@ -203,7 +203,7 @@ def _join(table: Path, train: Path, test: Path, context: Context) -> Path:
     rows, known = [("path", "label", "split")], None
     for split, folder in (("train", train), ("test", test)):
         request = SourceRequest(f"folder:{folder}")
-        source = request.open("all", request.options(context))
+        (source,) = request.open_all(("all",), context, download=False)
         known = known or source.classes
         _need_classes(known, folder)
         if unknown := sorted(set(source.classes) - set(known)):

@@ -99,13 +99,14 @@ def test_two_folders_wherever_they_are(context, tmp_path):
     assert not (tmp_path / "other.csv").exists()
 
 
-def test_a_table_by_its_own_name(context, tmp_path):
+@pytest.mark.parametrize("table", ["list.csv", "list.CSV"])
+def test_a_table_by_its_own_name(context, tmp_path, table):
     draw(tmp_path, "1.png", "2.png", "3.png", "4.png")
     rows = "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(1, 5))
-    (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
-    assert write_recipe("list.csv", None, "resnet18", None, context).paths[0].name == "list.yaml"
+    (tmp_path / table).write_text(f"path,label\n{rows}")
+    assert write_recipe(table, None, "resnet18", None, context).paths[0].name == "list.yaml"
     step = read_recipe(tmp_path / "list.yaml").steps[0].variants[0].step
-    assert step.dataset == "csv:list.csv"
+    assert step.dataset == f"csv:{table}"
 
 
 def test_what_could_not_run_is_not_written(context, tmp_path):
