@@ -202,6 +202,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             advice = f"put it into a list: [{example}]"
             raise UsageError(what, expected="a sequence of images or paths", next_step=advice)
         ndim = getattr(X, "ndim", 1)
+        if ndim in (1, 3, 4) and hasattr(X, "__len__") and len(X) == 0:
+            raise UsageError("There are no images.", expected="at least one")
         if ndim == 2 and X.shape[1] == 1 and hasattr(X, "__array__"):  # a column of a table
             column = np.asarray(X)[:, 0]
             X, ndim = (column, 1) if column.dtype.kind in "OUT" else (X, 2)

@@ -252,6 +252,8 @@ def test_weights_that_change_after_fit_are_refused(paths, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ([], "There are no images"),
+        (np.zeros((0, 4, 4)), "There are no images"),
         (["missing.jpg"], "does not exist"),
         (["missing.jpg", np.zeros((4, 4), np.uint8)], "Some of the images are paths"),
         (np.zeros((2, 4, 4)) - 1, "outside of their range"),
