@@ -110,13 +110,15 @@ class HeadedNetwork(nn.Module):
         super().__init__()
         self._normalise = trunk.preprocessing.normalise
         trained = trained_stages(trunk.stages, unfreeze)
-        before = trunk.stages[: trained.start]
-        self._parameters_before = sum(p.numel() for p in before.parameters()) if from_store else 0
-        self.frozen = (nn.Sequential() if from_store else before).requires_grad_(False)
+        before = nn.Sequential() if from_store else trunk.stages[: trained.start]
+        self.frozen = before.requires_grad_(False)
         self.body = copy.deepcopy(trunk.stages[trained.start :]).requires_grad_(True)
         self._after = [*self.body[trained.stop - trained.start :].requires_grad_(False)]
         self.head = Head(head, trunk.n_features, n_classes, bias=trunk.bias, seed=seed)
         self._freeze_statistics = freeze_statistics
+        self._n_parameters = sum(
+            p.numel() for part in (trunk.stages, self.head) for p in part.parameters()
+        )
         self.train()
 
     def train(self, mode: bool = True) -> HeadedNetwork:
@@ -151,12 +153,11 @@ class HeadedNetwork(nn.Module):
         Keras counts the ``running_statistics`` of batch norms as non-trainable parameters.
         """
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        all_here = sum(p.numel() for p in self.parameters())
         running = ("running_mean", "running_var")
         statistics = [b.numel() for name, b in self.named_buffers() if name.endswith(running)]
         return {
             "parameters_trained": trained,
-            "parameters_frozen": all_here - trained + self._parameters_before,
+            "parameters_frozen": self._n_parameters - trained,
             "running_statistics": sum(statistics),
         }
 
