@@ -43,7 +43,7 @@ def choose(step: Finetune, rates: list[float], context: Context) -> list[dict[st
     rows = data.batches(make_splits(step.protocol, store, None, step.seed)[1][0].train)
     tried = []
     for rate in rates:
-        estimator = data.estimator(len(store.classes), lr=rate).fit(rows, rows.labels)
+        estimator = data.estimator(lr=rate).fit(rows, rows.labels)
         best = estimator.epochs_[estimator.best_epoch_ - 1]
         names = ("epoch", "valid_accuracy", "valid_loss")
         tried.append({"lr": rate, **{name: best[name] for name in names}})

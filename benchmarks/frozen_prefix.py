@@ -38,7 +38,7 @@ def measure(options: dict[str, Any], *, whole: bool) -> dict[str, Any]:
         data = FinetuneData(step, context)
         if whole:
             data.embedder = PreparedImages(data.trunk)
-        outcome = run_finetune(step, context, data)
+        outcome = run_finetune(data)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         result = Result.load(outcome.paths[0])
         predictions = result.predictions()

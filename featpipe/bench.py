@@ -1,4 +1,4 @@
-"""What this machine does: decoding, each runtime with each precision, the disk."""
+"""How fast this machine is: decoding, each runtime with each precision, the disk."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def measure(
 ) -> tuple[list[dict[str, Any]], str]:
     """Measure how fast images are decoded and embedded, and how fast ``folder`` is written to.
 
-    The weights are random, and so are the images, but for one JPEG of 500 x 375 pixels. Each
+    The weights are random, and so are the images, except for one JPEG of 500 x 375 pixels. Each
     measurement takes some ``seconds``, after a call that is not counted.
 
     Returns rows (what was measured, with its ``rate`` and ``unit``, or why it could not be), and
-    what ``--runtime auto`` takes here and why.
+    which runtime ``--runtime auto`` takes here and why.
     """
     where, architecture = choose_device(device), architecture_of(model)
     prepared, side = architecture.file_preprocessing, architecture.file_preprocessing.crop
@@ -45,13 +45,13 @@ def measure(
         rows.append({"what": what, "batch": batch, "rate": rate and round(rate, 1), "unit": unit})
 
     def calls_per_s(call: Callable[[], Any], threads: int) -> float:
-        """Return how often a second something is done where some threads call at once."""
+        """Return the calls per second that several threads make together."""
         call()
         with ThreadPoolExecutor(threads) as pool:
-            began, calls = time.perf_counter(), 0
-            while time.perf_counter() - began < seconds:
+            started, calls = time.perf_counter(), 0
+            while time.perf_counter() - started < seconds:
                 calls += len(list(pool.map(lambda _: call(), range(2 * threads))))
-            return calls / (time.perf_counter() - began)
+            return calls / (time.perf_counter() - started)
 
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         photo, scratch = Path(temporary) / "photo.jpg", Path(temporary) / "scratch"
@@ -59,12 +59,12 @@ def measure(
         Image.fromarray(coarse).resize((500, 375)).save(photo, quality=90)
         decode = calls_per_s(lambda: prepared.prepare(read_image(photo)), torch.get_num_threads())
         row("decode and resize", None, decode)
-        began = time.perf_counter()
+        started = time.perf_counter()
         with scratch.open("wb") as stream:
             stream.write(os.urandom(_WRITTEN_BYTES))
             stream.flush()
             os.fsync(stream.fileno())
-        row("write and sync", None, _WRITTEN_BYTES / 1e6 / (time.perf_counter() - began), "MB/s")
+        row("write and sync", None, _WRITTEN_BYTES / 1e6 / (time.perf_counter() - started), "MB/s")
         suited = [kind for kind in RUNTIMES if where.type in kind.suits]
         kinds = [(p, kind) for p in PRECISIONS for kind in suited if p in kind.precisions]
         images = torch.randint(0, 256, (max(_BATCHES), 3, side, side), dtype=torch.uint8)
@@ -78,8 +78,8 @@ def measure(
                     frozen = FrozenNetwork(*about, architecture.layers)
                     frozen.default_layer = architecture.default_layer
                     for n in _BATCHES:
-                        embed = partial(frozen.embed, images[:n])
-                        row(name, n, n * calls_per_s(embed, frozen.parallel))
+                        rate = calls_per_s(partial(frozen.embed, images[:n]), frozen.parallel)
+                        row(name, n, n * rate)
                 except FeatpipeError as error:
                     row(name, None, None, error.what)
                 task.advance()

@@ -1,4 +1,4 @@
-"""``featpipe clean``: what featpipe wrote and can go."""
+"""``featpipe clean``: files of featpipe that are no longer needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PICTURE = re.compile(r"[0-9a-f]{8}/([0-9a-f]{12}\.png|explanation\.json|\..+\.t
 
 @dataclass(frozen=True)
 class Unneeded:
-    """A file, or a folder of pictures, that can go."""
+    """A file, or a folder of pictures, that is no longer needed."""
 
     path: Path
     why: str
@@ -54,26 +54,26 @@ class Unneeded:
 
 
 def find_unneeded(workspace: Workspace) -> list[Unneeded]:
-    """Return what can go: leftovers, unfinished stores, files of no result, and those of 0.1.
+    """Return leftovers, unfinished stores, files without a result, and files of featpipe 0.1.
 
-    Only what featpipe wrote, as its names and contents tell, is among them; links and what a
-    process is writing at the moment are not.
+    By its name and content, each was written by featpipe. Links, and what a process is writing at
+    the moment, are not among them.
     """
     whys: dict[Path, str] = {}
     for top in (workspace.data, workspace.reports):
-        for folder in sorted({top, *(path for path in top.rglob("*") if path.is_dir())}):
+        for folder in sorted({top, *filter(Path.is_dir, top.rglob("*"))}):
             left = [path for path in leftovers(folder) if not is_locked(path)]
             whys |= dict.fromkeys(left, "temporary file of a run that was stopped")
     for folder in (workspace.features, workspace.activations):
         for path in store_files(folder, "*.h5.partial"):
-            if path.is_file() and not is_locked(path):
+            if not is_locked(path):
                 parts = path, path.with_suffix(".sealing"), shard_folder(path)
                 for part in filter(Path.exists, parts):
                     whys[part] = "unfinished store: the same extraction would continue it"
         for path in sorted(folder.rglob("*.shards")):
             store = path.with_suffix(".h5")
             if not (store.exists() or partial_path(store).exists()):
-                whys[path] = "shards of no store"
+                whys[path] = "shards without a store"
         for error in scan_stores(folder)[1]:
             path = Path(error.details.get("where", ""))
             if error.what.endswith("featpipe 0.1."):
@@ -85,14 +85,14 @@ def find_unneeded(workspace: Workspace) -> list[Unneeded]:
 
 
 def files_of(workspace: Workspace, name: str) -> list[Unneeded]:
-    """Return the files of a result, the result itself first: what is left then is of none."""
+    """Return the files of a result, itself first: without it, the others are not needed."""
     result = workspace.results / f"{name}.json"
     found = [path for path, of in _named_after_results(workspace).items() if of == name]
-    return [Unneeded(path, "of the result") for path in dict.fromkeys([result, *found])]
+    return [Unneeded(path, "belongs to the result") for path in dict.fromkeys([result, *found])]
 
 
 def _named_after_results(workspace: Workspace) -> dict[Path, str]:
-    """Return files that are called as those of a result are, each with that result's name."""
+    """Return the files that are named after a result, each with the name of that result."""
     files = sorted([*workspace.results.glob("*"), *workspace.models.glob("*")])
     matches = [(path, _OF_RESULT.fullmatch(path.name)) for path in files]
     return {path: match["result"] for path, match in matches if match}
@@ -100,7 +100,7 @@ def _named_after_results(workspace: Workspace) -> dict[Path, str]:
 
 def _results(workspace: Workspace) -> Iterator[tuple[Path, str]]:
     folder = workspace.results
-    with one_at_a_time(folder) if folder.is_dir() else nullcontext():  # no result is half written
+    with one_at_a_time(folder) if folder.is_dir() else nullcontext():  # not while one is written
         results, errors = scan_results(folder)
         files = _named_after_results(workspace)
     old = {Path(one.details["where"]) for one in errors if isinstance(one, OldResultError)}
@@ -114,13 +114,13 @@ def _results(workspace: Workspace) -> Iterator[tuple[Path, str]]:
         if path.suffix == ".checkpoint":
             yield path, "unfinished training: the same command would continue it"
         elif name in {one.stem for one in old}:
-            yield path, "of a result of featpipe 0.1"
+            yield path, "belongs to a result of featpipe 0.1"
         else:
-            yield path, "of no result"
+            yield path, "belongs to no result"
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether what is in a file shows that featpipe wrote it, whatever its name."""
+    """Return whether the content of a file shows that featpipe wrote it."""
     if path.is_dir():
         files = [file.relative_to(path) for file in path.rglob("*") if not file.is_dir()]
         return all(_PICTURE.fullmatch(str(file)) for file in files)

@@ -29,7 +29,7 @@ from featpipe.datasets.given import pixels_of
 from featpipe.datasets.images import FileSource
 from featpipe.datasets.source import UNLABELLED, Identity
 from featpipe.errors import StoreError, UsageError, WeightsError
-from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
+from featpipe.extraction.batches import ExtractOptions, work_on_images
 from featpipe.extraction.step import EXTRACTION_VERSION
 from featpipe.fingerprint import FileHashes, database, of_bytes, of_mapping
 from featpipe.progress import Progress
@@ -37,8 +37,8 @@ from featpipe.workspace import user_path
 
 Vectors = dict[str, NDArray[np.float32]]  # digest of an image → its features
 
+IN_MEMORY: dict[str, Vectors] = {}  # by `fingerprint_`, until the process ends or clears it
 _VECTORS = "vectors (image text primary key, vector blob, crc32 integer)"
-_IN_MEMORY: dict[str, Vectors] = {}  # of each embedding, until the process ends
 
 
 @dataclass(eq=False, repr=False)
@@ -46,7 +46,7 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     """Turn images into the features of a frozen network.
 
     The features are those of ``featpipe extract``. An image that occurs again, in another fold or
-    for another candidate of a grid, is known by its content and not embedded again.
+    for another candidate of a grid, is recognised by its content and not embedded again.
 
     Images are a sequence of paths, of PIL images or of arrays, (H, W, 3) or (H, W); one array
     (n, H, W, 3) or (n, H, W); or a two-dimensional array of numbers, each row one flattened image.
@@ -56,11 +56,11 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     backbone : str or torch.nn.Module
         Name of a model, as ``featpipe models`` lists it; ``"timm:NAME"``; or a module.
     preprocess : callable, optional
-        With a module: makes its input, a float tensor (3, S, S), of a PIL image; or a
+        With a module: turns a PIL image into its input, a float tensor (3, S, S); or a
         :class:`~featpipe.backbones.preprocessing.Preprocessing`.
     fingerprint : str, optional
-        With a module: a text that changes when the features do; default: made of the state dict,
-        and of what module and transform print as.
+        With a module: a text that changes when the features do; default: derived from the state
+        dict and the ``repr`` of module and transform.
     weights : str
         ``"DEFAULT"``, the name of published weights, a file, or ``"none"``: random ones.
     layer : str, optional
@@ -74,8 +74,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Of flattened images: (H, W) or (H, W, 3), one of which may be -1. Default: square, and
         grey where that is possible, else RGB.
     pixel_range : tuple of float or "fit", optional
-        What is black and what is white in arrays. ``"fit"`` takes the least and the greatest number
-        that ``fit`` sees in one array, and clips. Default: 0 and 255 for integers, else 0 and 1.
+        The numbers for black and white in arrays. ``"fit"`` takes the smallest and the largest that
+        ``fit`` sees in one array, and clips. Default: 0 and 255 for integers, else 0 and 1.
     cache : path or None
         Folder in which features are kept, which processes may share. ``"memory"`` keeps them
         until the process ends, ``None`` not at all.
@@ -117,15 +117,14 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     runtime: str | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Look at the images' sizes and, where asked to, at their range; ``y`` is ignored.
+        """Learn the size of the images and, if asked to, their range; ``y`` is ignored.
 
         Nothing is embedded.
         """
         source, _ = self._source(X, reset=True)
         self._size_ = source.size
-        backbone, layer = self._open()
-        self._n_features_out = int(np.prod(backbone.dim(layer)))
-        self.fingerprint_ = _fingerprint(backbone, layer)
+        backbone, layer, self.fingerprint_ = self._open()
+        self._n_features_out = math.prod(backbone.dim(layer))
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -138,29 +137,27 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         source, rows = self._source(X, reset=False)
-        backbone, layer = self._open()
-        if _fingerprint(backbone, layer) != self.fingerprint_:
+        backbone, layer, fingerprint = self._open()
+        if fingerprint != self.fingerprint_:
             what = "The backbone is not the one that the embedder was fitted with."
             raise WeightsError(what, where=self.weights, next_step="call fit again")
         digests = [digest or "" for digest in source.digests]  # of a file that cannot be opened: ""
         if kept := self._folder and self._folder / f"{self.fingerprint_[:16]}.sqlite":
             known = _read_kept(kept, digests)
         else:
-            known = _IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache else {}
+            known = IN_MEMORY.setdefault(self.fingerprint_, {}) if self.cache else {}
         row_of = {digest: row for row, digest in enumerate(digests) if digest not in known}
         new, shapes = list(row_of), {layer: backbone.dim(layer)}
-
-        def read(number: int, side: int | None) -> NDArray[np.uint8]:
-            return source.read_scaled(row_of[new[number]], side)
-
-        def embed(batch: Batch) -> dict[str, NDArray[np.float32]]:
-            return batch.embed(backbone, shapes)
-
         backbone.prepare((layer,))
-        batches = work_on_images(read, range(len(new)), backbone, embed, ExtractOptions())
+        batches = work_on_images(
+            lambda number, side: source.read_scaled(row_of[new[number]], side),
+            range(len(new)),
+            backbone,
+            lambda batch: batch.embed(backbone, shapes)[layer].reshape(len(batch.rows), -1),
+            ExtractOptions(),
+        )
         with closing(batches), Progress.find().task(backbone.name, len(new)) as task:
-            for batch, arrays in batches:
-                vectors = arrays[layer].reshape(len(batch.rows), -1)
+            for batch, vectors in batches:
                 made = {new[number]: vectors[i] for i, number in enumerate(batch.rows)}
                 known |= made
                 if kept:
@@ -178,8 +175,8 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _folder(self) -> Path | None:
         return None if self.cache in (None, "memory") else user_path(str(self.cache))
 
-    def _open(self) -> tuple[Backbone, str]:
-        """Return the backbone, which stays open for the next fold, and the layer."""
+    def _open(self) -> tuple[Backbone, str, str]:
+        """Return the backbone, which stays open for the next fold, its layer and a fingerprint."""
         model, weights = self.backbone, str(self.weights)
         if isinstance(model, str):
             identity = backbones.weights_identity(model, weights, FileHashes(), fetch=True)
@@ -193,16 +190,20 @@ class Embedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             identity = f"{known} {self.preprocess!r}"
         named = model, weights, self.device, self.image_size, self.image_fit
         backbone = _opened(identity, *named, sizes=(self._size_,), runtime=self.runtime)
-        return backbone, self.layer or backbone.default_layer
+        layer = self.layer or backbone.default_layer
+        parts = {"extraction": EXTRACTION_VERSION, "backbone": backbone.describe(), "layer": layer}
+        return backbone, layer, of_mapping(parts)
 
     def _source(self, X: Any, *, reset: bool) -> tuple[FileSource | _Pixels, Sequence[int]]:
-        """Return the images, files that are named twice once, and the row of each."""
+        """Return the images, each file once, and for every item of ``X`` the row of its image."""
         if isinstance(X, str | os.PathLike | Image.Image):
             what = "One image by itself is not a sequence of images."
             example = "image" if isinstance(X, Image.Image) else repr(os.fspath(X))
             advice = f"put it into a list: [{example}]"
             raise UsageError(what, expected="a sequence of images or paths", next_step=advice)
         ndim = getattr(X, "ndim", 1)
+        if ndim in (1, 3, 4) and hasattr(X, "__len__") and len(X) == 0:
+            raise UsageError("There are no images.", expected="at least one")
         if ndim == 2 and X.shape[1] == 1 and hasattr(X, "__array__"):  # a column of a table
             column = np.asarray(X)[:, 0]
             X, ndim = (column, 1) if column.dtype.kind in "OUT" else (X, 2)
@@ -289,16 +290,11 @@ def _opened(identity: str, *named: Any, **how: Any) -> Backbone:
     return backbones.load_backbone(*named, **how)
 
 
-def _fingerprint(backbone: Backbone, layer: str) -> str:
-    parts = {"extraction": EXTRACTION_VERSION, "backbone": backbone.describe(), "layer": layer}
-    return of_mapping(parts)
-
-
 # -- features in a folder ------------------------------------------------------------------------
 
 
 def _read_kept(path: Path, digests: Sequence[str]) -> Vectors:
-    """Return the features of those images that have some; damaged ones are left out."""
+    """Return the features that are there for some images; damaged ones are left out."""
     query = "select * from vectors where image = ?"
     with _open_kept(path) as connection:
         rows = [row for one in set(digests) for row in connection.execute(query, (one,))]

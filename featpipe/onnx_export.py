@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -119,15 +118,20 @@ class _Graph(nn.Module):
 
 
 def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) -> None:
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    # The older exporter of PyTorch has no operator for the attention of torchvision's ViTs.
-    how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
-    how |= {"input_names": ["images"], "output_names": ["probabilities", "labels"]}
-    how["dynamic_shapes"] = ({0: torch.export.Dim("n")},)
     try:
         with torch.no_grad():
-            torch.onnx.export(graph, (example,), str(path), **how)
-    except Exception as error:  # whatever a network does that no graph can hold
+            torch.onnx.export(
+                graph,
+                (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+                str(path),
+                input_names=["images"],
+                output_names=["probabilities", "labels"],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+                external_data=False,
+                verbose=False,
+                dynamo=True,  # the older exporter lacks the attention of torchvision's ViTs
+            )
+    except Exception as error:  # whatever a network does that ONNX cannot express
         what = f"PyTorch cannot export this network: {type(error).__name__}"
         raise FeatpipeError(what, got=str(error).partition("\n")[0][:300]) from error
     made = onnx.load(str(path))
@@ -137,7 +141,7 @@ def _write(graph: nn.Module, path: Path, side: int, classes: tuple[str, ...]) ->
 
 
 def _compare(path: Path, predictor: Predictor) -> None:
-    """Refuse a graph that does not answer as PyTorch and scikit-learn do."""
+    """Refuse a graph whose probabilities are not those of PyTorch and scikit-learn."""
     side = predictor.preprocessing.crop
     images = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -211,7 +215,7 @@ sys.exit(1 if unread else 0)
 
 
 def _card(result: Result, model: TrainedModel, name: str) -> str:
-    """Return a model card: what it is, how good, on what, and what it is not good for."""
+    """Return a model card: what the model is, how accurate, on which images, and its limits."""
     trained, metrics = result.splits[0], result.summary["metrics"]
     dataset, backbone = result.stores[0]["manifest"]["dataset"], model.backbone
     value, low, high = (100 * result.summary["accuracy"][k] for k in ("value", "low", "high"))

@@ -24,13 +24,7 @@ from featpipe.backbones.runtime import Calibration
 from featpipe.datasets.folder import images_below
 from featpipe.datasets.given import pixels_of
 from featpipe.datasets.images import read_image
-from featpipe.errors import (
-    DataError,
-    ResultError,
-    UsageError,
-    WeightsError,
-    did_you_mean,
-)
+from featpipe.errors import DataError, ResultError, UsageError, WeightsError, did_you_mean
 from featpipe.evaluation.models import ENDINGS, TrainedModel, load_model
 from featpipe.evaluation.result import Result, latest_named
 from featpipe.extraction.batches import Batch, ExtractOptions, work_on_images
@@ -43,8 +37,7 @@ pd = Lazy("pandas")  # half a second that answers on the screen do not need
 
 _KINDS = (*ENDINGS, ".safetensors")  # of a probe; of a fine-tuned network
 _WRITTEN = "featpipe predict"
-# Below, PyTorch answers before OpenVINO has been opened and compared with it.
-_FEW_IMAGES = 32
+_FEW_IMAGES = 32  # below, PyTorch answers before OpenVINO has been opened and compared with it
 Answers = tuple[NDArray[np.int64], NDArray[Any] | None, NDArray[Any] | None]
 
 
@@ -53,18 +46,18 @@ class Answer:
     """Prediction for one image."""
 
     image: str
-    label: str | None = None  # of an image that could not be read: None
-    probability: float | None = None  # of the label, calibrated on training rows, where that is so
+    label: str | None = None  # None where the image could not be read
+    probability: float | None = None  # of the label, where it is calibrated on training rows
     score: float | None = None  # what the classifier itself gives: a probability or a margin
-    error: str | None = None  # why it could not be read
+    error: str | None = None  # why the image could not be read
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Maps prepared images (n, 3, S, S), uint8, to labels (n,) and scores (n, classes).
+    """Classifies prepared images (n, 3, S, S), uint8.
 
-    Classifiers without scores give ``None`` for these, and so do those without calibrated
-    probabilities (n, classes), which come third.
+    ``classify`` returns labels (n,); scores (n, classes) and calibrated probabilities (n, classes),
+    or ``None`` where the classifier has none.
     """
 
     classes: tuple[str, ...]
@@ -72,7 +65,42 @@ class Predictor:
     batch_size: int
     parallel: int  # calls of classify at the same time that suit it
     classify: Callable[[Tensor], Answers]
-    probe: tuple[Path, TrainedModel, Backbone] | None = None  # none: a fine-tuned network
+    probe: tuple[Path, TrainedModel, Backbone] | None = None  # None: a fine-tuned network
+
+
+def find_model(workspace: Workspace, name: str) -> Path:
+    """Return the file of a model, named as for :func:`open_predictor`.
+
+    ``ResultError`` if there is none, or it is not the one that its result was tested with.
+    """
+    if name.endswith(".json"):  # the file of a result means its model
+        name = Path(name).stem
+    folder = workspace.models
+    models = [path for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
+    if path := user_path(name) if user_path(name).is_file() else latest_named(models, name):
+        result = workspace.results / f"{path.stem}.json"
+        if result.is_file() and path.resolve().parent == folder.resolve():
+            Result.load(result).check_file("model", path)
+        return path
+    if path := latest_named(workspace.results.glob("*.json"), name):
+        found = Result.load(path)
+        if why := found.extra.get("not_saved"):
+            what = f"The model of the result {path.stem!r} could not be saved."
+            advice = "name a result of another method, such as featpipe svm"
+            raise ResultError(what, where=path, got=why, next_step=advice)
+        if "save_model" in found.settings or "model" in found.files:
+            what = f"The result {path.stem!r} has no model."
+            expected = f"{folder / path.stem} ending in {', '.join(_KINDS)}"
+            advice = "run its command again, without --no-save-model and with --force"
+            raise ResultError(what, where=path, expected=expected, next_step=advice)
+        what = f"The method {found.method!r} trains no model, so it cannot classify new images."
+        advice = "name a result of a method that is trained, such as featpipe svm"
+        raise ResultError(what, where=path, next_step=advice)
+    known = [path.stem for path in models]
+    parts = dict.fromkeys(part for stem in known for part in stem.split("-"))
+    what, got = f"There is no model {name!r}.", ", ".join(known) or "no models"
+    advice = did_you_mean(name, [*known, *parts]) or "train one: featpipe svm"
+    raise ResultError(what, where=folder, got=got, next_step=advice)
 
 
 def open_predictor(
@@ -98,24 +126,17 @@ def open_predictor(
     runtime : str, optional
         What runs the backbone of a probe; default: as when its features were extracted.
     n_images : int, optional
-        How many images it is for: for a few, PyTorch is opened, whose numbers are the same.
+        How many images it is for: few are left to PyTorch, which starts faster and gives the same
+        numbers.
 
     Raises
     ------
     ResultError
-        If there is none, or the file cannot be trusted.
+        If there is no such model, or its file cannot be trusted.
     WeightsError
-        If the frozen network is not the one of the training.
+        If the frozen network is not the one used for training.
     """
-    if name.endswith(".json"):  # the file of a result means its model
-        name = Path(name).stem
-    models = [path for kind in _KINDS for path in workspace.models.glob(f"*{kind}")]
-    path = user_path(name) if user_path(name).is_file() else latest_named(models, name)
-    if path is None:
-        raise _no_model(workspace, name)
-    result = workspace.results / f"{path.stem}.json"
-    if result.is_file() and path.resolve().parent == workspace.models.resolve():
-        Result.load(result).check_file("model", path)
+    path = find_model(workspace, name)
     if path.suffix != ".safetensors":
         few = n_images is not None and n_images < _FEW_IMAGES
         return _open_probe(path, weights, device, runtime, few=few)
@@ -133,30 +154,6 @@ def open_predictor(
     return Predictor(head.classes, head.trunk.preprocessing, 32, 1, classify)
 
 
-def _no_model(workspace: Workspace, name: str) -> ResultError:
-    """Return why there is no model of this name, although there may be a result."""
-    folder = workspace.models
-    if path := latest_named(workspace.results.glob("*.json"), name):
-        result = Result.load(path)
-        if why := result.extra.get("not_saved"):
-            what = f"The model of the result {path.stem!r} could not be saved."
-            advice = "name a result of another method, such as featpipe svm"
-            return ResultError(what, where=path, got=why, next_step=advice)
-        if "save_model" in result.settings or "model" in result.files:
-            what = f"The result {path.stem!r} has no model."
-            expected = f"{folder / path.stem} ending in {', '.join(_KINDS)}"
-            advice = "run its command again, without --no-save-model and with --force"
-            return ResultError(what, where=path, expected=expected, next_step=advice)
-        what = f"The method {result.method!r} trains no model, so it cannot classify new images."
-        advice = "name a result of a method that is trained, such as featpipe svm"
-        return ResultError(what, where=path, next_step=advice)
-    known = [path.stem for kind in _KINDS for path in sorted(folder.glob(f"*{kind}"))]
-    parts = dict.fromkeys(part for stem in known for part in stem.split("-"))
-    what, got = f"There is no model {name!r}.", ", ".join(known) or "no models"
-    advice = did_you_mean(name, [*known, *parts]) or "train one: featpipe svm"
-    return ResultError(what, where=folder, got=got, next_step=advice)
-
-
 def _open_probe(
     path: Path, weights: str | None, device: str, runtime: str | None, *, few: bool
 ) -> Predictor:
@@ -168,9 +165,14 @@ def _open_probe(
     except (KeyError, TypeError) as error:
         what = f"The model lacks a description of its backbone: {error}"
         raise ResultError(what, where=path, next_step="train it again") from None
-    precision, seen = then.get("precision", "float32"), None
-    if precision == "int8":
-        seen = Calibration(_no_calibration, str(then.get("calibration")))
+
+    def missing(_: Preprocessing) -> Tensor:
+        what = "The int8 network that this classifier was trained on is missing."
+        advice = "extract the features of the training images again, which converts it"
+        raise WeightsError(what, where="the cache of converted networks", next_step=advice)
+
+    precision = then.get("precision", "float32")
+    int8 = precision == "int8"
     backbone = load_backbone(
         model.model or name,
         weights or model.weights,
@@ -178,9 +180,9 @@ def _open_probe(
         crop,
         fit_of_identity(fit),
         decode=prepared.get("decode", "full"),
-        runtime=runtime or then.get("runtime") or ("torch" if few and seen is None else None),
+        runtime=runtime or then.get("runtime") or ("torch" if few and not int8 else None),
         precision=precision,
-        calibration=seen,
+        calibration=Calibration(missing, str(then.get("calibration"))) if int8 else None,
     )
     now = backbone.describe()
     if now != then:
@@ -191,9 +193,8 @@ def _open_probe(
             got=now["weights"],
             next_step="give the weights used for training with --weights",
         )
-
     layers: tuple[str, ...] = (model.layer,)
-    if precision == "int8":  # the fitted network is known by all that comes out of it
+    if int8:  # the fitted network is identified by all of its outputs
         stored = model.request.get("options", {}).get("layer", layers)
         logits = [] if backbone.source_classes is None else [LOGITS]
         layers = tuple(dict.fromkeys([*stored, *logits]))
@@ -211,19 +212,13 @@ def _open_probe(
     return Predictor(model.classes, *suits, classify, (path, model, backbone))
 
 
-def _no_calibration(_: Preprocessing) -> Tensor:
-    what = "The int8 network that this classifier was trained on is missing."
-    advice = "extract the features of the training images again, which converts it"
-    raise WeightsError(what, where="the cache of converted networks", next_step=advice)
-
-
 def predict(
     predictor: Predictor, images: Sequence[Any], progress: Progress = SILENT
 ) -> list[Answer]:
     """Classify images with what :func:`open_predictor` returned; one answer per image, in order.
 
-    ``images`` are files, PIL images or arrays, the last two named by their places in the list. An
-    image that cannot be read has an error instead of a class.
+    ``images`` are files, PIL images or arrays; the latter two are named by their positions. An
+    image that cannot be read gets an error instead of a label.
     """
     names = [str(one) if isinstance(one, Path) else f"image {i}" for i, one in enumerate(images)]
 
@@ -243,19 +238,19 @@ def predict(
             if classified is not None:
                 labels, *graded = classified
                 for number, (row, label) in enumerate(zip(batch.read, labels, strict=True)):
-                    scores, probabilities = (
+                    score, probability = (
                         None if part is None else round(float(part[number, label]), 6)
                         for part in graded
                     )
                     name = predictor.classes[label]
-                    found[row] = Answer(names[row], name, probabilities, scores)
+                    found[row] = Answer(names[row], name, probability, score)
             answers += [found[row] for row in batch.rows]
             task.advance(len(batch.rows))
     return answers
 
 
 def images_of(images: Any) -> list[Any]:
-    """Return image files, and those in folders and their subfolders; and what is no path as it is.
+    """Return files, those in folders and their subfolders, and images in memory as they are.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``featpipe init``: a commented recipe for the user's own images, their layout looked at."""
+"""``featpipe init``: a commented recipe for the user's own images, whatever their layout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import Template
@@ -14,7 +15,8 @@ from string import Template
 import numpy as np
 
 from featpipe.backbones import backbone_name, weights_file
-from featpipe.datasets.dataset import SourceRequest, splits_of
+from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets.source import ImageSource
 from featpipe.errors import DataError, UsageError, nearest_path
 from featpipe.steps import Context, Outcome
 from featpipe.steps.recipe import A_NAME, is_name, parse_recipe
@@ -66,9 +68,6 @@ steps:
 """)
 
 
-_HOW_TO_GROUP = {"folder": "set group-by in", "csv": "add a column 'group' to"}
-
-
 def write_recipe(
     name: str,
     data: Path | None,
@@ -80,8 +79,8 @@ def write_recipe(
     """Write ``NAME.yaml`` into the current folder.
 
     ``name`` may end in ``.yaml``. ``data`` is a folder of class folders (below train and test or
-    not), a CSV, an npz, or a folder with such a CSV; ``None``: what ``name`` is the path of. With
-    ``test``, a folder as ``data`` then is, ``NAME.csv`` lists the images of both.
+    not), a CSV, an npz, or a folder with such a CSV; ``None``: the path is ``name``. With ``test``,
+    both are folders, and ``NAME.csv`` lists the images of both.
     """
     target, folder = _target(name, data)
     backbone_name(model)
@@ -89,25 +88,19 @@ def write_recipe(
         weights_file(model, weights)
     if test is not None:
         folder = _join(target.with_suffix(".csv"), folder, test, context)
-    dataset, splits = guess_layout(folder, context)
-    request = SourceRequest(dataset)
-    sources = [request.open(split, request.options(context)) for split in splits]
+    dataset = guess_layout(folder)
+    sources = SourceRequest(dataset).open_all(None, context, download=False)
     first, classes = sources[0], sources[0].classes
-    if len(classes) < 2:
-        found, got = "one class" if classes else "no labels", ", ".join(classes) or None
-        what = f"The images have {found}, so there is nothing to classify."
-        expected = "a folder of images for each class, not one of them"
-        advice = f"for their embeddings alone: featpipe embed {folder} -o vectors.csv"
-        raise DataError(what, where=folder, got=got, expected=expected, next_step=advice)
+    _need_classes(classes, folder)
     found = f"{len(classes)} classes, {len(first)} images, no test split"
     protocol = (
         "There is no test split, so a fifth of the images is held out; five-fold\n"
         "  # cross-validation instead: featpipe run … --set protocol=kfold:5"
     )
-    if len(splits) > 1:
+    if len(sources) > 1:
         parts = ", ".join(f"{len(source)} {source.split}" for source in sources)
         found = f"{len(classes)} classes, images: {parts}"
-        protocol = f"Trained on {splits[0]!r}, tested once on {splits[1]!r}."
+        protocol = f"Trained on {first.split!r}, tested once on {sources[1].split!r}."
     text = _TEMPLATE.substitute(
         name=target.stem,
         file=target,
@@ -121,25 +114,42 @@ def write_recipe(
     parse_recipe(text, str(target), target.stem)
     with atomic_write(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    lines = [found, f"→ {target}", f"next: featpipe run {target}"]
-    counts = np.bincount(first.labels[first.labels >= 0], minlength=len(classes))
-    if rare := [classes[label] for label in np.flatnonzero(counts < _FEW)]:
-        lines.append(f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}")
-    kind, _, place = dataset.partition(":")
-    if not first.groups and (how := _HOW_TO_GROUP.get(kind)):
-        nested = len({os.path.dirname(name) for name in first.ids}) > len(classes)
-        seen = "the classes have subfolders: " * (nested and kind == "folder")
-        lines.append(
-            f"{seen}if several images show the same patient, video or place, keep them on the same "
-            f"side of every split: {how} {target if kind == 'folder' else place}"
-        )
-    facts = {"dataset": dataset, "splits": list(splits)}
+    lines = [found, f"→ {target}", f"next: featpipe run {target}", *_advice(first, dataset, target)]
+    facts = {"dataset": dataset, "splits": [source.split for source in sources]}
     return Outcome("done", "\n".join(lines), (target,), facts)
+
+
+def _need_classes(classes: Sequence[str], folder: Path) -> None:
+    """Refuse images without at least two classes."""
+    if len(classes) < 2:
+        found, got = "one class" if classes else "no labels", ", ".join(classes) or None
+        what = f"The images have {found}, so there is nothing to classify."
+        expected = "a folder of images for each class, not one of them"
+        advice = f"for their embeddings alone: featpipe embed {folder} -o vectors.csv"
+        raise DataError(what, where=folder, got=got, expected=expected, next_step=advice)
+
+
+def _advice(source: ImageSource, dataset: str, recipe: Path) -> Iterator[str]:
+    """Name classes with too few images, and say how to keep images together in a split."""
+    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes))
+    if rare := [source.classes[label] for label in np.flatnonzero(counts < _FEW)]:
+        yield f"fewer than {_FEW} images, too few to train and test: {', '.join(rare)}"
+    kind, _, table = dataset.partition(":")
+    if source.groups or kind not in ("folder", "csv"):
+        return
+    seen, how = "", f"add a column 'group' to {table}"
+    if kind == "folder":
+        nested = len({os.path.dirname(name) for name in source.ids}) > len(source.classes)
+        seen, how = "the classes have subfolders: " * nested, f"set group-by in {recipe}"
+    yield (
+        f"{seen}if several images show the same patient, video or place, keep them on the same "
+        f"side of every split: {how}"
+    )
 
 
 def _target(name: str, data: Path | None) -> tuple[Path, Path]:
     """Return the file of the recipe, and where its images are."""
-    if data is None and Path(name).suffix in _TABLES and Path(name).is_file():
+    if data is None and Path(name).suffix.lower() in _TABLES and Path(name).is_file():
         name, data = Path(name).stem, Path(name)
     elif data is None and Path(name).is_dir():  # as the shell completes it, with a slash at the end
         name, data = Path(name).resolve().name, Path(name)
@@ -162,8 +172,8 @@ def _refuse_existing(kind: str, path: Path, hint: str) -> None:
         raise UsageError(f"The {kind} exists already.", where=path, next_step=hint)
 
 
-def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
-    """Return how a dataset is named for ``--dataset``, and its splits."""
+def guess_layout(data: Path) -> str:
+    """Return how a folder or table of images is named for ``--dataset``."""
     if not data.exists():
         hint = nearest_path(data) or "correct --data"
         raise DataError("There are no such images.", where=data, next_step=hint)
@@ -171,22 +181,20 @@ def guess_layout(data: Path, context: Context) -> tuple[str, tuple[str, ...]]:
         if data.suffix.lower() not in _TABLES:
             expected = "a folder, a .csv or a .npz"
             raise DataError("This file lists no images.", where=data, expected=expected)
-        spec = f"{data.suffix.lower()[1:]}:{data}"
-    else:
-        tables = []
-        for path in sorted(data.glob("*.csv")):
-            with (
-                suppress(OSError, UnicodeDecodeError, csv.Error),
-                path.open(encoding="utf-8-sig", newline="") as stream,
-            ):
-                if {"path", "label"} <= set(next(csv.reader(stream), [])):
-                    tables.append(path)
-        if len(tables) > 1:
-            what, got = "The folder holds several tables of images.", [t.name for t in tables]
-            hint = f"say which: --data {tables[0]}"
-            raise DataError(what, where=data, got=", ".join(got), next_step=hint)
-        spec = f"csv:{tables[0]}" if tables else f"folder:{data}"
-    return spec, splits_of(spec, SourceRequest(spec).options(context))
+        return f"{data.suffix.lower()[1:]}:{data}"
+    tables = []
+    for path in sorted(data.glob("*.csv")):
+        with (
+            suppress(OSError, UnicodeDecodeError, csv.Error),
+            path.open(encoding="utf-8-sig", newline="") as stream,
+        ):
+            if {"path", "label"} <= set(next(csv.reader(stream), [])):
+                tables.append(path)
+    if len(tables) > 1:
+        what, got = "The folder holds several tables of images.", [t.name for t in tables]
+        hint = f"say which: --data {tables[0]}"
+        raise DataError(what, where=data, got=", ".join(got), next_step=hint)
+    return f"csv:{tables[0]}" if tables else f"folder:{data}"
 
 
 def _join(table: Path, train: Path, test: Path, context: Context) -> Path:
@@ -195,8 +203,9 @@ def _join(table: Path, train: Path, test: Path, context: Context) -> Path:
     rows, known = [("path", "label", "split")], None
     for split, folder in (("train", train), ("test", test)):
         request = SourceRequest(f"folder:{folder}")
-        source = request.open("all", request.options(context))
+        (source,) = request.open_all(("all",), context, download=False)
         known = known or source.classes
+        _need_classes(known, folder)
         if unknown := sorted(set(source.classes) - set(known)):
             what = "The test images have classes that the training images do not have."
             expected, got = f"some of {', '.join(known)}", ", ".join(unknown)

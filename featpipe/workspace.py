@@ -19,9 +19,9 @@ try:
 except ImportError:  # Windows: there nothing keeps two writers of one file apart
     fcntl = None  # type: ignore[assignment]
 
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")  # what atomic_write calls its files
-_MARK_BYTES = 1 << 22  # how much of a file is read for the mark of its writer
-_FORMULA = r"[=+\-@\t\r]"  # what spreadsheets take for the beginning of a formula
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")  # names of atomic_write's files
+_MARK_BYTES = 1 << 22  # how much of a file is searched for the mark of its writer
+_FORMULA = r"[=+\-@\t\r]"  # what spreadsheets take for the start of a formula
 IMAGE_LAYER = "image"  # layer of a store that holds prepared images, for training a whole network
 
 
@@ -30,7 +30,7 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.data = root / "data"  # what is kept between runs; below it what trackers keep
+        self.data = root / "data"  # what is kept between runs, also by trackers
         self.raw = self.data / "raw"  # datasets as they were downloaded
         self.features = self.data / "features"  # feature stores (HDF5)
         # Activations at a frozen boundary (HDF5): what heads are trained on, not features.
@@ -64,11 +64,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` when the block ends well.
+    """Yield a temporary path that replaces ``path`` when the block ends without an error.
 
-    The data is on the disk (fsync) before the name changes, so a kill at any moment leaves
-    either the old file or the new one, never a torn one. What an earlier kill has left in the
-    folder is removed. A full disk or a place that cannot be written to is a FeatpipeError.
+    The data is on disk (fsync) before the name changes, so a kill at any moment leaves either the
+    old file or the new one, never a torn one. Leftovers of earlier kills in the folder are removed.
+    ``FeatpipeError`` if the disk is full or the place cannot be written to.
     """
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _claim(path: Path) -> tuple[Path, IO[bytes]]:
-    """Make a temporary file, locked: the lock tells it from what a kill has left."""
+    """Make a temporary file and lock it: unlike this one, leftovers of a kill have no lock."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         claim = temporary.open("xb")  # permissions follow the umask: results are to be shared
@@ -93,7 +93,7 @@ def _claim(path: Path) -> tuple[Path, IO[bytes]]:
             claim.close()
         try:
             lock(claim)
-        except BlockingIOError:  # another process takes it for a leftover
+        except BlockingIOError:  # another process is removing it as a leftover
             temporary.unlink(missing_ok=True)
         except OSError:  # some network file systems have no locks
             return temporary, claim
@@ -109,7 +109,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed writers have left in a folder."""
+    """Remove the temporary files of killed writers in a folder."""
     for path in leftovers(folder) if fcntl is not None else ():
         with suppress(OSError), path.open("rb") as file:
             lock(file)
@@ -117,7 +117,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process is writing a file, or whether that cannot be known."""
+    """Return whether a process is writing a file, or that cannot be known."""
     if not path.is_file():  # a pipe would wait for a writer
         return True
     try:
@@ -130,7 +130,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for other processes in such a block: files of a folder that belong together."""
+    """Let one process at a time into such a block: it changes several files of a folder."""
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
@@ -182,13 +182,13 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 
 def lock(file: IO[Any]) -> None:
-    """Lock an open file until it is closed; BlockingIOError where another process has."""
+    """Lock an open file until it is closed; BlockingIOError if another process has locked it."""
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def neutralise_cell(value: Any) -> Any:
-    """Return a text as a cell that no spreadsheet takes for a formula, anything else as it is.
+    """Return a text as a cell that no spreadsheet takes for a formula, other values unchanged.
 
     Examples
     --------
@@ -205,7 +205,7 @@ def restore_cell(text: str) -> str:
 
 
 def neutralised(table: Any) -> Any:
-    """Return a pandas table whose texts, headers too, are neutralised; numbers are left alone."""
+    """Return a pandas table with its texts and headers neutralised; numbers stay as they are."""
     safe = table.rename(columns=neutralise_cell)
     for name in safe.columns:
         if safe[name].dtype.kind not in "biufc":
@@ -214,6 +214,6 @@ def neutralised(table: Any) -> Any:
 
 
 def mapped(column: Any, change: Callable[[str], str]) -> Any:
-    """Return a pandas column whose texts are changed; each text that occurs is changed once."""
+    """Return a pandas column with its texts changed; equal texts are changed only once."""
     known = cache(change)
     return column.map(lambda value: known(value) if isinstance(value, str) else value)

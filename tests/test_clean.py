@@ -58,10 +58,10 @@ def test_what_runs_have_left_is_listed_and_removed(work: tuple[Workspace, Path])
         f"data/results/{torn.name}": "temporary file of a run that was stopped",
         "data/features/toy/toynet/other.h5.partial": "unfinished store: the same extraction would "
         "continue it",
-        f"data/results/{orphan}.predictions.npz": "of no result",
-        f"data/results/{orphan}.explained": "of no result",
+        f"data/results/{orphan}.predictions.npz": "belongs to no result",
+        f"data/results/{orphan}.explained": "belongs to no result",
         **{
-            f"data/models/{orphan}{end}": "of no result"
+            f"data/models/{orphan}{end}": "belongs to no result"
             for end in (".npz", ".json", ".safetensors")
         },
     }
@@ -91,7 +91,7 @@ def test_results_of_the_first_version_are_listed_with_their_files(
     path.write_text(sealed_json({"schema": 1}))
     assert set(listed(workspace).values()) == {
         "result of featpipe 0.1",
-        "of a result of featpipe 0.1",
+        "belongs to a result of featpipe 0.1",
     }
     assert len(listed(workspace)) == 3
 

@@ -82,7 +82,7 @@ def test_only_checks_that_send_no_images_are_expected_to_fail():
 @pytest.fixture(autouse=True)
 def embedded(monkeypatch):
     """Forget what was embedded; return a list that gets the number of images of every batch."""
-    monkeypatch.setattr(embedder_module, "_IN_MEMORY", {})
+    monkeypatch.setattr(embedder_module, "IN_MEMORY", {})
     counts = []
     original = Backbone.embed
 
@@ -161,9 +161,15 @@ def test_grey_images_and_ranges_of_other_numbers():
 
 def test_auto_fit_is_decided_by_the_images_of_fit():
     small, large = images.pictures(3, side=24), images.pictures(3, side=48)
-    assert glyphnet().fit(small)._open()[0].preprocessing.fit == "fill"
-    assert glyphnet().fit([*small, *large])._open()[0].preprocessing.fit == "crop"
-    assert glyphnet(image_fit="whole").fit(large)._open()[0].preprocessing.fit == "whole"
+
+    def fingerprint(pictures, fit="auto"):  # of a network whose preprocessing cuts a margin
+        network = Embedder("resnet18", weights="none", image_fit=fit, device="cpu")
+        return network.fit(pictures).fingerprint_
+
+    cropped, whole = fingerprint(small, "crop"), fingerprint(small, "whole")
+    assert fingerprint([*small, *large]) == cropped
+    assert fingerprint(large, "whole") == whole
+    assert len({cropped, whole, fingerprint(small)}) == 3
 
 
 def test_a_folder_keeps_features_between_processes(paths, tmp_path, embedded):
@@ -246,6 +252,8 @@ def test_weights_that_change_after_fit_are_refused(paths, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ([], "There are no images"),
+        (np.zeros((0, 4, 4)), "There are no images"),
         (["missing.jpg"], "does not exist"),
         (["missing.jpg", np.zeros((4, 4), np.uint8)], "Some of the images are paths"),
         (np.zeros((2, 4, 4)) - 1, "outside of their range"),

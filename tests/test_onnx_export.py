@@ -19,6 +19,7 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions
 from featpipe.errors import FeatpipeError, MissingExtraError, ResultError, UsageError
+from featpipe.evaluation.models import TrainedModel
 from featpipe.prediction import open_predictor
 from featpipe.workspace import Workspace
 from tests import images
@@ -168,11 +169,13 @@ def test_a_missing_extra_names_the_pip_line(here, tmp_path, monkeypatch):
 
 def test_a_graph_that_answers_otherwise_is_not_written(here, stores, tmp_path, monkeypatch):
     result = api.evaluate("centroid", *stores, **here)
-    forward = "featpipe.onnx_export._Graph.forward"
-    wrong = torch.ones(3, 10)
-    monkeypatch.setattr(
-        forward, lambda _, x: (x.float().mean((1, 2)) @ wrong, x[:, 0, 0, 0].long())
-    )
+    answer = TrainedModel.answer
+
+    def otherwise(model, features):
+        labels, scores, probabilities = answer(model, features)
+        return labels, scores, probabilities[:, ::-1]
+
+    monkeypatch.setattr(TrainedModel, "answer", otherwise)
     with pytest.raises(FeatpipeError, match="other probabilities"):
         api.export(result, tmp_path / "model.onnx", **here)
     assert not list(tmp_path.iterdir())

@@ -99,13 +99,14 @@ def test_two_folders_wherever_they_are(context, tmp_path):
     assert not (tmp_path / "other.csv").exists()
 
 
-def test_a_table_by_its_own_name(context, tmp_path):
+@pytest.mark.parametrize("table", ["list.csv", "list.CSV"])
+def test_a_table_by_its_own_name(context, tmp_path, table):
     draw(tmp_path, "1.png", "2.png", "3.png", "4.png")
     rows = "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(1, 5))
-    (tmp_path / "list.csv").write_text(f"path,label\n{rows}")
-    assert write_recipe("list.csv", None, "resnet18", None, context).paths[0].name == "list.yaml"
+    (tmp_path / table).write_text(f"path,label\n{rows}")
+    assert write_recipe(table, None, "resnet18", None, context).paths[0].name == "list.yaml"
     step = read_recipe(tmp_path / "list.yaml").steps[0].variants[0].step
-    assert step.dataset == "csv:list.csv"
+    assert step.dataset == f"csv:{table}"
 
 
 def test_what_could_not_run_is_not_written(context, tmp_path):
@@ -113,34 +114,36 @@ def test_what_could_not_run_is_not_written(context, tmp_path):
     draw(tmp_path / "two", "cat/1.png", "dog/2.png")
     with pytest.raises(DataError, match="have one class"):
         write_recipe("one", None, "resnet18", None, context)
+    with pytest.raises(DataError, match="have one class"):
+        write_recipe("both", tmp_path / "one", "resnet18", None, context, tmp_path / "two")
     with pytest.raises(WeightsError, match="no such weights"):
         write_recipe("two", None, "resnet18", "gone.safetensors", context)
     for name in ("a b", "..", "#"):
         with pytest.raises(UsageError, match="cannot be a name"):
             write_recipe(name, tmp_path / "two", "resnet18", None, context)
-    assert not list(tmp_path.glob("*.yaml"))
+    assert not [*tmp_path.glob("*.yaml"), *tmp_path.glob("*.csv")]
     assert (
         "too few to train and test: cat, dog"
         in write_recipe("two", None, "resnet18", None, context).message
     )
 
 
-def test_a_folder_with_a_table(context, tmp_path):
+def test_a_folder_with_a_table(tmp_path):
     draw(tmp_path / "b", "1.png", "2.png")
     (tmp_path / "b" / "notes.csv").write_text("this,that\n1,2\n")
     (tmp_path / "b" / "labels.csv").write_text("path,label\n1.png,x\n2.png,y\n")
-    assert guess_layout(tmp_path / "b", context)[0] == f"csv:{tmp_path / 'b' / 'labels.csv'}"
+    assert guess_layout(tmp_path / "b") == f"csv:{tmp_path / 'b' / 'labels.csv'}"
     (tmp_path / "b" / "more.csv").write_text("path,label\n1.png,x\n")
     with pytest.raises(DataError, match="several tables"):
-        guess_layout(tmp_path / "b", context)
+        guess_layout(tmp_path / "b")
 
 
-def test_a_file(context, tmp_path):
+def test_a_file(tmp_path):
     np.savez(tmp_path / "c.npz", images=np.zeros((4, 8, 8, 3), np.uint8), labels=[0, 1, 0, 1])
-    assert guess_layout(tmp_path / "c.npz", context)[0] == f"npz:{tmp_path / 'c.npz'}"
+    assert guess_layout(tmp_path / "c.npz") == f"npz:{tmp_path / 'c.npz'}"
     (tmp_path / "c.txt").touch()
     with pytest.raises(DataError, match="lists no images"):
-        guess_layout(tmp_path / "c.txt", context)
+        guess_layout(tmp_path / "c.txt")
 
 
 def test_a_table_may_hold_images_without_label(context, tmp_path):

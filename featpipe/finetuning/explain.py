@@ -14,9 +14,11 @@ from typing import Any
 from featpipe.errors import ResultError
 from featpipe.files import read_json
 from featpipe.fingerprint import sealed_json, unsealed
+from featpipe.lazy import Lazy
 from featpipe.steps import STEPS, Context, Needs, Outcome, Status, Step, option
-from featpipe.workspace import atomic_write, user_path
+from featpipe.workspace import atomic_write
 
+results = Lazy("featpipe.evaluation.result")  # reports read this module without NumPy
 _FILE = "explanation.json"
 
 
@@ -33,7 +35,7 @@ class ExplainedImage:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What ``featpipe explain`` wrote once: pictures of mistakes, the most confident ones first."""
+    """What one ``featpipe explain`` wrote: pictures of mistakes, the most confident ones first."""
 
     folder: Path
     layer: str  # whose heat maps they are
@@ -43,7 +45,7 @@ class Explanation:
 
     @classmethod
     def read(cls, folder: Path) -> Explanation | None:
-        """Return the explanation in a folder, or ``None``: missing, not complete or changed."""
+        """Return the explanation in a folder; ``None`` if it is missing, incomplete or changed."""
         try:
             content = unsealed(read_json(folder / _FILE))
             items = tuple(ExplainedImage(**item) for item in content.pop("items"))
@@ -114,7 +116,7 @@ class Explain(Step):
         return [("captum", "explain")]
 
     def place(self, path: Path, key: str, extra: Mapping[str, Any]) -> tuple[str, Path]:
-        """Return the layer, by default the one in ``extra``, and the folder of these options."""
+        """Return the layer, by default that of the result's ``extra``, and the pictures' folder."""
         layer = self.layer or extra.get("map_layer")
         if layer is None:
             raise ResultError("No layer of this network gives maps.", where=path)
@@ -122,9 +124,7 @@ class Explain(Step):
 
     def status(self, context: Context) -> Status:
         """Say whether there are pictures of these options; the result is not read whole."""
-        path = user_path(self.result)
-        if path.suffix != ".json" or not path.exists():
-            path = context.workspace.results / f"{self.result}.json"
+        path = results.locate_result(context.workspace.results, self.result)
         try:
             content = unsealed(read_json(path))
             _, folder = self.place(path, content["key"], content["extra"])

@@ -45,13 +45,13 @@ def check_layer(head: TrainedHead, name: str) -> None:
 def grad_cam(
     head: TrainedHead, layer: str, images: Tensor, classes: list[int]
 ) -> NDArray[np.float32]:
-    """Return where prepared images (n, 3, S, S), uint8, show a class each: (n, S, S), 0 to 1.
+    """Return heat maps (n, S, S), 0 to 1, of a class in each prepared image (n, 3, S, S), uint8.
 
     The layer's maps are weighted by their mean gradient: Selvaraju et al., arXiv:1610.02391.
     """
     network = head.network
     for module in network.modules():
-        if isinstance(module, nn.ReLU):  # it would overwrite what the hooks keep
+        if isinstance(module, nn.ReLU):  # in place, it would overwrite what the hooks keep
             module.inplace = False
     named = dict([*network.frozen.named_modules(), *network.body.named_modules()])
 
@@ -105,7 +105,7 @@ def confident_mistakes(
 
 
 def run_explain(step: Explain, context: Context) -> Outcome:
-    """Write a picture of each mistake and what they show, unless they exist."""
+    """Write a picture of each mistake, and the file that describes them, unless they exist."""
     result = find_results(context.workspace.results, [step.result])[0]
     assert result.path is not None
     if result.method not in STEPS or "network" not in STEPS.get(result.method).makes:
@@ -115,7 +115,7 @@ def run_explain(step: Explain, context: Context) -> Outcome:
     layer, folder = step.place(result.path, result.key, result.extra)
     explanation, status = Explanation.read(folder), "up to date"
     if explanation is None:
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
+        shutil.rmtree(folder, ignore_errors=True)  # pictures of an interrupted run
         explanation, status = _explain(step, context, result, folder, layer), "done"
     n = len(explanation.items)
     message = f"{status}: {n} mistakes explained at {layer}\n  → {folder}"

@@ -91,7 +91,7 @@ def stages_of(frozen: FrozenNetwork, architecture: Architecture) -> tuple[nn.Seq
     """Return stages in the order of a forward pass, their width, and whether a bias follows.
 
     They are the network's own modules, under its own names. The order is known for torchvision's
-    ResNets, an ``nn.Sequential`` and what an architecture orders itself; any other network is a
+    ResNets, for an ``nn.Sequential`` and where an architecture gives it; any other network is a
     single stage, ``features``.
     """
     network = frozen.network
@@ -146,8 +146,8 @@ class _Residual(nn.Module):
 class _Scale(nn.Module):
     """Multiplies by a constant.
 
-    Maxima of 512 channels make logits of ±10 and more, on which no usual learning rate is stable;
-    Page's network shrinks its logits by this factor, which is the same without a bias.
+    Maxima of 512 channels make logits of ±10 and more, with which no usual learning rate is stable.
+    Page's network scales its logits instead, which is the same without a bias.
     """
 
     def __init__(self, factor: float) -> None:
@@ -215,8 +215,8 @@ def resnet18_32(
 def convnet(num_classes: int = 2) -> nn.Sequential:
     """Build three blocks of convolution, ReLU and pooling, and two linear layers.
 
-    What optimizers are compared on: there are no shortcuts, and on purpose no normalisation,
-    which would hide the differences.
+    For comparing optimizers: it has no shortcuts and no normalisation, which would hide their
+    differences.
 
     Examples
     --------

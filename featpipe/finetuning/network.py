@@ -1,11 +1,9 @@
-"""What is trained: the stages behind a frozen boundary and a new head, its start and its loss."""
+"""What is trained: the stages after a frozen boundary and a new head; its start and its loss."""
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featpipe.errors import FitError, MissingExtraError, UnknownNameError, UsageError
+from featpipe.errors import FitError, UnknownNameError, UsageError
 from featpipe.finetuning.nets import Trunk, with_parameters
 from featpipe.finetuning.step import parse
+from featpipe.lazy import Lazy, check_installed
 
-try:
-    from pytorch_metric_learning.losses import TripletMarginLoss
-    from pytorch_metric_learning.miners import TripletMarginMiner
-except ImportError:  # an extra
-    TripletMarginLoss = None
+metric_losses = Lazy("pytorch_metric_learning.losses")
+metric_miners = Lazy("pytorch_metric_learning.miners")
 
 Rows = tuple[NDArray[np.float32], NDArray[np.int64]]  # features (n, d) and labels (n,)
 
@@ -34,53 +30,33 @@ _PROBE_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of C, the inverse regularisation st
 _USUAL_PROBE_C = 1e-2  # where there are no validation rows to choose by
 
 
-class Cut(NamedTuple):
-    """Which stages learn: those ``frozen`` in front of the boundary do not.
+def trained_stages(stages: nn.Sequential, unfreeze: str) -> slice:
+    """Return which of the stages learn in addition to the head, which always does.
 
-    Behind it are those that are ``trained``, and those ``passed``: they pass the gradient on only.
-    """
-
-    frozen: tuple[str, ...]
-    trained: tuple[str, ...]
-    passed: tuple[str, ...]
-
-
-def cut_of(stages: nn.Sequential, unfreeze: str) -> Cut:
-    """Parse which of the stages learn in addition to the head, which always does.
-
-    ``unfreeze`` is ``"none"``, ``"all"``, a stage (``"layer4"``), or a stage and all after it
-    (``"layer3+"``). ``UsageError`` if there is no such stage, or it has nothing to learn.
+    Stages before them are frozen, those after them only pass the gradient on. ``unfreeze`` is
+    ``"none"``, ``"all"``, a stage (``"layer4"``), or a stage and all after it (``"layer3+"``).
+    ``UsageError`` if there is no such stage, or it has nothing to learn.
 
     Examples
     --------
-    >>> net = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Linear(2, 2), c=nn.Linear(2, 2)))
-    >>> cut_of(net, "b+")
-    Cut(frozen=('a',), trained=('b', 'c'), passed=())
-    >>> cut_of(net, "b").passed
-    ('c',)
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))  # named 0, 1, 2
+    >>> trained_stages(net, "1+"), trained_stages(net, "1")
+    (slice(1, 3, None), slice(1, 2, None))
     """
-    names = tuple(name for name, _ in stages.named_children())
-    if unfreeze == "none":
-        return Cut(names, (), ())
-    if unfreeze == "all":
-        return Cut((), names, ())
+    names = [name for name, _ in stages.named_children()]
+    if unfreeze in ("none", "all"):
+        return slice(0 if unfreeze == "all" else len(names), len(names))
     wanted = unfreeze.removesuffix("+")
     able = with_parameters(stages)
     if wanted not in names:
         what = f"The network has no stage named {wanted!r} to unfreeze."
-        expected = f"none, all, {', '.join(able)}, or one of these and all behind it: {able[-1]}+"
+        expected = f"none, all, {', '.join(able)}, or one of these and all after it: {able[-1]}+"
         raise UnknownNameError(what, wanted, able, expected=expected)
     if wanted not in able:
         what = f"The stage {wanted!r} has nothing to learn."
         raise UsageError(what, expected=", ".join(able), got=unfreeze)
-    place = names.index(wanted)
-    split = len(names) if unfreeze.endswith("+") else place + 1
-    return Cut(names[:place], names[place:split], names[split:])
-
-
-def part(stages: nn.Sequential, names: tuple[str, ...]) -> nn.Sequential:
-    """Return some stages as a network of their own."""
-    return nn.Sequential(OrderedDict((name, stages.get_submodule(name)) for name in names))
+    start = names.index(wanted)
+    return slice(start, len(names) if unfreeze.endswith("+") else start + 1)
 
 
 class Head(nn.Module):
@@ -107,7 +83,7 @@ class Head(nn.Module):
             self.classifier = nn.Linear(n_features, n_classes, bias=bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (n, classes) and the features in front of the last layer (n, d)."""
+        """Return logits (n, classes), and the features (n, d) that the last layer gets."""
         features = self.hidden(x)
         return self.classifier(features), features
 
@@ -115,15 +91,15 @@ class Head(nn.Module):
 class HeadedNetwork(nn.Module):
     """Frozen stages, stages that learn, and a new head: what an estimator trains.
 
-    Stages that learn are copied from the trunk. With ``from_store`` the frozen stages were run
-    beforehand and the input is their activations; with ``freeze_statistics`` batch norms keep their
-    running statistics.
+    ``unfreeze`` is as for :func:`trained_stages`; stages that learn are copied from the trunk. With
+    ``from_store`` the input is the activations of the frozen stages; with ``freeze_statistics``
+    batch norms keep their running statistics.
     """
 
     def __init__(  # noqa: PLR0913 - skorch passes each by name
         self,
         trunk: Trunk,
-        cut: Cut,
+        unfreeze: str,
         head: str,
         n_classes: int,
         *,
@@ -133,21 +109,23 @@ class HeadedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self._normalise = trunk.preprocessing.normalise
-        before = part(trunk.stages, cut.frozen)
-        self._parameters_before = sum(p.numel() for p in before.parameters()) if from_store else 0
-        self.frozen = (nn.Sequential() if from_store else before).requires_grad_(False)
-        self.body = copy.deepcopy(part(trunk.stages, cut.trained + cut.passed))
-        self.body.requires_grad_(True)
+        trained = trained_stages(trunk.stages, unfreeze)
+        before = nn.Sequential() if from_store else trunk.stages[: trained.start]
+        self.frozen = before.requires_grad_(False)
+        self.body = copy.deepcopy(trunk.stages[trained.start :]).requires_grad_(True)
+        self._after = [*self.body[trained.stop - trained.start :].requires_grad_(False)]
         self.head = Head(head, trunk.n_features, n_classes, bias=trunk.bias, seed=seed)
-        self._passed = [self.body.get_submodule(name).requires_grad_(False) for name in cut.passed]
         self._freeze_statistics = freeze_statistics
+        self._n_parameters = sum(
+            p.numel() for part in (trunk.stages, self.head) for p in part.parameters()
+        )
         self.train()
 
     def train(self, mode: bool = True) -> HeadedNetwork:
         """Set training mode, but for what is frozen."""
         super().train(mode)
         norms = [m for m in self.body.modules() if isinstance(m, _BatchNorm)]
-        for module in (self.frozen, *self._passed, *(norms if self._freeze_statistics else ())):
+        for module in (self.frozen, *self._after, *(norms if self._freeze_statistics else ())):
             module.eval()
         return self
 
@@ -170,17 +148,16 @@ class HeadedNetwork(nn.Module):
             raise ValueError(f"not the state of this network: {', '.join(wrong[:3])}")
 
     def count_parameters(self) -> dict[str, int]:
-        """Return how many numbers the whole network learns and keeps frozen, also before a store.
+        """Return how many parameters of the whole network, stored stages too, learn or are frozen.
 
-        ``running_statistics`` of batch norms are what Keras counts as non-trainable.
+        Keras counts the ``running_statistics`` of batch norms as non-trainable parameters.
         """
         trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        all_here = sum(p.numel() for p in self.parameters())
         running = ("running_mean", "running_var")
         statistics = [b.numel() for name, b in self.named_buffers() if name.endswith(running)]
         return {
             "parameters_trained": trained,
-            "parameters_frozen": all_here - trained + self._parameters_before,
+            "parameters_frozen": self._n_parameters - trained,
             "running_statistics": sum(statistics),
         }
 
@@ -192,8 +169,8 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
     its features do not ("LP-FT": Kumar et al., Fine-Tuning can Distort Pretrained Features and
     Underperform Out-of-Distribution, ICLR 2022, arXiv:2202.10054).
 
-    Validation rows choose C, by the loss that training goes on with: accuracy would not mind logits
-    of any size. Without any it is ``c``, by default 0.01.
+    Validation rows choose C, by the loss that training continues with: accuracy does not depend on
+    the size of logits. Without any, C is ``c``, by default 0.01.
     """
     bias = last.bias is not None
 
@@ -219,7 +196,7 @@ def start_from_probe(last: nn.Linear, train: Rows, valid: Rows | None, c: float 
         last.weight.zero_()
         last.weight[logistic.classes_] = torch.from_numpy(weight).to(last.weight)
         if bias:
-            last.bias.fill_(float(offset.min()))  # classes that no row has
+            last.bias.fill_(float(offset.min()))  # of classes without rows
             last.bias[logistic.classes_] = torch.from_numpy(offset).to(last.bias)
     return float(logistic.C)
 
@@ -231,9 +208,9 @@ class HeadLoss(nn.Module):
     losses of different runs measure the same thing: cross-entropy.
     """
 
-    def __init__(self, losses: Sequence[str], n_classes: int = 0, n_features: int = 0) -> None:
+    def __init__(self, specs: Sequence[str], n_classes: int, n_features: int) -> None:
         super().__init__()
-        parsed = [parse("loss", spec) for spec in losses]
+        parsed = [parse("loss", spec) for spec in specs]
         self.weights = {name: numbers[0] for name, numbers in parsed if numbers}
         self.terms = nn.ModuleDict()
         for name in self.weights:
@@ -283,10 +260,9 @@ class TripletLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        if TripletMarginLoss is None:
-            raise MissingExtraError("pytorch-metric-learning", "metric")
-        self.loss = TripletMarginLoss(margin=0.2)
-        self.miner = TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
+        check_installed("pytorch_metric_learning", "metric")
+        self.loss = metric_losses.TripletMarginLoss(margin=0.2)
+        self.miner = metric_miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch; ``FitError`` if it holds a single class."""

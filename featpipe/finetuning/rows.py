@@ -1,4 +1,4 @@
-"""What a training is fed with: stages that run once, rows in batches, those held out by class."""
+"""The input of a training: stages that run once, rows in batches, rows held out by class."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from featpipe.backbones.runtime import Execution
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation.protocol import cut, units_per_class
 from featpipe.finetuning.nets import Trunk
-from featpipe.finetuning.network import Cut, part
 from featpipe.finetuning.step import parse
 from featpipe.workspace import IMAGE_LAYER
 
 
 class Prefix(FrozenNetwork):
-    """The stages in front of a frozen boundary, of which there is at least one.
+    """The stages before a frozen boundary, of which there is at least one.
 
     Its ``default_layer`` is the name of the boundary: ``"layer3:map"``, ``"avgpool"``.
     """
 
-    def __init__(self, trunk: Trunk, cut: Cut, how: Execution | None = None) -> None:
-        stages = part(trunk.stages, cut.frozen)
+    def __init__(self, trunk: Trunk, n_frozen: int, how: Execution | None = None) -> None:
+        stages = trunk.stages[:n_frozen]
         super().__init__(trunk.name, stages, trunk.preprocessing, trunk.device, how)
         self._description = trunk.description
-        last = cut.frozen[-1]
-        named = [n for n in cut.frozen if not isinstance(stages.get_submodule(n), nn.Flatten)][-1]
+        *_, (last, _) = stages.named_children()
+        named = [n for n, stage in stages.named_children() if not isinstance(stage, nn.Flatten)][-1]
         if len(self.dim(f"{last}:map")) > 1:
             self.default_layer = f"{last}:map"
         else:  # after flattening a map of 1 × 1, for which the pooling is the better name
@@ -47,9 +46,9 @@ class Prefix(FrozenNetwork):
 
 
 class PreparedImages(FrozenNetwork):
-    """Images as they are before the network, for training all of it.
+    """Images as the network gets them, for training all of it.
 
-    Every network of the same preprocessing shares them.
+    Networks with the same preprocessing share them.
     """
 
     default_layer = IMAGE_LAYER
@@ -76,8 +75,8 @@ class PreparedImages(FrozenNetwork):
 class Augmentation:
     """Random transforms such as ``"crop:4"`` and ``"flip"``, drawn for every image.
 
-    Pixels outside of the image get the mean colour of the weights' training data, which normalising
-    turns to zero.
+    Pixels outside of the image get the mean colour of the weights' training data, which becomes
+    zero when normalised.
     """
 
     def __init__(self, specs: Sequence[str], preprocessing: Preprocessing) -> None:
@@ -107,17 +106,13 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class RowBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Some rows of an array of activations or uint8 images, which may be memory-mapped.
-
-    Where ``training`` is set, ``augment`` changes batches of images at random.
-    """
+    """Some rows of an array of activations or uint8 images, which may be memory-mapped."""
 
     X: Any
     y: NDArray[np.int64]
     rows: NDArray[np.int64]
-    augment: Callable[[Tensor], Tensor] | None = None
-    training: bool = False
-    groups: NDArray[np.int64] | None = None  # of these rows, (m,): none is divided
+    augment: Callable[[Tensor], Tensor] | None = None  # changes batches of images at random
+    groups: NDArray[np.int64] | None = None  # of these rows, (m,): none is split
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -128,10 +123,10 @@ class RowBatches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.rows)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Return a whole batch at once: one look into the store instead of one per row."""
+        """Return a whole batch at once: one read from the store instead of one per row."""
         rows = self.rows[indices]
         batch = torch.from_numpy(np.asarray(self.X[rows]))
-        if self.training and self.augment is not None:
+        if self.augment is not None:
             batch = self.augment(batch)
         return batch, torch.from_numpy(self.y[rows])
 

@@ -1,4 +1,4 @@
-"""What `featpipe finetune` does: stores once, epochs on the rest, one honest test, one result.
+"""Run `featpipe finetune`: store activations once, train the rest on them, test once.
 
 A frozen stage gives the same activations in every epoch. They are written once into a sealed
 store, and the epochs run on the rest of the network only.
@@ -33,7 +33,7 @@ from featpipe.evaluation.screening import Screening
 from featpipe.extraction.batches import ExtractOptions
 from featpipe.extraction.engine import Extraction
 from featpipe.finetuning.nets import Trunk, load_trunk, map_stages
-from featpipe.finetuning.network import Cut, HeadedNetwork, cut_of
+from featpipe.finetuning.network import HeadedNetwork, trained_stages
 from featpipe.finetuning.rows import Augmentation, Prefix, PreparedImages, RowBatches
 from featpipe.finetuning.saved import save_head
 from featpipe.finetuning.step import OPTIMIZERS
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class FinetuneData:
-    """Network and images of one fine-tuning; each part is made when it is asked for."""
+    """Network and images of one fine-tuning; each part is made when it is first used."""
 
     step: Finetune
     context: Context
 
     @property
     def trunk_options(self) -> dict[str, Any]:
-        """What :func:`load_trunk` is asked for, with which the network can be loaded again."""
+        """Options of :func:`load_trunk` with which the network can be loaded again."""
         step, file = self.step, user_path(self.step.weights)
         same = ("norm", "image_size", "fit", "decode", "device", "seed")
         weights = str(file.resolve()) if file.is_file() else step.weights
@@ -75,7 +75,7 @@ class FinetuneData:
 
     @cached_property
     def automatic(self) -> dict[str, Any]:
-        """What each option means that can be left to choose, given all the others."""
+        """What each automatic option resolves to, given all the others."""
         step, trunk = self.step, self.trunk
         test: Any = self.sources[1] if len(self.sources) > 1 else None
         chosen = automatic(step.model, step.weights, download=step.download)
@@ -93,32 +93,26 @@ class FinetuneData:
 
     @cached_property
     def resolved(self) -> Finetune:
-        """The step with what its automatic choices mean."""
+        """The step with its automatic choices resolved."""
         return self.step.resolved(self.automatic)
 
     @cached_property
-    def cut(self) -> Cut:
-        """Which stages learn; ``UsageError`` if stages of an untrained network would not."""
-        unfreeze = str(self.resolved.unfreeze)
-        cut = cut_of(self.trunk.stages, unfreeze)
-        if not self.trunk.pretrained and (cut.frozen or cut.passed):
+    def n_frozen(self) -> int:
+        """Number of stages before those that learn; ``UsageError`` if any would stay random."""
+        unfreeze, stages = str(self.resolved.unfreeze), self.trunk.stages
+        trained = trained_stages(stages, unfreeze)
+        if not self.trunk.pretrained and trained != slice(0, len(stages)):
             what = f"{self.trunk.name} is untrained: what stays frozen would stay random."
             raise UsageError(what, expected="--unfreeze all", got=f"--unfreeze {unfreeze}")
-        return cut
-
-    @cached_property
-    def augment(self) -> Augmentation | None:
-        """What changes training images; amounts that are too much are refused."""
-        specs = self.step.augment
-        return Augmentation(specs, self.trunk.preprocessing) if specs else None
+        return int(trained.start)
 
     @cached_property
     def embedder(self) -> FrozenNetwork:
-        """What fills the stores: frozen stages, or nothing where images change or all learns."""
-        if self.augment is not None or not self.cut.frozen:
+        """What fills the stores: the frozen stages, if there are any and images do not change."""
+        if not self.n_frozen or self.step.augment:
             return PreparedImages(self.trunk)
         how = Execution(self.step.runtime, progress=self.context.progress)
-        return Prefix(self.trunk, self.cut, how)
+        return Prefix(self.trunk, self.n_frozen, how)
 
     @cached_property
     def sources(self) -> list[ImageSource]:
@@ -166,54 +160,59 @@ class FinetuneData:
         for source, content in zip(self.sources, self.extraction.contents(), strict=True):
             usable = np.flatnonzero(content.labels >= 0)
             known = {"usable": usable, "path": source.name, "has_looks": False, "skipped": {}}
-            stores.append(SimpleNamespace(**vars(content), **known))
-        # Whether images leak is known when they are read.
-        screening = replace(Screening.of(self.step, stores), leaks="warn")
-        for split in self.make_splits(stores, screening)[1]:
-            check_rows(split)
-            rows = RowBatches(None, stores[0].labels, split.train.rows, groups=split.train.groups)
-            self.estimator(len(stores[0].classes)).split_rows(rows)
+            stores.append(SimpleNamespace(**vars(content), **known, features=lambda: None))
+        # Leaks are only known once the images have been read.
+        for split in self.make_splits(stores, leaks="warn")[1]:
+            self.estimator().split_rows(self.batches(split.train))
 
-    def make_splits(self, stores: Sequence[Any], screening: Screening) -> tuple[Any, list[Split]]:
-        """Return the protocol, and the rows that train and test."""
-        train, test = stores[0], stores[1] if len(stores) > 1 else None
-        return make_splits(self.step.protocol, train, test, self.step.seed, screening)
+    def make_splits(self, stores: Sequence[Any], **how: Any) -> tuple[str, list[Split], list[str]]:
+        """Return the protocol, its splits, and notes on rows left out; ``how`` is of screening."""
+        screening = replace(Screening.of(self.step, stores), **how)
+        train, test = (*stores, None)[:2]
+        protocol, splits = make_splits(self.step.protocol, train, test, self.step.seed, screening)
+        for split in splits:
+            check_rows(split)
+        return protocol, splits, screening.notes
 
     def batches(self, rows: RowSet) -> RowBatches:
         """Return rows of a store as batches."""
         features, labels = rows.store.features(), rows.store.labels
-        return RowBatches(features, labels, rows.rows, self.augment, groups=rows.groups)
+        return RowBatches(features, labels, rows.rows, groups=rows.groups)
 
-    def estimator(self, n_classes: int, **more: Any) -> HeadClassifier:
-        """Return the estimator of the step; ``more`` are its parameters for one training."""
-        step = self.resolved
+    def estimator(self, **more: Any) -> HeadClassifier:
+        """Return the estimator of the step; ``more`` are its parameters for one training.
+
+        ``UsageError`` if an augmentation is too much for images of this size.
+        """
+        step, specs = self.resolved, self.step.augment
         class_name, own = OPTIMIZERS[step.optimizer]
         optimizer = {name: getattr(step, name) for name in ("weight_decay", *own)}
         same = (
             *("head_init", "lr", "schedule", "batch_size", "shuffle", "validation", "patience"),
             *("precision", "gradient_flow", "seed"),
         )
-        given = {
-            "module__trunk": self.trunk,
-            "module__cut": self.cut,
-            "module__head": step.head,
-            "module__n_classes": n_classes,
-            "module__seed": step.seed,
-            "module__from_store": isinstance(self.embedder, Prefix),
-            "module__freeze_statistics": step.batch_norm == "keep",
-            "losses": step.loss,
-            "optimizer": getattr(torch.optim, class_name),
+        return HeadClassifier(
+            module__trunk=self.trunk,
+            module__unfreeze=step.unfreeze,
+            module__head=step.head,
+            module__n_classes=len(self.sources[0].classes),
+            module__seed=step.seed,
+            module__from_store=isinstance(self.embedder, Prefix),
+            module__freeze_statistics=step.batch_norm == "keep",
+            losses=step.loss,
+            optimizer=getattr(torch.optim, class_name),
             **{f"optimizer__{k}": value for k, value in optimizer.items() if value is not None},
-            "max_epochs": step.epochs,
-            "device": str(self.trunk.device),
-            **{name: getattr(step, name) for name in same},
-        }
-        return HeadClassifier(**{**given, **more})
+            augment=Augmentation(specs, self.trunk.preprocessing) if specs else None,
+            max_epochs=step.epochs,
+            device=str(self.trunk.device),
+            progress=self.context.progress,
+            **{name: getattr(step, name) for name in same} | more,
+        )
 
 
-def run_finetune(step: Finetune, context: Context, data: FinetuneData | None = None) -> Outcome:
-    """Train and test what a step says, unless the same result exists already."""
-    data = data or FinetuneData(step, context)
+def run_finetune(data: FinetuneData) -> Outcome:
+    """Train and test what a step asks for, unless the same result exists already."""
+    step, context = data.step, data.context
     name = f"{slug(step.dataset)}-{data.trunk.name}-{step.name}-{data.key[:8]}"
     path = context.workspace.results / f"{name}.json"
     model = context.workspace.models / f"{name}.safetensors"
@@ -243,15 +242,13 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
     step = data.step
     data.check_rows()
     stores = data.extraction.stores()
-    screening = Screening.of(step, stores)
-    protocol, splits = data.make_splits(stores, screening)
-    for split in splits:
-        check_rows(split)  # again, because images that cannot be read were left out
+    protocol, splits, notes = data.make_splits(stores)  # now without images that cannot be read
     trained = [
         train_split(data, split, model.with_suffix(f".{number}.checkpoint"), f"{data.key} {number}")
         for number, split in enumerate(splits)
     ]
-    tested, network, first = [one for one, _ in trained], trained[0][1], trained[0][0].facts
+    tested, (network, *_) = zip(*trained, strict=True)
+    first = tested[0].facts
     seconds = [one.facts["seconds"] for one in tested]
     cost = {f"{part}_seconds": sum(one[part] for one in seconds) for part in assemble.PARTS}
     cost |= network.count_parameters()
@@ -264,7 +261,7 @@ def _train_and_test(data: FinetuneData, path: Path, model: Path) -> Result:
         "map_layer": maps[-1] if (maps := map_stages(data.trunk)) else None,
         **({"gradient_flow": first["gradient_flow"]} if step.gradient_flow else {}),
     }
-    output = assemble.MethodOutput(data.title, tested, cost, list(screening.notes), extra)
+    output = assemble.MethodOutput(data.title, list(tested), cost, notes, extra)
     result, table = assemble.build_result(step, data.key, protocol, output, data.context)
     about = {
         "trunk": data.trunk.description,
@@ -286,36 +283,34 @@ def train_split(
 
     An existing checkpoint of the same ``run``, which identifies this training, is continued.
     """
-    more: dict[str, Any] = {
-        "progress": data.context.progress,
-        "label": f"{data.trunk.name} · {split.name}",
-        "n_classes": len(split.train.store.classes),
-    }
+    label = f"{data.trunk.name} · {split.name}"
     train, test = data.batches(split.train), data.batches(split.test)
-    first = estimator = data.estimator(checkpoint=checkpoint, run=run, **more)
+    first = estimator = data.estimator(label=label, checkpoint=checkpoint, run=run)
     first.fit(train, train.labels)
     best, probe_c, seconds = first.best_epoch_, first.probe_c_, {"search": 0.0}
-    if data.step.refit:
-        more |= {"checkpoint": checkpoint.with_suffix(".refit.checkpoint"), "stop_after": best}
-        more |= {"run": f"{run} refit {best}", "validation": 0.0, "patience": None}
-        more["probe_c"] = probe_c
-        estimator = data.estimator(**more)
+    if data.step.refit:  # the first training only chose how many epochs the second one has
+        estimator = data.estimator(
+            label=label,
+            checkpoint=checkpoint.with_suffix(".refit.checkpoint"),
+            run=f"{run} refit {best}",
+            validation=0.0,
+            patience=None,
+            stop_after=best,
+            probe_c=probe_c,
+        )
         estimator.fit(train, train.labels)
-        # The first training only chose how many epochs the second one has.
-        seconds["search"] = sum(line["seconds"] for line in first.epochs_)
-    # Epochs before an interruption included.
-    seconds["fit"] = sum(line["seconds"] for line in estimator.epochs_)
-    began = time.perf_counter()
+        seconds["search"] = sum(first.history[:, "seconds"])
+    seconds["fit"] = sum(estimator.history[:, "seconds"])  # with epochs before an interruption
+    started = time.perf_counter()
     scores: NDArray[np.float32] = estimator.predict_proba(test)
-    seconds["predict"] = time.perf_counter() - began
+    seconds["predict"] = time.perf_counter() - started
     by = "validation accuracy" if data.step.validation else "the last one"
-    start = {} if probe_c is None else {"probe c": probe_c}
     facts = {
-        "chosen": {"epoch": best, "by": by, **start},
+        "chosen": {"epoch": best, "by": by, **({} if probe_c is None else {"probe c": probe_c})},
         "seconds": seconds,
         "history": first.epochs_,
         "gradient_flow": first.gradient_flow_,
     }
-    answers = scores.argmax(axis=1), scores
-    tested = assemble.SplitPredictions(split, *answers, probabilities=True, facts=facts)
+    predicted = scores.argmax(axis=1)
+    tested = assemble.SplitPredictions(split, predicted, scores, probabilities=True, facts=facts)
     return tested, estimator.module_

@@ -1,4 +1,4 @@
-"""Training on the disk: trained heads as safetensors and JSON, checkpoints of unfinished ones."""
+"""Files of fine-tuning: trained heads (safetensors and JSON), checkpoints of unfinished ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featpipe.backbones.architecture import digest_of
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.files import read_json
 from featpipe.finetuning.nets import Trunk, load_trunk
-from featpipe.finetuning.network import HeadedNetwork, cut_of
+from featpipe.finetuning.network import HeadedNetwork
 from featpipe.workspace import atomic_write
 
 _FORMAT = 2  # of heads and of checkpoints; 1 is that of featpipe 0.1
@@ -45,8 +45,8 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
 
     Only what was trained is written: the frozen stages are those of the weights. ``about`` has
     ``trunk`` (its description), ``request`` (options of ``load_trunk``), ``unfreeze``, ``head`` and
-    ``classes``. The JSON has the digest of the other file and its own; the header of the other file
-    has that of its tensors.
+    ``classes``. The JSON holds the digest of ``path`` and its own, the header of ``path`` that of
+    the tensors.
     """
     state = {n: value.detach().cpu().contiguous() for n, value in network.trained_state().items()}
     content = save(state, {"featpipe": digest_of(state)})
@@ -59,9 +59,9 @@ def save_head(path: Path, network: HeadedNetwork, about: dict[str, Any]) -> int:
 
 
 def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -> TrainedHead:
-    """Read a trained head and put it on its network.
+    """Read a trained head and attach it to its network.
 
-    ``weights`` is where the weights of the frozen stages are now, by default where they were at
+    ``weights`` is where the weights of the frozen stages are now, by default where they were during
     training. ``ResultError`` if a file is missing, damaged or of featpipe 0.1, ``WeightsError`` if
     the weights are not those the head was trained on.
     """
@@ -94,12 +94,12 @@ def load_head(path: Path, *, weights: str | None = None, device: str = "auto") -
             expected, got = content["trunk"]["weights"], trunk.description["weights"]
             advice = "name the right ones: --weights FILE"
             raise WeightsError(what, where=path, expected=expected, got=got, next_step=advice)
-        cut = cut_of(trunk.stages, content["unfreeze"])
-        network = HeadedNetwork(trunk, cut, content["head"], len(classes), from_store=False)
+        unfreeze, head = content["unfreeze"], content["head"]
+        network = HeadedNetwork(trunk, unfreeze, head, len(classes), from_store=False)
         network.load_trained_state(state)
     except FeatpipeError:
         raise
-    except Exception as error:  # whatever values of other names and types lead to
+    except Exception as error:  # whatever unexpected names and types lead to
         raise _unreadable(beside, f"{type(error).__name__}: {error}") from error
     return TrainedHead(network.eval().to(trunk.device), trunk, classes)
 
@@ -113,7 +113,7 @@ def write_checkpoint(path: Path, run: str, state: dict[str, Any], history: list[
     """Replace the checkpoint, atomically; ``run`` is the fingerprint of the training."""
     content = {"format": _FORMAT, "run": run, "history": json.dumps(history), **state}
     with atomic_write(path) as temporary:
-        with temporary.open("wb") as stream:  # whose errors say why a disk takes no more
+        with temporary.open("wb") as stream:  # unlike torch's own, its errors say why writing fails
             torch.save(content, stream)
         fingerprint.seal_archive(temporary)
 

@@ -1,4 +1,4 @@
-"""The step `finetune`: its options with what they may say, their checks, its earlier results."""
+"""The step `finetune`: its options, their checks, and its earlier results."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ _MOST_NEURONS = 65_536
 class _Numbers(NamedTuple):
     """The numbers behind the colon of an option such as ``mlp:50``."""
 
-    needed: str  # what they are
+    needed: str  # what they are, in a message
     example: str
     whole: bool = True
-    # Not asked where one of them is no number.
-    right: Callable[[list[float]], bool] = lambda n: len(n) == 1 and n[0] > 0
+    valid: Callable[[list[float]], bool] = lambda n: len(n) == 1 and n[0] > 0
 
 
 _PIXELS = _Numbers("its whole pixels, above zero", "4")
@@ -56,17 +55,17 @@ _WEIGHT = _Numbers("a weight above zero", "0.1", whole=False)
 _NEURONS = _Numbers(
     f"its number of hidden neurons, at most {_MOST_NEURONS}",
     "50",
-    right=lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
+    valid=lambda n: len(n) == 1 and 1 <= n[0] <= _MOST_NEURONS,
 )
-# What each option knows, with the numbers that a name takes.
+# The names that each option accepts, with the numbers that a name takes.
 _NAMES: dict[str, dict[str, _Numbers | None]] = {
     "head": {"linear": None, "mlp": _NEURONS},
     "schedule": {
         **dict.fromkeys(("none", "cosine", "onecycle")),
         "multistep": _Numbers(
-            "ascending epochs", "80,120", right=lambda n: n[0] > 0 and sorted(set(n)) == list(n)
+            "ascending epochs", "80,120", valid=lambda n: n[0] > 0 and sorted(set(n)) == list(n)
         ),
-        "plateau": _Numbers("one whole number of epochs", "5", right=lambda n: len(n) == 1),
+        "plateau": _Numbers("one whole number of epochs", "5", valid=lambda n: len(n) == 1),
     },
     "loss": {CROSS_ENTROPY: None, "triplet": _WEIGHT, "center": _WEIGHT},
     "augmentation": {
@@ -81,8 +80,8 @@ _NAMES: dict[str, dict[str, _Numbers | None]] = {
 def parse(kind: str, text: str) -> tuple[str, list[float]]:
     """Read a head, a schedule, a loss or an augmentation, as its name and its numbers.
 
-    torch is not needed, so what is wrong is refused before anything is computed: an unknown name
-    with ``UnknownNameError``, numbers that are missing or not possible with ``UsageError``.
+    It needs no torch, so mistakes are found before anything is computed: an unknown name is an
+    ``UnknownNameError``, missing or impossible numbers are a ``UsageError``.
 
     Examples
     --------
@@ -98,7 +97,7 @@ def parse(kind: str, text: str) -> tuple[str, list[float]]:
             raise UsageError(f"The {kind} {name!r} takes no number.", expected=name, got=text)
         return name, []
     values = [number(part.strip(), whole=numbers.whole) for part in argument.split(",")]
-    if any(map(math.isnan, values)) or not numbers.right(values):
+    if any(map(math.isnan, values)) or not numbers.valid(values):
         what = f"The {kind} {name!r} needs {numbers.needed}."
         raise UsageError(what, expected=f"{name}:{numbers.example}", got=text)
     return name, [int(value) for value in values] if numbers.whole else values
@@ -211,7 +210,7 @@ class Finetune(TrainingRowOptions, ImageStep):
     force: bool = altered(Evaluation.force)
 
     def check(self) -> None:
-        """Refuse what cannot be right, before anything is loaded."""
+        """Refuse impossible values and combinations, before anything is loaded."""
         super().check()
         need_training(self.protocol)
         terms = [parse("loss", text)[0] for text in self.loss]
@@ -265,10 +264,10 @@ class Finetune(TrainingRowOptions, ImageStep):
         return [images.open(split, options) for split in splits[: 1 if alone else 2]]
 
     def resolved(self, automatic: Mapping[str, Any]) -> Self:
-        """Return the step with one spelling of what can be said in several ways.
+        """Return the step as it is identified: equal for options that mean the same.
 
-        Options that are left to choose become what that means, by ``automatic``; torch's own
-        defaults of an optimizer and the cross-entropy, which is always there, are left out.
+        Automatic options are replaced by what ``automatic`` says that they mean; torch's own
+        defaults of an optimizer, and the cross-entropy, which is always there, are left out.
         """
         default = {name: option.default for name, option in options_of(type(self)).items()}
         changed = {k: v for k, v in automatic.items() if getattr(self, k) == default[k]}
@@ -282,7 +281,7 @@ class Finetune(TrainingRowOptions, ImageStep):
     ) -> str:
         """Return the fingerprint of what is asked for, as far as it is known without torch.
 
-        What automatic choices mean only an earlier result can say without torch.
+        ``automatic`` is what the automatic options mean, as an earlier result recorded it.
         """
         step, file = self.resolved(automatic), user_path(self.weights)
         hashes = FileHashes(context.workspace.hashes)
@@ -320,7 +319,7 @@ class Finetune(TrainingRowOptions, ImageStep):
         return Status(False, "no such result yet")
 
     def estimate(self, context: Context) -> tuple[float, float | None, str] | None:
-        """Return what the last training of this network took, on this dataset if there is one."""
+        """Return the cost of the last training of this network, preferably on this dataset."""
         alike = [c for _, c in self._results(context) if c["settings"]["model"] == self.model]
         if not alike:
             return None
@@ -334,9 +333,9 @@ class Finetune(TrainingRowOptions, ImageStep):
     def run(self, context: Context) -> Outcome:
         """Train and test, unless the same result exists already."""
         self.check_requirements()
-        from featpipe.finetuning.run import run_finetune  # noqa: PLC0415 - brings torch
+        from featpipe.finetuning.run import FinetuneData, run_finetune  # noqa: PLC0415 - torch
 
-        return run_finetune(self, context)
+        return run_finetune(FinetuneData(self, context))
 
     def _results(self, context: Context) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield its results; NumPy, which reads them whole, is not imported."""

@@ -1,8 +1,8 @@
 """The estimator: scikit-learn's contract, skorch's steps, the best epoch, exact resuming.
 
 skorch's own callbacks cannot do the latter two: ``LRScheduler`` makes a new scheduler when training
-begins and saves none; ``EarlyStopping`` ends a training by ``KeyboardInterrupt``, which is the
-user's, and its state is not saved either.
+starts and saves none; ``EarlyStopping`` raises ``KeyboardInterrupt``, which here means that the
+user interrupted, and saves no state either.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _DEFAULTS: dict[str, Any] = {
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return a seed for torch that is the same for the same numbers, and unlike all others.
+    """Return a seed for torch: the same for the same numbers, different for any others.
 
     Everything random in an epoch (order of rows, augmentation, dropout) follows from the run's seed
-    and the epoch's number, so a continued run needs no saved generator state.
+    and the epoch's number, so resuming needs no saved generator state.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -57,7 +57,7 @@ def make_schedule(spec: str, optimizer: Optimizer, epochs: int, batches: int) ->
     """Return torch's scheduler for ``"multistep:80,120"``, ``"cosine"`` and so on.
 
     It is made for ``epochs`` of ``batches`` each, and stepped after every epoch; a one-cycle
-    schedule is stepped after every batch.
+    schedule after every batch.
     """
     name, numbers = parse("schedule", spec)
     if name == "cosine":  # Loshchilov and Hutter 2016, without restarts
@@ -84,16 +84,17 @@ class HeadClassifier(NeuralNetClassifier):
     validation : float
         Share of the training rows that chooses the epoch; 0: the last epoch is taken.
     patience : int or None
-        Stop when so many epochs brought no better one.
+        Stop after this many epochs without improvement.
     stop_after : int or None
-        Train so many of the ``max_epochs`` that the schedule is made for.
+        Train only this many of the ``max_epochs`` that the schedule is made for.
     augment : callable or None
         Changes a batch of uint8 training images at random.
     shuffle : bool
     precision : {"float32", "mixed"}
         ``"mixed"``: bfloat16 where torch's autocast allows it.
     head_init : {"random", "probe"}
-        Where the last layer starts; see :func:`featpipe.finetuning.network.start_from_probe`.
+        How the last layer is initialised; see
+        :func:`featpipe.finetuning.network.start_from_probe`.
     probe_c : float or None
         Regularisation of that probe; ``None``: chosen on validation rows.
     gradient_flow : bool
@@ -103,11 +104,11 @@ class HeadClassifier(NeuralNetClassifier):
         Written after every epoch; an existing one is continued if it is of the same ``run``, a
         fingerprint of the training.
     progress, label : Progress, str
-        Where epochs are reported, and the name of the training there.
+        Where epochs are reported, and under which name.
     **settings
         Those of :class:`skorch.NeuralNetClassifier`: ``lr``, ``max_epochs``, ``batch_size``,
-        ``optimizer``, ``optimizer__momentum``, ``device`` …; ``module__trunk``, ``module__cut``
-        and the like are those of :class:`featpipe.finetuning.network.HeadedNetwork`.
+        ``optimizer``, ``optimizer__momentum``, ``device`` …; with ``module__`` in front, those of
+        :class:`featpipe.finetuning.network.HeadedNetwork`.
 
     Attributes
     ----------
@@ -162,7 +163,7 @@ class HeadClassifier(NeuralNetClassifier):
 
     @property
     def best_epoch_(self) -> int:
-        """The epoch whose weights the network has: the best on validation rows, or the last."""
+        """Number of the epoch whose weights are kept: the best on validation rows, or the last."""
         return self.best_["epoch"] or len(self.history)
 
     @property
@@ -171,13 +172,13 @@ class HeadClassifier(NeuralNetClassifier):
         return np.arange(self.module_.head.classifier.out_features)
 
     def initialize_module(self) -> HeadClassifier:
-        """Make the network; convolutions on the CPU and on GPUs are faster channels-last."""
+        """Make the network, channels-last: convolutions on CPUs and GPUs are faster then."""
         super().initialize_module()
         self.module_ = self.module_.to(memory_format=torch.channels_last)
         return self
 
     def initialize_criterion(self) -> HeadClassifier:
-        """Make the loss for the head's numbers of classes and features."""
+        """Make the loss for the classes and features of the head."""
         last = self.module_.head.classifier
         self.criterion_ = self.criterion(self.losses, last.out_features, last.in_features)
         return self
@@ -187,7 +188,7 @@ class HeadClassifier(NeuralNetClassifier):
         if isinstance(X, RowBatches):
             return X
         labels = np.zeros(len(X), np.int64) if y is None else np.asarray(y, np.int64)
-        return RowBatches(X, labels, np.arange(len(X)), self.augment)
+        return RowBatches(X, labels, np.arange(len(X)))
 
     def get_iterator(self, dataset: RowBatches, training: bool = False) -> Any:
         """Return batches; the order follows from torch's generator."""
@@ -196,7 +197,7 @@ class HeadClassifier(NeuralNetClassifier):
         triplets = any(parse("loss", spec)[0] == "triplet" for spec in self.losses)
         incomplete = triplets or len(dataset) % size == 1
         return DataLoader(
-            replace(dataset, training=training),
+            replace(dataset, augment=self.augment if training else None),
             batch_size=size,
             shuffle=training and self.shuffle,
             drop_last=training and incomplete and 1 < size < len(dataset),
@@ -208,8 +209,8 @@ class HeadClassifier(NeuralNetClassifier):
     ) -> HeadClassifier:
         """Train up to the last epoch, from the checkpoint if there is one; take the best weights.
 
-        Unlike skorch's, an interruption by the user is not taken for the end of the training. The
-        errors are those of :meth:`split_rows`, and ``FitError`` if the training diverges.
+        Unlike in skorch, an interruption by the user is not treated as the end of the training.
+        The errors are those of :meth:`split_rows`, and ``FitError`` if the training diverges.
         """
         if not self.initialized_:
             self.initialize()
@@ -357,10 +358,7 @@ class HeadClassifier(NeuralNetClassifier):
         for name, part in self._stateful.items():
             part.load_state_dict(state[name])
         self.best_, self.probe_c_ = state["best"], state["probe_c"]
-        for line in lines:
-            self.history.new_epoch()
-            for name, value in line.items():
-                self.history.record(name, value)
+        self.history.extend(lines)
         return True
 
     def _divergence(self, sign: str) -> FitError:

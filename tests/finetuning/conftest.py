@@ -16,7 +16,6 @@ from featpipe.backbones import MODELS
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.evaluation.result import Result
 from featpipe.finetuning.nets import Trunk
-from featpipe.finetuning.network import Cut
 from featpipe.finetuning.step import Finetune
 from featpipe.finetuning.training import HeadClassifier
 from featpipe.steps import Context
@@ -114,7 +113,7 @@ def estimator() -> Callable[..., HeadClassifier]:
         defaults = {"max_epochs": 4, "batch_size": 16, "lr": 0.01, "validation": 0.2}
         network = {
             "module__trunk": trunk,
-            "module__cut": Cut((), (), ()),
+            "module__unfreeze": "all",
             "module__head": head,
             "module__n_classes": 3,
         }

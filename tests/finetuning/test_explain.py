@@ -135,10 +135,17 @@ def test_a_result_without_network_is_refused(poor, explain, context):
 
 def test_a_result_that_is_not_there_is_refused(poor, context):
     pytest.importorskip("captum")
-    with pytest.raises(ResultError, match="no result"):
-        Explain(result="nothing").run(context)
+    for look in (Explain(result="nothing").status, Explain(result="nothing").run):
+        with pytest.raises(ResultError, match="no result"):
+            look(context)
+    poor.path.write_text("{")
     with pytest.raises(ResultError, match="cannot be read"):
-        Explain(result="nothing").status(context)
+        Explain(result=poor.name).status(context)
+
+
+def test_a_part_of_a_name_is_the_latest_such_result(explain, context):
+    folder = explain().run(context).paths[0]
+    assert Explain(result="finetune", device="cpu").status(context).paths[0] == folder
 
 
 def test_a_missing_captum_says_what_to_install(poor, context, monkeypatch):

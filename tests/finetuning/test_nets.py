@@ -15,11 +15,11 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import Execution
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
 from featpipe.finetuning.nets import load_trunk, stages_of, with_layer_norm
-from featpipe.finetuning.network import HeadedNetwork, cut_of
+from featpipe.finetuning.network import HeadedNetwork, trained_stages
 
 
 def whole(trunk, head: str, n_classes: int) -> HeadedNetwork:
-    return HeadedNetwork(trunk, cut_of(trunk.stages, "all"), head, n_classes)
+    return HeadedNetwork(trunk, "all", head, n_classes)
 
 
 def test_resnet9_has_the_parameters_that_keras_counts():
@@ -62,7 +62,7 @@ def test_big_transfer_models_have_stages():
     trunk = load_trunk("timm:resnetv2_50x1_bit", "none", image_size=32)
     names = [name for name, _ in trunk.stages.named_children()]
     assert names == ["stem", "layer1", "layer2", "layer3", "layer4", "norm", "pool"]
-    assert cut_of(trunk.stages, "layer4+").trained == ("layer4", "norm", "pool")
+    assert names[trained_stages(trunk.stages, "layer4+")] == ["layer4", "norm", "pool"]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model("resnetv2_50x1_bit", num_classes=2).eval()

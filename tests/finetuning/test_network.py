@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from featpipe.errors import MissingExtraError, UnknownNameError, UsageError
-from featpipe.finetuning import network as trained
 from featpipe.finetuning.nets import load_trunk
-from featpipe.finetuning.network import CenterLoss, Head, HeadedNetwork, HeadLoss, cut_of
+from featpipe.finetuning.network import CenterLoss, Head, HeadedNetwork, HeadLoss, trained_stages
 
 
-def test_a_cut_says_what_learns():
+def test_stages_that_learn_are_named_with_or_without_those_after():
     stages = load_trunk("resnet18", "none").stages
-    assert cut_of(stages, "none").trained == ()
-    one, behind = cut_of(stages, "layer3"), cut_of(stages, "layer3+")
-    assert one.frozen == behind.frozen == ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2")
-    assert one.trained == ("layer3",)
-    assert one.passed[:1] == ("layer4",)
-    assert behind.trained[:2] == ("layer3", "layer4")
-    assert cut_of(stages, "all").frozen == ()
+    names = [name for name, _ in stages.named_children()]
+    assert names[trained_stages(stages, "none")] == []
+    assert names[trained_stages(stages, "all")] == names
+    assert names[trained_stages(stages, "layer3")] == ["layer3"]
+    assert names[trained_stages(stages, "layer3+")] == names[names.index("layer3") :]
+    assert names[: names.index("layer4")] == [
+        *("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+    ]
 
 
 @pytest.mark.parametrize("wrong", ["layer5", "lyer4", "layer5+"])
 def test_a_layer_that_is_not_there_is_refused(wrong):
     stages = load_trunk("resnet18", "none").stages
     with pytest.raises(UnknownNameError, match="to unfreeze") as caught:
-        cut_of(stages, wrong)
+        trained_stages(stages, wrong)
     assert "did you mean 'layer" in str(caught.value)
 
 
 def test_a_layer_without_parameters_is_refused():
     stages = load_trunk("resnet18", "none").stages
     with pytest.raises(UsageError, match="nothing to learn"):
-        cut_of(stages, "maxpool")
+        trained_stages(stages, "maxpool")
 
 
 def test_frozen_parts_do_not_change(weights):
     trunk = load_trunk("glyphnet", str(weights))
-    network = HeadedNetwork(trunk, cut_of(trunk.stages, "layer2"), "linear", 3, from_store=False)
+    network = HeadedNetwork(trunk, "layer2", "linear", 3, from_store=False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     network.train()(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8))[0].sum().backward()
@@ -53,8 +55,8 @@ def test_frozen_parts_do_not_change(weights):
 @pytest.mark.parametrize("keep", [True, False])
 def test_statistics_can_be_kept(weights, keep):
     trunk = load_trunk("glyphnet", str(weights))
-    cut = cut_of(trunk.stages, "layer3+")
-    network = HeadedNetwork(trunk, cut, "linear", 3, from_store=False, freeze_statistics=keep)
+    how = {"from_store": False, "freeze_statistics": keep}
+    network = HeadedNetwork(trunk, "layer3+", "linear", 3, **how)
     before = network.body.layer3[0].bn1.running_mean.clone()
     network.train()(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8))
     assert torch.equal(network.body.layer3[0].bn1.running_mean, before) == keep
@@ -63,7 +65,7 @@ def test_statistics_can_be_kept(weights, keep):
 @pytest.mark.parametrize("change", [{"body.more": torch.zeros(1)}, {"head.classifier.bias": None}])
 def test_the_state_of_another_network_is_refused(change):
     trunk = load_trunk("convnet")
-    network = HeadedNetwork(trunk, cut_of(trunk.stages, "all"), "linear", 3)
+    network = HeadedNetwork(trunk, "all", "linear", 3)
     state = {**network.trained_state(), **change}
     with pytest.raises(ValueError, match="not the state of this network"):
         network.load_trained_state({k: v for k, v in state.items() if v is not None})
@@ -107,6 +109,6 @@ def test_wrong_weights_are_refused(wrong):
 
 
 def test_the_triplet_extra_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(trained, "TripletMarginLoss", None)
-    with pytest.raises(MissingExtraError, match="pytorch-metric-learning"):
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    with pytest.raises(MissingExtraError, match="pytorch_metric_learning"):
         HeadLoss(("triplet:1",), n_classes=2, n_features=2)

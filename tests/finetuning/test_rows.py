@@ -18,13 +18,14 @@ COLOUR = (10, 20, 30)
 SMALL = Preprocessing(resize=16, crop=16, mean=tuple(value / 255 for value in COLOUR))
 
 
-def test_batches_are_rows_of_the_array_augmented_in_training_only():
+def test_batches_are_rows_of_the_array_changed_where_they_are_augmented():
     array, labels = np.arange(20).reshape(10, 2), np.arange(10)
-    rows = RowBatches(array, labels, np.array([7, 2, 5]), augment=lambda batch: -batch)
+    rows = RowBatches(array, labels, np.array([7, 2, 5]))
     values, y = rows.__getitems__([2, 0])
     assert (len(rows), rows.labels.tolist(), y.tolist()) == (3, [7, 2, 5], [5, 7])
     assert values.tolist() == [[10, 11], [14, 15]]
-    assert replace(rows, training=True).__getitems__([2])[0].tolist() == [[-10, -11]]
+    augmented = replace(rows, augment=lambda batch: -batch)
+    assert augmented.__getitems__([2])[0].tolist() == [[-10, -11]]
 
 
 @given(st.integers(2, 6), st.integers(4, 30), st.floats(0.05, 0.5), st.integers(0, 9))

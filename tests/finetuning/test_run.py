@@ -20,10 +20,9 @@ def test_the_stored_boundary_and_the_whole_network_agree(
     finetune, make_step, context, without_clock
 ):
     stored = finetune(unfreeze="layer3", dtype="float32")
-    step = make_step(unfreeze="layer3")
-    data = FinetuneData(step, context)
+    data = FinetuneData(make_step(unfreeze="layer3"), context)
     data.embedder = PreparedImages(data.trunk)
-    whole = Result.load(run_finetune(step, context, data).paths[0])
+    whole = Result.load(run_finetune(data).paths[0])
     assert stored.stores[0]["layer"] == "layer2:map"
     assert whole.stores[0]["layer"] == "image"
     histories = (without_clock(result.extra["history"]) for result in (stored, whole))
@@ -158,17 +157,14 @@ def test_the_prefix_gives_what_the_frozen_stages_give(
     images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         x = data.trunk.preprocessing.normalise(images)
-        for name in data.cut.frozen:
-            x = data.trunk.stages.get_submodule(name)(x)
+        x = data.trunk.stages[: data.n_frozen](x)
     embedded = prefix.embed(images, (boundary,))[boundary]
     np.testing.assert_allclose(embedded, x.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_boundary_behind_a_flattened_map_keeps_all_its_values(context, make_step):
     data = FinetuneData(make_step(model="convnet", weights="none", unfreeze="all"), context)
-    stages = data.trunk.stages
-    data.cut = type(data.cut)(tuple(n for n, _ in stages.named_children())[:-1], ("hidden",), ())
-    prefix = Prefix(data.trunk, data.cut)
+    prefix = Prefix(data.trunk, len(data.trunk.stages) - 1)
     assert (prefix.default_layer, prefix.dim("flatten")) == ("flatten", (128 * 16,))
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import FeatpipeError, FitError, ResultError, WeightsError
 from featpipe.finetuning.nets import load_trunk
-from featpipe.finetuning.network import HeadedNetwork, cut_of
+from featpipe.finetuning.network import HeadedNetwork
 from featpipe.finetuning.saved import load_head, read_checkpoint, save_head, write_checkpoint
 from featpipe.fingerprint import of_file, seal_archive, sealed_json, unsealed
 from tests.damage import NAMES, VARIANTS, damaged, outcome
@@ -103,7 +103,7 @@ def head(tmp_path_factory, weights):
     """A saved head of the small network, as the bytes of its two files."""
     folder = tmp_path_factory.mktemp("head")
     trunk = load_trunk("glyphnet", str(weights), device="cpu")
-    network = HeadedNetwork(trunk, cut_of(trunk.stages, "none"), "linear", 3, from_store=False)
+    network = HeadedNetwork(trunk, "none", "linear", 3, from_store=False)
     request = {"model": "glyphnet", "weights": str(weights)}
     about = {"trunk": trunk.description, "request": request, "unfreeze": "none"}
     about |= {"head": "linear", "classes": ["red", "green", "blue"], "title": "a head"}

@@ -191,6 +191,13 @@ def test_shuffling_can_be_switched_off(estimator, vectors):
     assert torch.cat(order).tolist() == vectors[1].tolist()
 
 
+def test_only_training_batches_are_augmented(estimator, vectors):
+    net = estimator(augment=lambda batch: batch + 1, shuffle=False, batch_size=60)
+    for training in (True, False):
+        ((values, _),) = net.get_iterator(net.get_dataset(*vectors), training=training)
+        np.testing.assert_array_equal(values, vectors[0] + training)
+
+
 @pytest.mark.parametrize("rate", [0.0, float("nan"), -1.0, float("inf")])
 def test_an_impossible_learning_rate_is_refused(estimator, vectors, rate):
     with pytest.raises((UsageError, ValueError), match=r"learning rate"):
