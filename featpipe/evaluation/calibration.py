@@ -15,8 +15,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 
+from featpipe.evaluation.classifier import as_logits, predict_with_scores
 from featpipe.evaluation.fitting import training_rows
-from featpipe.evaluation.models import as_logits, predict_with_scores
 from featpipe.evaluation.protocol import Split, StoredRows, validation_folds
 from featpipe.probes.base import Probe
 

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation import on_ray
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.models import predict_with_scores
+from featpipe.evaluation.classifier import predict_with_scores
 from featpipe.evaluation.protocol import RowSet, Split, StoredRows, no_labels, validation_folds
 from featpipe.probes.base import Probe
 from featpipe.probes.solvers import ScikitLearn, Strategy, learners

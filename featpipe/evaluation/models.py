@@ -1,6 +1,6 @@
-"""A trained classifier: its answers with their scores, and the file that keeps it.
+"""The file of a trained classifier.
 
-Linear ones are kept as numbers (``.npz``), all others as skops keeps them; neither file holds a
+A linear one is stored as numbers (``.npz``), any other as skops stores it; neither file holds a
 pickle or runs code, and what was read is tried out before it is used.
 """
 
@@ -11,77 +11,46 @@ import math
 import zipfile
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import ResultError
-from featpipe.evaluation import skops_file
-from featpipe.evaluation.linear import LinearClassifier, SoftmaxClassifier, linear_form, softmax
+from featpipe.evaluation.classifier import (
+    LinearClassifier,
+    SoftmaxClassifier,
+    linear_form,
+    predict_with_scores,
+    to_probabilities,
+)
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
+from featpipe.lazy import Lazy
 from featpipe.workspace import atomic_write
 
+# They take seconds to import, which linear classifiers do not need.
+skops_io, sklearn_base, trees = Lazy("skops.io"), Lazy("sklearn.base"), Lazy("sklearn.tree._tree")
+
+# Beside what skops trusts: plain classes, and trees, whose nodes are checked before they are used.
+_TRUSTED = [
+    "featpipe.probes.estimators.NearestMean",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+]
+_BOOSTING, _FOREST = "sklearn.ensemble._gb", "sklearn.ensemble._forest"
+
 ENDINGS = (".npz", ".skops")
-LEAST = 1e-6  # a probability of zero, of which there is no logarithm
 _FORMAT = 2  # 1 is that of featpipe 0.1
-
-
-class Classifier(Protocol):
-    """What is asked of a fitted estimator; some have ``decision_function``, ``predict_proba``."""
-
-    classes_: Any
-    n_features_in_: int
-
-    def predict(self, X: Any, /) -> Any:
-        """Return the predicted classes."""
-
-
-def predict_with_scores(
-    estimator: Any, X: NDArray[Any], n_classes: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, bool]:
-    """Return predictions, a score for every class of the dataset, and whether it is a probability.
-
-    Classes that no training row had get the lowest score there is, or probability zero.
-    """
-    predicted = estimator.predict(X).astype(np.int64)
-    probabilities = hasattr(estimator, "predict_proba")
-    if probabilities:
-        known = estimator.predict_proba(X)
-    elif hasattr(estimator, "decision_function"):
-        known = estimator.decision_function(X)
-        if known.ndim == 1:  # scikit-learn gives one column for two classes
-            known = np.column_stack([-known, known])
-    else:
-        return predicted, None, False
-    lowest = 0.0 if probabilities else float(known.min()) - 1.0
-    scores = np.full((len(known), n_classes), lowest, dtype=np.float32)
-    scores[:, estimator.classes_] = known
-    return predicted, scores, probabilities
-
-
-def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
-    """Return scores, or the logarithms of what are probabilities."""
-    values = np.asarray(scores, dtype=np.float64)
-    return np.log(np.maximum(values, LEAST)) if graded else values
-
-
-def to_probabilities(
-    scores: NDArray[Any], known: NDArray[np.int64], temperature: float, *, graded: bool
-) -> NDArray[np.float64]:
-    """Return a probability for every class, of shape (n, classes); those not ``known`` have 0."""
-    logits = as_logits(scores[:, known], graded=graded) / temperature
-    found = np.zeros(scores.shape)
-    found[:, known] = softmax(logits)
-    return found
 
 
 @dataclass(frozen=True)
 class TrainedModel:
     """A classifier with what is needed to use it on new images."""
 
-    estimator: Classifier  # features → classes
+    estimator: Any  # fitted, as scikit-learn's are: features → classes
     classes: tuple[str, ...]
     backbone: dict[str, Any]  # its description, as in the store's manifest
     layer: str
@@ -137,7 +106,8 @@ def save_model(path: Path, estimator: Any, result: Result) -> Path:
                 np.savez(stream, about=text, **vars(linear))
         else:
             try:
-                foreign = skops_file.dump(temporary, {**about, "estimator": estimator})
+                skops_io.dump({**about, "estimator": estimator}, temporary)
+                foreign = untrusted_types(temporary)
             except (TypeError, ValueError, AttributeError, LookupError) as error:
                 raise UnsafeModelError(f"The model is not saved: {error}") from error
             if foreign:
@@ -160,15 +130,13 @@ def load_model(path: Path) -> TrainedModel:
     """
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
-    foreign: list[str] = []
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed, as no model of featpipe is")
-        if path.suffix == ".npz":
-            bundle = _read_linear(path)
-        else:
-            bundle, foreign = skops_file.load(path)
+        foreign = [] if path.suffix == ".npz" else untrusted_types(path)
+        read = _read_linear if path.suffix == ".npz" else load_skops
+        bundle: Any = None if foreign else read(path)
         version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
         if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
             what, advice = (
@@ -230,3 +198,71 @@ def _try_out(model: TrainedModel) -> None:
     finite = scores is None or np.isfinite(scores).all()
     if not 0 <= predicted[0] < len(model.classes) or not finite:
         raise ValueError("its answers are no classes")
+
+
+def untrusted_types(path: Path) -> list[str]:
+    """Return the types in a file of skops that are not loaded."""
+    return sorted(set(skops_io.get_untrusted_types(file=path)) - set(_TRUSTED))
+
+
+def load_skops(path: Path) -> Any:
+    """Return what is in a file of skops; an exception of any kind if it is damaged."""
+    content = skops_io.load(path, trusted=_TRUSTED)
+    _check_arrays(content)
+    return content
+
+
+def _check_arrays(part: Any, owners: tuple[Any, ...] = ()) -> None:
+    """Refuse what compiled code of scikit-learn would follow blindly, out of its arrays.
+
+    No node of a tree may lead out of it, or back, or ask for a feature that it is not given.
+    ``owners`` are the estimators around a part. Each checks the features that it gets, unless its
+    methods are replaced, but boosting gives them to its trees, and forests used to, unchecked.
+    """
+    if isinstance(part, trees.Tree):
+        unchecked = [one for one in owners if type(one).__module__ in (_BOOSTING, _FOREST)]
+        takers = (*unchecked, *owners[-1:])
+        width = min([part.n_features, *(one.n_features_in_ for one in takers)])
+        left, right, nodes = part.children_left, part.children_right, np.arange(part.node_count)
+        below = (nodes < left) & (left < len(nodes)) & (nodes < right) & (right < len(nodes))
+        known = (part.feature >= 0) & (part.feature < width)
+        if not len(nodes) or not (below & known)[left != -1].all():
+            raise ValueError("a decision tree is damaged")
+    elif isinstance(part, sklearn_base.BaseEstimator):
+        if not _fits_together(part):
+            raise ValueError(f"the numbers of its {type(part).__name__} do not fit together")
+        for name, value in vars(part).items():
+            if callable(getattr(type(part), name, None)):
+                raise ValueError(f"{name}() of its {type(part).__name__} is replaced")
+            # What boosting starts from is an estimator like any other.
+            _check_arrays(value, owners if name in ("init", "init_") else (*owners, part))
+    elif isinstance(part, dict):
+        _check_arrays([*part, *part.values()], owners)
+    elif isinstance(part, np.ndarray) and part.dtype == object:
+        _check_arrays(part.ravel().tolist(), owners)
+    elif isinstance(part, list | tuple | set | frozenset):
+        for value in part:
+            _check_arrays(value, owners)
+    elif hasattr(part, "__dict__") and not isinstance(part, type):
+        _check_arrays(vars(part), owners)
+
+
+def _fits_together(one: Any) -> bool:
+    """Return whether arrays of boosting, neighbours and kernel machines are as large as assumed.
+
+    Those that are not fitted, as ensembles keep them for copies, have none.
+    """
+    module, n_classes = type(one).__module__, len(getattr(one, "classes_", ()))
+    if module == _BOOSTING and hasattr(one, "estimators_"):
+        columns = n_classes if n_classes > 2 else 1
+        begun = len(getattr(one.init_, "classes_", one.classes_)) == n_classes
+        return begun and one.n_trees_per_iteration_ == columns == one.estimators_.shape[1]
+    if module.startswith("sklearn.neighbors.") and hasattr(one, "_y"):
+        labels = one._y
+        return len(labels) == one.n_samples_fit_ and set(np.unique(labels)) <= {*range(n_classes)}
+    if module == "sklearn.svm._classes" and hasattr(one, "_dual_coef_"):
+        n, pairs = len(one.support_), n_classes * (n_classes - 1) // 2
+        shapes = one._dual_coef_.shape, one._intercept_.shape, one._n_support.shape
+        expected = (n_classes - 1, n), (pairs,), (n_classes,)
+        return shapes == expected and len(one.support_vectors_) == n == one._n_support.sum()
+    return True

@@ -7,8 +7,9 @@ import pytest
 from sklearn.metrics import log_loss
 
 from featpipe.evaluation.calibration import calibrate, fit_temperature
+from featpipe.evaluation.classifier import predict_with_scores, to_probabilities
 from featpipe.evaluation.fitting import fit_splits
-from featpipe.evaluation.models import load_model, predict_with_scores, to_probabilities
+from featpipe.evaluation.models import load_model
 from featpipe.evaluation.protocol import make_splits
 from featpipe.probes.any_classifier import AnyClassifier
 from featpipe.probes.neighbours import Knn

@@ -16,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.assemble import SplitPredictions
+from featpipe.evaluation.classifier import predict_with_scores
 from featpipe.evaluation.fitting import (
     at_edge,
     check_memory,
@@ -24,7 +25,6 @@ from featpipe.evaluation.fitting import (
     n_parameters,
     workers_for,
 )
-from featpipe.evaluation.models import predict_with_scores
 from featpipe.evaluation.protocol import RowSet, Split, make_splits
 from featpipe.probes.base import Probe
 from featpipe.probes.logistic import Logistic

@@ -1,4 +1,7 @@
-"""A linear classifier as one matrix, which needs neither scikit-learn nor a pickle to answer."""
+"""What a fitted classifier answers: classes, scores, probabilities.
+
+A linear one can be written as one matrix, which needs neither scikit-learn nor a pickle to answer.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST = 1e-6  # a probability of zero, of which there is no logarithm
 _ROWS = 16  # on which the matrix is compared with the estimator
 # Classifiers of scikit-learn whose probabilities are the softmax of their scores. Trying it out
 # would not tell: where all scores are large, the probabilities of others are 0 and 1 as well.
 _SOFTMAX = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis")
+
+
+def predict_with_scores(
+    estimator: Any, X: NDArray[Any], n_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, bool]:
+    """Return predictions, a score for every class of the dataset, and whether it is a probability.
+
+    Classes that no training row had get the lowest score there is, or probability zero.
+    """
+    predicted = estimator.predict(X).astype(np.int64)
+    probabilities = hasattr(estimator, "predict_proba")
+    if probabilities:
+        known = estimator.predict_proba(X)
+    elif hasattr(estimator, "decision_function"):
+        known = estimator.decision_function(X)
+        if known.ndim == 1:  # scikit-learn gives one column for two classes
+            known = np.column_stack([-known, known])
+    else:
+        return predicted, None, False
+    lowest = 0.0 if probabilities else float(known.min()) - 1.0
+    scores = np.full((len(known), n_classes), lowest, dtype=np.float32)
+    scores[:, estimator.classes_] = known
+    return predicted, scores, probabilities
+
+
+def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
+    """Return scores, or the logarithms of what are probabilities."""
+    values = np.asarray(scores, dtype=np.float64)
+    return np.log(np.maximum(values, LEAST)) if graded else values
+
+
+def to_probabilities(
+    scores: NDArray[Any], known: NDArray[np.int64], temperature: float, *, graded: bool
+) -> NDArray[np.float64]:
+    """Return a probability for every class, of shape (n, classes); those not ``known`` have 0."""
+    logits = as_logits(scores[:, known], graded=graded) / temperature
+    found = np.zeros(scores.shape)
+    found[:, known] = softmax(logits)
+    return found
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities whose logits, up to a constant in each row, are scores (n, k)."""
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +108,6 @@ class SoftmaxClassifier(LinearClassifier):
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return probabilities, of shape (n, k)."""
         return softmax(self.decision_function(X))
-
-
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the probabilities whose logits, up to a constant in each row, are scores (n, k)."""
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
 
 
 def linear_form(estimator: Any) -> LinearClassifier | None:
