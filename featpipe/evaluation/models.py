@@ -139,10 +139,7 @@ def load_model(path: Path) -> TrainedModel:
         bundle: Any = None if foreign else read(path)
         version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
         if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
-            what, advice = (
-                "This model was written by featpipe 0.1.",
-                "train it again, then delete it",
-            )
+            what, advice = "The model is of featpipe 0.1.", "train it again, then delete it"
             raise ResultError(what, where=path, next_step=advice)
         if foreign:
             what = "The model holds types that are not trusted, so it is not loaded."

@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from featpipe.errors import DataError, FitError
-from featpipe.evaluation.leaks import first_of_same_image, pixels_known, shared
+from featpipe.evaluation.leaks import first_of_same_image, image_numbers, pixels_known, shared
 from featpipe.evaluation.options import RowOptions
 from featpipe.files import read_regular
 from featpipe.store import FeatureStore
@@ -145,7 +145,8 @@ class Screening:
             what = "Whether images leak is not known: the stores hold no digests of their pixels."
             advice = "delete the stores and extract the dataset again, or add --leaks warn"
             raise FitError(what, where=where, got=f"--leaks {self.leaks}", next_step=advice)
-        leaked = shared(split.train, split.test)
+        images = image_numbers((split.train.store, split.test.store))
+        leaked = shared(split.train, split.test, images)
         if not leaked.any():
             return split
         if self.leaks == "fail":
