@@ -23,8 +23,7 @@ from featpipe.evaluation.leaks import (
 from featpipe.evaluation.metrics import (
     Predictions,
     classification_metrics,
-    metrics_from_confusion,
-    reliability_curve,
+    metrics_over_models,
 )
 from featpipe.evaluation.protocol import CHOSEN, Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
@@ -144,64 +143,38 @@ def summarise(
 ) -> dict[str, Any]:
     """Return metrics over all splits, with intervals and the spread over models.
 
-    Counts and calibration are those of the pooled predictions: the few rows of a split leave noise
-    in every bin, which averaging would keep. Metrics of a ranking are averaged over the splits,
-    because scores of different models have no common scale.
-
     ``training`` is what :func:`training_sets` says of the splits; None where nothing is trained,
     so that models do not differ.
     """
-    metrics = [record["metrics"] for record in records]
-    accuracy, values = accuracy_interval(table.correct, table.row), metrics[0]
-    spread: dict[str, Any] = {}
-    if len(metrics) > 1:
-        counts = np.sum([m["confusion"] for m in metrics], axis=0)
-        values = metrics_from_confusion(counts, pooled.classes, pooled.other)
+    accuracy = accuracy_interval(table.correct, table.row)
+    values, spread = records[0]["metrics"], dict[str, Any]()
+    if len(records) > 1:
+        values, spread = metrics_over_models([record["metrics"] for record in records], pooled)
         values["accuracy"] = accuracy.value
-        if pooled.confidence is not None:
-            values["ece"] = reliability_curve(pooled)["ece"]
-        undefined = metrics[0]["undefined"]
-        for name in [k for k, v in metrics[0].items() if isinstance(v, float) or k in undefined]:
-            each = [m[name] for m in metrics]
-            lacking = sum(value is None for value in each)
-            if not lacking:
-                spread[name] = mean_sd(each)
-                values.setdefault(name, float(np.mean(each)))
-            elif name not in values:
-                values[name] = None
-                why = next(m["undefined"][name] for m in metrics if m[name] is None)
-                values["undefined"][name] = f"{why} (in {lacking} of {len(metrics)} splits)"
-        for entry, *each in zip(
-            values["per_class"], *(m["per_class"] for m in metrics), strict=True
-        ):
-            for name in each[0].keys() - entry.keys():
-                if all(one.get(name) is not None for one in each):
-                    entry[name] = float(np.mean([one[name] for one in each]))
-    intervals = metric_intervals(pooled, table.row, table.split, values)
-    summary: dict[str, Any] = {
-        "accuracy": accuracy.as_dict(),
-        "accuracy_methods": None,  # with respect to other training images, too
-        "reason_methods": None,  # why it is not known
-        "metrics": values,
-        "intervals": {name: interval.as_dict() for name, interval in intervals.items()},
-        "spread": {} if training is None else spread,
-    }
     answers = Answers.of(table.row, table.correct, table.split, training)
-    parts: dict[str, Any] = {"training_sd": None, "few_rows_sd": None}  # of the deviation
+    methods, reason = None, None
+    parts: dict[str, float | None] = {"training_sd": None, "few_rows_sd": None}  # of the deviation
     if (sets := answers.training) is None:
-        parts["reason"] = summary["reason_methods"] = NOTHING_TRAINED
+        reason, spread = NOTHING_TRAINED, {}
     elif sets.distinct < 2:
-        why = ONE_TRAINING_SET if len(sets.sets) == 1 else SAME_TRAINING_SET
-        parts["reason"] = summary["reason_methods"] = why
+        reason = ONE_TRAINING_SET if len(sets.sets) == 1 else SAME_TRAINING_SET
     else:
         keys, shares = answers.by_training_set
         interval, variance = methods_interval(shares, *np.divmod(keys, sets.distinct), sets)
-        summary["accuracy_methods"] = interval.as_dict()
-        parts |= {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
-        parts["reason"] = OTHER_ROWS if variance.training_sd is None else None
-    if "accuracy" in summary["spread"]:
-        summary["spread"]["accuracy"] |= parts
-    return summary
+        methods = interval.as_dict()
+        parts = {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
+    if "accuracy" in spread:
+        inseparable = OTHER_ROWS if methods and parts["training_sd"] is None else None
+        spread["accuracy"] |= {**parts, "reason": reason or inseparable}
+    intervals = metric_intervals(pooled, table.row, table.split, values)
+    return {
+        "accuracy": accuracy.as_dict(),
+        "accuracy_methods": methods,  # with respect to other training images, too
+        "reason_methods": reason,  # why it is not known
+        "metrics": values,
+        "intervals": {name: interval.as_dict() for name, interval in intervals.items()},
+        "spread": spread,
+    }
 
 
 def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -224,19 +197,16 @@ def build_result(
     settings, first = step.settings(), output.splits[0]
     stores = list({s.path: s for s in (first.split.train.store, first.split.test.store)}.values())
     test, manifest = first.split.test.store, stores[0].manifest
-    table = prediction_table(output.splits)
-    records = [one.record() for one in output.splits]
-    headline, extra = output.splits, dict(output.extra)
-    numbers = list(range(len(records)))
-    if curve := low_shot_curve(records):  # the headline of a low-shot result is its largest N
-        largest = curve[-1]["train_per_class"]
-        numbers = [i for i in numbers if records[i]["train_per_class"] == largest]
-        headline = [output.splits[i] for i in numbers]
-        table = table.only_splits(numbers)
-        extra["low_shot"] = curve
-    training = None
+    records, extra = [one.record() for one in output.splits], dict(output.extra)
+    table, training = prediction_table(output.splits), None
+    curve = low_shot_curve(records)
+    largest = curve[-1]["train_per_class"] if curve else None  # the headline of a low-shot result
+    numbers = [i for i, record in enumerate(records) if record["train_per_class"] == largest]
+    headline = [output.splits[i] for i in numbers]
+    splits = [one.split for one in headline]
+    if curve:
+        extra["low_shot"], table = curve, table.only_splits(numbers)
     if output.trains:
-        splits = [one.split for one in headline]
         extra["leaks"] = account_of_leaks(splits, [one.predicted for one in headline])
         training = {"splits": numbers, **training_sets(splits)}
     if context.recipe is not None:
@@ -350,14 +320,15 @@ def complete_result(
 ) -> Result | None:
     """Return the result at a path if it, its predictions and its model are all there.
 
-    ``models`` is the folder of the model; without it, none is asked for.
-
-    One that was changed after it was written is a ``ResultError``: nothing damaged is up to date.
+    ``models`` is the folder of the model; without it, none is asked for, nor is one that could not
+    be saved. A file that was changed after it was written is a ``ResultError``: nothing damaged is
+    up to date.
     """
     if not path.exists():
         return None
     result = Result.load(path)
-    if "predictions" not in result.files or (models is not None and "model" not in result.files):
+    saved = models is None or "model" in result.files or "not_saved" in result.extra
+    if "predictions" not in result.files or not saved:
         return None
     files = {k: models / f for k, f in result.files.items() if models and k != "predictions"}
     predictions = path.with_name(result.files["predictions"])

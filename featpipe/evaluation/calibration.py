@@ -26,19 +26,9 @@ _WIDEST = 12.0  # of the logarithm of T, both ways
 def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> dict[str, Any]:
     """Find the temperature of a probe on the training rows of a split.
 
-    Parameters
-    ----------
-    split : Split
-    probe : Probe
-    chosen : dict
-        What the result says was chosen on these rows.
-    jobs : int
-
-    Returns
-    -------
-    facts : dict
-        ``temperature``, with the number of ``rows`` it is fitted on and their ``log_loss``; or, as
-        ``reason``, why there is none.
+    ``chosen`` is what the result says was chosen on these rows. Returned are ``temperature``, with
+    the number of ``rows`` it is fitted on and their ``log_loss``; or, as ``reason``, why there is
+    none.
     """
     y = split.train.labels
     if (parts := validation_folds("auto", y, split.train.groups, probe.seed)) is None:
@@ -54,8 +44,8 @@ def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> 
             try:
                 estimator, _ = strategy.fit(X[train], y[train], value, jobs)
                 _, scores, graded = predict_with_scores(estimator, X[held_out], n_classes)
-            except ValueError as error:  # more neighbours than rows, for one
-                return {"reason": f"a part of the training rows does not suffice: {error}"}
+            except ValueError as error:  # more neighbours than rows, for example
+                return {"reason": f"a part of the training rows is not enough: {error}"}
             if scores is None:
                 return {"reason": "the classifier gives no scores"}
             logits.append(as_logits(scores[:, known], graded=graded))

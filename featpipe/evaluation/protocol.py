@@ -289,18 +289,16 @@ def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Ro
         parts = list(cv.split(labels, labels, groups))
     if kind == "kfold":
         return parts
-    # Folds are drawn; others than the first are held out only where large groups make these unfit.
-    aimed = (number or 0.0) * len(labels)
-    chosen = parts[:n_apart]
-    if abs(_held_out(chosen) - aimed) > _FAR * len(labels):
-        several = map(list, combinations(parts, n_apart))
-        chosen = min(several, key=lambda some: abs(_held_out(some) - aimed))
+
+    def off(folds: Iterable[tuple[Rows, Rows]]) -> float:
+        return abs(sum(len(apart) for _, apart in folds) - (number or 0.0) * len(labels))
+
+    # Folds are random; others than the first are held out only where large groups make these unfit.
+    chosen: Iterable[tuple[Rows, Rows]] = parts[:n_apart]
+    if off(chosen) > _FAR * len(labels):
+        chosen = min(combinations(parts, n_apart), key=off)
     apart = np.sort(np.concatenate([held_out for _, held_out in chosen]))
     return [(np.setdiff1d(np.arange(len(labels)), apart), apart)]
-
-
-def _held_out(parts: Iterable[tuple[Rows, Rows]]) -> int:
-    return sum(len(apart) for _, apart in parts)
 
 
 def mostly_alone(groups: Rows) -> bool:

@@ -85,7 +85,7 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
     splits = step.subsets(make_splits(protocol, train, test, step.seed, screening)[1])
     stores = [store.fingerprint for store in (train, test) if store is not None]
     inputs: dict[str, Any] = {"stores": stores, "scikit-learn": package_version("scikit-learn")}
-    if (kept := screening.together(train)) is not None:
+    if (kept := splits[0].train.together) is not None:
         units = len(np.unique(kept))
         if mostly_alone(kept) or units != len(set(train.groups)):  # not only the dataset's groups
             inputs["kept together"] = str(units)
@@ -114,16 +114,12 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
         return setup, path, None
     models = context.workspace.models if getattr(step, "save_model", False) else None
     existing = complete_result(path, models, FileHashes(context.workspace.hashes))
-    if existing is None and models is not None:
-        existing = complete_result(path)
-        existing = existing if existing and "not_saved" in existing.extra else None
     if existing and isinstance(step, Probe) and existing.extra.get("leaks") is None:
-        # Written by a version that did not look for leaks.
+        # Evaluated without digests of pixels, or by a version that did not look for leaks.
         existing = None if pixels_known(setup.splits) else existing
     if existing and getattr(step, "check_solver", False):
-        unchecked = (split for split in existing.splits if "reference" not in split)
-        if any(split["solver"]["name"] == "batched" for split in unchecked):
-            existing = None
+        batched = (s for s in existing.splits if s["solver"]["name"] == "batched")
+        existing = existing if all("reference" in split for split in batched) else None
     return setup, path, existing
 
 

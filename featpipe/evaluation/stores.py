@@ -25,11 +25,23 @@ _UNLABELLED = "unlabeled"  # STL-10's name of it
 def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, FeatureStore | None]:
     """Return the store of the training rows and, where there is one, that of the test rows.
 
-    It is an error if none or several fit, or if one that belongs to them is damaged or unfinished:
-    without it, other rows would be trained or tested.
+    Stores that the user names must be a pair that fits. Where none are named, it is an error if
+    none or several fit, or if one that belongs to them is damaged or unfinished: without it, other
+    rows would be trained or tested.
     """
     if step.train is not None:
-        return _open_named(step, step.train, FileHashes(context.workspace.hashes))
+        hashes = FileHashes(context.workspace.hashes)
+        named = [FeatureStore(path, hashes) for path in (step.train, step.test) if path is not None]
+        for store in named:
+            if not _is_asked_for(store, step):
+                what = "The store is not one of the dataset and model asked for."
+                expected = ", ".join(filter(None, (step.dataset, step.model)))
+                raise UsageError(what, where=store.path, expected=expected, got=_label(store))
+        if named[0].manifest["backbone"] != named[-1].manifest["backbone"]:
+            what = "The features of the training and the test rows are not of one backbone."
+            advice = "extract both splits with the same model, weights and preprocessing"
+            raise UsageError(what, got=_listed(named), next_step=advice)
+        return named[0], named[1] if step.test is not None else None
     fitting, unusable, damaged = _fitting(step, context)
     train, test = train_and_test(fitting, unusable, step.protocol)
     ignored = {error.details["where"]: error for error in (*damaged, *unusable.values())}
@@ -116,24 +128,6 @@ def _unusable(
                 "name the store (--train FILE) or a protocol (--protocol holdout:0.2)",
             )
     return missing
-
-
-def _open_named(
-    step: Evaluation, path: Path, hashes: FileHashes
-) -> tuple[FeatureStore, FeatureStore | None]:
-    """Open the stores that the user named; a wrong pair would give numbers all the same."""
-    train = FeatureStore(path, hashes)
-    test = None if step.test is None else FeatureStore(step.test, hashes)
-    for store in (train, test):
-        if store is not None and not _is_asked_for(store, step):
-            what = "The store is not one of the dataset and model asked for."
-            expected = ", ".join(filter(None, (step.dataset, step.model)))
-            raise UsageError(what, where=store.path, expected=expected, got=_label(store))
-    if test is not None and test.manifest["backbone"] != train.manifest["backbone"]:
-        what = "The features of the training and the test rows are not of one backbone."
-        advice = "extract both splits with the same model, weights and preprocessing"
-        raise UsageError(what, got=_listed([train, test]), next_step=advice)
-    return train, test
 
 
 def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:

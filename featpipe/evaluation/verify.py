@@ -66,15 +66,15 @@ def differences(result: Result, table: PredictionTable) -> Iterator[str]:
     The table holds the splits of the headline: of a low-shot curve, those of its largest size. The
     points of the smaller ones are compared with their own splits only.
     """
-
-    def named(some: PredictionTable) -> Predictions:
-        graded = headline[0]["metrics"].get("brier") is not None  # whether they are probabilities
-        classes, other = tuple(result.dataset["classes"]), bool(result.dataset["other"])
-        return Predictions.of_table(some, classes, other=other, probabilities=graded)
-
     without = result.extra.get("label_map", {}).get("without_source")
     numbers = np.unique(table.split).tolist()
     headline = [result.splits[number] for number in numbers]
+
+    def named(some: PredictionTable) -> Predictions:
+        graded = headline[0]["metrics"].get("brier") is not None  # whether they are probabilities
+        classes, other = result.dataset["classes"], bool(result.dataset["other"])
+        return Predictions.of_table(some, classes, other=other, probabilities=graded)
+
     for number, stated in zip(numbers, headline, strict=True):
         one = table.only_splits([number])
         computed = classification_metrics(named(one), without)

@@ -71,10 +71,10 @@ def test_the_result_and_the_model_keep_the_temperature(tmp_path):
     assert model.temperature == result.extra["calibration"]["temperature"] > 0
 
 
-def test_where_a_part_of_the_rows_does_not_suffice_the_reason_is_kept(tmp_path):
+def test_where_a_part_of_the_rows_is_not_enough_the_reason_is_kept(tmp_path):
     train, test = pair(tmp_path, n=12)
     result = evaluated(Knn(k=(12,)), tmp_path, train, test)
-    assert "does not suffice" in result.extra["calibration"]["reason"]
+    assert "is not enough" in result.extra["calibration"]["reason"]
 
 
 def test_where_no_row_can_be_held_out_the_reason_is_kept(tmp_path):
