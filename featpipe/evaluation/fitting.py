@@ -128,12 +128,12 @@ def _choose(
     y = trained.labels
     cv = validation_folds(probe.validation, y, trained.groups, probe.seed)
     if cv is None:
-        return probe.default(), {"by": "default: too few rows per class to choose"}, []
+        return probe.default(), {"by": "default: too few training rows of a class to validate"}, []
     folds, on = cv
     fewest = min(len(train) for train, _ in folds)
     values = [value for value in probe.candidates() if probe.admits(value, fewest)]
     if not values:
-        return probe.default(), {"by": "default: too few rows for the other values"}, []
+        return probe.default(), {"by": "default: too few training rows to validate any value"}, []
     found = strategy.search(X, y, folds, values, jobs)
     validated = sum(len(rows) for _, rows in folds)
     rows = [
