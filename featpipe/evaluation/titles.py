@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,37 +47,30 @@ def unique_titles(
 ) -> list[str]:
     """Return titles made different by what differs: features, protocol, settings, images, day.
 
-    What differs in none of these gets its name.
-
-    ``rows`` describe the results: ``method``, ``features``, ``protocol``, ``name``. Rows that
-    differ in what is ``shown`` beside the titles may have the same title.
+    Results that differ in none of these get their name. ``rows`` describe the results: ``method``,
+    ``features``, ``protocol``, ``name``. Rows that differ in what is ``shown`` beside the titles
+    may have the same title.
     """
-    settings = [settings_of(result) for result in results]
-    defaults = [
-        {name: plain(known.default) for name, known in options_behind(result).items()}
-        for result in results
-    ]
     facts = {name: [str(row[name] or "") for row in rows] for name in ("features", "protocol")}
-    for key in dict.fromkeys(key for each in settings for key in each):
-        values = [each.get(key) for each in settings]
-        usual = [known.get(key) for known in defaults]
-        texts = [
-            "" if v in (None, u) else f"{key.replace('_', ' ')} {_in_words(v)}"
-            for v, u in zip(values, usual, strict=True)
-        ]
-        facts.setdefault(key, texts)
+    settings = []
+    for result in results:
+        usual = {name: plain(known.default) for name, known in options_behind(result).items()}
+        own = {k: v for k, v in settings_of(result).items() if v not in (None, usual.get(k))}
+        settings.append({k: f"{k.replace('_', ' ')} {_in_words(v)}" for k, v in own.items()})
+    for key in dict.fromkeys(key for result in results for key in result.settings):
+        facts.setdefault(key, [each.get(key, "") for each in settings])
     facts["images"] = [f"{row['n_test']} test images" if "n_test" in row else "" for row in rows]
     facts["created"] = [getattr(result, "created", "")[:10] for result in results]
     facts["name"] = [row["name"] for row in rows]
     titles = [str(row["method"]) for row in rows]
     beside = [tuple(row[fact] for fact in shown) for row in rows]
-    for fact, texts in facts.items():
-        alike: dict[Any, list[int]] = {}
+    for fact in [name for name in facts if name not in shown]:
+        alike: dict[Any, list[int]] = defaultdict(list)
         for i, row in enumerate(zip(titles, beside, strict=True)):
-            alike.setdefault(row, []).append(i)
+            alike[row].append(i)
         for members in alike.values():
-            if fact not in shown and len({texts[i] for i in members}) > 1:
+            if len({facts[fact][i] for i in members}) > 1:
                 for i in members:
                     joined = " on " if fact == "features" else ", "
-                    titles[i] = joined.join(filter(None, [titles[i], texts[i]]))
+                    titles[i] = joined.join(filter(None, [titles[i], facts[fact][i]]))
     return titles
