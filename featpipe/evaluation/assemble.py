@@ -1,4 +1,4 @@
-"""From the predictions of all splits to a Result, its files, and the line in the terminal."""
+"""From the predictions of all splits to a Result, its files and the summary in the terminal."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SplitPredictions:
     probabilities: bool = False  # whether the scores are probabilities
     other: bool = False  # whether "other" may be predicted; its column is the last
     without_source: tuple[str, ...] | None = None  # classes that a label map cannot predict
-    facts: dict[str, Any] = field(default_factory=dict)  # what else is recorded of this split
+    facts: dict[str, Any] = field(default_factory=dict)  # what else its record holds
 
     def named(self, table: PredictionTable) -> Predictions:
         """Return predictions of this method, or of all its models, with the names of classes."""
@@ -80,7 +80,7 @@ class SplitPredictions:
 
 @dataclass(frozen=True, eq=False)
 class MethodOutput:
-    """What a method gave on all splits, before it becomes a Result."""
+    """The output of a method on all splits, before it becomes a Result."""
 
     title: str  # its name in tables, unless the step has a title
     splits: list[SplitPredictions]
@@ -110,7 +110,7 @@ def prediction_table(splits: Sequence[SplitPredictions]) -> PredictionTable:
 
 
 def training_sets(splits: Sequence[Split]) -> dict[str, Any]:
-    """Return what statistics need to know of the training rows, ready for JSON.
+    """Return what the statistics need to know about the training rows, ready for JSON.
 
     ``sets`` are fingerprints of the images that trained each model, equal for equal images whatever
     the features; ``rows`` their mean number; ``overlap`` the mean of |s ∩ t| / √(|s||t|) over pairs
@@ -143,8 +143,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Return metrics over all splits, with intervals and the spread over models.
 
-    ``training`` is what :func:`training_sets` says of the splits; None where nothing is trained,
-    so that models do not differ.
+    ``training`` is that of :func:`training_sets`; None if nothing is trained, so that models do not
+    differ.
     """
     accuracy = accuracy_interval(table.correct, table.row)
     values, spread = records[0]["metrics"], dict[str, Any]()
@@ -190,9 +190,10 @@ def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def build_result(
     step: Step, key: str, protocol: str, output: MethodOutput, context: Context
 ) -> tuple[Result, PredictionTable]:
-    """Make the Result of a method, with the predictions that are stored beside it.
+    """Make the Result of a method, and the table of predictions to store with it.
 
-    ``key`` is the fingerprint of what the numbers follow from, ``protocol`` is never ``"auto"``.
+    ``key`` is the fingerprint of everything that determines the numbers; ``protocol`` is never
+    ``"auto"``.
     """
     settings, first = step.settings(), output.splits[0]
     stores = list({s.path: s for s in (first.split.train.store, first.split.test.store)}.values())
@@ -247,13 +248,13 @@ def build_result(
 
 
 def _described(store: FeatureStore, layer: str | None) -> dict[str, Any]:
-    """Return a store as a result keeps it."""
+    """Return the entry of a store in a result."""
     facts = {name: getattr(store, name) for name in ("fingerprint", "manifest", "run")}
     return {"path": str(store.path), "layer": layer or store.layers[0], **facts}
 
 
 def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any]:
-    """Add what the features took; a store that methods share counts in full for each of them."""
+    """Add the cost of the features; a store that methods share counts in full for each of them."""
     extraction = sum(store.run["seconds"] for store in stores)
     return {
         **output.cost,
@@ -270,7 +271,7 @@ def _notes(
     protocol: str,
     extra: Mapping[str, Any],
 ) -> list[str]:
-    """Return what a reader of the numbers must know, leaks first."""
+    """Return what readers of the numbers must know, leaks first."""
     leaks = extra.get("leaks")
     notes = [note_of_leaks(leaks)]
     if settings.get("protocol") == "auto":
@@ -301,8 +302,8 @@ def save_result(
 ) -> None:
     """Write the predictions first and the JSON last: a result that exists has all its files.
 
-    The JSON has the digests of the predictions and of the ``model``, which is there already, with
-    the JSON beside it if it is a network.
+    The JSON holds the digests of the predictions and of the ``model``, which exists already; a
+    network has a JSON file of its own.
     """
     files = {"predictions": path.with_name(f"{path.stem}.predictions.npz")}
     if model is not None:
@@ -341,7 +342,7 @@ def complete_result(
 
 
 def renamed(result: Result, title: str | None, default: str) -> Result:
-    """Give an existing result the title asked for; nothing is computed again for a name."""
+    """Give an existing result a new title; nothing is computed again for it."""
     if result.path is not None and result.settings["title"] != title:
         result.settings["title"], result.title = title, title or default
         result.save(result.path)
@@ -349,7 +350,7 @@ def renamed(result: Result, title: str | None, default: str) -> Result:
 
 
 def outcome_of(result: Result, status: str) -> Outcome:
-    """Say in the terminal, and as data, what was measured."""
+    """Return what was measured, as text for the terminal and as data."""
     summary = result.summary
     accuracy, metrics = summary["accuracy"], summary["metrics"]
     spread, methods = summary["spread"].get("accuracy"), summary["accuracy_methods"]

@@ -1,8 +1,8 @@
-"""Probabilities for the answers of a classifier, whatever its scores are.
+"""Calibrated probabilities for the answers of any classifier.
 
 Scores, or the logarithms of probabilities, are divided by a temperature T and go through a softmax
 (Guo et al. 2017, "On calibration of modern neural networks", section 4.2). T minimises the log loss
-of training rows that models of the same settings have not seen. The answers stay as they are.
+of held-out training rows under models with the same settings. The answers do not change.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _WIDEST = 12.0  # of the logarithm of T, both ways
 def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> dict[str, Any]:
     """Find the temperature of a probe on the training rows of a split.
 
-    ``chosen`` is what the result says was chosen on these rows. Returned are ``temperature``, with
-    the number of ``rows`` it is fitted on and their ``log_loss``; or, as ``reason``, why there is
-    none.
+    ``chosen`` is the result's record of what was chosen on these rows. Returned are ``temperature``
+    with the number of ``rows`` it is fitted on and their ``log_loss``, or the ``reason`` why there
+    is none.
     """
     y = split.train.labels
     if (parts := validation_folds("auto", y, split.train.groups, probe.seed)) is None:
@@ -55,7 +55,7 @@ def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> 
 
 
 def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[float, float]:
-    """Return the temperature of least log loss, and that loss in nats per row.
+    """Return the temperature with the least log loss, and that loss in nats per row.
 
     Examples
     --------

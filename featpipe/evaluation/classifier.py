@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 LEAST = 1e-6  # a probability of zero, of which there is no logarithm
 _ROWS = 16  # on which the matrix is compared with the estimator
-# Classifiers of scikit-learn whose probabilities are the softmax of their scores. Trying it out
-# would not tell: where all scores are large, the probabilities of others are 0 and 1 as well.
+# Classifiers of scikit-learn whose probabilities are the softmax of their scores. A comparison of
+# values would not show it: where all scores are large, those of others are 0 and 1 as well.
 _SOFTMAX = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis")
 
 
@@ -23,7 +23,7 @@ def predict_with_scores(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, bool]:
     """Return predictions, a score for every class of the dataset, and whether it is a probability.
 
-    Classes that no training row had get the lowest score there is, or probability zero.
+    Classes without training rows get a score below all others, or probability zero.
     """
     predicted = estimator.predict(X).astype(np.int64)
     probabilities = hasattr(estimator, "predict_proba")
@@ -42,7 +42,7 @@ def predict_with_scores(
 
 
 def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
-    """Return scores, or the logarithms of what are probabilities."""
+    """Return scores as they are, and probabilities (``graded``) as their logarithms."""
     values = np.asarray(scores, dtype=np.float64)
     return np.log(np.maximum(values, LEAST)) if graded else values
 
@@ -113,9 +113,9 @@ class SoftmaxClassifier(LinearClassifier):
 def linear_form(estimator: Any) -> LinearClassifier | None:
     """Return a fitted classifier as a matrix, or ``None`` if it is not known to be linear.
 
-    Known are classifiers with ``coef_`` and ``intercept_``, one of them per class, and the nearest
-    mean; behind scaling to mean 0 and deviation 1; behind scaling of rows to length 1. Whether the
-    matrix answers the same is tried out.
+    Known are classifiers with ``coef_`` and ``intercept_``, one-vs-rest combinations of them, and
+    the nearest mean; after scaling of features to mean 0 and deviation 1; after scaling of rows to
+    length 1. The answers of the matrix are compared with those of the classifier.
     """
     if isinstance(estimator, LinearClassifier):
         return estimator

@@ -38,9 +38,8 @@ def fit_splits(
     """Fit a probe on every split.
 
     Results do not depend on ``jobs``: splits are fitted in parallel, or the parts of a single one,
-    and sums have a fixed order. What fits all candidates together needs threads only,
-    scikit-learn processes. On a cluster, splits are fitted on its cores; of a single split, those
-    candidates that are not fitted together.
+    and sums have a fixed order. The batched solver uses threads, scikit-learn processes. On a
+    cluster, splits are fitted on its cores; of a single split, the candidates, unless batched.
 
     Yields
     ------
@@ -49,7 +48,7 @@ def fit_splits(
     predictions : SplitPredictions
         ``facts`` holds ``chosen`` (hyper-parameters, and how they were chosen), ``search`` (value,
         validation accuracy and convergence of each grid point), ``solver`` (which one, and what it
-        says of its solution), ``converged`` and ``seconds``.
+        reports about its solution), ``converged`` and ``seconds``.
     """
     for split in splits:
         check_rows(split, probe)
@@ -78,7 +77,7 @@ def fit_splits(
 
 
 def is_batched(splits: Sequence[Split], probe: Probe) -> bool:
-    """Return whether every split is fitted with all candidates together."""
+    """Return whether the batched solver fits every split, all candidates together."""
     width = splits[0].train.width(probe.layer)
     return all(probe.strategy(len(split.train), width).name == "batched" for split in splits)
 
@@ -150,7 +149,7 @@ def _choose(
 def _compare_with_reference(
     split: Split, probe: Probe, value: Any, answers: tuple[Any, Any, bool]
 ) -> dict[str, Any]:
-    """Fit the chosen model with scikit-learn's solver, precisely; say what it answers otherwise."""
+    """Fit the chosen model precisely with scikit-learn's solver, and compare the answers."""
     X, y = split.train.features(probe.layer), split.train.labels
     began = time.perf_counter()
     estimator, solved = ScikitLearn(probe, tol=_REFERENCE_TOL).fit(X, y, value, 1)
@@ -168,7 +167,7 @@ def _compare_with_reference(
 
 
 def training_rows(split: Split, probe: Probe) -> NDArray[np.float32] | StoredRows:
-    """Return the features of the training rows, or what reads them where memory is short."""
+    """Return the features of the training rows; if memory is short, they are read in blocks."""
     n, width = len(split.train), split.train.width(probe.layer)
     scarce = n * width * _BATCHED_BYTES > psutil.virtual_memory().available / 2
     if scarce and probe.strategy(n, width).reads_blocks:
@@ -214,7 +213,7 @@ def check_rows(split: Split, probe: Probe | None = None) -> None:
 def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
     """Return how many processes to use: one where starting more costs more than it saves.
 
-    What fits all candidates together uses threads.
+    The batched solver uses threads.
     """
     if jobs == 0:
         raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), or 1 and more")
@@ -237,7 +236,7 @@ def n_fits(split: Split, probe: Probe) -> int:
 
 
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int, available: float) -> None:
-    """Refuse a fit that would not fit into the ``available`` bytes of memory, before it starts."""
+    """Refuse a fit that needs more than the ``available`` bytes of memory, before it starts."""
     largest, width = max(len(split.train) for split in splits), splits[0].train.width(probe.layer)
     reads_blocks = probe.strategy(largest, width).reads_blocks
     alone = largest * width * probe.bytes_per_value
@@ -260,7 +259,7 @@ def check_memory(splits: Sequence[Split], probe: Probe, workers: int, available:
 def n_parameters(estimator: BaseEstimator) -> int | None:
     """Return how many numbers a fitted classifier has learned: weights, biases, means.
 
-    Neighbours learn none; of what learns in another way, such as a tree, the number is not known.
+    Neighbours learn none; for other kinds, such as trees, the number is not known.
     """
     names = ("coef_", "intercept_", "means_")
     solvers = learners(estimator)

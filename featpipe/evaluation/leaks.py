@@ -1,7 +1,7 @@
 """Test images that were seen before: by the probe in training, or by the backbone in pretraining.
 
-What published weights were trained on is known of the model, what images were drawn from is known
-of the dataset. Nothing is claimed of users' own images.
+Models state what their published weights were trained on, datasets where their images come from.
+Nothing is claimed about users' own images.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def image_numbers(stores: Iterable[FeatureStore]) -> dict[FeatureStore, NDArray[
 def shared(
     rows: RowSet, others: RowSet, images: Mapping[FeatureStore, NDArray[np.int64]]
 ) -> NDArray[np.bool_]:
-    """Return which rows show an image that is among others, by the numbers of images."""
+    """Return which rows show an image of the other rows; ``images`` numbers those of each store."""
     return np.isin(images[rows.store][rows.rows], images[others.store][others.rows])
 
 
@@ -124,7 +124,7 @@ def accuracies(
 
 
 def note_of_repeats(account: Mapping[str, Any] | None) -> str:
-    """Say how many images occur more than once within a split; empty where none does."""
+    """Return how many images occur more than once within a split, as a note; empty for none."""
     if account is None or not (n := account["repeated"]):
         return ""
     what = "One image is an exact copy" if n == 1 else f"{n} images are exact copies"
@@ -136,7 +136,7 @@ def note_of_repeats(account: Mapping[str, Any] | None) -> str:
 
 
 def note_of_leaks(account: Mapping[str, Any] | None) -> str:
-    """Say what leaked images mean for the accuracy; empty where there are none."""
+    """Return what leaked images mean for the accuracy, as a note; empty if there are none."""
     if account is None or not account["leaked"]:
         return ""
     if (without := account["accuracy_without"]) is None:
@@ -149,7 +149,7 @@ def note_of_leaks(account: Mapping[str, Any] | None) -> str:
 
 
 def count_of_leaks(account: Mapping[str, Any]) -> str:
-    """Say how many test images leaked, with no full stop."""
+    """Return how many test images leaked, in words without a full stop."""
     leaked, tested = account["leaked"], account["test_images"]
     are = "is an exact copy of a training image"
     if leaked > 1:
@@ -160,9 +160,9 @@ def count_of_leaks(account: Mapping[str, Any]) -> str:
 
 
 def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
-    """Say that a backbone may have seen test images with their labels; empty where none is known.
+    """Return a note that a backbone may have seen test images with their labels, or nothing.
 
-    ``backbone`` is that of a manifest or, of a network that was fine-tuned, what it started as;
+    ``backbone`` is that of a manifest or, for a fine-tuned network, what it started from;
     ``tested`` is the dataset of the test rows in a manifest.
 
     Examples

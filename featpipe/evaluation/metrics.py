@@ -105,7 +105,7 @@ class Predictions:
 
     @property
     def ranking(self) -> NDArray[np.float64] | None:
-        """Scores, or else probabilities, as float64; None where there are neither."""
+        """Scores or, without them, probabilities, as float64; None if there are neither."""
         values = self.probabilities if self.scores is None else self.scores
         return None if values is None else np.asarray(values, dtype=np.float64)
 

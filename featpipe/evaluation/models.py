@@ -32,7 +32,7 @@ from featpipe.workspace import atomic_write
 # They take seconds to import, which linear classifiers do not need.
 skops_io, sklearn_base, trees = Lazy("skops.io"), Lazy("sklearn.base"), Lazy("sklearn.tree._tree")
 
-# Beside what skops trusts: plain classes, and trees, whose nodes are checked before they are used.
+# In addition to what skops trusts: plain classes, and trees, whose nodes are checked before use.
 _TRUSTED = [
     "featpipe.probes.estimators.NearestMean",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -73,11 +73,11 @@ class TrainedModel:
 
 
 class UnsafeModelError(ResultError):
-    """A classifier that skops cannot keep, or only in a way that could run code when loaded."""
+    """A classifier that skops cannot store, or only in a way that could run code when loaded."""
 
 
 def save_model(path: Path, estimator: Any, result: Result) -> Path:
-    """Write a classifier and what it needs of its features; return ``path`` with its ending.
+    """Write a classifier and what describes its features; return ``path`` with its ending.
 
     Raises
     ------
@@ -180,12 +180,12 @@ def _read_linear(path: Path) -> dict[str, Any]:
 
 
 def _try_out(model: TrainedModel) -> None:
-    """Raise whatever comes where a model cannot answer, or its facts are of other types."""
+    """Raise an exception if a model cannot answer, or its facts have other types."""
     for item in ("layer", "title", "model", "weights"):
         if not isinstance(getattr(model, item), str):
-            raise TypeError(f"its {item} is no text")
+            raise TypeError(f"its {item} is not a string")
     if not (model.temperature is None or 0 < model.temperature < math.inf):
-        raise ValueError("its temperature is no positive number")
+        raise ValueError("its temperature is not a positive number")
     if not isinstance(model.backbone, dict):
         raise TypeError("its backbone is not described")
     if not all(isinstance(name, str) for name in model.classes):
@@ -194,7 +194,7 @@ def _try_out(model: TrainedModel) -> None:
     predicted, scores, _ = predict_with_scores(model.estimator, row, len(model.classes))
     finite = scores is None or np.isfinite(scores).all()
     if not 0 <= predicted[0] < len(model.classes) or not finite:
-        raise ValueError("its answers are no classes")
+        raise ValueError("its answers are not classes")
 
 
 def untrusted_types(path: Path) -> list[str]:
@@ -245,15 +245,15 @@ def _check_arrays(part: Any, owners: tuple[Any, ...] = ()) -> None:
 
 
 def _fits_together(one: Any) -> bool:
-    """Return whether arrays of boosting, neighbours and kernel machines are as large as assumed.
+    """Return whether arrays of boosting, neighbours and kernel machines have the sizes assumed.
 
-    Those that are not fitted, as ensembles keep them for copies, have none.
+    Unfitted estimators, which ensembles keep for copies, have none.
     """
     module, n_classes = type(one).__module__, len(getattr(one, "classes_", ()))
     if module == _BOOSTING and hasattr(one, "estimators_"):
         columns = n_classes if n_classes > 2 else 1
-        begun = len(getattr(one.init_, "classes_", one.classes_)) == n_classes
-        return begun and one.n_trees_per_iteration_ == columns == one.estimators_.shape[1]
+        start = len(getattr(one.init_, "classes_", one.classes_)) == n_classes
+        return start and one.n_trees_per_iteration_ == columns == one.estimators_.shape[1]
     if module.startswith("sklearn.neighbors.") and hasattr(one, "_y"):
         labels = one._y
         return len(labels) == one.n_samples_fit_ and set(np.unique(labels)) <= {*range(n_classes)}

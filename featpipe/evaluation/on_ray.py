@@ -1,4 +1,4 @@
-"""Fits on a Ray cluster; the features are in the object store of each node, once."""
+"""Fits on a Ray cluster; the object store of each node holds the features once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_room(n_bytes: int) -> None:
 
 
 class PlacedArray(np.ndarray[Any, Any]):
-    """An array of which other processes get a reference: a node has it once, whoever asks."""
+    """An array that other processes get by reference: each node holds it once."""
 
     _reference: Any = None
 
@@ -81,7 +81,7 @@ def on_cluster(address: str, progress: Progress) -> Iterator[None]:
     """Have joblib work on the cluster."""
     with cluster.joined(address, progress), cluster.explained():
         ray_joblib.register_ray()
-        # Ray's pool reports that joblib's choice between fork and spawn means nothing to it.
+        # Ray's pool reports that it ignores joblib's choice between fork and spawn.
         logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.CRITICAL)
         with joblib.parallel_config("ray", n_jobs=-1):
             yield

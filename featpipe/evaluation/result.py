@@ -39,7 +39,7 @@ class OldResultError(ResultError):
 
 
 class ChangedResultError(ResultError):
-    """A result whose content is not what was written; ``result`` is what it says now."""
+    """A result whose content is not what was written; ``result`` is its present content."""
 
     def __init__(self, result: Result, why: ValueError) -> None:
         got = None
@@ -167,12 +167,12 @@ class Result:
         """
         if self.path is None:
             raise ResultError("This result was not saved, so it has no predictions file.")
-        name = self.files.get("predictions")
-        if not name:
+        if not (name := self.files.get("predictions")):
             what = "This result names no predictions file beside it."
             raise ResultError(what, where=self.path, got=name)
-        self.check_file("predictions", self.path.with_name(name))
-        table = PredictionTable.load(self.path.with_name(name))
+        path = self.path.with_name(name)
+        self.check_file("predictions", path)
+        table = PredictionTable.load(path)
         if got := self.misstated(table):
             what = "The result is damaged: its accuracy is not that of its predictions."
             raise ResultError(what, where=self.path, got=got, next_step=_AGAIN)
@@ -195,7 +195,7 @@ class Result:
             raise ResultError(what, where=path, expected=expected, got=got, next_step=_AGAIN)
 
     def misstated(self, table: PredictionTable) -> str | None:
-        """Say which accuracy is stated and which the predictions give; ``None`` if it is that."""
+        """Return the accuracy stated and that of the predictions, in words; ``None`` if equal."""
         stated = self.summary["accuracy"]["value"]
         if len(table.row) and abs(table.accuracy - stated) <= _ROUNDING:
             return None
@@ -207,7 +207,7 @@ del _TYPES["path"]
 
 
 def _wrong_keys(content: dict[str, Any]) -> set[str]:
-    """Return the keys that are missing, unknown, or hold what no result holds there."""
+    """Return the keys that are missing, unknown, or hold values of a wrong type."""
     wrong = {
         name
         for name in content.keys() | _TYPES.keys()
@@ -216,18 +216,17 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
     if wrong:
         return wrong
     summary, accuracy = content["summary"], content["summary"].get("accuracy")
-    files, digests = content["files"].values(), content["digests"].values()
     measured = isinstance(accuracy, dict) and all(
         isinstance(accuracy.get(name), int | float) and math.isfinite(accuracy[name])
         for name in ("value", "low", "high")
     )
+    names = content["files"].values()
     fits = {
         "summary": measured and isinstance(summary.get("metrics"), dict),
         "dataset": isinstance(content["dataset"].get("name"), str),
-        "files": all(isinstance(name, str) and Path(name).name == name for name in files),
-        "digests": all(isinstance(digest, str) for digest in digests),
-        "splits": all(isinstance(one, dict) for one in content["splits"]),
-        "stores": all(isinstance(one, dict) for one in content["stores"]),
+        "files": all(isinstance(name, str) and Path(name).name == name for name in names),
+        "digests": all(isinstance(digest, str) for digest in content["digests"].values()),
+        **{key: all(isinstance(e, dict) for e in content[key]) for key in ("splits", "stores")},
     }
     return {name for name, right in fits.items() if not right}
 
@@ -380,7 +379,7 @@ def latest_named(paths: Iterable[Path], name: str) -> Path | None:
 
 
 def locate_result(folder: Path, name: str) -> Path:
-    """Return the file of a result, named by its path or as it is called in a folder.
+    """Return the file of a result, given its path or its name in a folder.
 
     A part of a name, such as ``"svm"`` or ``"resnet50-svm"``, means the latest result of it.
     """

@@ -50,12 +50,12 @@ _MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of a
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A method on its stores, every automatic choice made: what is computed, and what names it."""
+    """A method on its stores, with every automatic choice made, and the key of its result."""
 
     step: Evaluation
     protocol: str  # never "auto"
     splits: list[Split]
-    key: str  # fingerprint of what the numbers follow from
+    key: str  # fingerprint of everything that determines the numbers
     notes: Sequence[str] = ()  # which rows were left out
 
     @property
@@ -68,7 +68,7 @@ class Setup:
 
 
 def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = None) -> Setup:
-    """Split the rows of stores for a method, and name what follows from them; nothing is fitted.
+    """Split the rows of stores for a method and compute the key of its result; nothing is fitted.
 
     ``step`` is the method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` … Without
     ``test``, the dataset's own test rows, the protocol splits the rows of ``train``.
@@ -201,7 +201,7 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
 
 
 def _row_notes(splits: Sequence[Split]) -> list[str]:
-    """Say in words which rows took no part."""
+    """Return notes about rows that took no part."""
     notes = []
     for store in dict.fromkeys((splits[0].train.store, splits[0].test.store)):
         split = store.manifest["dataset"]["split"]

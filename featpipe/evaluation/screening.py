@@ -205,7 +205,7 @@ def _read(
         columns = reader.fieldnames or []
         rows = [{k: restore_cell(v or "") for k, v in row.items() if k} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError("The list of images is no CSV file.", where=path, got=error) from error
+        raise DataError("The list of images is not a CSV file.", where=path, got=error) from error
     if "id" not in columns or (needed and not set(needed) & set(columns)):
         what, got = "The list of images lacks a column.", ", ".join(columns) or "no columns"
         expected = "id" + (f" and {' or '.join(needed)}" if needed else "")

@@ -1,4 +1,4 @@
-"""Which feature stores a command means: those that it names, or the only ones that fit."""
+"""Select the feature stores of a command: those that it names, or the only ones that fit."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ def select_splits(step: Any, context: Context) -> list[FeatureStore]:
 def _fitting(
     step: Any, context: Context
 ) -> tuple[list[FeatureStore], dict[str, StoreError], list[StoreError]]:
-    """Return the stores that fit, those that would but are unusable, and what else is wrong.
+    """Return the stores that fit, of one dataset and model, and two kinds of errors.
 
-    The former are of one dataset and model; the second are errors by split.
+    The first kind, by split, is for stores that would fit but are unusable; the second for all that
+    are damaged.
     """
     folder = context.workspace.features
     stores, damaged = scan_stores(folder, FileHashes(context.workspace.hashes))
@@ -177,7 +178,7 @@ def train_and_test(
     return by_split[trains[0]], by_split.get(tests[0]) if tests else None
 
 
-# What a store is, and what is said where none or several fit.
+# Names of a store, and the errors if none or several fit.
 
 
 def _dataset(store: FeatureStore) -> str:
@@ -204,9 +205,9 @@ def _listed(stores: Sequence[FeatureStore]) -> str:
 def _none_fits(
     step: Evaluation, stores: Sequence[FeatureStore], asked: Sequence[FeatureStore], folder: Path
 ) -> StoreError:
-    """Say how to make the store, or which name is misspelt.
+    """Return the error that shows how to make the store, or which name is misspelt.
 
-    ``asked`` are those of the ``stores`` that lack no more than the layer.
+    ``asked`` are those of the ``stores`` that lack at most the layer.
     """
     parts = {"dataset": step.dataset, "model": step.model, "layer": step.layer}
     model, dataset = step.model or "MODEL", step.dataset or "DATASET"
@@ -240,7 +241,7 @@ def _several_fit(
     any_layer: bool = False,
     files: str = "--train FILE --test FILE",
 ) -> UsageError:
-    """Say which options tell the stores apart; ``any_layer``: whether none was asked for."""
+    """Return the error with the options that differ; ``any_layer``: no layer was asked for."""
     layers = [set(store.shapes) for store in stores]
     apart = {"--dataset": {*map(_dataset, stores)}, "--model": {*map(_model, stores)}}
     apart = {flag: names for flag, names in apart.items() if len(names) > 1}

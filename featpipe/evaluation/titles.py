@@ -1,4 +1,4 @@
-"""Titles that tell results apart where they are shown together."""
+"""Different titles for results that are shown together."""
 
 from __future__ import annotations
 

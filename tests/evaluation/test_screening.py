@@ -93,8 +93,8 @@ def test_clusters_of_a_list_stay_together(tmp_path):
         ("id\nphoto.png\n", "names no image of this dataset"),
         ("name\ntrain/1.png\n", "lacks a column"),
         ("", "lacks a column"),
-        ('id\n"open', "is no CSV file"),
-        (b"\xff\xfe\x00", "is no CSV file"),
+        ('id\n"open', "is not a CSV file"),
+        (b"\xff\xfe\x00", "is not a CSV file"),
     ],
 )
 def test_a_list_that_cannot_be_used_says_why(tmp_path, leaky, text, what):
