@@ -26,8 +26,7 @@ from featpipe.evaluation.assemble import (
     renamed,
     save_result,
 )
-from featpipe.evaluation.calibration import calibrate
-from featpipe.evaluation.fitting import fit_splits, n_parameters
+from featpipe.evaluation.fitting import calibrate, fit_splits, n_parameters
 from featpipe.evaluation.leaks import pixels_known
 from featpipe.evaluation.models import UnsafeModelError, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, mostly_alone, resolve
