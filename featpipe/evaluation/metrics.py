@@ -229,7 +229,7 @@ def metrics_over_models(each: Sequence[Values], pooled: Predictions) -> tuple[Va
             values[name] = None
             values["undefined"][name] = f"{reasons[0]} (in {len(reasons)} of {len(each)} splits)"
     for entry, *entries in zip(values["per_class"], *(m["per_class"] for m in each), strict=True):
-        for name in entries[0].keys() - entry.keys():
+        for name in [name for name in entries[0] if name not in entry]:  # in a fixed order
             if all(one.get(name) is not None for one in entries):
                 entry[name] = float(np.mean([one[name] for one in entries]))
     return values, spread

@@ -200,6 +200,7 @@ def test_areas_of_a_class_are_means_over_the_models(store, tmp_path):
         each = [split["metrics"]["per_class"][k]["roc_auc"] for split in result.splits]
         assert area == pytest.approx(np.mean(each))
     assert summary["roc_auc_macro"] == pytest.approx(np.mean(areas))
+    assert [*summary["per_class"][0]] == [*result.splits[0]["metrics"]["per_class"][0]]
 
 
 def test_draws_in_a_low_shot_curve_are_training_sets_of_its_headline(tmp_path):
