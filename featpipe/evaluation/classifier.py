@@ -84,6 +84,16 @@ class LinearClassifier:
     classes_: NDArray[np.int64]
     unit: bool
 
+    def __post_init__(self) -> None:
+        weight, bias, known = self.weight, self.bias, self.classes_
+        if not (
+            weight.shape == (len(weight), len(known)) == (len(weight), *bias.shape)
+            and weight.dtype == bias.dtype == np.float64
+            and known.dtype == np.int64
+            and (np.diff(known) > 0).all()
+        ):
+            raise ValueError("its numbers do not fit together")
+
     @property
     def n_features_in_(self) -> int:
         """Return the number of features."""
@@ -137,7 +147,9 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
         shift = bias[-1:] - bias[:-1].sum()
         weight = np.hstack([one * 0 if graded else -one, one])
         bias = np.concatenate([shift * 0 if graded else -shift, shift])
-    if weight.shape != (estimator.n_features_in_, k) or bias.shape != (k,):
+    labels = np.asarray(estimator.classes_, dtype=np.int64)
+    ascending = (np.diff(labels) > 0).all()
+    if weight.shape != (estimator.n_features_in_, k) or bias.shape != (k,) or not ascending:
         return None
     while before and hasattr(before[-1], "scale_") and hasattr(before[-1], "mean_"):
         scaler = before.pop()
@@ -147,7 +159,6 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
     if before and not unit:
         return None
     kind = SoftmaxClassifier if graded else LinearClassifier
-    labels = np.asarray(estimator.classes_, dtype=np.int64)
     found = kind(weight.astype(np.float64), bias.astype(np.float64), labels, unit)
     rows = np.random.default_rng(0).normal(size=(_ROWS, len(weight)))
     scores, got = np.asarray(estimator.decision_function(rows)), found.decision_function(rows)

@@ -48,7 +48,7 @@ _FORMAT = 2  # 1 is that of featpipe 0.1
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A classifier with what is needed to use it on new images."""
+    """A classifier with what is needed to use it on new images; it must be able to answer."""
 
     estimator: Any  # fitted, as scikit-learn's are: features → classes
     classes: tuple[str, ...]
@@ -59,6 +59,24 @@ class TrainedModel:
     request: dict[str, Any]  # options of the extraction that change the preprocessing
     temperature: float | None = None  # of its probabilities; None if they are not calibrated
     model: str = ""  # what the backbone was asked for as, where that is more than its name
+
+    def __post_init__(self) -> None:
+        for item in ("layer", "title", "model", "weights"):
+            if not isinstance(getattr(self, item), str):
+                raise TypeError(f"its {item} is not a string")
+        if not (self.temperature is None or 0 < self.temperature < math.inf):
+            raise ValueError("its temperature is not a positive number")
+        if not isinstance(self.backbone, dict):
+            raise TypeError("its backbone is not described")
+        if not all(isinstance(name, str) for name in self.classes):
+            raise TypeError("its classes have no names")
+        places = range(len(self.classes))
+        if not set(np.asarray(self.estimator.classes_).tolist()) <= {*places}:
+            raise ValueError("its numbers do not fit together")
+        row = np.zeros((1, self.estimator.n_features_in_), np.float32)
+        predicted, scores, _ = predict_with_scores(self.estimator, row, len(self.classes))
+        if predicted[0] not in places or not (scores is None or np.isfinite(scores).all()):
+            raise ValueError("its answers are not classes")
 
     def answer(
         self, features: NDArray[Any]
@@ -134,67 +152,38 @@ def load_model(path: Path) -> TrainedModel:
         with zipfile.ZipFile(path) as archive:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed, as no model of featpipe is")
+        bundle: Any = None
         foreign = [] if path.suffix == ".npz" else untrusted_types(path)
-        read = _read_linear if path.suffix == ".npz" else load_skops
-        bundle: Any = None if foreign else read(path)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                bundle = json.loads(arrays["about"].tobytes())
+                kind = SoftmaxClassifier if bundle["softmax"] else LinearClassifier
+                weight, bias, known = (arrays[name] for name in ("weight", "bias", "classes_"))
+                bundle["estimator"] = kind(weight, bias, known, bool(arrays["unit"]))
+        elif not foreign:
+            bundle = load_skops(path)
         version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
         if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
-            what, advice = "The model is of featpipe 0.1.", "train it again, then delete it"
-            raise ResultError(what, where=path, next_step=advice)
+            advice = "train it again, then delete it"
+            raise ResultError(
+                "The model was written by featpipe 0.1.", where=path, next_step=advice
+            )
         if foreign:
             what = "The model holds types that are not trusted, so it is not loaded."
             raise ResultError(what, where=path, got=", ".join(foreign))
-        parts = {item.name for item in fields(TrainedModel)}
-        required = {item.name for item in fields(TrainedModel) if item.default is MISSING}
+        parts = {item.name: item.default is MISSING for item in fields(TrainedModel)}
+        required = {name for name, needed in parts.items() if needed}
         if version != _FORMAT or not required <= set(bundle):
             raise ResultError("This is not a model of featpipe.", where=path)
         check_archive(path)
-        known = {name: bundle[name] for name in parts & set(bundle)}
-        model = TrainedModel(**{**known, "classes": tuple(bundle["classes"])})
-        _try_out(model)
+        facts = {name: bundle[name] for name in parts if name in bundle}
+        return TrainedModel(**{**facts, "classes": tuple(facts["classes"])})
     except ResultError:
         raise
     except Exception as error:  # whatever NumPy, skops and estimators raise on damaged files
         what = f"The model cannot be read: {str(error).partition(chr(10))[0][:200]}"
         advice = "train it again: the same command with --force"
         raise ResultError(what, where=path, next_step=advice) from error
-    return model
-
-
-def _read_linear(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as arrays:
-        about: dict[str, Any] = json.loads(arrays["about"].tobytes())
-        kind = SoftmaxClassifier if about["softmax"] else LinearClassifier
-        weight, bias, known = (arrays[name] for name in ("weight", "bias", "classes_"))
-        about["estimator"] = kind(weight, bias, known, bool(arrays["unit"]))
-    places = range(len(about["classes"]))
-    if not (
-        weight.shape == (len(weight), len(known)) == (len(weight), *bias.shape)
-        and weight.dtype == bias.dtype == np.float64
-        and known.dtype == np.int64
-        and set(known.tolist()) <= {*places}
-        and (np.diff(known) > 0).all()
-    ):
-        raise ValueError("its numbers do not fit together")
-    return about
-
-
-def _try_out(model: TrainedModel) -> None:
-    """Raise an exception if a model cannot answer, or its facts have other types."""
-    for item in ("layer", "title", "model", "weights"):
-        if not isinstance(getattr(model, item), str):
-            raise TypeError(f"its {item} is not a string")
-    if not (model.temperature is None or 0 < model.temperature < math.inf):
-        raise ValueError("its temperature is not a positive number")
-    if not isinstance(model.backbone, dict):
-        raise TypeError("its backbone is not described")
-    if not all(isinstance(name, str) for name in model.classes):
-        raise TypeError("its classes have no names")
-    row = np.zeros((1, model.estimator.n_features_in_), np.float32)
-    predicted, scores, _ = predict_with_scores(model.estimator, row, len(model.classes))
-    finite = scores is None or np.isfinite(scores).all()
-    if not 0 <= predicted[0] < len(model.classes) or not finite:
-        raise ValueError("its answers are not classes")
 
 
 def untrusted_types(path: Path) -> list[str]:
