@@ -160,7 +160,7 @@ def count_of_leaks(account: Mapping[str, Any]) -> str:
 
 
 def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
-    """Return a note that a backbone may have seen test images with their labels, or nothing.
+    """Return a note if a backbone may have seen test images with their labels, else nothing.
 
     ``backbone`` is that of a manifest or, for a fine-tuned network, what it started from;
     ``tested`` is the dataset of the test rows in a manifest.

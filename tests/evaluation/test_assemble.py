@@ -163,7 +163,7 @@ def folds_of(store, test, *folds):
     ]
 
 
-def test_training_sets_are_told_apart_by_their_images(store, tmp_path):
+def test_training_sets_are_distinguished_by_their_images(store, tmp_path):
     test = sealed(tmp_path / "t.h5", content(6, CLASSES, split="test"))
     about = training_sets(folds_of(store, test, range(4), range(2, 6), range(4)))
     assert about["sets"][0] == about["sets"][2] != about["sets"][1]
@@ -296,7 +296,7 @@ def test_imbalance_is_the_ratio_of_the_classes_that_are_there(counts, ratio):
     assert imbalance(counts) == ratio
 
 
-def test_unbalanced_classes_are_said(tmp_path):
+def test_unbalanced_classes_are_reported(tmp_path):
     labels = np.repeat([0, 1, 2], [20, 15, 5])
     train = sealed(tmp_path / "s.h5", content(40, CLASSES, labels=labels))
     test = sealed(tmp_path / "t.h5", content(40, CLASSES, labels=labels, split="test"))

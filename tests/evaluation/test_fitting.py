@@ -479,7 +479,7 @@ def test_features_without_any_variance_are_survived(tmp_path):
         assert np.isfinite(fit.scores).all()
 
 
-# -- probabilities: as sure as they are right, for rows that were not trained on -------------------
+# -- calibrated probabilities ---------------------------------------------------------------------
 
 
 def test_the_temperature_has_the_least_log_loss():
@@ -500,7 +500,7 @@ def test_the_temperature_has_the_least_log_loss():
 
 
 @pytest.mark.parametrize("probe", CALIBRATED, ids=lambda probe: probe.label)
-def test_new_rows_are_as_often_right_as_said(tmp_path, probe):
+def test_probabilities_match_the_accuracy_on_new_rows(tmp_path, probe):
     train = sealed(tmp_path / "train.h5", content(240), noise=4.0, seed=1)
     test = sealed(tmp_path / "test.h5", content(300, split="test"), noise=4.0, seed=2)
     _, (split,) = make_splits("split", train, test, 0)
@@ -511,8 +511,8 @@ def test_new_rows_are_as_often_right_as_said(tmp_path, probe):
     found = to_probabilities(scores, estimator.classes_, facts["temperature"], graded=graded)
     assert np.allclose(found.sum(axis=1), 1)
     assert (found.argmax(axis=1) == scores.argmax(axis=1)).all()
-    sure, right = found.max(axis=1).mean(), (answers.predicted == test.labels).mean()
-    assert abs(sure - right) < 0.12  # of 240 rows, and two thirds of them train
+    confident, right = found.max(axis=1).mean(), (answers.predicted == test.labels).mean()
+    assert abs(confident - right) < 0.12  # of 240 rows, and two thirds of them train
     assert log_loss(test.labels, found) < np.log(3)
 
 

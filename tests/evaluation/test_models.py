@@ -87,7 +87,7 @@ def test_no_model_at_all(tmp_path):
         load_model(tmp_path / "none.skops")
 
 
-# -- files of skops: nothing in them is foreign or leads astray ------------------------------------
+# -- files of skops: nothing in them is foreign or misleading --------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

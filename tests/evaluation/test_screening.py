@@ -47,7 +47,7 @@ def test_identical_images_stay_together(tmp_path, protocol, copies):
         assert all(not set(own[train]) & set(own[apart]) for train, apart in folds)
 
 
-def test_few_copies_leave_the_shares_of_classes_alike(tmp_path):
+def test_few_copies_leave_the_shares_of_classes_equal(tmp_path):
     images = list(pictures(60, 16))
     images[57:] = images[:3]
     _, splits = make_splits("kfold:5", seen(tmp_path / "store.h5", images), None, seed=0)

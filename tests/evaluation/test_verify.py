@@ -115,7 +115,7 @@ def test_the_accuracy_without_leaked_images_is_computed_again(
     assert "extra.leaks." in caught.value.details["got"]
 
 
-def test_an_edit_is_told_by_its_number_or_by_the_digest(copy: Workspace) -> None:
+def test_an_edit_is_detected_by_its_number_or_by_the_digest(copy: Workspace) -> None:
     path = copy.results / "svm.json"
     whole = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**whole, "title": "Mine"}), "utf-8")
