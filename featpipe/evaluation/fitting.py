@@ -130,11 +130,7 @@ def _choose(
     y = trained.labels
     cv = validation_folds(probe.validation, y, trained.groups, probe.seed)
     if cv is None:
-        return (
-            probe.default(),
-            {"by": "default: too few rows of a class for validation"},
-            [],
-        )
+        return probe.default(), {"by": "default: too few rows of a class for validation"}, []
     folds, on = cv
     fewest = min(len(train) for train, _ in folds)
     values = [value for value in probe.candidates() if probe.admits(value, fewest)]
