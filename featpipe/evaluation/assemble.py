@@ -332,8 +332,7 @@ def complete_result(
     if "predictions" not in result.files or not saved:
         return None
     files = {k: models / f for k, f in result.files.items() if models and k != "predictions"}
-    predictions = path.with_name(result.files["predictions"])
-    if not all(file.exists() for file in (predictions, *files.values())):
+    if not all(file.exists() for file in (result.predictions_path, *files.values())):
         return None
     for kind, file in files.items():
         result.check_file(kind, file, hashes)

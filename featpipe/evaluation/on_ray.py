@@ -89,13 +89,13 @@ def on_cluster(address: str, progress: Progress) -> Iterator[None]:
 
 def fit_there(fit: Callable[..., T], splits: Sequence[Split], probe: Probe) -> Iterator[T]:
     """Yield what ``fit(split, probe, 1)`` returns for each split, fitted on the cluster."""
-    stores = {id(part.store): part.store for s in splits for part in (s.train, s.test)}
-    layers = [store.features(probe.layer) for store in stores.values()]
+    stores = dict.fromkeys(part.store for split in splits for part in (split.train, split.test))
+    layers = [store.features(probe.layer) for store in stores]
     check_room(sum(math.prod(layer.shape) * layer.dtype.itemsize for layer in layers))
-    placed = {key: PlacedStore(store, probe.layer) for key, store in stores.items()}
+    placed = {store: PlacedStore(store, probe.layer) for store in stores}
 
     def there(part: RowSet) -> RowSet:
-        return replace(part, store=placed[id(part.store)])
+        return replace(part, store=placed[part.store])
 
     moved = [replace(split, train=there(split.train), test=there(split.test)) for split in splits]
     every = ray.put(moved)  # once, whatever the number of splits

@@ -44,8 +44,7 @@ class ChangedResultError(ResultError):
     def __init__(self, result: Result, why: ValueError) -> None:
         got = None
         with suppress(ResultError, LookupError, ValueError):
-            path = Path(result.path or "").with_name(result.files["predictions"])
-            got = result.misstated(PredictionTable.load(path))
+            got = result.misstated(PredictionTable.load(result.predictions_path))
         what, advice = f"The result cannot be trusted: {why}.", f"undo the change, or {_AGAIN}"
         super().__init__(what, where=result.path, got=got, next_step=advice)
         self.result = result
@@ -157,6 +156,16 @@ class Result:
             raise ChangedResultError(result, changed)
         return result
 
+    @property
+    def predictions_path(self) -> Path:
+        """The file of the predictions; a ``ResultError`` if there is none."""
+        if self.path is None:
+            raise ResultError("This result was not saved, so it has no predictions file.")
+        if not (name := self.files.get("predictions")):
+            what = "This result names no predictions file beside it."
+            raise ResultError(what, where=self.path, got=name)
+        return self.path.with_name(name)
+
     def predictions(self) -> PredictionTable:
         """Read the predictions beside the JSON.
 
@@ -165,14 +174,8 @@ class Result:
         ResultError
             If they are missing, changed, damaged, or of another accuracy than the result states.
         """
-        if self.path is None:
-            raise ResultError("This result was not saved, so it has no predictions file.")
-        if not (name := self.files.get("predictions")):
-            what = "This result names no predictions file beside it."
-            raise ResultError(what, where=self.path, got=name)
-        path = self.path.with_name(name)
-        self.check_file("predictions", path)
-        table = PredictionTable.load(path)
+        self.check_file("predictions", self.predictions_path)
+        table = PredictionTable.load(self.predictions_path)
         if got := self.misstated(table):
             what = "The result is damaged: its accuracy is not that of its predictions."
             raise ResultError(what, where=self.path, got=got, next_step=_AGAIN)
@@ -363,10 +366,11 @@ def find_results(
 def latest_result(folder: Path, method: str, dataset: str | None = None) -> Result | None:
     """Return the newest result of a method: on this dataset or, if there is none, on any."""
     here = f"{slug(short_name(dataset))}-" if dataset else ""
-    paths = [(p.name.startswith(here), p.stat().st_mtime, p) for p in folder.glob("*.json")]
+    named = folder.glob(f"*-{method}-*.json")
+    paths = [(path.name.startswith(here), path.stat().st_mtime, path) for path in named]
     for *_, path in sorted(paths, reverse=True):
         with suppress(ResultError):
-            if f"-{method}-" in path.name and (result := Result.load(path)).method == method:
+            if (result := Result.load(path)).method == method:
                 return result
     return None
 

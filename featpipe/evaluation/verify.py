@@ -43,9 +43,7 @@ def verify_result(path: Path, models: Path) -> Result:
 
 def refuse_other_numbers(result: Result, next_step: str) -> None:
     """Raise ``ResultError`` if a number of a result is not that of its predictions."""
-    assert result.path is not None
-    name = result.files.get("predictions", "")
-    table = PredictionTable.load(result.path.with_name(name))
+    table = PredictionTable.load(result.predictions_path)
     try:
         wrong = list(differences(result, table))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -57,7 +55,7 @@ def refuse_other_numbers(result: Result, next_step: str) -> None:
         what = "The result states other numbers than its predictions give."
         got = "; ".join(text[:_LONGEST] for text in wrong[:_MOST_NAMED]) + more
         raise ResultError(what, where=result.path, got=got, next_step=next_step)
-    result.predictions()  # whose digest is compared
+    result.check_file("predictions", result.predictions_path)
 
 
 def differences(result: Result, table: PredictionTable) -> Iterator[str]:
