@@ -164,10 +164,8 @@ def load_model(path: Path) -> TrainedModel:
             bundle = load_skops(path)
         version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
         if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
-            advice = "train it again, then delete it"
-            raise ResultError(
-                "The model was written by featpipe 0.1.", where=path, next_step=advice
-            )
+            what, advice = "This is a model of featpipe 0.1.", "train it again, then delete it"
+            raise ResultError(what, where=path, next_step=advice)
         if foreign:
             what = "The model holds types that are not trusted, so it is not loaded."
             raise ResultError(what, where=path, got=", ".join(foreign))

@@ -204,7 +204,7 @@ def _refuse_repeated_images(
     if shared or one["fingerprint"] == other["fingerprint"]:
         what = "The test rows are training rows: the same images would train and test."
         both = f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None
-        advice = "name another test split, or let one be cut: --protocol holdout:0.2"
+        advice = "name another test split, or hold out rows: --protocol holdout:0.2"
         raise FitError(what, where=f"{train.path} and {test.path}", got=both, next_step=advice)
 
 
@@ -217,7 +217,7 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
     groups, by = rows.groups, grouped_by(store)
     if groups is not None and len(np.unique(groups)) == 1:
         alike, got = "identical or in one cluster", None
-        advice = "add different images; featpipe audit lists what is alike"
+        advice = "add different images; featpipe audit lists identical ones"
         if by:
             alike, got = "in one group", f"{store.groups[rows.rows[0]]!r}, by {by}"
             advice = "extract with groups that are smaller (--group-by), or with none"
