@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from featpipe.backbones.base import Backbone
 from featpipe.errors import FeatpipeError, ResultError, UsageError
-from featpipe.evaluation.linear import SoftmaxClassifier, linear_form
-from featpipe.evaluation.models import LEAST, TrainedModel
+from featpipe.evaluation.classifier import LEAST, SoftmaxClassifier, linear_form
+from featpipe.evaluation.models import TrainedModel
 from featpipe.evaluation.result import Result
 from featpipe.lazy import Lazy, check_installed
 from featpipe.prediction import Predictor, open_predictor

@@ -1,4 +1,4 @@
-"""From the predictions of all splits to a Result, its files, and the line in the terminal."""
+"""From the predictions of all splits to a Result, its files and the summary in the terminal."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from featpipe.evaluation.leaks import (
 from featpipe.evaluation.metrics import (
     Predictions,
     classification_metrics,
-    metrics_from_confusion,
-    reliability_curve,
+    metrics_over_models,
 )
 from featpipe.evaluation.protocol import CHOSEN, Split, group_notes, grouped_by
 from featpipe.evaluation.result import PredictionTable, Result
@@ -57,7 +56,7 @@ class SplitPredictions:
     probabilities: bool = False  # whether the scores are probabilities
     other: bool = False  # whether "other" may be predicted; its column is the last
     without_source: tuple[str, ...] | None = None  # classes that a label map cannot predict
-    facts: dict[str, Any] = field(default_factory=dict)  # what else is recorded of this split
+    facts: dict[str, Any] = field(default_factory=dict)  # what else its record holds
 
     def named(self, table: PredictionTable) -> Predictions:
         """Return predictions of this method, or of all its models, with the names of classes."""
@@ -81,7 +80,7 @@ class SplitPredictions:
 
 @dataclass(frozen=True, eq=False)
 class MethodOutput:
-    """What a method gave on all splits, before it becomes a Result."""
+    """The output of a method on all splits, before it becomes a Result."""
 
     title: str  # its name in tables, unless the step has a title
     splits: list[SplitPredictions]
@@ -111,7 +110,7 @@ def prediction_table(splits: Sequence[SplitPredictions]) -> PredictionTable:
 
 
 def training_sets(splits: Sequence[Split]) -> dict[str, Any]:
-    """Return what statistics need to know of the training rows, ready for JSON.
+    """Return what the statistics need to know about the training rows, ready for JSON.
 
     ``sets`` are fingerprints of the images that trained each model, equal for equal images whatever
     the features; ``rows`` their mean number; ``overlap`` the mean of |s ∩ t| / √(|s||t|) over pairs
@@ -144,64 +143,38 @@ def summarise(
 ) -> dict[str, Any]:
     """Return metrics over all splits, with intervals and the spread over models.
 
-    Counts and calibration are those of the pooled predictions: the few rows of a split leave noise
-    in every bin, which averaging would keep. Metrics of a ranking are averaged over the splits,
-    because scores of different models have no common scale.
-
-    ``training`` is what :func:`training_sets` says of the splits; None where nothing is trained,
-    so that models do not differ.
+    ``training`` is that of :func:`training_sets`; None if nothing is trained, so that models do not
+    differ.
     """
-    metrics = [record["metrics"] for record in records]
-    accuracy, values = accuracy_interval(table.correct, table.row), metrics[0]
-    spread: dict[str, Any] = {}
-    if len(metrics) > 1:
-        counts = np.sum([m["confusion"] for m in metrics], axis=0)
-        values = metrics_from_confusion(counts, pooled.classes, pooled.other)
+    accuracy = accuracy_interval(table.correct, table.row)
+    values, spread = records[0]["metrics"], dict[str, Any]()
+    if len(records) > 1:
+        values, spread = metrics_over_models([record["metrics"] for record in records], pooled)
         values["accuracy"] = accuracy.value
-        if pooled.confidence is not None:
-            values["ece"] = reliability_curve(pooled)["ece"]
-        undefined = metrics[0]["undefined"]
-        for name in [k for k, v in metrics[0].items() if isinstance(v, float) or k in undefined]:
-            each = [m[name] for m in metrics]
-            lacking = sum(value is None for value in each)
-            if not lacking:
-                spread[name] = mean_sd(each)
-                values.setdefault(name, float(np.mean(each)))
-            elif name not in values:
-                values[name] = None
-                why = next(m["undefined"][name] for m in metrics if m[name] is None)
-                values["undefined"][name] = f"{why} (in {lacking} of {len(metrics)} splits)"
-        for entry, *each in zip(
-            values["per_class"], *(m["per_class"] for m in metrics), strict=True
-        ):
-            for name in each[0].keys() - entry.keys():
-                if all(one.get(name) is not None for one in each):
-                    entry[name] = float(np.mean([one[name] for one in each]))
-    intervals = metric_intervals(pooled, table.row, table.split, values)
-    summary: dict[str, Any] = {
-        "accuracy": accuracy.as_dict(),
-        "accuracy_methods": None,  # with respect to other training images, too
-        "reason_methods": None,  # why it is not known
-        "metrics": values,
-        "intervals": {name: interval.as_dict() for name, interval in intervals.items()},
-        "spread": {} if training is None else spread,
-    }
     answers = Answers.of(table.row, table.correct, table.split, training)
-    parts: dict[str, Any] = {"training_sd": None, "few_rows_sd": None}  # of the deviation
+    methods, reason = None, None
+    parts: dict[str, float | None] = {"training_sd": None, "few_rows_sd": None}  # of the deviation
     if (sets := answers.training) is None:
-        parts["reason"] = summary["reason_methods"] = NOTHING_TRAINED
+        reason, spread = NOTHING_TRAINED, {}
     elif sets.distinct < 2:
-        why = ONE_TRAINING_SET if len(sets.sets) == 1 else SAME_TRAINING_SET
-        parts["reason"] = summary["reason_methods"] = why
+        reason = ONE_TRAINING_SET if len(sets.sets) == 1 else SAME_TRAINING_SET
     else:
         keys, shares = answers.by_training_set
         interval, variance = methods_interval(shares, *np.divmod(keys, sets.distinct), sets)
-        summary["accuracy_methods"] = interval.as_dict()
-        parts |= {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
-        parts["reason"] = OTHER_ROWS if variance.training_sd is None else None
-    if "accuracy" in summary["spread"]:
-        summary["spread"]["accuracy"] |= parts
-    return summary
+        methods = interval.as_dict()
+        parts = {"training_sd": variance.training_sd, "few_rows_sd": variance.few_rows_sd}
+    if "accuracy" in spread:
+        inseparable = OTHER_ROWS if methods and parts["training_sd"] is None else None
+        spread["accuracy"] |= {**parts, "reason": reason or inseparable}
+    intervals = metric_intervals(pooled, table.row, table.split, values)
+    return {
+        "accuracy": accuracy.as_dict(),
+        "accuracy_methods": methods,  # with respect to other training images, too
+        "reason_methods": reason,  # why it is not known
+        "metrics": values,
+        "intervals": {name: interval.as_dict() for name, interval in intervals.items()},
+        "spread": spread,
+    }
 
 
 def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -217,26 +190,24 @@ def low_shot_curve(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def build_result(
     step: Step, key: str, protocol: str, output: MethodOutput, context: Context
 ) -> tuple[Result, PredictionTable]:
-    """Make the Result of a method, with the predictions that are stored beside it.
+    """Make the Result of a method, and the table of predictions to store with it.
 
-    ``key`` is the fingerprint of what the numbers follow from, ``protocol`` is never ``"auto"``.
+    ``key`` is the fingerprint of everything that determines the numbers; ``protocol`` is never
+    ``"auto"``.
     """
     settings, first = step.settings(), output.splits[0]
     stores = list({s.path: s for s in (first.split.train.store, first.split.test.store)}.values())
     test, manifest = first.split.test.store, stores[0].manifest
-    table = prediction_table(output.splits)
-    records = [one.record() for one in output.splits]
-    headline, extra = output.splits, dict(output.extra)
-    numbers = list(range(len(records)))
-    if curve := low_shot_curve(records):  # the headline of a low-shot result is its largest N
-        largest = curve[-1]["train_per_class"]
-        numbers = [i for i in numbers if records[i]["train_per_class"] == largest]
-        headline = [output.splits[i] for i in numbers]
-        table = table.only_splits(numbers)
-        extra["low_shot"] = curve
-    training = None
+    records, extra = [one.record() for one in output.splits], dict(output.extra)
+    table, training = prediction_table(output.splits), None
+    curve = low_shot_curve(records)
+    largest = curve[-1]["train_per_class"] if curve else None  # the headline of a low-shot result
+    numbers = [i for i, record in enumerate(records) if record["train_per_class"] == largest]
+    headline = [output.splits[i] for i in numbers]
+    splits = [one.split for one in headline]
+    if curve:
+        extra["low_shot"], table = curve, table.only_splits(numbers)
     if output.trains:
-        splits = [one.split for one in headline]
         extra["leaks"] = account_of_leaks(splits, [one.predicted for one in headline])
         training = {"splits": numbers, **training_sets(splits)}
     if context.recipe is not None:
@@ -277,13 +248,13 @@ def build_result(
 
 
 def _described(store: FeatureStore, layer: str | None) -> dict[str, Any]:
-    """Return a store as a result keeps it."""
+    """Return the entry of a store in a result."""
     facts = {name: getattr(store, name) for name in ("fingerprint", "manifest", "run")}
     return {"path": str(store.path), "layer": layer or store.layers[0], **facts}
 
 
 def _cost(output: MethodOutput, stores: Sequence[FeatureStore]) -> dict[str, Any]:
-    """Add what the features took; a store that methods share counts in full for each of them."""
+    """Add the cost of the features; a store that methods share counts in full for each of them."""
     extraction = sum(store.run["seconds"] for store in stores)
     return {
         **output.cost,
@@ -300,7 +271,7 @@ def _notes(
     protocol: str,
     extra: Mapping[str, Any],
 ) -> list[str]:
-    """Return what a reader of the numbers must know, leaks first."""
+    """Return what readers of the numbers must know, leaks first."""
     leaks = extra.get("leaks")
     notes = [note_of_leaks(leaks)]
     if settings.get("protocol") == "auto":
@@ -331,8 +302,8 @@ def save_result(
 ) -> None:
     """Write the predictions first and the JSON last: a result that exists has all its files.
 
-    The JSON has the digests of the predictions and of the ``model``, which is there already, with
-    the JSON beside it if it is a network.
+    The JSON holds the digests of the predictions and of the ``model``, which exists already; a
+    network has a JSON file of its own.
     """
     files = {"predictions": path.with_name(f"{path.stem}.predictions.npz")}
     if model is not None:
@@ -350,18 +321,18 @@ def complete_result(
 ) -> Result | None:
     """Return the result at a path if it, its predictions and its model are all there.
 
-    ``models`` is the folder of the model; without it, none is asked for.
-
-    One that was changed after it was written is a ``ResultError``: nothing damaged is up to date.
+    ``models`` is the folder of the model; without it, none is asked for, nor is one that could not
+    be saved. A file that was changed after it was written is a ``ResultError``: nothing damaged is
+    up to date.
     """
     if not path.exists():
         return None
     result = Result.load(path)
-    if "predictions" not in result.files or (models is not None and "model" not in result.files):
+    saved = models is None or "model" in result.files or "not_saved" in result.extra
+    if "predictions" not in result.files or not saved:
         return None
     files = {k: models / f for k, f in result.files.items() if models and k != "predictions"}
-    predictions = path.with_name(result.files["predictions"])
-    if not all(file.exists() for file in (predictions, *files.values())):
+    if not all(file.exists() for file in (result.predictions_path, *files.values())):
         return None
     for kind, file in files.items():
         result.check_file(kind, file, hashes)
@@ -370,7 +341,7 @@ def complete_result(
 
 
 def renamed(result: Result, title: str | None, default: str) -> Result:
-    """Give an existing result the title asked for; nothing is computed again for a name."""
+    """Give an existing result a new title; nothing is computed again for it."""
     if result.path is not None and result.settings["title"] != title:
         result.settings["title"], result.title = title, title or default
         result.save(result.path)
@@ -378,7 +349,7 @@ def renamed(result: Result, title: str | None, default: str) -> Result:
 
 
 def outcome_of(result: Result, status: str) -> Outcome:
-    """Say in the terminal, and as data, what was measured."""
+    """Return what was measured, as text for the terminal and as data."""
     summary = result.summary
     accuracy, metrics = summary["accuracy"], summary["metrics"]
     spread, methods = summary["spread"].get("accuracy"), summary["accuracy_methods"]

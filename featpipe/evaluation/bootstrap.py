@@ -1,4 +1,4 @@
-"""Bootstrap intervals over test rows for metrics that are no plain mean over rows.
+"""Bootstrap intervals over test rows for metrics that are not plain means over rows.
 
 A resample draws rows with replacement and takes each with all of its predictions. Every metric
 here follows from sums over rows, so a table of sums × rows gives all resamples in one product.
@@ -40,8 +40,8 @@ def metric_intervals(
     Percentile intervals (Davison and Hinkley 1997, section 5.3.1) with two particulars:
 
     * *ROC AUC*, a mean over models, is resampled to first order, by what each prediction adds to it
-      (:func:`auc_contributions`). Ranking anew in each resample differs by terms of order 1/n and
-      takes 35 s instead of 0.1 s for 8000 rows of ten classes.
+      (:func:`auc_contributions`). New rankings in each resample would differ by terms of order 1/n
+      and take 35 s instead of 0.1 s for 8000 rows of ten classes.
     * *ECE* is biased upwards: noise in a bin adds to it whatever its sign, and a resample has that
       noise twice. The upper limit is the percentile, which errs on the safe side; the lower one is
       the value less what noise can have added, a quantile of Σ |change of a bin's gap|.
@@ -71,15 +71,15 @@ def metric_intervals(
     sums = _resampled(tables, n, resamples, seed)
 
     how = f"bootstrap over rows, {resamples} resamples, seed {seed}"
-    hits, support = sums["hits"], sums["support"]
-    found = {
-        "balanced_accuracy": (_mean_ratio(hits, support), how),
-        "macro_f1": (_mean_ratio(2 * hits, support + sums["predicted"]), how),
+    recall = _mean_ratio(sums["hits"], sums["support"])
+    f1 = _mean_ratio(2 * sums["hits"], sums["support"] + sums["predicted"])
+    limits = {
+        "balanced_accuracy": (*np.quantile(recall, _TAILS), how),
+        "macro_f1": (*np.quantile(f1, _TAILS), how),
     }
     if "auc" in sums:
         area = values["roc_auc_macro"] + sums["auc"][0]
-        found["roc_auc_macro"] = area, f"{how}, of placement values"
-    limits = {name: (*np.quantile(drawn, _TAILS), text) for name, (drawn, text) in found.items()}
+        limits["roc_auc_macro"] = (*np.quantile(area, _TAILS), f"{how}, of placement values")
     if "gaps" in sums:
         gaps = sums["gaps"] / sums["support"].sum(axis=0)
         noise = np.abs(gaps - tables["gaps"].sum(axis=1)[:, None] / len(right)).sum(axis=0)

@@ -1,4 +1,4 @@
-"""Fit one probe on splits: choose on training rows, refit on all of them, test once."""
+"""Fit one probe on splits: choose on training rows, refit on all of them, test once, calibrate."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import joblib
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.base import BaseEstimator
 from threadpoolctl import threadpool_limits
 
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation import on_ray
 from featpipe.evaluation.assemble import SplitPredictions
-from featpipe.evaluation.models import predict_with_scores
+from featpipe.evaluation.classifier import as_logits, predict_with_scores
 from featpipe.evaluation.protocol import RowSet, Split, StoredRows, no_labels, validation_folds
 from featpipe.probes.base import Probe
 from featpipe.probes.solvers import ScikitLearn, Strategy, learners
@@ -29,6 +31,7 @@ from featpipe.progress import SILENT, Progress
 _SECONDS_PER_VALUE = 2.5e-7
 _WORTH_WORKERS_SECONDS = 10.0
 _REFERENCE_TOL = 1e-6  # by default L-BFGS stops while a tenth of a probability may still change
+_WIDEST = 12.0  # range of the logarithm of a temperature, both ways
 _BATCHED_BYTES = 12  # of memory for each feature of a row, where all are fitted together
 
 
@@ -38,9 +41,8 @@ def fit_splits(
     """Fit a probe on every split.
 
     Results do not depend on ``jobs``: splits are fitted in parallel, or the parts of a single one,
-    and sums have a fixed order. What fits all candidates together needs threads only,
-    scikit-learn processes. On a cluster, splits are fitted on its cores; of a single split, those
-    candidates that are not fitted together.
+    and sums have a fixed order. The batched solver uses threads, scikit-learn processes. On a
+    cluster, splits are fitted on its cores; of a single split, the candidates, unless batched.
 
     Yields
     ------
@@ -49,7 +51,7 @@ def fit_splits(
     predictions : SplitPredictions
         ``facts`` holds ``chosen`` (hyper-parameters, and how they were chosen), ``search`` (value,
         validation accuracy and convergence of each grid point), ``solver`` (which one, and what it
-        says of its solution), ``converged`` and ``seconds``.
+        reports about its solution), ``converged`` and ``seconds``.
     """
     for split in splits:
         check_rows(split, probe)
@@ -78,7 +80,7 @@ def fit_splits(
 
 
 def is_batched(splits: Sequence[Split], probe: Probe) -> bool:
-    """Return whether every split is fitted with all candidates together."""
+    """Return whether the batched solver fits every split, all candidates together."""
     width = splits[0].train.width(probe.layer)
     return all(probe.strategy(len(split.train), width).name == "batched" for split in splits)
 
@@ -128,12 +130,12 @@ def _choose(
     y = trained.labels
     cv = validation_folds(probe.validation, y, trained.groups, probe.seed)
     if cv is None:
-        return probe.default(), {"by": "default: too few rows per class to choose"}, []
+        return probe.default(), {"by": "default: too few rows of a class for validation"}, []
     folds, on = cv
     fewest = min(len(train) for train, _ in folds)
     values = [value for value in probe.candidates() if probe.admits(value, fewest)]
     if not values:
-        return probe.default(), {"by": "default: too few rows for the other values"}, []
+        return probe.default(), {"by": "default: too few training rows to validate any value"}, []
     found = strategy.search(X, y, folds, values, jobs)
     validated = sum(len(rows) for _, rows in folds)
     rows = [
@@ -150,7 +152,7 @@ def _choose(
 def _compare_with_reference(
     split: Split, probe: Probe, value: Any, answers: tuple[Any, Any, bool]
 ) -> dict[str, Any]:
-    """Fit the chosen model with scikit-learn's solver, precisely; say what it answers otherwise."""
+    """Fit the chosen model precisely with scikit-learn's solver, and compare the answers."""
     X, y = split.train.features(probe.layer), split.train.labels
     began = time.perf_counter()
     estimator, solved = ScikitLearn(probe, tol=_REFERENCE_TOL).fit(X, y, value, 1)
@@ -167,8 +169,63 @@ def _compare_with_reference(
     }
 
 
+def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> dict[str, Any]:
+    """Find the temperature that turns the scores of a probe into calibrated probabilities.
+
+    Scores, or the logarithms of probabilities, are divided by a temperature T and go through a
+    softmax (Guo et al. 2017, "On calibration of modern neural networks", section 4.2). T minimises
+    the log loss of held-out training rows under models with the same settings: ``chosen`` is the
+    result's record of what was chosen on these rows.
+
+    Returned are ``temperature`` with the number of ``rows`` it is fitted on and their ``log_loss``,
+    or the ``reason`` why there is none.
+    """
+    y = split.train.labels
+    if (parts := validation_folds("auto", y, split.train.groups, probe.seed)) is None:
+        return {"reason": "a class has too few training rows to hold some out"}
+    X, (folds, on) = training_rows(split, probe), parts
+    if isinstance(X, StoredRows):
+        return {"reason": "the training rows do not fit into memory"}
+    strategy = probe.strategy(*X.shape)
+    value = next((v for v in probe.candidates() if {**chosen, **probe.recorded(v)} == chosen), None)
+    known, n_classes, logits, truth = np.unique(y), len(split.train.store.classes), [], []
+    with threadpool_limits(1):
+        for train, held_out in folds:
+            try:
+                estimator, _ = strategy.fit(X[train], y[train], value, jobs)
+                _, scores, graded = predict_with_scores(estimator, X[held_out], n_classes)
+            except ValueError as error:  # more neighbours than rows, for example
+                return {"reason": f"a part of the training rows is not enough: {error}"}
+            if scores is None:
+                return {"reason": "the classifier gives no scores"}
+            logits.append(as_logits(scores[:, known], graded=graded))
+            truth.append(np.searchsorted(known, y[held_out]))
+    temperature, loss = fit_temperature(np.concatenate(logits), np.concatenate(truth))
+    return {"temperature": temperature, "log_loss": loss, "rows": sum(map(len, truth)), "on": on}
+
+
+def fit_temperature(logits: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the temperature with the least log loss, and that loss in nats per row.
+
+    Examples
+    --------
+    >>> logits = np.array([[2.0, 0.0]] * 4)  # right three times in four: log 3 would be
+    >>> temperature, _ = fit_temperature(logits, np.array([0, 0, 0, 1]))
+    >>> bool(abs(2 / temperature - np.log(3)) < 1e-3)
+    True
+    """
+    scale = float(np.abs(logits).max()) or 1.0
+
+    def loss(log_t: float) -> float:
+        scaled = logits / (scale * np.exp(log_t))
+        return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(truth)), truth]))
+
+    found = minimize_scalar(loss, bounds=(-_WIDEST, _WIDEST), method="bounded")
+    return scale * float(np.exp(found.x)), float(found.fun)
+
+
 def training_rows(split: Split, probe: Probe) -> NDArray[np.float32] | StoredRows:
-    """Return the features of the training rows, or what reads them where memory is short."""
+    """Return the features of the training rows; if memory is short, they are read in blocks."""
     n, width = len(split.train), split.train.width(probe.layer)
     scarce = n * width * _BATCHED_BYTES > psutil.virtual_memory().available / 2
     if scarce and probe.strategy(n, width).reads_blocks:
@@ -214,7 +271,7 @@ def check_rows(split: Split, probe: Probe | None = None) -> None:
 def workers_for(splits: Sequence[Split], probe: Probe, jobs: int) -> int:
     """Return how many processes to use: one where starting more costs more than it saves.
 
-    What fits all candidates together uses threads.
+    The batched solver uses threads.
     """
     if jobs == 0:
         raise UsageError("--jobs cannot be 0.", expected="-1 (one per core), or 1 and more")
@@ -237,7 +294,7 @@ def n_fits(split: Split, probe: Probe) -> int:
 
 
 def check_memory(splits: Sequence[Split], probe: Probe, workers: int, available: float) -> None:
-    """Refuse a fit that would not fit into the ``available`` bytes of memory, before it starts."""
+    """Refuse a fit that needs more than the ``available`` bytes of memory, before it starts."""
     largest, width = max(len(split.train) for split in splits), splits[0].train.width(probe.layer)
     reads_blocks = probe.strategy(largest, width).reads_blocks
     alone = largest * width * probe.bytes_per_value
@@ -260,7 +317,7 @@ def check_memory(splits: Sequence[Split], probe: Probe, workers: int, available:
 def n_parameters(estimator: BaseEstimator) -> int | None:
     """Return how many numbers a fitted classifier has learned: weights, biases, means.
 
-    Neighbours learn none; of what learns in another way, such as a tree, the number is not known.
+    Neighbours learn none; for other kinds, such as trees, the number is not known.
     """
     names = ("coef_", "intercept_", "means_")
     solvers = learners(estimator)

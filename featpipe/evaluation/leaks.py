@@ -1,7 +1,7 @@
 """Test images that were seen before: by the probe in training, or by the backbone in pretraining.
 
-What published weights were trained on is known of the model, what images were drawn from is known
-of the dataset. Nothing is claimed of users' own images.
+Models state what their published weights were trained on, datasets where their images come from.
+Nothing is claimed about users' own images.
 """
 
 from __future__ import annotations
@@ -32,18 +32,28 @@ def pixels_known(splits: Iterable[Split]) -> bool:
     return all(part.store.has_looks for split in splits for part in (split.train, split.test))
 
 
-def shared(rows: RowSet, others: RowSet) -> NDArray[np.bool_]:
-    """Return which rows show an image that is among others, where :func:`pixels_known`."""
-    return np.isin(_digests(rows.store)[rows.rows], _digests(others.store)[others.rows])
+def image_numbers(stores: Iterable[FeatureStore]) -> dict[FeatureStore, NDArray[np.int64]]:
+    """Return a number for each row of the stores; equal pixels have equal numbers."""
+    digests = {store: np.asarray(store.digests) for store in stores}
+    numbers = np.unique(np.concatenate([*digests.values()]), return_inverse=True)[1]
+    parts = np.split(numbers, np.cumsum([len(each) for each in digests.values()])[:-1])
+    return dict(zip(digests, parts, strict=True))
+
+
+def shared(
+    rows: RowSet, others: RowSet, images: Mapping[FeatureStore, NDArray[np.int64]]
+) -> NDArray[np.bool_]:
+    """Return which rows show an image of the other rows; ``images`` numbers those of each store."""
+    return np.isin(images[rows.store][rows.rows], images[others.store][others.rows])
 
 
 def first_of_same_image(store: FeatureStore) -> NDArray[np.int64]:
     """Return for each row the first one with the same pixels; a skipped row is like no other."""
-    _, first, place = np.unique(_digests(store), return_index=True, return_inverse=True)
-    found = first[place].astype(np.int64)
+    numbers = image_numbers([store])[store]
+    first = np.unique(numbers, return_index=True)[1][numbers].astype(np.int64)
     skipped = list(store.skipped)
-    found[skipped] = skipped
-    return found
+    first[skipped] = skipped
+    return first
 
 
 def account_of_leaks(
@@ -54,25 +64,31 @@ def account_of_leaks(
     ``predicted`` are the answers for the test rows of each split. The account has ``test_images``,
     ``leaked``, ``accuracy``, and if any image leaked ``relabelled`` (how many of them have a label
     that no copy in training has), ``accuracy_without`` (an interval; None if no image is left) and
-    ``ids``; ``not_trained``, ids of the training store that train nothing and are not tested, as
-    those that a list leaves out (unless they are more than 10,000); ``trained``, of a low-shot
-    draw, ids of those that do train (likewise); ``repeated``, how many rows of
-    the stores show an image of a row before, and ``conflicting``, how many of these have another
-    label. None where pixels are not known.
+    ``ids``; ``not_trained``, ids of the training store that neither train nor test, such as those
+    that a list leaves out (unless they are more than 10,000); ``trained``, for a low-shot draw, ids
+    of those that do train (likewise); ``repeated``, how many rows of the stores show an image of an
+    earlier row, and ``conflicting``, how many of these have another label. None where pixels are
+    not known.
     """
     if not pixels_known(splits):
         return None
-    leaked = np.concatenate([shared(split.test, split.train) for split in splits])
+    parts = [part for split in splits for part in (split.train, split.test)]
+    images = image_numbers(part.store for part in parts)
+    labelled = {store: n * len(store.classes) + store.labels for store, n in images.items()}
+    leaked = np.concatenate([shared(s.test, s.train, images) for s in splits])
     ids = np.concatenate([split.test.ids for split in splits])
     rows = np.unique(ids, return_inverse=True)[1]
     correct = np.concatenate(predicted) == np.concatenate([s.test.labels for s in splits])
-    used: dict[FeatureStore, list[RowSet]] = {}
-    for part in (part for split in splits for part in (split.train, split.test)):
-        used.setdefault(part.store, []).append(part)
-    repeated, conflicting = np.sum([_repeats(parts) for parts in used.values()], axis=0).tolist()
+    repeated = conflicting = 0
+    for store, numbers in images.items():
+        used = np.unique(np.concatenate([part.rows for part in parts if part.store is store]))
+        _, first, place = np.unique(numbers[used], return_index=True, return_inverse=True)
+        labels = store.labels[used]
+        repeated += len(used) - len(first)
+        conflicting += int(np.count_nonzero(labels != labels[first[place]]))
     train = splits[0].train.store
-    others = [part.rows for s in splits for part in (s.train, s.test) if part.store is train]
-    idle = np.setdiff1d(train.usable, np.concatenate(others))
+    others = np.concatenate([part.rows for part in parts if part.store is train])
+    idle = np.setdiff1d(train.usable, others)
     taught = np.unique(np.concatenate([split.train.rows for split in splits]))
     account: dict[str, Any] = {
         "repeated": repeated,
@@ -85,8 +101,8 @@ def account_of_leaks(
     if splits[0].train_per_class is not None and len(taught) <= _MOST_LISTED:
         account["trained"] = [train.ids[row] for row in taught]
     if leaked.any():
-        clash = np.concatenate([_relabelled(split.test, split.train) for split in splits])
-        account["relabelled"] = len(np.unique(rows[clash]))
+        alike = np.concatenate([shared(s.test, s.train, labelled) for s in splits])
+        account["relabelled"] = len(np.unique(rows[leaked & ~alike]))
         account["ids"] = np.unique(ids[leaked]).tolist()
     return account
 
@@ -108,7 +124,7 @@ def accuracies(
 
 
 def note_of_repeats(account: Mapping[str, Any] | None) -> str:
-    """Say how many images occur more than once within a split; empty where none does."""
+    """Return how many images occur more than once within a split, as a note; empty for none."""
     if account is None or not (n := account["repeated"]):
         return ""
     what = "One image is an exact copy" if n == 1 else f"{n} images are exact copies"
@@ -120,7 +136,7 @@ def note_of_repeats(account: Mapping[str, Any] | None) -> str:
 
 
 def note_of_leaks(account: Mapping[str, Any] | None) -> str:
-    """Say what leaked images mean for the accuracy; empty where there are none."""
+    """Return what leaked images mean for the accuracy, as a note; empty if there are none."""
     if account is None or not account["leaked"]:
         return ""
     if (without := account["accuracy_without"]) is None:
@@ -133,7 +149,7 @@ def note_of_leaks(account: Mapping[str, Any] | None) -> str:
 
 
 def count_of_leaks(account: Mapping[str, Any]) -> str:
-    """Say how many test images leaked, with no full stop."""
+    """Return how many test images leaked, in words without a full stop."""
     leaked, tested = account["leaked"], account["test_images"]
     are = "is an exact copy of a training image"
     if leaked > 1:
@@ -143,34 +159,10 @@ def count_of_leaks(account: Mapping[str, Any]) -> str:
     return f"{leaked} of {tested} test images ({100 * leaked / tested:.1f} %) {are}{clash}"
 
 
-def _digests(store: FeatureStore) -> NDArray[np.void]:
-    digests = store.digests
-    assert digests is not None  # asked for only where the pixels are known
-    return digests
-
-
-def _relabelled(rows: RowSet, others: RowSet) -> NDArray[np.bool_]:
-    """Return which rows show an image that is among others, but never with the row's label."""
-    here, there = _digests(rows.store)[rows.rows], _digests(others.store)[others.rows]
-    known = np.unique(np.concatenate([here, there]), return_inverse=True)[1]
-    images = known * (1 + max(rows.labels.max(initial=0), others.labels.max(initial=0)))
-    same = np.isin(images[: len(here)] + rows.labels, images[len(here) :] + others.labels)
-    return np.isin(known[: len(here)], known[len(here) :]) & ~same
-
-
-def _repeats(parts: Sequence[RowSet]) -> tuple[int, int]:
-    """Return how many rows show an image of a row before, and how many differ in their label."""
-    store, rows = parts[0].store, np.unique(np.concatenate([part.rows for part in parts]))
-    _, first, place = np.unique(_digests(store)[rows], return_index=True, return_inverse=True)
-    again = first[place] != np.arange(len(rows))
-    labels = store.labels[rows]
-    return int(again.sum()), int((again & (labels != labels[first[place]])).sum())
-
-
 def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str:
-    """Say that a backbone may have seen test images with their labels; empty where none is known.
+    """Return a note if a backbone may have seen test images with their labels, else nothing.
 
-    ``backbone`` is that of a manifest or, of a network that was fine-tuned, what it started as;
+    ``backbone`` is that of a manifest or, for a fine-tuned network, what it started from;
     ``tested`` is the dataset of the test rows in a manifest.
 
     Examples
@@ -182,14 +174,14 @@ def contamination(backbone: Mapping[str, Any], tested: Mapping[str, Any]) -> str
     'The backbone may have seen test images with their labels: it was trained on ImageNet-1k \
 (IMAGENET1K_V2), and Imagenette is a part of ImageNet.'
     """
-    model, weights = backbone["model"], backbone.get("weights", {}).get("name", "none")
+    model, about = backbone["model"], backbone.get("weights", {})
+    weights, trained_on = about.get("name", "none"), about.get("trained_on", "")  # of a family
     name, _, argument = tested["name"].partition(":")
     if weights == "none" or name not in DATASETS:
         return ""
-    published = model in MODELS and Path(weights).suffix not in WEIGHTS_SUFFIXES
     try:
-        trained_on = backbone.get("weights", {}).get("trained_on", "")  # that of a family
-        trained_on = automatic(model).trained_on if published else trained_on
+        if model in MODELS and Path(weights).suffix not in WEIGHTS_SUFFIXES:
+            trained_on = automatic(model).trained_on
         origins = DATASETS.get(name).origins(argument, tested["split"])
     except FeatpipeError:  # the package that brings one of them is broken
         return ""

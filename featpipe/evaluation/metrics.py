@@ -17,6 +17,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, log_loss,
 from featpipe.errors import ResultError
 from featpipe.evaluation.result import PredictionTable
 from featpipe.labelmap import OTHER
+from featpipe.statistics.intervals import mean_sd
 
 TOP_K = (2, 3, 5)
 ECE_BINS = 15  # the number of Guo et al. 2017, section 2
@@ -104,7 +105,7 @@ class Predictions:
 
     @property
     def ranking(self) -> NDArray[np.float64] | None:
-        """Scores, or else probabilities, as float64; None where there are neither."""
+        """Scores or, without them, probabilities, as float64; None if there are neither."""
         values = self.probabilities if self.scores is None else self.scores
         return None if values is None else np.asarray(values, dtype=np.float64)
 
@@ -129,7 +130,7 @@ def classification_metrics(
     ``without_source`` are, for a mapped classifier, target classes that no source class maps to.
     Their rows cannot be predicted right, so accuracy is given with and without them.
     """
-    columns = range(len(predictions.columns))
+    columns = np.arange(len(predictions.columns))
     confusion = confusion_matrix(predictions.y_true, predictions.y_pred, labels=columns)
     counts = confusion[: len(predictions.classes)]
     values = metrics_from_confusion(counts, predictions.classes, predictions.other)
@@ -141,7 +142,18 @@ def classification_metrics(
         right = predictions.correct[rows]
         values["accuracy_with_source"] = float(right.mean()) if rows.any() else none
     values |= _ranking_metrics(predictions, values["per_class"])
-    values |= _probability_metrics(predictions)
+    likely = predictions.probabilities
+    if likely is None:
+        why = _Undefined("the method gives no probabilities")
+        return _with_reasons({**values, "log_loss": why, "brier": why, "ece": why})
+    likely = likely.astype(np.float64)
+    likely /= likely.sum(axis=1, keepdims=True)  # float16 and float32 rounding
+    values["log_loss"] = _Undefined("there is only one class")
+    if len(columns) > 1:
+        values["log_loss"] = float(log_loss(predictions.y_true, likely, labels=columns))
+    gaps = likely - (predictions.y_true[:, None] == columns)
+    values["brier"] = float((gaps**2).sum(axis=1).mean())
+    values["ece"] = reliability_curve(predictions)["ece"]
     return _with_reasons(values)
 
 
@@ -192,6 +204,35 @@ def metrics_from_confusion(
         values["coverage"] = covered / n
         values["accuracy_covered"] = float(hits.sum() / covered) if covered else nothing
     return _with_reasons(values)
+
+
+def metrics_over_models(each: Sequence[Values], pooled: Predictions) -> tuple[Values, Values]:
+    """Return the metrics of several models together, and the spread of each metric over them.
+
+    Counts and calibration are those of the pooled predictions: the few rows of a split leave noise
+    in every bin, which averaging would keep. Metrics of a ranking are averaged over the models,
+    because scores of different models have no common scale.
+    """
+    counts = np.sum([metrics["confusion"] for metrics in each], axis=0)
+    values = metrics_from_confusion(counts, pooled.classes, pooled.other)
+    if pooled.confidence is not None:
+        values["ece"] = reliability_curve(pooled)["ece"]
+    spread: Values = {}
+    for name, one in each[0].items():
+        if not (isinstance(one, float) or name in each[0]["undefined"]):
+            continue
+        reasons = [metrics["undefined"][name] for metrics in each if metrics[name] is None]
+        if not reasons:
+            spread[name] = mean_sd([metrics[name] for metrics in each])
+            values.setdefault(name, spread[name]["mean"])
+        elif name not in values:
+            values[name] = None
+            values["undefined"][name] = f"{reasons[0]} (in {len(reasons)} of {len(each)} splits)"
+    for entry, *entries in zip(values["per_class"], *(m["per_class"] for m in each), strict=True):
+        for name in [name for name in entries[0] if name not in entry]:  # in a fixed order
+            if all(one.get(name) is not None for one in entries):
+                entry[name] = float(np.mean([one[name] for one in entries]))
+    return values, spread
 
 
 def _with_reasons(values: Values) -> Values:
@@ -245,23 +286,6 @@ def _ranking_metrics(predictions: Predictions, entries: list[Values]) -> Values:
             values[f"{name}_weighted"] = float(np.average(each[defined], weights=support[defined]))
             values[f"{name}_micro"] = float(area(members.ravel(), scores.ravel()))
     return values
-
-
-def _probability_metrics(predictions: Predictions) -> Values:
-    if predictions.probabilities is None:
-        why = _Undefined("the method gives no probabilities")
-        return {"log_loss": why, "brier": why, "ece": why}
-    probabilities = predictions.probabilities.astype(np.float64)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)  # float16 and float32 rounding
-    columns, loss = np.arange(len(predictions.columns)), float("nan")
-    truth = predictions.y_true[:, None] == columns
-    if len(columns) > 1:
-        loss = float(log_loss(predictions.y_true, probabilities, labels=columns))
-    return {
-        "log_loss": loss if len(columns) > 1 else _Undefined("there is only one class"),
-        "brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
-        "ece": reliability_curve(predictions)["ece"],
-    }
 
 
 def reliability_curve(predictions: Predictions, bins: int = ECE_BINS) -> dict[str, Any]:

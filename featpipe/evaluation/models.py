@@ -1,6 +1,6 @@
-"""A trained classifier: its answers with their scores, and the file that keeps it.
+"""The file of a trained classifier.
 
-Linear ones are kept as numbers (``.npz``), all others as skops keeps them; neither file holds a
+A linear one is stored as numbers (``.npz``), any other as skops stores it; neither file holds a
 pickle or runs code, and what was read is tried out before it is used.
 """
 
@@ -11,77 +11,46 @@ import math
 import zipfile
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featpipe.errors import ResultError
-from featpipe.evaluation import skops_file
-from featpipe.evaluation.linear import LinearClassifier, SoftmaxClassifier, linear_form, softmax
+from featpipe.evaluation.classifier import (
+    LinearClassifier,
+    SoftmaxClassifier,
+    linear_form,
+    predict_with_scores,
+    to_probabilities,
+)
 from featpipe.evaluation.result import Result
 from featpipe.fingerprint import check_archive, seal_archive
+from featpipe.lazy import Lazy
 from featpipe.workspace import atomic_write
 
+# They take seconds to import, which linear classifiers do not need.
+skops_io, sklearn_base, trees = Lazy("skops.io"), Lazy("sklearn.base"), Lazy("sklearn.tree._tree")
+
+# In addition to what skops trusts: plain classes, and trees, whose nodes are checked before use.
+_TRUSTED = [
+    "featpipe.probes.estimators.NearestMean",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
+]
+_BOOSTING, _FOREST = "sklearn.ensemble._gb", "sklearn.ensemble._forest"
+
 ENDINGS = (".npz", ".skops")
-LEAST = 1e-6  # a probability of zero, of which there is no logarithm
 _FORMAT = 2  # 1 is that of featpipe 0.1
-
-
-class Classifier(Protocol):
-    """What is asked of a fitted estimator; some have ``decision_function``, ``predict_proba``."""
-
-    classes_: Any
-    n_features_in_: int
-
-    def predict(self, X: Any, /) -> Any:
-        """Return the predicted classes."""
-
-
-def predict_with_scores(
-    estimator: Any, X: NDArray[Any], n_classes: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, bool]:
-    """Return predictions, a score for every class of the dataset, and whether it is a probability.
-
-    Classes that no training row had get the lowest score there is, or probability zero.
-    """
-    predicted = estimator.predict(X).astype(np.int64)
-    probabilities = hasattr(estimator, "predict_proba")
-    if probabilities:
-        known = estimator.predict_proba(X)
-    elif hasattr(estimator, "decision_function"):
-        known = estimator.decision_function(X)
-        if known.ndim == 1:  # scikit-learn gives one column for two classes
-            known = np.column_stack([-known, known])
-    else:
-        return predicted, None, False
-    lowest = 0.0 if probabilities else float(known.min()) - 1.0
-    scores = np.full((len(known), n_classes), lowest, dtype=np.float32)
-    scores[:, estimator.classes_] = known
-    return predicted, scores, probabilities
-
-
-def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
-    """Return scores, or the logarithms of what are probabilities."""
-    values = np.asarray(scores, dtype=np.float64)
-    return np.log(np.maximum(values, LEAST)) if graded else values
-
-
-def to_probabilities(
-    scores: NDArray[Any], known: NDArray[np.int64], temperature: float, *, graded: bool
-) -> NDArray[np.float64]:
-    """Return a probability for every class, of shape (n, classes); those not ``known`` have 0."""
-    logits = as_logits(scores[:, known], graded=graded) / temperature
-    found = np.zeros(scores.shape)
-    found[:, known] = softmax(logits)
-    return found
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A classifier with what is needed to use it on new images."""
+    """A classifier with what is needed to use it on new images; it must be able to answer."""
 
-    estimator: Classifier  # features → classes
+    estimator: Any  # fitted, as scikit-learn's are: features → classes
     classes: tuple[str, ...]
     backbone: dict[str, Any]  # its description, as in the store's manifest
     layer: str
@@ -90,6 +59,24 @@ class TrainedModel:
     request: dict[str, Any]  # options of the extraction that change the preprocessing
     temperature: float | None = None  # of its probabilities; None if they are not calibrated
     model: str = ""  # what the backbone was asked for as, where that is more than its name
+
+    def __post_init__(self) -> None:
+        for item in ("layer", "title", "model", "weights"):
+            if not isinstance(getattr(self, item), str):
+                raise TypeError(f"its {item} is not a string")
+        if not (self.temperature is None or 0 < self.temperature < math.inf):
+            raise ValueError("its temperature is not a positive number")
+        if not isinstance(self.backbone, dict):
+            raise TypeError("its backbone is not described")
+        if not all(isinstance(name, str) for name in self.classes):
+            raise TypeError("its classes have no names")
+        places = range(len(self.classes))
+        if not set(np.asarray(self.estimator.classes_).tolist()) <= {*places}:
+            raise ValueError("its numbers do not fit together")
+        row = np.zeros((1, self.estimator.n_features_in_), np.float32)
+        predicted, scores, _ = predict_with_scores(self.estimator, row, len(self.classes))
+        if predicted[0] not in places or not (scores is None or np.isfinite(scores).all()):
+            raise ValueError("its answers are not classes")
 
     def answer(
         self, features: NDArray[Any]
@@ -104,11 +91,11 @@ class TrainedModel:
 
 
 class UnsafeModelError(ResultError):
-    """A classifier that skops cannot keep, or only in a way that could run code when loaded."""
+    """A classifier that skops cannot store, or only in a way that could run code when loaded."""
 
 
 def save_model(path: Path, estimator: Any, result: Result) -> Path:
-    """Write a classifier and what it needs of its features; return ``path`` with its ending.
+    """Write a classifier and what describes its features; return ``path`` with its ending.
 
     Raises
     ------
@@ -137,7 +124,8 @@ def save_model(path: Path, estimator: Any, result: Result) -> Path:
                 np.savez(stream, about=text, **vars(linear))
         else:
             try:
-                foreign = skops_file.dump(temporary, {**about, "estimator": estimator})
+                skops_io.dump({**about, "estimator": estimator}, temporary)
+                foreign = untrusted_types(temporary)
             except (TypeError, ValueError, AttributeError, LookupError) as error:
                 raise UnsafeModelError(f"The model is not saved: {error}") from error
             if foreign:
@@ -160,73 +148,105 @@ def load_model(path: Path) -> TrainedModel:
     """
     if not path.is_file():
         raise ResultError("There is no such model.", where=path, next_step="featpipe results")
-    foreign: list[str] = []
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed, as no model of featpipe is")
+        bundle: Any = None
+        foreign = [] if path.suffix == ".npz" else untrusted_types(path)
         if path.suffix == ".npz":
-            bundle = _read_linear(path)
-        else:
-            bundle, foreign = skops_file.load(path)
+            with np.load(path, allow_pickle=False) as arrays:
+                bundle = json.loads(arrays["about"].tobytes())
+                kind = SoftmaxClassifier if bundle["softmax"] else LinearClassifier
+                weight, bias, known = (arrays[name] for name in ("weight", "bias", "classes_"))
+                bundle["estimator"] = kind(weight, bias, known, bool(arrays["unit"]))
+        elif not foreign:
+            bundle = load_skops(path)
         version = bundle.get("featpipe_model") if isinstance(bundle, dict) else None
         if version == 1 or foreign == ["featpipe.probes.neighbours.NearestMean"]:
-            what, advice = (
-                "This model was written by featpipe 0.1.",
-                "train it again, then delete it",
-            )
+            what, advice = "This is a model of featpipe 0.1.", "train it again, then delete it"
             raise ResultError(what, where=path, next_step=advice)
         if foreign:
             what = "The model holds types that are not trusted, so it is not loaded."
             raise ResultError(what, where=path, got=", ".join(foreign))
-        parts = {item.name for item in fields(TrainedModel)}
-        required = {item.name for item in fields(TrainedModel) if item.default is MISSING}
+        parts = {item.name: item.default is MISSING for item in fields(TrainedModel)}
+        required = {name for name, needed in parts.items() if needed}
         if version != _FORMAT or not required <= set(bundle):
             raise ResultError("This is not a model of featpipe.", where=path)
         check_archive(path)
-        known = {name: bundle[name] for name in parts & set(bundle)}
-        model = TrainedModel(**{**known, "classes": tuple(bundle["classes"])})
-        _try_out(model)
+        facts = {name: bundle[name] for name in parts if name in bundle}
+        return TrainedModel(**{**facts, "classes": tuple(facts["classes"])})
     except ResultError:
         raise
     except Exception as error:  # whatever NumPy, skops and estimators raise on damaged files
         what = f"The model cannot be read: {str(error).partition(chr(10))[0][:200]}"
         advice = "train it again: the same command with --force"
         raise ResultError(what, where=path, next_step=advice) from error
-    return model
 
 
-def _read_linear(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as arrays:
-        about: dict[str, Any] = json.loads(arrays["about"].tobytes())
-        kind = SoftmaxClassifier if about["softmax"] else LinearClassifier
-        weight, bias, known = (arrays[name] for name in ("weight", "bias", "classes_"))
-        about["estimator"] = kind(weight, bias, known, bool(arrays["unit"]))
-    places = range(len(about["classes"]))
-    if not (
-        weight.shape == (len(weight), len(known)) == (len(weight), *bias.shape)
-        and weight.dtype == bias.dtype == np.float64
-        and known.dtype == np.int64
-        and set(known.tolist()) <= {*places}
-        and (np.diff(known) > 0).all()
-    ):
-        raise ValueError("its numbers do not fit together")
-    return about
+def untrusted_types(path: Path) -> list[str]:
+    """Return the types in a file of skops that are not loaded."""
+    return sorted(set(skops_io.get_untrusted_types(file=path)) - set(_TRUSTED))
 
 
-def _try_out(model: TrainedModel) -> None:
-    """Raise whatever comes where a model cannot answer, or its facts are of other types."""
-    for item in ("layer", "title", "model", "weights"):
-        if not isinstance(getattr(model, item), str):
-            raise TypeError(f"its {item} is no text")
-    if not (model.temperature is None or 0 < model.temperature < math.inf):
-        raise ValueError("its temperature is no positive number")
-    if not isinstance(model.backbone, dict):
-        raise TypeError("its backbone is not described")
-    if not all(isinstance(name, str) for name in model.classes):
-        raise TypeError("its classes have no names")
-    row = np.zeros((1, model.estimator.n_features_in_), np.float32)
-    predicted, scores, _ = predict_with_scores(model.estimator, row, len(model.classes))
-    finite = scores is None or np.isfinite(scores).all()
-    if not 0 <= predicted[0] < len(model.classes) or not finite:
-        raise ValueError("its answers are no classes")
+def load_skops(path: Path) -> Any:
+    """Return what is in a file of skops; an exception of any kind if it is damaged."""
+    content = skops_io.load(path, trusted=_TRUSTED)
+    _check_arrays(content)
+    return content
+
+
+def _check_arrays(part: Any, owners: tuple[Any, ...] = ()) -> None:
+    """Refuse what compiled code of scikit-learn would follow blindly, out of its arrays.
+
+    No node of a tree may lead out of it, or back, or ask for a feature that it is not given.
+    ``owners`` are the estimators around a part. Each checks the features that it gets, unless its
+    methods are replaced, but boosting gives them to its trees, and forests used to, unchecked.
+    """
+    if isinstance(part, trees.Tree):
+        unchecked = [one for one in owners if type(one).__module__ in (_BOOSTING, _FOREST)]
+        takers = (*unchecked, *owners[-1:])
+        width = min([part.n_features, *(one.n_features_in_ for one in takers)])
+        left, right, nodes = part.children_left, part.children_right, np.arange(part.node_count)
+        below = (nodes < left) & (left < len(nodes)) & (nodes < right) & (right < len(nodes))
+        known = (part.feature >= 0) & (part.feature < width)
+        if not len(nodes) or not (below & known)[left != -1].all():
+            raise ValueError("a decision tree is damaged")
+    elif isinstance(part, sklearn_base.BaseEstimator):
+        if not _fits_together(part):
+            raise ValueError(f"the numbers of its {type(part).__name__} do not fit together")
+        for name, value in vars(part).items():
+            if callable(getattr(type(part), name, None)):
+                raise ValueError(f"{name}() of its {type(part).__name__} is replaced")
+            # What boosting starts from is an estimator like any other.
+            _check_arrays(value, owners if name in ("init", "init_") else (*owners, part))
+    elif isinstance(part, dict):
+        _check_arrays([*part, *part.values()], owners)
+    elif isinstance(part, np.ndarray) and part.dtype == object:
+        _check_arrays(part.ravel().tolist(), owners)
+    elif isinstance(part, list | tuple | set | frozenset):
+        for value in part:
+            _check_arrays(value, owners)
+    elif hasattr(part, "__dict__") and not isinstance(part, type):
+        _check_arrays(vars(part), owners)
+
+
+def _fits_together(one: Any) -> bool:
+    """Return whether arrays of boosting, neighbours and kernel machines have the sizes assumed.
+
+    Unfitted estimators, which ensembles keep for copies, have none.
+    """
+    module, n_classes = type(one).__module__, len(getattr(one, "classes_", ()))
+    if module == _BOOSTING and hasattr(one, "estimators_"):
+        columns = n_classes if n_classes > 2 else 1
+        start = len(getattr(one.init_, "classes_", one.classes_)) == n_classes
+        return start and one.n_trees_per_iteration_ == columns == one.estimators_.shape[1]
+    if module.startswith("sklearn.neighbors.") and hasattr(one, "_y"):
+        labels = one._y
+        return len(labels) == one.n_samples_fit_ and set(np.unique(labels)) <= {*range(n_classes)}
+    if module == "sklearn.svm._classes" and hasattr(one, "_dual_coef_"):
+        n, pairs = len(one.support_), n_classes * (n_classes - 1) // 2
+        shapes = one._dual_coef_.shape, one._intercept_.shape, one._n_support.shape
+        expected = (n_classes - 1, n), (pairs,), (n_classes,)
+        return shapes == expected and len(one.support_vectors_) == n == one._n_support.sum()
+    return True

@@ -1,4 +1,4 @@
-"""Fits on a Ray cluster; the features are in the object store of each node, once."""
+"""Fits on a Ray cluster; the object store of each node holds the features once."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_room(n_bytes: int) -> None:
 
 
 class PlacedArray(np.ndarray[Any, Any]):
-    """An array of which other processes get a reference: a node has it once, whoever asks."""
+    """An array that other processes get by reference: each node holds it once."""
 
     _reference: Any = None
 
@@ -81,7 +81,7 @@ def on_cluster(address: str, progress: Progress) -> Iterator[None]:
     """Have joblib work on the cluster."""
     with cluster.joined(address, progress), cluster.translate_ray_errors():
         ray_joblib.register_ray()
-        # Ray's pool reports that joblib's choice between fork and spawn means nothing to it.
+        # Ray's pool reports that it ignores joblib's choice between fork and spawn.
         logging.getLogger("ray.util.multiprocessing.pool").setLevel(logging.CRITICAL)
         with joblib.parallel_config("ray", n_jobs=-1):
             yield
@@ -89,13 +89,13 @@ def on_cluster(address: str, progress: Progress) -> Iterator[None]:
 
 def fit_there(fit: Callable[..., T], splits: Sequence[Split], probe: Probe) -> Iterator[T]:
     """Yield what ``fit(split, probe, 1)`` returns for each split, fitted on the cluster."""
-    stores = {id(part.store): part.store for s in splits for part in (s.train, s.test)}
-    layers = [store.features(probe.layer) for store in stores.values()]
+    stores = dict.fromkeys(part.store for split in splits for part in (split.train, split.test))
+    layers = [store.features(probe.layer) for store in stores]
     check_room(sum(math.prod(layer.shape) * layer.dtype.itemsize for layer in layers))
-    placed = {key: PlacedStore(store, probe.layer) for key, store in stores.items()}
+    placed = {store: PlacedStore(store, probe.layer) for store in stores}
 
     def there(part: RowSet) -> RowSet:
-        return replace(part, store=placed[id(part.store)])
+        return replace(part, store=placed[part.store])
 
     moved = [replace(split, train=there(split.train), test=there(split.test)) for split in splits]
     every = ray.put(moved)  # once, whatever the number of splits

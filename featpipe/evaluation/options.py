@@ -30,7 +30,7 @@ class RowOptions(Step):
     )
 
     def row_lists(self) -> dict[str, Any]:
-        """Return the options as they enter the identity: lists by their content."""
+        """Return the options for the identity, lists by their content."""
         read = {}
         for name, named in (("drop", self.drop), ("groups", self.groups)):
             if named is None:
@@ -55,5 +55,5 @@ class TrainingRowOptions(RowOptions):
     )
 
     def row_lists(self) -> dict[str, Any]:
-        """Add whether leaks are dropped: nothing else changes a number."""
+        """Add whether leaks are dropped, the only choice that changes a number."""
         return {**super().row_lists(), "leaks": "drop" if self.leaks == "drop" else "warn"}

@@ -29,7 +29,7 @@ Rows = NDArray[np.int64]
 
 _MOSTLY_ALONE = 0.9  # groups per row, from which on each row counts as a group
 _MOST_ALIKE = 0.01  # of the rows in one of them, then
-# What the notes of groups, and of a protocol that was not asked for, begin with.
+# How notes about groups, and about a protocol that was chosen automatically, begin.
 GROUPED, CHOSEN = "Grouped by ", "Protocol chosen automatically"
 _FAR = 0.05  # of the rows: if the share held out differs by more, a note says so
 _FINEST = 10  # a share of groups is a number of folds out of at most so many
@@ -84,7 +84,7 @@ class RowSet:
 
 
 class StoredRows:
-    """Features of rows that stay on the disk, read when some are asked for."""
+    """Features of rows that stay on disk; indexing reads those asked for."""
 
     dtype = np.dtype(np.float32)
 
@@ -94,7 +94,7 @@ class StoredRows:
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
         numbers = np.atleast_1d(self._rows[rows])
-        # Mapped anew each time: pages of a longer mapping stay in memory as long as there is some.
+        # A new mapping each time, because pages of a lasting one stay in memory.
         block = self._store.features(self._layer)[numbers].astype(np.float32)
         _need_finite(block, self._store.path)
         return block if np.ndim(self._rows[rows]) else block[0]
@@ -133,7 +133,7 @@ def make_splits(
     protocol, test = resolve(protocol, test)
     screening = screening or Screening()
     kind, number = grammar.protocol(protocol)
-    _need_other_images(train, test, trained=kind != "all")
+    _refuse_repeated_images(train, test, trained=kind != "all")
     rows = RowSet(train, train.usable, screening.together(train))
     test_rows = None if test is None else RowSet(test, test.usable)
     if kind == "all":  # no row trains, so only a method without training can be tested
@@ -187,7 +187,9 @@ def _spelled(kind: str, number: float | None) -> str:
     return kind if number is None else f"{kind}:{number}"
 
 
-def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, trained: bool) -> None:
+def _refuse_repeated_images(
+    train: FeatureStore, test: FeatureStore | None, *, trained: bool
+) -> None:
     """Refuse an image that occurs twice: it could train the model that it tests."""
     for store in [train] if test is None else [train, test]:
         if twice := [name for name, count in Counter(store.ids).items() if count > 1]:
@@ -202,12 +204,12 @@ def _need_other_images(train: FeatureStore, test: FeatureStore | None, *, traine
     if shared or one["fingerprint"] == other["fingerprint"]:
         what = "The test rows are training rows: the same images would train and test."
         both = f"{len(shared)} shared images of {one['name']} {one['split']}" if shared else None
-        advice = "name another test split, or let one be cut: --protocol holdout:0.2"
+        advice = "name another test split, or hold out rows: --protocol holdout:0.2"
         raise FitError(what, where=f"{train.path} and {test.path}", got=both, next_step=advice)
 
 
 def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
-    """Cut the rows of one store, stratified by class, into folds or once."""
+    """Divide the rows of one store, stratified by class, into folds or once."""
     kind, number = grammar.protocol(protocol)
     store, labels, n_folds = rows.store, rows.labels, int(number or 0) if kind == "kfold" else 2
     if not len(labels):
@@ -215,16 +217,16 @@ def _random_splits(rows: RowSet, protocol: str, seed: int) -> list[Split]:
     groups, by = rows.groups, grouped_by(store)
     if groups is not None and len(np.unique(groups)) == 1:
         alike, got = "identical or in one cluster", None
-        advice = "add different images; featpipe audit lists what is alike"
+        advice = "add different images; featpipe audit lists identical ones"
         if by:
             alike, got = "in one group", f"{store.groups[rows.rows[0]]!r}, by {by}"
             advice = "extract with groups that are smaller (--group-by), or with none"
         what = f"All labelled images are {alike}, which cannot both train and test."
         raise FitError(what, where=store.path, got=got, next_step=advice)
     counts = units_per_class(labels, groups, len(store.classes))
-    units = f"groups (by {by}) with images" if by else "images or clusters of images that are alike"
-    units = "images" if groups is None else units
     if few := np.flatnonzero((counts > 0) & (counts < n_folds)).tolist():
+        units = f"groups (by {by}) with images" if by else "images or clusters of similar images"
+        units = "images" if groups is None else units
         what = f"{protocol} needs at least {n_folds} labelled {units} of every class."
         got = "of " + ", ".join(f"{store.classes[c]}: {counts[c]}" for c in few[:5])
         got += " …" * (len(few) > 5)
@@ -253,11 +255,11 @@ def units_per_class(labels: Rows, groups: Rows | None, n_classes: int = 0) -> Ro
 
 
 def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Rows, Rows]]:
-    """Cut rows into two parts, once or in turn, with alike shares of every class.
+    """Divide rows into two parts, stratified by class: once, or once for each fold.
 
     ``how`` is ``"kfold:K"`` or ``"holdout:F"``; returned are rows that train, and those held out.
-    No group is in both parts. Where few rows share one with others, each group is cut as its first
-    row; else F is rounded to a number of at most ten folds by group.
+    No group is in both parts. If few rows share a group, groups are divided like their first rows;
+    otherwise F is rounded to a number of folds by group, out of at most ten.
     """
     kind, number = grammar.protocol(how)
     n_folds = int(number or 0) if kind == "kfold" else 0
@@ -284,23 +286,21 @@ def cut(how: str, labels: Rows, groups: Rows | None, seed: int) -> list[tuple[Ro
         share = min(max(share, Fraction(1, most)), Fraction(most - 1, most))
         n_folds, n_apart = share.denominator, share.numerator
     cv = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # of a class with fewer rows than folds, which is no harm here
+    with warnings.catch_warnings():  # about a class with fewer rows than folds, harmless here
         warnings.simplefilter("ignore", UserWarning)
         parts = list(cv.split(labels, labels, groups))
     if kind == "kfold":
         return parts
-    # Folds are drawn; others than the first are held out only where large groups make these unfit.
-    aimed = (number or 0.0) * len(labels)
-    chosen = parts[:n_apart]
-    if abs(_held_out(chosen) - aimed) > _FAR * len(labels):
-        several = map(list, combinations(parts, n_apart))
-        chosen = min(several, key=lambda some: abs(_held_out(some) - aimed))
+
+    def off(folds: Iterable[tuple[Rows, Rows]]) -> float:
+        return abs(sum(len(apart) for _, apart in folds) - (number or 0.0) * len(labels))
+
+    # Folds are random; others than the first are held out only where large groups make these unfit.
+    chosen: Iterable[tuple[Rows, Rows]] = parts[:n_apart]
+    if off(chosen) > _FAR * len(labels):
+        chosen = min(combinations(parts, n_apart), key=off)
     apart = np.sort(np.concatenate([held_out for _, held_out in chosen]))
     return [(np.setdiff1d(np.arange(len(labels)), apart), apart)]
-
-
-def _held_out(parts: Iterable[tuple[Rows, Rows]]) -> int:
-    return sum(len(apart) for _, apart in parts)
 
 
 def mostly_alone(groups: Rows) -> bool:
@@ -316,15 +316,20 @@ def grouped_by(store: FeatureStore) -> str:
 
 
 def group_notes(splits: Sequence[Split]) -> list[str]:
-    """Say what was kept together, and where a dataset's own split does not."""
+    """Return notes about groups: what was kept together, and what a dataset's own split divides."""
     if not (by := grouped_by(splits[0].test.store)):
         return []
-    sides = [(_group_names(split.train), _group_names(split.test)) for split in splits]
+
+    def names(rows: RowSet) -> set[str]:
+        groups = rows.store.groups
+        return {groups[row] for row in rows.rows} if groups else set()
+
+    sides = [(names(split.train), names(split.test)) for split in splits]
     straddling = max(len(train & test) for train, test in sides)
     across = "none of which is on both sides of a split."
     if straddling:
         across = f"{straddling} of which are on both sides of the dataset's own split."
-    every = set().union(*(names for both in sides for names in both))
+    every = set().union(*(side for both in sides for side in both))
     notes = []
     kind, _, asked = splits[0].name.partition(" ")
     held_out = len(splits[0].test) / max(1, len(splits[0].train) + len(splits[0].test))
@@ -338,11 +343,6 @@ def group_notes(splits: Sequence[Split]) -> list[str]:
         f"{GROUPED}{by}: {len(every)} groups, {across} Intervals and tests count "
         "images, as if those of a group were independent.",
     ]
-
-
-def _group_names(rows: RowSet) -> set[str]:
-    names = rows.store.groups
-    return {names[row] for row in rows.rows} if names else set()
 
 
 def low_shot(splits: Sequence[Split], sizes: Sequence[int], repeats: int, seed: int) -> list[Split]:

@@ -39,13 +39,12 @@ class OldResultError(ResultError):
 
 
 class ChangedResultError(ResultError):
-    """A result whose content is not what was written; ``result`` is what it says now."""
+    """A result whose content is not what was written; ``result`` is its present content."""
 
     def __init__(self, result: Result, why: ValueError) -> None:
         got = None
         with suppress(ResultError, LookupError, ValueError):
-            path = Path(result.path or "").with_name(result.files["predictions"])
-            got = result.misstated(PredictionTable.load(path))
+            got = result.misstated(PredictionTable.load(result.predictions_path))
         what, advice = f"The result cannot be trusted: {why}.", f"undo the change, or {_AGAIN}"
         super().__init__(what, where=result.path, got=got, next_step=advice)
         self.result = result
@@ -157,6 +156,16 @@ class Result:
             raise ChangedResultError(result, changed)
         return result
 
+    @property
+    def predictions_path(self) -> Path:
+        """The file of the predictions; a ``ResultError`` if there is none."""
+        if self.path is None:
+            raise ResultError("This result was not saved, so it has no predictions file.")
+        if not (name := self.files.get("predictions")):
+            what = "This result names no predictions file beside it."
+            raise ResultError(what, where=self.path, got=name)
+        return self.path.with_name(name)
+
     def predictions(self) -> PredictionTable:
         """Read the predictions beside the JSON.
 
@@ -165,14 +174,8 @@ class Result:
         ResultError
             If they are missing, changed, damaged, or of another accuracy than the result states.
         """
-        if self.path is None:
-            raise ResultError("This result was not saved, so it has no predictions file.")
-        name = self.files.get("predictions")
-        if not name:
-            what = "This result names no predictions file beside it."
-            raise ResultError(what, where=self.path, got=name)
-        self.check_file("predictions", self.path.with_name(name))
-        table = PredictionTable.load(self.path.with_name(name))
+        self.check_file("predictions", self.predictions_path)
+        table = PredictionTable.load(self.predictions_path)
         if got := self.misstated(table):
             what = "The result is damaged: its accuracy is not that of its predictions."
             raise ResultError(what, where=self.path, got=got, next_step=_AGAIN)
@@ -195,7 +198,7 @@ class Result:
             raise ResultError(what, where=path, expected=expected, got=got, next_step=_AGAIN)
 
     def misstated(self, table: PredictionTable) -> str | None:
-        """Say which accuracy is stated and which the predictions give; ``None`` if it is that."""
+        """Return the accuracy stated and that of the predictions, in words; ``None`` if equal."""
         stated = self.summary["accuracy"]["value"]
         if len(table.row) and abs(table.accuracy - stated) <= _ROUNDING:
             return None
@@ -207,7 +210,7 @@ del _TYPES["path"]
 
 
 def _wrong_keys(content: dict[str, Any]) -> set[str]:
-    """Return the keys that are missing, unknown, or hold what no result holds there."""
+    """Return the keys that are missing, unknown, or hold values of a wrong type."""
     wrong = {
         name
         for name in content.keys() | _TYPES.keys()
@@ -216,18 +219,17 @@ def _wrong_keys(content: dict[str, Any]) -> set[str]:
     if wrong:
         return wrong
     summary, accuracy = content["summary"], content["summary"].get("accuracy")
-    files, digests = content["files"].values(), content["digests"].values()
     measured = isinstance(accuracy, dict) and all(
         isinstance(accuracy.get(name), int | float) and math.isfinite(accuracy[name])
         for name in ("value", "low", "high")
     )
+    names = content["files"].values()
     fits = {
         "summary": measured and isinstance(summary.get("metrics"), dict),
         "dataset": isinstance(content["dataset"].get("name"), str),
-        "files": all(isinstance(name, str) and Path(name).name == name for name in files),
-        "digests": all(isinstance(digest, str) for digest in digests),
-        "splits": all(isinstance(one, dict) for one in content["splits"]),
-        "stores": all(isinstance(one, dict) for one in content["stores"]),
+        "files": all(isinstance(name, str) and Path(name).name == name for name in names),
+        "digests": all(isinstance(digest, str) for digest in content["digests"].values()),
+        **{key: all(isinstance(e, dict) for e in content[key]) for key in ("splits", "stores")},
     }
     return {name for name, right in fits.items() if not right}
 
@@ -364,10 +366,11 @@ def find_results(
 def latest_result(folder: Path, method: str, dataset: str | None = None) -> Result | None:
     """Return the newest result of a method: on this dataset or, if there is none, on any."""
     here = f"{slug(short_name(dataset))}-" if dataset else ""
-    paths = [(p.name.startswith(here), p.stat().st_mtime, p) for p in folder.glob("*.json")]
+    named = folder.glob(f"*-{method}-*.json")
+    paths = [(path.name.startswith(here), path.stat().st_mtime, path) for path in named]
     for *_, path in sorted(paths, reverse=True):
         with suppress(ResultError):
-            if f"-{method}-" in path.name and (result := Result.load(path)).method == method:
+            if (result := Result.load(path)).method == method:
                 return result
     return None
 
@@ -380,7 +383,7 @@ def latest_named(paths: Iterable[Path], name: str) -> Path | None:
 
 
 def locate_result(folder: Path, name: str) -> Path:
-    """Return the file of a result, named by its path or as it is called in a folder.
+    """Return the file of a result, given its path or its name in a folder.
 
     A part of a name, such as ``"svm"`` or ``"resnet50-svm"``, means the latest result of it.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,7 @@ from featpipe.evaluation.assemble import (
     renamed,
     save_result,
 )
-from featpipe.evaluation.calibration import calibrate
-from featpipe.evaluation.fitting import fit_splits, n_parameters
+from featpipe.evaluation.fitting import calibrate, fit_splits, n_parameters
 from featpipe.evaluation.leaks import pixels_known
 from featpipe.evaluation.models import UnsafeModelError, save_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits, mostly_alone, resolve
@@ -49,12 +49,12 @@ _MAPPED_ROWS = 4096  # logits are mapped in batches, without a float64 copy of a
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A method on its stores, every automatic choice made: what is computed, and what names it."""
+    """A method on its stores, with every automatic choice made, and the key of its result."""
 
     step: Evaluation
     protocol: str  # never "auto"
     splits: list[Split]
-    key: str  # fingerprint of what the numbers follow from
+    key: str  # fingerprint of everything that determines the numbers
     notes: Sequence[str] = ()  # which rows were left out
 
     @property
@@ -67,7 +67,7 @@ class Setup:
 
 
 def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = None) -> Setup:
-    """Split the rows of stores for a method, and name what follows from them; nothing is fitted.
+    """Split the rows of stores for a method and compute the key of its result; nothing is fitted.
 
     ``step`` is the method with its settings: ``Svm()``, ``Zeroshot(policy="group")`` … Without
     ``test``, the dataset's own test rows, the protocol splits the rows of ``train``.
@@ -85,7 +85,7 @@ def set_up(step: Evaluation, train: FeatureStore, test: FeatureStore | None = No
     splits = step.subsets(make_splits(protocol, train, test, step.seed, screening)[1])
     stores = [store.fingerprint for store in (train, test) if store is not None]
     inputs: dict[str, Any] = {"stores": stores, "scikit-learn": package_version("scikit-learn")}
-    if (kept := screening.together(train)) is not None:
+    if (kept := splits[0].train.together) is not None:
         units = len(np.unique(kept))
         if mostly_alone(kept) or units != len(set(train.groups)):  # not only the dataset's groups
             inputs["kept together"] = str(units)
@@ -114,16 +114,12 @@ def look_up(step: Evaluation, context: Context) -> tuple[Setup, Path, Result | N
         return setup, path, None
     models = context.workspace.models if getattr(step, "save_model", False) else None
     existing = complete_result(path, models, FileHashes(context.workspace.hashes))
-    if existing is None and models is not None:
-        existing = complete_result(path)
-        existing = existing if existing and "not_saved" in existing.extra else None
     if existing and isinstance(step, Probe) and existing.extra.get("leaks") is None:
-        # Written by a version that did not look for leaks.
+        # Evaluated without digests of pixels, or by a version that did not look for leaks.
         existing = None if pixels_known(setup.splits) else existing
     if existing and getattr(step, "check_solver", False):
-        unchecked = (split for split in existing.splits if "reference" not in split)
-        if any(split["solver"]["name"] == "batched" for split in unchecked):
-            existing = None
+        batched = (s for s in existing.splits if s["solver"]["name"] == "batched")
+        existing = existing if all("reference" in split for split in batched) else None
     return setup, path, existing
 
 
@@ -162,14 +158,14 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
         for fit in fit_splits(splits, probe, context.jobs, context.progress):
             fits.append(fit)
             task.advance()
-    predictions = [predicted for _, predicted in fits]
-    facts, estimator = [one.facts for one in predictions], fits[0][0]
+    estimator, predictions = fits[0][0], [predicted for _, predicted in fits]
+    facts = [one.facts for one in predictions]
     # As the headline of a low-shot result is its largest N, so are its costs.
     largest = max(split.train_per_class or 0 for split in splits)
     paid = [f for f, s in zip(facts, splits, strict=True) if (s.train_per_class or 0) == largest]
     cost = {f"{part}_seconds": sum(one["seconds"][part] for one in paid) for part in PARTS}
     cost["parameters_trained"] = n_parameters(estimator)
-    notes, chosen, name = _row_notes(splits), [one["chosen"] for one in facts], probe.tuned
+    notes = _row_notes(splits)
     if stopped := sum(not one["converged"] for one in facts):
         notes.append(
             f"The solver did not converge in {stopped} of {len(facts)} fits; "
@@ -177,41 +173,34 @@ def train_and_test(probe: Probe, splits: list[Split], context: Context) -> Metho
         )
     if predictions[0].scores is None:
         notes.append("The classifier gives no scores: metrics that need them are left out.")
-    notes += _edge_notes(probe, chosen)
+    chosen, name, grid = [one["chosen"] for one in facts], probe.tuned, probe.candidates()
+    for end, last, beyond in ((0, "smallest", "smaller"), (-1, "largest", "larger")):
+        if at_end := sum(one.get("at_edge", False) and one[name] == grid[end] for one in chosen):
+            notes.append(
+                f"In {at_end} of {len(facts)} fits the best {name} was {as_written(grid[end])}, "
+                f"the {last} of the values tried: a {beyond} one may do better. Add {beyond} "
+                f"values to --{name}."
+            )
     if references := [one["reference"] for one in facts if "reference" in one]:
         parts = ("different_answers", "answers", "seconds")
         differing, answers, seconds = (sum(one[part] for one in references) for part in parts)
         apart = max(one["largest_difference"] for one in references)
         ours = sum(one["seconds"]["fit"] for one in facts if "reference" in one)
         notes.append(
-            f"scikit-learn's own solver answers {differing} of {answers} test images otherwise; "
+            f"scikit-learn's own solver answers {differing} of {answers} test images differently; "
             f"its scores differ by at most {apart:.2g}. It took {seconds:.1f} s, this one "
             f"{ours:.1f} s."
         )
-    if defaults := sum(one.get("by", "").startswith("default") for one in chosen):
-        notes.append(
-            f"{name} was not chosen but left at its default in {defaults} of "
-            f"{len(facts)} fits: a class with a single training row leaves none to validate on."
-        )
+    for by, times in Counter(one.get("by", "") for one in chosen).items():
+        kind, _, why = by.partition(": ")
+        if kind == "default":
+            what = f"{name} was not chosen but left at its default"
+            notes.append(f"{what} in {times} of {len(facts)} fits: {why}.")
     return MethodOutput(probe.default_title, predictions, cost, notes, {}, estimator)
 
 
-def _edge_notes(probe: Probe, chosen: Sequence[dict[str, Any]]) -> list[str]:
-    """Say where the best value was the last of the grid, so that one beyond it may be better."""
-    notes, grid = [], probe.candidates()
-    for end, last, beyond in ((0, "smallest", "smaller"), (-1, "largest", "larger")):
-        at_end = [one for one in chosen if one.get("at_edge") and one[probe.tuned] == grid[end]]
-        if at_end:
-            notes.append(
-                f"In {len(at_end)} of {len(chosen)} fits the best {probe.tuned} was "
-                f"{as_written(grid[end])}, the {last} of the values tried: a {beyond} one may do "
-                f"better. Add {beyond} values to --{probe.tuned}."
-            )
-    return notes
-
-
 def _row_notes(splits: Sequence[Split]) -> list[str]:
-    """Say in words which rows took no part."""
+    """Return notes about rows that took no part."""
     notes = []
     for store in dict.fromkeys((splits[0].train.store, splits[0].test.store)):
         split = store.manifest["dataset"]["split"]

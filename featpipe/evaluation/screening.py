@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from featpipe.errors import DataError, FitError
-from featpipe.evaluation.leaks import first_of_same_image, pixels_known, shared
+from featpipe.evaluation.leaks import first_of_same_image, image_numbers, pixels_known, shared
 from featpipe.evaluation.options import RowOptions
 from featpipe.files import read_regular
 from featpipe.store import FeatureStore
@@ -50,23 +49,22 @@ class Screening:
     def of(cls, step: RowOptions, stores: Sequence[FeatureStore | None]) -> Screening:
         """Read the lists that a step names; one that names no image of the stores is refused."""
         there = [store for store in stores if store is not None]
-        listed = there if step.drop or step.groups else []
-        known = {key for store in listed for n in range(len(store.ids)) for key in _keys(store, n)}
         left_out = {
-            _named(row)
-            for row in _read(step.drop, there, known)
+            _key(row)
+            for row in _read(step.drop, there)
             if row.get("suggestion", _DROP).strip().lower() == _DROP
         }
+        known = {key for store in there for _, key in _found(store, left_out)}
         notes = []
         if unknown := sorted(name for *_, name in left_out - known):
             some = ", ".join(unknown[:3]) + " …" * (len(unknown) > 3)
             notes.append(f"{len(unknown)} of {len(left_out)} listed images are not here: {some}.")
         clusters = defaultdict(list)
-        for row in _read(step.groups, there, known, _CLUSTER):
+        for row in _read(step.groups, there, _CLUSTER):
             if name := next((row[column] for column in _CLUSTER if row.get(column)), ""):
-                clusters[_named(row)].append(name)
+                clusters[_key(row)].append(name)
                 if row.get("partner"):
-                    clusters[_named(row, "partner", "partner_")].append(name)
+                    clusters[_key(row, "partner", "partner_")].append(name)
         leaks = getattr(step, "leaks", "warn")
         return cls(leaks, frozenset(left_out), dict(clusters), step.drop, notes)
 
@@ -82,7 +80,7 @@ class Screening:
             links.append((np.arange(n), store.groups))
         if store.has_looks:
             links.append((np.arange(n), first_of_same_image(store)))
-        if listed := self._listed(store, range(n)):
+        if listed := self._listed(store):
             links.append(zip(*listed, strict=True))
         rows, units, total = [], [], n
         for members, names in links:
@@ -100,14 +98,15 @@ class Screening:
             joined = np.unique(store.groups, return_inverse=True)[1]
         return joined.astype(np.int64)
 
-    def _listed(self, store: FeatureStore, rows: Iterable[int]) -> list[tuple[int, str]]:
-        """Return some rows of a store with the name of each cluster that a list has them in."""
-        known = self.clusters
-        keys = ((row, key) for row in rows for key in _keys(store, row)) if known else ()
-        return [(row, name) for row, key in keys for name in known.get(key, ())]
+    def _listed(self, store: FeatureStore) -> list[tuple[int, str]]:
+        """Return rows of a store with the name of each cluster that a list has them in."""
+        found = _found(store, self.clusters)
+        return [(row, name) for row, key in found for name in self.clusters[key]]
 
     def _clusters(self, rows: RowSet) -> set[str]:
-        return {name for _, name in self._listed(rows.store, rows.rows)}
+        listed = self._listed(rows.store)
+        inside = np.isin([row for row, _ in listed], rows.rows)
+        return {name for (_, name), one in zip(listed, inside, strict=True) if one}
 
     def screen(self, splits: Sequence[Split]) -> list[Split]:
         """Return splits without the images left out and, if they are to be dropped, without leaks.
@@ -132,10 +131,8 @@ class Screening:
 
     def _kept(self, rows: RowSet) -> RowSet:
         """Return rows without those that are left out."""
-        if not self.left_out:
-            return rows
-        keys = map(partial(_keys, rows.store), rows.rows)
-        return replace(rows, rows=rows.rows[[self.left_out.isdisjoint(both) for both in keys]])
+        left_out = [row for row, _ in _found(rows.store, self.left_out)]
+        return replace(rows, rows=np.setdiff1d(rows.rows, left_out)) if left_out else rows
 
     def _without_leaks(self, split: Split) -> Split:
         if not len(split.train):
@@ -145,7 +142,8 @@ class Screening:
             what = "Whether images leak is not known: the stores hold no digests of their pixels."
             advice = "delete the stores and extract the dataset again, or add --leaks warn"
             raise FitError(what, where=where, got=f"--leaks {self.leaks}", next_step=advice)
-        leaked = shared(split.train, split.test)
+        images = image_numbers((split.train.store, split.test.store))
+        leaked = shared(split.train, split.test, images)
         if not leaked.any():
             return split
         if self.leaks == "fail":
@@ -172,26 +170,30 @@ def components(n: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _keys(store: FeatureStore, row: int) -> list[Key]:
-    """Return the keys under which a list may name an image."""
-    dataset, split = map(store.manifest["dataset"].get, ("name", "split"))
-    return [(one, other, store.ids[row]) for one in (dataset, "") for other in (split, "")]
-
-
-def _named(row: Mapping[str, str], name: str = "id", prefix: str = "") -> Key:
-    """Return the key under which a row of a list names an image."""
+def _key(row: Mapping[str, str], name: str = "id", prefix: str = "") -> Key:
+    """Return what a row of a list names an image by."""
     return row.get(f"{prefix}dataset", ""), row.get(f"{prefix}split", ""), row[name]
 
 
+def _found(store: FeatureStore, keys: Collection[Key]) -> list[tuple[int, Key]]:
+    """Return the row of each image of the store that is among those named."""
+    if not keys:
+        return []
+    dataset, split = map(store.manifest["dataset"].get, ("name", "split"))
+    row_of = {name: row for row, name in enumerate(store.ids)}
+    return [
+        (row_of[name], (of, part, name))
+        for of, part, name in keys
+        if of in ("", dataset) and part in ("", split) and name in row_of
+    ]
+
+
 def _read(
-    path: Path | None,
-    stores: Sequence[FeatureStore],
-    known: set[Key],
-    needed: Sequence[str] = (),
+    path: Path | None, stores: Sequence[FeatureStore], needed: Sequence[str] = ()
 ) -> list[dict[str, str]]:
     """Read a list of images: a CSV file with a column ``id`` and, if any are needed, one of them.
 
-    ``known`` are the keys of all images of the stores.
+    One that names no image of the stores is refused; rows of other datasets are left out.
     """
     if path is None:
         return []
@@ -203,7 +205,7 @@ def _read(
         columns = reader.fieldnames or []
         rows = [{k: restore_cell(v or "") for k, v in row.items() if k} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError("The list of images is no CSV file.", where=path, got=error) from error
+        raise DataError("The list of images is not a CSV file.", where=path, got=error) from error
     if "id" not in columns or (needed and not set(needed) & set(columns)):
         what, got = "The list of images lacks a column.", ", ".join(columns) or "no columns"
         expected = "id" + (f" and {' or '.join(needed)}" if needed else "")
@@ -211,8 +213,9 @@ def _read(
         raise DataError(what, where=path, expected=expected, got=got, next_step=advice)
     datasets = {store.manifest["dataset"]["name"] for store in stores}
     ours = [row for row in rows if row.get("dataset", "") in ("", *datasets)]
-    if rows and known.isdisjoint(map(_named, ours)):
-        _, split, example = min((key for key in known if all(key)), default=("", "", ""))
+    keys = {*map(_key, ours)}
+    if rows and not any(_found(store, keys) for store in stores):
+        example, split = next(iter(stores[0].ids), ""), stores[0].manifest["dataset"]["split"]
         expected = f"ids such as {example} of {split}, dataset {', '.join(sorted(datasets))}"
         got = " of ".join(filter(None, map(rows[0].get, ("id", "split", "dataset"))))
         what = "The list names no image of this dataset."

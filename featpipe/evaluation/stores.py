@@ -1,4 +1,4 @@
-"""Which feature stores a command means: those that it names, or the only ones that fit."""
+"""Select the feature stores of a command: those that it names, or the only ones that fit."""
 
 from __future__ import annotations
 
@@ -25,11 +25,23 @@ _UNLABELLED = "unlabeled"  # STL-10's name of it
 def select_stores(step: Evaluation, context: Context) -> tuple[FeatureStore, FeatureStore | None]:
     """Return the store of the training rows and, where there is one, that of the test rows.
 
-    It is an error if none or several fit, or if one that belongs to them is damaged or unfinished:
-    without it, other rows would be trained or tested.
+    Stores that the user names must be a pair that fits. Where none are named, it is an error if
+    none or several fit, or if one that belongs to them is damaged or unfinished: without it, other
+    rows would be trained or tested.
     """
     if step.train is not None:
-        return _open_named(step, step.train, FileHashes(context.workspace.hashes))
+        hashes = FileHashes(context.workspace.hashes)
+        named = [FeatureStore(path, hashes) for path in (step.train, step.test) if path is not None]
+        for store in named:
+            if not _is_asked_for(store, step):
+                what = "The store is not one of the dataset and model asked for."
+                expected = ", ".join(filter(None, (step.dataset, step.model)))
+                raise UsageError(what, where=store.path, expected=expected, got=_label(store))
+        if named[0].manifest["backbone"] != named[-1].manifest["backbone"]:
+            what = "The features of the training and the test rows are not of one backbone."
+            advice = "extract both splits with the same model, weights and preprocessing"
+            raise UsageError(what, got=_listed(named), next_step=advice)
+        return named[0], named[1] if step.test is not None else None
     fitting, unusable, damaged = _fitting(step, context)
     train, test = train_and_test(fitting, unusable, step.protocol)
     ignored = {error.details["where"]: error for error in (*damaged, *unusable.values())}
@@ -59,9 +71,10 @@ def select_splits(step: Any, context: Context) -> list[FeatureStore]:
 def _fitting(
     step: Any, context: Context
 ) -> tuple[list[FeatureStore], dict[str, StoreError], list[StoreError]]:
-    """Return the stores that fit, those that would but are unusable, and what else is wrong.
+    """Return the stores that fit, of one dataset and model, and two kinds of errors.
 
-    The former are of one dataset and model; the second are errors by split.
+    The first kind, by split, is for stores that would fit but are unusable; the second for all that
+    are damaged.
     """
     folder = context.workspace.features
     stores, damaged = scan_stores(folder, FileHashes(context.workspace.hashes))
@@ -118,24 +131,6 @@ def _unusable(
     return missing
 
 
-def _open_named(
-    step: Evaluation, path: Path, hashes: FileHashes
-) -> tuple[FeatureStore, FeatureStore | None]:
-    """Open the stores that the user named; a wrong pair would give numbers all the same."""
-    train = FeatureStore(path, hashes)
-    test = None if step.test is None else FeatureStore(step.test, hashes)
-    for store in (train, test):
-        if store is not None and not _is_asked_for(store, step):
-            what = "The store is not one of the dataset and model asked for."
-            expected = ", ".join(filter(None, (step.dataset, step.model)))
-            raise UsageError(what, where=store.path, expected=expected, got=_label(store))
-    if test is not None and test.manifest["backbone"] != train.manifest["backbone"]:
-        what = "The features of the training and the test rows are not of one backbone."
-        advice = "extract both splits with the same model, weights and preprocessing"
-        raise UsageError(what, got=_listed([train, test]), next_step=advice)
-    return train, test
-
-
 def _is_asked_for(store: FeatureStore, step: Evaluation) -> bool:
     """Whether a store is of the dataset and the model asked for.
 
@@ -183,7 +178,7 @@ def train_and_test(
     return by_split[trains[0]], by_split.get(tests[0]) if tests else None
 
 
-# What a store is, and what is said where none or several fit.
+# Names of a store, and the errors if none or several fit.
 
 
 def _dataset(store: FeatureStore) -> str:
@@ -210,9 +205,9 @@ def _listed(stores: Sequence[FeatureStore]) -> str:
 def _none_fits(
     step: Evaluation, stores: Sequence[FeatureStore], asked: Sequence[FeatureStore], folder: Path
 ) -> StoreError:
-    """Say how to make the store, or which name is misspelt.
+    """Return the error that shows how to make the store, or which name is misspelt.
 
-    ``asked`` are those of the ``stores`` that lack no more than the layer.
+    ``asked`` are those of the ``stores`` that lack at most the layer.
     """
     parts = {"dataset": step.dataset, "model": step.model, "layer": step.layer}
     model, dataset = step.model or "MODEL", step.dataset or "DATASET"
@@ -246,7 +241,7 @@ def _several_fit(
     any_layer: bool = False,
     files: str = "--train FILE --test FILE",
 ) -> UsageError:
-    """Say which options tell the stores apart; ``any_layer``: whether none was asked for."""
+    """Return the error with the options that differ; ``any_layer``: no layer was asked for."""
     layers = [set(store.shapes) for store in stores]
     apart = {"--dataset": {*map(_dataset, stores)}, "--model": {*map(_model, stores)}}
     apart = {flag: names for flag, names in apart.items() if len(names) > 1}

@@ -1,7 +1,8 @@
-"""Titles that tell results apart where they are shown together."""
+"""Different titles for results that are shown together."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,38 +65,34 @@ def unique_titles(
     """Return titles made different by what differs.
 
     That is, in this order: features, protocol, settings, what made the features (layer, precision
-    …), images, day; what differs in none of these gets its name.
-
-    ``rows`` describe the results: ``method``, ``features``, ``protocol``, ``name``. Rows that
-    differ in what is ``shown`` beside the titles may have the same title.
+    …), images, day. Results that differ in none of these get their name. ``rows`` describe the
+    results: ``method``, ``features``, ``protocol``, ``name``. Rows that differ in what is ``shown``
+    beside the titles may have the same title.
     """
-    settings = [settings_of(result) for result in results]
-    defaults = [
-        {name: plain(known.default) for name, known in options_behind(result).items()}
-        for result in results
-    ]
     facts = {name: [str(row[name] or "") for row in rows] for name in ("features", "protocol")}
-    embeddings, nothing = [_embedding(one) for one in results], [dict[str, Any]()] * len(results)
-    for of, given, usual in (("method", settings, defaults), ("embedding", embeddings, nothing)):
-        for key in dict.fromkeys(key for each in given for key in each):
-            pairs = [
-                (one.get(key), known.get(key)) for one, known in zip(given, usual, strict=True)
-            ]
-            name = key.replace("_", " ")
-            texts = ["" if v in (None, u) else f"{name} {_in_words(v)}" for v, u in pairs]
-            facts[f"{of} {key}"] = texts
+    settings, embeddings = [], []
+    for result in results:
+        usual = {name: plain(known.default) for name, known in options_behind(result).items()}
+        own = {k: v for k, v in settings_of(result).items() if v not in (None, usual.get(k))}
+        settings.append({k: f"{k.replace('_', ' ')} {_in_words(v)}" for k, v in own.items()})
+        made = {k: v for k, v in _embedding(result).items() if v is not None}
+        embeddings.append({k: f"{k} {_in_words(v)}" for k, v in made.items()})
+    for key in dict.fromkeys(key for result in results for key in result.settings):
+        facts.setdefault(key, [each.get(key, "") for each in settings])
+    for key in dict.fromkeys(key for each in embeddings for key in each):
+        facts[f"embedding {key}"] = [each.get(key, "") for each in embeddings]
     facts["images"] = [f"{row['n_test']} test images" if "n_test" in row else "" for row in rows]
     facts["created"] = [getattr(result, "created", "")[:10] for result in results]
     facts["name"] = [row["name"] for row in rows]
     titles = [str(row["method"]) for row in rows]
     beside = [tuple(row[fact] for fact in shown) for row in rows]
-    for fact, texts in facts.items():
-        alike: dict[Any, list[int]] = {}
+    for fact in [name for name in facts if name not in shown]:
+        alike: dict[Any, list[int]] = defaultdict(list)
         for i, row in enumerate(zip(titles, beside, strict=True)):
-            alike.setdefault(row, []).append(i)
+            alike[row].append(i)
         for members in alike.values():
-            if fact not in shown and len({texts[i] for i in members}) > 1:
+            if len({facts[fact][i] for i in members}) > 1:
                 for i in members:
                     joined = " on " if fact == "features" else ", "
-                    titles[i] = joined.join(filter(None, [titles[i], texts[i]]))
+                    titles[i] = joined.join(filter(None, [titles[i], facts[fact][i]]))
     return titles

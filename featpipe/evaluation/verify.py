@@ -1,7 +1,7 @@
-"""Does a result say what its predictions say? Everything that follows from them is computed again.
+"""Whether a result states what follows from its predictions: all of that is computed again.
 
-A digest tells that a file is not the one that was written; whoever writes a number can write a
-digest for it, too. The predictions give the numbers themselves.
+A digest shows that a file is not the one that was written, but whoever forges a number can forge
+its digest, too. The predictions give the numbers themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featpipe.evaluation.metrics import Predictions, classification_metrics
 from featpipe.evaluation.result import ChangedResultError, PredictionTable, Result
 
 _ROUNDING = 1e-9  # of another processor or another version of NumPy
-_WORDS = {"method", "reason", "reason_methods"}  # which another version may put otherwise
+_WORDS = {"method", "reason", "reason_methods"}  # which another version may phrase differently
 _MOST_NAMED, _LONGEST = 5, 200
 
 
@@ -28,7 +28,7 @@ def verify_result(path: Path, models: Path) -> Result:
     """Read a result with all its files and compare it with what its predictions give.
 
     The model, in the folder ``models``, is compared with its digest. A ``ResultError`` names the
-    file and, of numbers, what is stated and what the predictions give.
+    file and, for numbers, what is stated and what the predictions give.
     """
     try:
         result = Result.load(path)
@@ -43,9 +43,7 @@ def verify_result(path: Path, models: Path) -> Result:
 
 def refuse_other_numbers(result: Result, next_step: str) -> None:
     """Raise ``ResultError`` if a number of a result is not that of its predictions."""
-    assert result.path is not None
-    name = result.files.get("predictions", "")
-    table = PredictionTable.load(result.path.with_name(name))
+    table = PredictionTable.load(result.predictions_path)
     try:
         wrong = list(differences(result, table))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -57,24 +55,24 @@ def refuse_other_numbers(result: Result, next_step: str) -> None:
         what = "The result states other numbers than its predictions give."
         got = "; ".join(text[:_LONGEST] for text in wrong[:_MOST_NAMED]) + more
         raise ResultError(what, where=result.path, got=got, next_step=next_step)
-    result.predictions()  # whose digest is compared
+    result.check_file("predictions", result.predictions_path)
 
 
 def differences(result: Result, table: PredictionTable) -> Iterator[str]:
-    """Yield what a result states otherwise than its predictions: name, stated and computed.
+    """Yield where a result differs from its predictions: name, stated and computed value.
 
     The table holds the splits of the headline: of a low-shot curve, those of its largest size. The
-    points of the smaller ones are compared with their own splits only.
+    points of the smaller ones are compared with the records of their splits only.
     """
-
-    def named(some: PredictionTable) -> Predictions:
-        graded = headline[0]["metrics"].get("brier") is not None  # whether they are probabilities
-        classes, other = tuple(result.dataset["classes"]), bool(result.dataset["other"])
-        return Predictions.of_table(some, classes, other=other, probabilities=graded)
-
     without = result.extra.get("label_map", {}).get("without_source")
     numbers = np.unique(table.split).tolist()
     headline = [result.splits[number] for number in numbers]
+
+    def named(some: PredictionTable) -> Predictions:
+        graded = headline[0]["metrics"].get("brier") is not None  # whether they are probabilities
+        classes, other = result.dataset["classes"], bool(result.dataset["other"])
+        return Predictions.of_table(some, classes, other=other, probabilities=graded)
+
     for number, stated in zip(numbers, headline, strict=True):
         one = table.only_splits([number])
         computed = classification_metrics(named(one), without)

@@ -36,19 +36,19 @@ class Row:
 
     @property
     def alternative(self) -> tuple[str, str]:
-        """The group of rows that would be mapped otherwise together, and the target it then has."""
+        """The group of rows that could be mapped differently together, and its other target."""
         group, _, target = self.disputed.rpartition(":")
         return group.strip(), target.strip()
 
 
 @dataclass(frozen=True)
 class MapFile:
-    """A map as it was read, before anything is known about the source and the dataset."""
+    """A map as read, not yet compared with a source and a dataset."""
 
     path: Path
-    source: str  # what the line "# source:" says; empty where there is none
+    source: str  # of the line "# source:"; empty if there is none
     variant_of: str  # likewise
-    note: str  # likewise: what every result made with the map says
+    note: str  # likewise: a note for every result that is made with the map
     targets: tuple[str, ...]  # of the line "# targets:", or else every target that a row names
     targets_line: int | None
     rows: tuple[Row, ...]

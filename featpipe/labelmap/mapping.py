@@ -61,7 +61,7 @@ class LabelMap:
     name: str  # of the built-in map, or the file it was read from, or "identity"
     targets: tuple[str, ...]  # in the order of the dataset's labels
     rows: tuple[Row, ...]  # one per source class, in the order of the source's logits
-    note: str = ""  # what every result made with the map says
+    note: str = ""  # for every result that is made with the map
 
     @classmethod
     def load(
@@ -130,7 +130,7 @@ class LabelMap:
 
     @property
     def disputed(self) -> dict[str, tuple[Row, ...]]:
-        """Rows that could as well be mapped otherwise, in groups.
+        """Rows that could just as well have another target, in groups.
 
         Examples
         --------
@@ -148,11 +148,11 @@ class LabelMap:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of what the map does and disputes; names and reasons do not change it."""
+        """Hex digest of targets and disputed rows; names and reasons do not change it."""
         pairs = [(row.source_id, row.target) for row in self.rows]
         disputed = [(row.source_id, row.disputed) for row in self.rows if row.disputed]
-        told = {"disputed": disputed} if disputed else {}
-        return fingerprint.of_mapping({"targets": self.targets, "rows": pairs, **told})
+        more = {"disputed": disputed} if disputed else {}
+        return fingerprint.of_mapping({"targets": self.targets, "rows": pairs, **more})
 
     def columns(self) -> NDArray[np.int64]:
         """Return the target of each source class, shape (n_source,); ``len(targets)`` is other."""
@@ -201,10 +201,10 @@ def builtin_maps() -> list[str]:
 
 
 def for_pair(source: SourceClasses, target_classes: Sequence[str]) -> LabelMap:
-    """Return the map from a source to the classes of a dataset where none is named.
+    """Return the map from a source to the classes of a dataset if the user names none.
 
-    That is the built-in map with exactly these targets or, where there is none, the identity. A
-    built-in map that calls itself a variant of another is only ever used by name.
+    That is the built-in map with exactly these targets or, without one, the identity. A built-in
+    map that is declared a variant of another is used by name only.
     """
     read = {name: MapFile.read(FOLDER / f"{name}.csv") for name in builtin_maps()}
     files = {name: file for name, file in read.items() if not file.variant_of}

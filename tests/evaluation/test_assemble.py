@@ -163,7 +163,7 @@ def folds_of(store, test, *folds):
     ]
 
 
-def test_training_sets_are_told_apart_by_their_images(store, tmp_path):
+def test_training_sets_are_distinguished_by_their_images(store, tmp_path):
     test = sealed(tmp_path / "t.h5", content(6, CLASSES, split="test"))
     about = training_sets(folds_of(store, test, range(4), range(2, 6), range(4)))
     assert about["sets"][0] == about["sets"][2] != about["sets"][1]
@@ -200,6 +200,7 @@ def test_areas_of_a_class_are_means_over_the_models(store, tmp_path):
         each = [split["metrics"]["per_class"][k]["roc_auc"] for split in result.splits]
         assert area == pytest.approx(np.mean(each))
     assert summary["roc_auc_macro"] == pytest.approx(np.mean(areas))
+    assert [*summary["per_class"][0]] == [*result.splits[0]["metrics"]["per_class"][0]]
 
 
 def test_draws_in_a_low_shot_curve_are_training_sets_of_its_headline(tmp_path):
@@ -295,7 +296,7 @@ def test_imbalance_is_the_ratio_of_the_classes_that_are_there(counts, ratio):
     assert imbalance(counts) == ratio
 
 
-def test_unbalanced_classes_are_said(tmp_path):
+def test_unbalanced_classes_are_reported(tmp_path):
     labels = np.repeat([0, 1, 2], [20, 15, 5])
     train = sealed(tmp_path / "s.h5", content(40, CLASSES, labels=labels))
     test = sealed(tmp_path / "t.h5", content(40, CLASSES, labels=labels, split="test"))

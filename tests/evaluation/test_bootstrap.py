@@ -32,7 +32,7 @@ def predictions(n=150, k=3, models=1, seed=0, *, skill=1.2, other=False, rounded
 
 
 def values_of(pooled: Predictions, model: np.ndarray) -> dict[str, float]:
-    """Return the metrics computed anew: AUC as the mean over models, the rest of all together."""
+    """Return the metrics, computed again: AUC as the mean over models, the rest of all together."""
     labels, areas = range(len(pooled.classes)), []
     for number in np.unique(model):
         for label in labels:

@@ -10,28 +10,33 @@ import numpy as np
 import psutil
 import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from featpipe.errors import FitError, UsageError
 from featpipe.evaluation import fitting
 from featpipe.evaluation.assemble import SplitPredictions
+from featpipe.evaluation.classifier import predict_with_scores, to_probabilities
 from featpipe.evaluation.fitting import (
     at_edge,
+    calibrate,
     check_memory,
     fit_splits,
+    fit_temperature,
     n_fits,
     n_parameters,
     workers_for,
 )
-from featpipe.evaluation.models import predict_with_scores
+from featpipe.evaluation.models import load_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits
+from featpipe.probes.any_classifier import AnyClassifier
 from featpipe.probes.base import Probe
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
-from tests.evaluation.methods import pair, written
+from tests.evaluation.methods import evaluated, pair, written
 from tests.stores import content, sealed
 
 PROBES = {
@@ -40,6 +45,11 @@ PROBES = {
     "knn": Knn(k=(1, 3, 9)),
     "centroid": Centroid(),
 }
+CALIBRATED = [
+    Svm(c=(0.001, 0.1)),
+    Knn(k=(1,)),
+    AnyClassifier(classifier="sklearn.naive_bayes.GaussianNB"),
+]
 
 
 def one_split(store, protocol="holdout:0.3") -> Split:
@@ -467,3 +477,68 @@ def test_features_without_any_variance_are_survived(tmp_path):
         fit = fit_one(one_split(store), probe)
         assert fit.scores is not None
         assert np.isfinite(fit.scores).all()
+
+
+# -- calibrated probabilities ---------------------------------------------------------------------
+
+
+def test_the_temperature_has_the_least_log_loss():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(400, 3)) * 50
+    p = np.exp(logits / 20)
+    truth = np.array([rng.choice(3, p=row / row.sum()) for row in p])
+    found, loss = fit_temperature(logits, truth)
+    assert 15 < found < 27
+    known = np.arange(3)
+
+    def loss_at(temperature):
+        probabilities = to_probabilities(logits, known, temperature, graded=False)
+        return log_loss(truth, probabilities)
+
+    assert loss == pytest.approx(loss_at(found))
+    assert all(loss <= loss_at(found * factor) for factor in (0.5, 0.9, 1.1, 2))
+
+
+@pytest.mark.parametrize("probe", CALIBRATED, ids=lambda probe: probe.label)
+def test_probabilities_match_the_accuracy_on_new_rows(tmp_path, probe):
+    train = sealed(tmp_path / "train.h5", content(240), noise=4.0, seed=1)
+    test = sealed(tmp_path / "test.h5", content(300, split="test"), noise=4.0, seed=2)
+    _, (split,) = make_splits("split", train, test, 0)
+    ((estimator, answers),) = fit_splits([split], probe)
+    facts = calibrate(split, probe, answers.facts["chosen"], 1)
+    assert facts["rows"] == 240
+    _, scores, graded = predict_with_scores(estimator, test.features(), 3)
+    found = to_probabilities(scores, estimator.classes_, facts["temperature"], graded=graded)
+    assert np.allclose(found.sum(axis=1), 1)
+    assert (found.argmax(axis=1) == scores.argmax(axis=1)).all()
+    confident, right = found.max(axis=1).mean(), (answers.predicted == test.labels).mean()
+    assert abs(confident - right) < 0.12  # of 240 rows, and two thirds of them train
+    assert log_loss(test.labels, found) < np.log(3)
+
+
+def test_a_class_without_training_rows_has_no_probability():
+    scores = np.array([[0.2, -1.0, 0.1]])
+    found = to_probabilities(scores, np.array([0, 2]), 1.0, graded=False)
+    assert found[0, 1] == 0
+    assert found.sum() == pytest.approx(1)
+
+
+def test_the_result_and_the_model_keep_the_temperature(tmp_path):
+    result = evaluated(Svm(c=(0.1,)), tmp_path, *pair(tmp_path))
+    model = load_model(tmp_path / "data" / "models" / result.files["model"])
+    assert model.temperature == result.extra["calibration"]["temperature"] > 0
+
+
+def test_where_a_part_of_the_rows_is_not_enough_the_reason_is_kept(tmp_path):
+    train, test = pair(tmp_path, n=12)
+    result = evaluated(Knn(k=(12,)), tmp_path, train, test)
+    assert "is not enough" in result.extra["calibration"]["reason"]
+
+
+def test_where_no_row_can_be_held_out_the_reason_is_kept(tmp_path):
+    labels = np.array([0] * 20 + [1])
+    train = sealed(tmp_path / "train.h5", content(21, labels=labels))
+    test = sealed(tmp_path / "test.h5", content(9, split="test"))
+    result = evaluated(Svm(c=(0.1,)), tmp_path, train, test)
+    assert "too few" in result.extra["calibration"]["reason"]
+    assert load_model(tmp_path / "data" / "models" / result.files["model"]).temperature is None

@@ -1,4 +1,4 @@
-"""Test images that were seen before are told of; nothing is claimed without a reason."""
+"""Test images that were seen before are reported; nothing is claimed without a reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.stores import content
 # -- in training -----------------------------------------------------------------------------------
 
 
-def test_leaks_are_told_with_the_accuracy_without_them(tmp_path, leaky):
+def test_leaks_are_reported_with_the_accuracy_without_them(tmp_path, leaky):
     result = evaluated(Centroid(), tmp_path, *leaky)
     account = result.extra["leaks"]
     assert (account["leaked"], account["test_images"]) == (10, 30)
@@ -54,7 +54,7 @@ def test_where_every_test_image_leaked_nothing_new_was_measured(tmp_path):
     assert "nothing was measured on new images" in result.notes[0]
 
 
-def test_without_leaks_nothing_is_said(tmp_path, leaky):
+def test_without_leaks_there_is_no_note(tmp_path, leaky):
     images = list(pictures(30, 16, seed=5))
     test = seen(tmp_path / "other.h5", images, split="test")
     result = evaluated(Centroid(), tmp_path, leaky[0], test)
@@ -85,7 +85,7 @@ def test_images_that_repeat_within_a_split_are_counted(tmp_path):
     assert any(note.startswith(text) for note in result.notes)
 
 
-def test_stores_without_pixels_cannot_tell(tmp_path):
+def test_without_digests_of_pixels_leaks_are_unknown(tmp_path):
     train, test = pair(tmp_path)
     assert evaluated(Centroid(), tmp_path, train, test).extra["leaks"] is None
     with pytest.raises(FitError, match="is not known"):

@@ -329,10 +329,10 @@ def test_bins_are_closed_on_the_right():
     assert [b["count"] for b in bins] == [2, 2]
 
 
-def test_a_calibrated_method_has_a_small_ece_and_a_boasting_one_a_large_one():
+def test_a_calibrated_method_has_a_small_ece_and_an_overconfident_one_a_large_one():
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.2, 1, 20_000)
     honest = rng.random(20_000) < confidence
     assert reliability_curve(answered(confidence, honest))["ece"] < 0.02
-    boasting = answered(np.full(20_000, 0.99), honest)
-    assert reliability_curve(boasting)["ece"] == pytest.approx(0.39, abs=0.02)
+    overconfident = answered(np.full(20_000, 0.99), honest)
+    assert reliability_curve(overconfident)["ece"] == pytest.approx(0.39, abs=0.02)

@@ -83,7 +83,7 @@ def test_the_imagenet_classifier_itself(stl10_resnet18_store, policy, low, high)
     assert any("deer" in note for note in result.notes)
 
 
-def test_the_map_with_wildcats_is_what_the_default_says_it_would_be(stl10_resnet18_store):
+def test_the_map_with_wildcats_gives_what_the_default_predicts(stl10_resnet18_store):
     plain, wildcats = (
         evaluate(Zeroshot(map=name, protocol="all"), stl10_resnet18_store)
         for name in (None, "imagenet_to_stl10_wildcats")

@@ -224,7 +224,7 @@ def test_arrays_that_do_not_fit_together_are_refused(tmp_path: Path, changes: An
         PredictionTable.load(tmp_path / "a.npz")
 
 
-def test_scanning_tells_damaged_from_whole(tmp_path: Path) -> None:
+def test_scanning_separates_damaged_from_intact(tmp_path: Path) -> None:
     result().save(tmp_path / "good.json")
     (tmp_path / "bad.json").write_text("{")
     found, errors = scan_results(tmp_path)

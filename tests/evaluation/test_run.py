@@ -19,6 +19,7 @@ from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.run import set_up
 from featpipe.evaluation.verify import verify_result
+from featpipe.probes.estimators import BatchedLinear
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
@@ -173,10 +174,10 @@ def test_lost_predictions_are_made_again(workspace):
     assert len(result.predictions().ids) == 30
 
 
-# -- what a result says ----------------------------------------------------------------------------
+# -- what a result records -------------------------------------------------------------------------
 
 
-def test_a_result_says_what_it_was_made_of(tmp_path):
+def test_a_result_records_its_inputs(tmp_path):
     train, test = pair(tmp_path)
     result = evaluated(Svm(c=(1e-3, 1e-1)), tmp_path, train, test)
     training = result.protocol.pop("training")
@@ -198,7 +199,7 @@ def test_a_result_says_what_it_was_made_of(tmp_path):
     assert table.ids.tolist() == test.ids
 
 
-def test_a_solver_that_was_stopped_is_said_in_the_result_and_in_the_terminal(workspace):
+def test_a_solver_that_was_stopped_is_reported_in_the_result_and_in_the_terminal(workspace):
     outcome, result = run(Svm(c=(1.0, 10.0), max_iter=1), workspace)
     assert not result.splits[0]["converged"]
     assert any("did not converge in 1 of 1 fits" in note for note in result.notes)
@@ -206,27 +207,21 @@ def test_a_solver_that_was_stopped_is_said_in_the_result_and_in_the_terminal(wor
 
 
 @pytest.mark.parametrize(
-    ("best", "at_edge", "note"),
+    ("accuracies", "note"),
     [
-        (0.01, True, "best c was 0.01, the smallest of the values tried: a smaller one may do"),
-        (10.0, True, "best c was 10, the largest of the values tried: a larger one may do"),
-        (0.01, False, None),  # a plateau
+        ((0.9, 0.8, 0.7), "best c was 0.01, the smallest of the values tried: a smaller one may"),
+        ((0.7, 0.8, 0.9), "best c was 10, the largest of the values tried: a larger one may"),
+        ((0.7, 0.9, 0.8), None),
+        ((0.9, 0.9, 0.7), None),  # a plateau
     ],
 )
-def test_a_choice_at_the_edge_of_the_grid_is_said(tmp_path, monkeypatch, best, at_edge, note):
-    how = {"by": "accuracy"} | ({"at_edge": True} if at_edge else {})
-    monkeypatch.setattr("featpipe.evaluation.fitting._choose", lambda *_: (best, how, []))
+def test_a_choice_at_the_edge_of_the_grid_is_reported(tmp_path, monkeypatch, accuracies, note):
+    found = [{"accuracy": accuracy, "converged": True} for accuracy in accuracies]
+    monkeypatch.setattr(BatchedLinear, "search", lambda *_: found)
     result = evaluated(Logistic(c=(0.01, 1.0, 10.0)), tmp_path, *pair(tmp_path))
     said = [text for text in result.notes if "values tried" in text]
     assert len(said) == (note is not None)
     assert all(text.startswith(f"In 1 of 1 fits the {note}") for text in said)
-
-
-def test_the_accuracies_of_the_search_decide_whether_it_ends_at_an_edge(tmp_path, monkeypatch):
-    train, test = pair(tmp_path)
-    monkeypatch.setattr("featpipe.evaluation.fitting.at_edge", lambda _: True)
-    result = evaluated(Logistic(c=(0.01, 1.0)), tmp_path, train, test)
-    assert any("values tried" in note for note in result.notes)
 
 
 def test_test_rows_that_a_protocol_does_not_use_are_named(tmp_path):
@@ -252,10 +247,17 @@ def test_one_row_per_class_says_that_nothing_was_chosen(tmp_path):
     train, test = pair(tmp_path)
     result = evaluated(Svm(train_per_class=(1, 5), repeats=2), tmp_path, train, test)
     (note,) = [note for note in result.notes if "default" in note]
-    assert "2 of 4 fits" in note
+    assert note.endswith("in 2 of 4 fits: too few rows of a class for validation.")
 
 
-def test_unlabelled_rows_and_absent_classes_are_told(tmp_path):
+def test_values_that_need_more_rows_than_validation_leaves_are_not_chosen_from(tmp_path):
+    result = evaluated(Knn(k=(9, 11)), tmp_path, *pair(tmp_path, n=12))
+    assert result.splits[0]["chosen"]["k"] == 9
+    (note,) = [note for note in result.notes if "default" in note]
+    assert note.endswith("in 1 of 1 fits: too few training rows to validate any value.")
+
+
+def test_unlabelled_rows_and_absent_classes_are_reported(tmp_path):
     labels = np.array([0, 1] * 20 + [-1] * 5)
     train = sealed(tmp_path / "train.h5", content(45, labels=labels))
     test = sealed(tmp_path / "test.h5", content(12, labels=np.array([0, 2] * 6), split="test"))

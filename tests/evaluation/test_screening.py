@@ -47,7 +47,7 @@ def test_identical_images_stay_together(tmp_path, protocol, copies):
         assert all(not set(own[train]) & set(own[apart]) for train, apart in folds)
 
 
-def test_few_copies_leave_the_shares_of_classes_alike(tmp_path):
+def test_few_copies_leave_the_shares_of_classes_equal(tmp_path):
     images = list(pictures(60, 16))
     images[57:] = images[:3]
     _, splits = make_splits("kfold:5", seen(tmp_path / "store.h5", images), None, seed=0)
@@ -93,8 +93,8 @@ def test_clusters_of_a_list_stay_together(tmp_path):
         ("id\nphoto.png\n", "names no image of this dataset"),
         ("name\ntrain/1.png\n", "lacks a column"),
         ("", "lacks a column"),
-        ('id\n"open', "is no CSV file"),
-        (b"\xff\xfe\x00", "is no CSV file"),
+        ('id\n"open', "is not a CSV file"),
+        (b"\xff\xfe\x00", "is not a CSV file"),
     ],
 )
 def test_a_list_that_cannot_be_used_says_why(tmp_path, leaky, text, what):

@@ -1,4 +1,4 @@
-"""Which stores a command means, and what it says where that is not clear."""
+"""Which stores a command uses, and the message if that is not clear."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.stores import content, sealed
 
 
 class Notes:
-    """Progress that keeps what it is told."""
+    """Progress that stores its notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -66,7 +66,7 @@ def test_a_training_split_alone_has_no_test_store(put, tmp_path):
     assert select(tmp_path) == [train.path, None]
 
 
-def test_a_split_of_another_name_is_told_not_to_be_tested_on(put, tmp_path):
+def test_a_split_of_another_name_is_not_tested_and_a_note_says_so(put, tmp_path):
     train, other, _ = put("train"), put("evaluation"), put("unlabeled")
     progress = Notes()
     chosen = select_stores(Svm(), Context(Workspace(tmp_path), progress))
@@ -174,7 +174,7 @@ def test_in_an_empty_workspace_too(tmp_path):
     assert caught.value.details["next"] == "featpipe extract --model MODEL --dataset DATASET"
 
 
-def test_a_damaged_store_is_told_of_and_left_out(put, tmp_path):
+def test_a_damaged_store_is_reported_and_left_out(put, tmp_path):
     good = put()
     bad = good.path.with_name("bad.h5")
     bad.write_bytes(good.path.read_bytes()[:400])
@@ -233,7 +233,7 @@ def test_a_test_store_that_cannot_be_used_changes_no_protocol(put, tmp_path, dam
 
 @pytest.mark.parametrize("damage", UNUSABLE)
 @pytest.mark.parametrize("protocol", ["auto", "holdout:0.2", "kfold:3"])
-def test_nor_are_test_rows_trained_on_where_the_training_rows_are_damaged(
+def test_test_rows_do_not_train_where_the_training_rows_are_damaged(
     put, tmp_path, damage, protocol
 ):
     put("test")
@@ -284,7 +284,7 @@ def test_a_damaged_store_of_a_split_that_is_there_is_no_obstacle(put, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["svm", "logistic", "knn", "centroid", "zeroshot"])
-def test_it_is_so_in_every_probe_and_before_it_runs(put, tmp_path, name):
+def test_every_probe_does_so_before_it_runs(put, tmp_path, name):
     put("train", n_logits=5)
     path = appended(put("test", n_logits=5))
     context = Context(Workspace(tmp_path))
@@ -318,7 +318,7 @@ def test_a_test_store_alone_is_half_a_request(put):
 
 
 @pytest.mark.parametrize("asked", [{"model": "bignet"}, {"dataset": "zoo"}])
-def test_named_stores_must_be_what_else_was_asked_for(put, tmp_path, asked):
+def test_named_stores_must_be_of_the_dataset_and_model_asked_for(put, tmp_path, asked):
     with pytest.raises(UsageError, match="not one of the dataset and model") as caught:
         select(tmp_path, train=put().path, **asked)
     assert caught.value.details["expected"] in ("bignet", "zoo")

@@ -73,7 +73,7 @@ def test_features_of_one_backbone_are_told_apart_by_how_they_were_made() -> None
     assert titles(features(), features()) == ["SVM, n0", "SVM, n1"]
 
 
-def test_the_same_method_on_other_images_is_told_by_them_or_by_the_day() -> None:
+def test_the_same_method_on_other_images_is_named_after_them_or_the_day() -> None:
     assert titles({"n_test": 33}, {"n_test": 168}) == [
         "SVM, 33 test images",
         "SVM, 168 test images",

@@ -71,6 +71,13 @@ def test_of_many_wrong_numbers_the_first_are_named_and_the_others_counted(copy: 
     assert caught.value.details["got"].endswith("; 4 more")
 
 
+def test_a_result_without_a_predictions_file_is_refused(copy: Workspace) -> None:
+    path = copy.results / "svm.json"
+    forge(path, lambda content: content["files"].pop("predictions"))
+    with pytest.raises(ResultError, match="names no predictions file"):
+        verify_result(path, copy.models)
+
+
 def test_the_rounding_of_another_processor_is_no_forgery(copy: Workspace) -> None:
     path = copy.results / "svm.json"
     value = Result.load(path).summary["accuracy"]["value"]
@@ -115,7 +122,7 @@ def test_the_accuracy_without_leaked_images_is_computed_again(
     assert "extra.leaks." in caught.value.details["got"]
 
 
-def test_an_edit_is_told_by_its_number_or_by_the_digest(copy: Workspace) -> None:
+def test_an_edit_is_detected_by_its_number_or_by_the_digest(copy: Workspace) -> None:
     path = copy.results / "svm.json"
     whole = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**whole, "title": "Mine"}), "utf-8")

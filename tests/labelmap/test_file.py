@@ -103,7 +103,7 @@ class TestUsersOwnMap:
             (": deer", "names no group"),
         ],
     )
-    def test_disputed_row_that_cannot_be_mapped_otherwise(
+    def test_disputed_row_without_another_target(
         self, path: Path, disputed: str, said: str
     ) -> None:
         text = f"# targets: cat, deer\nsource_id,target,disputed\ns1,cat,\ns2,other,{disputed}\n"

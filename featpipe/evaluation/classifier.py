@@ -1,4 +1,7 @@
-"""A linear classifier as one matrix, which needs neither scikit-learn nor a pickle to answer."""
+"""What a fitted classifier answers: classes, scores, probabilities.
+
+A linear one can be written as one matrix, which needs neither scikit-learn nor a pickle to answer.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST = 1e-6  # a probability of zero, of which there is no logarithm
 _ROWS = 16  # on which the matrix is compared with the estimator
-# Classifiers of scikit-learn whose probabilities are the softmax of their scores. Trying it out
-# would not tell: where all scores are large, the probabilities of others are 0 and 1 as well.
+# Classifiers of scikit-learn whose probabilities are the softmax of their scores. A comparison of
+# values would not show it: where all scores are large, those of others are 0 and 1 as well.
 _SOFTMAX = ("LogisticRegression", "LogisticRegressionCV", "LinearDiscriminantAnalysis")
+
+
+def predict_with_scores(
+    estimator: Any, X: NDArray[Any], n_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | None, bool]:
+    """Return predictions, a score for every class of the dataset, and whether it is a probability.
+
+    Classes without training rows get a score below all others, or probability zero.
+    """
+    predicted = estimator.predict(X).astype(np.int64)
+    probabilities = hasattr(estimator, "predict_proba")
+    if probabilities:
+        known = estimator.predict_proba(X)
+    elif hasattr(estimator, "decision_function"):
+        known = estimator.decision_function(X)
+        if known.ndim == 1:  # scikit-learn gives one column for two classes
+            known = np.column_stack([-known, known])
+    else:
+        return predicted, None, False
+    lowest = 0.0 if probabilities else float(known.min()) - 1.0
+    scores = np.full((len(known), n_classes), lowest, dtype=np.float32)
+    scores[:, estimator.classes_] = known
+    return predicted, scores, probabilities
+
+
+def as_logits(scores: NDArray[Any], *, graded: bool) -> NDArray[np.float64]:
+    """Return scores as they are, and probabilities (``graded``) as their logarithms."""
+    values = np.asarray(scores, dtype=np.float64)
+    return np.log(np.maximum(values, LEAST)) if graded else values
+
+
+def to_probabilities(
+    scores: NDArray[Any], known: NDArray[np.int64], temperature: float, *, graded: bool
+) -> NDArray[np.float64]:
+    """Return a probability for every class, of shape (n, classes); those not ``known`` have 0."""
+    logits = as_logits(scores[:, known], graded=graded) / temperature
+    found = np.zeros(scores.shape)
+    found[:, known] = softmax(logits)
+    return found
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the probabilities whose logits, up to a constant in each row, are scores (n, k)."""
+    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return shares / shares.sum(axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +83,16 @@ class LinearClassifier:
     bias: NDArray[np.float64]
     classes_: NDArray[np.int64]
     unit: bool
+
+    def __post_init__(self) -> None:
+        weight, bias, known = self.weight, self.bias, self.classes_
+        if not (
+            weight.shape == (len(weight), len(known)) == (len(weight), *bias.shape)
+            and weight.dtype == bias.dtype == np.float64
+            and known.dtype == np.int64
+            and (np.diff(known) > 0).all()
+        ):
+            raise ValueError("its numbers do not fit together")
 
     @property
     def n_features_in_(self) -> int:
@@ -61,18 +120,12 @@ class SoftmaxClassifier(LinearClassifier):
         return softmax(self.decision_function(X))
 
 
-def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the probabilities whose logits, up to a constant in each row, are scores (n, k)."""
-    shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
-
-
 def linear_form(estimator: Any) -> LinearClassifier | None:
     """Return a fitted classifier as a matrix, or ``None`` if it is not known to be linear.
 
-    Known are classifiers with ``coef_`` and ``intercept_``, one of them per class, and the nearest
-    mean; behind scaling to mean 0 and deviation 1; behind scaling of rows to length 1. Whether the
-    matrix answers the same is tried out.
+    Known are classifiers with ``coef_`` and ``intercept_``, one-vs-rest combinations of them, and
+    the nearest mean; after scaling of features to mean 0 and deviation 1; after scaling of rows to
+    length 1. The answers of the matrix are compared with those of the classifier.
     """
     if isinstance(estimator, LinearClassifier):
         return estimator
@@ -94,7 +147,9 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
         shift = bias[-1:] - bias[:-1].sum()
         weight = np.hstack([one * 0 if graded else -one, one])
         bias = np.concatenate([shift * 0 if graded else -shift, shift])
-    if weight.shape != (estimator.n_features_in_, k) or bias.shape != (k,):
+    labels = np.asarray(estimator.classes_, dtype=np.int64)
+    ascending = (np.diff(labels) > 0).all()
+    if weight.shape != (estimator.n_features_in_, k) or bias.shape != (k,) or not ascending:
         return None
     while before and hasattr(before[-1], "scale_") and hasattr(before[-1], "mean_"):
         scaler = before.pop()
@@ -104,7 +159,6 @@ def linear_form(estimator: Any) -> LinearClassifier | None:
     if before and not unit:
         return None
     kind = SoftmaxClassifier if graded else LinearClassifier
-    labels = np.asarray(estimator.classes_, dtype=np.int64)
     found = kind(weight.astype(np.float64), bias.astype(np.float64), labels, unit)
     rows = np.random.default_rng(0).normal(size=(_ROWS, len(weight)))
     scores, got = np.asarray(estimator.decision_function(rows)), found.decision_function(rows)

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
-from featpipe.evaluation.linear import SoftmaxClassifier, linear_form
+from featpipe.evaluation.classifier import SoftmaxClassifier, linear_form
 from featpipe.probes.estimators import NearestMean
 
 LINEAR = {
