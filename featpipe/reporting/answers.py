@@ -27,17 +27,46 @@ _MEANING = {
 }
 
 
-def answers(group: Group, margin: float) -> dict[str, str]:
-    """Answer what a reader wants to know: question → one or two sentences.
+def conclusion(group: Group, margin: float) -> tuple[str, str]:
+    """Name the best method, and say how the others compare with it.
 
-    The first two, which need no question, are the best method (``headline``) and how the others
-    compare with it (``others``). ``margin`` is what counts as equivalent, in points. A verdict is
-    that on the methods where models were trained on several training sets, else on these models.
+    ``margin`` is what counts as equivalent, in points. A verdict is that on the methods where
+    models were trained on several training sets, else on these models.
     """
-    headline, others = _which(group, margin)
+    first, others = group.methods[0], group.methods[1:]
+    accuracy, n = f"{percent(first.row['accuracy'], group.digits)}\u00a0%", first.row["n_test"]
+    if first.answers_once:
+        accuracy += f" ({count(round(first.row['accuracy'] * n))} of {count(n)})"
+    if not others:
+        headline = f"{first.title} classifies {accuracy} of the test images correctly."
+        return headline, "No other method was tested on them, so there is nothing to compare."
+    tied = [method for method in group.methods if method.ties_with(first)]
+    headline = f"{first.title} has the highest accuracy: {accuracy}."
+    if len(tied) > 1:
+        some = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
+        each = names_of(tied) if len(tied) <= _NAMED else some
+        named = _on_one_backbone(tied, group) or each
+        headline = f"{named[0].upper()}{named[1:]} tie at {accuracy}."
+    worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
+    if len(worse) == len(others):
+        return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
+    clauses = [] if worse else ["no method is demonstrably better"]
+    if alike:
+        are = "is" if len(alike) == 1 else "are"
+        clauses.append(f"{names_of(alike)} {are} {equivalent_within(margin)}")
+    if open_:
+        those = _on_one_backbone(open_, group) or names_of(open_)
+        clauses.append(f"{those} may be as good or better")
+    if worse:
+        rest = f"the {len(worse)} others are" if len(worse) > 1 else f"{names_of(worse)} is"
+        clauses.append(f"{rest} demonstrably worse")
+    text = "; ".join(clauses)
+    return headline, f"{text[0].upper()}{text[1:]}."
+
+
+def answers(group: Group) -> dict[str, str]:
+    """Answer what a reader wants to know next: question → one or two sentences."""
     said = {
-        "headline": headline,
-        "others": others,
         "By how much?": _by_how_much(group),
         "How sure?": _how_sure(group),
         "At what cost?": _cost(group),
@@ -106,39 +135,6 @@ def leaks(group: Group) -> list[str]:
             text += f"instead of {before} %."
         said.append(text)
     return said
-
-
-def _which(group: Group, margin: float) -> tuple[str, str]:
-    """Name the best method, and say how the others compare with it."""
-    first, others = group.methods[0], group.methods[1:]
-    accuracy, n = f"{percent(first.row['accuracy'], group.digits)}\u00a0%", first.row["n_test"]
-    if first.answers_once:
-        accuracy += f" ({count(round(first.row['accuracy'] * n))} of {count(n)})"
-    if not others:
-        headline = f"{first.title} classifies {accuracy} of the test images correctly."
-        return headline, "No other method was tested on them, so there is nothing to compare."
-    tied = [method for method in group.methods if method.ties_with(first)]
-    headline = f"{first.title} has the highest accuracy: {accuracy}."
-    if len(tied) > 1:
-        some = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
-        each = names_of(tied) if len(tied) <= _NAMED else some
-        named = _on_one_backbone(tied, group) or each
-        headline = f"{named[0].upper()}{named[1:]} tie at {accuracy}."
-    worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
-    if len(worse) == len(others):
-        return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
-    clauses = [] if worse else ["no method is demonstrably better"]
-    if alike:
-        are = "is" if len(alike) == 1 else "are"
-        clauses.append(f"{names_of(alike)} {are} {equivalent_within(margin)}")
-    if open_:
-        those = _on_one_backbone(open_, group) or names_of(open_)
-        clauses.append(f"{those} may be as good or better")
-    if worse:
-        rest = f"the {len(worse)} others are" if len(worse) > 1 else f"{names_of(worse)} is"
-        clauses.append(f"{rest} demonstrably worse")
-    text = "; ".join(clauses)
-    return headline, f"{text[0].upper()}{text[1:]}."
 
 
 def _on_one_backbone(methods: Sequence[Method], group: Group) -> str:

@@ -18,7 +18,7 @@ from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
 from featpipe.reporting.answers import leaks, names_of
 from featpipe.reporting.data import Group, ReportData, by_fact
-from featpipe.reporting.images import Thumbnail, find_store
+from featpipe.reporting.images import Thumbnail
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.reporting.suspects import DUPLICATES
 from featpipe.store import FeatureStore, scan_stores
@@ -49,7 +49,7 @@ class DataQuality(Section):
             parts.append(part)
             if suspects.audit is None or suspects.unread:
                 continue
-            summary, images = suspects.audit["summary"], AuditedImages(group, data)
+            summary, images = suspects.audit["summary"], AuditedImages(group, suspects.audit, data)
             findings = suspects.findings.copy()
             columns = ["label", "likely", "partner_label"]
             findings[columns] = findings[columns].replace(names)
@@ -60,7 +60,10 @@ class DataQuality(Section):
                 "unaudited": names_of(suspects.unaudited) if suspects.unaudited else "",
                 "gallery": [
                     (issue, len(found), images.shown(found.head(data.report.gallery)))
-                    for issue, found in sorted(findings.groupby("issue"), key=_importance)
+                    for issue, found in sorted(  # duplicates, doubted labels, then what is odd
+                        findings.groupby("issue"),
+                        key=lambda part: (part[0] not in DUPLICATES, part[0] != "label", part[0]),
+                    )
                 ],
             }
             tables.append(findings)
@@ -71,11 +74,6 @@ class DataQuality(Section):
             render("audit.html.j2", parts=parts, headings=_HEADINGS),
             tables={name: pd.concat(frames) for name, frames in named.items() if frames},
         )
-
-
-def _importance(issue: tuple[Any, pd.DataFrame]) -> tuple[bool, bool, str]:
-    """Sort duplicates first, then doubted labels, then what is odd."""
-    return issue[0] not in DUPLICATES, issue[0] != "label", issue[0]
 
 
 def leaks_of(group: Group) -> str:
@@ -115,15 +113,14 @@ def repeats_of(group: Group) -> list[str]:
 class AuditedImages:
     """Images of all splits of a group, from the dataset or, where it is gone, from the stores."""
 
-    def __init__(self, group: Group, data: ReportData) -> None:
+    def __init__(self, group: Group, audit: dict[str, Any], data: ReportData) -> None:
         self._data = data
         # Of each dataset and split the rows by id, and what reads one.
         self._splits: dict[tuple[str, str], tuple[dict[str, int], _Read]] = {}
         first, workspace = group.methods[0], data.context.workspace
         for known in first.result.stores:
-            look_up = partial(find_store, first, known, workspace.root)
+            look_up = partial(data.store, first, known)
             self._open(known["manifest"]["dataset"], known["run"], look_up)
-        audit = data.suspects(group).audit or {"images": []}
         # Splits that were audited, and are not tested:
         if {(one["name"], one["split"]) for one in audit["images"]} - self._splits.keys():
             for store in scan_stores(workspace.features, FileHashes(workspace.hashes))[0]:
@@ -139,7 +136,7 @@ class AuditedImages:
         if (key := (dataset["name"], split)) in self._splits:
             return
         with suppress(FeatpipeError, OSError):
-            source = self._data.source([{"run": run}], split)
+            source = self._data.source(run, split)
             if source.fingerprint == dataset["fingerprint"]:
                 rows = {name: row for row, name in enumerate(source.ids)}
                 self._splits[key] = rows, source.read
@@ -148,7 +145,8 @@ class AuditedImages:
             store = look_up()
             if store.has_looks:
                 rows = {name: row for row, name in enumerate(store.ids)}
-                self._splits[key] = rows, partial(_stored_thumbnail, store)
+                grey = store.looks("thumbnail")
+                self._splits[key] = rows, lambda row: np.repeat(grey[row][..., None], 3, axis=2)
 
     def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
         """Return findings with their thumbnails, and those of their partners."""
@@ -165,8 +163,3 @@ class AuditedImages:
             if read is not None and name in rows:
                 return self._data.sheet.add(f"audit {dataset}/{split}/{name}", read(rows[name]))
         return None
-
-
-def _stored_thumbnail(store: FeatureStore, row: int) -> NDArray[np.uint8]:
-    grey = np.array(store.looks("thumbnail")[row])
-    return np.repeat(grey[..., None], 3, axis=2)

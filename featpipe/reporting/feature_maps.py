@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
 from featpipe.reporting.data import Group, Method, ReportData
-from featpipe.reporting.images import LOSSLESS, data_uri, find_store
+from featpipe.reporting.images import LOSSLESS, data_uri
 from featpipe.reporting.sections import SECTIONS, Chart, Content, Missing, Section, percent, render
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
@@ -54,8 +54,7 @@ class FeatureMaps(Section):
             if any(part.title == title for part in maps):  # as another extraction prepared them
                 title += f", as used by {method.title}"
             try:
-                root = data.context.workspace.root
-                store = find_store(method, method.result.stores[-1], root)
+                store = data.store(method, method.result.stores[-1])
                 maps.append(feature_map(title, group, store, layer, data))
             except FeatpipeError as error:
                 maps.append(Missing(title, error.what.splitlines()[0]))

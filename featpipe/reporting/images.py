@@ -6,18 +6,16 @@ import base64
 import io
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from featpipe.errors import FeatpipeError
-from featpipe.store import FeatureStore
 
 if TYPE_CHECKING:
-    from featpipe.reporting.data import Group, Method, ReportData
+    from featpipe.reporting.data import Group, ReportData
 
 THUMBNAIL = 96  # pixels of the longer side
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
@@ -70,13 +68,14 @@ class GroupImages:
     def __init__(self, group: Group, data: ReportData) -> None:
         self.missing: str | None = None
         self.doubt: str | None = None
-        self._sheet = data.sheet
+        self.sheet = data.sheet
         self._rows: dict[str, int] = {}
         result = group.methods[0].result
         tested = result.dataset["test"]
         self._name = f"{tested['fingerprint']}/{tested['split']}"
         try:
-            self._source = source = data.source(result.stores[-1:], tested["split"])
+            run = result.stores[-1]["run"] if result.stores else {}
+            self._source = source = data.source(run, tested["split"])
         except (FeatpipeError, OSError) as error:
             self.missing = str(error).splitlines()[0]
             return
@@ -97,7 +96,7 @@ class GroupImages:
     def thumbnail(self, image_id: str) -> Thumbnail | None:
         """Return the thumbnail of a test image, or None where it cannot be read."""
         image = self.read(image_id)
-        return None if image is None else self._sheet.add(f"{self._name}/{image_id}", image)
+        return None if image is None else self.sheet.add(f"{self._name}/{image_id}", image)
 
     def read(self, image_id: str) -> NDArray[np.uint8] | None:
         """Return the pixels of a test image, or None where it cannot be read."""
@@ -105,16 +104,3 @@ class GroupImages:
             if image_id in self._rows:
                 return self._source.read(self._rows[image_id])
         return None
-
-
-def find_store(method: Method, known: dict[str, Any], root: Path) -> FeatureStore:
-    """Return the very store that a result names; a missing or another one is an error."""
-    parents = [] if method.result.path is None else method.result.path.parents
-    candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise FeatpipeError("its feature store was deleted or moved")
-    store = FeatureStore(found)
-    if store.fingerprint != known["fingerprint"]:
-        raise FeatpipeError("its feature store was replaced by one of other features")
-    return store

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from featpipe.errors import FeatpipeError
-from featpipe.reporting.answers import alarms, answers, names_of, warnings
-from featpipe.reporting.data import Group, Method, ReportData, by_fact
+from featpipe.reporting.answers import alarms, answers, conclusion, names_of, warnings
+from featpipe.reporting.data import Group, Method, ReportData, by_fact, dataset_name
 from featpipe.reporting.figures import (
     accuracy_chart,
     cost_chart,
@@ -20,8 +20,7 @@ from featpipe.reporting.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.reporting.images import GroupImages, find_store
-from featpipe.reporting.names import dataset_name
+from featpipe.reporting.images import GroupImages
 from featpipe.reporting.sections import SECTIONS, Content, Section, count, duration, render
 from featpipe.reporting.suspects import Suspects, who_is_best
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
@@ -53,7 +52,8 @@ class Comparison(Section):
         html = render(
             "comparison.html.j2",
             group=group,
-            answers=answers(group, margin),
+            conclusion=conclusion(group, margin),
+            answers=answers(group),
             alarms=alarms(group, suspects),
             warnings=[*warnings(group, images), *(data.comparison.apart if self.first else ())],
             suspected=suspected(suspects),
@@ -109,19 +109,23 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     left_out: dict[str, str] = {}
     for method, record in records.values():
         with suppress(FeatpipeError):  # a store that is gone cannot say what it left out
-            store = find_store(method, record, data.context.workspace.root)
+            store = data.store(method, record)
             for row, why in store.skipped.items():  # what the decoder said in brackets is left out
                 left_out[store.ids[row]] = why[:1].lower() + why[1:].partition(" (")[0]
     known = [record["manifest"]["dataset"] for _, record in records.values()]
     asked = [r["run"].get("source", {}).get("limit") for _, r in records.values()]
     several = len({dataset["name"] for dataset in known}) > 1
+    splits = {}
+    for one in known:
+        named = [dataset_name(one["name"])] * several + [one["split"]] * (one["split"] != "all")
+        splits[" ".join(named)] = one["images"]
     tested = np.bincount(group.true, minlength=len(group.classes))
     true = pd.Series(group.true).sort_values(kind="stable")
     each = max(1, _SAMPLES // true.nunique())  # of a class
     rows = true.groupby(true).head(each).index[:_SAMPLES]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
-        "splits": {_called(one, several=several): one["images"] for one in known},
+        "splits": splits,
         # How many images of a split were asked for, if that is all it has.
         "limits": sorted({n for n, one in zip(asked, known, strict=True) if n == one["images"]}),
         "per_class": sorted({tested.min(), tested.max()}),
@@ -131,12 +135,6 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
-
-
-def _called(dataset: dict[str, Any], *, several: bool) -> str:
-    """Return the name of a split, which is ``all`` where a dataset has only one."""
-    split = "" if dataset["split"] == "all" else dataset["split"]
-    return f"{dataset_name(dataset['name'])} {split}".strip() if several else split
 
 
 def in_words(protocol: str) -> str:

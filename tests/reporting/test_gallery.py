@@ -16,7 +16,7 @@ from featpipe.evaluation.result import Result
 from featpipe.fingerprint import sealed_json
 from featpipe.reporting.data import Group
 from featpipe.reporting.gallery import always_wrong, as_seen, confused_pairs, disagreements
-from featpipe.reporting.images import GroupImages, ThumbnailSheet
+from featpipe.reporting.images import GroupImages
 from tests.reporting.conftest import Made, Page
 
 
@@ -42,8 +42,9 @@ def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) 
 
 def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
     group, images = shown
-    (count, items), above = always_wrong(group, images, 5)
-    assert above == 0
+    missed = always_wrong(group, images, 5)
+    count, items = missed["count"], missed["shown"]
+    assert missed["above"] == 0
     assert count == int((group.share_right == 0).all(axis=0).sum()) > 0
     assert len(items) == min(count, 5)
     n = len(group.methods)
@@ -51,9 +52,9 @@ def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
     votes = [n if "all" in item.remark else int(item.remark.split()[0]) for item in items]
     assert votes == sorted(votes, reverse=True)
     assert all(item.true != item.answer for item in items)
-    (again, others), above = always_wrong(group, images, 5, {items[0].id})
-    assert (again, above) == (count, 1)
-    assert items[0].id not in {item.id for item in others}
+    others = always_wrong(group, images, 5, {items[0].id})
+    assert (others["count"], others["above"]) == (count, 1)
+    assert items[0].id not in {item.id for item in others["shown"]}
 
 
 def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, GroupImages]) -> None:
@@ -149,11 +150,9 @@ def test_the_original_beside_a_heat_map_is_cropped_like_it(
     method = SimpleNamespace(
         anchor="m", result=SimpleNamespace(extra={"network": {"preprocessing": prepared}})
     )
-    images = SimpleNamespace(read=lambda _: image)
     kept: list[np.ndarray] = []
-    sheet = ThumbnailSheet()
-    sheet.add = lambda key, pixels: kept.append(pixels)  # type: ignore[method-assign]
-    as_seen(method, "a", images, sheet)  # type: ignore[arg-type]
+    sheet = SimpleNamespace(add=lambda key, pixels: kept.append(pixels))
+    as_seen(method, "a", SimpleNamespace(read=lambda _: image, sheet=sheet))  # type: ignore[arg-type]
     width, height, left, right = expected
     assert kept[0].shape[:2] == (height, width)
     assert kept[0][0, 0, 0] / 4 == pytest.approx(left, abs=1.5)
