@@ -40,11 +40,11 @@ class Suspects:
         """
         tested = group.methods[0].result.dataset["test"]["fingerprint"]
         for method in group.methods:
-            stores = method.result.stores
-            if "leaks" not in method.result.extra or not stores:
-                continue  # nothing was trained
-            models = dict.fromkeys(store["manifest"]["backbone"]["model"] for store in stores)
-            images = {tested, stores[0]["manifest"]["dataset"]["fingerprint"]}
+            if (trained := method.trained_on) is None:
+                continue
+            manifests = (store["manifest"] for store in method.result.stores)
+            models = dict.fromkeys(manifest["backbone"]["model"] for manifest in manifests)
+            images = {tested, trained["fingerprint"]}
             if known := audit_of(workspace, images, list(models)):
                 path, audit = known
                 try:
@@ -80,16 +80,15 @@ class Suspects:
         return [
             method
             for method in self.group.methods
-            if "leaks" in method.result.extra and method.result.stores
-            if method.result.stores[0]["manifest"]["dataset"]["fingerprint"] not in known
+            if (trained := method.trained_on) and trained["fingerprint"] not in known
         ]
 
     @property
     def across(self) -> bool:
-        """Whether training and test images are of different splits."""
-        result = self.group.methods[0].result
-        tested = result.dataset["test"]["fingerprint"]
-        return bool(result.stores[0]["manifest"]["dataset"]["fingerprint"] != tested)
+        """Whether the methods were trained and tested on different splits."""
+        tested = self.group.methods[0].result.dataset["test"]["fingerprint"]
+        trained = filter(None, (method.trained_on for method in self.group.methods))
+        return any(dataset["fingerprint"] != tested for dataset in trained)
 
     @property
     def near(self) -> int:
@@ -133,12 +132,9 @@ def _in_split(listed: pd.DataFrame, dataset: dict[str, Any]) -> pd.DataFrame:
 def _alike(method: Method, members: pd.DataFrame, audited: set[str]) -> set[str]:
     """Return the test images of a method of whose cluster an image trained the model."""
     result, table = method.result, method.table
-    account = result.extra.get("leaks")
-    if account is None or not result.stores:
+    account, train, tested = result.extra.get("leaks"), method.trained_on, result.dataset["test"]
+    if account is None or train is None or train["fingerprint"] not in audited:
         return set()
-    train, tested = result.stores[0]["manifest"]["dataset"], result.dataset["test"]
-    if train["fingerprint"] not in audited:
-        return set()  # it was trained on images that the audit does not know
     trained = _in_split(members, train)
     trained = trained[~trained.id.isin(account.get("not_trained", ()))]
     if "trained" in account:

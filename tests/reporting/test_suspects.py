@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ from featpipe.audit.step import AuditStep
 from featpipe.files import read_json
 from featpipe.fingerprint import sealed_json, unsealed
 from featpipe.probes.nearest_mean import Centroid
+from featpipe.reporting.answers import alarms
 from featpipe.reporting.data import ReportData
 from featpipe.reporting.data_quality import DataQuality
 from featpipe.reporting.page import build_report
@@ -64,6 +68,19 @@ def test_what_did_not_train_is_no_copy_of_a_training_image(leaky, tmp_path):
     assert suspected([unleaked], where).copies == {"test/6.png"}
     text = Page(build_report([dropped], tmp_path / "r", Report(), where)).text
     assert "also used for training" not in text
+
+
+def test_the_advice_is_for_the_methods_that_were_trained(leaky):
+    where, stores, results = leaky
+    audit_stores(AuditStep(), stores, where)
+    best = max(results, key=lambda result: result.summary["accuracy"]["value"])
+    untrained = replace(best, title="A", extra={}, stores=best.stores[1:])
+    shutil.copy(best.path.with_name(best.files["predictions"]), where.workspace.root)
+    untrained.save(where.workspace.root / "untrained.json")
+    data = ReportData.load([*results, untrained], Report(), where)
+    (group,) = data.groups
+    assert group.methods[0].title == "A"
+    assert "--drop data/audits/" in alarms(group, data.suspects(group))[-1]
 
 
 def test_of_a_low_shot_draw_only_what_it_trained_on_leaks(leaky):
