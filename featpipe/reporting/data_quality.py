@@ -68,7 +68,7 @@ class DataQuality(Section):
             }
             tables.append(findings)
             labels.append(pd.DataFrame(part["classes"]).assign(dataset=group.dataset))
-        accuracies = [data.suspects(group).accuracies() for group in data.groups]
+        accuracies = [data.suspects(group).accuracies for group in data.groups]
         named = {"audit": tables, "audit_labels": labels, "without_suspects": accuracies}
         return Content(
             render("audit.html.j2", parts=parts, headings=_HEADINGS),

@@ -106,16 +106,15 @@ class Suspects:
             kinds["both"] = doubted | self.copies
         return {what: names for what, names in kinds.items() if names}
 
+    @cached_property
     def accuracies(self) -> pd.DataFrame:
-        """Return the accuracy of each method with all test images and without the suspects.
+        """The accuracy of each method with all test images and without the suspects.
 
         A row for each method and set of images: ``result``, ``method``, ``without``, ``images``,
         ``accuracy``, ``low``, ``high``; the last three are missing where no image is left. Empty
         where nothing is suspected.
         """
-        kinds = self.left_out
-        if kinds:
-            kinds = {"": set[str](), **kinds}
+        kinds = {"": set[str](), **suspected} if (suspected := self.left_out) else {}
         return pd.DataFrame(
             {"result": method.row["name"], "method": method.title, "without": what}
             | _accuracy(method, names)
@@ -165,14 +164,10 @@ def who_is_best(accuracies: pd.DataFrame) -> str:
     """Say whether leaving out suspects changes which method has the highest accuracy."""
     known = accuracies.dropna(subset="accuracy").round({"accuracy": 12})
     top = known[known.accuracy == known.groupby("without").accuracy.transform("max")]
-    best = {str(what): [*rows] for what, rows in top.groupby("without", sort=False).method}
-    changed = [
-        f"without {what}, it is {' and '.join(methods)}"
-        for what, methods in best.items()
-        if methods != best[""]
-    ]
+    best = top.groupby("without", sort=False).method.agg(" and ".join)
+    changed = [f"without {k}, it is {named}" for k, named in best.items() if named != best[""]]
     if accuracies.method.nunique() < 2:
         return ""
     if not changed:
         return "Leaving them out does not change which method has the highest accuracy."
-    return f"The highest accuracy with all images: {' and '.join(best[''])}; {'; '.join(changed)}."
+    return f"The highest accuracy with all images: {best['']}; {'; '.join(changed)}."

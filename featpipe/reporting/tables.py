@@ -22,7 +22,7 @@ from featpipe.reporting.figures import (
 )
 from featpipe.reporting.images import GroupImages
 from featpipe.reporting.sections import SECTIONS, Content, Section, count, duration, render
-from featpipe.reporting.suspects import Suspects, who_is_best
+from featpipe.reporting.suspects import who_is_best
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
@@ -56,7 +56,8 @@ class Comparison(Section):
             answers=answers(group),
             alarms=alarms(group, suspects),
             warnings=[*warnings(group, images), *(data.comparison.apart if self.first else ())],
-            suspected=suspected(suspects),
+            suspected=suspects.accuracies,
+            who_is_best=who_is_best,
             matrix=matrix(group),
             parts_of_time=parts_of_time,
             card=dataset_card(group, images, data),
@@ -71,18 +72,6 @@ class Comparison(Section):
             looks=dict.fromkeys(LEADING, "best") | dict.fromkeys((EQUIVALENT, UNDECIDED), "like"),
         )
         return Content(html)
-
-
-def suspected(suspects: Suspects) -> dict[str, Any] | None:
-    """Return accuracies without suspected images, a row for each method; None without suspects."""
-    frame = suspects.accuracies()
-    if frame.empty:
-        return None
-    return {
-        "kinds": list(dict.fromkeys(frame["without"])),
-        "rows": [(name, rows.to_dict("records")) for name, rows in frame.groupby("method")],
-        "best": who_is_best(frame),
-    }
 
 
 def matrix(group: Group) -> dict[str, Any] | None:
@@ -129,16 +118,34 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
         # How many images of a split were asked for, if that is all it has.
         "limits": sorted({n for n, one in zip(asked, known, strict=True) if n == one["images"]}),
         "per_class": sorted({tested.min(), tested.max()}),
-        "trained": trained_on(group),
-        "protocols": said_of(group, lambda method: in_words(method.row["protocol"])),
+        "trained": said_of(group, training_images),
+        "protocols": said_of(group, protocol_in_words),
         "why": list(dict.fromkeys(filter(None, (m.protocol_note for m in group.methods)))),
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
 
 
-def in_words(protocol: str) -> str:
-    """Say what a protocol does, with its name."""
+def said_of(group: Group, fact: Callable[[Method], str]) -> str:
+    """Return a fact about the methods once, with their names where they differ in it."""
+    facts = by_fact(group.methods, fact)
+    if len(facts) == 1:
+        return next(iter(facts))
+    return "; ".join(f"{text} ({names_of(methods)})" for text, methods in facts.items())
+
+
+def training_images(method: Method) -> str:
+    """Say how many images a method was trained on."""
+    sizes = sorted({split["n_train"] or 0 for split in method.result.splits})
+    if not any(sizes):
+        return "no image"
+    several = " for each model" * (len(method.result.splits) > 1)
+    return f"{' to '.join(map(count, sorted({sizes[0], sizes[-1]})))} images{several}"
+
+
+def protocol_in_words(method: Method) -> str:
+    """Say what the protocol of a method does, with its name."""
+    protocol = method.row["protocol"]
     kind, _, number = protocol.partition(":")
     said = {
         "split": "the dataset's own test images",
@@ -156,27 +163,6 @@ def parts_of_time(row: dict[str, Any]) -> list[str]:
     return [f"{word} {duration(spent[word])}" for word in spent if spent[word] > least]
 
 
-def trained_on(group: Group) -> str:
-    """Say how many images each method was trained on."""
-
-    def images(method: Method) -> str:
-        sizes = sorted({split["n_train"] or 0 for split in method.result.splits})
-        if not any(sizes):
-            return "no image"
-        several = " for each model" * (len(method.result.splits) > 1)
-        return f"{' to '.join(map(count, sorted({sizes[0], sizes[-1]})))} images{several}"
-
-    return said_of(group, images)
-
-
-def said_of(group: Group, fact: Callable[[Method], str]) -> str:
-    """Return a fact about the methods once, with their names where they differ in it."""
-    facts = by_fact(group.methods, fact)
-    if len(facts) == 1:
-        return next(iter(facts))
-    return "; ".join(f"{text} ({names_of(methods)})" for text, methods in facts.items())
-
-
 @SECTIONS.register
 class Methods(Section):
     """What is measured of each method."""
@@ -187,14 +173,14 @@ class Methods(Section):
     def content(self, data: ReportData) -> Content:
         """Return a panel for each method, with its matrix, classes, curves and searches."""
         entries: list[tuple[str, str]] = []
-        panels = {}
         for group in data.groups:
             entries += [(group.label, "")] if group.label else []
             entries += [(method.title, method.anchor) for method in group.methods]
-            for method in group.methods:
-                charts = [*method_curves(method), *search_charts(method), *training_charts(method)]
-                panels[method] = {"confusion": confusion(method), "charts": charts}
-        html = render("methods.html.j2", groups=data.groups, panels=panels)
+        charts = {
+            method: [*method_curves(method), *search_charts(method), *training_charts(method)]
+            for method in data.methods
+        }
+        html = render("methods.html.j2", groups=data.groups, charts=charts, confusion=confusion)
         return Content(html, tables=frames(data), entries=entries)
 
 

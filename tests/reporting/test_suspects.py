@@ -29,11 +29,11 @@ from tests.reporting.conftest import Page
 def test_accuracies_without_the_suspects(leaky):
     where, stores, results = leaky
     exact = Suspects.of(ReportData.load(results, Report(), where).groups[0], where.workspace)
-    assert {*exact.accuracies().images} == {30, 25}, "identical images are known without an audit"
+    assert {*exact.accuracies.images} == {30, 25}, "identical images are known without an audit"
     audit_stores(AuditStep(), stores, where)
     data = ReportData.load(results, Report(), where)
     (group,) = data.groups
-    frame = data.suspects(group).accuracies()
+    frame = data.suspects(group).accuracies
     for method in group.methods:
         rows = frame[frame.method == method.title].set_index("without")
         kept = ~np.isin(method.table.ids, [f"test/{i}.png" for i in (0, 1, 2, 3, 4, 6)])
