@@ -66,13 +66,21 @@ def conclusion(group: Group, margin: float) -> tuple[str, str]:
 
 def answers(group: Group) -> dict[str, str]:
     """Answer what a reader wants to know next: question → one or two sentences."""
-    said = {
-        "By how much?": _by_how_much(group),
+    digits, tests = group.digits, group.tests_of_first
+    others = [m for m in group.methods[1:] if m.row["verdict"] in _MEANING]
+    leads = []  # of the next method, and of the nearest one that is worse
+    for method in dict.fromkeys([*others[:1], *_of(others, WORSE)[:1]]):
+        test = tests[method.row["name"]]
+        ahead = f"{percent(test['difference'], digits)} points ahead of {method.title}"
+        limits = f"{points(test['low'], digits)} and {points(test['high'], digits)}"
+        leads.append(f"{ahead}, {_MEANING[method.row['verdict']]} (between {limits}).")
+    questions = {
+        "By how much?": " ".join(leads),
         "How sure?": _how_sure(group),
         "At what cost?": _cost(group),
         "Where does it fail?": _failures(group),
     }
-    return {question: text for question, text in said.items() if text}
+    return {question: text for question, text in questions.items() if text}
 
 
 def warnings(group: Group, images: GroupImages) -> list[str]:
@@ -147,19 +155,6 @@ def _on_one_backbone(methods: Sequence[Method], group: Group) -> str:
     return f"{number} methods on {features.pop()}" if len(there) > 1 else ""
 
 
-def _by_how_much(group: Group) -> str:
-    """Say the difference to the next method, and to the nearest one that is worse."""
-    digits, tests = group.digits, group.tests_of_first
-    others = [m for m in group.methods[1:] if m.row["verdict"] in _MEANING]
-    sentences = []
-    for method in dict.fromkeys([*others[:1], *_of(others, WORSE)[:1]]):
-        test = tests[method.row["name"]]
-        ahead = f"{percent(test['difference'], digits)} points ahead of {method.title}"
-        limits = f"{points(test['low'], digits)} and {points(test['high'], digits)}"
-        sentences.append(f"{ahead}, {_MEANING[method.row['verdict']]} (between {limits}).")
-    return " ".join(sentences)
-
-
 def _how_sure(group: Group) -> str:
     first, digits = group.methods[0], group.digits
     low, high = percent(first.row["low"], digits), percent(first.row["high"], digits)
@@ -191,9 +186,7 @@ def _cost(group: Group) -> str:
     """Name the cheapest of the methods that may be the best."""
     first = group.methods[0]
     contenders = [method for method in group.methods if method.row["verdict"] != WORSE]
-    seconds = {m: s for m in contenders if (s := m.row.get("total_seconds")) is not None}
-    if not seconds:
-        return "What it cost was not recorded."
+    seconds = {method: method.row["total_seconds"] for method in contenders}
     least = min(seconds.values())
     cheapest = next(m for m in seconds if seconds[m] <= SAME_COST * least)  # the best of these
     spent = f"{duration(seconds[cheapest])} from images to answers"
@@ -202,7 +195,7 @@ def _cost(group: Group) -> str:
     among = " of those that may be the best" * (len(contenders) < len(group.methods))
     if cheapest is first:
         return f"{first.title} took {spent}; none{among} was clearly faster."
-    own = f" ({first.title}: {duration(seconds.get(first))})"
+    own = f" ({first.title}: {duration(seconds[first])})"
     return f"Cheapest{among}: {cheapest.title}, {spent}{own}."
 
 

@@ -130,17 +130,12 @@ class Method:
         top = np.partition(scores, -2, axis=1)
         return (top[:, -1] - top[:, -2]).astype(np.float64)
 
-    @cached_property
-    def first_model(self) -> Predictions:
-        """Predictions of the first model alone: ROC curves cannot be drawn of several."""
-        return self._predictions(self.table.only_splits([int(self.table.split[0])]))
+    def predictions(self, *, first_model: bool) -> Predictions:
+        """Return the predictions of the first model, or those of all.
 
-    @property
-    def pooled(self) -> Predictions:
-        """Predictions of all models; their probabilities, but not their scores, have one scale."""
-        return self._predictions(self.table)
-
-    def _predictions(self, table: PredictionTable) -> Predictions:
+        The probabilities of several models, but not their scores, have one scale.
+        """
+        table = self.table.only_splits([int(self.table.split[0])]) if first_model else self.table
         other, probabilities = self.result.dataset["other"], self.has_probabilities
         return Predictions.of_table(table, self.classes, other=other, probabilities=probabilities)
 

@@ -37,8 +37,7 @@ class FeatureMaps(Section):
 
     def content(self, data: ReportData) -> Content:
         """Return the first map, and the others behind a switch; nothing without features."""
-        maps = self.maps(data)
-        return Content(render("features.html.j2", maps=maps) if maps else "")
+        return Content(render("features.html.j2", maps=self.maps(data)))
 
     def maps(self, data: ReportData) -> list[Chart | Missing]:
         """Return a map of each kind of features, or why there is none."""

@@ -98,7 +98,7 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
 
 
 def difference_chart(group: Group, margin: float) -> list[Chart]:
-    """Return how far each method is from the best, with the interval of its paired test."""
+    """How far each method is from the best, with the interval of its paired test."""
     first, *others = group.methods
     if not others:
         return []
@@ -139,7 +139,7 @@ def cost_chart(group: Group) -> list[Chart | Missing]:
             costs = [point["x"] for point in points]
             log = min(costs) > 0 and max(costs) > 10 * min(costs)
             choices.append({"x": axis(label, log=log), "points": points})
-            if max(costs) > SAME_COST * min(costs):  # else it tells nothing
+            if max(costs) > SAME_COST * min(costs):  # else there is nothing to see
                 shown.append(choices[-1])
     if not choices:
         return [Missing(title, "no result records what it cost")]
@@ -148,8 +148,7 @@ def cost_chart(group: Group) -> list[Chart | Missing]:
         most = duration(max(point["x"] for point in choices[0]["points"]))
         shown = [choice for choice in shown if "seconds" not in choice["x"]["label"]]
         if not shown:
-            about = f"from images to answers, all methods take about {most}"
-            return [Missing(title, about)]
+            return [Missing(title, f"from images to answers, all methods take about {most}")]
         caption += f" From images to answers, all methods take about {most}."
     y = {**_ACCURACY, "digits": group.digits}
     return [Chart(title, {"kind": "scatter", "y": y, "choices": shown}, caption)]
@@ -196,7 +195,7 @@ def low_shot_chart(group: Group) -> list[Chart]:
 
 
 def sweep_charts(group: Group) -> list[Chart]:
-    """Return a chart for every number in whose values methods of one kind differ alone.
+    """Return a chart for every number that alone distinguishes methods of one kind.
 
     Where a second setting differs too (a sweep of two), each of its values is a line.
     """
@@ -247,7 +246,7 @@ def sweep_charts(group: Group) -> list[Chart]:
 def method_curves(method: Method) -> list[Chart | Missing]:
     """ROC and precision-recall curves of the first model, reliability curve of all."""
     of = f" Drawn for the first model, {method.first_model_name}." * bool(method.first_model_name)
-    predictions = method.first_model
+    predictions = method.predictions(first_model=True)
     if predictions.ranking is None:
         why = "this method gives neither scores nor probabilities"
         return [Missing("ROC curves", why), Missing("Precision-recall curves", why)]
@@ -260,7 +259,7 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     if predictions.probabilities is None:
         why = "this method gives decision values, not probabilities"
         return [roc, pr, Missing("Reliability curve", why)]
-    reliability = reliability_curve(method.pooled)
+    reliability = reliability_curve(method.predictions(first_model=False))
     bins = [entry for entry in reliability["bins"] if entry["count"]]
     sizes = [entry["count"] for entry in bins]
     x, y = ([round(entry[key], 4) for entry in bins] for key in ("confidence", "accuracy"))

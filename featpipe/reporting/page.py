@@ -31,7 +31,6 @@ from featpipe.reporting.tables import Comparison
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 
-GENERATOR = "featpipe report"
 _INDEX_MARK = b'<meta name="generator" content="featpipe index">'
 _ABSOLUTE = re.compile(r"(?<![\w.…/<])(?:/[\w.+@~-]+)+/(?=[\w.])")  # the folders of a path
 _HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
@@ -125,7 +124,6 @@ class Page:
         text = render_page(
             "report.html.j2",
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
-            generator=GENERATOR,
             description=" ".join(headlines),
             recipe=recipe,
             n_methods=len(data.methods),
@@ -189,13 +187,14 @@ def write_index(folder: Path, *, force: bool = False) -> Path:
     unknown = dict.fromkeys(("title", "description", "methods", "runs"), "?")  # of a torn head
     pages = [path for path in sorted(folder.glob("*.html")) if path.is_file()]
     heads = [{**unknown, **head_of(path), "file": path.name} for path in pages]
-    reports = [head for head in heads if head.get("generator") == GENERATOR]
+    reports = [head for head in heads if head.get("generator") == "featpipe report"]
     for head in reports:
         if changed := changed_files(folder / head["file"]):
             names = ", ".join(path.name for path in changed)
             head["description"] = f"Changed after it was written, do not trust it: {names}."
+    text = render_page("index.html.j2", title="Reports", reports=reports)
     with atomic_write(index) as temporary:
-        temporary.write_text(render_page("index.html.j2", reports=reports), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return index
 
 
