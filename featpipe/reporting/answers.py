@@ -1,6 +1,6 @@
 """The first screen in plain words: which method, by how much, how sure, what cost, what fails.
 
-Nothing here is stronger than the paired tests: a method is better only where a test said so.
+Nothing here is stronger than the paired tests: a method is called better only if a test says so.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 from featpipe.evaluation.leaks import DROP_LEAKS, count_of_leaks
 from featpipe.evaluation.protocol import GROUPED
 from featpipe.reporting.data import Group, Method, by_fact
-from featpipe.reporting.images import GroupImages
+from featpipe.reporting.images import Images
 from featpipe.reporting.sections import SAME_COST, count, duration, percent, points
 from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import contamination_notes, equivalent_within
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 _NAMED = 3  # more names than these would hide the answer
-_FEW_PER_CLASS = 10  # with fewer test images, a tenth of a class and more hangs on one of them
+_FEW_PER_CLASS = 10  # with fewer test images, one of them is more than a tenth of its class
 _MEANING = {
     WORSE: "which is demonstrably worse",
     EQUIVALENT: "which is equivalent",
@@ -65,7 +65,7 @@ def conclusion(group: Group, margin: float) -> tuple[str, str]:
 
 
 def answers(group: Group) -> dict[str, str]:
-    """Answer what a reader wants to know next: question → one or two sentences."""
+    """Answer the questions that follow: question → one or two sentences."""
     digits, tests = group.digits, group.tests_of_first
     others = [m for m in group.methods[1:] if m.row["verdict"] in _MEANING]
     leads = []  # of the next method, and of the nearest one that is worse
@@ -83,7 +83,7 @@ def answers(group: Group) -> dict[str, str]:
     return {question: text for question, text in questions.items() if text}
 
 
-def warnings(group: Group, images: GroupImages) -> list[str]:
+def warnings(group: Group, images: Images) -> list[str]:
     """Return what a reader must know before relying on a group's numbers, the worst first."""
     best, digits = group.methods[0], group.digits
     tested = np.bincount(group.true, minlength=len(group.classes))
@@ -146,7 +146,7 @@ def leaks(group: Group) -> list[str]:
 
 
 def _on_one_backbone(methods: Sequence[Method], group: Group) -> str:
-    """Return what all methods on one of several backbones are called; empty for other methods."""
+    """Return a name for all methods on one of several backbones; empty if they are not that."""
     features = {method.row["features"] for method in methods}
     there = [method for method in group.methods if method.row["features"] in features]
     if len(features) > 1 or len(there) != len(methods) or len(there) == len(group.methods):
@@ -200,7 +200,7 @@ def _cost(group: Group) -> str:
 
 
 def _failures(group: Group) -> str:
-    """Name the classes that the first method confuses most, and the one it knows least."""
+    """Name the classes that the first method confuses most, and the hardest ones."""
     method = group.methods[0]
     matrix = np.array(method.metrics["confusion"])
     tested, right = matrix.sum(axis=1), matrix.diagonal()

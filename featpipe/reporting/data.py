@@ -26,14 +26,14 @@ from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.evaluation.titles import unique_titles
 from featpipe.files import read_regular
 from featpipe.labelmap.mapping import SourceClasses
-from featpipe.reporting.images import GroupImages, ThumbnailSheet
+from featpipe.reporting.images import Images, ThumbnailSheet, tested_images
 from featpipe.reporting.step import Report
 from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 
-FINE = 1000  # test images from which one of them is at most a tenth of a point
+FINE = 1000  # with so many test images, one of them is a tenth of a point
 CLASS_NAMES = "class_names.csv"  # in the folder of the images, or beside what holds them
 _NAMED = 5
 
@@ -160,7 +160,7 @@ class Method:
     def notes(self) -> list[str]:
         """What a reader must know of this method alone.
 
-        What is about the data is on the page once: leaks, repeated images, groups, images that the
+        Notes about the data are on the page once: leaks, repeated images, groups, images that the
         backbone may have seen.
         """
         extra = self.result.extra
@@ -177,7 +177,7 @@ class Method:
 def by_fact(
     methods: Iterable[Method], fact: Callable[[Method], Hashable]
 ) -> dict[Any, list[Method]]:
-    """Return facts, each with the methods of which it is true."""
+    """Group methods by a fact about them."""
     found: dict[Any, list[Method]] = {}
     for method in methods:
         found.setdefault(fact(method), []).append(method)
@@ -191,7 +191,7 @@ class Group:
     dataset: str
     methods: list[Method]
     pairs: list[dict[str, Any]]  # the paired tests between them
-    label: str = ""  # what tells the group from the others of the page, if there are any
+    label: str = ""  # distinguishes it from other groups of the page, if there are any
     name: str = ""  # what the page calls the dataset
 
     @property
@@ -201,7 +201,7 @@ class Group:
 
     @property
     def digits(self) -> int:
-        """Decimals of a percentage: two where they can tell one test image from the next."""
+        """Decimals of a percentage: two where one test image is at most a tenth of a point."""
         return 1 if self.methods[0].row["n_test"] < FINE else 2
 
     @property
@@ -319,9 +319,9 @@ class ReportData:
         )
 
     @cached_property
-    def images(self) -> Callable[[Group], GroupImages]:
+    def images(self) -> Callable[[Group], Images]:
         """The test images of a group, each group's found once."""
-        return cache(lambda group: GroupImages(group, self))
+        return cache(lambda group: tested_images(group, self))
 
     @cached_property
     def suspects(self) -> Callable[[Group], Suspects]:
@@ -339,7 +339,7 @@ class ReportData:
         return cache(lambda request, split: request.open(split, request.options(self.context)))
 
     def store(self, method: Method, known: Mapping[str, Any]) -> FeatureStore:
-        """Return the very store that a result names; a missing or another one is an error."""
+        """Return the feature store that a result names; a missing or replaced one is an error."""
         parents = [] if method.result.path is None else method.result.path.parents
         folders = (Path(), self.context.workspace.root, *parents)
         found = next((f / known["path"] for f in folders if (f / known["path"]).is_file()), None)
@@ -355,7 +355,7 @@ class ReportData:
 
 
 def dataset_name(spec: str) -> str:
-    """Return what people call a dataset: of a folder its own name, without the kind of dataset."""
+    """Return the display name of a dataset: of a folder its own name, without the kind."""
     _, argument, kind = split_spec(spec)
     return kind.stem(argument) if kind else spec
 
@@ -363,9 +363,9 @@ def dataset_name(spec: str) -> str:
 def class_names(
     result: Result, data: Path | None, note: Callable[[str], None] = lambda _: None
 ) -> dict[str, str]:
-    """Return class → what the page calls it, unique; identities and keys know nothing of it.
+    """Return the unique display name of each class; results and keys do not depend on it.
 
-    ``note`` is told of names for classes that do not exist.
+    ``note`` is called with a message about names of classes that do not exist.
 
     Raises
     ------

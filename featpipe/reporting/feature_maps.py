@@ -19,7 +19,7 @@ from featpipe.reporting.sections import SECTIONS, Chart, Content, Missing, Secti
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
 
-MAX_POINTS = 600  # what five seconds for the whole page allow: 1000 points took t-SNE 3.7 s
+MAX_POINTS = 600  # a page should take five seconds: 1000 points took t-SNE 3.7 s
 MAX_MAPS = 3
 _COMPONENTS = 50  # principal components that t-SNE sees, as in van der Maaten and Hinton 2008
 _SCALE = 1000
@@ -111,7 +111,7 @@ def project(X: NDArray[np.float32], seed: int) -> tuple[dict[str, NDArray[np.flo
 
     One thread: the order in which threads add floats would otherwise show in the picture.
     """
-    # Equal rows have no variance to share out: 0 / 0.
+    # Equal rows have no variance: 0 / 0.
     with threadpool_limits(1), np.errstate(invalid="ignore"):
         kept = min(_COMPONENTS, *X.shape)
         solver = "randomized" if kept < min(X.shape) else "full"

@@ -13,12 +13,12 @@ from scipy.stats import mode
 from featpipe.files import open_regular
 from featpipe.finetuning.explain import read_explanations
 from featpipe.reporting.data import Group, Method, ReportData
-from featpipe.reporting.images import GroupImages, Thumbnail
+from featpipe.reporting.images import Images, Thumbnail
 from featpipe.reporting.sections import SECTIONS, Content, Section, percent, render
 
 _PAIRS = 6  # confused pairs shown of each method
 _PER_PAIR = 6  # thumbnails of each
-_RIVALS = 5  # methods that the best one is held against
+_RIVALS = 5  # methods that the best one is compared with
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Failures(Section):
         return Content(html, tables={"errors": data.frame(errors)})
 
 
-def failures(method: Method, images: GroupImages, limit: int) -> dict[str, Any]:
+def failures(method: Method, images: Images, limit: int) -> dict[str, Any]:
     """Return the galleries of one method, and their ``ids``; an image is in one of them only."""
     explained = explanations(method, images, limit)
     above = {item.id for _, shown in explained for item in shown}
@@ -82,11 +82,11 @@ def failures(method: Method, images: GroupImages, limit: int) -> dict[str, Any]:
 
 
 def confused_pairs(
-    method: Method, images: GroupImages, limit: int, above: Set[str] = frozenset()
+    method: Method, images: Images, limit: int, above: Set[str] = frozenset()
 ) -> list[dict[str, Any]]:
     """Return the pairs of classes taken for each other most often, in one direction each.
 
-    Images that are shown ``above`` are counted only.
+    Images that are shown ``above`` are only counted.
     """
     matrix = np.array(method.metrics["confusion"])
     errors, wrong = matrix.copy(), method.wrong
@@ -111,7 +111,7 @@ def confused_pairs(
 
 
 def always_wrong(
-    group: Group, images: GroupImages, limit: int, above: Set[str] = frozenset()
+    group: Group, images: Images, limit: int, above: Set[str] = frozenset()
 ) -> dict[str, Any]:
     """Return the ``count`` of images that no model of any method gets right, and some to be shown.
 
@@ -130,7 +130,7 @@ def always_wrong(
     return {"count": len(rows), "above": len(rows) - len(new), "shown": items}
 
 
-def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[str, Any]]:
+def disagreements(group: Group, images: Images, limit: int) -> list[dict[str, Any]]:
     """Return images that the best method gets right and another one wrong, and the reverse."""
     each = max(1, limit // 4) if limit else 0
     right, wrong = group.share_right == 1, group.share_right == 0
@@ -148,9 +148,7 @@ def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[st
     return parts
 
 
-def explanations(
-    method: Method, images: GroupImages, limit: int
-) -> list[tuple[str, list[GalleryItem]]]:
+def explanations(method: Method, images: Images, limit: int) -> list[tuple[str, list[GalleryItem]]]:
     """Return the heat maps that are stored beside a result: title, and images with overlays."""
     row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
     found = []
@@ -173,7 +171,7 @@ def explanations(
     return found
 
 
-def as_seen(method: Method, image_id: str, images: GroupImages) -> Thumbnail | None:
+def as_seen(method: Method, image_id: str, images: Images) -> Thumbnail | None:
     """Return the part of a test image that the network saw, in its proportions."""
     image = images.read(image_id)
     if image is None:
@@ -196,7 +194,7 @@ def _answer(method: Method, row: int) -> tuple[str, str, str]:
     return str(method.table.ids[row]), method.columns[true], method.columns[answer]
 
 
-def _item(method: Method, row: int, images: GroupImages) -> GalleryItem:
+def _item(method: Method, row: int, images: Images) -> GalleryItem:
     """Return a test image with what a method answered, and how confident it was."""
     (image_id, true, answer), remark = _answer(method, row), ""
     if method.confidence is not None:
@@ -206,7 +204,7 @@ def _item(method: Method, row: int, images: GroupImages) -> GalleryItem:
 
 
 def _group_item(
-    group: Group, row: int, answer: str, images: GroupImages, remark: str = ""
+    group: Group, row: int, answer: str, images: Images, remark: str = ""
 ) -> GalleryItem:
     image_id, true = str(group.ids[row]), group.classes[group.true[row]]
     return GalleryItem(image_id, true, answer, images.thumbnail(image_id), remark)

@@ -33,7 +33,7 @@ from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_
 
 _INDEX_MARK = b'<meta name="generator" content="featpipe index">'
 _ABSOLUTE = re.compile(r"(?<![\w.…/<])(?:/[\w.+@~-]+)+/(?=[\w.])")  # the folders of a path
-_HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
+_HEAD_BYTES = 1 << 16  # enough for the head of a page, which comes before style and script
 
 
 def write_report(report: Report, context: Context) -> Outcome:
@@ -50,7 +50,7 @@ def write_report(report: Report, context: Context) -> Outcome:
     paths, lines = [path], [f"report of {n}, {size / 1e6:.2f} MB → {path}"]
     try:
         paths.append(write_index(folder, force=report.force))
-    except UsageError as error:  # the page is there all the same
+    except UsageError as error:  # the page itself was written
         lines.append(f"no list of reports was written:\n{error}")
     message = "\n".join([*lines, *page.failures])
     names = [result.name for result in results]
@@ -161,13 +161,13 @@ class Page:
 
     def _show(self, name: str, title: str, content: Content) -> None:
         html = render("section.html.j2", content=content)
-        # Read here, where it is known whose they are, and not by the template of the page.
+        # Unpacked here, where a mistake is one of this section, and not in the page's template.
         entries = [(text, anchor) for text, anchor in content.entries]
         self.sections.append({"name": name, "title": title, "html": html, "entries": entries})
 
 
 def head_of(path: Path) -> dict[str, str]:
-    """Return the title and the meta elements of a page; of a page that is not ours, maybe none."""
+    """Return the title and the meta elements of a page; one that is not ours may have none."""
     with open_regular(path) as stream:
         text = stream.read(_HEAD_BYTES).decode("utf-8", errors="replace")
     head = text.partition("<style>")[0]
@@ -179,8 +179,8 @@ def head_of(path: Path) -> dict[str, str]:
 def write_index(folder: Path, *, force: bool = False) -> Path:
     """Write ``index.html`` of all reports in a folder, sorted by name, and return its path.
 
-    In the place of conclusions it says which files were changed. A foreign index is a UsageError,
-    unless ``force``.
+    A page whose files were changed is marked as such, without its conclusions. A foreign index is
+    a UsageError, unless ``force``.
     """
     index = folder / "index.html"
     refuse_foreign(index, _INDEX_MARK, force=force)

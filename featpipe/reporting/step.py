@@ -55,7 +55,7 @@ class Report(ResultsStep):
             what, expected = "--out does not name a report.", "a name, such as reports/mine"
             raise UsageError(what, expected=expected, got=self.out)
         if self.all and self.results:
-            raise UsageError("Either name results or say --all.", got=", ".join(self.results))
+            raise UsageError("Name results or use --all, not both.", got=", ".join(self.results))
 
     def has_inputs(self) -> bool:
         """Whether results are named."""
@@ -130,7 +130,7 @@ def replace_files(page: Path, text: str, tables: Mapping[str, str], *, force: bo
 
 
 def changed_files(page: Path) -> list[Path]:
-    """Return the page and its tables as far as they are missing or not what was written."""
+    """Return those of the page and its tables that are missing or differ from what was written."""
     stated = _digests(page).items()
     return [path for path, digest in stated if not path.is_file() or of_file(path) != digest]
 

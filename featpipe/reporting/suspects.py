@@ -24,7 +24,7 @@ DUPLICATES = ("identical", "near-duplicate")  # of the issues in a list of findi
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """The audit of a group's test images, where there is one; ``unread`` says what is wrong."""
+    """The audit of a group's test images, if there is one; ``unread``: why its list is unusable."""
 
     group: Group
     path: Path | None = None
@@ -36,7 +36,7 @@ class Suspects:
     def of(cls, group: Group, workspace: Workspace) -> Suspects:
         """Find the audit of the images, by the features of the best method if it has one.
 
-        An audit has to know the tested images and, of some method, those that it trained on.
+        An audit must cover the test images and the training images of some method.
         """
         tested = group.methods[0].result.dataset["test"]["fingerprint"]
         for method in group.methods:
@@ -75,7 +75,7 @@ class Suspects:
 
     @property
     def unaudited(self) -> list[Method]:
-        """The methods whose training images the audit does not know."""
+        """The methods whose training images the audit does not cover."""
         known = fingerprints(self.audit) if self.audit else set()
         return [
             method
@@ -129,7 +129,7 @@ def _in_split(listed: pd.DataFrame, dataset: dict[str, Any]) -> pd.DataFrame:
 
 
 def _alike(method: Method, members: pd.DataFrame, audited: set[str]) -> set[str]:
-    """Return the test images of a method of whose cluster an image trained the model."""
+    """Return the test images of a method that share a cluster with an image that trained it."""
     result, table = method.result, method.table
     account, train, tested = result.extra.get("leaks"), method.trained_on, result.dataset["test"]
     if account is None or train is None or train["fingerprint"] not in audited:

@@ -20,7 +20,7 @@ from featpipe.reporting.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.reporting.images import GroupImages
+from featpipe.reporting.images import Images
 from featpipe.reporting.sections import SECTIONS, Content, Section, count, duration, render
 from featpipe.reporting.suspects import who_is_best
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
@@ -89,7 +89,7 @@ def matrix(group: Group) -> dict[str, Any] | None:
     return {"probes": probes, "rows": list(zip(backbones, rows, strict=True)), "worse": WORSE}
 
 
-def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[str, Any]:
+def dataset_card(group: Group, images: Images, data: ReportData) -> dict[str, Any]:
     """Return what the methods of a group were trained and tested on, with a sample image a class.
 
     ``left_out`` has what extraction could not read, as far as its stores are still there.
@@ -200,7 +200,7 @@ def confusion(method: Method) -> dict[str, Any]:
         cells = np.column_stack([i, j, matrix[i, j]]).tolist()
         return {**named, "rows": [], "chart": {"kind": "matrix", **named, "cells": cells}}
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # Few errors are what one looks for: the square root lifts them off the paper.
+    # The square root keeps rare errors visible.
     heat = np.ceil(np.sqrt(share) * _HEAT_LEVELS)
     return {**named, "rows": np.stack([matrix, share, heat], axis=2), "chart": None}
 

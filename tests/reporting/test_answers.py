@@ -130,7 +130,7 @@ def test_part_undecided_part_win() -> None:
     assert "may be as good or better" in text or "equivalent" in text
 
 
-def test_of_several_training_sets_the_methods_are_spoken_of() -> None:
+def test_with_several_training_sets_the_verdict_is_about_the_methods() -> None:
     rng = np.random.default_rng(0)
     text = said(rng.random((6, 300)) < 0.9, rng.random((6, 300)) < 0.6)
     assert "It is demonstrably better than Method 1." in text

@@ -131,7 +131,7 @@ def test_a_file_in_the_folder_or_beside_it_names_the_classes(
         assert "bird" not in text
 
 
-def test_names_of_classes_that_do_not_exist_are_told_of(made: Made, tmp_path: Path) -> None:
+def test_names_of_classes_that_do_not_exist_are_noted(made: Made, tmp_path: Path) -> None:
     result, told = placed(made, tmp_path), list[str]()
     (tmp_path / "class_names.csv").write_text("class,name\nbird,Bird\nbrid,Bird\n")
     assert class_names(result, None, told.append)["bird"] == "Bird"

@@ -16,17 +16,17 @@ from featpipe.evaluation.result import Result
 from featpipe.fingerprint import sealed_json
 from featpipe.reporting.data import Group
 from featpipe.reporting.gallery import always_wrong, as_seen, confused_pairs, disagreements
-from featpipe.reporting.images import GroupImages
+from featpipe.reporting.images import Images
 from tests.reporting.conftest import Made, Page
 
 
 @pytest.fixture(scope="module")
-def shown(made: Made) -> tuple[Group, GroupImages]:
+def shown(made: Made) -> tuple[Group, Images]:
     data = made.data()
     return data.groups[0], data.images(data.groups[0])
 
 
-def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) -> None:
+def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, Images]) -> None:
     group, images = shown
     method = group.methods[-1]
     matrix = np.array(method.metrics["confusion"])
@@ -40,7 +40,7 @@ def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) 
         assert all(item.thumbnail for item in pair["shown"])
 
 
-def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
+def test_what_nobody_gets_right(shown: tuple[Group, Images]) -> None:
     group, images = shown
     missed = always_wrong(group, images, 5)
     count, items = missed["count"], missed["shown"]
@@ -57,7 +57,7 @@ def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
     assert items[0].id not in {item.id for item in others["shown"]}
 
 
-def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, GroupImages]) -> None:
+def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, Images]) -> None:
     group, images = shown
     number = {method.title: rival for rival, method in enumerate(group.methods)}
     for part in disagreements(group, images, 8):

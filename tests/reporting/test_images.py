@@ -17,7 +17,7 @@ from featpipe.workspace import Workspace
 from tests.reporting.conftest import Made, Page
 
 
-def test_missing_images_and_stores_are_said(made: Made, tmp_path: Path) -> None:
+def test_missing_images_and_stores_are_named(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.world.workspace.root, tmp_path / "moved")
     world = replace(made.world, workspace=Workspace(tmp_path / "moved"))
     result = Result.load(world.workspace.results / "svm.json")

@@ -324,7 +324,7 @@ def in_int8(made: Made, tmp_path: Path) -> Result:
     return result
 
 
-def test_a_lower_precision_is_told_with_what_it_costs(made: Made, tmp_path: Path) -> None:
+def test_a_lower_precision_is_shown_with_its_cost(made: Made, tmp_path: Path) -> None:
     lower = in_int8(made, tmp_path)
     page = Page(made.again(tmp_path / "alone.html", [lower]))
     assert "Precision (test) int8; cosine to float32 on 64 images: avgpool 0.99321 (mean)" in (
@@ -358,7 +358,7 @@ def test_a_mapped_classifier_shows_what_disputed_rows_matter(made: Made, tmp_pat
     assert "mapped otherwise" not in Page(made.page).text
 
 
-def test_a_backbone_that_may_have_seen_the_images_is_told_of_first(
+def test_a_backbone_that_may_have_seen_the_images_is_named_first(
     made: Made, tmp_path: Path
 ) -> None:
     results = copy.deepcopy(made.results[:2])

@@ -136,7 +136,7 @@ def test_an_audit_of_other_training_images_says_nothing(leaky, tmp_path):
     found = suspected([result], where)
     assert (found.audit, found.copies) == (None, set())
     html = DataQuality().content(ReportData.load([result], Report(), where)).html
-    assert "<code>featpipe audit o.h5 b.h5</code>" in html, "as they lie in the workspace"
+    assert "<code>featpipe audit o.h5 b.h5</code>" in html, "relative to the workspace"
 
 
 def test_the_audit_is_that_of_the_backbone_on_the_page(leaky):
@@ -156,7 +156,7 @@ def test_the_audit_is_that_of_the_backbone_on_the_page(leaky):
     assert f"An audit of the features of {model}" in html
 
 
-def test_whether_the_order_depends_on_suspects_is_said():
+def test_whether_the_order_depends_on_suspects_is_stated():
     frame = pd.DataFrame(
         [("A", "", 0.9), ("B", "", 0.8), ("A", "copies", 0.7), ("B", "copies", 0.75)],
         columns=["method", "without", "accuracy"],

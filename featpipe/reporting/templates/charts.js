@@ -19,7 +19,7 @@ function drawLines(figure, spec) {
   const hidden = figure.hiddenSeries ?? (figure.hiddenSeries = new Set());
   const targets = [];
   const groups = lines.map((one) => drawOneLine({ one, spec, x, y, targets, hidden }));
-  // Averages last, so that they are on top of the many.
+  // Averages last, so that they are on top.
   const order = groups.map((_, i) => i).sort((a, b) => Number(!!lines[a].strong) - Number(!!lines[b].strong));
   canvas.append(...order.map((i) => groups[i]));
   watch(canvas, targets, 60);
@@ -30,7 +30,7 @@ function colour(one, lines) {
   const weak = lines.filter((other) => !other.strong);
   if (weak.length && one.strong) return one.name.startsWith("macro") ? "ink dashed" : "ink";
   const place = (weak.length ? weak : lines).indexOf(one);
-  return `k${place % 10} d${place % 4}`; // the dashes tell apart what colours do not
+  return `k${place % 10} d${place % 4}`; // dashes distinguish what colours do not
 }
 
 function drawOneLine({ one, spec, x, y, targets, hidden }) {
