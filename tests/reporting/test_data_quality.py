@@ -68,6 +68,8 @@ def test_an_audit_of_the_same_images_is_shown(leaky, tmp_path):
     assert set(content.tables["audit"].issue) >= {"identical", "near-duplicate"}
     page = build_report(results, tmp_path / "page", Report(), where)
     assert (page.parent / "page-tables" / "audit.csv").is_file()
+    none = DataQuality().content(ReportData.load(results, Report(gallery=0), where)).html
+    assert "5 found<" in none
 
 
 def test_images_of_findings_are_those_of_the_other_galleries(tmp_path):

@@ -17,7 +17,7 @@ from featpipe.fingerprint import sealed_json
 from featpipe.reporting.data import Group
 from featpipe.reporting.gallery import always_wrong, as_seen, confused_pairs, disagreements
 from featpipe.reporting.images import Images
-from tests.reporting.conftest import Made, Page
+from tests.reporting.conftest import CLASSES, Made, Page
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,10 @@ def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, Images]) ->
 
 def test_a_gallery_of_no_images_is_left_out(made: Made, tmp_path: Path) -> None:
     page = Page(made.again(tmp_path / "r", gallery=0))
-    assert "Most confident errors" not in page.text
+    assert "most confident first" not in page.text
     assert "Most confused" in page.text
+    shown = [attrs["aria-label"] for tag, attrs in page.elements if attrs.get("class") == "thumb "]
+    assert {str(label) for label in shown} == {f"An image of {name}" for name in CLASSES}
 
 
 def test_errors_are_a_table(made: Made) -> None:
