@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -393,7 +394,7 @@ def _read_names(path: Path) -> dict[str, str]:
     expected = "a header class,name and a line for each class, in UTF-8"
     try:
         text = read_regular(path, MOST_LIST_BYTES).decode("utf-8-sig")
-        rows = list(csv.DictReader(text.splitlines(), strict=True))
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         return {row["class"]: row["name"] for row in rows if row["name"].strip()}
     except (OSError, ValueError, csv.Error, KeyError, AttributeError) as error:
         got = f"no column {error}" if isinstance(error, KeyError) else error

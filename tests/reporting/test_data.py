@@ -131,6 +131,12 @@ def test_a_file_in_the_folder_or_beside_it_names_the_classes(
         assert "bird" not in text
 
 
+def test_a_name_may_hold_what_unicode_calls_a_line_break(made: Made, tmp_path: Path) -> None:
+    (tmp_path / CLASS_NAMES).write_text('class,name\nbird,Blue\u2028tit\ncat,"Big\ncat"\n')
+    names = class_names(placed(made, tmp_path), None)
+    assert (names["bird"], names["cat"]) == ("Blue\u2028tit", "Big\ncat")
+
+
 def test_names_of_classes_that_do_not_exist_are_noted(made: Made, tmp_path: Path) -> None:
     result, told = placed(made, tmp_path), list[str]()
     (tmp_path / "class_names.csv").write_text("class,name\nbird,Bird\nbrid,Bird\n")
