@@ -49,7 +49,7 @@ def test_of_several_models_the_first_one_answers(made: Made) -> None:
     assert centroid.first_model_name == centroid.result.splits[0]["name"]
     first = centroid.table.only_splits([0])
     assert centroid.predicted[first.row].tolist() == first.predicted.tolist()
-    assert len(centroid.first_model.ids) == len(first.row)
+    assert len(centroid.predictions(first_model=True).ids) == len(first.row)
     assert set(np.unique(centroid.share_right)) <= {0, 0.5, 1}
 
 

@@ -182,10 +182,8 @@ def test_of_many_classes_the_worst_curves_are_drawn(group: Group) -> None:
     true = np.arange(300) % k
     scores = rng.normal(size=(300, k)) + 2 * (np.arange(k) == true[:, None])
     classes = tuple(f"c{i}" for i in range(k))
-    method: Any = SimpleNamespace(
-        first_model=Predictions(true.astype(str), true, scores.argmax(axis=1), classes, scores),
-        first_model_name=None,
-    )
+    made = Predictions(true.astype(str), true, scores.argmax(axis=1), classes, scores)
+    method: Any = SimpleNamespace(predictions=lambda **_: made, first_model_name=None)
     roc = method_curves(method)[0]
     assert isinstance(roc, Chart)
     assert len(roc.spec["series"]) == MAX_CLASS_CURVES + 2, "and two averages"
