@@ -322,9 +322,7 @@ def search_charts(method: Method) -> list[Chart]:
     searched = [split for split in method.result.splits if split.get("search")]
     if not searched:
         return []
-    grid = searched[0]["search"]
-    settings = method.result.settings
-    names = [key for key in grid[0] if key in settings or key in settings.get("grid", ())]
+    names = [key for key in searched[0]["search"][0] if key in searched[0]["chosen"]]
 
     def tried(entry: Mapping[str, Any]) -> Any:
         value = entry.get(names[0])
@@ -332,8 +330,8 @@ def search_charts(method: Method) -> list[Chart]:
         return ", ".join(f"{name}={entry.get(name)}" for name in names) if several else value
 
     values = list(dict.fromkeys(tried(entry) for one in searched for entry in one["search"]))
-    spec = options_behind(method.result).get(names[0])
-    label = (spec and spec.symbol) or ", ".join(names)
+    option = options_behind(method.result).get(names[0])
+    label = (option and option.symbol) or ", ".join(names)
     if all(isinstance(value, int | float) for value in values):
         x_axis, place = number_axis(label, values), {value: value for value in values}
     else:
@@ -354,12 +352,11 @@ def search_charts(method: Method) -> list[Chart]:
     caption = f"Chosen by {by}; the ring marks the choice. Test images play no part in it."
     if "low" in drawn[0]:
         caption += " The band is the 95 % interval of each accuracy over these rows."
-    stopped = sum(not entry.get("converged", True) for one in searched for entry in one["search"])
-    if stopped:
+    entries = [entry for one in searched for entry in one["search"]]
+    if stopped := sum(not entry.get("converged", True) for entry in entries):
         caption += f" In {stopped} of these fits the solver did not converge."
-    y_axis = axis("validation accuracy", format="percent")
-    chart = lines(x_axis, y_axis, drawn, dots=True)
-    return [Chart(f"Validation accuracy by {label}", chart, caption)]
+    spec = lines(x_axis, axis("validation accuracy", format="percent"), drawn, dots=True)
+    return [Chart(f"Validation accuracy by {label}", spec, caption)]
 
 
 def training_charts(method: Method) -> list[Chart]:
