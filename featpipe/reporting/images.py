@@ -137,10 +137,5 @@ def split_images(
         if store.has_looks:
             rows = {image_id: row for row, image_id in enumerate(store.ids)}
             grey = store.looks("thumbnail")
-            return Images(
-                f"stored {name}",
-                data.sheet,
-                rows,
-                lambda row: np.repeat(grey[row][..., None], 3, axis=2),
-            )
+            return Images(f"stored {name}", data.sheet, rows, lambda k: np.dstack([grey[k]] * 3))
     return None

@@ -24,7 +24,7 @@ from featpipe.reporting.images import Images
 from featpipe.reporting.sections import SECTIONS, Content, Section, count, duration, render
 from featpipe.reporting.suspects import who_is_best
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
-from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
+from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
@@ -86,7 +86,7 @@ def matrix(group: Group) -> dict[str, Any] | None:
     if len(backbones) < 2 or len(probes) < 2:
         return None
     rows = [[best.get((backbone, probe)) for probe in probes] for backbone in backbones]
-    return {"probes": probes, "rows": list(zip(backbones, rows, strict=True)), "worse": WORSE}
+    return {"probes": probes, "rows": list(zip(backbones, rows, strict=True))}
 
 
 def dataset_card(group: Group, images: Images, data: ReportData) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,25 +86,38 @@ def test_errors_are_a_table(made: Made) -> None:
     assert len(errors) == sum(len(method.wrong) for method in data.methods)
 
 
-def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> None:
+def explained(made: Made, folder: Path, pictures: dict[str, dict[str, bytes]]) -> Result:
+    """Return a copy of the first result with explanations: layer → image id → picture."""
     path = made.results[0].path
     assert path is not None
     for name in ("svm.json", "svm.predictions.npz"):
-        shutil.copy(path.with_name(name), tmp_path)
-    result = Result.load(tmp_path / "svm.json")
-    table = result.predictions()
-    wrong = [str(name) for name in table.ids[table.row[~table.correct][:2]]]
-    for layer, ids in (("layer3", wrong), ("layer4", [*wrong, "of another dataset"])):
-        folder = tmp_path / "svm.explained" / layer
-        folder.mkdir(parents=True)
+        shutil.copy(path.with_name(name), folder)
+    for layer, of_layer in pictures.items():
+        place = folder / "svm.explained" / layer
+        place.mkdir(parents=True)
         items = []
-        for number, image_id in enumerate(ids):
-            colour = np.full((40, 40, 3), 60 * number + 40 * (layer == "layer4"), np.uint8)
-            Image.fromarray(colour).save(folder / f"{number}.png")
+        for number, (image_id, picture) in enumerate(of_layer.items()):
+            (place / f"{number}.png").write_bytes(picture)
             item = {"id": image_id, "file": f"{number}.png", "true": "cat", "predicted": "bird"}
             items.append({**item, "confidence": 0.9})
         content = {"layer": layer, "strength": 0.5, "method": "Grad-CAM", "items": items}
-        (folder / "explanation.json").write_text(sealed_json(content))
+        (place / "explanation.json").write_text(sealed_json(content))
+    return Result.load(folder / "svm.json")
+
+
+def png(brightness: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((40, 40, 3), brightness, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> None:
+    table = made.results[0].predictions()
+    wrong = [str(name) for name in table.ids[table.row[~table.correct][:2]]]
+    first = {image_id: png(60 * number) for number, image_id in enumerate(wrong)}
+    more = {image_id: png(60 * number + 40) for number, image_id in enumerate(wrong)}
+    more["of another dataset"] = png(160)
+    result = explained(made, tmp_path, {"layer3": first, "layer4": more})
     page = Page(made.again(tmp_path / "r", [result]))
     assert page.text.count("What SVM (one-vs-rest) looked at") == 1
     assert page.text.index("Grad-CAM at layer3, opacity 0.5, as stored") < page.text.index(
@@ -118,20 +132,10 @@ def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> No
 
 
 def test_a_picture_that_cannot_be_read_is_left_out(made: Made, tmp_path: Path) -> None:
-    path = made.results[0].path
-    assert path is not None
-    for name in ("svm.json", "svm.predictions.npz"):
-        shutil.copy(path.with_name(name), tmp_path)
-    result = Result.load(tmp_path / "svm.json")
-    folder = tmp_path / "svm.explained" / "one"
-    folder.mkdir(parents=True)
-    (folder / "0.png").write_bytes(b"no picture")
-    item = {"id": str(result.predictions().ids[0]), "file": "0.png", "true": "cat"}
-    content = {"layer": "layer4", "strength": 0.5, "method": "Grad-CAM",
-               "items": [{**item, "predicted": "bird", "confidence": 0.9}]}  # fmt: skip
-    (folder / "explanation.json").write_text(sealed_json(content))
+    image_id = str(made.results[0].predictions().ids[0])
+    result = explained(made, tmp_path, {"layer4": {image_id: b"no picture"}})
     page = Page(made.again(tmp_path / "r", [result]))
-    assert "What the network looked at" not in page.text
+    assert "looked at" not in page.text
 
 
 @pytest.mark.parametrize(
