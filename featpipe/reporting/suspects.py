@@ -133,7 +133,7 @@ def _alike(method: Method, members: pd.DataFrame, audited: set[str]) -> set[str]
     result, table = method.result, method.table
     account, train, tested = result.extra.get("leaks"), method.trained_on, result.dataset["test"]
     if account is None or train is None or train["fingerprint"] not in audited:
-        return set()
+        return set()  # nothing was trained, or on images that the audit does not cover
     trained = _in_split(members, train)
     trained = trained[~trained.id.isin(account.get("not_trained", ()))]
     if "trained" in account:
@@ -163,9 +163,9 @@ def _accuracy(method: Method, left_out: set[str]) -> dict[str, Any]:
 def who_is_best(accuracies: pd.DataFrame) -> str:
     """Say whether leaving out suspects changes which method has the highest accuracy."""
     known = accuracies.dropna(subset="accuracy").round({"accuracy": 12})
-    top = known[known.accuracy == known.groupby("without").accuracy.transform("max")]
-    best = top.groupby("without", sort=False).method.agg(" and ".join)
-    changed = [f"without {k}, it is {named}" for k, named in best.items() if named != best[""]]
+    highest = known[known.accuracy == known.groupby("without").accuracy.transform("max")]
+    best = highest.groupby("without", sort=False).method.agg(" and ".join)
+    changed = [f"without {what}, it is {top}" for what, top in best.items() if top != best[""]]
     if accuracies.method.nunique() < 2:
         return ""
     if not changed:

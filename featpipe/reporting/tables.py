@@ -118,15 +118,15 @@ def dataset_card(group: Group, images: Images, data: ReportData) -> dict[str, An
         # How many images of a split were asked for, if that is all it has.
         "limits": sorted({n for n, one in zip(asked, known, strict=True) if n == one["images"]}),
         "per_class": sorted({tested.min(), tested.max()}),
-        "trained": said_of(group, training_images),
-        "protocols": said_of(group, protocol_in_words),
+        "trained": fact_in_words(group, training_images),
+        "protocols": fact_in_words(group, protocol_in_words),
         "why": list(dict.fromkeys(filter(None, (m.protocol_note for m in group.methods)))),
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
 
 
-def said_of(group: Group, fact: Callable[[Method], str]) -> str:
+def fact_in_words(group: Group, fact: Callable[[Method], str]) -> str:
     """Return a fact about the methods once, with their names where they differ in it."""
     facts = by_fact(group.methods, fact)
     if len(facts) == 1:
