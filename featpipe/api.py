@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.prediction import Answer, write_answers
-    from featpipe.reporting.written import changed_files
+    from featpipe.reporting.step import changed_files
     from featpipe.statistics.comparison import Comparison, compare
     from featpipe.store import FeatureStore, scan_stores
     from featpipe.store.export import export_store
@@ -45,7 +45,7 @@ _HOMES = {
     "evaluation.result": "Result locate_result scan_results",
     "evaluation.titles": "unique_titles",
     "evaluation.verify": "verify_result", "labelmap": "LabelMap builtin_maps",
-    "prediction": "Answer write_answers", "reporting.written": "changed_files",
+    "prediction": "Answer write_answers", "reporting.step": "changed_files",
     "statistics.comparison": "Comparison compare", "store": "FeatureStore scan_stores",
     "store.export": "export_store", "template": "write_recipe",
 }  # fmt: skip

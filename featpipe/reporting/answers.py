@@ -1,6 +1,6 @@
 """The first screen in plain words: which method, by how much, how sure, what cost, what fails.
 
-Nothing here is stronger than the paired tests: a method is better only where a test said so.
+Nothing here is stronger than the paired tests: a method is called better only if a test says so.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import numpy as np
 from featpipe.evaluation.leaks import DROP_LEAKS, count_of_leaks
 from featpipe.evaluation.protocol import GROUPED
 from featpipe.reporting.data import Group, Method, by_fact
-from featpipe.reporting.images import GroupImages
+from featpipe.reporting.images import Images
 from featpipe.reporting.sections import SAME_COST, count, duration, percent, points
 from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import contamination_notes, equivalent_within
 from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
 
 _NAMED = 3  # more names than these would hide the answer
-_FEW_PER_CLASS = 10  # with fewer test images, a tenth of a class and more hangs on one of them
+_FEW_PER_CLASS = 10  # with fewer test images, one of them is more than a tenth of its class
 _MEANING = {
     WORSE: "which is demonstrably worse",
     EQUIVALENT: "which is equivalent",
@@ -27,26 +27,63 @@ _MEANING = {
 }
 
 
-def answers(group: Group, margin: float) -> dict[str, str]:
-    """Answer what a reader wants to know: question → one or two sentences.
+def conclusion(group: Group, margin: float) -> tuple[str, str]:
+    """Name the best method, and say how the others compare with it.
 
-    The first two, which need no question, are the best method (``headline``) and how the others
-    compare with it (``others``). ``margin`` is what counts as equivalent, in points. A verdict is
-    that on the methods where models were trained on several training sets, else on these models.
+    ``margin`` is what counts as equivalent, in points. A verdict is that on the methods where
+    models were trained on several training sets, else on these models.
     """
-    headline, others = _which(group, margin)
-    said = {
-        "headline": headline,
-        "others": others,
-        "By how much?": _by_how_much(group),
+    first, others = group.methods[0], group.methods[1:]
+    accuracy, n = f"{percent(first.row['accuracy'], group.digits)}\u00a0%", first.row["n_test"]
+    if first.answers_once:
+        accuracy += f" ({count(round(first.row['accuracy'] * n))} of {count(n)})"
+    if not others:
+        headline = f"{first.title} classifies {accuracy} of the test images correctly."
+        return headline, "No other method was tested on them, so there is nothing to compare."
+    tied = [method for method in group.methods if method.ties_with(first)]
+    headline = f"{first.title} has the highest accuracy: {accuracy}."
+    if len(tied) > 1:
+        some = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
+        each = names_of(tied) if len(tied) <= _NAMED else some
+        named = _on_one_backbone(tied, group) or each
+        headline = f"{named[0].upper()}{named[1:]} tie at {accuracy}."
+    worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
+    if len(worse) == len(others):
+        return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
+    clauses = [] if worse else ["no method is demonstrably better"]
+    if alike:
+        are = "is" if len(alike) == 1 else "are"
+        clauses.append(f"{names_of(alike)} {are} {equivalent_within(margin)}")
+    if open_:
+        those = _on_one_backbone(open_, group) or names_of(open_)
+        clauses.append(f"{those} may be as good or better")
+    if worse:
+        rest = f"the {len(worse)} others are" if len(worse) > 1 else f"{names_of(worse)} is"
+        clauses.append(f"{rest} demonstrably worse")
+    text = "; ".join(clauses)
+    return headline, f"{text[0].upper()}{text[1:]}."
+
+
+def answers(group: Group) -> dict[str, str]:
+    """Answer the questions that follow: question → one or two sentences."""
+    digits, tests = group.digits, group.tests_of_first
+    others = [m for m in group.methods[1:] if m.row["verdict"] in _MEANING]
+    leads = []  # of the next method, and of the nearest one that is worse
+    for method in dict.fromkeys([*others[:1], *_of(others, WORSE)[:1]]):
+        test = tests[method.row["name"]]
+        ahead = f"{percent(test['difference'], digits)} points ahead of {method.title}"
+        limits = f"{points(test['low'], digits)} and {points(test['high'], digits)}"
+        leads.append(f"{ahead}, {_MEANING[method.row['verdict']]} (between {limits}).")
+    questions = {
+        "By how much?": " ".join(leads),
         "How sure?": _how_sure(group),
         "At what cost?": _cost(group),
         "Where does it fail?": _failures(group),
     }
-    return {question: text for question, text in said.items() if text}
+    return {question: text for question, text in questions.items() if text}
 
 
-def warnings(group: Group, images: GroupImages) -> list[str]:
+def warnings(group: Group, images: Images) -> list[str]:
     """Return what a reader must know before relying on a group's numbers, the worst first."""
     best, digits = group.methods[0], group.digits
     tested = np.bincount(group.true, minlength=len(group.classes))
@@ -108,60 +145,14 @@ def leaks(group: Group) -> list[str]:
     return said
 
 
-def _which(group: Group, margin: float) -> tuple[str, str]:
-    """Name the best method, and say how the others compare with it."""
-    first, others = group.methods[0], group.methods[1:]
-    accuracy, n = f"{percent(first.row['accuracy'], group.digits)}\u00a0%", first.row["n_test"]
-    if first.answers_once:
-        accuracy += f" ({count(round(first.row['accuracy'] * n))} of {count(n)})"
-    if not others:
-        headline = f"{first.title} classifies {accuracy} of the test images correctly."
-        return headline, "No other method was tested on them, so there is nothing to compare."
-    tied = [method for method in group.methods if method.ties_with(first)]
-    headline = f"{first.title} has the highest accuracy: {accuracy}."
-    if len(tied) > 1:
-        some = f"{tied[0].title}, {tied[1].title} and {len(tied) - 2} more methods"
-        each = names_of(tied) if len(tied) <= _NAMED else some
-        named = _on_one_backbone(tied, group) or each
-        headline = f"{named[0].upper()}{named[1:]} tie at {accuracy}."
-    worse, alike, open_ = (_of(others, verdict) for verdict in (WORSE, EQUIVALENT, UNDECIDED))
-    if len(worse) == len(others):
-        return headline, f"It is demonstrably better than {names_of(worse, 'all {} others')}."
-    clauses = [] if worse else ["no method is demonstrably better"]
-    if alike:
-        are = "is" if len(alike) == 1 else "are"
-        clauses.append(f"{names_of(alike)} {are} {equivalent_within(margin)}")
-    if open_:
-        those = _on_one_backbone(open_, group) or names_of(open_)
-        clauses.append(f"{those} may be as good or better")
-    if worse:
-        rest = f"the {len(worse)} others are" if len(worse) > 1 else f"{names_of(worse)} is"
-        clauses.append(f"{rest} demonstrably worse")
-    text = "; ".join(clauses)
-    return headline, f"{text[0].upper()}{text[1:]}."
-
-
 def _on_one_backbone(methods: Sequence[Method], group: Group) -> str:
-    """Return what all methods on one of several backbones are called; empty for other methods."""
+    """Return a name for all methods on one of several backbones; empty if they are not that."""
     features = {method.row["features"] for method in methods}
     there = [method for method in group.methods if method.row["features"] in features]
     if len(features) > 1 or len(there) != len(methods) or len(there) == len(group.methods):
         return ""
     number = "both" if len(there) == 2 else f"all {len(there)}"
     return f"{number} methods on {features.pop()}" if len(there) > 1 else ""
-
-
-def _by_how_much(group: Group) -> str:
-    """Say the difference to the next method, and to the nearest one that is worse."""
-    digits, tests = group.digits, group.tests_of_first
-    others = [m for m in group.methods[1:] if m.row["verdict"] in _MEANING]
-    sentences = []
-    for method in dict.fromkeys([*others[:1], *_of(others, WORSE)[:1]]):
-        test = tests[method.row["name"]]
-        ahead = f"{percent(test['difference'], digits)} points ahead of {method.title}"
-        limits = f"{points(test['low'], digits)} and {points(test['high'], digits)}"
-        sentences.append(f"{ahead}, {_MEANING[method.row['verdict']]} (between {limits}).")
-    return " ".join(sentences)
 
 
 def _how_sure(group: Group) -> str:
@@ -195,9 +186,7 @@ def _cost(group: Group) -> str:
     """Name the cheapest of the methods that may be the best."""
     first = group.methods[0]
     contenders = [method for method in group.methods if method.row["verdict"] != WORSE]
-    seconds = {m: s for m in contenders if (s := m.row.get("total_seconds")) is not None}
-    if not seconds:
-        return "What it cost was not recorded."
+    seconds = {method: method.row["total_seconds"] for method in contenders}
     least = min(seconds.values())
     cheapest = next(m for m in seconds if seconds[m] <= SAME_COST * least)  # the best of these
     spent = f"{duration(seconds[cheapest])} from images to answers"
@@ -206,12 +195,12 @@ def _cost(group: Group) -> str:
     among = " of those that may be the best" * (len(contenders) < len(group.methods))
     if cheapest is first:
         return f"{first.title} took {spent}; none{among} was clearly faster."
-    own = f" ({first.title}: {duration(seconds.get(first))})"
+    own = f" ({first.title}: {duration(seconds[first])})"
     return f"Cheapest{among}: {cheapest.title}, {spent}{own}."
 
 
 def _failures(group: Group) -> str:
-    """Name the classes that the first method confuses most, and the one it knows least."""
+    """Name the classes that the first method confuses most, and the hardest ones."""
     method = group.methods[0]
     matrix = np.array(method.metrics["confusion"])
     tested, right = matrix.sum(axis=1), matrix.diagonal()

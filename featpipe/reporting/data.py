@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import count, groupby
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from featpipe.datasets.dataset import SourceRequest
+from featpipe.datasets import split_spec
+from featpipe.datasets.dataset import MOST_LIST_BYTES, SourceRequest
 from featpipe.datasets.source import ImageSource
-from featpipe.errors import FeatpipeError, ResultError, UsageError
+from featpipe.errors import DataError, FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.leaks import note_of_leaks, note_of_repeats
 from featpipe.evaluation.metrics import Predictions
 from featpipe.evaluation.protocol import CHOSEN, GROUPED
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.evaluation.titles import unique_titles
-from featpipe.reporting.images import GroupImages, ThumbnailSheet
-from featpipe.reporting.names import class_names, dataset_name
+from featpipe.files import read_regular
+from featpipe.labelmap.mapping import SourceClasses
+from featpipe.reporting.images import Images, ThumbnailSheet, tested_images
 from featpipe.reporting.step import Report
 from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import Comparison, compare
 from featpipe.steps import Context
+from featpipe.store import FeatureStore
 
-FINE = 1000  # test images from which one of them is at most a tenth of a point
+FINE = 1000  # with so many test images, one of them is a tenth of a point
+CLASS_NAMES = "class_names.csv"  # in the folder of the images, or beside what holds them
+_NAMED = 5
 
 
 # -- methods and groups of methods ---------------------------------------------------------------
@@ -122,17 +131,12 @@ class Method:
         top = np.partition(scores, -2, axis=1)
         return (top[:, -1] - top[:, -2]).astype(np.float64)
 
-    @cached_property
-    def first_model(self) -> Predictions:
-        """Predictions of the first model alone: ROC curves cannot be drawn of several."""
-        return self._predictions(self.table.only_splits([int(self.table.split[0])]))
+    def predictions(self, *, first_model: bool) -> Predictions:
+        """Return the predictions of the first model, or those of all.
 
-    @property
-    def pooled(self) -> Predictions:
-        """Predictions of all models; their probabilities, but not their scores, have one scale."""
-        return self._predictions(self.table)
-
-    def _predictions(self, table: PredictionTable) -> Predictions:
+        The probabilities of several models, but not their scores, have one scale.
+        """
+        table = self.table.only_splits([int(self.table.split[0])]) if first_model else self.table
         other, probabilities = self.result.dataset["other"], self.has_probabilities
         return Predictions.of_table(table, self.classes, other=other, probabilities=probabilities)
 
@@ -143,6 +147,12 @@ class Method:
         return None if len(numbers) == 1 else str(self.result.splits[int(numbers[0])]["name"])
 
     @property
+    def trained_on(self) -> dict[str, Any] | None:
+        """The training images, as their manifest describes them; None where nothing was trained."""
+        stores = self.result.stores
+        return stores[0]["manifest"]["dataset"] if stores and "leaks" in self.result.extra else None
+
+    @property
     def protocol_note(self) -> str:
         """Why the protocol was chosen, where it was chosen automatically."""
         return next((note for note in self.result.notes if note.startswith(CHOSEN)), "")
@@ -151,7 +161,7 @@ class Method:
     def notes(self) -> list[str]:
         """What a reader must know of this method alone.
 
-        What is about the data is on the page once: leaks, repeated images, groups, images that the
+        Notes about the data are on the page once: leaks, repeated images, groups, images that the
         backbone may have seen.
         """
         extra = self.result.extra
@@ -168,7 +178,7 @@ class Method:
 def by_fact(
     methods: Iterable[Method], fact: Callable[[Method], Hashable]
 ) -> dict[Any, list[Method]]:
-    """Return facts, each with the methods of which it is true."""
+    """Group methods by a fact about them."""
     found: dict[Any, list[Method]] = {}
     for method in methods:
         found.setdefault(fact(method), []).append(method)
@@ -182,7 +192,7 @@ class Group:
     dataset: str
     methods: list[Method]
     pairs: list[dict[str, Any]]  # the paired tests between them
-    label: str = ""  # what tells the group from the others of the page, if there are any
+    label: str = ""  # distinguishes it from other groups of the page, if there are any
     name: str = ""  # what the page calls the dataset
 
     @property
@@ -192,7 +202,7 @@ class Group:
 
     @property
     def digits(self) -> int:
-        """Decimals of a percentage: two where they can tell one test image from the next."""
+        """Decimals of a percentage: two where one test image is at most a tenth of a point."""
         return 1 if self.methods[0].row["n_test"] < FINE else 2
 
     @property
@@ -310,22 +320,83 @@ class ReportData:
         )
 
     @cached_property
-    def images(self) -> Callable[[Group], GroupImages]:
+    def images(self) -> Callable[[Group], Images]:
         """The test images of a group, each group's found once."""
-        return cache(lambda group: GroupImages(group, self))
+        return cache(lambda group: tested_images(group, self))
 
     @cached_property
     def suspects(self) -> Callable[[Group], Suspects]:
         """What an audit found of the test images of a group, each group's found once."""
         return cache(lambda group: Suspects.of(group, self.context.workspace))
 
-    def source(self, stores: Sequence[dict[str, Any]], split: str) -> ImageSource:
-        """Return the images that the first of some stores was made of; each is opened once."""
-        asked = stores[0]["run"].get("source") if stores else None
-        if asked is None:
+    def source(self, run: Mapping[str, Any], split: str) -> ImageSource:
+        """Return the images that a store was made of, by its record of the run; opened once."""
+        if (asked := run.get("source")) is None:
             raise FeatpipeError("the results do not say where their images came from.")
         return self._opened(SourceRequest.from_dict(asked).moved(self.report.data), split)
 
     @cached_property
     def _opened(self) -> Callable[[SourceRequest, str], ImageSource]:
         return cache(lambda request, split: request.open(split, request.options(self.context)))
+
+    def store(self, method: Method, known: Mapping[str, Any]) -> FeatureStore:
+        """Return the feature store that a result names; a missing or replaced one is an error."""
+        parents = [] if method.result.path is None else method.result.path.parents
+        folders = (Path(), self.context.workspace.root, *parents)
+        found = next((f / known["path"] for f in folders if (f / known["path"]).is_file()), None)
+        if found is None:
+            raise FeatpipeError("its feature store was deleted or moved")
+        store = FeatureStore(found)
+        if store.fingerprint != known["fingerprint"]:
+            raise FeatpipeError("its feature store was replaced by one of other features")
+        return store
+
+
+# -- names that people chose, and WordNet's for its ids ------------------------------------------
+
+
+def dataset_name(spec: str) -> str:
+    """Return the display name of a dataset: of a folder its own name, without the kind."""
+    _, argument, kind = split_spec(spec)
+    return kind.stem(argument) if kind else spec
+
+
+def class_names(
+    result: Result, data: Path | None, note: Callable[[str], None] = lambda _: None
+) -> dict[str, str]:
+    """Return the unique display name of each class; results and keys do not depend on it.
+
+    ``note`` is called with a message about names of classes that do not exist.
+
+    Raises
+    ------
+    DataError
+        If there is a ``class_names.csv`` that cannot be read as one.
+    """
+    wordnet = SourceClasses.load("imagenet")
+    known = dict(zip(wordnet.ids, wordnet.names, strict=True))
+    run = result.stores[-1]["run"] if result.stores else {}
+    if source := run.get("source"):
+        _, argument, kind = split_spec(SourceRequest.from_dict(source).moved(data).dataset)
+        if kind and (place := Path(argument)).is_absolute():
+            files = [p for p in (place / CLASS_NAMES, place.parent / CLASS_NAMES) if p.is_file()]
+            given = _read_names(files[0]) if files else {}
+            if unknown := sorted(given.keys() - {*result.dataset["classes"]}):
+                some = ", ".join(unknown[:_NAMED]) + " …" * (len(unknown) > _NAMED)
+                note(f"{files[0]} names classes that the results do not have: {some}")
+            known |= given
+    called = {name: known.get(name, name) for name in result.dataset["classes"]}
+    counts = Counter(called.values())
+    return {name: f"{new} ({name})" if counts[new] > 1 else new for name, new in called.items()}
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    expected = "a header class,name and a line for each class, in UTF-8"
+    try:
+        text = read_regular(path, MOST_LIST_BYTES).decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        return {row["class"]: row["name"] for row in rows if row["name"].strip()}
+    except (OSError, ValueError, csv.Error, KeyError, AttributeError) as error:
+        got = f"no column {error}" if isinstance(error, KeyError) else error
+        what = "The names of the classes cannot be read."
+        raise DataError(what, where=path, expected=expected, got=got) from error

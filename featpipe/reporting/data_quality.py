@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from featpipe.audit.record import fingerprints, sentences
-from featpipe.errors import FeatpipeError
 from featpipe.fingerprint import FileHashes
 from featpipe.reporting.answers import leaks, names_of
 from featpipe.reporting.data import Group, ReportData, by_fact
-from featpipe.reporting.images import Thumbnail, find_store
+from featpipe.reporting.images import Images, split_images
 from featpipe.reporting.sections import SECTIONS, Content, Section, render
 from featpipe.reporting.suspects import DUPLICATES
 from featpipe.store import FeatureStore, scan_stores
 
-_Read = Callable[[int], NDArray[np.uint8]]
 _HEADINGS = {
     "identical": "Identical images",
     "near-duplicate": "Near-duplicates",
@@ -49,8 +44,7 @@ class DataQuality(Section):
             parts.append(part)
             if suspects.audit is None or suspects.unread:
                 continue
-            summary, images = suspects.audit["summary"], AuditedImages(group, data)
-            findings = suspects.findings.copy()
+            summary, findings = suspects.audit["summary"], suspects.findings.copy()
             columns = ["label", "likely", "partner_label"]
             findings[columns] = findings[columns].replace(names)
             part |= {
@@ -58,24 +52,20 @@ class DataQuality(Section):
                 "classes": summary["labels"].get("classes", []),
                 "names": names,
                 "unaudited": names_of(suspects.unaudited) if suspects.unaudited else "",
-                "gallery": [
-                    (issue, len(found), images.shown(found.head(data.report.gallery)))
-                    for issue, found in sorted(findings.groupby("issue"), key=_importance)
-                ],
+                "images": audited_images(group, suspects.audit, data),
+                "findings": sorted(  # duplicates, then doubted labels, then what is odd
+                    findings.groupby("issue"),
+                    key=lambda part: (part[0] not in DUPLICATES, part[0] != "label", part[0]),
+                ),
             }
             tables.append(findings)
             labels.append(pd.DataFrame(part["classes"]).assign(dataset=group.dataset))
-        accuracies = [data.suspects(group).accuracies() for group in data.groups]
+        accuracies = [data.suspects(group).accuracies for group in data.groups]
         named = {"audit": tables, "audit_labels": labels, "without_suspects": accuracies}
         return Content(
-            render("audit.html.j2", parts=parts, headings=_HEADINGS),
+            render("audit.html.j2", parts=parts, headings=_HEADINGS, limit=data.report.gallery),
             tables={name: pd.concat(frames) for name, frames in named.items() if frames},
         )
-
-
-def _importance(issue: tuple[Any, pd.DataFrame]) -> tuple[bool, bool, str]:
-    """Sort duplicates first, then doubted labels, then what is odd."""
-    return issue[0] not in DUPLICATES, issue[0] != "label", issue[0]
 
 
 def leaks_of(group: Group) -> str:
@@ -94,79 +84,40 @@ def leaks_of(group: Group) -> str:
 
 
 def how_to_audit(group: Group, workspace: Path) -> str:
-    """Return what names a group's images in the command: a dataset, or the stores of two."""
+    """Return the arguments of an audit of a group's images: their dataset, or stores of several."""
     stores = group.methods[0].result.stores
     if len({store["manifest"]["dataset"]["name"] for store in stores}) < 2:
         return f"--dataset {shlex.quote(group.dataset)}"
     paths = [Path(store["path"]) for store in stores]
     inside = [p.relative_to(workspace) if p.is_relative_to(workspace) else p for p in paths]
-    # A folder of this machine is not for the page: what is elsewhere is found by its name.
+    # Absolute paths do not belong on a page: a store outside the workspace is listed by name.
     return " ".join(shlex.quote(p.name if p.is_absolute() else str(p)) for p in inside)
 
 
 def repeats_of(group: Group) -> list[str]:
-    """Say which images repeat within a split, once for the methods that it is said of."""
-    told = by_fact((m for m in group.methods if m.repeats), lambda method: method.repeats)
-    if len(told) == 1:
-        return [*told]
-    return [f"For {names_of(methods)}: {text}" for text, methods in told.items()]
+    """Say which images repeat within a split, naming methods where they differ."""
+    notes = by_fact((m for m in group.methods if m.repeats), lambda method: method.repeats)
+    if len(notes) == 1:
+        return [*notes]
+    return [f"For {names_of(methods)}: {text}" for text, methods in notes.items()]
 
 
-class AuditedImages:
-    """Images of all splits of a group, from the dataset or, where it is gone, from the stores."""
+def audited_images(
+    group: Group, audit: dict[str, Any], data: ReportData
+) -> dict[tuple[str, str], Images]:
+    """Return the images of each dataset and split of a group, and of others that were audited."""
+    first, workspace = group.methods[0], data.context.workspace
+    found: dict[tuple[str, str], Images] = {}
 
-    def __init__(self, group: Group, data: ReportData) -> None:
-        self._data = data
-        # Of each dataset and split the rows by id, and what reads one.
-        self._splits: dict[tuple[str, str], tuple[dict[str, int], _Read]] = {}
-        first, workspace = group.methods[0], data.context.workspace
-        for known in first.result.stores:
-            look_up = partial(find_store, first, known, workspace.root)
-            self._open(known["manifest"]["dataset"], known["run"], look_up)
-        audit = data.suspects(group).audit or {"images": []}
-        # Splits that were audited, and are not tested:
-        if {(one["name"], one["split"]) for one in audit["images"]} - self._splits.keys():
-            for store in scan_stores(workspace.features, FileHashes(workspace.hashes))[0]:
-                dataset = store.manifest["dataset"]
-                if dataset["fingerprint"] in fingerprints(audit):
-                    self._open(dataset, store.run, partial(FeatureStore, store.path))
+    def add(dataset: dict[str, Any], run: Any, store: Callable[[], FeatureStore]) -> None:
+        key = dataset["name"], dataset["split"]
+        if key not in found and (images := split_images(dataset, run, store, data)):
+            found[key] = images
 
-    def _open(
-        self, dataset: dict[str, Any], run: dict[str, Any], look_up: Callable[[], FeatureStore]
-    ) -> None:
-        """Open the images of a split, or the thumbnails that its store keeps."""
-        split = dataset["split"]
-        if (key := (dataset["name"], split)) in self._splits:
-            return
-        with suppress(FeatpipeError, OSError):
-            source = self._data.source([{"run": run}], split)
-            if source.fingerprint == dataset["fingerprint"]:
-                rows = {name: row for row, name in enumerate(source.ids)}
-                self._splits[key] = rows, source.read
-                return
-        with suppress(FeatpipeError):
-            store = look_up()
-            if store.has_looks:
-                rows = {name: row for row, name in enumerate(store.ids)}
-                self._splits[key] = rows, partial(_stored_thumbnail, store)
-
-    def shown(self, findings: pd.DataFrame) -> list[dict[Any, Any]]:
-        """Return findings with their thumbnails, and those of their partners."""
-        rows = findings.to_dict("records")
-        for row in rows:
-            row["thumbnail"] = self._thumbnail(row["dataset"], row["split"], row["id"])
-            partner = row["partner_dataset"], row["partner_split"], row["partner"]
-            row["other"] = self._thumbnail(*partner)
-        return rows
-
-    def _thumbnail(self, dataset: str, split: str, name: str) -> Thumbnail | None:
-        rows, read = self._splits.get((dataset, split), ({}, None))
-        with suppress(FeatpipeError, OSError):
-            if read is not None and name in rows:
-                return self._data.sheet.add(f"audit {dataset}/{split}/{name}", read(rows[name]))
-        return None
-
-
-def _stored_thumbnail(store: FeatureStore, row: int) -> NDArray[np.uint8]:
-    grey = np.array(store.looks("thumbnail")[row])
-    return np.repeat(grey[..., None], 3, axis=2)
+    for known in first.result.stores:
+        add(known["manifest"]["dataset"], known["run"], partial(data.store, first, known))
+    if {(one["name"], one["split"]) for one in audit["images"]} - found.keys():
+        for store in scan_stores(workspace.features, FileHashes(workspace.hashes))[0]:
+            if store.manifest["dataset"]["fingerprint"] in fingerprints(audit):
+                add(store.manifest["dataset"], store.run, partial(FeatureStore, store.path))
+    return found

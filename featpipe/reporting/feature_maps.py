@@ -14,12 +14,12 @@ from threadpoolctl import threadpool_limits
 from featpipe.datasets.selection import class_balanced_rows
 from featpipe.errors import FeatpipeError
 from featpipe.reporting.data import Group, Method, ReportData
-from featpipe.reporting.images import LOSSLESS, data_uri, find_store
+from featpipe.reporting.images import LOSSLESS, data_uri
 from featpipe.reporting.sections import SECTIONS, Chart, Content, Missing, Section, percent, render
 from featpipe.store import FeatureStore
 from featpipe.workspace import IMAGE_LAYER
 
-MAX_POINTS = 600  # what five seconds for the whole page allow: 1000 points took t-SNE 3.7 s
+MAX_POINTS = 600  # a page should take five seconds: 1000 points took t-SNE 3.7 s
 MAX_MAPS = 3
 _COMPONENTS = 50  # principal components that t-SNE sees, as in van der Maaten and Hinton 2008
 _SCALE = 1000
@@ -37,8 +37,7 @@ class FeatureMaps(Section):
 
     def content(self, data: ReportData) -> Content:
         """Return the first map, and the others behind a switch; nothing without features."""
-        maps = self.maps(data)
-        return Content(render("features.html.j2", maps=maps) if maps else "")
+        return Content(render("features.html.j2", maps=self.maps(data)))
 
     def maps(self, data: ReportData) -> list[Chart | Missing]:
         """Return a map of each kind of features, or why there is none."""
@@ -54,8 +53,7 @@ class FeatureMaps(Section):
             if any(part.title == title for part in maps):  # as another extraction prepared them
                 title += f", as used by {method.title}"
             try:
-                root = data.context.workspace.root
-                store = find_store(method, method.result.stores[-1], root)
+                store = data.store(method, method.result.stores[-1])
                 maps.append(feature_map(title, group, store, layer, data))
             except FeatpipeError as error:
                 maps.append(Missing(title, error.what.splitlines()[0]))
@@ -113,7 +111,7 @@ def project(X: NDArray[np.float32], seed: int) -> tuple[dict[str, NDArray[np.flo
 
     One thread: the order in which threads add floats would otherwise show in the picture.
     """
-    # Equal rows have no variance to share out: 0 / 0.
+    # Equal rows have no variance: 0 / 0.
     with threadpool_limits(1), np.errstate(invalid="ignore"):
         kept = min(_COMPONENTS, *X.shape)
         solver = "randomized" if kept < min(X.shape) else "full"

@@ -98,7 +98,7 @@ def accuracy_chart(group: Group, published: Sequence[dict[str, Any]]) -> Chart:
 
 
 def difference_chart(group: Group, margin: float) -> list[Chart]:
-    """Return how far each method is from the best, with the interval of its paired test."""
+    """How far each method is from the best, with the interval of its paired test."""
     first, *others = group.methods
     if not others:
         return []
@@ -139,7 +139,7 @@ def cost_chart(group: Group) -> list[Chart | Missing]:
             costs = [point["x"] for point in points]
             log = min(costs) > 0 and max(costs) > 10 * min(costs)
             choices.append({"x": axis(label, log=log), "points": points})
-            if max(costs) > SAME_COST * min(costs):  # else it tells nothing
+            if max(costs) > SAME_COST * min(costs):  # else there is nothing to see
                 shown.append(choices[-1])
     if not choices:
         return [Missing(title, "no result records what it cost")]
@@ -148,8 +148,7 @@ def cost_chart(group: Group) -> list[Chart | Missing]:
         most = duration(max(point["x"] for point in choices[0]["points"]))
         shown = [choice for choice in shown if "seconds" not in choice["x"]["label"]]
         if not shown:
-            about = f"from images to answers, all methods take about {most}"
-            return [Missing(title, about)]
+            return [Missing(title, f"from images to answers, all methods take about {most}")]
         caption += f" From images to answers, all methods take about {most}."
     y = {**_ACCURACY, "digits": group.digits}
     return [Chart(title, {"kind": "scatter", "y": y, "choices": shown}, caption)]
@@ -196,7 +195,7 @@ def low_shot_chart(group: Group) -> list[Chart]:
 
 
 def sweep_charts(group: Group) -> list[Chart]:
-    """Return a chart for every number in whose values methods of one kind differ alone.
+    """Return a chart for every number that alone distinguishes methods of one kind.
 
     Where a second setting differs too (a sweep of two), each of its values is a line.
     """
@@ -247,7 +246,7 @@ def sweep_charts(group: Group) -> list[Chart]:
 def method_curves(method: Method) -> list[Chart | Missing]:
     """ROC and precision-recall curves of the first model, reliability curve of all."""
     of = f" Drawn for the first model, {method.first_model_name}." * bool(method.first_model_name)
-    predictions = method.first_model
+    predictions = method.predictions(first_model=True)
     if predictions.ranking is None:
         why = "this method gives neither scores nor probabilities"
         return [Missing("ROC curves", why), Missing("Precision-recall curves", why)]
@@ -260,7 +259,7 @@ def method_curves(method: Method) -> list[Chart | Missing]:
     if predictions.probabilities is None:
         why = "this method gives decision values, not probabilities"
         return [roc, pr, Missing("Reliability curve", why)]
-    reliability = reliability_curve(method.pooled)
+    reliability = reliability_curve(method.predictions(first_model=False))
     bins = [entry for entry in reliability["bins"] if entry["count"]]
     sizes = [entry["count"] for entry in bins]
     x, y = ([round(entry[key], 4) for entry in bins] for key in ("confidence", "accuracy"))
@@ -323,9 +322,7 @@ def search_charts(method: Method) -> list[Chart]:
     searched = [split for split in method.result.splits if split.get("search")]
     if not searched:
         return []
-    grid = searched[0]["search"]
-    settings = method.result.settings
-    names = [key for key in grid[0] if key in settings or key in settings.get("grid", ())]
+    names = [key for key in searched[0]["search"][0] if key in searched[0]["chosen"]]
 
     def tried(entry: Mapping[str, Any]) -> Any:
         value = entry.get(names[0])
@@ -333,8 +330,8 @@ def search_charts(method: Method) -> list[Chart]:
         return ", ".join(f"{name}={entry.get(name)}" for name in names) if several else value
 
     values = list(dict.fromkeys(tried(entry) for one in searched for entry in one["search"]))
-    spec = options_behind(method.result).get(names[0])
-    label = (spec and spec.symbol) or ", ".join(names)
+    option = options_behind(method.result).get(names[0])
+    label = (option and option.symbol) or ", ".join(names)
     if all(isinstance(value, int | float) for value in values):
         x_axis, place = number_axis(label, values), {value: value for value in values}
     else:
@@ -355,12 +352,11 @@ def search_charts(method: Method) -> list[Chart]:
     caption = f"Chosen by {by}; the ring marks the choice. Test images play no part in it."
     if "low" in drawn[0]:
         caption += " The band is the 95 % interval of each accuracy over these rows."
-    stopped = sum(not entry.get("converged", True) for one in searched for entry in one["search"])
-    if stopped:
+    entries = [entry for one in searched for entry in one["search"]]
+    if stopped := sum(not entry.get("converged", True) for entry in entries):
         caption += f" In {stopped} of these fits the solver did not converge."
-    y_axis = axis("validation accuracy", format="percent")
-    chart = lines(x_axis, y_axis, drawn, dots=True)
-    return [Chart(f"Validation accuracy by {label}", chart, caption)]
+    spec = lines(x_axis, axis("validation accuracy", format="percent"), drawn, dots=True)
+    return [Chart(f"Validation accuracy by {label}", spec, caption)]
 
 
 def training_charts(method: Method) -> list[Chart]:

@@ -13,12 +13,12 @@ from scipy.stats import mode
 from featpipe.files import open_regular
 from featpipe.finetuning.explain import read_explanations
 from featpipe.reporting.data import Group, Method, ReportData
-from featpipe.reporting.images import GroupImages, Thumbnail, ThumbnailSheet
+from featpipe.reporting.images import Images, Thumbnail
 from featpipe.reporting.sections import SECTIONS, Content, Section, percent, render
 
 _PAIRS = 6  # confused pairs shown of each method
 _PER_PAIR = 6  # thumbnails of each
-_RIVALS = 5  # methods that the best one is held against
+_RIVALS = 5  # methods that the best one is compared with
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,10 @@ class Failures(Section):
         limit, groups = data.report.gallery, []
         for group in data.groups:
             images = data.images(group)
-            methods = [failures(method, images, data.sheet, limit) for method in group.methods]
-            wrong, above = always_wrong(group, images, limit, methods[0]["ids"])
+            methods = [failures(method, images, limit) for method in group.methods]
             part: dict[str, Any] = {"group": group, "images": images, "methods": methods}
-            part |= {"always_wrong": wrong, "above": above}
             part["several_models"] = not all(method.answers_once for method in group.methods)
+            part["always_wrong"] = always_wrong(group, images, limit, methods[0]["ids"])
             part["disagreements"] = disagreements(group, images, limit)
             groups.append(part)
 
@@ -64,11 +63,9 @@ class Failures(Section):
         return Content(html, tables={"errors": data.frame(errors)})
 
 
-def failures(
-    method: Method, images: GroupImages, sheet: ThumbnailSheet, limit: int
-) -> dict[str, Any]:
+def failures(method: Method, images: Images, limit: int) -> dict[str, Any]:
     """Return the galleries of one method, and their ``ids``; an image is in one of them only."""
-    explained = explanations(method, images, sheet, limit)
+    explained = explanations(method, images, limit)
     above = {item.id for _, shown in explained for item in shown}
     confused = confused_pairs(method, images, limit, above)
     above |= {item.id for pair in confused for item in pair["shown"]}
@@ -85,11 +82,11 @@ def failures(
 
 
 def confused_pairs(
-    method: Method, images: GroupImages, limit: int, above: Set[str] = frozenset()
+    method: Method, images: Images, limit: int, above: Set[str] = frozenset()
 ) -> list[dict[str, Any]]:
     """Return the pairs of classes taken for each other most often, in one direction each.
 
-    Images that are shown ``above`` are counted only.
+    Images that are shown ``above`` are only counted.
     """
     matrix = np.array(method.metrics["confusion"])
     errors, wrong = matrix.copy(), method.wrong
@@ -114,9 +111,9 @@ def confused_pairs(
 
 
 def always_wrong(
-    group: Group, images: GroupImages, limit: int, above: Set[str] = frozenset()
-) -> tuple[tuple[int, list[GalleryItem]], int]:
-    """Return how many images no model of any method gets right, some of them, and how many of all.
+    group: Group, images: Images, limit: int, above: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """Return the ``count`` of images that no model of any method gets right, and some to be shown.
 
     First those on whose wrong class most methods agree; not those that are shown ``above``, which
     are counted.
@@ -130,10 +127,10 @@ def always_wrong(
         n, answer = votes[place], group.columns[answers[place]]
         agree = f"all {of} methods agree" if n == of else f"{n} of {of} methods agree"
         items.append(_group_item(group, rows[place], answer, images, agree))
-    return (len(rows), items), len(rows) - len(new)
+    return {"count": len(rows), "above": len(rows) - len(new), "shown": items}
 
 
-def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[str, Any]]:
+def disagreements(group: Group, images: Images, limit: int) -> list[dict[str, Any]]:
     """Return images that the best method gets right and another one wrong, and the reverse."""
     each = max(1, limit // 4) if limit else 0
     right, wrong = group.share_right == 1, group.share_right == 0
@@ -151,10 +148,8 @@ def disagreements(group: Group, images: GroupImages, limit: int) -> list[dict[st
     return parts
 
 
-def explanations(
-    method: Method, images: GroupImages, sheet: ThumbnailSheet, limit: int
-) -> list[tuple[str, list[GalleryItem]]]:
-    """Return the heat maps that lie beside a result: title, and what was tested with overlays."""
+def explanations(method: Method, images: Images, limit: int) -> list[tuple[str, list[GalleryItem]]]:
+    """Return the heat maps that are stored beside a result: title, and images with overlays."""
     row_of = {image_id: row for row, image_id in enumerate(method.table.ids.tolist())}
     found = []
     for one in read_explanations(method.result.path) if method.result.path else ():
@@ -167,9 +162,8 @@ def explanations(
                     pixels = np.array(Image.open(stream).convert("RGB"))
             except (OSError, ValueError):
                 continue
-            overlay = sheet.add(f"{method.anchor}/{one.folder.name}/{item.id}", pixels)
-            seen = as_seen(method, item.id, images, sheet)
-            plain = _item(method, row_of[item.id], images)
+            overlay = images.sheet.add(f"{method.anchor}/{one.folder.name}/{item.id}", pixels)
+            plain, seen = _item(method, row_of[item.id], images), as_seen(method, item.id, images)
             shown[item.id] = replace(plain, thumbnail=seen, overlay=overlay)
         if shown:
             title = f"{one.method} at {one.layer}, opacity {one.strength:g}"
@@ -177,9 +171,7 @@ def explanations(
     return found
 
 
-def as_seen(
-    method: Method, image_id: str, images: GroupImages, sheet: ThumbnailSheet
-) -> Thumbnail | None:
+def as_seen(method: Method, image_id: str, images: Images) -> Thumbnail | None:
     """Return the part of a test image that the network saw, in its proportions."""
     image = images.read(image_id)
     if image is None:
@@ -193,7 +185,7 @@ def as_seen(
     left, top = (width - share * size[0]) / 2, (height - share * size[1]) / 2
     side, box = max(1, round(share * max(size))), (left, top, width - left, height - top)
     seen = Image.fromarray(image).resize((side, side), box=box)
-    return sheet.add(f"{method.anchor}/seen/{image_id}", np.array(seen))
+    return images.sheet.add(f"{method.anchor}/seen/{image_id}", np.array(seen))
 
 
 def _answer(method: Method, row: int) -> tuple[str, str, str]:
@@ -202,7 +194,7 @@ def _answer(method: Method, row: int) -> tuple[str, str, str]:
     return str(method.table.ids[row]), method.columns[true], method.columns[answer]
 
 
-def _item(method: Method, row: int, images: GroupImages) -> GalleryItem:
+def _item(method: Method, row: int, images: Images) -> GalleryItem:
     """Return a test image with what a method answered, and how confident it was."""
     (image_id, true, answer), remark = _answer(method, row), ""
     if method.confidence is not None:
@@ -212,7 +204,7 @@ def _item(method: Method, row: int, images: GroupImages) -> GalleryItem:
 
 
 def _group_item(
-    group: Group, row: int, answer: str, images: GroupImages, remark: str = ""
+    group: Group, row: int, answer: str, images: Images, remark: str = ""
 ) -> GalleryItem:
     image_id, true = str(group.ids[row]), group.classes[group.true[row]]
     return GalleryItem(image_id, true, answer, images.thumbnail(image_id), remark)

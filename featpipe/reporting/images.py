@@ -1,12 +1,12 @@
-"""The images of a page: test images found again by id, and the thumbnails that are embedded."""
+"""The images of a page: those of a dataset, found again by id, and the embedded thumbnails."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from featpipe.errors import FeatpipeError
 from featpipe.store import FeatureStore
 
 if TYPE_CHECKING:
-    from featpipe.reporting.data import Group, Method, ReportData
+    from featpipe.reporting.data import Group, ReportData
+
+Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 THUMBNAIL = 96  # pixels of the longer side
 LOSSLESS = 32  # images up to this side are stored exactly: it is smaller and looks right
@@ -41,8 +43,8 @@ class Thumbnail:
 class ThumbnailSheet(dict[str, Thumbnail]):
     """Thumbnails by what they show; each is embedded once, however often it is shown."""
 
-    def add(self, key: str, image: NDArray[np.uint8]) -> Thumbnail:
-        """Embed an image of shape (height, width, 3), unless it has been."""
+    def add(self, key: str, image: Pixels) -> Thumbnail:
+        """Embed an image, unless it has been."""
         if key not in self:
             picture = Image.fromarray(image)
             picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=2)
@@ -60,61 +62,80 @@ def data_uri(picture: Image.Image, quality: int = 80) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-class GroupImages:
-    """The test images of a group of methods, found again by id.
+@dataclass(frozen=True)
+class Images:
+    """Images by id, and their thumbnails on the page; None where an image cannot be read.
 
     ``missing`` says why there are no images at all, ``doubt`` why they may not be those that were
     tested; both are None where nothing is wrong.
     """
 
-    def __init__(self, group: Group, data: ReportData) -> None:
-        self.missing: str | None = None
-        self.doubt: str | None = None
-        self._sheet = data.sheet
-        self._rows: dict[str, int] = {}
-        result = group.methods[0].result
-        tested = result.dataset["test"]
-        self._name = f"{tested['fingerprint']}/{tested['split']}"
-        try:
-            self._source = source = data.source(result.stores[-1:], tested["split"])
-        except (FeatpipeError, OSError) as error:
-            self.missing = str(error).splitlines()[0]
-            return
-        classes = np.array(result.dataset["classes"], dtype=object)[group.true]
-        tested_as = dict(zip(group.ids.tolist(), classes, strict=True))
-        for row, (image_id, label) in enumerate(zip(source.ids, source.labels, strict=True)):
-            # One whose class differs is another image.
-            if label >= 0 and tested_as.get(image_id) == source.classes[label]:
-                self._rows[image_id] = row
-        if not self._rows:
-            self.missing = "the dataset holds no images with these ids and classes."
-        elif source.fingerprint != tested["fingerprint"]:
-            self.doubt = (
-                "The dataset on disk differs from the one that was tested (another fingerprint): "
-                "images are found by id and class, and may not be those that were tested."
-            )
+    name: str  # unique within the page
+    sheet: ThumbnailSheet
+    rows: Mapping[str, int] = field(default_factory=dict)
+    read_row: Callable[[int], Pixels] | None = None
+    missing: str | None = None
+    doubt: str | None = None
 
-    def thumbnail(self, image_id: str) -> Thumbnail | None:
-        """Return the thumbnail of a test image, or None where it cannot be read."""
-        image = self.read(image_id)
-        return None if image is None else self._sheet.add(f"{self._name}/{image_id}", image)
-
-    def read(self, image_id: str) -> NDArray[np.uint8] | None:
-        """Return the pixels of a test image, or None where it cannot be read."""
+    def read(self, image_id: str) -> Pixels | None:
+        """Return the pixels of an image."""
         with suppress(FeatpipeError, OSError):
-            if image_id in self._rows:
-                return self._source.read(self._rows[image_id])
+            if self.read_row is not None and image_id in self.rows:
+                return self.read_row(self.rows[image_id])
         return None
 
+    def thumbnail(self, image_id: str) -> Thumbnail | None:
+        """Return the thumbnail of an image."""
+        image = self.read(image_id)
+        return None if image is None else self.sheet.add(f"{self.name}/{image_id}", image)
 
-def find_store(method: Method, known: dict[str, Any], root: Path) -> FeatureStore:
-    """Return the very store that a result names; a missing or another one is an error."""
-    parents = [] if method.result.path is None else method.result.path.parents
-    candidates = [folder / known["path"] for folder in (Path(), root, *parents)]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        raise FeatpipeError("its feature store was deleted or moved")
-    store = FeatureStore(found)
-    if store.fingerprint != known["fingerprint"]:
-        raise FeatpipeError("its feature store was replaced by one of other features")
-    return store
+
+def tested_images(group: Group, data: ReportData) -> Images:
+    """Return the test images of a group of methods, found again by id and class."""
+    result = group.methods[0].result
+    tested = result.dataset["test"]
+    name = f"{tested['fingerprint']}/{tested['split']}"
+    try:
+        run = result.stores[-1]["run"] if result.stores else {}
+        source = data.source(run, tested["split"])
+    except (FeatpipeError, OSError) as error:
+        return Images(name, data.sheet, missing=str(error).splitlines()[0])
+    classes = np.array(result.dataset["classes"], dtype=object)[group.true]
+    tested_as = dict(zip(group.ids.tolist(), classes, strict=True))
+    rows = {
+        image_id: row
+        for row, (image_id, label) in enumerate(zip(source.ids, source.labels, strict=True))
+        # The same id with another class is another image.
+        if label >= 0 and tested_as.get(image_id) == source.classes[label]
+    }
+    missing = doubt = None
+    if not rows:
+        missing = "the dataset holds no images with these ids and classes."
+    elif source.fingerprint != tested["fingerprint"]:
+        doubt = (
+            "The dataset on disk differs from the one that was tested (another fingerprint): "
+            "images are found by id and class, and may not be those that were tested."
+        )
+    return Images(name, data.sheet, rows, source.read, missing, doubt)
+
+
+def split_images(
+    dataset: Mapping[str, Any],
+    run: Mapping[str, Any],
+    open_store: Callable[[], FeatureStore],
+    data: ReportData,
+) -> Images | None:
+    """Return the images of a split, from the dataset or, where it is gone, from the store."""
+    name = f"{dataset['fingerprint']}/{dataset['split']}"
+    with suppress(FeatpipeError, OSError):
+        source = data.source(run, dataset["split"])
+        if source.fingerprint == dataset["fingerprint"]:
+            rows = {image_id: row for row, image_id in enumerate(source.ids)}
+            return Images(name, data.sheet, rows, source.read)
+    with suppress(FeatpipeError):
+        store = open_store()
+        if store.has_looks:
+            rows = {image_id: row for row, image_id in enumerate(store.ids)}
+            grey = store.looks("thumbnail")
+            return Images(f"stored {name}", data.sheet, rows, lambda k: np.dstack([grey[k]] * 3))
+    return None

@@ -16,18 +16,24 @@ from featpipe.datasets import slug
 from featpipe.errors import UsageError
 from featpipe.evaluation.result import Result, find_results
 from featpipe.files import open_regular
-from featpipe.reporting import written
-from featpipe.reporting.answers import answers
+from featpipe.reporting.answers import conclusion
 from featpipe.reporting.data import Method, ReportData
 from featpipe.reporting.sections import SECTIONS, Content, Missing, Section, render, render_page
-from featpipe.reporting.step import Report, html_path
+from featpipe.reporting.step import (
+    SUMS,
+    Report,
+    changed_files,
+    html_path,
+    replace_files,
+    tables_folder,
+)
 from featpipe.reporting.tables import Comparison
 from featpipe.steps import Context, Outcome
 from featpipe.workspace import atomic_write, neutralised, one_at_a_time, refuse_foreign
 
-GENERATOR = "featpipe report"
+_INDEX_MARK = b'<meta name="generator" content="featpipe index">'
 _ABSOLUTE = re.compile(r"(?<![\w.…/<])(?:/[\w.+@~-]+)+/(?=[\w.])")  # the folders of a path
-_HEAD_BYTES = 1 << 16  # what is read of a page: its head comes before style and script
+_HEAD_BYTES = 1 << 16  # enough for the head of a page, which comes before style and script
 
 
 def write_report(report: Report, context: Context) -> Outcome:
@@ -44,7 +50,7 @@ def write_report(report: Report, context: Context) -> Outcome:
     paths, lines = [path], [f"report of {n}, {size / 1e6:.2f} MB → {path}"]
     try:
         paths.append(write_index(folder, force=report.force))
-    except UsageError as error:  # the page is there all the same
+    except UsageError as error:  # the page itself was written
         lines.append(f"no list of reports was written:\n{error}")
     message = "\n".join([*lines, *page.failures])
     names = [result.name for result in results]
@@ -111,14 +117,13 @@ class Page:
             for name, frame in self.tables.items()
             if not frame.empty
         }
-        self.add(Provenance(written.tables_folder(path).name, [*tables, written.SUMS]))
+        self.add(Provenance(tables_folder(path).name, [*tables, SUMS]))
         datasets = dict.fromkeys(group.name for group in data.groups)
         runs = sorted(method.result.created[:10] for method in data.methods)
-        headlines = (answers(group, data.comparison.margin)["headline"] for group in data.groups)
+        headlines = (conclusion(group, data.comparison.margin)[0] for group in data.groups)
         text = render_page(
             "report.html.j2",
             title=data.report.title or f"Image classification on {', '.join(datasets)}",
-            generator=GENERATOR,
             description=" ".join(headlines),
             recipe=recipe,
             n_methods=len(data.methods),
@@ -127,7 +132,7 @@ class Page:
             sheet=list(data.sheet.values()),
         )
         with one_at_a_time(path.parent):
-            written.replace_files(path, text, tables, force=data.report.force)
+            replace_files(path, text, tables, force=data.report.force)
         return path
 
     def add(self, section: Section) -> None:
@@ -137,7 +142,8 @@ class Page:
         if twice := set(self.tables) & set(tables):
             what = f"Two sections of the page give a table {min(twice)!r}."
             raise UsageError(what, where=section.name)
-        self._show(section.name, section.title, content)
+        if content.html or content.figures:  # else it has nothing to show of these results
+            self._show(section.name, section.title, content)
         self.tables |= tables
 
     def add_registered(self, name: str) -> None:
@@ -154,15 +160,14 @@ class Page:
             self._show(name, name, Content(figures=[Missing(name, why)]))
 
     def _show(self, name: str, title: str, content: Content) -> None:
-        if content.html or content.figures:  # else it has nothing to show of these results
-            html = render("section.html.j2", content=content)
-            # Read here, where it is known whose they are, and not by the template of the page.
-            entries = [(text, anchor) for text, anchor in content.entries]
-            self.sections.append({"name": name, "title": title, "html": html, "entries": entries})
+        html = render("section.html.j2", content=content)
+        # Unpacked here, where a mistake is one of this section, and not in the page's template.
+        entries = [(text, anchor) for text, anchor in content.entries]
+        self.sections.append({"name": name, "title": title, "html": html, "entries": entries})
 
 
 def head_of(path: Path) -> dict[str, str]:
-    """Return the title and the meta elements of a page; of a page that is not ours, maybe none."""
+    """Return the title and the meta elements of a page; one that is not ours may have none."""
     with open_regular(path) as stream:
         text = stream.read(_HEAD_BYTES).decode("utf-8", errors="replace")
     head = text.partition("<style>")[0]
@@ -174,21 +179,22 @@ def head_of(path: Path) -> dict[str, str]:
 def write_index(folder: Path, *, force: bool = False) -> Path:
     """Write ``index.html`` of all reports in a folder, sorted by name, and return its path.
 
-    In the place of conclusions it says which files were changed. A foreign index is a UsageError,
-    unless ``force``.
+    A page whose files were changed is marked as such, without its conclusions. A foreign index is
+    a UsageError, unless ``force``.
     """
     index = folder / "index.html"
-    refuse_foreign(index, written.INDEX_MARK, force=force)
+    refuse_foreign(index, _INDEX_MARK, force=force)
     unknown = dict.fromkeys(("title", "description", "methods", "runs"), "?")  # of a torn head
     pages = [path for path in sorted(folder.glob("*.html")) if path.is_file()]
     heads = [{**unknown, **head_of(path), "file": path.name} for path in pages]
-    reports = [head for head in heads if head.get("generator") == GENERATOR]
+    reports = [head for head in heads if head.get("generator") == "featpipe report"]
     for head in reports:
-        if changed := written.changed_files(folder / head["file"]):
+        if changed := changed_files(folder / head["file"]):
             names = ", ".join(path.name for path in changed)
             head["description"] = f"Changed after it was written, do not trust it: {names}."
+    text = render_page("index.html.j2", title="Reports", reports=reports)
     with atomic_write(index) as temporary:
-        temporary.write_text(render_page("index.html.j2", reports=reports), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return index
 
 

@@ -133,7 +133,7 @@ def p_value(value: float | None) -> str:
 
 
 def duration(value: float | None) -> str:
-    """Return a duration of so many seconds in the unit that people would say it in."""
+    """Return a duration in seconds in the unit that fits it."""
     if value is None:
         return MISSING
     if value < 5e-5:
@@ -145,7 +145,7 @@ def duration(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Return a whole number in groups of three, set apart by a narrow no-break space."""
+    """Return a whole number with its digits in groups of three (narrow no-break spaces)."""
     return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
 
 

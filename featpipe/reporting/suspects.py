@@ -24,7 +24,7 @@ DUPLICATES = ("identical", "near-duplicate")  # of the issues in a list of findi
 
 @dataclass(frozen=True, eq=False)
 class Suspects:
-    """The audit of a group's test images, where there is one; ``unread`` says what is wrong."""
+    """The audit of a group's test images, if there is one; ``unread``: why its list is unusable."""
 
     group: Group
     path: Path | None = None
@@ -36,15 +36,15 @@ class Suspects:
     def of(cls, group: Group, workspace: Workspace) -> Suspects:
         """Find the audit of the images, by the features of the best method if it has one.
 
-        An audit has to know the tested images and, of some method, those that it trained on.
+        An audit must cover the test images and the training images of some method.
         """
         tested = group.methods[0].result.dataset["test"]["fingerprint"]
         for method in group.methods:
-            stores = method.result.stores
-            if "leaks" not in method.result.extra or not stores:
-                continue  # nothing was trained
-            models = dict.fromkeys(store["manifest"]["backbone"]["model"] for store in stores)
-            images = {tested, stores[0]["manifest"]["dataset"]["fingerprint"]}
+            if (trained := method.trained_on) is None:
+                continue
+            manifests = (store["manifest"] for store in method.result.stores)
+            models = dict.fromkeys(manifest["backbone"]["model"] for manifest in manifests)
+            images = {tested, trained["fingerprint"]}
             if known := audit_of(workspace, images, list(models)):
                 path, audit = known
                 try:
@@ -75,21 +75,20 @@ class Suspects:
 
     @property
     def unaudited(self) -> list[Method]:
-        """The methods whose training images the audit does not know."""
+        """The methods whose training images the audit does not cover."""
         known = fingerprints(self.audit) if self.audit else set()
         return [
             method
             for method in self.group.methods
-            if "leaks" in method.result.extra and method.result.stores
-            if method.result.stores[0]["manifest"]["dataset"]["fingerprint"] not in known
+            if (trained := method.trained_on) and trained["fingerprint"] not in known
         ]
 
     @property
     def across(self) -> bool:
-        """Whether training and test images are of different splits."""
-        result = self.group.methods[0].result
-        tested = result.dataset["test"]["fingerprint"]
-        return bool(result.stores[0]["manifest"]["dataset"]["fingerprint"] != tested)
+        """Whether the methods were trained and tested on different splits."""
+        tested = self.group.methods[0].result.dataset["test"]["fingerprint"]
+        trained = filter(None, (method.trained_on for method in self.group.methods))
+        return any(dataset["fingerprint"] != tested for dataset in trained)
 
     @property
     def near(self) -> int:
@@ -107,16 +106,15 @@ class Suspects:
             kinds["both"] = doubted | self.copies
         return {what: names for what, names in kinds.items() if names}
 
+    @cached_property
     def accuracies(self) -> pd.DataFrame:
-        """Return the accuracy of each method with all test images and without the suspects.
+        """The accuracy of each method with all test images and without the suspects.
 
         A row for each method and set of images: ``result``, ``method``, ``without``, ``images``,
         ``accuracy``, ``low``, ``high``; the last three are missing where no image is left. Empty
         where nothing is suspected.
         """
-        kinds = self.left_out
-        if kinds:
-            kinds = {"": set[str](), **kinds}
+        kinds = {"": set[str](), **suspected} if (suspected := self.left_out) else {}
         return pd.DataFrame(
             {"result": method.row["name"], "method": method.title, "without": what}
             | _accuracy(method, names)
@@ -131,14 +129,11 @@ def _in_split(listed: pd.DataFrame, dataset: dict[str, Any]) -> pd.DataFrame:
 
 
 def _alike(method: Method, members: pd.DataFrame, audited: set[str]) -> set[str]:
-    """Return the test images of a method of whose cluster an image trained the model."""
+    """Return the test images of a method that share a cluster with an image that trained it."""
     result, table = method.result, method.table
-    account = result.extra.get("leaks")
-    if account is None or not result.stores:
-        return set()
-    train, tested = result.stores[0]["manifest"]["dataset"], result.dataset["test"]
-    if train["fingerprint"] not in audited:
-        return set()  # it was trained on images that the audit does not know
+    account, train, tested = result.extra.get("leaks"), method.trained_on, result.dataset["test"]
+    if account is None or train is None or train["fingerprint"] not in audited:
+        return set()  # nothing was trained, or on images that the audit does not cover
     trained = _in_split(members, train)
     trained = trained[~trained.id.isin(account.get("not_trained", ()))]
     if "trained" in account:
@@ -168,15 +163,11 @@ def _accuracy(method: Method, left_out: set[str]) -> dict[str, Any]:
 def who_is_best(accuracies: pd.DataFrame) -> str:
     """Say whether leaving out suspects changes which method has the highest accuracy."""
     known = accuracies.dropna(subset="accuracy").round({"accuracy": 12})
-    top = known[known.accuracy == known.groupby("without").accuracy.transform("max")]
-    best = {str(what): [*rows] for what, rows in top.groupby("without", sort=False).method}
-    changed = [
-        f"without {what}, it is {' and '.join(methods)}"
-        for what, methods in best.items()
-        if methods != best[""]
-    ]
+    highest = known[known.accuracy == known.groupby("without").accuracy.transform("max")]
+    best = highest.groupby("without", sort=False).method.agg(" and ".join)
+    changed = [f"without {what}, it is {top}" for what, top in best.items() if top != best[""]]
     if accuracies.method.nunique() < 2:
         return ""
     if not changed:
         return "Leaving them out does not change which method has the highest accuracy."
-    return f"The highest accuracy with all images: {' and '.join(best[''])}; {'; '.join(changed)}."
+    return f"The highest accuracy with all images: {best['']}; {'; '.join(changed)}."

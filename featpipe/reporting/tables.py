@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from featpipe.errors import FeatpipeError
-from featpipe.reporting.answers import alarms, answers, names_of, warnings
-from featpipe.reporting.data import Group, Method, ReportData, by_fact
+from featpipe.reporting.answers import alarms, answers, conclusion, names_of, warnings
+from featpipe.reporting.data import Group, Method, ReportData, by_fact, dataset_name
 from featpipe.reporting.figures import (
     accuracy_chart,
     cost_chart,
@@ -20,12 +20,11 @@ from featpipe.reporting.figures import (
     search_charts,
     training_charts,
 )
-from featpipe.reporting.images import GroupImages, find_store
-from featpipe.reporting.names import dataset_name
+from featpipe.reporting.images import Images
 from featpipe.reporting.sections import SECTIONS, Content, Section, count, duration, render
-from featpipe.reporting.suspects import Suspects, who_is_best
+from featpipe.reporting.suspects import who_is_best
 from featpipe.statistics.comparison import LEADING, QUESTIONS, scope_notes
-from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED, WORSE
+from featpipe.statistics.verdicts import EQUIVALENT, UNDECIDED
 
 MAX_CELLS_WIDE = 26  # a confusion matrix with more classes is drawn, not written as a table
 _HEAT_LEVELS = 10
@@ -53,10 +52,12 @@ class Comparison(Section):
         html = render(
             "comparison.html.j2",
             group=group,
-            answers=answers(group, margin),
+            conclusion=conclusion(group, margin),
+            answers=answers(group),
             alarms=alarms(group, suspects),
             warnings=[*warnings(group, images), *(data.comparison.apart if self.first else ())],
-            suspected=suspected(suspects),
+            suspected=suspects.accuracies,
+            who_is_best=who_is_best,
             matrix=matrix(group),
             parts_of_time=parts_of_time,
             card=dataset_card(group, images, data),
@@ -73,18 +74,6 @@ class Comparison(Section):
         return Content(html)
 
 
-def suspected(suspects: Suspects) -> dict[str, Any] | None:
-    """Return accuracies without suspected images, a row for each method; None without suspects."""
-    frame = suspects.accuracies()
-    if frame.empty:
-        return None
-    return {
-        "kinds": list(dict.fromkeys(frame["without"])),
-        "rows": [(name, rows.to_dict("records")) for name, rows in frame.groupby("method")],
-        "best": who_is_best(frame),
-    }
-
-
 def matrix(group: Group) -> dict[str, Any] | None:
     """Return the methods as backbone × probe, where there are several of both; else None.
 
@@ -97,10 +86,10 @@ def matrix(group: Group) -> dict[str, Any] | None:
     if len(backbones) < 2 or len(probes) < 2:
         return None
     rows = [[best.get((backbone, probe)) for probe in probes] for backbone in backbones]
-    return {"probes": probes, "rows": list(zip(backbones, rows, strict=True)), "worse": WORSE}
+    return {"probes": probes, "rows": list(zip(backbones, rows, strict=True))}
 
 
-def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[str, Any]:
+def dataset_card(group: Group, images: Images, data: ReportData) -> dict[str, Any]:
     """Return what the methods of a group were trained and tested on, with a sample image a class.
 
     ``left_out`` has what extraction could not read, as far as its stores are still there.
@@ -109,38 +98,54 @@ def dataset_card(group: Group, images: GroupImages, data: ReportData) -> dict[st
     left_out: dict[str, str] = {}
     for method, record in records.values():
         with suppress(FeatpipeError):  # a store that is gone cannot say what it left out
-            store = find_store(method, record, data.context.workspace.root)
+            store = data.store(method, record)
             for row, why in store.skipped.items():  # what the decoder said in brackets is left out
                 left_out[store.ids[row]] = why[:1].lower() + why[1:].partition(" (")[0]
     known = [record["manifest"]["dataset"] for _, record in records.values()]
     asked = [r["run"].get("source", {}).get("limit") for _, r in records.values()]
     several = len({dataset["name"] for dataset in known}) > 1
+    splits = {}
+    for one in known:
+        named = [dataset_name(one["name"])] * several + [one["split"]] * (one["split"] != "all")
+        splits[" ".join(named)] = one["images"]
     tested = np.bincount(group.true, minlength=len(group.classes))
     true = pd.Series(group.true).sort_values(kind="stable")
     each = max(1, _SAMPLES // true.nunique())  # of a class
     rows = true.groupby(true).head(each).index[:_SAMPLES]
     samples = [(group.classes[group.true[r]], images.thumbnail(str(group.ids[r]))) for r in rows]
     return {
-        "splits": {_called(one, several=several): one["images"] for one in known},
+        "splits": splits,
         # How many images of a split were asked for, if that is all it has.
         "limits": sorted({n for n, one in zip(asked, known, strict=True) if n == one["images"]}),
         "per_class": sorted({tested.min(), tested.max()}),
-        "trained": trained_on(group),
-        "protocols": said_of(group, lambda method: in_words(method.row["protocol"])),
+        "trained": fact_in_words(group, training_images),
+        "protocols": fact_in_words(group, protocol_in_words),
         "why": list(dict.fromkeys(filter(None, (m.protocol_note for m in group.methods)))),
         "left_out": left_out,
         "samples": [(name, thumbnail) for name, thumbnail in samples if thumbnail],
     }
 
 
-def _called(dataset: dict[str, Any], *, several: bool) -> str:
-    """Return the name of a split, which is ``all`` where a dataset has only one."""
-    split = "" if dataset["split"] == "all" else dataset["split"]
-    return f"{dataset_name(dataset['name'])} {split}".strip() if several else split
+def fact_in_words(group: Group, fact: Callable[[Method], str]) -> str:
+    """Return a fact about the methods once, with their names where they differ in it."""
+    facts = by_fact(group.methods, fact)
+    if len(facts) == 1:
+        return next(iter(facts))
+    return "; ".join(f"{text} ({names_of(methods)})" for text, methods in facts.items())
 
 
-def in_words(protocol: str) -> str:
-    """Say what a protocol does, with its name."""
+def training_images(method: Method) -> str:
+    """Say how many images a method was trained on."""
+    sizes = sorted({split["n_train"] or 0 for split in method.result.splits})
+    if not any(sizes):
+        return "no image"
+    several = " for each model" * (len(method.result.splits) > 1)
+    return f"{' to '.join(map(count, sorted({sizes[0], sizes[-1]})))} images{several}"
+
+
+def protocol_in_words(method: Method) -> str:
+    """Say what the protocol of a method does, with its name."""
+    protocol = method.row["protocol"]
     kind, _, number = protocol.partition(":")
     said = {
         "split": "the dataset's own test images",
@@ -158,27 +163,6 @@ def parts_of_time(row: dict[str, Any]) -> list[str]:
     return [f"{word} {duration(spent[word])}" for word in spent if spent[word] > least]
 
 
-def trained_on(group: Group) -> str:
-    """Say how many images each method was trained on."""
-
-    def images(method: Method) -> str:
-        sizes = sorted({split["n_train"] or 0 for split in method.result.splits})
-        if not any(sizes):
-            return "no image"
-        several = " for each model" * (len(method.result.splits) > 1)
-        return f"{' to '.join(map(count, sorted({sizes[0], sizes[-1]})))} images{several}"
-
-    return said_of(group, images)
-
-
-def said_of(group: Group, fact: Callable[[Method], str]) -> str:
-    """Return a fact about the methods once, with their names where they differ in it."""
-    facts = by_fact(group.methods, fact)
-    if len(facts) == 1:
-        return next(iter(facts))
-    return "; ".join(f"{text} ({names_of(methods)})" for text, methods in facts.items())
-
-
 @SECTIONS.register
 class Methods(Section):
     """What is measured of each method."""
@@ -189,14 +173,14 @@ class Methods(Section):
     def content(self, data: ReportData) -> Content:
         """Return a panel for each method, with its matrix, classes, curves and searches."""
         entries: list[tuple[str, str]] = []
-        panels = {}
         for group in data.groups:
             entries += [(group.label, "")] if group.label else []
             entries += [(method.title, method.anchor) for method in group.methods]
-            for method in group.methods:
-                charts = [*method_curves(method), *search_charts(method), *training_charts(method)]
-                panels[method] = {"confusion": confusion(method), "charts": charts}
-        html = render("methods.html.j2", groups=data.groups, panels=panels)
+        charts = {
+            method: [*method_curves(method), *search_charts(method), *training_charts(method)]
+            for method in data.methods
+        }
+        html = render("methods.html.j2", groups=data.groups, charts=charts, confusion=confusion)
         return Content(html, tables=frames(data), entries=entries)
 
 
@@ -216,7 +200,7 @@ def confusion(method: Method) -> dict[str, Any]:
         cells = np.column_stack([i, j, matrix[i, j]]).tolist()
         return {**named, "rows": [], "chart": {"kind": "matrix", **named, "cells": cells}}
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # Few errors are what one looks for: the square root lifts them off the paper.
+    # The square root keeps rare errors visible.
     heat = np.ceil(np.sqrt(share) * _HEAT_LEVELS)
     return {**named, "rows": np.stack([matrix, share, heat], axis=2), "chart": None}
 

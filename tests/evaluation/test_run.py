@@ -25,8 +25,7 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
-from featpipe.reporting.step import Report
-from featpipe.reporting.written import changed_files
+from featpipe.reporting.step import Report, changed_files
 from featpipe.steps import options_of
 from tests.evaluation.methods import context, evaluate, evaluated, numbers, pair
 from tests.stores import content, sealed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featpipe.reporting.answers import alarms, answers, warnings
+from featpipe.reporting.answers import alarms, answers, conclusion, warnings
 from featpipe.reporting.data import Group, Method
 from featpipe.reporting.suspects import Suspects
 from featpipe.statistics.comparison import QUESTIONS, TIED
@@ -67,11 +67,13 @@ def group(*rights: np.ndarray) -> Group:
 
 
 def said(*rights: np.ndarray, margin: float = 1.0) -> str:
-    return (
-        " ".join(answers(group(*rights), margin).values())
-        .replace("\u00a0", " ")
-        .replace("\u202f", " ")
-    )
+    return in_words(group(*rights), margin)
+
+
+def in_words(tested: Group, margin: float = 1.0) -> str:
+    """Return the conclusion and all answers, with ordinary spaces."""
+    text = " ".join([*conclusion(tested, margin), *answers(tested).values()])
+    return text.replace("\u00a0", " ").replace("\u202f", " ")
 
 
 def right(n: int, of: int = 400) -> np.ndarray:
@@ -128,7 +130,7 @@ def test_part_undecided_part_win() -> None:
     assert "may be as good or better" in text or "equivalent" in text
 
 
-def test_of_several_training_sets_the_methods_are_spoken_of() -> None:
+def test_with_several_training_sets_the_verdict_is_about_the_methods() -> None:
     rng = np.random.default_rng(0)
     text = said(rng.random((6, 300)) < 0.9, rng.random((6, 300)) < 0.6)
     assert "It is demonstrably better than Method 1." in text
@@ -148,14 +150,14 @@ def test_a_title_may_hold_anything() -> None:
     many = group(*[right(300)] * 5)
     for number, method in enumerate(many.methods):
         many.methods[number] = replace(method, title=f"{{{number}}} {{x!r}}")
-    headline = answers(many, 1.0)["headline"]
+    headline = conclusion(many, 1.0)[0]
     assert headline.startswith("{0} {x!r}, {1} {x!r} and 3 more methods tie at 75.0")
 
 
 def test_classes_that_are_as_hard_are_named_together() -> None:
     even = group(right(380))
     even.methods[0].metrics["confusion"] = [[190, 10], [10, 190]]
-    text = answers(even, 1.0)["Where does it fail?"].replace("\u00a0", " ")
+    text = answers(even)["Where does it fail?"].replace("\u00a0", " ")
     assert "cat taken for dog (10 of 200), 1 other pair as often" in text
     assert "Hardest classes: cat and dog, 95.0 % right" in text
 
@@ -164,7 +166,7 @@ def test_all_methods_on_one_backbone_are_named_together() -> None:
     several = group(right(380), right(380), right(378), right(377))
     for method, features in zip(several.methods, ("r50", "r50", "r18", "r18"), strict=True):
         method.row["features"] = features
-    text = " ".join(answers(several, 1.0).values())
+    text = in_words(several)
     assert "Both methods on r50 tie at" in text
     assert "both methods on r18 may be as good or better" in text
 
@@ -172,10 +174,10 @@ def test_all_methods_on_one_backbone_are_named_together() -> None:
 def test_few_errors_are_all_named() -> None:
     few = group(right(398))
     few.methods[0].metrics["confusion"] = [[199, 1], [1, 199]]
-    text = answers(few, 1.0)["Where does it fail?"]
+    text = answers(few)["Where does it fail?"]
     assert text == "Only 2 errors: cat taken for dog and dog taken for cat."
     few.methods[0].metrics["confusion"] = [[200, 1], [0, 199]]
-    assert answers(few, 1.0)["Where does it fail?"] == "Only 1 error: cat taken for dog."
+    assert answers(few)["Where does it fail?"] == "Only 1 error: cat taken for dog."
 
 
 def test_the_cheapest_is_one_that_may_be_the_best() -> None:
@@ -184,7 +186,7 @@ def test_the_cheapest_is_one_that_may_be_the_best() -> None:
     assert "(Method 0: 40 s)" in text
     near = group(right(380), right(379))
     near.methods[1].row["total_seconds"] = 39.0
-    cost = answers(near, 1.0)["At what cost?"].replace("\u00a0", " ")
+    cost = answers(near)["At what cost?"].replace("\u00a0", " ")
     assert cost == "Method 0 took 40 s from images to answers; none was clearly faster."
 
 

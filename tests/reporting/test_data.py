@@ -1,17 +1,24 @@
-"""What a page is made from: unique titles, and groups of equal rows."""
+"""What a page is made from: groups of equal rows, stores, and names that people chose."""
 
 from __future__ import annotations
 
+import copy
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from featpipe.errors import ResultError
+from featpipe.errors import DataError, FeatpipeError, ResultError, UsageError
 from featpipe.evaluation.assemble import save_result
 from featpipe.evaluation.result import PredictionTable, Result
 from featpipe.probes.nearest_mean import Centroid
-from tests.reporting.conftest import Made, Plan, make_world
+from featpipe.reporting.data import CLASS_NAMES, class_names
+from featpipe.steps import Context
+from featpipe.workspace import Workspace
+from tests.reporting.conftest import Made, Page, Plan, changed, make_world
 
 
 def test_groups_hold_methods_of_equal_rows_best_first(made: Made, tmp_path: Path) -> None:
@@ -42,7 +49,7 @@ def test_of_several_models_the_first_one_answers(made: Made) -> None:
     assert centroid.first_model_name == centroid.result.splits[0]["name"]
     first = centroid.table.only_splits([0])
     assert centroid.predicted[first.row].tolist() == first.predicted.tolist()
-    assert len(centroid.first_model.ids) == len(first.row)
+    assert len(centroid.predictions(first_model=True).ids) == len(first.row)
     assert set(np.unique(centroid.share_right)) <= {0, 0.5, 1}
 
 
@@ -77,3 +84,100 @@ def test_published_numbers_are_shown_once_for_each_dataset(made: Made) -> None:
     data = made.data(reference=("stl10",))
     assert data.published(data.groups[0])
     assert made.data(published=False).comparison.published == []
+
+
+def test_a_store_is_found_from_the_workspace_and_from_the_result(
+    made: Made, tmp_path: Path
+) -> None:
+    relative = Path(made.results[0].stores[-1]["path"]).relative_to(made.world.workspace.root)
+    here = made.data([changed(made, path=str(relative))])
+    elsewhere = replace(here, context=Context(Workspace(tmp_path)))
+    (method,) = here.methods
+    known = method.result.stores[-1]
+    assert here.store(method, known).path == elsewhere.store(method, known).path
+    method.result.path = None
+    with pytest.raises(FeatpipeError, match="deleted or moved"):
+        elsewhere.store(method, known)
+
+
+# -- names that people chose -----------------------------------------------------------------------
+
+
+def placed(made: Made, folder: Path) -> Result:
+    """Return the first result as if its images were in a folder."""
+    result = copy.deepcopy(made.results[0])
+    source = {**result.stores[-1]["run"]["source"], "dataset": f"folder:{folder}"}
+    result.stores[-1]["run"]["source"] = source
+    return result
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_in_the_folder_or_beside_it_names_the_classes(
+    made: Made, tmp_path: Path, beside: bool
+) -> None:
+    folder = tmp_path / "breeds" / "val"
+    folder.mkdir(parents=True)
+    file = (folder.parent if beside else folder) / CLASS_NAMES
+    file.write_text("class,name\nbird,Feathered friend\ncat,\n", encoding="utf-8-sig")
+    result = placed(made, folder)
+    assert class_names(result, None)["bird"] == "Feathered friend"
+    path = made.again(tmp_path / "r", [result])
+    page = Page(path)
+    assert "4: airplane, Feathered friend, cat, deer" in page.text
+    assert "bird" not in json.dumps(page.charts)
+    for table in ("per-class", "confusion"):
+        text = (tmp_path / "r-tables" / f"{table}.csv").read_text(encoding="utf-8")
+        assert "Feathered friend" in text
+        assert "bird" not in text
+
+
+def test_a_name_may_hold_what_unicode_calls_a_line_break(made: Made, tmp_path: Path) -> None:
+    (tmp_path / CLASS_NAMES).write_text('class,name\nbird,Blue\u2028tit\ncat,"Big\ncat"\n')
+    names = class_names(placed(made, tmp_path), None)
+    assert (names["bird"], names["cat"]) == ("Blue\u2028tit", "Big\ncat")
+
+
+def test_names_of_classes_that_do_not_exist_are_noted(made: Made, tmp_path: Path) -> None:
+    result, told = placed(made, tmp_path), list[str]()
+    (tmp_path / "class_names.csv").write_text("class,name\nbird,Bird\nbrid,Bird\n")
+    assert class_names(result, None, told.append)["bird"] == "Bird"
+    (note,) = told
+    assert note.endswith("names classes that the results do not have: brid")
+
+
+def test_wordnet_ids_have_their_names(made: Made) -> None:
+    result = copy.deepcopy(made.results[0])
+    result.stores = []
+    result.dataset["classes"] = ["n01440764", "n99999999"]
+    assert list(class_names(result, None).values()) == ["tench", "n99999999"]
+
+
+def test_equal_names_stay_apart(made: Made, tmp_path: Path) -> None:
+    (tmp_path / CLASS_NAMES).write_text("class,name\nbird,pet\ncat,pet\n")
+    names = class_names(placed(made, tmp_path), None)
+    assert list(names.values()) == ["airplane", "pet (bird)", "pet (cat)", "deer"]
+
+
+@pytest.mark.parametrize("text", ["class\nbird\n", "name,klass\nx,y\n", 'class,name\n"a"b,c\n'])
+def test_a_file_that_is_none_is_refused(made: Made, tmp_path: Path, text: str) -> None:
+    (tmp_path / CLASS_NAMES).write_text(text)
+    with pytest.raises(DataError, match="names of the classes") as told:
+        class_names(placed(made, tmp_path), None)
+    assert str(tmp_path / CLASS_NAMES) in str(told.value)
+
+
+def test_the_dataset_has_the_name_that_was_given(made: Made, tmp_path: Path) -> None:
+    path = made.again(tmp_path / "r", dataset_name="Shapes & friends")
+    page = Page(path)
+    assert "Image classification on Shapes & friends" in page.text
+    assert "Shapes & friends, 200 test images" in page.text
+    table = pd.read_csv(tmp_path / "r-tables" / "comparison.csv")
+    assert set(table["dataset"]) == {"npz:toy.npz"}
+
+
+def test_one_name_is_not_given_to_two_datasets(made: Made, tmp_path: Path) -> None:
+    other = copy.deepcopy(made.results[1])
+    other.dataset["name"] = "another"
+    other.dataset["test"]["fingerprint"] = "0" * 64
+    with pytest.raises(UsageError, match="there are results of several"):
+        made.again(tmp_path / "r", [made.results[0], other], dataset_name="both")

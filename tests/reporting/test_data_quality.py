@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pandas as pd
+
 from featpipe.audit.record import audit_stores
 from featpipe.audit.step import AuditStep
 from featpipe.evaluation.leaks import note_of_repeats
@@ -10,10 +12,11 @@ from featpipe.reporting.data import ReportData
 from featpipe.reporting.data_quality import DataQuality
 from featpipe.reporting.page import build_report
 from featpipe.reporting.step import Report
+from featpipe.steps import Context
 from tests.evaluation.methods import context, evaluate
 from tests.images import pictures
 from tests.looks import seen, vectors
-from tests.reporting.conftest import Page
+from tests.reporting.conftest import Page, Plan, make_world
 
 
 def test_leaks_are_on_the_page_without_an_audit(leaky):
@@ -23,7 +26,7 @@ def test_leaks_are_on_the_page_without_an_audit(leaky):
     assert "featpipe audit --dataset toy" in html
 
 
-def test_leaks_are_told_once_and_methods_named_only_if_they_differ(leaky, tmp_path):
+def test_leaks_are_reported_once_and_methods_named_only_if_they_differ(leaky, tmp_path):
     where, _, results = leaky
     text = Page(build_report(results, tmp_path / "same", Report(), where)).text
     first, _, rest = text.partition("How sure?")
@@ -41,7 +44,7 @@ def test_leaks_are_told_once_and_methods_named_only_if_they_differ(leaky, tmp_pa
     assert "could not be checked" in html
 
 
-def test_repeats_are_told_once_and_notes_of_a_method_are_its_own(leaky, tmp_path):
+def test_repeats_are_reported_once_and_notes_of_a_method_are_its_own(leaky, tmp_path):
     where, _, results = leaky
     mine = "These training images, too, were chosen automatically; so was each of their split."
     for result in results:
@@ -65,6 +68,22 @@ def test_an_audit_of_the_same_images_is_shown(leaky, tmp_path):
     assert set(content.tables["audit"].issue) >= {"identical", "near-duplicate"}
     page = build_report(results, tmp_path / "page", Report(), where)
     assert (page.parent / "page-tables" / "audit.csv").is_file()
+    none = DataQuality().content(ReportData.load(results, Report(gallery=0), where)).html
+    assert "5 found<" in none
+
+
+def test_images_of_findings_are_those_of_the_other_galleries(tmp_path):
+    world = make_world(tmp_path, Plan(n_train=40, n_test=40))
+    where = Context(world.workspace)
+    result = world.evaluate(Centroid(), "centroid")
+    listed = audit_stores(AuditStep(), list(world.stores), where).paths[1]
+    findings = pd.read_csv(listed)
+    misclassified = ReportData.load([result], Report(), where).methods[0].wrong
+    assert {*findings["id"].astype(str)} & {*map(str, misclassified)}
+    page = Page(build_report([result], tmp_path / "r", Report(), where))
+    assert "no image" not in page.text
+    embedded = [attrs["href"] for tag, attrs in page.elements if tag == "image"]
+    assert len(embedded) == len(set(embedded)), "each is embedded once"
 
 
 def test_everything_is_escaped(tmp_path):

@@ -182,10 +182,8 @@ def test_of_many_classes_the_worst_curves_are_drawn(group: Group) -> None:
     true = np.arange(300) % k
     scores = rng.normal(size=(300, k)) + 2 * (np.arange(k) == true[:, None])
     classes = tuple(f"c{i}" for i in range(k))
-    method: Any = SimpleNamespace(
-        first_model=Predictions(true.astype(str), true, scores.argmax(axis=1), classes, scores),
-        first_model_name=None,
-    )
+    made = Predictions(true.astype(str), true, scores.argmax(axis=1), classes, scores)
+    method: Any = SimpleNamespace(predictions=lambda **_: made, first_model_name=None)
     roc = method_curves(method)[0]
     assert isinstance(roc, Chart)
     assert len(roc.spec["series"]) == MAX_CLASS_CURVES + 2, "and two averages"
@@ -221,7 +219,7 @@ def test_the_values_of_a_search_are_drawn_and_the_choice_marked(made: Made) -> N
 def test_values_that_are_no_numbers_are_drawn_side_by_side(made: Made) -> None:
     search = [{"kernel": name, "accuracy": 0.5, "converged": True} for name in ("rbf", "linear")]
     split = made.results[0].splits[0] | {"search": search, "chosen": {"kernel": "linear"}}
-    chart = search_of(made, method="of another package", settings={"kernel": []}, splits=[split])
+    chart = search_of(made, method="of another package", settings={}, splits=[split])
     assert chart.title == "Validation accuracy by kernel"
     assert chart.spec["x"]["names"] == ["rbf", "linear"]
     (line,) = chart.spec["series"]

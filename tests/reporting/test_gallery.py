@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,17 +17,17 @@ from featpipe.evaluation.result import Result
 from featpipe.fingerprint import sealed_json
 from featpipe.reporting.data import Group
 from featpipe.reporting.gallery import always_wrong, as_seen, confused_pairs, disagreements
-from featpipe.reporting.images import GroupImages, ThumbnailSheet
-from tests.reporting.conftest import Made, Page
+from featpipe.reporting.images import Images
+from tests.reporting.conftest import CLASSES, Made, Page
 
 
 @pytest.fixture(scope="module")
-def shown(made: Made) -> tuple[Group, GroupImages]:
+def shown(made: Made) -> tuple[Group, Images]:
     data = made.data()
     return data.groups[0], data.images(data.groups[0])
 
 
-def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) -> None:
+def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, Images]) -> None:
     group, images = shown
     method = group.methods[-1]
     matrix = np.array(method.metrics["confusion"])
@@ -40,10 +41,11 @@ def test_confused_pairs_are_the_largest_cells(shown: tuple[Group, GroupImages]) 
         assert all(item.thumbnail for item in pair["shown"])
 
 
-def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
+def test_what_nobody_gets_right(shown: tuple[Group, Images]) -> None:
     group, images = shown
-    (count, items), above = always_wrong(group, images, 5)
-    assert above == 0
+    missed = always_wrong(group, images, 5)
+    count, items = missed["count"], missed["shown"]
+    assert missed["above"] == 0
     assert count == int((group.share_right == 0).all(axis=0).sum()) > 0
     assert len(items) == min(count, 5)
     n = len(group.methods)
@@ -51,12 +53,12 @@ def test_what_nobody_gets_right(shown: tuple[Group, GroupImages]) -> None:
     votes = [n if "all" in item.remark else int(item.remark.split()[0]) for item in items]
     assert votes == sorted(votes, reverse=True)
     assert all(item.true != item.answer for item in items)
-    (again, others), above = always_wrong(group, images, 5, {items[0].id})
-    assert (again, above) == (count, 1)
-    assert items[0].id not in {item.id for item in others}
+    others = always_wrong(group, images, 5, {items[0].id})
+    assert (others["count"], others["above"]) == (count, 1)
+    assert items[0].id not in {item.id for item in others["shown"]}
 
 
-def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, GroupImages]) -> None:
+def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, Images]) -> None:
     group, images = shown
     number = {method.title: rival for rival, method in enumerate(group.methods)}
     for part in disagreements(group, images, 8):
@@ -71,8 +73,10 @@ def test_disagreements_are_counted_on_both_sides(shown: tuple[Group, GroupImages
 
 def test_a_gallery_of_no_images_is_left_out(made: Made, tmp_path: Path) -> None:
     page = Page(made.again(tmp_path / "r", gallery=0))
-    assert "Most confident errors" not in page.text
+    assert "most confident first" not in page.text
     assert "Most confused" in page.text
+    shown = [attrs["aria-label"] for tag, attrs in page.elements if attrs.get("class") == "thumb "]
+    assert {str(label) for label in shown} == {f"An image of {name}" for name in CLASSES}
 
 
 def test_errors_are_a_table(made: Made) -> None:
@@ -82,25 +86,38 @@ def test_errors_are_a_table(made: Made) -> None:
     assert len(errors) == sum(len(method.wrong) for method in data.methods)
 
 
-def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> None:
+def explained(made: Made, folder: Path, pictures: dict[str, dict[str, bytes]]) -> Result:
+    """Return a copy of the first result with explanations: layer → image id → picture."""
     path = made.results[0].path
     assert path is not None
     for name in ("svm.json", "svm.predictions.npz"):
-        shutil.copy(path.with_name(name), tmp_path)
-    result = Result.load(tmp_path / "svm.json")
-    table = result.predictions()
-    wrong = [str(name) for name in table.ids[table.row[~table.correct][:2]]]
-    for layer, ids in (("layer3", wrong), ("layer4", [*wrong, "of another dataset"])):
-        folder = tmp_path / "svm.explained" / layer
-        folder.mkdir(parents=True)
+        shutil.copy(path.with_name(name), folder)
+    for layer, of_layer in pictures.items():
+        place = folder / "svm.explained" / layer
+        place.mkdir(parents=True)
         items = []
-        for number, image_id in enumerate(ids):
-            colour = np.full((40, 40, 3), 60 * number + 40 * (layer == "layer4"), np.uint8)
-            Image.fromarray(colour).save(folder / f"{number}.png")
+        for number, (image_id, picture) in enumerate(of_layer.items()):
+            (place / f"{number}.png").write_bytes(picture)
             item = {"id": image_id, "file": f"{number}.png", "true": "cat", "predicted": "bird"}
             items.append({**item, "confidence": 0.9})
         content = {"layer": layer, "strength": 0.5, "method": "Grad-CAM", "items": items}
-        (folder / "explanation.json").write_text(sealed_json(content))
+        (place / "explanation.json").write_text(sealed_json(content))
+    return Result.load(folder / "svm.json")
+
+
+def png(brightness: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((40, 40, 3), brightness, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> None:
+    table = made.results[0].predictions()
+    wrong = [str(name) for name in table.ids[table.row[~table.correct][:2]]]
+    first = {image_id: png(60 * number) for number, image_id in enumerate(wrong)}
+    more = {image_id: png(60 * number + 40) for number, image_id in enumerate(wrong)}
+    more["of another dataset"] = png(160)
+    result = explained(made, tmp_path, {"layer3": first, "layer4": more})
     page = Page(made.again(tmp_path / "r", [result]))
     assert page.text.count("What SVM (one-vs-rest) looked at") == 1
     assert page.text.index("Grad-CAM at layer3, opacity 0.5, as stored") < page.text.index(
@@ -115,20 +132,10 @@ def test_explanations_are_shown_layer_by_layer(made: Made, tmp_path: Path) -> No
 
 
 def test_a_picture_that_cannot_be_read_is_left_out(made: Made, tmp_path: Path) -> None:
-    path = made.results[0].path
-    assert path is not None
-    for name in ("svm.json", "svm.predictions.npz"):
-        shutil.copy(path.with_name(name), tmp_path)
-    result = Result.load(tmp_path / "svm.json")
-    folder = tmp_path / "svm.explained" / "one"
-    folder.mkdir(parents=True)
-    (folder / "0.png").write_bytes(b"no picture")
-    item = {"id": str(result.predictions().ids[0]), "file": "0.png", "true": "cat"}
-    content = {"layer": "layer4", "strength": 0.5, "method": "Grad-CAM",
-               "items": [{**item, "predicted": "bird", "confidence": 0.9}]}  # fmt: skip
-    (folder / "explanation.json").write_text(sealed_json(content))
+    image_id = str(made.results[0].predictions().ids[0])
+    result = explained(made, tmp_path, {"layer4": {image_id: b"no picture"}})
     page = Page(made.again(tmp_path / "r", [result]))
-    assert "What the network looked at" not in page.text
+    assert "looked at" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -149,11 +156,9 @@ def test_the_original_beside_a_heat_map_is_cropped_like_it(
     method = SimpleNamespace(
         anchor="m", result=SimpleNamespace(extra={"network": {"preprocessing": prepared}})
     )
-    images = SimpleNamespace(read=lambda _: image)
     kept: list[np.ndarray] = []
-    sheet = ThumbnailSheet()
-    sheet.add = lambda key, pixels: kept.append(pixels)  # type: ignore[method-assign]
-    as_seen(method, "a", images, sheet)  # type: ignore[arg-type]
+    sheet = SimpleNamespace(add=lambda key, pixels: kept.append(pixels))
+    as_seen(method, "a", SimpleNamespace(read=lambda _: image, sheet=sheet))  # type: ignore[arg-type]
     width, height, left, right = expected
     assert kept[0].shape[:2] == (height, width)
     assert kept[0][0, 0, 0] / 4 == pytest.approx(left, abs=1.5)

@@ -7,19 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from featpipe.errors import FeatpipeError
 from featpipe.evaluation.result import Result
-from featpipe.reporting.data import Method, ReportData
-from featpipe.reporting.images import ThumbnailSheet, find_store
+from featpipe.reporting.data import ReportData
+from featpipe.reporting.images import ThumbnailSheet
 from featpipe.reporting.step import Report
 from featpipe.steps import Context
 from featpipe.workspace import Workspace
-from tests.reporting.conftest import Made, Page, changed
+from tests.reporting.conftest import Made, Page
 
 
-def test_missing_images_and_stores_are_said(made: Made, tmp_path: Path) -> None:
+def test_missing_images_and_stores_are_named(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.world.workspace.root, tmp_path / "moved")
     world = replace(made.world, workspace=Workspace(tmp_path / "moved"))
     result = Result.load(world.workspace.results / "svm.json")
@@ -69,17 +67,3 @@ def test_each_thumbnail_is_embedded_once(made: Made) -> None:
     names = {attrs["id"] for tag, attrs in page.elements if tag == "symbol"}
     assert 20 < len(embedded) == len(set(embedded)) < len(used)
     assert {str(name).removeprefix("#") for name in used} == names
-
-
-def test_a_store_is_found_from_the_workspace_and_from_the_result(made: Made) -> None:
-    root = made.world.workspace.root
-    relative = str(Path(made.results[0].stores[-1]["path"]).relative_to(root))
-    result = changed(made, path=relative)
-    method = Method(result, result.predictions(), {}, "a", "b")
-    assert (
-        find_store(method, result.stores[-1], root).path
-        == find_store(method, result.stores[-1], Path("elsewhere")).path
-    )
-    result.path = None
-    with pytest.raises(FeatpipeError):
-        find_store(method, result.stores[-1], Path("elsewhere"))

@@ -8,7 +8,6 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -21,7 +20,7 @@ from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.svm import Svm
 from featpipe.reporting.page import build_report, recipes_of, step, write_index
 from featpipe.reporting.sections import SECTIONS
-from featpipe.reporting.tables import _called, dataset_card, matrix
+from featpipe.reporting.tables import matrix
 from featpipe.steps import Context
 from tests.reporting.conftest import HOSTILE, Made, Page, Plan, make_world
 
@@ -175,27 +174,6 @@ def test_an_automatic_protocol_is_no_warning(made: Made, tmp_path: Path) -> None
     assert text.count(note) == 2, "on the card, and where the page says how to reproduce it"
 
 
-def test_splits_are_called_by_their_names_on_the_card() -> None:
-    photos = {"name": "folder:photos", "split": "all"}
-    assert [_called(photos, several=several) for several in (False, True)] == ["", "photos"]
-    assert _called({**photos, "split": "small"}, several=True) == "photos small"
-
-
-def test_what_extraction_left_out_is_on_the_card(
-    made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = made.data(made.results[:1])
-    group = data.groups[0]
-    assert dataset_card(group, data.images(group), data)["left_out"] == {}
-    store = SimpleNamespace(ids=["0", "broken.jpg"], skipped={1: "Not readable (OSError: x)"})
-    monkeypatch.setattr("featpipe.reporting.tables.find_store", lambda *_: store)
-    card = dataset_card(group, data.images(group), data)
-    assert card["left_out"] == {"broken.jpg": "not readable"}
-    shown = [name for name, _ in card["samples"]]
-    assert list(dict.fromkeys(shown)) == list(group.classes)
-    assert len(shown) == 12 // len(group.classes) * len(group.classes)
-
-
 def test_no_folder_of_this_machine_is_on_the_page(made: Made, tmp_path: Path) -> None:
     result = copy.deepcopy(made.results[0])
     result.command = (
@@ -346,7 +324,7 @@ def in_int8(made: Made, tmp_path: Path) -> Result:
     return result
 
 
-def test_a_lower_precision_is_told_with_what_it_costs(made: Made, tmp_path: Path) -> None:
+def test_a_lower_precision_is_shown_with_its_cost(made: Made, tmp_path: Path) -> None:
     lower = in_int8(made, tmp_path)
     page = Page(made.again(tmp_path / "alone.html", [lower]))
     assert "Precision (test) int8; cosine to float32 on 64 images: avgpool 0.99321 (mean)" in (
@@ -380,7 +358,7 @@ def test_a_mapped_classifier_shows_what_disputed_rows_matter(made: Made, tmp_pat
     assert "mapped otherwise" not in Page(made.page).text
 
 
-def test_a_backbone_that_may_have_seen_the_images_is_told_of_first(
+def test_a_backbone_that_may_have_seen_the_images_is_named_first(
     made: Made, tmp_path: Path
 ) -> None:
     results = copy.deepcopy(made.results[:2])

@@ -212,7 +212,7 @@ def test_data_cannot_end_its_script() -> None:
 
 @pytest.mark.parametrize("tag", ["style", "script"])
 def test_the_policy_allows_exactly_the_style_and_the_script_of_the_page(tag: str) -> None:
-    text = str(render_page("index.html.j2", reports=[]))
+    text = str(render_page("index.html.j2", title="Reports", reports=[]))
     (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
     assert f"{tag}-src 'sha256-{digest}';" in html.unescape(text)

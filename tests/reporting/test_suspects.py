@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ from featpipe.audit.step import AuditStep
 from featpipe.files import read_json
 from featpipe.fingerprint import sealed_json, unsealed
 from featpipe.probes.nearest_mean import Centroid
+from featpipe.reporting.answers import alarms
 from featpipe.reporting.data import ReportData
 from featpipe.reporting.data_quality import DataQuality
 from featpipe.reporting.page import build_report
@@ -25,11 +29,11 @@ from tests.reporting.conftest import Page
 def test_accuracies_without_the_suspects(leaky):
     where, stores, results = leaky
     exact = Suspects.of(ReportData.load(results, Report(), where).groups[0], where.workspace)
-    assert {*exact.accuracies().images} == {30, 25}, "identical images are known without an audit"
+    assert {*exact.accuracies.images} == {30, 25}, "identical images are known without an audit"
     audit_stores(AuditStep(), stores, where)
     data = ReportData.load(results, Report(), where)
     (group,) = data.groups
-    frame = data.suspects(group).accuracies()
+    frame = data.suspects(group).accuracies
     for method in group.methods:
         rows = frame[frame.method == method.title].set_index("without")
         kept = ~np.isin(method.table.ids, [f"test/{i}.png" for i in (0, 1, 2, 3, 4, 6)])
@@ -64,6 +68,19 @@ def test_what_did_not_train_is_no_copy_of_a_training_image(leaky, tmp_path):
     assert suspected([unleaked], where).copies == {"test/6.png"}
     text = Page(build_report([dropped], tmp_path / "r", Report(), where)).text
     assert "also used for training" not in text
+
+
+def test_the_advice_is_for_the_methods_that_were_trained(leaky):
+    where, stores, results = leaky
+    audit_stores(AuditStep(), stores, where)
+    best = max(results, key=lambda result: result.summary["accuracy"]["value"])
+    untrained = replace(best, title="A", extra={}, stores=best.stores[1:])
+    shutil.copy(best.path.with_name(best.files["predictions"]), where.workspace.root)
+    untrained.save(where.workspace.root / "untrained.json")
+    data = ReportData.load([*results, untrained], Report(), where)
+    (group,) = data.groups
+    assert group.methods[0].title == "A"
+    assert "--drop data/audits/" in alarms(group, data.suspects(group))[-1]
 
 
 def test_of_a_low_shot_draw_only_what_it_trained_on_leaks(leaky):
@@ -119,7 +136,7 @@ def test_an_audit_of_other_training_images_says_nothing(leaky, tmp_path):
     found = suspected([result], where)
     assert (found.audit, found.copies) == (None, set())
     html = DataQuality().content(ReportData.load([result], Report(), where)).html
-    assert "<code>featpipe audit o.h5 b.h5</code>" in html, "as they lie in the workspace"
+    assert "<code>featpipe audit o.h5 b.h5</code>" in html, "relative to the workspace"
 
 
 def test_the_audit_is_that_of_the_backbone_on_the_page(leaky):
@@ -139,7 +156,7 @@ def test_the_audit_is_that_of_the_backbone_on_the_page(leaky):
     assert f"An audit of the features of {model}" in html
 
 
-def test_whether_the_order_depends_on_suspects_is_said():
+def test_whether_the_order_depends_on_suspects_is_stated():
     frame = pd.DataFrame(
         [("A", "", 0.9), ("B", "", 0.8), ("A", "copies", 0.7), ("B", "copies", 0.75)],
         columns=["method", "without", "accuracy"],

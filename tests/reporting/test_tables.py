@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from featpipe.reporting.data import Method
-from featpipe.reporting.tables import confusion
+from featpipe.evaluation.result import Result
+from featpipe.reporting.data import Method, ReportData
+from featpipe.reporting.tables import confusion, dataset_card
 from tests.reporting.conftest import Made, Page
 
 
@@ -63,3 +67,34 @@ def test_tables_beside_the_page_agree_with_the_results(made: Made) -> None:
         assert mine["accuracy"].tolist() == [s["metrics"]["accuracy"] for s in result.splits]
     assert len(pd.read_csv(folder / "history.csv")) == 8
     assert set(pd.read_csv(folder / "search.csv")["result"]) >= {"svm", "logistic", "knn"}
+
+
+def card_of(data: ReportData) -> dict[str, Any]:
+    (group,) = data.groups
+    return dataset_card(group, data.images(group), data)
+
+
+def test_splits_are_called_by_their_names_on_the_card(made: Made) -> None:
+    def splits(**train: str) -> list[str]:
+        result = Result.load(made.results[0].path)  # type: ignore[arg-type]
+        result.stores[0]["manifest"]["dataset"] |= train
+        return [*card_of(made.data([result]))["splits"]]
+
+    assert splits() == ["train", "test"]
+    assert splits(split="all") == ["", "test"]
+    assert splits(name="folder:photos", split="all") == ["photos", "toy test"]
+    assert splits(name="folder:photos", split="small") == ["photos small", "toy test"]
+
+
+def test_what_extraction_left_out_is_on_the_card(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert card_of(made.data(made.results[:1]))["left_out"] == {}
+    store = SimpleNamespace(ids=["0", "broken.jpg"], skipped={1: "Not readable (OSError: x)"})
+    monkeypatch.setattr(ReportData, "store", lambda *_: store)
+    data = made.data(made.results[:1])
+    card, (group,) = card_of(data), data.groups
+    assert card["left_out"] == {"broken.jpg": "not readable"}
+    shown = [name for name, _ in card["samples"]]
+    assert list(dict.fromkeys(shown)) == list(group.classes)
+    assert len(shown) == 12 // len(group.classes) * len(group.classes)

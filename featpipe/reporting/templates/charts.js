@@ -16,10 +16,10 @@ function drawLines(figure, spec) {
     canvas.append(shape("line",
       { x1: x(0), y1: y(0), x2: x(1), y2: y(1), class: "diagonal" }));
   }
-  const hidden = figure.hiddenSeries ?? (figure.hiddenSeries = new Set());
+  const hidden = figure.hiddenSeries ??= new Set();
   const targets = [];
   const groups = lines.map((one) => drawOneLine({ one, spec, x, y, targets, hidden }));
-  // Averages last, so that they are on top of the many.
+  // Averages last, so that they are on top.
   const order = groups.map((_, i) => i).sort((a, b) => Number(!!lines[a].strong) - Number(!!lines[b].strong));
   canvas.append(...order.map((i) => groups[i]));
   watch(canvas, targets, 60);
@@ -30,7 +30,7 @@ function colour(one, lines) {
   const weak = lines.filter((other) => !other.strong);
   if (weak.length && one.strong) return one.name.startsWith("macro") ? "ink dashed" : "ink";
   const place = (weak.length ? weak : lines).indexOf(one);
-  return `k${place % 10} d${place % 4}`; // the dashes tell apart what colours do not
+  return `k${place % 10} d${place % 4}`; // dashes distinguish what colours do not
 }
 
 function drawOneLine({ one, spec, x, y, targets, hidden }) {
@@ -161,7 +161,7 @@ function drawIntervals(figure, spec) {
     for (let end = entry.label.length - 1; end > 0 && name.getComputedTextLength() > room; end -= 1) {
       name.textContent = `${entry.label.slice(0, end)}…`;
     }
-    if (entry.low !== undefined && entry.low !== null) {
+    if (entry.low != null) {
       group.append(shape("line", { x1: x(entry.low), x2: x(entry.high), y1: at, y2: at, class: "range" }));
     }
     const dots = (entry.dots ?? []).map((value, i) => {
@@ -180,9 +180,9 @@ function drawIntervals(figure, spec) {
     targets.push({ x: x(entry.value), y: at, nodes: [group], show: () => [
       line(entry.label, true),
       line(`${entry.dots ? "mean" : spec.x.label}: ${text(entry.value, spec.x)}`),
-      ...(entry.low !== undefined && entry.low !== null
+      ...(entry.low != null
         ? [line(`${spec.zero ? "" : "95 % "}interval: ${text(entry.low, spec.x)} to ${text(entry.high, spec.x)}`)] : []),
-      ...(entry.sd !== undefined && entry.sd !== null ? [line(`standard deviation: ${text(entry.sd, spec.x)}`)] : []),
+      ...(entry.sd != null ? [line(`standard deviation: ${text(entry.sd, spec.x)}`)] : []),
       ...(entry.note ?? entry.tag ? [line(entry.note ?? entry.tag)] : []),
     ] });
   });

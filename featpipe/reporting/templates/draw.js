@@ -4,18 +4,16 @@
 const SVG = "http://www.w3.org/2000/svg";
 
 function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  return fill(node, attributes, children);
+  return fill(document.createElement(tag), attributes, children);
 }
 
 function shape(tag, attributes = {}, ...children) {
-  const node = document.createElementNS(SVG, tag);
-  return fill(node, attributes, children);
+  return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
 function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
+    if (value !== null) node.setAttribute(name, value);
   }
   node.append(...children.filter((child) => child !== null));
   return node;
@@ -32,7 +30,7 @@ function round(value) {
 // -- numbers -----------------------------------------------------------------------------------
 
 function text(value, axis = {}) {
-  if (value === null || value === undefined) return "–";
+  if (value == null) return "–"; // or undefined
   if (axis.names) return axis.names[value - 1];
   if (axis.format === "percent") return `${(100 * value).toFixed(axis.digits ?? 2)} %`;
   if (axis.format === "points") return signed((100 * value).toFixed(axis.digits ?? 2));
@@ -66,11 +64,11 @@ function exponential(value) { // as the options are written: 1e-5
 // -- scales ------------------------------------------------------------------------------------
 
 function scale(axis, values, from, to) {
-  const finite = values.filter((value) => value !== null && Number.isFinite(value));
+  const finite = values.filter(Number.isFinite);
   let low = axis.low ?? Math.min(...finite);
   let high = axis.high ?? Math.max(...finite);
   const warp = axis.log ? Math.log10 : (value) => value;
-  if (axis.low === null || axis.low === undefined) {
+  if (axis.low == null) {
     const room = (warp(high) - warp(low)) * 0.06 || (axis.log ? 0.3 : Math.abs(high) * 0.05 || 1);
     low = axis.log ? 10 ** (warp(low) - room) : low - room;
     high = axis.log ? 10 ** (warp(high) + room) : high + room;

@@ -4,7 +4,7 @@ const SHAPES = ["circle", "square", "triangle", "diamond"];
 const MOST_NAMED = 20;
 
 function drawMap(figure, spec) {
-  const state = figure.state ?? (figure.state = { view: 0, method: 0, only: "", errors: false });
+  const state = figure.state ??= { view: 0, method: 0, only: "", errors: false };
   if (spec.sprite && !figure.sprite) {
     figure.sprite = new Image();
     figure.sprite.src = spec.sprite;
@@ -62,14 +62,14 @@ function mapPoint(cx, cy, label, wrong, dimmed) {
   // Neighbours in the list differ in shape as well: ten colours are five to some people.
   const kind = SHAPES[(label + Math.floor(label / 20)) % SHAPES.length];
   const r = 3.6;
-  const attributes = { class: `point k${label % 10}${wrong ? " wrong" : ""}${dimmed ? " dimmed" : ""}` };
+  const look = { class: `point k${label % 10}${wrong ? " wrong" : ""}${dimmed ? " dimmed" : ""}` };
+  if (kind === "circle") return shape("circle", { ...look, cx, cy, r });
   const paths = {
-    circle: () => shape("circle", { ...attributes, cx, cy, r }),
-    square: () => shape("path", { ...attributes, d: `M${cx - r} ${cy - r}h${2 * r}v${2 * r}h${-2 * r}z` }),
-    triangle: () => shape("path", { ...attributes, d: `M${cx} ${cy - 4.6}l4.4 8h-8.8z` }),
-    diamond: () => shape("path", { ...attributes, d: `M${cx} ${cy - 5}l5 5l-5 5l-5 -5z` }),
+    square: `M${cx - r} ${cy - r}h${2 * r}v${2 * r}h${-2 * r}z`,
+    triangle: `M${cx} ${cy - 4.6}l4.4 8h-8.8z`,
+    diamond: `M${cx} ${cy - 5}l5 5l-5 5l-5 -5z`,
   };
-  return paths[kind]();
+  return shape("path", { ...look, d: paths[kind] });
 }
 
 function mapControls(figure, spec, state) {

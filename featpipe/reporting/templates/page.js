@@ -28,7 +28,7 @@ function draw(figure) {
   figure.dataset.drawn = "yes";
 }
 
-// All that is not in a closed part at once: a chart that came later would move what is below it.
+// Everything outside closed parts at once: a chart drawn later would move what is below it.
 figures.forEach(draw);
 document.addEventListener("toggle", (event) => {
   if (event.target.open) figures.filter((figure) => event.target.contains(figure)).forEach(draw);
