@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from featpipe.evaluation.verify import verify_result
     from featpipe.labelmap import LabelMap, builtin_maps
     from featpipe.prediction import Answer, write_answers
-    from featpipe.reporting.step import changed_files
+    from featpipe.reporting.step import changed_files, pages_with_digests
     from featpipe.statistics.comparison import Comparison, compare
     from featpipe.store import FeatureStore, scan_stores
     from featpipe.store.export import export_store
@@ -45,7 +45,7 @@ _HOMES = {
     "evaluation.result": "Result locate_result scan_results",
     "evaluation.titles": "unique_titles",
     "evaluation.verify": "verify_result", "labelmap": "LabelMap builtin_maps",
-    "prediction": "Answer write_answers", "reporting.step": "changed_files",
+    "prediction": "Answer write_answers", "reporting.step": "changed_files pages_with_digests",
     "statistics.comparison": "Comparison compare", "store": "FeatureStore scan_stores",
     "store.export": "export_store", "template": "write_recipe",
 }  # fmt: skip
@@ -55,8 +55,8 @@ __all__ = [
     "Answer", "Audit", "Comparison", "Embedder", "FeatpipeError", "FeatureStore", "LabelMap",
     "Result", "builtin_maps", "changed_files", "compare", "evaluate", "export", "export_store",
     "extract", "files_of", "find_unneeded", "finetune", "load_backbone", "locate_result", "measure",
-    "open_source", "predict", "report", "scan_results", "scan_stores", "unique_titles",
-    "verify_result", "write_answers", "write_recipe", "zeroshot",
+    "open_source", "pages_with_digests", "predict", "report", "scan_results",
+    "scan_stores", "unique_titles", "verify_result", "write_answers", "write_recipe", "zeroshot",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from featpipe.cli.console import Session, command, plainly
-from featpipe.errors import UsageError
+from featpipe.errors import ResultError, UsageError
 from featpipe.lazy import Lazy
 from featpipe.steps import Outcome
 
@@ -148,6 +148,14 @@ def verify_results(session: Session, names: tuple[str, ...]) -> None:
     """
     folder, models = session.workspace.results, session.workspace.models
     paths = [api.locate_result(folder, name) for name in names] or sorted(folder.glob("*.json"))
-    pages = [] if names else sorted(session.workspace.reports.glob("*.html"))
-    changed = [file for page in pages for file in api.changed_files(page)]
-    session.check_files("results", paths, lambda path: api.verify_result(path, models), changed)
+    pages = [] if names else api.pages_with_digests(session.workspace.reports)
+
+    def check(path: Path) -> None:
+        if path not in pages:
+            api.verify_result(path, models)
+        elif changed := api.changed_files(path):
+            what, where = "The report is not what was written.", ", ".join(map(str, changed))
+            raise ResultError(what, where=where, next_step="write it again: featpipe report")
+
+    kind = "results and reports" if pages else "results"
+    session.check_files(kind, [*paths, *pages], check)

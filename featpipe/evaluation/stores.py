@@ -108,6 +108,9 @@ def _unusable(
     found |= dict.fromkeys(unfinished, "The feature store is unfinished.")
     dataset = step.dataset and slug(short_name(step.dataset))
     model = step.model and folder_name(canonical_model(step.model))
+    without = "name the store (--train FILE) or a protocol (--protocol holdout:0.2)"
+    if not hasattr(step, "train"):
+        without = f"name the other stores: featpipe {step.name} FILE"
     missing: dict[str, StoreError] = {}
     for path, what in sorted(found.items()):
         partial = path.suffix == ".partial"
@@ -125,8 +128,7 @@ def _unusable(
             missing[split] = StoreError(
                 f"The store of the {split} rows, {path.name}, cannot be used: {what}",
                 where=path,
-                next_step=f"extract it again: {again}; or, to do without its rows, "
-                "name the store (--train FILE) or a protocol (--protocol holdout:0.2)",
+                next_step=f"extract it again: {again}; or, to do without its rows, {without}",
             )
     return missing
 

@@ -129,6 +129,11 @@ def replace_files(page: Path, text: str, tables: Mapping[str, str], *, force: bo
             temporary.write_bytes(content)
 
 
+def pages_with_digests(folder: Path) -> list[Path]:
+    """Return the pages of reports in a folder; an index and pages of others have no digests."""
+    return [page for page in sorted(folder.glob("*.html")) if _digests(page)]
+
+
 def changed_files(page: Path) -> list[Path]:
     """Return those of the page and its tables that are missing or differ from what was written."""
     stated = _digests(page).items()

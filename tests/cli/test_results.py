@@ -90,7 +90,7 @@ def test_results_of_one_title_are_told_apart_wherever_they_are_listed(
 
 def test_verify_names_what_was_changed(run: Any, evaluated: Path) -> None:
     assert run("report").code == 0
-    assert run("results verify") == (0, "1 of 1 results verified\n", "")
+    assert run("results verify") == (0, "2 of 2 results and reports verified\n", "")
     assert run(f"results verify {evaluated.stem}").code == 0
     assert run("results verify nonesuch").code == 1
     content = json.loads(evaluated.read_text())
@@ -100,11 +100,11 @@ def test_verify_names_what_was_changed(run: Any, evaluated: Path) -> None:
     table.write_text(table.read_text() + "\n")
     ended = run("results verify")
     assert ended.code == 1
-    assert "0 of 1 results verified; 1 files of reports" in ended.out
+    assert "0 of 2 results and reports verified" in ended.out
     assert "summary.accuracy.value: 0.42 stated" in ended.err
     assert table.name in ended.err
     damaged = run("results verify --json").events[-1]["damaged"]
-    assert damaged == [str(evaluated), str(table)]
+    assert damaged == [str(evaluated), "reports/folder-photos.html"]
     for command in ("report", "compare", f"predict {evaluated.stem} photos", "centroid"):
         ended = run(command if command != "centroid" else "centroid --protocol holdout:0.5")
         assert ended.code == 1, command
