@@ -283,15 +283,22 @@ def test_a_damaged_store_of_a_split_that_is_there_is_no_obstacle(put, tmp_path):
     assert select(tmp_path) == [train.path, test.path]
 
 
-@pytest.mark.parametrize("name", ["svm", "logistic", "knn", "centroid", "zeroshot"])
-def test_every_probe_does_so_before_it_runs(put, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        *((name, "--train FILE") for name in ("svm", "logistic", "knn", "centroid", "zeroshot")),
+        ("audit", "featpipe audit FILE"),
+    ],
+)
+def test_every_step_on_features_says_so_before_it_runs(put, tmp_path, name, without):
     put("train", n_logits=5)
     path = appended(put("test", n_logits=5))
     context = Context(Workspace(tmp_path))
     step = STEPS.get(name)()
     for look in (step.run, step.status):
-        with pytest.raises(StoreError, match=f"{path.name}, cannot be used"):
+        with pytest.raises(StoreError, match=f"{path.name}, cannot be used") as raised:
             look(context)
+        assert without in raised.value.details["next"]
 
 
 def test_logits_are_a_layer_of_the_stores_that_hold_them(put, tmp_path):
