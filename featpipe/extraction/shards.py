@@ -20,8 +20,8 @@ from featpipe.datasets.source import ImageSource
 from featpipe.progress import Event, Progress, Task
 from featpipe.provenance import now
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
-from featpipe.store.layout import shard_folder
-from featpipe.store.shards import describe_shards, shard_path
+from featpipe.store.layout import shard_folder, shard_path
+from featpipe.store.writer import describe_shards
 from featpipe.urls import Place
 
 # Rows of a shard, unless they are given: few enough that many can work and little is repeated
