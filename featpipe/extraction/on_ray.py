@@ -1,4 +1,4 @@
-"""Extraction on a Ray cluster: Ray Data hands the missing shards to actors that stay warm."""
+"""Extraction on a Ray cluster: Ray Data hands the missing shards to long-running actors."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from featpipe.workspace import Workspace
 
 data, torch = Lazy("ray.data"), Lazy("torch")
 
-# How many processes may die at one shard; Ray alone would try again for ever.
+# How many processes may die at one shard; Ray by itself would retry forever.
 _MOST_ATTEMPTS = 5
-# A process of a driver that was killed may still hold a shard; a file server that loses
+# A process of a killed driver may still hold the lock of a shard; a file server that loses
 # contact with a node usually releases its locks after 90 seconds.
 _IN_USE_SECONDS = 150.0
 
 
 @dataclass
 class ClusterExtraction(Extraction):
-    """The sealed stores of some splits, of which the nodes of a cluster make what is missing."""
+    """The sealed stores of some splits; the nodes of a cluster make what is missing."""
 
     order: Order = field(kw_only=True)
     address: str = field(kw_only=True)
@@ -54,10 +54,10 @@ class ClusterExtraction(Extraction):
 
     @cached_property
     def _described(self) -> dict[str, StoreContent]:
-        """What the store of each split holds but for rows, as a node says: it has the network."""
+        """Content of the store of each split without its rows; a node opens the network for it."""
         self._joined.enter_context(cluster.joined(self.address, self.context.progress))
         resources, _ = self.order.actors()
-        describe = ray.remote(_describe).options(**resources)
+        describe = ray.remote(Order.contents).options(**resources)
         with cluster.explained():
             answer = ray.get(describe.remote(self.order))
         if isinstance(answer, FeatpipeError):
@@ -65,12 +65,12 @@ class ClusterExtraction(Extraction):
         return {content.manifest["dataset"]["split"]: content for content in answer}
 
     def content(self, source: ImageSource) -> StoreContent:
-        """Return what the store of a split holds."""
+        """Return the content of the store of a split."""
         rows: dict[str, Any] = {"ids": source.ids, "labels": source.labels, "folds": source.folds}
         return replace(self._described[source.split], **rows, groups=source.groups)
 
     def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
-        """Hand each shard to an actor, and the next one to the actor that is free first."""
+        """Hand each shard to the next idle actor."""
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         settings = data.DataContext.get_current()
         settings.enable_progress_bars = settings.print_on_execution_start = False
@@ -82,7 +82,7 @@ class ClusterExtraction(Extraction):
         self.context.progress.note(f"{n_actors} actors, {each} each; {len(of)} shards")
         if not self.order.step.num_gpus and any(node.get("GPU") for node in cluster.nodes()):
             self.context.progress.note("the cluster's GPUs are not used: --num-gpus 1 gives them")
-        # One block for each shard: a shard is what Ray hands out, and what it repeats.
+        # One block per shard, because Ray schedules and retries blocks.
         items = [{"label": label, "shard": pickle.dumps(shard)} for label, shard in of.items()]
         rows = data.from_items(items, override_num_blocks=len(items))
         with cluster.explained(), cluster.listening(listen) as inbox:
@@ -103,7 +103,7 @@ class ClusterExtraction(Extraction):
 
 @dataclass(frozen=True)
 class Order:
-    """What every actor is told: the step, where it was given, and what it may use."""
+    """What every actor receives: the step, its workspace and environment."""
 
     step: Extract
     workspace: Path
@@ -112,7 +112,7 @@ class Order:
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def open(self, progress: Progress) -> Extraction:
-        """Open the images in the process of an actor; the network, when it is needed."""
+        """Open the images in the process of an actor; the network is opened on first use."""
         self.surroundings.enter()
         torch.set_num_threads(self.step.num_cpus)
         context = Context(Workspace(self.workspace), progress)
@@ -126,8 +126,17 @@ class Order:
                 raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return opened
 
+    def contents(self) -> list[StoreContent] | FeatpipeError:
+        """Return the content of the store of each split without its rows; an error as a value."""
+        try:
+            contents = self.open(SILENT).contents()
+        except FeatpipeError as error:
+            return _with_node(error)
+        nothing: dict[str, Any] = {"ids": (), "groups": (), "folds": ()}
+        return [replace(one, labels=np.zeros(0, np.int64), **nothing) for one in contents]
+
     def actors(self) -> tuple[dict[str, float], int]:
-        """Return what each actor gets, and how many are asked for: as many as there is room for."""
+        """Return the resources of an actor, and the number of actors; default: all that fit."""
         step, nodes = self.step, cluster.nodes()
         resources = {"num_cpus": float(step.num_cpus)}
         if step.num_gpus:
@@ -135,7 +144,7 @@ class Order:
         room = 0
         for node in nodes:
             cores, gpus = int(node.get("CPU", 0)) // step.num_cpus, int(node.get("GPU", 0))
-            if step.num_gpus:  # several may share one, but none may have parts of two
+            if step.num_gpus:  # actors may share a GPU, but none may use parts of two
                 fit = int(1 / step.num_gpus + 1e-9) * gpus if step.num_gpus < 1 else 0
                 cores = min(cores, fit or int(gpus // step.num_gpus))
             room += cores
@@ -149,9 +158,9 @@ class Order:
 
 
 class ShardWorker:
-    """What an actor runs: images and network are opened once, for one shard after another.
+    """What an actor runs: opens images and network once, then embeds one shard after another.
 
-    Errors are part of the answers: what is raised, Ray would try again.
+    Errors are returned, because Ray would retry what raises one.
     """
 
     def __init__(self, order: Order, inbox: Any) -> None:
@@ -165,7 +174,7 @@ class ShardWorker:
         try:
             if self._extraction is None:
                 self._extraction = self._order.open(SILENT)
-            if not shard.is_done:  # Ray repeats what is done, too, where a node is lost
+            if not shard.is_done:  # when a node is lost, Ray repeats finished shards, too
                 self._count_attempt(shard)
             until = time.monotonic() + _IN_USE_SECONDS
             while not shard.is_done:
@@ -180,7 +189,7 @@ class ShardWorker:
         return {"label": row["label"], "error": error}
 
     def _count_attempt(self, shard: Shard) -> None:
-        """Give up at a shard at which process after process dies, of memory for example."""
+        """Raise ClusterError if too many processes have died at a shard, out of memory perhaps."""
         attempts = shard.path.with_suffix(".attempts")
         attempts.parent.mkdir(parents=True, exist_ok=True)
         with attempts.open("a+", encoding="utf-8") as file:
@@ -191,16 +200,6 @@ class ShardWorker:
             what, got = "Processes die at a shard again and again.", f"{before} that died"
             hint = "if memory is short: a smaller --batch-size, or more --num-cpus for each actor"
             raise ClusterError(what, where=shard.path, got=got, next_step=hint)
-
-
-def _describe(order: Order) -> list[StoreContent] | FeatpipeError:
-    """Return what the stores of all splits hold but for their rows; an error as a value."""
-    try:
-        contents = order.open(SILENT).contents()
-    except FeatpipeError as error:
-        return _with_node(error)
-    nothing: dict[str, Any] = {"ids": (), "groups": (), "folds": ()}
-    return [replace(one, labels=np.zeros(0, np.int64), **nothing) for one in contents]
 
 
 def _with_node(error: FeatpipeError) -> FeatpipeError:

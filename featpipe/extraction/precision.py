@@ -1,4 +1,4 @@
-"""Lower precision: what int8 is fitted to, and how near its features are to those of float32."""
+"""Lower precision: the images that int8 is calibrated on, and the distance to float32 features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COMPARED_IMAGES = 64
 def calibration(
     request: SourceRequest, sources: Sequence[ImageSource], context: Context, *, download: bool
 ) -> Calibration:
-    """Return the images that int8 is fitted to: some of the training split, of every class."""
+    """Return the images that int8 is calibrated on: some of every class in the training split."""
     from featpipe.backbones.runtime import Calibration  # noqa: PLC0415 - brings torch
 
     options = request.options(context, download=download)
@@ -44,7 +44,7 @@ def calibration(
 
 
 def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor:
-    """Return some prepared images of every class; those that cannot be read are left out."""
+    """Return prepared images of every class; unreadable ones are left out."""
     labelled = np.count_nonzero(source.labels >= 0) or len(source)
     rows = class_balanced_rows(source.labels, min(n, int(labelled)), 0)
     how = (preprocessing, len(rows), ExtractOptions(on_error="skip"))
@@ -53,7 +53,7 @@ def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor
     images = next(parts).images
     parts.close()
     if images is None:
-        what = f"None of {len(rows)} images can be read, on which a precision would be tried."
+        what = f"None of {len(rows)} images can be read; a lower precision needs some."
         raise DataError(what, where=source.name)
     return images
 
@@ -61,7 +61,7 @@ def _sample(source: ImageSource, preprocessing: Preprocessing, n: int) -> Tensor
 def cost_of_precision(
     source: ImageSource, embedder: FrozenNetwork, layers: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return how close features are to float32 ones of PyTorch: cosines on some images."""
+    """Return the cosines between features and PyTorch's float32 features of some images."""
     began = time.perf_counter()
     images = _sample(source, embedder.preprocessing, _COMPARED_IMAGES)
     lower, reference = embedder.embed(images, layers), embedder.reference(images, layers)
