@@ -116,7 +116,7 @@ RUNTIMES: Registry[type[Runtime]] = Registry(
     {
         "torch": "featpipe.backbones.runtime",
         "openvino": "featpipe.backbones.openvino",
-        "compiled": "featpipe.backbones.compiled",
+        "compiled": "featpipe.backbones.runtime",
     },
 )
 
