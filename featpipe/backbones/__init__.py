@@ -103,7 +103,7 @@ MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
         **dict.fromkeys(
             CIFAR_RESNETS, "He et al. 2015 section 4.2, CIFAR-10, 32 x 32 pixels, 64 features"
         ),
-        "glyphnet": "the embedded one: letters and digits, 128 features, always there",
+        "glyphnet": "built in: letters and digits, 128 features, needs no download",
         **UNTRAINED_NETWORKS,
         "torchvision": "torchvision:NAME, any classification network of torchvision.models",
         "timm": "timm:NAME[.TAG], any network of timm (extra: timm)",
@@ -131,7 +131,7 @@ def backbone_name(model: str) -> str:
     """Return the name of a model as in manifests; nothing is imported.
 
     A folder is named without its location: ``"hf:models/tiny"`` is ``"hf:tiny"``. ``UsageError`` if
-    there is no such model, or a family's name has no name of a network.
+    there is no such model, or a family is named without a network.
     """
     first, colon, argument = model.partition(":")
     name = MODELS.canonical(first)
@@ -206,7 +206,7 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
         return None
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
         what = "There is no such weights file."
-        got = "a folder" if path.is_dir() else "no file" if path.exists() else "nothing there"
+        got = "a folder" if path.is_dir() else "no file" if path.exists() else "no such path"
         expected = f"a file ({', '.join(WEIGHTS_SUFFIXES)})"
         raise WeightsError(what, where=path, expected=expected, got=got)
     shipped = ("DEFAULT", CIFAR_RESNETS["glyphnet"].weights)

@@ -222,7 +222,7 @@ class OpenVinoRuntime(Runtime):
                 for file in temporary.iterdir():
                     with file.open("rb+") as stream:
                         os.fsync(stream.fileno())
-                if not _is_whole(folder):  # else another process made it meanwhile
+                if not _is_whole(folder):  # unless another process has made it in the meantime
                     shutil.rmtree(folder, ignore_errors=True)
                     temporary.rename(folder)
         return self._core.read_model(folder / "model.xml")

@@ -54,8 +54,8 @@ class Extraction:
     """The sealed stores of some splits: existing ones are found, missing ones are made.
 
     Extraction and fine-tuning get their stores here. The embedder is opened only when a store
-    has to be made or does not match ``request``: the identity of what is asked for, as far as it
-    is known without torch.
+    has to be made or does not match ``request``: what is asked for, as far as it is known
+    without torch.
     """
 
     images: SourceRequest
@@ -164,7 +164,7 @@ class Extraction:
         missing = [source for source, store in found if store is None]
         if not missing:
             paths = tuple(store.path for _, store in found if store is not None)
-            return Status(True, "stores are there", key, paths)
+            return Status(True, "stores exist", key, paths)
         why = ", ".join(f"{len(source)} of {source.split}" for source in missing) + " to embed"
         opened = (one for source in missing for one in self._opened(source))
         if damaged := [f"{p.name}: {e.what}" for p, e in opened if isinstance(e, StoreError)]:
@@ -174,7 +174,7 @@ class Extraction:
                 if sharding := self.sharding:
                     sealed = sharding.sealed(path.with_suffix(""))
                     n_shards = len(sharding.ranges(len(source)))
-                    why += f"; {len(sealed)} of {n_shards} shards are there"
+                    why += f"; {len(sealed)} of {n_shards} shards exist"
                 elif not path.with_suffix(JOURNAL).exists():
                     why += "; continues an unfinished store"
 
@@ -318,7 +318,7 @@ def look_at(image: NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def dataset_identity(source: ImageSource) -> dict[str, Any]:
-    """Return what identifies the images of a split in manifests."""
+    """Return the identity of the images of a split, as in manifests."""
     return {
         # Without the location of a folder: the fingerprint identifies its content.
         "name": short_name(source.name),

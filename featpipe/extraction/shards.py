@@ -142,9 +142,7 @@ def extract_shards(
         shards = [shard for store in stores for shard in store.shards]
         n, to_do = (sum(len(shard.rows) for shard in some) for some in (shards, missing))
         if kept := len(shards) - len(missing):
-            progress.note(
-                f"resuming: {kept} of {len(shards)} shards ({n - to_do} images) are there"
-            )
+            progress.note(f"resuming: {kept} of {len(shards)} shards ({n - to_do} images) exist")
         facts: dict[str, Any] = {}
         if missing:
             with progress.task(label, n, n - to_do) as task:
@@ -164,7 +162,7 @@ class _Sharded:
         self._folder, self._content, self._source = shard_folder(path), content, source
         self._at = at = sharding.place_of(path)
         self.shards = [Shard(split, part, shard_path(path, part), at) for part in parts]
-        path.unlink(missing_ok=True)  # a store that is there has lost a shard
+        path.unlink(missing_ok=True)  # an existing store has lost a shard
         self._writer = StoreWriter(path, content, sharded=True, elsewhere=bool(at))
         self.close = self._writer.close
         sealed = sharding.sealed(path)

@@ -84,7 +84,7 @@ class ImageStep(Step):
         check=grouping,
     )
     download: bool = in_images(
-        True, help="Fetch what is missing where there is a network.", affects_result=False
+        True, help="Download what is missing, if there is a connection.", affects_result=False
     )
     image_size: int | None = in_network(
         None, help="Side of the network's input; default: that of the weights.", minimum=1

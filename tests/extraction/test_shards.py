@@ -137,7 +137,7 @@ def test_an_interrupted_run_continues_with_what_is_missing(
     assert len(kept) == 2
     step = Extract(dataset="digits", model="glyphnet", shard_rows=400)
     status = step.status(Context(Workspace(tmp_path / "shards")))
-    assert "2 of 4 shards are there" in status.why
+    assert "2 of 4 shards exist" in status.why
     notes: list[str] = []
     store, _ = extracted(progress=Progress(lambda event: notes.append(event.message), 0))
     assert any(note.startswith("resuming: 2 of 6 shards (800 images)") for note in notes)
