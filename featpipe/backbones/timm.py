@@ -82,7 +82,7 @@ def _architecture(name: str, download: bool) -> Architecture:
         published={"DEFAULT": published, published.name.upper(): published} if where else {},
         layers=names,
         read=read,
-        stages=_stages,
+        stages=big_transfer_stages,
     )
     return found
 
@@ -112,7 +112,7 @@ def _classes(number: int) -> SourceClasses | None:
     )
 
 
-def _stages(network: nn.Module) -> nn.Sequential | None:
+def big_transfer_stages(network: nn.Module) -> nn.Sequential | None:
     """Return the stages of a Big Transfer network; of others, the order is unknown."""
     if not isinstance(network, ResNetV2):
         return None
