@@ -202,7 +202,7 @@ class FrozenNetwork:
             last = nhwc or type(owner) in (nn.Linear, nn.LayerNorm)
             return replace(capture, over=(1, 2) if last else (2, 3))
         if len(shape) > 3:
-            what = f"It is not clear how {layer!r} of {self.name} is to be pooled."
+            what = f"It is not clear how to pool {layer!r} of {self.name}."
             expected = "(channels,), (tokens, channels) or a map of two dimensions"
             advice = f"--layer {name}:map keeps it as it is"
             raise UsageError(what, expected=expected, got=shape, next_step=advice)

@@ -39,16 +39,16 @@ class Transform(Preprocessing):
         made, *again = (apply(Image.fromarray(ramp)) for _ in range(_TRIES))
         square = isinstance(made, Tensor) and made.ndim == 3 and made.shape[1] == made.shape[2]
         if not (square and made.shape[0] == 3 and made.is_floating_point()):
-            what = "The transform does not make what a network can take."
+            what = "The transform does not return a valid input of a network."
             expected = "a floating-point tensor (3, S, S) of every image"
             got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made)
             advice = "end it with CenterCrop, ToTensor and Normalize, for example"
             raise UsageError(what, expected=expected, got=got, next_step=advice)
         if not all(torch.equal(made, other) for other in again):
             what = "The transform is random, and features are stored once."
-            expected = "the same tensor whenever it is given the same image"
+            expected = "the same tensor every time for the same image"
             got = description.replace("\n", " ")[:200]
-            advice = "take the transform that the network is tested with"
+            advice = "use the transform that the network is evaluated with"
             raise UsageError(what, expected=expected, got=got, next_step=advice)
         side = made.shape[1]
         return cls(resize=side, crop=side, fit="transform", apply=apply, description=description)
@@ -57,7 +57,7 @@ class Transform(Preprocessing):
         """Return the transform of one image (height, width, 3), uint8."""
         made, square = self.apply(Image.fromarray(image)), (3, self.crop, self.crop)
         if tuple(made.shape) != square:
-            what, got = "The transform makes tensors of several sizes.", tuple(made.shape)
+            what, got = "The transform returns tensors of different sizes.", tuple(made.shape)
             raise UsageError(what, expected=square, got=got, next_step="let it crop")
         return made.float()
 

@@ -149,7 +149,7 @@ class OpenVinoRuntime(Runtime):
             apart = np.linalg.norm(got.reshape(2, -1) - wanted, axis=1)
             relative = float((apart / np.maximum(np.linalg.norm(wanted, axis=1), 1e-30)).max())
             if not relative <= _TOLERANCE:  # not-a-number is refused, too
-                what = f"OpenVINO gives other numbers than PyTorch at the layer {layer}."
+                what = f"OpenVINO and PyTorch disagree at the layer {layer}."
                 bound, advice = f"‖a − b‖ / ‖b‖ of at most {_TOLERANCE:g}", "--runtime torch"
                 raise CannotRunError(what, expected=bound, got=f"{relative:.1g}", next_step=advice)
 

@@ -119,7 +119,7 @@ class Order:
         opened = self.step.replace(engine="local").extraction(context, download=False)
         for source in opened.sources:
             if source.fingerprint != self.images[source.split]:
-                what = f"A node sees other images of {source.name} {source.split}."
+                what = f"A node has different images of {source.name} {source.split}."
                 expected = f"fingerprint {self.images[source.split][:8]}"
                 got = f"fingerprint {source.fingerprint[:8]} ({len(source)} images)"
                 hint = "name a folder that all nodes share, or copy the dataset again"
@@ -151,7 +151,7 @@ class Order:
         if not room and step.actors is None:
             got = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes[:8])
             expected = ", ".join(f"--{n.replace('_', '-')} {v:g}" for n, v in resources.items())
-            what = "No node has what an actor needs."
+            what = "No node has the resources that an actor needs."
             hint = "ask for less; or --actors N, where the cluster adds nodes by itself"
             raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return resources, step.actors or room
@@ -197,7 +197,7 @@ class ShardWorker:
             before = file.read().count(self._order.identity)
             file.write(f"{self._order.identity}\n")
         if before >= _MOST_ATTEMPTS:
-            what, got = "Processes die at a shard again and again.", f"{before} that died"
+            what, got = "Processes repeatedly die at the same shard.", f"{before} that died"
             hint = "if memory is short: a smaller --batch-size, or more --num-cpus for each actor"
             raise ClusterError(what, where=shard.path, got=got, next_step=hint)
 

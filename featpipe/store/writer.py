@@ -164,7 +164,7 @@ class StoreWriter:
         block = np.zeros(len(next(iter(arrays.values()))), self.content.row_dtype)
         for name, shape in self.content.shapes.items():
             if (got := arrays[name].shape) != (expected := (len(block), *shape)):
-                what = f"The backbone gave another shape for {name!r} than it announced."
+                what = f"The backbone returned features {name!r} of an unexpected shape."
                 raise StoreError(what, expected=expected, got=got)
             stored = block[f"features/{name}"]
             with np.errstate(over="ignore"):  # reported below, with the image's id

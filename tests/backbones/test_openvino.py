@@ -128,7 +128,7 @@ def test_a_network_that_cannot_be_converted_falls_back_only_where_that_was_left_
 def test_a_graph_with_other_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traced forward pass keeps the branch that one image took."""
     monkeypatch.setattr(room, "_TOLERANCE", -1.0)
-    with pytest.raises(CannotRunError, match="other numbers than PyTorch"):
+    with pytest.raises(CannotRunError, match="OpenVINO and PyTorch disagree"):
         frozen().embed(IMAGES, POOLED)
 
 
