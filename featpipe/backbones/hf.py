@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, backbone_name
 from featpipe.backbones.architecture import (
     EMBEDDING,
     Architecture,
@@ -37,25 +38,26 @@ _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _PREFIX = ("cls_token", "class_embedding", "distillation_token")
 
 
-def _architecture(name: str, download: bool) -> Architecture:
+def _file(name: str, names: Sequence[str], download: bool) -> Path:
+    """Return the first of several files that a folder or a repository has."""
     folder = user_path(name)
-    here = folder.is_dir()
-    spec = f"hf:{folder.resolve().name if here else name}"
+    if not folder.is_dir():
+        return cached_file(f"hf:{name}", name, names, download)
+    for one in names:
+        if (folder / one).is_file():
+            return folder / one
+    what = f"The folder of hf:{folder.resolve().name} is not complete."
+    advice = "save model and image processor into it with save_pretrained"
+    raise WeightsError(what, where=folder, expected=" or ".join(names), next_step=advice)
 
-    def file(*names: str, fetch: bool = download) -> Path:
-        if not here:
-            return cached_file(spec, name, names, fetch)
-        for one in names:
-            if (folder / one).is_file():
-                return folder / one
-        what = f"The folder of {spec} is not complete."
-        advice = "save model and image processor into it with save_pretrained"
-        raise WeightsError(what, where=folder, expected=" or ".join(names), next_step=advice)
 
-    described = file("config.json")
+def _architecture(name: str, download: bool) -> Architecture:
+    spec = backbone_name(f"hf:{name}")
+    described = _file(name, ["config.json"], download)
     config = _read(AutoConfig, described.parent, spec)
     config = getattr(config, "vision_config", config)  # the image tower of CLIP and the like
-    prepared = _preprocessing(file("preprocessor_config.json").parent, spec)
+    preprocessor = _file(name, ["preprocessor_config.json"], download)
+    prepared = _preprocessing(preprocessor.parent, spec)
     labelled = (config.architectures or [""])[0].endswith("ForImageClassification")
     auto = AutoModelForImageClassification if labelled else AutoModel
 
@@ -86,9 +88,9 @@ def _architecture(name: str, download: bool) -> Architecture:
     names = {EMBEDDING: (f"{base}:pooler_output", f"{base}:last_hidden_state:cls")}
     published = PublishedWeights(
         spec.removeprefix("hf:"),
-        lambda fetch: file(*_WEIGHTS, fetch=fetch),
+        partial(_file, name, _WEIGHTS),
         prepared,
-        partial(_classes, config if labelled else None),
+        partial(_classes, config) if labelled else lambda: None,
     )
     return Architecture(
         name=spec,
@@ -156,10 +158,8 @@ def _with_prefix(network: nn.Module, config: Any) -> nn.Module:
     return network
 
 
-def _classes(config: Any | None) -> SourceClasses | None:
+def _classes(config: Any) -> SourceClasses | None:
     """Return the classes of a configuration; those of ImageNet with their WordNet ids."""
-    if config is None:
-        return None
     names = tuple(config.id2label[number] for number in range(config.num_labels))
     imagenet = SourceClasses.load("imagenet")
     if len(names) == len(imagenet.names) and names[0].startswith(imagenet.names[0]):
