@@ -121,19 +121,20 @@ def work_on_batches(
 def work_on_images(
     read: Read,
     rows: range,
-    suits: Any,
+    embedder: Any,
     work: Callable[[Batch], T],
     options: ExtractOptions,
     laps: Laps | None = None,
 ) -> Generator[tuple[Batch, T]]:
     """Yield batches of images with the result of ``work`` for each.
 
-    ``suits`` has the attributes ``preprocessing``, ``batch_size`` and ``parallel``: for example an
-    embedder. The other arguments are those of :func:`read_batches` and :func:`work_on_batches`.
+    ``embedder`` is any object with the attributes ``preprocessing``, ``batch_size`` and
+    ``parallel``. The rest is as in :func:`read_batches` and :func:`work_on_batches`.
     """
-    batch_size = options.batch_size or suits.batch_size
-    batches = read_batches(read, rows, suits.preprocessing, batch_size, options, suits.parallel)
-    return work_on_batches(batches, work, suits.parallel, laps)
+    preprocessing, parallel = embedder.preprocessing, embedder.parallel
+    batch_size = options.batch_size or embedder.batch_size
+    batches = read_batches(read, rows, preprocessing, batch_size, options, parallel)
+    return work_on_batches(batches, work, parallel, laps)
 
 
 def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:
