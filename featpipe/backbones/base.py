@@ -76,7 +76,7 @@ class FrozenNetwork:
         }
         self.how = how or Execution()
         self.runtime, self._why = open_runtime(self.network, preprocessing, device, self.how)
-        self._prepared: set[tuple[str, ...]] = set()
+        self._captures: dict[tuple[str, ...], list[Capture]] = {}  # of the prepared layers
 
     @property
     def batch_size(self) -> int:
@@ -94,8 +94,8 @@ class FrozenNetwork:
         An automatically chosen runtime that cannot run this network is replaced by PyTorch.
         """
         captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
-        first = not self._prepared
-        self._prepared.add(layers)
+        first = not self._captures
+        self._captures[layers] = captures
         try:
             self.runtime.prepare(captures)
         except CannotRunError as error:
@@ -143,9 +143,8 @@ class FrozenNetwork:
         ``layers`` defaults to ``default_layer``.
         """
         layers = layers or (self.default_layer,)
-        if layers not in self._prepared:
+        if layers not in self._captures:
             self.prepare(layers)
-        captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
         side, dtype = self.preprocessing.crop, self.preprocessing.dtype
         if images.dtype != dtype or tuple(images.shape[1:]) != (3, side, side):
             what = f"{self.name} cannot embed these images."
@@ -155,7 +154,7 @@ class FrozenNetwork:
         if len(images) == 0:
             return {layer: np.empty((0, *self.dim(layer)), np.float32) for layer in layers}
         with torch.inference_mode():
-            features = self.runtime.run(images, captures)
+            features = self.runtime.run(images, self._captures[layers])
         for layer in layers:
             got, expected = features[layer].shape, (len(images), *self.dim(layer))
             if got != expected:
