@@ -141,7 +141,7 @@ class Extraction:
         """Return the store that the same request made of the same images; torch is not needed."""
         identity = dataset_identity(source)
         for _, store in self._opened(source) if self.request is not None else ():
-            if isinstance(store, StoreError):  # whether it is the one is found out by its name
+            if isinstance(store, StoreError):  # its options are unknown; stores() finds it by name
                 continue
             same = store.manifest["dataset"] == identity and not store.lost_shards
             if same and store.run.get("request") == self.request:
