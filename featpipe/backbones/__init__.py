@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import pickletools
 import re
-import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -26,28 +24,30 @@ if TYPE_CHECKING:
     from featpipe.backbones.base import load_backbone as load_backbone
     from featpipe.backbones.runtime import Runtime
 
+pickletools, zipfile = lazy.Lazy("pickletools"), lazy.Lazy("zipfile")
+
 GLYPHNET = Path(__file__).with_name("glyphnet.safetensors")
 FITS = ("auto", "crop", "whole")  # ways to make images square
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "int8")  # of the forward pass
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
-UNTRAINED = "none"  # in the place of weights: random ones
+UNTRAINED = "none"  # instead of weights: random ones
 
-# Part of every identity: raise it when preprocessing.py starts to give other numbers.
+# Part of every identity: raise it when a change of preprocessing.py changes its output.
 PREPROCESSING_VERSION = 2
 
 
 class Automatic(NamedTuple):
-    """What is known of a model without torch: the defaults of its options."""
+    """Default options of a model, known without torch."""
 
     weights: str  # the published weights that DEFAULT means
     image_size: int  # side of the network's input in pixels
     margin: bool  # whether images are resized to more than is cropped from them
     layer: str = "avgpool"  # its activations are the features
-    trained_on: str = ""  # labelled images its published weights were trained on; empty: unknown
-    fit: str = "crop"  # how the weights were tested
+    trained_on: str = ""  # labelled dataset of the published weights; empty: unknown
+    fit: str = "crop"  # as the weights were tested
 
 
-# The version of the default weights, blocks in the third stage, and convolutions in each.
+# Version of the default weights, blocks in the third stage, convolutions per block.
 _RESNETS = {
     "resnet18": (1, 2, 2),
     "resnet34": (1, 6, 2),
@@ -64,7 +64,7 @@ TORCHVISION = {
     name: Automatic(f"IMAGENET1K_V{version}", 224, margin=True, trained_on=IMAGENET)
     for name, (version, *_) in _RESNETS.items()
 }
-_LONGEST_HEADER = 1 << 24  # bytes; that of a ResNet-152 has 60 000
+_LONGEST_HEADER = 1 << 24  # bytes; a ResNet-152 has 60,000
 _CIFAR_DEPTHS = (20, 32, 44, 56, 110)
 _CIFAR10_V1 = Automatic("CIFAR10_V1", 32, margin=False, trained_on=CIFAR10_TRAIN)
 CIFAR_RESNETS = {
@@ -81,7 +81,7 @@ UNTRAINED_NETWORKS = {
 }
 
 
-# Libraries of networks: the package of each, which the extra of its name installs, and an example.
+# Libraries of networks: package (installed by the extra of the library's name) and an example.
 FAMILIES = {
     "torchvision": ("torchvision", "vit_b_16"),
     "timm": ("timm", "vit_base_patch16_224"),
@@ -103,7 +103,7 @@ MODELS: Registry[Any] = Registry(  # of Architecture, and of Family
         **dict.fromkeys(
             CIFAR_RESNETS, "He et al. 2015 section 4.2, CIFAR-10, 32 x 32 pixels, 64 features"
         ),
-        "glyphnet": "the embedded one: letters and digits, 128 features, always there",
+        "glyphnet": "built in: letters and digits, 128 features, needs no download",
         **UNTRAINED_NETWORKS,
         "torchvision": "torchvision:NAME, any classification network of torchvision.models",
         "timm": "timm:NAME[.TAG], any network of timm (extra: timm)",
@@ -116,22 +116,22 @@ RUNTIMES: Registry[type[Runtime]] = Registry(
     {
         "torch": "featpipe.backbones.runtime",
         "openvino": "featpipe.backbones.openvino",
-        "compiled": "featpipe.backbones.compiled",
+        "compiled": "featpipe.backbones.runtime",
     },
 )
 
 
 def __getattr__(name: str) -> Any:
-    if name != "load_backbone":  # which brings torch
+    if name != "load_backbone":  # which imports torch
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return importlib.import_module("featpipe.backbones.base").load_backbone
 
 
 def backbone_name(model: str) -> str:
-    """Return the name of a model as manifests hold it; nothing is imported.
+    """Return the name of a model as in manifests; nothing is imported.
 
-    A folder has its own name, wherever it is: ``"hf:models/tiny"`` is ``"hf:tiny"``. ``UsageError``
-    if there is no such model, or a family's name comes without that of a network.
+    A folder is named without its location: ``"hf:models/tiny"`` is ``"hf:tiny"``. ``UsageError`` if
+    there is no such model, or a family is named without a network.
     """
     first, colon, argument = model.partition(":")
     name = MODELS.canonical(first)
@@ -150,13 +150,13 @@ def backbone_name(model: str) -> str:
 
 
 def located(model: str) -> str:
-    """Return a model as it can be named from any folder."""
+    """Return a name of a model that is valid in any working directory."""
     folder = _folder(model)
     return f"{model.partition(':')[0]}:{folder}" if folder else model
 
 
 def _folder(model: str) -> Path | None:
-    """Return the folder that a model of transformers is named by, if it is one that exists."""
+    """Return the folder of a model of transformers, if it is named by an existing folder."""
     family, _, argument = model.partition(":")
     if family != "hf" or not argument:
         return None
@@ -165,7 +165,7 @@ def _folder(model: str) -> Path | None:
 
 
 def folder_name(name: str) -> str:
-    """Return what the name of a model, as manifests hold it, is as part of a path.
+    """Return the name of a model, as in manifests, as part of a path.
 
     Examples
     --------
@@ -176,9 +176,9 @@ def folder_name(name: str) -> str:
 
 
 def architecture_of(model: str, *, download: bool = True) -> Architecture:
-    """Return the network that a name means; torch is imported, and the library of a family.
+    """Return the architecture of a model; torch and the library of a family are imported.
 
-    ``download`` says whether a missing description, such as those of ``hf:``, may be fetched.
+    ``download``: whether a missing description, as of ``hf:`` models, may be downloaded.
     """
     name = backbone_name(model).partition(":")[0]
     check_installed(name)
@@ -195,9 +195,9 @@ def check_installed(model: str) -> None:
 
 
 def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
-    """Return the file that the weights come from, or ``None`` for those that are downloaded.
+    """Return the file of weights, or ``None`` for those that are downloaded.
 
-    Raises WeightsError if ``weights`` reads like a file and there is none.
+    Raises WeightsError if ``weights`` looks like a path and is no file.
     """
     path = user_path(weights)
     if path.is_file():
@@ -206,7 +206,7 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
         return None
     if path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1:
         what = "There is no such weights file."
-        got = "a folder" if path.is_dir() else "no file" if path.exists() else "nothing there"
+        got = "a folder" if path.is_dir() else "no file" if path.exists() else "no such path"
         expected = f"a file ({', '.join(WEIGHTS_SUFFIXES)})"
         raise WeightsError(what, where=path, expected=expected, got=got)
     shipped = ("DEFAULT", CIFAR_RESNETS["glyphnet"].weights)
@@ -214,10 +214,10 @@ def weights_file(model: str, weights: str = "DEFAULT") -> Path | None:
 
 
 def check_tensors(model: str, weights: str) -> None:
-    """Refuse weights of another ResNet: by the names of a file's tensors, or by their own name.
+    """Raise an error for weights of another ResNet, by tensor names of a file or by their own name.
 
-    torch is not imported: a plan refuses them before its first task. Names tell the depth only;
-    the shapes are compared when the weights are loaded. A file that has no such names passes.
+    torch is not imported, so that a plan can check before its first task. Names show the depth
+    only; shapes are compared when the weights are loaded. A file without such names passes.
     """
     path, name = user_path(weights), MODELS.canonical(model.partition(":")[0])
     if name not in _RESNETS:
@@ -229,36 +229,36 @@ def check_tensors(model: str, weights: str) -> None:
             what = f"There are no weights named {weights!r} for {name}."
             raise UnknownNameError(what, weights.upper(), known)
     names: list[str] = []
-    with suppress(Exception):  # of no file, or of a damaged header, which loading it explains
-        names = _tensor_names(path)
+    with suppress(Exception):  # of a missing file or a damaged header, which loading explains
+        names = _header_strings(path)
     found = re.findall(r"layer3\.(\d+)\.conv(\d)\.", " ".join(names))
     got = [max(map(int, numbers)) for numbers in zip(*found, strict=True)]  # blocks count from 0
     if found and got != [expected[0] - 1, expected[1]]:
-        what, there = f"These weights are not for {model}.", f"{got[0] + 1} blocks of {got[1]}"
+        what, has = f"These weights are not for {model}.", f"{got[0] + 1} blocks of {got[1]}"
         wanted = "layer3 with {} blocks of {} convolutions".format(*expected)
         advice = "name the model that the weights are of; in a recipe, both under each: "
         advice += "[{model: …, weights: …}, …]"
-        raise WeightsError(what, where=path, expected=wanted, got=there, next_step=advice)
+        raise WeightsError(what, where=path, expected=wanted, got=has, next_step=advice)
 
 
-def _tensor_names(path: Path) -> list[str]:
-    """Return the texts in the header of a weights file, the names of its tensors among them."""
+def _header_strings(path: Path) -> list[str]:
+    """Return the strings in the header of a weights file, including the names of its tensors."""
     with open_regular(path) as stream:
         if path.suffix == ".safetensors":
             length = int.from_bytes(stream.read(8), "little")
             return list(json.loads(stream.read(min(length, _LONGEST_HEADER))))
         with zipfile.ZipFile(stream) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            with archive.open(name) as pickled:  # its instructions are listed, none is followed
+            with archive.open(name) as pickled:  # its opcodes are listed, not executed
                 codes = pickletools.genops(pickled.read(_LONGEST_HEADER))
                 return [text for _, text, _ in codes if isinstance(text, str)]
 
 
 def automatic(model: str, weights: str = "DEFAULT", *, download: bool = True) -> Automatic:
-    """Return the defaults of a model's options.
+    """Return the default options of a model.
 
-    torch is imported only for a model without published weights, of a family or of another
-    package, whose :class:`~featpipe.backbones.architecture.Architecture` has to be asked.
+    torch is imported only for models without published weights, of a family or of another
+    package, which needs their :class:`~featpipe.backbones.architecture.Architecture`.
     """
     name = backbone_name(model)
     known = TORCHVISION.get(name) or CIFAR_RESNETS.get(name)
@@ -268,10 +268,10 @@ def automatic(model: str, weights: str = "DEFAULT", *, download: bool = True) ->
 def weights_identity(
     model: str, weights: str, hashes: FileHashes, *, download: bool = True, fetch: bool = False
 ) -> str:
-    """Return what identifies weights without loading them.
+    """Return an identity of weights without loading them.
 
-    The SHA-256 of a file, which ``fetch`` may put into the cache of a family's library; name and
-    package of other published weights; of random ones, what draws them.
+    The SHA-256 of a file, which with ``fetch`` may be downloaded to the cache of a family's
+    library; name and package of other published weights; the generator of random ones.
     """
     name = backbone_name(model)
     configuration = ""
@@ -302,7 +302,7 @@ def weights_identity(
 def resolve_fit(
     fit: str, side: int, sizes: Iterable[tuple[int, int] | None], tested: str = "crop"
 ) -> str:
-    """Return what a fit means for a dataset: ``"auto"`` becomes another, any other is itself.
+    """Return the fit for a dataset: that which ``"auto"`` means for it, any other unchanged.
 
     Parameters
     ----------
@@ -310,9 +310,9 @@ def resolve_fit(
     side : int
         Of the network's input, in pixels.
     sizes : iterable
-        Height and width that all images of a split have; ``None`` where they differ or are unknown.
+        Height and width of all images of each split; ``None`` where they differ or are unknown.
     tested : {"crop", "squash"}
-        How the weights were tested.
+        The fit that the weights were tested with.
 
     Examples
     --------
@@ -326,25 +326,25 @@ def resolve_fit(
 
 
 def fit_identity(fit: str, *, margin: bool) -> str:
-    """Return the fit as identities hold it.
+    """Return the fit as in identities.
 
-    ``"auto"`` is an image of which no margin is cut, which is what ``auto`` has always done with
-    small ones; where there is no margin to cut, ``crop`` does the same.
+    ``"auto"`` stands for ``fill``, which it has always meant for small images, and for ``crop``
+    without a margin, which is the same.
     """
     return "auto" if fit == "fill" or (fit == "crop" and not margin) else fit
 
 
 def fit_of_identity(fit: str) -> str:
-    """Return the fit that an identity was made of, for new images of any size."""
+    """Return the fit that an identity stands for, for new images of any size."""
     return "fill" if fit == "auto" else fit
 
 
 def effective_runtime(
     runtime: str | None, precision: str = "float32", device: str = "auto"
 ) -> str | None:
-    """Return the runtime as identities hold it: ``None`` for all that give torch's numbers.
+    """Return the runtime as in identities: ``None`` for all with the same numbers as torch.
 
-    torch is imported only to choose one for another precision than float32.
+    torch is imported only to choose a runtime for another precision than float32.
     """
     if precision != "float32" and runtime is None:
         from featpipe.backbones.runtime import choose, choose_device  # noqa: PLC0415 - brings torch

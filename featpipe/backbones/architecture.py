@@ -1,7 +1,4 @@
-"""What a model's name means: the network, and its weights.
-
-Nothing in a weights file can run code here.
-"""
+"""Architectures and their weights; reading a weights file never runs code from it."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from featpipe.backbones import WEIGHTS_SUFFIXES, Automatic, weights_file
+from featpipe.backbones import UNTRAINED, WEIGHTS_SUFFIXES, Automatic, weights_file
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.download import fetch
 from featpipe.errors import DownloadError, UnknownNameError, UsageError, WeightsError, did_you_mean
@@ -30,10 +27,10 @@ from featpipe.steps.grammar import LOGITS
 
 hub, hub_errors = Lazy("huggingface_hub"), Lazy("huggingface_hub.errors")
 
-# Where training scripts put the state dict among optimiser, epoch and the like.
+# Keys of the state dict in checkpoints that also hold the optimiser, the epoch and the like.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-EMBEDDING = "embedding"  # the layer that the makers of a network call so, or pool to
-# A counter that batch norm needs for training only; old checkpoints lack it.
+EMBEDDING = "embedding"  # the layer that a network's authors call so, or its pooled output
+# A counter that batch norm needs only in training; old checkpoints lack it.
 _COUNTER = "num_batches_tracked"
 
 
@@ -42,13 +39,12 @@ class PublishedWeights:
     """Published weights of an architecture."""
 
     name: str  # as the user gives it: "IMAGENET1K_V2"
-    # Address to download them from; a file shipped with a package; what returns the file in a
-    # library's own cache, fetched if that is allowed (its argument) and it is missing; or, of
-    # those in memory, what is known of them.
+    # A URL; a file that a package contains; a function that returns the file in a library's own
+    # cache (its argument: whether it may be downloaded); or the info of weights in memory.
     location: str | Path | Callable[[bool], Path] | WeightsInfo
-    preprocessing: Preprocessing  # how images were prepared in their training
+    preprocessing: Preprocessing  # of the images in their training
     source_classes: Callable[[], SourceClasses | None]  # returns the classes of their logits
-    trained_on: str = ""  # labelled images, as datasets name them: "ImageNet-1k"; empty: unknown
+    trained_on: str = ""  # labelled dataset, such as "ImageNet-1k"; empty: unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +53,16 @@ class Architecture:
 
     name: str
     build: Callable[[int], nn.Module]  # build(num_classes) returns the untrained network
-    classifier: str  # name of the last linear layer; empty where there is none
-    file_preprocessing: Preprocessing  # for weights from a file, which does not say theirs
-    summary: str = ""  # one line for ``featpipe models``, where the registry has none
-    # By upper-case name, "DEFAULT" among them; empty if there are none.
+    classifier: str  # name of the last linear layer; empty if there is none
+    file_preprocessing: Preprocessing  # for weights from a file, which does not contain its own
+    summary: str = ""  # one line for ``featpipe models``, unless the registry has one
+    # By upper-case name, including "DEFAULT"; empty if there are none.
     published: Mapping[str, PublishedWeights] = field(default_factory=dict)
     # Its activations are the features unless others are named; default: the classifier's input.
     default_layer: str = EMBEDDING
-    # Further names of layers, each with those it may mean: the first that the network has.
+    # Further names of layers, each with candidates, of which the first that exists is meant.
     layers: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    configuration: str = ""  # digest of what decides what it computes, beside name and weights
+    configuration: str = ""  # digest of settings, besides name and weights, that change the output
     # Reads weights in a library's own layout; default: names and shapes have to match.
     read: Callable[[WeightsInfo], nn.Module] | None = None
     # Returns the stages of the network without its classifier; default: known, or a single one.
@@ -79,19 +75,26 @@ class Architecture:
         object.__setattr__(self, "layers", {**own, **self.layers})
 
     def automatic(self, weights: str) -> Automatic:
-        """Return the defaults of options for these weights."""
+        """Return the default options for these weights."""
         default, chosen = (self.published.get(key) for key in ("DEFAULT", weights.upper()))
         prepared = chosen.preprocessing if chosen else self.file_preprocessing
         side, margin = prepared.crop, prepared.resize > prepared.crop
         name, trained_on = (default.name, default.trained_on) if default else ("DEFAULT", "")
         return Automatic(name, side, margin, self.default_layer, trained_on, prepared.fit)
 
-    def load(self, weights: WeightsInfo) -> nn.Module:
-        """Return the network with the weights that were found."""
+    def open(
+        self, weights: str, hashes: FileHashes, progress: Progress, *, download: bool
+    ) -> tuple[nn.Module, WeightsInfo]:
+        """Return the network with its weights; arguments are those of :func:`find_weights`."""
+        if weights == UNTRAINED:
+            progress.note(f"{self.name}: untrained, with random weights (seed 0)")
+            network, default = self.untrained(), self.published.get("DEFAULT")
+            return network, WeightsInfo(UNTRAINED, digest_of(network.state_dict()), None, default)
+        found = find_weights(self, weights, hashes, progress, download=download)
         if self.read:
-            return self.read(weights)
-        assert weights.path is not None
-        return load_network(self, weights.path)
+            return self.read(found), found
+        assert found.path is not None
+        return load_network(self, found.path), found
 
     def untrained(self, seed: int = 0, num_classes: int = 1000) -> nn.Module:
         """Return the network with random weights."""
@@ -100,32 +103,32 @@ class Architecture:
             return self.build(num_classes)
 
     def on_meta(self, num_classes: int) -> nn.Module:
-        """Return the network in evaluation mode without memory or values: shapes only."""
+        """Return the network in evaluation mode on the meta device: shapes without values."""
         try:
             with torch.device("meta"):
                 return self.build(num_classes).eval()
-        except NotImplementedError:  # computes with values while it is built
+        except NotImplementedError:  # building it computes values
             return self.build(num_classes).eval()
 
 
 @dataclass(frozen=True)
 class Family:
-    """A library of networks: ``--model NAME:ARGUMENT`` means what ``architecture`` returns."""
+    """A library of networks: ``architecture`` defines the meaning of ``--model NAME:ARGUMENT``."""
 
     name: str
-    # Called with a name, and whether what describes that network may be fetched.
+    # Its arguments: a network's name, and whether a description of it may be downloaded.
     architecture: Callable[[str, bool], Architecture]
-    summary: str = ""  # as of an architecture
+    summary: str = ""  # as for an architecture
 
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """Where weights come from."""
+    """The origin of weights."""
 
     name: str  # of the published weights, or of the file
-    sha256: str  # of the file; of random weights, of their values
+    sha256: str  # of the file, or of the values of random weights
     path: Path | None  # None: random weights, or those of a module in memory
-    published: PublishedWeights | None  # None for a file of the user's
+    published: PublishedWeights | None  # None: the user's own file
 
 
 def find_weights(
@@ -136,10 +139,7 @@ def find_weights(
     *,
     download: bool = True,
 ) -> WeightsInfo:
-    """Return which file holds the weights.
-
-    Published ones that are missing are downloaded, unless ``download`` forbids it.
-    """
+    """Find the file of weights; missing published ones are downloaded, unless forbidden."""
     known, name = architecture.published, architecture.name
     published = known.get(weights.upper())
     if published is None:
@@ -159,7 +159,7 @@ def find_weights(
         path = url if isinstance(url, Path) else url(download)
         return WeightsInfo(published.name, hashes.one(path), path, published)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    # By torch hub's convention the first digits of the SHA-256 are part of the name.
+    # By torch hub's convention, the file name contains the first digits of the SHA-256.
     named = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = named[1] if named else ""
     if not path.exists():
@@ -185,11 +185,11 @@ def find_weights(
 
 
 def cached_file(model: str, repository: str, names: Sequence[str], download: bool) -> Path:
-    """Return the first of some files that a repository of the Hugging Face hub has.
+    """Return the first of several files that a repository of the Hugging Face hub has.
 
-    One that is in the cache of the hub's libraries is taken as it is, also without a network;
-    ``repository`` may end in ``@REVISION``. ``WeightsError`` if none is here and none could, or
-    should, be fetched.
+    A file in the cache of the hub's libraries is used as it is, even without a network.
+    ``repository`` may end in ``@REVISION``. ``WeightsError`` if no file is cached and none could,
+    or should, be downloaded.
     """
     name, _, revision = repository.partition("@")
     tries = [(file, local) for local in ((True, False) if download else (True,)) for file in names]
@@ -198,7 +198,7 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
         how: dict[str, Any] = {"revision": revision or None, "local_files_only": local}
         try:
             return Path(hub.hf_hub_download(name, file, **how))
-        except Exception as error:  # of the hub's client, or of what that is made with
+        except Exception as error:  # of the hub's client, or of a library that it uses
             reason = reason if local else str(error).strip().partition("\n")[0][:200]
             absent = isinstance(error, hub_errors.EntryNotFoundError)
             offline = isinstance(error, hub_errors.LocalEntryNotFoundError)
@@ -217,7 +217,7 @@ def cached_file(model: str, repository: str, names: Sequence[str], download: boo
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a weights file into a plain state dict on the CPU, floating-point values as float32.
 
-    The prefix ``module.`` that torch's DataParallel puts before every name is taken off.
+    The prefix ``module.``, which torch's DataParallel adds to every name, is removed.
     """
     content = _read(path)
     strangers = [type(content).__name__]
@@ -236,7 +236,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     state = {}
     for name, value in content.items():
-        # The sum takes a tenth of the time that a look at each number does.
+        # The sum takes a tenth of the time of checking each number.
         if value.is_floating_point() and not value.sum(dtype=torch.float64).isfinite():
             what = "The weights file holds values that are not finite."
             raise WeightsError(what, where=path, got=name)
@@ -251,13 +251,13 @@ def _read(path: Path) -> Any:
         raise WeightsError(what, where=path, expected=expected, got=path.suffix or "no suffix")
     safe = path.suffix == ".safetensors"
     try:
-        # Never a full unpickle: that would run any code the file's author put there.
+        # Never a full unpickle, which would run any code in the file.
         if safe:
             return load_file(path)
         with open_regular(path) as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the age of the format, in files refused anyway
+            warnings.simplefilter("ignore")  # about the age of a format that is refused anyway
             return torch.load(stream, "cpu", weights_only=True)
-    except Exception as error:  # whatever the parsers meet in a foreign file
+    except Exception as error:  # a foreign file may make the parsers raise anything
         pickled = isinstance(error, pickle.UnpicklingError)
         stranger = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)) if pickled else None
         wanted = "a state dict: names and tensors" if stranger else None
@@ -270,9 +270,9 @@ def _read(path: Path) -> Any:
         else:
             kind = "safetensors" if safe else "PyTorch"
             what = f"The weights file is empty, damaged, cut off, or no {kind} file at all."
-            # torch's own text begins with advice to load without weights_only: not repeated here.
-            said = "" if pickled else f" ({str(error)[:120]})"
-            got = f"{path.stat().st_size} bytes{said}"
+            # Without torch's own text, which advises to load without weights_only.
+            reason = "" if pickled else f" ({str(error)[:120]})"
+            got = f"{path.stat().st_size} bytes{reason}"
             advice = "fetch or copy the file again and compare its size"
         raise WeightsError(what, where=path, expected=wanted, got=got, next_step=advice) from None
 
@@ -280,12 +280,12 @@ def _read(path: Path) -> Any:
 def load_network(architecture: Architecture, path: Path) -> nn.Module:
     """Return the network with the weights of a file, whose names and shapes must match exactly.
 
-    A network trained on another task may have any number of outputs: as many as the file has.
+    Only the number of outputs is that of the file: it may be trained on another task.
     """
     state = load_state_dict(path)
     last = state.get(f"{architecture.classifier}.weight")
     num_classes = len(last) if last is not None and last.ndim > 1 else 0
-    # Built without memory, then given the file's tensors: no random initialisation is computed.
+    # On the meta device, then with the file's tensors: no random initialisation is computed.
     network = architecture.on_meta(num_classes or 1)
     own = network.state_dict()
     expected, got = (
@@ -303,10 +303,10 @@ def load_network(architecture: Architecture, path: Path) -> nn.Module:
     }
     if any(problems.values()):
         what = f"These weights are not for {architecture.name}."
-        said = "; ".join(f"{len(n)} {kind}: {_first(n)}" for kind, n in problems.items() if n)
-        raise WeightsError(what, where=path, expected=f"{len(expected)} tensors", got=said)
+        listed = "; ".join(f"{len(n)} {kind}: {_first(n)}" for kind, n in problems.items() if n)
+        raise WeightsError(what, where=path, expected=f"{len(expected)} tensors", got=listed)
     if any(name not in own for name, _ in network.named_buffers()):
-        network = architecture.build(num_classes or 1).eval()  # computes what no file holds
+        network = architecture.build(num_classes or 1).eval()  # computes buffers that no file has
     counters = {name: torch.tensor(0) for name in own if name.endswith(_COUNTER)}
     network.load_state_dict(counters | state, assign=True)
     return network

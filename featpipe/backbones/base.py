@@ -1,4 +1,4 @@
-"""What embeds images in extraction, fine-tuning and prediction: frozen networks, the backbone."""
+"""Frozen networks, which embed images in extraction, fine-tuning and prediction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featpipe.backbones import UNTRAINED, architecture_of
-from featpipe.backbones.architecture import Architecture, WeightsInfo, digest_of, find_weights
+from featpipe.backbones.architecture import Architecture, WeightsInfo
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import (
     Calibration,
@@ -39,22 +39,22 @@ class FrozenNetwork:
 
     Evaluation mode, no gradients and inference mode are set here and nowhere else. ``name`` is part
     of the path of stores; ``how`` the network runs is chosen where it is left out; ``aliases`` are
-    further names of layers, each with the layers it may mean: the first that the network has.
+    further names of layers, each with candidates, of which the first that exists is meant.
 
-    A layer is the name of any module of the network (``"avgpool"``, ``"layer3"``,
-    ``"layer4.1.conv2"``): its output. ``"fc:input"`` is what the module is given, and
-    ``":pooler_output"`` one of several outputs, here of the network itself. Of a module that the
-    network calls several times (torchvision's ``"layer1.0.relu"``) the last output counts.
+    A layer is the output of any module of the network, by name (``"avgpool"``, ``"layer3"``,
+    ``"layer4.1.conv2"``). ``"fc:input"`` is the input of a module, and ``":pooler_output"`` one of
+    several outputs, here of the network itself. If the network calls a module several times
+    (torchvision's ``"layer1.0.relu"``), the last output counts.
 
-    An activation with height and width is averaged over both, one of tokens over all but those
-    that belong to no part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
-    ``"layer3:map"`` leaves the activation as it is. The network says how many such tokens it has
-    (``num_prefix_tokens``, default 0), and whether channels come last in its maps
-    (``output_fmt="NHWC"``), as timm's networks do.
+    An activation with height and width is averaged over both. One with tokens is averaged over
+    those that represent a part of the image (``:mean``); ``"blocks.5:cls"`` is the first token, and
+    ``"layer3:map"`` leaves the activation as it is. The number of prefix tokens is the network's
+    ``num_prefix_tokens`` (default 0), and channels come last in its maps if it has
+    ``output_fmt="NHWC"``: attributes of timm's networks.
     """
 
-    default_layer: str  # stored unless others are asked for
-    source_classes: SourceClasses | None = None  # of the layer "logits", stored where there are any
+    default_layer: str  # stored unless others are requested
+    source_classes: SourceClasses | None = None  # of the layer "logits"; stored if there are any
 
     def __init__(
         self,
@@ -76,26 +76,26 @@ class FrozenNetwork:
         }
         self.how = how or Execution()
         self.runtime, self._why = open_runtime(self.network, preprocessing, device, self.how)
-        self._prepared: set[tuple[str, ...]] = set()
+        self._captures: dict[tuple[str, ...], list[Capture]] = {}  # of the prepared layers
 
     @property
     def batch_size(self) -> int:
-        """Images per call of :meth:`embed` that suit the runtime."""
+        """Recommended images per call of :meth:`embed`."""
         return self.runtime.batch_size
 
     @property
     def parallel(self) -> int:
-        """Calls of :meth:`embed` at the same time that suit the runtime."""
+        """Recommended number of concurrent calls of :meth:`embed`."""
         return self.runtime.parallel
 
     def prepare(self, layers: tuple[str, ...]) -> dict[str, Any]:
-        """Get ready to embed these layers; return what runs them, and why, for the run record.
+        """Get ready to embed these layers; return the runtime and its reason for the run record.
 
-        A runtime that was not asked for by name and cannot run this network is replaced by PyTorch.
+        An automatically chosen runtime that cannot run this network is replaced by PyTorch.
         """
         captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
-        first = not self._prepared
-        self._prepared.add(layers)
+        first = not self._captures
+        self._captures[layers] = captures
         try:
             self.runtime.prepare(captures)
         except CannotRunError as error:
@@ -111,7 +111,7 @@ class FrozenNetwork:
         return {"runtime": name, "runtime_because": self._why, "precision": precision}
 
     def reference(self, images: Tensor, layers: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        """Return what PyTorch gives for images in float32, whatever the runtime and precision."""
+        """Return PyTorch's float32 features of images, whatever the runtime and precision."""
         captures = [self.capture(layer) for layer in layers]
         with torch.inference_mode():
             return TorchRuntime(self.network, self.preprocessing, self.device).run(images, captures)
@@ -121,15 +121,15 @@ class FrozenNetwork:
         return {"model": self.name, "preprocessing": self.preprocessing.as_dict(), **self.inexact()}
 
     def inexact(self) -> dict[str, Any]:
-        """Return what of the runtime changes the numbers, for the description."""
+        """Return the properties of the runtime that change the numbers, for the description."""
         if self.how.precision == "float32":
             return {} if self.runtime.exact else {"runtime": self.runtime.name}
         lower = {"runtime": self.runtime.name, "precision": self.how.precision}
-        seen = self.how.calibration
-        return lower if seen is None else {**lower, "calibration": seen.fingerprint}
+        fitted = self.how.calibration
+        return lower if fitted is None else {**lower, "calibration": fitted.fingerprint}
 
     def dim(self, layer: str) -> tuple[int, ...]:
-        """Return the shape of one image's features at a layer; nothing is computed for it."""
+        """Return the shape of one image's features at a layer; no image is embedded."""
         capture = self.capture(layer)
         place = f"{capture.module}:{capture.part}" if capture.part else capture.module
         shape = self._shapes[place][-1]
@@ -140,34 +140,32 @@ class FrozenNetwork:
     ) -> dict[str, NDArray[Any]]:
         """Return features (b, *dim(layer)), float32, of prepared images (b, 3, S, S), uint8.
 
-        By default they are those of ``default_layer``.
+        ``layers`` defaults to ``default_layer``.
         """
         layers = layers or (self.default_layer,)
-        if layers not in self._prepared:
+        if layers not in self._captures:
             self.prepare(layers)
-        captures = [self.capture(layer) for layer in dict.fromkeys(layers)]
         side, dtype = self.preprocessing.crop, self.preprocessing.dtype
         if images.dtype != dtype or tuple(images.shape[1:]) != (3, side, side):
             what = f"{self.name} cannot embed these images."
-            expected = f"prepared images, {dtype} of shape (b, 3, {side}, {side})"
-            got = f"{images.dtype} of shape {tuple(images.shape)}"
-            raise UsageError(what, expected=expected, got=got)
+            wanted = f"prepared images, {dtype} of shape (b, 3, {side}, {side})"
+            given = f"{images.dtype} of shape {tuple(images.shape)}"
+            raise UsageError(what, expected=wanted, got=given)
         if len(images) == 0:
             return {layer: np.empty((0, *self.dim(layer)), np.float32) for layer in layers}
         with torch.inference_mode():
-            features = self.runtime.run(images, captures)
+            features = self.runtime.run(images, self._captures[layers])
         for layer in layers:
-            made, announced = features[layer].shape, (len(images), *self.dim(layer))
-            if made != announced:
-                raise RuntimeError(f"{self.name} {layer}: {made}, announced as {announced}")
+            got, expected = features[layer].shape, (len(images), *self.dim(layer))
+            if got != expected:
+                raise RuntimeError(f"{self.name} {layer}: shape {got} instead of {expected}")
         return {layer: features[layer] for layer in layers}
 
     def capture(self, layer: str) -> Capture:
-        """Return where a layer is and how it is read; UsageError if there is no such layer."""
-        name, asked = _split(layer)
-        place, reading = _split(self._aliases.get(name, name))
-        reading = asked or reading
-        shapes = self._shapes.get(place)
+        """Return the capture of a layer; UsageError if there is no such layer."""
+        name, requested = _split(layer)
+        place, default = _split(self._aliases.get(name, name))
+        reading, shapes = requested or default, self._shapes.get(place)
         if shapes is None:
             if name in self._aliases:
                 what, advice = f"{self.name} has no pooled output.", "choose another layer: --layer"
@@ -189,7 +187,7 @@ class FrozenNetwork:
             wanted = "class token" if reading == "cls" else "tokens"
             what = f"{self.name} has no {wanted} at {place or 'its end'}."
             expected = "a layer of shape (tokens, channels)"
-            got = f"{shape}, {prefix} tokens of no part of the image"
+            got = f"shape {shape}, {prefix} prefix tokens"
             advice = f"--layer {place}, or another of {self._main_layers()}"
             raise UsageError(what, expected=expected, got=got, next_step=advice)
         if len(shape) == 2:
@@ -199,11 +197,11 @@ class FrozenNetwork:
             owner = self.network.get_submodule(module)
             nhwc = getattr(self.network, "output_fmt", "") == "NHWC"
             nhwc = nhwc and not isinstance(owner, nn.Conv2d)
-            # These two work on the last dimension; their subclasses may permute.
+            # These two act on the last dimension; their subclasses may permute dimensions.
             last = nhwc or type(owner) in (nn.Linear, nn.LayerNorm)
             return replace(capture, over=(1, 2) if last else (2, 3))
         if len(shape) > 3:
-            what = f"It is not clear how {layer!r} of {self.name} is to be pooled."
+            what = f"It is not clear how to pool {layer!r} of {self.name}."
             expected = "(channels,), (tokens, channels) or a map of two dimensions"
             advice = f"--layer {name}:map keeps it as it is"
             raise UsageError(what, expected=expected, got=shape, next_step=advice)
@@ -236,7 +234,7 @@ class Backbone(FrozenNetwork):
         self.default_layer = architecture.default_layer
         self._configuration = architecture.configuration
         (self.num_classes,) = self.dim(LOGITS) if LOGITS in names else (0,)
-        # A file with as many outputs as the published weights is taken to know the same classes.
+        # A file with as many outputs as the published weights is assumed to have their classes.
         known = weights.published or architecture.published.get("DEFAULT")
         classes = known.source_classes() if known and weights.name != UNTRAINED else None
         if classes is not None and len(classes.ids) == self.num_classes:
@@ -245,7 +243,7 @@ class Backbone(FrozenNetwork):
     def describe(self) -> dict[str, Any]:
         """Return everything about the backbone that changes the numbers, as JSON-like values."""
         weights = {"name": self.weights.name, "sha256": self.weights.sha256}
-        if ":" in self.name and self.weights.published:  # of a family's, nothing else tells
+        if ":" in self.name and self.weights.published:  # for a family, it is known only here
             weights["trained_on"] = self.weights.published.trained_on
         more = {"configuration": self._configuration} if self._configuration else {}
         return super().describe() | {"weights": weights, "num_classes": self.num_classes} | more
@@ -272,38 +270,38 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     Parameters
     ----------
     model : str
-        A name out of :data:`featpipe.backbones.MODELS`; of a family, ``"timm:NAME"``.
+        A name in :data:`featpipe.backbones.MODELS`, or a network of a family: ``"timm:NAME"``.
     weights : str
         ``"DEFAULT"``, the name of published weights (downloaded once into the library's own
-        cache), a file (``.safetensors``, ``.pt``, ``.pth``, ``.th``, ``.bin``), the folder where
-        ``hf:FOLDER`` is now, or ``"none"``: random ones of seed 0.
+        cache), a file (``.safetensors``, ``.pt``, ``.pth``, ``.th``, ``.bin``), the present
+        location of ``hf:FOLDER``, or ``"none"``: random weights of seed 0.
     device : str
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``; it has to be there.
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     image_size : int, optional
-        Side of the network's input in pixels; by default that of the weights.
+        Side of the network's input in pixels; default: that of the weights.
     fit, decode : {"auto", "crop", "fill", "whole"}, {"full", "scaled"}
         See :class:`~featpipe.backbones.preprocessing.Preprocessing`; ``sizes`` decide ``auto``.
     sizes : iterable of tuple of int, optional
-        Height and width that all images have, for each split, or ``None`` where they differ.
+        Height and width of all images of each split, or ``None`` where they differ.
     runtime : str, optional
-        A name out of :data:`featpipe.backbones.RUNTIMES`; default: chosen for device and network.
-    precision : {"float32", "bfloat16", "float16", "int8"}
+        A name in :data:`featpipe.backbones.RUNTIMES`; default: chosen for device and network.
+    precision : {"float32", "tf32", "bfloat16", "float16", "int8"}
         Of the forward pass.
     calibration : Calibration, optional
-        The images that int8 is fitted to.
+        The images that int8 is calibrated on.
     hashes : FileHashes, optional
         Remembered content hashes, so that a large weights file is hashed once.
     progress : Progress, optional
         Where a download of weights is reported.
     download : bool
-        Whether published weights that are missing may be fetched.
+        Whether missing published weights may be downloaded.
 
     Raises
     ------
     UnknownNameError
         If there is no such model, published weights, runtime or kind of device.
     UsageError
-        If the device is absent, the image size not possible, or the model without any weights.
+        If the device is absent, the image size not possible, or no weights exist for the model.
     WeightsError
         If the weights cannot be downloaded or read, or belong to another architecture.
 
@@ -313,42 +311,34 @@ def load_backbone(  # noqa: PLR0913 - one keyword per property of a backbone
     >>> backbone.dim("avgpool")
     (128,)
     """
-    where = choose_device(device)
-    if ":" in model and user_path(weights).is_dir():  # where a model's folder is now
+    chosen_device = choose_device(device)
+    if ":" in model and user_path(weights).is_dir():  # the present location of hf:FOLDER
         model, weights = f"{model.partition(':')[0]}:{weights}", "DEFAULT"
     architecture = architecture_of(model, download=download)
-    if weights == UNTRAINED:
-        network = architecture.untrained()
-        digest = digest_of(network.state_dict())
-        found = WeightsInfo(UNTRAINED, digest, None, architecture.published.get("DEFAULT"))
-        progress.note(f"{architecture.name}: untrained, with random weights (seed 0)")
-    else:
-        hashes = hashes or FileHashes()
-        found = find_weights(architecture, weights, hashes, progress, download=download)
-        network = architecture.load(found)
+    network, found = architecture.open(weights, hashes or FileHashes(), progress, download=download)
     trained = found.published.preprocessing if found.published else architecture.file_preprocessing
     preprocessing = trained.adapted(image_size, fit, sizes, decode)
     if fit == "auto" and preprocessing.resize > preprocessing.crop:
         small = "the whole image, since all have the same size, no larger than the input"
-        said = small if preprocessing.fit == "fill" else "the centre crop that the weights expect"
-        progress.note(f"--fit auto: {said}")
+        means = small if preprocessing.fit == "fill" else "the centre crop that the weights expect"
+        progress.note(f"--fit auto: {means}")
     how = Execution(runtime, precision, calibration, progress)
-    return Backbone(architecture, network, found, preprocessing, where, how)
+    return Backbone(architecture, network, found, preprocessing, chosen_device, how)
 
 
 def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[int, ...]]]:
-    """Return what named modules give for one image: a shape for each call; nothing is computed.
+    """Return the shapes of the outputs of all modules for one image, one for each call.
 
-    The network, which is in evaluation mode, has the name ``""``; what a module is given is
-    ``"NAME:input"``, and of several outputs each is ``"NAME:PART"``, the first one ``"NAME"``. A
-    forward pass that depends on values is run with an image of zeros. ``UsageError`` if the network
-    cannot take images of this size.
+    Names are those of the modules, ``""`` is the network itself. The input of a module is
+    ``"NAME:input"``, and of several outputs each is ``"NAME:PART"``, the first one also ``"NAME"``.
+    Values are computed, for an image of zeros, only if the forward pass depends on them.
+    ``UsageError`` if the network cannot take images of this size.
     """
     shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def record(name: str, _module: nn.Module, inputs: object, output: object) -> None:
         for part, value in {**tensors_of(inputs, "input"), **tensors_of(output)}.items():
-            if value.shape[:1] == (1,):  # not windows of an image, nor what images share
+            if value.shape[:1] == (1,):  # else windows of an image, or values that images share
                 place = f"{name}:{part}" if part else name
                 shapes.setdefault(place, []).append(tuple(value.shape[1:]))
 
@@ -360,7 +350,7 @@ def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[in
             hooks.enter_context(module.register_forward_hook(partial(record, name)))
         try:
             torch.func.functional_call(network, without_values, (image.to("meta"),))
-        except Exception:  # of a forward pass that asks for values, or cannot take this size
+        except Exception:  # the forward pass depends on values, or cannot take this size
             shapes.clear()
             try:
                 network(image.to(next((value.device for _, value in named), image.device)))
@@ -374,6 +364,6 @@ def layer_shapes(network: nn.Module, image_size: int) -> dict[str, list[tuple[in
 
 
 def _split(layer: str) -> tuple[str, str]:
-    """Return a layer's place in the network, and how it is read: cls, mean, map or by default."""
+    """Return the location of a layer in the network, and its reading: cls, mean, map or ``""``."""
     place, _, reading = layer.rpartition(":")
     return (place, reading) if reading in ("cls", "mean", "map") and ":" in layer else (layer, "")

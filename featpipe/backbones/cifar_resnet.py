@@ -37,10 +37,10 @@ def cifar_resnet(
 ) -> nn.Sequential:
     """Build a CIFAR ResNet of depth ``6 * blocks + 2`` (He et al., arXiv:1512.03385).
 
-    It has ``blocks`` residual blocks in each of three stages, and ``width`` channels in the first,
-    which each further stage doubles; a ``stem_stride`` of 2 makes it four times cheaper. The names
-    of its layers are those of the published checkpoints
-    (github.com/akamaster/pytorch_resnet_cifar10), so these load without translation.
+    It has ``blocks`` residual blocks in each of three stages. The first stage has ``width``
+    channels, and each further one twice as many as the one before. A ``stem_stride`` of 2 makes it
+    four times cheaper. Layers are named as in the published checkpoints
+    (github.com/akamaster/pytorch_resnet_cifar10).
 
     Examples
     --------
@@ -96,14 +96,14 @@ def _register(
 
 
 _ADDRESS = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
-# The digits in the files' names are the first of their SHA-256.
+# First digits of the SHA-256, which are part of the file names.
 _SHA256 = {20: "12fca82f", 32: "d509ac18", 44: "014dd654", 56: "4bfd9763", 110: "1d1ed7c2"}
 _CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
 
-# As published with the checkpoints: ImageNet's mean and deviation, no resizing.
+# As published with the checkpoints: ImageNet's mean and standard deviation, no resizing.
 for _depth, _digits in _SHA256.items():
     _register(
         f"cifar_resnet{_depth}",
@@ -112,8 +112,8 @@ for _depth, _digits in _SHA256.items():
         lambda: SourceClasses(ids=_CLASSES, names=_CLASSES),
     )
 
-# 14 layers, 692,702 parameters. The first convolution has stride 2: glyphs are seen from 8 x 8
-# pixels up, enlarged to 32; at full resolution the network took 1.8 times as long with a quarter
+# 14 layers, 692,702 parameters. The first convolution has stride 2 because glyphs of 8 x 8 pixels
+# and more are enlarged to 32; at full resolution the network took 1.8 times as long with a quarter
 # of the parameters.
 _register(
     "glyphnet",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from featpipe.backbones import MODELS
+from featpipe.backbones import MODELS, backbone_name
 from featpipe.backbones.architecture import (
     EMBEDDING,
     Architecture,
@@ -28,34 +29,35 @@ from featpipe.labelmap import SourceClasses
 from featpipe.steps.grammar import LOGITS
 from featpipe.workspace import user_path
 
-transformers.utils.logging.set_verbosity_error()  # its reports; what is wrong is an error here
+transformers.utils.logging.set_verbosity_error()  # problems are raised as errors
 transformers.utils.logging.disable_progress_bar()
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-# Tokens in front of those of the image, by what their parameters are called.
+# Names of the parameters of prefix tokens.
 _PREFIX = ("cls_token", "class_embedding", "distillation_token")
 
 
-def _architecture(name: str, download: bool) -> Architecture:
+def _file(name: str, names: Sequence[str], download: bool) -> Path:
+    """Return the first of several files that a folder or a repository has."""
     folder = user_path(name)
-    here = folder.is_dir()
-    spec = f"hf:{folder.resolve().name if here else name}"
+    if not folder.is_dir():
+        return cached_file(f"hf:{name}", name, names, download)
+    for one in names:
+        if (folder / one).is_file():
+            return folder / one
+    what = f"The folder of hf:{folder.resolve().name} is not complete."
+    advice = "save model and image processor into it with save_pretrained"
+    raise WeightsError(what, where=folder, expected=" or ".join(names), next_step=advice)
 
-    def file(*names: str, fetch: bool = download) -> Path:
-        if not here:
-            return cached_file(spec, name, names, fetch)
-        for one in names:
-            if (folder / one).is_file():
-                return folder / one
-        what = f"The folder of {spec} is not complete."
-        advice = "save model and image processor into it with save_pretrained"
-        raise WeightsError(what, where=folder, expected=" or ".join(names), next_step=advice)
 
-    described = file("config.json")
+def _architecture(name: str, download: bool) -> Architecture:
+    spec = backbone_name(f"hf:{name}")
+    described = _file(name, ["config.json"], download)
     config = _read(AutoConfig, described.parent, spec)
-    config = getattr(config, "vision_config", config)  # of CLIP and the like, the image tower
-    prepared = _preprocessing(file("preprocessor_config.json").parent, spec)
+    config = getattr(config, "vision_config", config)  # the image tower of CLIP and the like
+    preprocessor = _file(name, ["preprocessor_config.json"], download)
+    prepared = _preprocessing(preprocessor.parent, spec)
     labelled = (config.architectures or [""])[0].endswith("ForImageClassification")
     auto = AutoModelForImageClassification if labelled else AutoModel
 
@@ -78,17 +80,17 @@ def _architecture(name: str, download: bool) -> Architecture:
             if not all(key.startswith("pooler.") for key in missing):
                 got = f"{len(missing)} missing: {missing[0]} …"
                 raise WeightsError(what, where=info.path, got=got)
-            network.pooler = None  # it would be random
+            network.pooler = None  # else random
         return _with_prefix(network, config)
 
-    # A classifier's embedding is that of the model under it.
+    # The embedding of a classifier is that of its base model.
     base = getattr(auto._model_mapping[type(config)], "base_model_prefix", "") if labelled else ""
     names = {EMBEDDING: (f"{base}:pooler_output", f"{base}:last_hidden_state:cls")}
     published = PublishedWeights(
         spec.removeprefix("hf:"),
-        lambda fetch: file(*_WEIGHTS, fetch=fetch),
+        partial(_file, name, _WEIGHTS),
         prepared,
-        partial(_classes, config if labelled else None),
+        partial(_classes, config) if labelled else lambda: None,
     )
     return Architecture(
         name=spec,
@@ -103,7 +105,7 @@ def _architecture(name: str, download: bool) -> Architecture:
 
 
 def _read(auto: Any, folder: Path, spec: str) -> Any:
-    """Return what transformers reads from the JSON files of a folder; their code is never run."""
+    """Return an object of transformers for the JSON files of a folder; none of their code runs."""
     try:
         return auto.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError, OSError, ImportError) as error:
@@ -115,7 +117,7 @@ def _read(auto: Any, folder: Path, spec: str) -> Any:
 
 
 def _preprocessing(folder: Path, spec: str) -> Preprocessing:
-    """Return what the image processor does, as far as it is resizing, cropping and normalising."""
+    """Return the image processor as a Preprocessing; UsageError if it does anything else."""
     found = _read(AutoImageProcessor, folder, spec).to_dict()
     size, crop = found.get("size") or {}, found.get("crop_size") or {}
     square, cropped = (  # 0 where they are not square
@@ -124,10 +126,10 @@ def _preprocessing(folder: Path, spec: str) -> Preprocessing:
     )
     shortest = size.get("shortest_edge")
     resize, fit = (shortest, "crop") if shortest else (square, "squash")
-    side = 0 if shortest else square  # without a crop, images of any width
+    side = 0 if shortest else square  # 0: without a crop, images of any width
     if found.get("do_center_crop"):
         side = cropped
-    elif shortest and "crop_pct" in found:  # ConvNeXt's, which leaves a margin only below 384
+    elif shortest and "crop_pct" in found:  # ConvNeXt's, which has a margin only below 384
         side = shortest
         large = shortest >= 384
         resize, fit = (side, "squash") if large else (int(side / found["crop_pct"]), "crop")
@@ -148,7 +150,7 @@ def _preprocessing(folder: Path, spec: str) -> Preprocessing:
 
 
 def _with_prefix(network: nn.Module, config: Any) -> nn.Module:
-    """Return the network with its number of tokens that are of no part of the image."""
+    """Return the network with the attribute ``num_prefix_tokens``."""
     ends = [name.rpartition(".")[2] for name, _ in network.named_parameters()]
     prefix = sum(end in _PREFIX for end in ends)
     registers = getattr(config, "num_register_tokens", 0) if prefix else 0
@@ -156,10 +158,8 @@ def _with_prefix(network: nn.Module, config: Any) -> nn.Module:
     return network
 
 
-def _classes(config: Any | None) -> SourceClasses | None:
-    """Return the classes that a configuration names; those of ImageNet by their WordNet ids."""
-    if config is None:
-        return None
+def _classes(config: Any) -> SourceClasses | None:
+    """Return the classes of a configuration; those of ImageNet with their WordNet ids."""
     names = tuple(config.id2label[number] for number in range(config.num_labels))
     imagenet = SourceClasses.load("imagenet")
     if len(names) == len(imagenet.names) and names[0].startswith(imagenet.names[0]):

@@ -1,4 +1,4 @@
-"""A module of the user's as a model: its weights are those it has, its images as it wants them."""
+"""The user's own module as a model, with its current weights and its own transform."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from featpipe.errors import UsageError
 from featpipe.fingerprint import of_bytes
 
 _SUMMARY = "a module of yours"
-_TRIES = 8  # in which a random transform does not make the same
+_TRIES = 8  # among which the results of a random transform differ
 
 
 @dataclass(frozen=True)
 class Transform(Preprocessing):
-    """A callable that turns a PIL image (RGB) into what the network takes: float (3, S, S)."""
+    """A callable that turns a PIL image (RGB) into the network's input: float (3, S, S)."""
 
     dtype: ClassVar[torch.dtype] = torch.float32
 
@@ -34,41 +34,41 @@ class Transform(Preprocessing):
 
     @classmethod
     def of(cls, apply: Callable[[Image.Image], Tensor], description: str) -> Transform:
-        """Return the transform; what it makes of some image tells the size."""
+        """Return the transform; its result for an example image gives the size."""
         ramp = np.linspace(0, 255, 400 * 300 * 3).reshape(300, 400, 3).astype(np.uint8)
         made, *again = (apply(Image.fromarray(ramp)) for _ in range(_TRIES))
         square = isinstance(made, Tensor) and made.ndim == 3 and made.shape[1] == made.shape[2]
         if not (square and made.shape[0] == 3 and made.is_floating_point()):
-            what = "The transform does not make what a network can take."
+            what = "The transform does not return a valid input of a network."
             expected = "a floating-point tensor (3, S, S) of every image"
             got = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made)
             advice = "end it with CenterCrop, ToTensor and Normalize, for example"
             raise UsageError(what, expected=expected, got=got, next_step=advice)
         if not all(torch.equal(made, other) for other in again):
             what = "The transform is random, and features are stored once."
-            expected = "the same tensor whenever it is given the same image"
+            expected = "the same tensor every time for the same image"
             got = description.replace("\n", " ")[:200]
-            advice = "take the transform that the network is tested with"
+            advice = "use the transform that the network is evaluated with"
             raise UsageError(what, expected=expected, got=got, next_step=advice)
         side = made.shape[1]
         return cls(resize=side, crop=side, fit="transform", apply=apply, description=description)
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return one image (height, width, 3), uint8, as the transform makes it."""
+        """Return the transform of one image (height, width, 3), uint8."""
         made, square = self.apply(Image.fromarray(image)), (3, self.crop, self.crop)
         if tuple(made.shape) != square:
-            what, got = "The transform makes tensors of several sizes.", tuple(made.shape)
+            what, got = "The transform returns tensors of different sizes.", tuple(made.shape)
             raise UsageError(what, expected=square, got=got, next_step="let it crop")
         return made.float()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return the images: the transform has normalised them."""
+        """Return the images, which the transform has normalised."""
         return images
 
     def adapted(
         self, image_size: Any = None, fit: str = "auto", sizes: Any = (), decode: str = "full"
     ) -> Preprocessing:
-        """Return the same; UsageError for another image size or fit."""
+        """Return a copy; UsageError for another image size or fit."""
         asked = [] if image_size in (None, self.crop) else [f"image size {image_size}"]
         asked += [] if fit in ("auto", self.fit) else [f"fit {fit}"]
         if asked:
@@ -86,16 +86,16 @@ def register_module(
     name: str,
     fingerprint: str | None = None,
 ) -> str:
-    """Make a module known as a model, in this process; return the model's name.
+    """Register a module as a model, in this process; return the model's name.
 
     Parameters
     ----------
     module : nn.Module
         Takes images (n, 3, S, S). It is copied.
     transform : callable or Preprocessing
-        Makes such an image, (3, S, S), of a PIL image in RGB.
+        Turns a PIL image in RGB into such an input, (3, S, S).
     name : str
-        Names the stores. Another module may have it later.
+        Part of the names of stores. Another module may be registered under it later.
     fingerprint : str, optional
         Changes when the features do. Default: of the module's state dict and text (``repr``), and
         of the transform's text, none of which shows a change of code alone.

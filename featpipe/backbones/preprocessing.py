@@ -1,4 +1,4 @@
-"""From any upright RGB image to the numbers a network was trained on. It belongs to the weights."""
+"""Preparing images for a network. How, is a property of its weights."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from featpipe.backbones import FITS, PREPROCESSING_VERSION, fit_identity, resolv
 from featpipe.errors import UsageError
 
 _SMALLEST, _LARGEST = 8, 2048
-# Beyond this ratio of the sides the ends of an image are cut off before it is resized: they are
-# outside the centre crop anyway, and a line of 1 x 5000 pixels would grow to a gigabyte first.
+# Images with a larger aspect ratio are cropped to it before resizing: the ends are outside of the
+# centre crop anyway, and 1 x 5000 pixels would be resized to a gigabyte.
 _ELONGATED = 8
-# Times the side that an image is resized to: what decoding at a reduced scale leaves at least. With
-# 1 the features of camera photographs moved three to five times as far, for a sixth of the time.
+# Decoding at a reduced scale leaves at least this multiple of the side that images are resized to.
+# With 1, features of camera photographs moved three to five times as far, in a sixth of the time.
 _DECODED = 2
 
 
@@ -29,36 +29,36 @@ _DECODED = 2
 class Preprocessing:
     """How images are resized, cropped and normalised for one set of weights.
 
-    There is one way of resizing in featpipe: torchvision's, on uint8, always antialiased. On 200
+    featpipe resizes in one way only: by torchvision, on uint8, always antialiased. On 200
     photographs 0.17 % of the values differ from Pillow's, by 1 of 255 (torchvision on floats,
     rounded: 16 %), in half of the time; with ``fit="whole"`` 1.6 %; on 200 STL-10 images none.
 
     Parameters
     ----------
     resize : int
-        Length in pixels that the shorter side gets before the crop.
+        Length in pixels of the shorter side before the crop.
     crop : int
-        Side S in pixels of the square that the network sees.
+        Side S in pixels of the network's square input.
     mean, std : tuple of float
         Mean and standard deviation per channel of images scaled to [0, 1]; default: ImageNet's.
     interpolation : {"bilinear", "bicubic"}
     fit : {"crop", "fill", "whole", "squash"}
-        ``"crop"`` gives the shorter side ``resize`` pixels and keeps the centre, exactly as
-        torchvision does. ``"fill"`` leaves no margin: the shorter side gets S pixels, and an image
-        that is S x S is used as it is. ``"whole"`` squeezes the whole image into the square.
-        ``"squash"`` gives both sides ``resize`` pixels and keeps the centre: how some networks of
-        timm and transformers were tested.
+        ``"crop"`` resizes the shorter side to ``resize`` pixels and crops the centre, exactly as
+        torchvision does. ``"fill"`` has no margin: the shorter side is resized to S pixels, and an
+        image of S x S is used as it is. ``"whole"`` resizes the whole image to the square.
+        ``"squash"`` resizes both sides to ``resize`` pixels and crops the centre, as some networks
+        of timm and transformers were tested.
     decode : {"full", "scaled"}
-        ``"scaled"`` has JPEG files decoded at the least of 1/8, 1/4, 1/2 of their size that leaves
+        ``"scaled"`` decodes JPEG files at the smallest of 1/8, 1/4, 1/2 of their size that leaves
         :attr:`decoded_side` pixels.
 
     Notes
     -----
     ``--fit auto`` is decided once for a dataset, by :func:`featpipe.backbones.resolve_fit`: the
-    weights' own ``crop``, but ``fill`` where all images have one size that is not larger than the
-    network's input. The margin is for photographs: from a 96 x 96 image it takes the rim, and one
-    of 224 x 224 it enlarges only to cut it. On STL-10 (ResNet-50, linear SVM, official fold 0)
-    leaving it out is worth 0.9525 instead of 0.9470 accuracy.
+    weights' own ``crop``, but ``fill`` where all images have the same size, not larger than the
+    network's input. The margin is for photographs: it cuts the border off an image of 96 x 96, and
+    enlarges one of 224 x 224 only to crop it. On STL-10 (ResNet-50, linear SVM, official fold 0)
+    accuracy without it is 0.9525 instead of 0.9470.
 
     Examples
     --------
@@ -86,10 +86,10 @@ class Preprocessing:
             raise UsageError(what, expected=expected, got=self.resize)
 
     def prepare(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return one image (height, width, 3), uint8, as (3, S, S); threads may call it at once."""
+        """Return one image (height, width, 3), uint8, as (3, S, S); thread-safe."""
         height, width = image.shape[:2]
-        # The array stays in its own memory order: torchvision's uint8 kernel is made for it.
-        # Read-only arrays (memory-mapped data sets) are copied: torch cannot promise not to write.
+        # In its own memory order, for which torchvision has a uint8 kernel. Read-only arrays
+        # (memory-mapped datasets) are copied, because torch cannot promise not to write.
         tensor = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
         size = square = [self.crop, self.crop]
         if self.fit != "whole":
@@ -105,13 +105,13 @@ class Preprocessing:
 
     @property
     def decoded_side(self) -> int | None:
-        """Pixels that the shorter side of an image keeps when it is decoded; None: all."""
+        """Minimum length in pixels of the shorter side of a decoded image; None: full size."""
         if self.decode == "full":
             return None
         return _DECODED * (self.resize if self.fit == "crop" else self.crop)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return uint8 images (n, 3, S, S) as normalised float32, on the device they are on."""
+        """Return uint8 images (n, 3, S, S) as normalised float32, on their device."""
         about = torch.tensor([self.mean, self.std], device=images.device)
         mean, std = about.view(2, 1, -1, 1, 1) * 255
         return (images.float() - mean) / std
@@ -123,10 +123,10 @@ class Preprocessing:
         sizes: Iterable[tuple[int, int] | None] = (None,),
         decode: str = "full",
     ) -> Preprocessing:
-        """Return the same for another input side, fit or way of decoding.
+        """Return a copy for another input side, fit or way of decoding.
 
-        The margin around the crop keeps its ratio. ``fit="auto"`` means what
-        :func:`featpipe.backbones.resolve_fit` says of images of these ``sizes``.
+        The margin around the crop keeps its ratio. ``fit="auto"`` is resolved by
+        :func:`featpipe.backbones.resolve_fit` for images of these ``sizes``.
         """
         if fit not in (*FITS, "fill", "squash"):
             raise UsageError("The fit is not known.", expected=", ".join(FITS), got=repr(fit))
@@ -138,7 +138,7 @@ class Preprocessing:
     def as_dict(self) -> dict[str, Any]:
         """Return everything that changes the numbers, as JSON-like values."""
         values = {"version": PREPROCESSING_VERSION, "antialias": True, **asdict(self)}
-        if self.decode == "full":  # as before there was a choice
+        if self.decode == "full":  # keeps the fingerprints of versions without this choice
             del values["decode"]
         fit = fit_identity(self.fit, margin=self.resize > self.crop)
         return values | {"mean": list(self.mean), "std": list(self.std), "fit": fit}

@@ -1,4 +1,4 @@
-"""How a forward pass runs: the door for other engines and precisions."""
+"""How a forward pass runs: the interface for runtimes and precisions, and PyTorch's runtimes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featpipe.backbones import RUNTIMES
@@ -26,31 +27,31 @@ from featpipe.errors import UsageError
 from featpipe.progress import SILENT, Progress
 from featpipe.steps import grammar
 
-_SMALL_SIDE = 64  # pixels; a network for CIFAR or glyphs embeds thousands of images a second
+_SMALL_SIDE = 64  # pixels; networks for CIFAR or glyphs embed thousands of images per second
 
 
 @dataclass(frozen=True)
 class Capture:
-    """One activation to bring back."""
+    """One activation to return."""
 
     layer: str  # name under which it is returned
-    module: str  # name of the module whose output it is; empty: the network itself
+    module: str  # name of the module; empty: the network itself
     calls: int  # of this module by the network for one image; the last output counts
-    part: str = ""  # of several outputs, the name of one; "input": what the module is given
-    over: tuple[int, ...] = ()  # dimensions that are averaged over
-    tokens: tuple[int, int | None] = (0, None)  # first and end of the tokens in (b, tokens, C)
+    part: str = ""  # name of one of several outputs; "input": the module's input
+    over: tuple[int, ...] = ()  # dimensions to average over
+    tokens: tuple[int, int | None] = (0, None)  # slice of the tokens in (b, tokens, C)
 
     def read(self, inputs: object, output: object) -> Tensor:
-        """Return the activation, given what a forward hook of the module gets."""
+        """Return the activation, given the arguments of a forward hook of the module."""
         values = tensors_of(inputs if self.part == "input" else output, self.part)[self.part]
         if self.over == (1,):
             values = values[:, slice(*self.tokens)]
-        # A copy in either case: the next layer may be an activation that works in place.
+        # A copy in either case: the next layer may work in place.
         return values.mean(self.over) if self.over else values.clone()
 
 
 def tensors_of(output: object, default: str = "") -> dict[str, Tensor]:
-    """Return what a module gave by name, the first tensor, or the only one, under ``default``."""
+    """Return a module's output tensors by name; the first or only one is ``default``."""
     named = dict(output) if isinstance(output, Mapping) else {}
     several = named.values() if named else output if isinstance(output, tuple) else (output,)
     first = next((value for value in several if isinstance(value, Tensor)), None)
@@ -60,29 +61,29 @@ def tensors_of(output: object, default: str = "") -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Images that show what a network's activations look like, for int8."""
+    """Images that int8 is calibrated on."""
 
     images: Callable[[Preprocessing], Tensor]  # returns them prepared: uint8 (n, 3, S, S), n >= 1
-    fingerprint: str  # of what they are made from
+    fingerprint: str  # of their source
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a network is asked to run."""
+    """How a network should run."""
 
-    runtime: str | None = None  # a name out of RUNTIMES; None: chosen, with a note
+    runtime: str | None = None  # a name in RUNTIMES; None: chosen, with a note
     precision: str = "float32"
     calibration: Calibration | None = None  # for int8
     progress: Progress = SILENT
-    cache: Path | None = None  # of converted networks; default: a folder of the user's
+    cache: Path | None = None  # folder of converted networks; default: in the user's cache
 
 
 class CannotRunError(UsageError):
-    """A network that a runtime cannot run; where the runtime was chosen, PyTorch does."""
+    """A runtime cannot run a network; if it was chosen automatically, PyTorch is used instead."""
 
 
 class Runtime(ABC):
-    """What runs a network; registered in :data:`featpipe.backbones.RUNTIMES`.
+    """An engine that runs a network; registered in :data:`featpipe.backbones.RUNTIMES`.
 
     Parameters
     ----------
@@ -92,19 +93,19 @@ class Runtime(ABC):
         Its ``normalise`` turns uint8 images into the network's input.
     device : torch.device
     how : Execution
-        Only a runtime that lists more precisions than float32 is given it.
+        Passed only to runtimes that list other precisions than float32.
 
     Attributes
     ----------
     exact : bool
-        Whether the numbers agree with plain float32 PyTorch to 1e-4. Where they do not, the
-        runtime's name is part of every description and thus of every store's fingerprint.
+        Whether the numbers agree with plain float32 PyTorch to 1e-4. If not, the runtime's name
+        is part of every description and thus of every store's fingerprint.
     precisions : tuple of str
-        Those it offers. Others than float32 are part of every description, too.
+        Those it supports. Others than float32 are part of every description, too.
     suits : tuple of str
-        Kinds of device that ``featpipe bench`` measures it on.
+        Kinds of device on which ``featpipe bench`` measures it.
     batch_size, parallel : int
-        Images per call, and calls at the same time, that suit :meth:`run`.
+        Recommended images per call, and concurrent calls, of :meth:`run`.
     """
 
     name: ClassVar[str]
@@ -125,8 +126,8 @@ class Runtime(ABC):
         self.device, self._how = device, how or Execution()
         self.batch_size = 32 if device.type == "cpu" else 256
 
-    def prepare(self, captures: Sequence[Capture]) -> None:  # noqa: B027 - most have nothing to do
-        """Get ready to run; CannotRunError where this network cannot."""
+    def prepare(self, captures: Sequence[Capture]) -> None:  # noqa: B027 - often nothing to do
+        """Get ready to run; CannotRunError if this network cannot run."""
 
     @abstractmethod
     def run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
@@ -134,13 +135,13 @@ class Runtime(ABC):
 
 
 class _Enough(Exception):  # noqa: N818 - not an error: ends a forward pass
-    """Everything asked for has been captured; the rest of the network need not run."""
+    """All captures are complete; the rest of the network need not run."""
 
 
 def activations(
     network: nn.Module, batch: Tensor, captures: Sequence[Capture]
 ) -> dict[str, Tensor]:
-    """Return what is captured, by layer; the forward pass ends with the last one needed."""
+    """Return the captured activations by layer; the forward pass ends after the last one."""
     kept: dict[str, Tensor] = {}
     waiting = {capture.layer: capture.calls for capture in captures}
 
@@ -161,7 +162,7 @@ def activations(
 
 
 class CapturedNetwork(nn.Module):
-    """A network that gives what is captured: a tensor, or a tuple in the order of the captures."""
+    """A network that returns captures: a tensor, or a tuple in the order of the captures."""
 
     def __init__(
         self,
@@ -181,12 +182,12 @@ class CapturedNetwork(nn.Module):
 
 @RUNTIMES.register
 class TorchRuntime(Runtime):
-    """PyTorch, channels last, batch norm folded into the convolutions.
+    """PyTorch with channels last and batch norm folded into the convolutions.
 
     Both together take 0.61 (ResNet-18) and 0.52 (ResNet-50) of plain PyTorch's CPU time and agree
-    with it to 7e-7 of the largest logit. On CUDA two batches are under way, each in a stream of its
-    own, so that one is copied while the other is computed. Batches that do not fit into the memory
-    of a device are halved.
+    with it to 7e-7 of the largest logit. On CUDA two batches run at once, each in its own stream,
+    so that one is copied while the other is computed. Batches that do not fit into the device's
+    memory are halved.
     """
 
     name = "torch"
@@ -197,17 +198,17 @@ class TorchRuntime(Runtime):
     def __init__(self, *about: Any) -> None:
         super().__init__(*about)
         self.network = self.network.to(memory_format=torch.channels_last)
-        self._largest: int | None = None  # batch that fits into the memory; None: any so far
+        self._largest: int | None = None  # batch that fits into memory; None: no limit met yet
         device, precision = self.device, self._how.precision
         cuda = device.type == "cuda"
-        # TF32 came with Ampere; older GPUs silently compute in float32.
+        # Before Ampere there is no TF32: older GPUs silently compute in float32.
         ampere = cuda and torch.cuda.get_device_capability(device) >= (8, 0)
         if {"float16": device.type == "cpu", "tf32": not ampere}.get(precision):
             what = f"PyTorch does not compute in {precision} on this device."
             got = f"--precision {precision} on {device}"
             raise CannotRunError(what, expected="--precision float32 or bfloat16", got=got)
         self.parallel = 2 if cuda else 1
-        self._hooked = threading.Lock()  # what is captured would be that of another call
+        self._hooked = threading.Lock()  # hooks would also capture activations of other calls
         self._streams: SimpleQueue[AbstractContextManager[Any]] = SimpleQueue()
         for _ in range(self.parallel):
             own: Any = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
@@ -246,7 +247,7 @@ class TorchRuntime(Runtime):
         return {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
 
     def _run(self, images: Tensor, captures: Sequence[Capture]) -> dict[str, NDArray[np.float32]]:
-        # A folded convolution gives its batch norm's output; its own needs the plain network.
+        # A folded convolution returns its batch norm's output; its own needs the plain network.
         asked = [(self.network.get_submodule(one.module), one.part) for one in captures]
         kinds = {"input": nn.BatchNorm2d}
         raw = any(isinstance(module, kinds.get(part, nn.Conv2d)) for module, part in asked)
@@ -256,25 +257,78 @@ class TorchRuntime(Runtime):
         try:
             with stream:
                 if kind == "cuda":
-                    images = images.pin_memory()  # so that the copy need not be waited for
+                    images = images.pin_memory()  # so that the copy is asynchronous
                 batch = self.preprocessing.normalise(images.to(self.device, non_blocking=True))
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 autocast = torch.autocast(kind, lower, enabled=lower is not None)
                 with self._hooked, rounding_to_tf32(precision == "tf32"), autocast:
-                    kept = self._forward(self.network if raw else self._folded, batch, captures)
+                    kept = self.forward(self.network if raw else self._folded, batch, captures)
                 return {layer: values.float().cpu().numpy() for layer, values in kept.items()}
         finally:
             self._streams.put(stream)
 
-    def _forward(
+    def forward(
         self, network: nn.Module, batch: Tensor, captures: Sequence[Capture]
     ) -> dict[str, Tensor]:
+        """Return the activations of a batch that is on the device; OutOfMemoryError halves it."""
         return activations(network, batch, captures)
+
+
+@RUNTIMES.register
+class CompiledRuntime(TorchRuntime):
+    """``torch.compile``: half a minute to compile, once for each layer and batch size.
+
+    Never chosen automatically; docs/performance.md has the figures. A batch that is smaller than
+    one that was compiled for is padded to that size.
+
+    Ansel et al., *PyTorch 2: Faster Machine Learning Through Dynamic Python Bytecode Transformation
+    and Graph Compilation* (ASPLOS 2024).
+    """
+
+    name = "compiled"
+    summary = "torch.compile, for GPUs and many images"
+    exact = False  # not yet compared on GPUs
+    suits = ("cuda",)
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self._programs: dict[tuple[Capture, ...], dict[int, Callable[[Tensor], Any]]] = {}
+
+    def forward(
+        self, network: nn.Module, batch: Tensor, captures: Sequence[Capture]
+    ) -> dict[str, Tensor]:
+        """Return the activations of a batch, from a program that is compiled when it is missing."""
+        programs, n = self._programs.setdefault(tuple(captures), {}), len(batch)
+        # Programs for batches that did not fit into memory are of no use.
+        size = min((s for s in programs if n <= s <= (self._largest or s)), default=n)
+        batch = torch.cat([batch, batch[:1].expand(size - n, *batch.shape[1:])])
+        with torch.inference_mode(False), torch.no_grad():
+            batch = batch.clone()  # tensors of inference mode cannot be traced
+            try:
+                if size not in programs:
+                    self._how.progress.note(f"compiling the network for {size} images at once")
+                    # A trace of the operations: the compiler would stop at hooks and exceptions.
+                    graph = make_fx(CapturedNetwork(network, captures))(batch)
+                    graph.graph.eliminate_dead_code()
+                    graph.recompile()
+                    programs[size] = torch.compile(graph, dynamic=False)
+                    programs[size](batch)
+                outputs = programs[size](batch)
+            except torch.OutOfMemoryError:
+                programs.pop(size, None)
+                raise
+            except Exception as error:  # a network or a compiler may raise anything
+                what = "PyTorch cannot compile this network."
+                first = str(error).strip().partition("\n")[0][:200]
+                got = f"{type(error).__name__}: {first}"
+                raise CannotRunError(what, got=got, next_step="--runtime torch") from error
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return {one.layer: out[:n] for one, out in zip(captures, outputs, strict=True)}
 
 
 @contextmanager
 def rounding_to_tf32(allowed: bool) -> Iterator[None]:
-    """Let GPUs round factors to TF32, whose 10 bits move features by about 1e-3, or forbid it."""
+    """Allow or forbid GPUs to round factors to TF32, whose 10 bits move features by about 1e-3."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32
     try:
@@ -286,7 +340,7 @@ def rounding_to_tf32(allowed: bool) -> Iterator[None]:
 
 
 def choose(precision: str, device: torch.device, side: int = 224) -> tuple[str, str]:
-    """Return the runtime that suits a precision, a device and images of some pixels, and why."""
+    """Return the best runtime for a precision, a device and an image size, and the reason."""
     if precision in ("int8", "tf32"):
         name = "openvino" if precision == "int8" else "torch"
         return name, f"the one that has {precision}"
@@ -303,9 +357,9 @@ def choose(precision: str, device: torch.device, side: int = 224) -> tuple[str, 
 def open_runtime(
     network: nn.Module, preprocessing: Preprocessing, device: torch.device, how: Execution
 ) -> tuple[Runtime, str]:
-    """Return what runs a network as it is asked to, and why it was taken.
+    """Return a runtime for a network, and the reason for the choice.
 
-    ``CannotRunError`` if the runtime does not have the precision, or the device does not.
+    ``CannotRunError`` if the runtime or the device does not support the precision.
     """
     name, why = how.runtime, "asked for"
     if name is None:
@@ -322,9 +376,9 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return a copy in which each batch norm that directly follows a convolution is part of it.
 
     In evaluation mode batch norm multiplies and adds constants, and so does a convolution
-    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names, and their
-    output but for those convolutions. A network whose forward pass depends on values cannot be
-    traced and is returned as it is.
+    (Jacob et al. 2018, arXiv:1712.05877, section 3.2). All modules keep their names, and all but
+    those convolutions their output. A network whose forward pass depends on values cannot be traced
+    and is returned unchanged.
 
     Examples
     --------
@@ -333,9 +387,9 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     ['Conv2d', 'Identity']
     """
     try:
-        # The graph says what follows what; the order of the modules only suggests it.
+        # Only the graph shows what follows what, not the order of the modules.
         nodes = list(fx.symbolic_trace(network).graph.nodes)
-    except Exception:  # whatever a foreign forward pass raises when it meets a placeholder
+    except Exception:  # a forward pass may raise anything when it meets a placeholder
         return network
     folded = copy.deepcopy(network)
     modules = dict(folded.named_modules())
@@ -343,7 +397,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     for node, norm in called.items():
         before = node.args[0]
         convolution: Any = called.get(before) if isinstance(before, fx.Node) else None
-        # Not of a subclass, which may do more: timm's batch norms are activations as well.
+        # No subclasses, which may do more: timm's batch norms include an activation.
         plain = type(norm) is nn.BatchNorm2d and type(convolution) is nn.Conv2d
         if plain and len(before.users) == 1:
             fused = fuse_conv_bn_eval(convolution, norm)
@@ -354,17 +408,17 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return an available device; ``"auto"`` takes CUDA, else MPS, else the CPU."""
-    there = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-    there += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
-    there.append(torch.device("cpu"))
+    """Return an available device; ``"auto"`` means CUDA, else MPS, else the CPU."""
+    available = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    available += [torch.device("mps", 0)] if torch.backends.mps.is_available() else []
+    available.append(torch.device("cpu"))
     if name == "auto":
-        return there[0]
+        return available[0]
     grammar.device_name(name)
     asked = torch.device(name)
     device = asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
-    if device not in there:
+    if device not in available:
         what = f"No {asked.type.upper()} device {asked.index or 0} was found."
         advice = "choose one of these, or --device auto"
-        raise UsageError(what, expected=", ".join(map(str, there)), next_step=advice)
+        raise UsageError(what, expected=", ".join(map(str, available)), next_step=advice)
     return device

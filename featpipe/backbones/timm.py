@@ -1,4 +1,4 @@
-"""``timm:NAME``: every network of timm, with the preprocessing and weights that it knows."""
+"""``timm:NAME``: every network of timm, with timm's preprocessing and weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from featpipe.errors import UnknownNameError, UsageError
 from featpipe.labelmap import SourceClasses
 from featpipe.steps.grammar import LOGITS
 
-_IMAGENET_CLASSES = 1000  # no other dataset of timm's weights has as many
+_IMAGENET_CLASSES = 1000  # no other dataset of timm's weights has this number
 
 
 def _architecture(name: str, download: bool) -> Architecture:
@@ -45,12 +45,12 @@ def _architecture(name: str, download: bool) -> Architecture:
         raise UnknownNameError(f"timm has no weights {tag!r} for {family}.", name, tags)
     config: Any = timm.get_pretrained_cfg(name)
     last = config.classifier if isinstance(config.classifier, str) and config.num_classes else ""
-    # Several classifiers share an embedding: what the network gives without any.
+    # Several classifiers share an embedding: the network's output without any.
     names = {EMBEDDING: (f"{last}:input",), LOGITS: ("",)} if last else {EMBEDDING: ("",)}
     prepared = _preprocessing(config)
 
     def weights_file(download: bool) -> Path:
-        """Return timm's file of weights in the cache that timm uses itself."""
+        """Return the weights file in timm's own cache."""
         given = config.hf_hub_filename
         files = (given,) if given else ("model.safetensors", "pytorch_model.bin")
         return cached_file(f"timm:{name}", config.hf_hub_id, files, download)
@@ -61,7 +61,7 @@ def _architecture(name: str, download: bool) -> Architecture:
     published = PublishedWeights(tag or config.tag, where, prepared, classes, trained_on)
 
     def build(num_classes: int, **options: Any) -> nn.Module:
-        with torch.device("cpu"):  # some compute with values while they are built
+        with torch.device("cpu"):  # building some of them computes values
             return timm.create_model(name, num_classes=num_classes if last else 0, **options)
 
     def read(info: WeightsInfo) -> nn.Module:
@@ -82,7 +82,7 @@ def _architecture(name: str, download: bool) -> Architecture:
         published={"DEFAULT": published, published.name.upper(): published} if where else {},
         layers=names,
         read=read,
-        stages=_stages,
+        stages=big_transfer_stages,
     )
     return found
 
@@ -112,8 +112,8 @@ def _classes(number: int) -> SourceClasses | None:
     )
 
 
-def _stages(network: nn.Module) -> nn.Sequential | None:
-    """Return the stages of a Big Transfer network, the only ones whose order is known here."""
+def big_transfer_stages(network: nn.Module) -> nn.Sequential | None:
+    """Return the stages of a Big Transfer network; of others, the order is unknown."""
     if not isinstance(network, ResNetV2):
         return None
     network.reset_classifier(0)

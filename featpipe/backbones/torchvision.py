@@ -1,4 +1,4 @@
-"""``torchvision:NAME``: the classification networks of ``torchvision.models``; its ResNets."""
+"""``torchvision:NAME``: the classification networks of ``torchvision.models``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featpipe.errors import UnknownNameError
 from featpipe.labelmap import SourceClasses
 from featpipe.steps.grammar import LOGITS
 
-# The last layer with weights, by how a network's name begins: building one to look takes seconds.
+# The last layer with weights, by prefix of a network's name: building one to find it takes seconds.
 _CLASSIFIERS = {
     **dict.fromkeys(("resne", "wide_resnet", "regnet", "shufflenet", "googlenet", "incep"), "fc"),
     **dict.fromkeys(("alexnet", "vgg"), "classifier.6"),
@@ -37,16 +37,8 @@ _CLASSIFIERS = {
 }
 
 
-def _published(weights: Any) -> PublishedWeights:
-    how = weights.transforms()
-    sides, scaling = (how.resize_size[0], how.crop_size[0]), (tuple(how.mean), tuple(how.std))
-    prepared = Preprocessing(*sides, *scaling, how.interpolation.value)
-    classes = partial(SourceClasses.load, "imagenet")
-    return PublishedWeights(weights.name, weights.url, prepared, classes, IMAGENET)
-
-
 def _build(name: str, num_classes: int, **options: Any) -> nn.Module:
-    if name in ("googlenet", "inception_v3"):  # as with weights; their own start takes minutes
+    if name in ("googlenet", "inception_v3"):  # as with weights; initialising them takes minutes
         options |= {"transform_input": True, "init_weights": False}
     network = models.get_model(name, weights=None, num_classes=num_classes, **options)
     if isinstance(network, models.VisionTransformer):
@@ -62,7 +54,12 @@ def _architecture(name: str, download: bool = True) -> Architecture:
         what = f"torchvision has no classification network named {name!r}."
         raise UnknownNameError(what, name, known, expected="one that torchvision.models lists")
     weights = models.get_model_weights(name)
-    published = {one.name: _published(one) for one in weights}
+    published, classes = {}, partial(SourceClasses.load, "imagenet")
+    for one in weights:
+        how = one.transforms()
+        sides, scaling = (how.resize_size[0], how.crop_size[0]), (tuple(how.mean), tuple(how.std))
+        prepared = Preprocessing(*sides, *scaling, how.interpolation.value)
+        published[one.name] = PublishedWeights(one.name, one.url, prepared, classes, IMAGENET)
     published["DEFAULT"] = published[weights.DEFAULT.name]
     classifier = next(last for start, last in _CLASSIFIERS.items() if name.startswith(start))
     found = Architecture(
@@ -70,13 +67,13 @@ def _architecture(name: str, download: bool = True) -> Architecture:
         build=partial(_build, name),
         classifier=classifier,
         published=published,
-        # The recipe that nearly all ImageNet checkpoints follow: 256 pixels, centre 224.
+        # That of nearly all ImageNet checkpoints: 256 pixels, centre crop of 224.
         file_preprocessing=published.get("IMAGENET1K_V1", published["DEFAULT"]).preprocessing,
         layers={LOGITS: ("",)},
     )
 
     def read(info: WeightsInfo) -> nn.Module:
-        """Return the network for the size that its weights have positions for."""
+        """Return the network for the image size of the weights' position embedding."""
         side = (info.published or published["DEFAULT"]).preprocessing.crop
         assert info.path is not None
         return load_network(replace(found, build=partial(_build, name, image_size=side)), info.path)

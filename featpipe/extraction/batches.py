@@ -1,7 +1,8 @@
-"""Batches on their way: threads read and resize, the runtime embeds several at once, in order."""
+"""Batches: threads read and resize images, the runtime embeds several batches at once, in order."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from featpipe.backbones.preprocessing import Preprocessing
 
 T = TypeVar("T")
-torch = Lazy("torch")  # "up to date" is said without waiting for it
-Read = Callable[[int, int | None], NDArray[np.uint8]]  # of a row, scaled: ImageSource.read_scaled
+torch = Lazy("torch")  # not needed to find that everything is up to date
+Read = Callable[[int, int | None], NDArray[np.uint8]]  # such as ImageSource.read_scaled
 SKIP_HINT = (
     "repair or remove it, or skip unreadable images: --on-error skip "
     "(of a recipe: --set on-error=skip)"
@@ -38,13 +39,13 @@ class ExtractOptions:
     layers: tuple[str, ...] = ()  # empty: the embedder's default layer
     dtype: str = "float32"  # or "float16", "uint8"
     batch_size: int | None = None  # images per forward pass; None: chosen for the device
-    on_error: str = "fail"  # or "skip": an image that cannot be read
+    on_error: str = "fail"  # or "skip": what to do with an image that cannot be read
     workers: int | None = None  # reading threads; None: one per core
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive rows: those that could be read, prepared, and why the others could not."""
+    """Consecutive rows: the prepared images, and the reasons why some could not be read."""
 
     rows: range
     read: list[int]
@@ -54,7 +55,7 @@ class Batch:
     def embed(
         self, embedder: FrozenNetwork, shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[str, NDArray[np.float32]]:
-        """Return the features of all rows; those that could not be read stay zero."""
+        """Return the features of all rows; zeros for those that could not be read."""
         rows = len(self.rows)
         arrays = {name: np.zeros((rows, *shape), np.float32) for name, shape in shapes.items()}
         if self.images is not None:
@@ -64,17 +65,32 @@ class Batch:
         return arrays
 
 
-def work_on_batches(
-    batches: Generator[Batch],
-    work: Callable[[Batch], T],
-    parallel: int,
-    lap: Callable[[str], None] = lambda part: None,
-) -> Generator[tuple[Batch, T]]:
-    """Yield batches with what ``work`` makes of each, in order; some are worked on at once.
+class Laps:
+    """Seconds spent waiting for each part of the work."""
 
-    What was read before an error of reading comes out before the error is raised. ``lap`` is told
-    what the time since its last call was spent on: waiting for ``"read"`` or ``"compute"``.
+    def __init__(self) -> None:
+        self.seconds = {"read": 0.0, "compute": 0.0, "write": 0.0}
+        self._last = time.perf_counter()
+
+    def __str__(self) -> str:
+        total = sum(self.seconds.values())
+        return " · ".join(f"{part} {spent / total:.0%}" for part, spent in self.seconds.items())
+
+    def end(self, part: str) -> None:
+        """Count the time since the last call for a part."""
+        began, self._last = self._last, time.perf_counter()
+        self.seconds[part] += self._last - began
+
+
+def work_on_batches(
+    batches: Generator[Batch], work: Callable[[Batch], T], parallel: int, laps: Laps | None = None
+) -> Generator[tuple[Batch, T]]:
+    """Yield batches with the result of ``work`` for each, in order; several run at once.
+
+    If reading fails, the batches that were read before are yielded before the error is raised.
+    ``laps`` counts the time spent waiting for ``"read"`` and ``"compute"``.
     """
+    laps = laps or Laps()
     waiting: deque[tuple[Batch, Future[T]]] = deque()
     pool = ThreadPoolExecutor(parallel)
     more, error = True, None
@@ -83,9 +99,9 @@ def work_on_batches(
             batch = None
             try:
                 batch = next(batches, None)
-            except BaseException as raised:  # Ctrl-C, too
+            except BaseException as raised:  # KeyboardInterrupt, too
                 error = raised
-            lap("read")
+            laps.end("read")
             more = batch is not None
             if batch is not None:
                 waiting.append((batch, pool.submit(work, batch)))
@@ -93,7 +109,7 @@ def work_on_batches(
             while len(waiting) > (parallel if more else 0):
                 done, future = waiting.popleft()
                 made = future.result()
-                lap("compute")
+                laps.end("compute")
                 yield done, made
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -105,23 +121,24 @@ def work_on_batches(
 def work_on_images(
     read: Read,
     rows: range,
-    suits: Any,
+    embedder: Any,
     work: Callable[[Batch], T],
     options: ExtractOptions,
-    lap: Callable[[str], None] = lambda part: None,
+    laps: Laps | None = None,
 ) -> Generator[tuple[Batch, T]]:
-    """Yield batches of images with what ``work`` makes of each: read, then worked on.
+    """Yield batches of images with the result of ``work`` for each.
 
-    ``suits`` has the preprocessing, batch size and calls at once that suit: an embedder, for one.
-    The rest is as of :func:`read_batches` and :func:`work_on_batches`.
+    ``embedder`` is any object with the attributes ``preprocessing``, ``batch_size`` and
+    ``parallel``. The rest is as in :func:`read_batches` and :func:`work_on_batches`.
     """
-    batch_size = options.batch_size or suits.batch_size
-    batches = read_batches(read, rows, suits.preprocessing, batch_size, options, suits.parallel)
-    return work_on_batches(batches, work, suits.parallel, lap)
+    preprocessing, parallel = embedder.preprocessing, embedder.parallel
+    batch_size = options.batch_size or embedder.batch_size
+    batches = read_batches(read, rows, preprocessing, batch_size, options, parallel)
+    return work_on_batches(batches, work, parallel, laps)
 
 
 def batch_rows(rows: range, batch_size: int, parallel: int) -> list[range]:
-    """Return the rows of each batch; what is left at the end is shared by all that run at once."""
+    """Return the rows of each batch; the remainder is divided among those that run at once."""
     whole = len(rows) - len(rows) % (batch_size * parallel)
     last = max(1, -(-(len(rows) - whole) // parallel))
     starts = [*range(0, whole, batch_size), *range(whole, len(rows), last), len(rows)]
@@ -136,11 +153,11 @@ def read_batches(
     options: ExtractOptions,
     parallel: int = 1,
 ) -> Generator[Batch]:
-    """Yield batches of rows; threads decode and resize the next ones meanwhile.
+    """Yield batches of rows, while threads decode and resize the next ones.
 
-    ``read`` returns one image (height, width, 3), given its row and ``decoded_side`` of the
-    preprocessing, and may raise ImageError; any other error of its own ends as a DataError.
-    ``parallel`` is how many batches are worked on at once.
+    ``read`` returns one image (height, width, 3), given its row and the ``decoded_side`` of the
+    preprocessing, and may raise ImageError; other errors that it raises become a DataError.
+    ``parallel`` is the number of batches that are worked on at once.
     """
     pool = ThreadPoolExecutor(options.workers or torch.get_num_threads())
     parts = batch_rows(rows, batch_size, parallel)
@@ -167,12 +184,12 @@ def read_batches(
                     if options.on_error == "fail":
                         error.details.setdefault("next", SKIP_HINT)
                         raise
-                    got = error.details.get("got")  # without the path: the store holds the id
+                    got = error.details.get("got")  # without the path: the store has the id
                     reason = f"{error.what.rstrip('.')} ({got})" if got else error.what
                     skipped[row] = " ".join(reason.split())
                 except (FeatpipeError, MemoryError):
                     raise
-                except Exception as error:  # whatever another package's source may raise
+                except Exception as error:  # a source of another package may raise anything
                     what, got = "Reading an image failed.", f"{type(error).__name__}: {error}"
                     hint = "run the same command again: it continues before this row"
                     raise DataError(what, where=f"row {row}", got=got, next_step=hint) from error

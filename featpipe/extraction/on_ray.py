@@ -1,4 +1,4 @@
-"""Extraction on a Ray cluster: Ray Data hands the missing shards to actors that stay warm."""
+"""Extraction on a Ray cluster: Ray Data hands the missing shards to long-running actors."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from featpipe.workspace import Workspace
 
 data, torch = Lazy("ray.data"), Lazy("torch")
 
-# How many processes may die at one shard; Ray alone would try again for ever.
+# How many processes may die at one shard; Ray by itself would retry forever.
 _MOST_ATTEMPTS = 5
-# A process of a driver that was killed may still hold a shard; a file server that loses
+# A process of a killed driver may still hold the lock of a shard; a file server that loses
 # contact with a node usually releases its locks after 90 seconds.
 _IN_USE_SECONDS = 150.0
 
 
 @dataclass
 class ClusterExtraction(Extraction):
-    """The sealed stores of some splits, of which the nodes of a cluster make what is missing."""
+    """The sealed stores of some splits; the nodes of a cluster make what is missing."""
 
     order: Order = field(kw_only=True)
     address: str = field(kw_only=True)
@@ -54,10 +54,10 @@ class ClusterExtraction(Extraction):
 
     @cached_property
     def _described(self) -> dict[str, StoreContent]:
-        """What the store of each split holds but for rows, as a node says: it has the network."""
+        """Content of the store of each split without its rows; a node opens the network for it."""
         self._joined.enter_context(cluster.joined(self.address, self.context.progress))
         resources, _ = self.order.actors()
-        describe = ray.remote(_describe).options(**resources)
+        describe = ray.remote(Order.contents).options(**resources)
         with cluster.translate_ray_errors():
             answer = ray.get(describe.remote(self.order))
         if isinstance(answer, FeatpipeError):
@@ -65,12 +65,12 @@ class ClusterExtraction(Extraction):
         return {content.manifest["dataset"]["split"]: content for content in answer}
 
     def content(self, source: ImageSource) -> StoreContent:
-        """Return what the store of a split holds."""
+        """Return the content of the store of a split."""
         rows: dict[str, Any] = {"ids": source.ids, "labels": source.labels, "folds": source.folds}
         return replace(self._described[source.split], **rows, groups=source.groups)
 
     def make_shards(self, shards: Iterable[Shard], listen: Listen) -> dict[str, Any]:
-        """Hand each shard to an actor, and the next one to the actor that is free first."""
+        """Hand each shard to the next idle actor."""
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         settings = data.DataContext.get_current()
         settings.enable_progress_bars = settings.print_on_execution_start = False
@@ -82,7 +82,7 @@ class ClusterExtraction(Extraction):
         self.context.progress.note(f"{n_actors} actors, {each} each; {len(of)} shards")
         if not self.order.step.num_gpus and any(node.get("GPU") for node in cluster.nodes()):
             self.context.progress.note("the cluster's GPUs are not used: --num-gpus 1 gives them")
-        # One block for each shard: a shard is what Ray hands out, and what it repeats.
+        # One block per shard, because Ray schedules and retries blocks.
         items = [{"label": label, "shard": pickle.dumps(shard)} for label, shard in of.items()]
         rows = data.from_items(items, override_num_blocks=len(items))
         with cluster.translate_ray_errors(), cluster.listening(listen) as inbox:
@@ -103,7 +103,7 @@ class ClusterExtraction(Extraction):
 
 @dataclass(frozen=True)
 class Order:
-    """What every actor is told: the step, where it was given, and what it may use."""
+    """What every actor receives: the step, its workspace and environment."""
 
     step: Extract
     workspace: Path
@@ -112,22 +112,31 @@ class Order:
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def open(self, progress: Progress) -> Extraction:
-        """Open the images in the process of an actor; the network, when it is needed."""
+        """Open the images in the process of an actor; the network is opened on first use."""
         self.environment.enter()
         torch.set_num_threads(self.step.num_cpus)
         context = Context(Workspace(self.workspace), progress)
         opened = self.step.replace(engine="local").extraction(context, download=False)
         for source in opened.sources:
             if source.fingerprint != self.images[source.split]:
-                what = f"A node sees other images of {source.name} {source.split}."
+                what = f"A node has different images of {source.name} {source.split}."
                 expected = f"fingerprint {self.images[source.split][:8]}"
                 got = f"fingerprint {source.fingerprint[:8]} ({len(source)} images)"
                 hint = "name a folder that all nodes share, or copy the dataset again"
                 raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return opened
 
+    def contents(self) -> list[StoreContent] | FeatpipeError:
+        """Return the content of the store of each split without its rows; an error as a value."""
+        try:
+            contents = self.open(SILENT).contents()
+        except FeatpipeError as error:
+            return _with_node(error)
+        nothing: dict[str, Any] = {"ids": (), "groups": (), "folds": ()}
+        return [replace(one, labels=np.zeros(0, np.int64), **nothing) for one in contents]
+
     def actors(self) -> tuple[dict[str, float], int]:
-        """Return what each actor gets, and how many are asked for: as many as there is room for."""
+        """Return the resources of an actor, and the number of actors; default: all that fit."""
         step, nodes = self.step, cluster.nodes()
         resources = {"num_cpus": float(step.num_cpus)}
         if step.num_gpus:
@@ -135,23 +144,23 @@ class Order:
         room = 0
         for node in nodes:
             cores, gpus = int(node.get("CPU", 0)) // step.num_cpus, int(node.get("GPU", 0))
-            if step.num_gpus:  # several may share one, but none may have parts of two
+            if step.num_gpus:  # actors may share a GPU, but none may use parts of two
                 fit = int(1 / step.num_gpus + 1e-9) * gpus if step.num_gpus < 1 else 0
                 cores = min(cores, fit or int(gpus // step.num_gpus))
             room += cores
         if not room and step.actors is None:
             got = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes[:8])
             expected = ", ".join(f"--{n.replace('_', '-')} {v:g}" for n, v in resources.items())
-            what = "No node has what an actor needs."
+            what = "No node has the resources that an actor needs."
             hint = "ask for less; or --actors N, where the cluster adds nodes by itself"
             raise ClusterError(what, expected=expected, got=got, next_step=hint)
         return resources, step.actors or room
 
 
 class ShardWorker:
-    """What an actor runs: images and network are opened once, for one shard after another.
+    """What an actor runs: opens images and network once, then embeds one shard after another.
 
-    Errors are part of the answers: what is raised, Ray would try again.
+    Errors are returned, because Ray would retry what raises one.
     """
 
     def __init__(self, order: Order, inbox: Any) -> None:
@@ -165,7 +174,7 @@ class ShardWorker:
         try:
             if self._extraction is None:
                 self._extraction = self._order.open(SILENT)
-            if not shard.is_done:  # Ray repeats what is done, too, where a node is lost
+            if not shard.is_done:  # when a node is lost, Ray repeats finished shards, too
                 self._count_attempt(shard)
             until = time.monotonic() + _IN_USE_SECONDS
             while not shard.is_done:
@@ -180,7 +189,7 @@ class ShardWorker:
         return {"label": row["label"], "error": error}
 
     def _count_attempt(self, shard: Shard) -> None:
-        """Give up at a shard at which process after process dies, of memory for example."""
+        """Raise ClusterError if too many processes have died at a shard, out of memory perhaps."""
         attempts = shard.path.with_suffix(".attempts")
         attempts.parent.mkdir(parents=True, exist_ok=True)
         with attempts.open("a+", encoding="utf-8") as file:
@@ -188,19 +197,9 @@ class ShardWorker:
             before = file.read().count(self._order.identity)
             file.write(f"{self._order.identity}\n")
         if before >= _MOST_ATTEMPTS:
-            what, got = "Processes die at a shard again and again.", f"{before} that died"
+            what, got = "Processes repeatedly die at the same shard.", f"{before} that died"
             hint = "if memory is short: a smaller --batch-size, or more --num-cpus for each actor"
             raise ClusterError(what, where=shard.path, got=got, next_step=hint)
-
-
-def _describe(order: Order) -> list[StoreContent] | FeatpipeError:
-    """Return what the stores of all splits hold but for their rows; an error as a value."""
-    try:
-        contents = order.open(SILENT).contents()
-    except FeatpipeError as error:
-        return _with_node(error)
-    nothing: dict[str, Any] = {"ids": (), "groups": (), "folds": ()}
-    return [replace(one, labels=np.zeros(0, np.int64), **nothing) for one in contents]
 
 
 def _with_node(error: FeatpipeError) -> FeatpipeError:

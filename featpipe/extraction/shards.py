@@ -1,7 +1,7 @@
-"""Extraction in shards: ranges of rows, each a sealed store of its own, presented as one store.
+"""Extraction in shards: each range of rows is a sealed store, and together they are one store.
 
-Which rows are in which shard follows from their number alone, so ids and order never depend on who
-computed what; a shard that is sealed is never computed again.
+Which rows are in which shard follows from their number alone, so ids and order do not depend on
+who computed what. A sealed shard is never computed again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from featpipe.datasets.source import ImageSource
 from featpipe.progress import Event, Progress, Task
 from featpipe.provenance import now
 from featpipe.store import FeatureStore, StoreContent, StoreWriter
-from featpipe.store.layout import shard_folder
-from featpipe.store.shards import describe_shards, shard_path
+from featpipe.store.layout import shard_folder, shard_path
+from featpipe.store.writer import describe_shards
 from featpipe.urls import Place
 
-# Rows of a shard, unless they are given: few enough that many can work and little is repeated
-# after a failure, and enough that opening and sealing it takes no time to speak of.
+# Default rows per shard: few enough for many workers and for little repetition after a failure,
+# and so many that the time to open and seal a shard is negligible.
 _MOST_ROWS, _FEWEST_ROWS, _SHARDS = 50_000, 500, 64
-# What a shard's run record holds beside what that of all shards holds.
+# Keys of a shard's run record that the run record of the whole store does not take from it.
 _OF_A_SHARD = ("command", "source", "request")
 
 
@@ -38,58 +38,58 @@ class Shard:
     split: str
     rows: range
     path: Path
-    at: str = ""  # URL of the folder that it is put into; "": it stays where it was made
+    at: str = ""  # URL of the folder that it is moved to; "": it stays at ``path``
 
     @property
     def is_done(self) -> bool:
-        """Whether it is sealed, and where it belongs."""
+        """Whether it is sealed and delivered."""
         return Place(self.at).has(self.path.name) if self.at else self.path.exists()
 
     def deliver(self) -> None:
-        """Put the sealed file where it belongs."""
+        """Move the sealed file to its URL, if it has one."""
         if self.at:
             Place(self.at).put(self.path)
             self.path.unlink()
 
     @property
     def label(self) -> str:
-        """What distinguishes it from all others."""
+        """Unique name among all shards of an extraction."""
         return f"{self.split} {self.path.stem}"
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How stores are divided into shards, and where these are kept."""
+    """How stores are divided into shards, and where the shards are kept."""
 
-    rows: int | None = None  # of a shard; None: chosen by the number of images
-    at: str = ""  # URL of a folder, in which each store has one of its own; "": beside the store
+    rows: int | None = None  # per shard; None: chosen by the number of images
+    at: str = ""  # URL of a folder with a subfolder for each store; "": beside the store
 
     def ranges(self, n: int) -> list[range]:
-        """Return the rows of each shard of a store with ``n``."""
+        """Return the rows of each shard of a store with ``n`` rows."""
         rows = self.rows or min(max(-(-n // _SHARDS), _FEWEST_ROWS), _MOST_ROWS)
         return [range(*edge) for edge in pairwise([*range(0, n, rows), n])]
 
     def place_of(self, path: Path) -> str:
-        """Return the URL that the shards of the store at ``path`` are put into, if at one."""
+        """Return the URL of the folder of the shards of the store at ``path``, or ``""``."""
         names = (*path.parts[-3:-1], shard_folder(path).name)  # as in the workspace
         return self.at and "/".join([self.at.rstrip("/"), *names])
 
     def sealed(self, path: Path) -> set[str]:
-        """Return the names of the shards of the store at ``path`` that are where they belong."""
+        """Return the names of the sealed and delivered shards of the store at ``path``."""
         at, folder = self.place_of(path), shard_folder(path)
         names = Place(at).names() if at else {file.name for file in folder.glob("*")}
         return {name for name in names if name.endswith(".h5")}
 
 
 @dataclass
-class Together:
-    """The progress of all shards as that of one task, whoever computes them."""
+class ShardProgress:
+    """The progress of all shards as one task, whoever computes them."""
 
     progress: Progress
     task: Task
-    _done: dict[str, int] = field(default_factory=dict)  # rows, by label of the shard's events
-    _rates: dict[str, float] = field(default_factory=dict)  # images/s, by who computes
-    _said: set[str] = field(default_factory=set)
+    _done: dict[str, int] = field(default_factory=dict)  # rows, by label of the shard
+    _rates: dict[str, float] = field(default_factory=dict)  # images/s, by worker
+    _notes: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _began: float | None = None
 
@@ -99,13 +99,13 @@ class Together:
         return max(time.monotonic() - (self._began or 0.0), 1e-9)
 
     def listen(self, label: str, event: Event, worker: str = "") -> None:
-        """Take an event of the shard called ``label`` that ``worker`` computes."""
+        """Take an event of the shard with this label, which ``worker`` computes."""
         with self._lock:
             self._began = self._began or time.monotonic()
             if event.event == "note":
-                if event.message not in self._said:  # every shard has the same to say
+                if event.message not in self._notes:  # all shards have the same notes
                     self.progress.note(event.message)
-                self._said.add(event.message)
+                self._notes.add(event.message)
                 return
             before, self._done[label] = self._done.get(label, 0), event.done
             if rate := event.facts.get("rate"):
@@ -119,9 +119,8 @@ class Together:
             self.task.advance(event.done - before, **facts)
 
 
-# Takes the label of a shard, an event of it and perhaps the name of who computes it.
-Listen = Callable[..., None]
-# Seals each shard that it is given, and returns facts for the run record: who did it.
+Listen = Callable[..., None]  # such as ShardProgress.listen
+# Seals each given shard, and returns facts about the workers for the run record.
 Make = Callable[[Sequence[Shard], Listen], Mapping[str, Any]]
 
 
@@ -129,14 +128,13 @@ def extract_shards(
     wanted: Iterable[tuple[Path, StoreContent, ImageSource]],
     sharding: Sharding,
     make: Make,
-    *,
     record: Mapping[str, Any],
     label: str,
     progress: Progress,
 ) -> list[FeatureStore]:
-    """Have the missing shards of stores made, all together, and seal the stores.
+    """Make the missing shards of several stores as one task, and seal the stores.
 
-    ``label`` names the work in the progress.
+    ``label`` is the name of the task.
     """
     with ExitStack() as stack:
         stores = [stack.enter_context(closing(_Sharded(*one, sharding))) for one in wanted]
@@ -144,15 +142,13 @@ def extract_shards(
         shards = [shard for store in stores for shard in store.shards]
         n, to_do = (sum(len(shard.rows) for shard in some) for some in (shards, missing))
         if kept := len(shards) - len(missing):
-            progress.note(
-                f"resuming: {kept} of {len(shards)} shards ({n - to_do} images) are there"
-            )
+            progress.note(f"resuming: {kept} of {len(shards)} shards ({n - to_do} images) exist")
         facts: dict[str, Any] = {}
         if missing:
             with progress.task(label, n, n - to_do) as task:
-                together = Together(progress, task)
-                facts |= make(missing, together.listen)
-            facts["images_per_s"] = round(to_do / together.seconds, 2)
+                whole = ShardProgress(progress, task)
+                facts |= make(missing, whole.listen)
+            facts["images_per_s"] = round(to_do / whole.seconds, 2)
         return [store.seal({**facts, **record}) for store in stores]
 
 
@@ -166,18 +162,18 @@ class _Sharded:
         self._folder, self._content, self._source = shard_folder(path), content, source
         self._at = at = sharding.place_of(path)
         self.shards = [Shard(split, part, shard_path(path, part), at) for part in parts]
-        path.unlink(missing_ok=True)  # if it is there, it names a shard that is lost
+        path.unlink(missing_ok=True)  # an existing store has lost a shard
         self._writer = StoreWriter(path, content, sharded=True, elsewhere=bool(at))
         self.close = self._writer.close
         sealed = sharding.sealed(path)
         self.missing = [shard for shard in self.shards if shard.path.name not in sealed]
 
     def seal(self, record: Mapping[str, Any]) -> FeatureStore:
-        """Seal the store when all its shards are; remove what is left of other ones."""
+        """Seal the store when all its shards are sealed; remove files of other shard sizes."""
         images = {one.path: subset_fingerprint(self._source, one.rows) for one in self.shards}
         shards = describe_shards(self._content, images, self._at)
         for left in set(self._folder.glob("*")) - set(images):
-            left.unlink()  # of another number of rows
+            left.unlink()
         runs = shards.runs
         spent = {part: sum(each["shares"][part] for each in runs) for part in runs[-1]["shares"]}
         run = {

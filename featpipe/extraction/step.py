@@ -1,4 +1,4 @@
-"""The step ``extract``, and the options of every step that opens images."""
+"""The steps ``extract`` and ``embed``, and the options of every step that opens images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from featpipe.cluster import OnCluster, gpus
 from featpipe.datasets import DATASETS, check_installed, short_name, slug
 from featpipe.errors import UsageError
 from featpipe.fingerprint import FileHashes
-from featpipe.steps import LEFT_OUT, STEPS, Context, Outcome, Status, Step, option
-from featpipe.steps.grammar import device_name, grouping
+from featpipe.steps import (
+    LEFT_OUT,
+    STEPS,
+    Context,
+    Outcome,
+    Status,
+    Step,
+    altered,
+    option,
+    options_of,
+)
+from featpipe.steps.grammar import device_name, grouping, table_file
 from featpipe.urls import Place, check_protocol, is_url
 from featpipe.workspace import user_path
 
@@ -74,7 +84,7 @@ class ImageStep(Step):
         check=grouping,
     )
     download: bool = in_images(
-        True, help="Fetch what is missing where there is a network.", affects_result=False
+        True, help="Download what is missing, if there is a connection.", affects_result=False
     )
     image_size: int | None = in_network(
         None, help="Side of the network's input; default: that of the weights.", minimum=1
@@ -113,19 +123,19 @@ class ImageStep(Step):
     )
 
     def check_requirements(self) -> None:
-        """Refuse what is not installed, and weights that are those of another model."""
+        """Refuse missing packages, and weights of another model."""
         super().check_requirements()
         backbones.check_installed(self.model)
         check_installed(self.dataset)
         backbones.check_tensors(self.model, self.weights)
 
     def check(self) -> None:
-        """Refuse a family without the name of a network, and a name where none belongs."""
+        """Refuse a family without the name of a network, and a model with a superfluous one."""
         backbones.backbone_name(self.model)
 
 
 def shard_place(value: str) -> None:
-    """Check where shards are to be put."""
+    """Check the URL of a folder for shards."""
     if not is_url(value):
         expected = "s3://bucket/folder, gs://bucket/folder, file:///folder …"
         raise UsageError(f"{value!r} is not a URL.", expected=expected)
@@ -157,7 +167,7 @@ class Extract(OnCluster, ImageStep):
     precision: str = in_machine(
         "float32",
         help="Precision of the forward pass; its effect on the features is reported. int8 is "
-        "fitted to training images.",
+        "calibrated on training images.",
         choices=backbones.PRECISIONS,
     )
     batch_size: int | None = running(
@@ -171,12 +181,12 @@ class Extract(OnCluster, ImageStep):
     )
     shards_at: str | None = running(
         None,
-        help="Folder at a URL, s3://bucket/features for example, that the shards are put into"
-        " instead of the workspace; what reads the store fetches them.",
+        help="Folder at a URL, such as s3://bucket/features, for the shards instead of the"
+        " workspace; they are downloaded when the features are read.",
         check=shard_place,
     )
     actors: int | None = on_cluster(
-        None, help="Processes that embed; default: as many as the nodes have room for.", minimum=1
+        None, help="Processes that embed; default: as many as fit on the nodes.", minimum=1
     )
     num_cpus: int = on_cluster(1, help="Cores of each actor.", minimum=1)
     num_gpus: float = on_cluster(
@@ -191,14 +201,14 @@ class Extract(OnCluster, ImageStep):
         return super(Extract, self.replace(runtime=runtime)).output()
 
     def check(self) -> None:
-        """Refuse a place for shards where there are none."""
+        """Refuse a location for shards of a store without shards."""
         super().check()
         if self.shards_at and self.engine == "local" and not self.shard_rows:
             what = "--shards-at is for a store in shards, which this is not."
             raise UsageError(what, next_step="add --shard-rows N, or --engine ray")
 
     def requirements(self) -> Iterator[tuple[str, str]]:
-        """Return what int8 and a runtime asked for by name need."""
+        """Return the packages that int8 and an explicitly requested runtime need."""
         if self.runtime == "openvino" or self.precision == "int8":
             yield "openvino", "openvino"
         if self.precision == "int8":
@@ -212,11 +222,12 @@ class Extract(OnCluster, ImageStep):
         *,
         fetch: bool = False,
     ) -> dict[str, Any]:
-        """Return what the numbers depend on other than the images, automatic choices resolved.
+        """Return everything but the images that changes the numbers, automatic choices resolved.
 
-        torch is imported only where a model, its weights or the runtime are another package's or
-        of a family, the model has no published weights, or the precision is not float32. Weights in
-        a family's cache are known by their content: ``fetch`` says whether they may be put there.
+        torch is imported only if the model, its weights or the runtime are those of a family or of
+        another package, the model has no published weights, or the precision is not float32.
+        Weights in a family's cache are identified by their content: ``fetch``: whether they may be
+        downloaded for it.
         """
         how = {"download": self.download, "fetch": fetch}
         inputs = {
@@ -228,7 +239,7 @@ class Extract(OnCluster, ImageStep):
             inputs["calibration"] = calibration.fingerprint
         chosen = backbones.automatic(self.model, self.weights, download=self.download)
         side = self.image_size or chosen.image_size
-        sizes = (source.size for source in sources)  # read only where they decide
+        sizes = (source.size for source in sources)  # read only if they are needed
         fit = backbones.resolve_fit(self.fit, side, sizes, chosen.fit)
         return self.identity(
             inputs,
@@ -239,20 +250,21 @@ class Extract(OnCluster, ImageStep):
         )
 
     def extraction(self, context: Context, *, download: bool) -> Extraction:
-        """Return the stores that are asked for, found or still to be made."""
+        """Return the extraction of the requested stores, existing or not."""
         if self.engine == "ray" and self.device == "auto":
             device = "cuda" if self.num_gpus else "cpu"
             return self.replace(device=device).extraction(context, download=download)
-        from featpipe.extraction import batches, engine, on_ray, precision, shards  # noqa: PLC0415 - NumPy, h5py
+        from featpipe.datasets.dataset import SourceRequest  # noqa: PLC0415 - brings NumPy
+        from featpipe.extraction import batches, engine, on_ray, shards  # noqa: PLC0415 - NumPy, h5py
 
-        hashes, given = FileHashes(context.workspace.hashes), user_path(self.weights)
+        hashes, weights = FileHashes(context.workspace.hashes), user_path(self.weights)
         dataset = slug(short_name(self.dataset))
         model = backbones.folder_name(backbones.backbone_name(self.model))
-        images = engine.SourceRequest.of(self)
+        images = SourceRequest.of(self)
         sources = images.open_all(self.split, context, download=download)
         calibration = None
         if self.precision == "int8":
-            calibration = precision.calibration(images, sources, context, download=download)
+            calibration = engine.calibration(images, sources, context, download=download)
         sharding = shards.Sharding(self.shard_rows, self.shards_at or "")
         made_by: Any = engine.Extraction
         if self.engine == "ray":
@@ -282,16 +294,16 @@ class Extract(OnCluster, ImageStep):
             request=self.request(hashes, sources, calibration, fetch=download),
             record={
                 "model": backbones.located(self.model),
-                "weights": str(given.resolve()) if given.is_file() else self.weights,
+                "weights": str(weights.resolve()) if weights.is_file() else self.weights,
             },
         )
 
     def status(self, context: Context) -> Status:
-        """Say which splits are embedded; nothing is downloaded and torch is not imported."""
+        """Return which splits are embedded; nothing is downloaded and torch is not imported."""
         return self.extraction(context, download=False).status()
 
     def run(self, context: Context) -> Outcome:
-        """Embed every split that the step names, unless its store exists already."""
+        """Embed every split whose store does not exist yet."""
         extraction = self.extraction(context, download=self.download)
         stores = extraction.stores()
         status = "done" if extraction.fresh else "up to date"
@@ -316,3 +328,70 @@ class Extract(OnCluster, ImageStep):
         code = LEFT_OUT if self.strict and n_left_out else 0
         paths = tuple(store.path for store in stores)
         return Outcome(status, "\n".join(lines), paths, {"stores": facts}, exit_code=code)
+
+
+@STEPS.register
+class Embed(Extract):
+    """Embed images, labelled or not, and write the vectors to a file."""
+
+    name = "embed"
+    makes = ("vectors",)
+    examples = (  # type: ignore[assignment]
+        "featpipe embed photos -o vectors.parquet",
+        "featpipe embed csv:list.csv -o vectors.npz --model resnet18 --layer layer3",
+    )
+
+    dataset: str = altered(
+        Extract.dataset,
+        help="A folder of images, or a dataset as for featpipe extract.",
+        registry=None,  # a folder, too
+        positional=True,
+    )
+    model: str = altered(Extract.model, "resnet50")
+    out: Path = option(
+        help="File to write: .parquet, .csv, .npz or .h5; of several splits, one for each.",
+        short="-o",
+        check=table_file,
+        affects_result=False,
+    )
+    force: bool = option(
+        False, help="Replace a file that featpipe did not write, too.", affects_result=False
+    )
+
+    def check(self) -> None:
+        """Refuse several layers: a file has one vector for each image."""
+        super().check()
+        if self.layer and len(self.layer) > 1:
+            what = "A file of vectors holds one layer."
+            raise UsageError(what, got=", ".join(self.layer), expected="--layer NAME, once")
+
+    def requirements(self) -> Iterator[tuple[str, str]]:
+        """Add the package that Parquet needs."""
+        yield from super().requirements()
+        if self.out.suffix == ".parquet":
+            yield "pyarrow", "parquet"
+
+    def output(self) -> Hashable:
+        """Return the file."""
+        return self.out
+
+    status = Step.status  # the file is written each time, though nothing is embedded twice
+
+    def run(self, context: Context) -> Outcome:
+        """Extract the features into stores of the workspace, if necessary, and export them."""
+        from featpipe.store import FeatureStore, export  # noqa: PLC0415 - brings NumPy and h5py
+
+        values = {name: getattr(self, name) for name in options_of(Extract)}
+        if self.dataset.partition(":")[0] not in DATASETS:
+            values["dataset"] = f"folder:{self.dataset}"
+        made, hashes = Extract(**values).run(context), FileHashes(context.workspace.hashes)
+        targets, message = [], made.message
+        for path in made.paths:
+            store, target = FeatureStore(path, hashes), self.out
+            if len(made.paths) > 1:
+                split = store.manifest["dataset"]["split"].replace("/", "-")
+                target = target.with_stem(f"{target.stem}-{split}")
+            targets.append(target)
+            written = export.export_store(store, target, force=self.force)
+            message += f"\n{written} vectors → {target}"
+        return Outcome("done", message, tuple(targets), made.facts, made.exit_code)

@@ -18,7 +18,7 @@ STEPS: Registry[type[Step]] = Registry(
     "step",
     {
         "extract": "featpipe.extraction.step",
-        "embed": "featpipe.extraction.embed",
+        "embed": "featpipe.extraction.step",
         "svm": "featpipe.probes.svm",
         "logistic": "featpipe.probes.logistic",
         "knn": "featpipe.probes.neighbours",

@@ -1,8 +1,9 @@
 """The feature store: one HDF5 file per dataset split × backbone × preprocessing.
 
 A store is either unfinished (``NAME.h5.partial``, blocks of rows with a checksum each) or sealed
-(``NAME.h5``, written once from the blocks). ``layout`` defines the sealed file, ``writer`` makes
-one, ``reader`` opens one, ``export`` converts one. ``docs/feature-store.md`` documents the format.
+(``NAME.h5``, written once from the blocks). ``layout`` defines the sealed file, ``writer`` writes
+it, ``record`` and ``reader`` read it, ``export`` converts it. The format is documented in
+``docs/feature-store.md``.
 """
 
 from featpipe.steps.grammar import LOGITS

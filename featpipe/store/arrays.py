@@ -1,4 +1,4 @@
-"""Arrays on the disk: rows that lie in one file, or in the shards of a store one after another."""
+"""Arrays on disk: rows in one file, or spread over the shards of a store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featpipe.fingerprint import of_part
 
 @dataclass(frozen=True)
 class Extent:
-    """Where contiguous rows are stored in a file, and the digest of their bytes."""
+    """Contiguous rows in a file: their location and the digest of their bytes."""
 
     path: Path
     dtype: str
@@ -36,19 +36,19 @@ class Extent:
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
 
     def digest(self) -> str:
-        """Return the digest of what is in the file now."""
+        """Return the digest of the current bytes."""
         return of_part(self.path, self.offset, self.n_bytes)
 
     def is_intact(self) -> bool:
-        """Return whether the file is there and holds what was sealed."""
+        """Return whether the file exists and its bytes have not changed since sealing."""
         return self.path.is_file() and self.digest() == self.sha256
 
 
 class ShardedArray:
-    """Rows of several files as if they were those of one array, which never is in memory.
+    """Rows of several files as one array that is never in memory as a whole.
 
-    Rows are taken as from an array: by number, slice, list or mask, with further indices for the
-    other dimensions. What is taken is a copy. ``np.asarray`` reads all rows.
+    Rows are indexed as those of an array: by number, slice, list or mask, with further indices for
+    the other dimensions. The result is a copy. ``np.asarray`` reads all rows.
     """
 
     def __init__(self, extents: Sequence[Extent]) -> None:
@@ -85,7 +85,7 @@ class ShardedArray:
             here = shards == shard
             inside = flat[here] - self._edges[shard]
             mapped = self._extents[shard].map()
-            if in_a_row:  # copied in one piece: that takes a fifth of the time
+            if in_a_row:  # copied as one slice, in a fifth of the time
                 first = int(np.argmax(here))
                 taken[first : first + inside.size] = mapped[inside[0] : inside[-1] + 1]
             else:

@@ -15,7 +15,7 @@ from featpipe.steps.grammar import table_file
 from featpipe.store.reader import FeatureStore
 from featpipe.workspace import atomic_write, neutralised, refuse_foreign
 
-pd = Lazy("pandas")  # half a second that .npz and .h5 do not need
+pd = Lazy("pandas")  # takes half a second to import, and .npz and .h5 do not need it
 
 _WRITTEN = "featpipe store export"
 
@@ -26,15 +26,15 @@ def export_store(
     """Write ids, labels, class names and one layer; return the number of rows written.
 
     Skipped rows have no features and are left out; without classes there are no labels. The suffix
-    of ``target`` is the format: ``.npz``, ``.parquet``, ``.csv`` or ``.h5``; ``layer`` is the first
-    one by default.
+    of ``target`` determines the format: ``.npz``, ``.parquet``, ``.csv`` or ``.h5``; ``layer`` is
+    the first one by default.
 
     Raises
     ------
     UsageError
-        For any other ending, and for a file that featpipe did not write, unless ``force``.
+        For any other suffix, and for a file that featpipe did not write, unless ``force``.
     MissingExtraError
-        If ``.parquet`` is asked for and pyarrow is not installed.
+        If ``.parquet`` is requested and pyarrow is not installed.
     """
     table_file(target)
     kind = target.suffix
@@ -62,7 +62,7 @@ def export_store(
                 seal_archive(temporary)
             else:
                 with h5py.File(temporary, "w", locking=False) as file:
-                    file.attrs["written by"] = np.bytes_(_WRITTEN)  # at the file's beginning
+                    file.attrs["written by"] = np.bytes_(_WRITTEN)  # near the start of the file
                     for name, array in arrays.items():
                         file[name] = array
             return len(rows)
@@ -75,6 +75,6 @@ def export_store(
         if kind == ".csv":
             neutralised(table).to_csv(temporary, index=False)
         else:
-            table.attrs["written by"] = _WRITTEN  # pandas puts it into the file's metadata
+            table.attrs["written by"] = _WRITTEN  # stored in the file's metadata
             table.to_parquet(temporary, index=False)
     return len(rows)

@@ -1,4 +1,4 @@
-"""The layout of a sealed store: what it holds, under which names, and how it is written."""
+"""The layout of a sealed store: its content, the names of its arrays, and how it is written."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from featpipe.fingerprint import of_mapping
 from featpipe.steps.grammar import LOGITS
 
 SCHEMA_VERSION = 2
-SHARDED_VERSION = 3  # of a store whose rows are in shards
+SHARDED_VERSION = 3  # schema of a store whose rows are in shards
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_RECORD_BYTES = 1 << 29  # of JSON text, about ten million ids; more is not read into memory
-# What images look like (:func:`featpipe.extraction.engine.look_at`): type and shape of one row; the
-# stores of an older version may have none.
+# Appearance of the images (:func:`featpipe.extraction.engine.look_at`): type and shape of one row.
+# Stores of earlier versions may have none.
 LOOKS: dict[str, tuple[str, tuple[int, ...]]] = {
     "looks/digest": ("uint8", (16,)),
     "looks/size": ("int32", (2,)),
     "looks/thumbnail": ("uint8", (32, 32)),
 }
-JOURNAL = ".journal"  # ending of the second file that featpipe 0.1 had while it wrote a store
+JOURNAL = ".journal"  # suffix of the second file of an unfinished store of featpipe 0.1
 
 
 @dataclass(frozen=True)
 class StoreContent:
-    """What a store will hold: everything but the features, known before the first batch."""
+    """Everything that a store will contain except the features; known before the first batch."""
 
     ids: Sequence[str]
     labels: NDArray[np.int64]  # (n,); -1 means unlabelled
@@ -42,19 +42,19 @@ class StoreContent:
     dtype: str  # of the features: float32, float16 or uint8; logits are always float32
     manifest: Mapping[str, Any]  # everything that changes the numbers
     folds: tuple[NDArray[np.int64], ...] = ()  # training folds that the dataset prescribes
-    groups: Sequence[str] = ()  # one for each row, or none
-    # Ids and names: what the columns of the logits mean.
+    groups: Sequence[str] = ()  # one per row, or none
+    # Ids and names of the classes that the columns of the logits stand for.
     source_classes: tuple[Sequence[str], Sequence[str]] | None = None
-    looks: bool = False  # whether it is kept what the images look like
+    looks: bool = False  # whether the arrays of LOOKS are stored
 
     @property
     def fingerprint(self) -> str:
-        """What names the store: the fingerprint of the manifest."""
+        """Fingerprint of the manifest; it names the store."""
         return of_mapping(self.manifest)
 
     @property
     def row_dtype(self) -> np.dtype[Any]:
-        """One row of all arrays as a structured type; logits are never of half precision."""
+        """One row of all arrays as a structured type; logits are always float32."""
         features: list[Any] = [
             (f"features/{name}", "float32" if name == LOGITS else self.dtype, shape)
             for name, shape in self.shapes.items()
@@ -83,12 +83,12 @@ class StoreContent:
 
 @dataclass(frozen=True)
 class Shards:
-    """What a store says of its shards."""
+    """What a store records about its shards."""
 
-    described: list[dict[str, Any]]  # of each: the file, its rows, and where arrays are in it
+    described: list[dict[str, Any]]  # of each: its file, number of rows, and offsets of arrays
     skipped: dict[int, str]  # rows of the store that have no image, with the reason
-    runs: list[dict[str, Any]]  # how each was made
-    at: str = ""  # URL of the folder that they are in; "": beside the store
+    runs: list[dict[str, Any]]  # run record of each
+    at: str = ""  # URL of their folder; "": beside the store
 
 
 def partial_path(path: Path) -> Path:
@@ -101,11 +101,16 @@ def shard_folder(path: Path) -> Path:
     return path.with_name(f"{path.name.partition('.h5')[0]}.shards")
 
 
-def reserve(path: Path, n_bytes: int) -> None:
-    """Take the bytes of a file from the disk before they are written.
+def shard_path(path: Path, rows: range) -> Path:
+    """Return the file of the shard that holds some rows of the store at ``path``."""
+    return shard_folder(path) / f"{rows.start:010d}-{rows.stop:010d}.h5"
 
-    A full disk shows here rather than in HDF5: a process in which HDF5 could not write what it
-    has to crashes when it ends.
+
+def reserve(path: Path, n_bytes: int) -> None:
+    """Allocate the bytes of a file before they are written.
+
+    A full disk is then noticed here rather than in HDF5: a process in which HDF5 fails to write
+    its buffers crashes when it exits.
     """
     if hasattr(os, "posix_fallocate"):  # not on macOS
         with path.open("ab"), path.open("rb+") as file:
@@ -120,9 +125,9 @@ def write_store(
     blocks: Iterable[NDArray[np.void]] = (),
     shards: Shards | None = None,
 ) -> int:
-    """Write a store from blocks of ``content.row_dtype``; return how many rows it has.
+    """Write a store from blocks of ``content.row_dtype``; return the number of its rows.
 
-    ``shards`` stand in for blocks: they say what is where in other files.
+    With ``shards``, which hold the rows, there are no blocks.
     """
     reasons = dict(sorted(skipped.items()))
     skips = {"rows": list(reasons), "reasons": list(reasons.values())}
@@ -138,11 +143,11 @@ def write_store(
         names = ()
     n_bytes += len(json.dumps(record))
     reserve(path, n_bytes)
-    # In the format of HDF5 1.8 every structure has a checksum; the default one, of HDF5 1.0, has
-    # none, and the library crashes on some damaged files.
+    # In the format of HDF5 1.8 every structure has a checksum. The default format, that of HDF5
+    # 1.0, has none, and the library crashes on some damaged files.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
-    access.set_file_locking(False, True)  # whoever writes has locked it
+    access.set_file_locking(False, True)  # the writer holds its own lock
     plan = _creation_plan(h5py.h5p.FILE_CREATE)
     handle = h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_TRUNC, plan, access)
     with h5py.File(handle) as file:
@@ -156,7 +161,7 @@ def write_store(
             row = row_dtype[name]
             arrays[name] = _create_dataset(file, name, (len(labels), *row.shape), row.base)
             digests[name] = hashlib.sha256()
-        reserve(path, n_bytes)  # once more: creating the file released it
+        reserve(path, n_bytes)  # again: creating the file released the space
         for block in blocks:
             for name, array in arrays.items():
                 values = np.ascontiguousarray(block[name])
@@ -165,24 +170,24 @@ def write_store(
             n_rows += len(block)
         record["digests"] = {name: digest.hexdigest() for name, digest in digests.items()}
         text = json.dumps(record, sort_keys=True).encode()
-        # Of a fixed length: HDF5 keeps no checksum of other strings.
+        # Of fixed length: HDF5 keeps no checksum of variable-length strings.
         _create_dataset(file, "record", (), h5py.string_dtype("utf-8", len(text)))[()] = text
         file.attrs["schema"] = np.int64(SHARDED_VERSION if shards else SCHEMA_VERSION)
         file.attrs["seal"] = np.bytes_(hashlib.sha256(text).hexdigest())
-    with path.open("rb+") as raw:  # HDF5 has left what was reserved and not needed
+    with path.open("rb+") as raw:  # HDF5 leaves reserved space that it did not need
         raw.truncate(hdf5_size(raw.read(48)))
     return n_rows
 
 
 def hdf5_size(head: bytes) -> int:
-    """Return the size of a file of HDF5 1.8 as it is written in the file's first 48 bytes."""
+    """Return the size of an HDF5 1.8 file according to its first 48 bytes."""
     return int.from_bytes(head[28:36], "little")
 
 
 def _create_dataset(
     file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> h5py.Dataset:
-    """Create a contiguous dataset and allocate its bytes: what follows it does not move it."""
+    """Create a contiguous dataset, its bytes allocated at once so that its offset is fixed."""
     plan = _creation_plan(h5py.h5p.DATASET_CREATE)
     plan.set_layout(h5py.h5d.CONTIGUOUS)
     plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -192,5 +197,5 @@ def _create_dataset(
 
 def _creation_plan(kind: Any) -> Any:
     plan = h5py.h5p.create(kind)
-    plan.set_obj_track_times(False)  # the time of day would make equal stores differ
+    plan.set_obj_track_times(False)  # with times, equal stores would differ
     return plan

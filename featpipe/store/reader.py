@@ -1,4 +1,4 @@
-"""Reading sealed stores; nothing in a file is trusted unchecked."""
+"""Reading sealed stores; everything in a file is checked before use."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from featpipe.store.record import read_sealed, require, translate_errors
 from featpipe.urls import Place
 from featpipe.workspace import store_files
 
-_AT_ONCE = 4  # shards that are fetched at the same time
+_PARALLEL_DOWNLOADS = 4  # of shards
 
 
 class FeatureStore:
     """A sealed feature store, read-only.
 
-    Everything but the feature arrays is read at once and the file closed again; feature arrays
-    are memory-mapped, so worker processes share them and nothing is copied. The first look at an
-    array compares it with its digest. Where the rows are in shards, files of their own, arrays are
-    of the kind :class:`featpipe.store.arrays.ShardedArray`.
+    Everything but the feature arrays is read on opening, and the file is closed again. Feature
+    arrays are memory-mapped, so worker processes share them without copies; each is compared with
+    its digest on first access. Where the rows are in shards, which are separate files, arrays are
+    of type :class:`featpipe.store.arrays.ShardedArray`.
 
     Parameters
     ----------
     path : str or Path
     hashes : FileHashes, optional
-        Remembers which arrays were compared, so that the next process need not read them for it.
+        Remembers which arrays were verified, so that the next process need not read them again.
     at : str, optional
-        URL of the folder that the file is in, if it is not on this machine: everything but the
-        features can be read then.
+        URL of the folder of the file, if it is not on this machine: then everything but the
+        features can be read.
 
     Attributes
     ----------
@@ -48,12 +48,12 @@ class FeatureStore:
     labels : ndarray of shape (n,), int64
     classes : tuple of str
     layers : tuple of str
-        In the order in which they were asked for.
+        In the order in which they were requested.
     shapes : dict of str to tuple of int
         Shape of one row of each layer, and of the logits where there are any.
     folds : tuple of ndarray of int64
     groups : list of str
-        One for each row; empty where images have no groups.
+        One per row; empty where images have no groups.
     source_classes : tuple of (ids, names) or None
         Meaning of the columns of the logits.
     skipped : dict of int to str
@@ -102,7 +102,7 @@ class FeatureStore:
         if at:
             return Place(at).opened(self.path.name)
         regular = self.path.is_file() or self.path.is_dir() or not self.path.exists()
-        require(regular, "it is no regular file")  # opening a pipe would wait for a writer
+        require(regular, "it is no regular file")  # opening a FIFO would wait for a writer
         return self.path.open("rb")
 
     def __len__(self) -> int:
@@ -126,23 +126,23 @@ class FeatureStore:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the file, and of the arrays in its shards, wherever these are."""
+        """Size of the file and of the arrays in its shards, wherever they are stored."""
         others = (e for extents in self._arrays.values() for e in extents if e.path != self.path)
         return self.path.stat().st_size + sum(extent.n_bytes for extent in others)
 
     @property
     def shards(self) -> list[Path]:
-        """The files of the rows, in their order; none where they are in this file."""
+        """The files that hold the rows, in order; none where the rows are in this file."""
         extents = self._arrays[f"features/{self.layers[0]}"]
         return [extent.path for extent in extents if extent.path != self.path]
 
     @property
     def lost_shards(self) -> list[Path]:
-        """Shards whose files are nowhere."""
-        there = set(self.shards[0].parent.glob("*.h5")) if self.shards else set()
-        lost = [path for path in self.shards if path not in there]
-        elsewhere = Place(self.shards_at).names() if lost and self.shards_at else ()
-        return [path for path in lost if path.name not in elsewhere]
+        """Shards that are neither on this machine nor at ``shards_at``."""
+        present = set(self.shards[0].parent.glob("*.h5")) if self.shards else set()
+        absent = [path for path in self.shards if path not in present]
+        remote = Place(self.shards_at).names() if absent and self.shards_at else ()
+        return [path for path in absent if path.name not in remote]
 
     @property
     def usable(self) -> NDArray[np.int64]:
@@ -168,7 +168,7 @@ class FeatureStore:
         UnknownNameError
             If the store does not hold the layer.
         StoreError
-            If its content is not what was sealed.
+            If the array has changed since the store was sealed.
         """
         layer = layer or self.layers[0]
         if layer not in self.shapes:
@@ -180,7 +180,7 @@ class FeatureStore:
 
     @property
     def has_looks(self) -> bool:
-        """Whether it is stored what the images look like."""
+        """Whether digests, sizes and thumbnails of the images are stored."""
         return "looks/digest" in self._arrays
 
     @property
@@ -191,7 +191,9 @@ class FeatureStore:
         return np.ascontiguousarray(self.looks("digest")).view("V16")[:, 0]
 
     def looks(self, part: str) -> NDArray[Any]:
-        """Return what the images look like, where :attr:`has_looks`; zeros for a skipped one.
+        """Return the digests, sizes or thumbnails of the images; zeros where one was skipped.
+
+        They are stored where :attr:`has_looks` is true.
 
         Parameters
         ----------
@@ -201,7 +203,7 @@ class FeatureStore:
         return self._intact_array(f"looks/{part}")
 
     def extents(self, name: str) -> Sequence[Extent]:
-        """Return where an array, such as ``features/avgpool``, is in which files."""
+        """Return where in which files an array, such as ``features/avgpool``, is stored."""
         return self._arrays[name]
 
     def _intact_array(self, name: str) -> Any:
@@ -209,36 +211,35 @@ class FeatureStore:
         with translate_errors(self.path):
             if name not in self._intact:
                 self._fetch_shards()
-                lost = [extent for extent in extents if not extent.path.exists()]
-                self._require_none(lost, name)
+                self._refuse([extent for extent in extents if not extent.path.exists()], name)
                 of = {extent.path: extent for extent in extents}
                 found = self._hashes.many(of, name, digest_of=lambda path, _: of[path].digest())
                 pairs = zip(extents, found, strict=True)
-                self._require_none([one for one, digest in pairs if digest != one.sha256], name)
+                self._refuse([one for one, digest in pairs if digest != one.sha256], name)
                 self._intact.add(name)
             return ShardedArray(extents) if self.shards else extents[0].map()
 
     def _fetch_shards(self) -> None:
-        """Copy the shards that are at a URL to this machine, beside the store."""
-        lost = [path for path in self.shards if not path.exists()] if self.shards_at else []
-        if lost:
+        """Copy the shards that are only at a URL to this machine, beside the store."""
+        absent = [path for path in self.shards if not path.exists()] if self.shards_at else []
+        if absent:
             place = Place(self.shards_at)
             names = place.names()
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                wanted = [path for path in lost if path.name in names]
+            with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+                wanted = [path for path in absent if path.name in names]
                 list(pool.map(lambda path: place.fetch(path.name, path), wanted))
 
-    def _require_none(self, changed: Sequence[Extent], names: str) -> None:
-        """Raise an error that names the files in which an array is not what was sealed."""
+    def _refuse(self, changed: Sequence[Extent], names: str) -> None:
+        """Raise an error that names the files of changed or missing extents, if there are any."""
         paths = list(dict.fromkeys(extent.path for extent in changed))
         require(self.path not in paths, f"the content of {names} changed")
         if paths:
             listed = " ".join(repr(str(path)) for path in paths[:5]) + " …" * (len(paths) > 5)
-            there = f", delete them in {self.shards_at}, too" * bool(self.shards_at)
+            remote = f", delete them in {self.shards_at}, too" * bool(self.shards_at)
             few = ", ".join(path.name for path in paths[:5])
             lost = f"{len(paths)} of {len(self.shards)}: {few}"
             what = f"Shards of the feature store are missing or damaged, {lost}."
-            hint = f"rm -f {listed}{there}, and extract again: only they are made again"
+            hint = f"rm -f {listed}{remote}, and extract again: only they are made again"
             raise StoreError(what, where=self.path, next_step=hint)
 
     @property
@@ -247,12 +248,12 @@ class FeatureStore:
         return self.features(LOGITS) if LOGITS in self.shapes else None
 
     def verify(self) -> None:
-        """Read everything and compare it with the digests taken when the store was sealed.
+        """Read all arrays and compare them with the digests taken when the store was sealed.
 
         Raises
         ------
         StoreError
-            Naming every array, or every shard, whose content changed.
+            With the names of all arrays, or shards, that have changed.
         """
         store = FeatureStore(self.path)
         with translate_errors(self.path):
@@ -260,13 +261,13 @@ class FeatureStore:
             every = ((name, one) for name, extents in store._arrays.items() for one in extents)
             changed = [(name, extent) for name, extent in every if not extent.is_intact()]
             names = ", ".join(dict.fromkeys(name for name, _ in changed))
-            store._require_none([extent for _, extent in changed], names)
+            store._refuse([extent for _, extent in changed], names)
 
 
 def scan_stores(
     folder: Path, hashes: FileHashes | None = None
 ) -> tuple[list[FeatureStore], list[StoreError]]:
-    """Return the sealed stores below a folder, and what is wrong with damaged and old ones."""
+    """Return the sealed stores below a folder, and an error for each damaged or outdated one."""
     stores: list[FeatureStore] = []
     errors: list[StoreError] = []
     for path in store_files(folder):

@@ -1,4 +1,4 @@
-"""The record of a sealed store and the places of its arrays; nothing is trusted unchecked."""
+"""Reading the record of a sealed store and the offsets of its arrays; every value is checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featpipe.store import layout
 from featpipe.store.arrays import Extent
 from featpipe.urls import is_url
 
-# What a record holds: values of a type, lists of one kind, mappings with at least these keys.
+# Required content of a record: a type, a list of one type, or a mapping with at least these keys.
 SCHEMA: dict[str, Any] = {
     "fingerprint": str,
     "manifest": {
@@ -45,8 +45,15 @@ Sealed = tuple[dict[str, Any], dict[str, list[Extent]], NDArray[np.int64]]
 
 
 def read_sealed(stream: BinaryIO, path: Path, *, local: bool) -> Sealed:
-    """Return the record of a store, where its arrays are, and its labels."""
-    _check_beginning(stream, path)
+    """Return the record of a store, the extents of its arrays, and its labels."""
+    # Checked before HDF5 opens the file: is it a store, and neither truncated nor extended?
+    head, n_bytes = stream.read(48), stream.seek(0, os.SEEK_END)
+    if head.startswith(b"featpipe feature store\n"):
+        raise _another_schema(path, 1)
+    if not head.startswith(layout.HDF5_SIGNATURE + b"\x02"):  # older HDF5 formats have no checksums
+        raise _not_sealed(path)
+    sealed_bytes = layout.hdf5_size(head)
+    require(n_bytes == sealed_bytes, f"it has {n_bytes} bytes instead of {sealed_bytes}")
     with h5py.File(path if local else stream, "r", locking=False) as file:
         record = _read_record(file, path)
         arrays, labels = _extents_of(file, record, path), file["labels"][()]
@@ -56,19 +63,8 @@ def read_sealed(stream: BinaryIO, path: Path, *, local: bool) -> Sealed:
     return record, arrays, labels
 
 
-def _check_beginning(file: BinaryIO, path: Path) -> None:
-    """Refuse, before HDF5 sees it, a file that is no store, cut off, or longer than it was."""
-    head, n_bytes = file.read(48), file.seek(0, os.SEEK_END)
-    if head.startswith(b"featpipe feature store\n"):
-        raise _another_schema(path, 1)
-    if not head.startswith(layout.HDF5_SIGNATURE + b"\x02"):  # older HDF5 formats have no checksums
-        raise _not_sealed(path)
-    sealed_bytes = layout.hdf5_size(head)
-    require(n_bytes == sealed_bytes, f"it has {n_bytes} bytes instead of {sealed_bytes}")
-
-
 def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Return everything but the arrays: what the seal proves unchanged, checked against itself."""
+    """Return everything but the arrays, verified by the seal and checked for consistency."""
     for name, dtype in (("schema", np.dtype("int64")), ("seal", np.dtype("S64"))):
         attribute = file.attrs.get_id(name) if name in file.attrs else None
         if attribute is None or (attribute.dtype, attribute.shape) != (dtype, ()):
@@ -80,7 +76,7 @@ def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
     require(dataset.dtype.kind == "S" and dataset.shape == (), "its record is not text")
     n_bytes = dataset.dtype.itemsize
     require(n_bytes <= layout.MAX_RECORD_BYTES, f"its record has {n_bytes} bytes")
-    _place("its record", dataset)
+    _offset("its record", dataset)
     text = dataset[()]
     sealed = of_bytes(text).encode() == file.attrs["seal"]
     require(sealed, "its ids, manifest or other records changed")
@@ -114,7 +110,10 @@ def _read_record(file: h5py.File, path: Path) -> dict[str, Any]:
 
 
 def _extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str, list[Extent]]:
-    """Return where the arrays are that the record implies: no others, of its types and rows."""
+    """Return the extents of the arrays that the record implies, with its types and row counts.
+
+    A file that holds any other array is refused.
+    """
     source, digests, n = record["source_classes"], record["digests"], len(record["ids"])
     layers = dict.fromkeys(record["manifest"]["layers"], record["manifest"]["dtype"])
     if source is not None or LOGITS in layers:
@@ -130,7 +129,7 @@ def _extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str
             dataset = _dataset(file, name)
             shape, given = tuple(dataset.shape), dataset.dtype
             require(given == np.dtype(dtype), f"{name} is of type {given}")
-            arrays[name] = [Extent(path, dtype, shape, _place(name, dataset), digests[name])]
+            arrays[name] = [Extent(path, dtype, shape, _offset(name, dataset), digests[name])]
         else:
             shape, arrays[name] = (n, *record["shapes"][name]), []
             for shard in record["shards"]:
@@ -150,8 +149,8 @@ def _extents_of(file: h5py.File, record: dict[str, Any], path: Path) -> dict[str
     return arrays
 
 
-def _place(name: str, dataset: h5py.Dataset) -> int:
-    """Return the first byte of an array, all bytes of which are in the file."""
+def _offset(name: str, dataset: h5py.Dataset) -> int:
+    """Return the offset of an array in the file, which must contain all its bytes."""
     n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
     offset, size = dataset.id.get_offset(), dataset.file.id.get_filesize()
     stored = n_bytes == 0 or (offset is not None and offset + n_bytes <= size)
@@ -160,7 +159,7 @@ def _place(name: str, dataset: h5py.Dataset) -> int:
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Open a dataset whose bytes are all in this file, in one piece."""
+    """Open a dataset that is stored contiguously in this file."""
     item = file
     for part in name.split("/"):
         link = item.id.links.get_info(part.encode())
@@ -173,7 +172,7 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def conform(name: str, value: Any, schema: Any) -> None:
-    """Require that a JSON value is of the form that a schema describes."""
+    """Raise ValueError unless a JSON value conforms to a schema."""
     kind = type(schema) if isinstance(schema, dict | list) else schema
     fits = type(value) is kind or (kind is float and type(value) is int)
     require(fits, f"{name} is not of type {kind.__name__}")
@@ -184,13 +183,13 @@ def conform(name: str, value: Any, schema: Any) -> None:
     elif isinstance(schema, list) and isinstance(schema[0], list):
         for part in value:
             conform(name, part, schema[0])
-    elif isinstance(schema, list):  # of ten million ids, perhaps: not one after the other
+    elif isinstance(schema, list):  # in one pass: there may be ten million ids
         others = set(map(type, value)) - set(schema)
         require(not others, f"{name} holds other than {schema[0].__name__}")
 
 
 def require(condition: bool, detail: str) -> None:
-    """Raise ValueError with what is wrong, unless it is right."""
+    """Raise ValueError with a description of the problem unless the condition holds."""
     if not condition:
         raise ValueError(detail)
 
@@ -203,7 +202,7 @@ def _another_schema(path: Path, schema: int) -> StoreError:
 
 
 def _not_sealed(path: Path) -> StoreError:
-    # Deleting is not suggested: this may be any file of the user's, named by mistake.
+    # No advice to delete it: this may be any file of the user, named by mistake.
     what = "The file is not a sealed feature store."
     next_step = "name another, or run the extract command again: featpipe store list"
     return StoreError(what, where=path, next_step=next_step)
@@ -211,7 +210,7 @@ def _not_sealed(path: Path) -> StoreError:
 
 @contextlib.contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """Explain why a file cannot be read as a store."""
+    """Turn any error of reading a store into a StoreError that says what to do."""
     try:
         yield
     except FileNotFoundError:

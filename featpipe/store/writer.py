@@ -1,8 +1,13 @@
-"""Writing a store so that a kill at any moment loses seconds, never the run.
+"""Writing a store so that a kill at any moment loses seconds of work, never the whole run.
 
-An unfinished store is one file that only grows. Each block is a line with the SHA-256 of its rows,
-after the SHA-256 of the line itself, and the rows; the first has no rows and says what the store
-will hold. Only blocks whose checksums are right are read back: what is half written is ignored.
+An unfinished store is one append-only file of blocks. A block is the SHA-256 of a line of JSON,
+that line, which contains the SHA-256 of the rows, and the rows. The first block has no rows and
+describes what the store will contain. Blocks are read back only if their checksums match, so a
+half-written one is ignored.
+
+The rows of a store in shards are in sealed stores of their own. The store itself holds ids, labels
+and all other records, and the location and digest of every array in every shard, so that no shard
+is opened to read it.
 """
 
 from __future__ import annotations
@@ -27,10 +32,10 @@ from featpipe.store.reader import FeatureStore
 from featpipe.store.record import SCHEMA, conform
 from featpipe.workspace import lock
 
-_SEALING = ".sealing"  # ending of the HDF5 file while it is written
-_SYNC_SECONDS = 2.0  # at most this much work is lost to a power failure
+_SEALING = ".sealing"  # suffix of the HDF5 file while it is written
+_SYNC_SECONDS = 2.0  # a power failure loses at most this much work
 _LONGEST_LINE = 1 << 24
-_OF_SHARDS = 1 << 24  # bytes of the record that may say where shards are
+_SHARDS_BYTES = 1 << 24  # of the record, set aside for the description of shards
 _BLOCK: dict[str, Any] = {"first": int, "rows": int, "n_bytes": int, "sha256": str}
 _BLOCK |= {"skipped": dict, "seconds": float}
 
@@ -38,13 +43,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class StoreWriter:
-    """Writes one store, row after row, and seals it when it is complete.
+    """Writes one store, batch by batch, and seals it when it is complete.
 
-    Opening a path whose unfinished store is of the same content continues after the last
-    undamaged block. StoreError, if another process is writing this store, or the disk has too
-    little space for it. With ``sharded`` the rows are in sealed stores of their own that others
-    write (:mod:`featpipe.store.shards`); this one is then kept for the writer, and sealed.
-    Shards that are kept ``elsewhere`` need no space here.
+    Opening a path that has an unfinished store of the same content continues after its last
+    undamaged block. StoreError if another process is writing this store, or the disk has too
+    little space for it. With ``sharded`` the rows are in sealed stores that others write; this
+    writer only locks the store and seals it. Shards that are kept ``elsewhere`` need no space here.
     """
 
     def __init__(
@@ -58,12 +62,12 @@ class StoreWriter:
         self.path = path  # where the sealed store will be
         self.content = content
         self._sharded, self._elsewhere = sharded, elsewhere
-        self.rows = 0  # written so far, those of interrupted runs included
+        self.rows = 0  # written so far, including interrupted runs
         self.skipped: dict[int, str] = {}  # rows among them that have no image, with the reason
-        self.note = ""  # what of an unfinished store could not be used, and why
+        self.note = ""  # which part of an unfinished store could not be used, and why
         self._partial = layout.partial_path(path)
         self._sealing = path.with_name(path.name + _SEALING)
-        self._is_sealed = False  # the unfinished file only lacks its name
+        self._is_sealed = False  # the unfinished file only has to be renamed
         self._synced_at = self._opened_at = time.monotonic()
         with translate_os_errors(path), contextlib.ExitStack() as stack:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,13 +86,13 @@ class StoreWriter:
                     self._check_space()
             except BaseException:
                 if not self.rows:
-                    self._partial.unlink()  # a store that cannot be started leaves nothing behind
+                    self._partial.unlink()  # a store that cannot be started leaves no file
                 raise
             stack.pop_all()
 
     def _resume(self) -> None:
-        """Take over what an interrupted run left behind, or write the first block."""
-        with contextlib.suppress(StoreError):  # unless it is sealed
+        """Continue what an interrupted run left, or write the first block."""
+        with contextlib.suppress(StoreError):  # StoreError: it is not sealed
             store = FeatureStore(self._partial)
             store.verify()
             if store.fingerprint == self.content.fingerprint:
@@ -114,7 +118,7 @@ class StoreWriter:
             _sync_folder(self.path.parent)
 
     def _check_space(self) -> None:
-        """Refuse to start where the disk cannot hold the rows and the sealed file."""
+        """Raise StoreError unless the disk has room for the rows and the sealed file."""
         size = self._partial.stat().st_size
         blocks = (len(self.content.labels) - self.rows) * self.content.row_dtype.itemsize
         sealed = self.content.sealed_bytes
@@ -123,7 +127,7 @@ class StoreWriter:
             blocks, sealed = 0, max(sealed - sum(file.stat().st_size for file in done), 0)
             sealed *= not self._elsewhere
         n_bytes = len(json.dumps(self.content.record()))
-        if n_bytes + self._sharded * _OF_SHARDS > layout.MAX_RECORD_BYTES:
+        if n_bytes + self._sharded * _SHARDS_BYTES > layout.MAX_RECORD_BYTES:
             what = "These are too many images for one feature store."
             got = f"{n_bytes / 1e6:.0f} MB"
             expected = f"ids and other records of at most {layout.MAX_RECORD_BYTES / 1e6:.0f} MB"
@@ -138,9 +142,9 @@ class StoreWriter:
             )
             hint = "free some space, add --dtype float16, or name another --workspace"
             raise StoreError(what, where=folder, expected=expected, got=got, next_step=hint)
-        if self._sharded:  # perhaps on another file system, and written by others
+        if self._sharded:  # shards may be on another file system, and others write them
             return
-        try:  # a quota, or a limit on the size of files, shows now as well, not after hours
+        try:  # so that a quota or a limit on file sizes is noticed now, not after hours
             layout.reserve(self._partial, size + blocks)
             layout.reserve(self._sealing, sealed)
         finally:
@@ -153,17 +157,17 @@ class StoreWriter:
         """Write the next rows: an array for each name in ``content.shapes``, all of one length.
 
         ``skipped`` are rows among these that have no image, with the reason; they are stored as
-        zeros. ``looks`` is what the images look like, where ``content.looks``. StoreError, if a
-        shape is wrong, a value is not finite, or the disk is full.
+        zeros. ``looks`` has an array for each name in ``layout.LOOKS``, where ``content.looks``.
+        StoreError if a shape is wrong, a value is not finite, or the disk is full.
         """
         skipped = dict(skipped or {})
         block = np.zeros(len(next(iter(arrays.values()))), self.content.row_dtype)
         for name, shape in self.content.shapes.items():
             if (got := arrays[name].shape) != (expected := (len(block), *shape)):
-                what = f"The backbone gave another shape for {name!r} than it announced."
+                what = f"The backbone returned features {name!r} of an unexpected shape."
                 raise StoreError(what, expected=expected, got=got)
             stored = block[f"features/{name}"]
-            with np.errstate(over="ignore"):  # said below, with the image's name
+            with np.errstate(over="ignore"):  # reported below, with the image's id
                 stored[...] = arrays[name]
             stored[[row - self.rows for row in skipped]] = 0
             finite = np.isfinite(stored).all(axis=tuple(range(1, stored.ndim)))
@@ -185,7 +189,7 @@ class StoreWriter:
             self.sync()
 
     def _blocks(self) -> Iterator[tuple[dict[str, Any], bytes, int]]:
-        """Yield the blocks of the unfinished file that this store can have."""
+        """Yield the blocks of the unfinished file, up to the first one that does not fit."""
         row_bytes, n = self.content.row_dtype.itemsize, len(self.content.labels)
         for facts, rows, end in read_blocks(self._partial):
             last = facts["first"] + facts["rows"]
@@ -195,14 +199,14 @@ class StoreWriter:
             yield facts, rows, end
 
     def _write_block(self, n: int, skipped: Mapping[int, str], rows: bytes, **more: Any) -> None:
-        """Append a block to the unfinished file, or nothing."""
+        """Append a block to the unfinished file; after an error, the file is as before."""
         more |= {"first": self.rows, "rows": n, "n_bytes": len(rows), "seconds": self.seconds}
         more |= {"sha256": of_bytes(rows), "skipped": skipped}
         line = json.dumps(more).encode() + b"\n"
         left = memoryview(of_bytes(line).encode() + b" " + line + rows)
         end = os.fstat(self._stream.fileno()).st_size
         try:
-            while left:  # a disk that is almost full takes a part, then fails
+            while left:  # on an almost full disk, a part is written before the error
                 left = left[self._stream.write(left) :]
         except BaseException:
             self._stream.truncate(end)
@@ -210,20 +214,20 @@ class StoreWriter:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent on this store, interrupted runs included."""
+        """Seconds spent on this store, including interrupted runs."""
         return time.monotonic() - self._opened_at
 
     def sync(self) -> None:
-        """Wait until everything that was appended is on the disk."""
+        """Flush everything that was appended to the disk."""
         with translate_os_errors(self.path):
             os.fsync(self._stream.fileno())
         self._synced_at = time.monotonic()
 
     def seal(self, run: Mapping[str, Any], shards: layout.Shards | None = None) -> FeatureStore:
-        """Write the HDF5 file from the blocks, or from shards; then give it the store's name.
+        """Write the HDF5 file from the blocks, or the description of shards, and rename it.
 
-        ``run``: when, where and how fast it was made; not part of the fingerprint. StoreError, if
-        rows are missing or were damaged on the disk, or the disk is full.
+        ``run``: when, where and how fast the store was made; not part of the fingerprint.
+        StoreError if rows are missing or were damaged on disk, or the disk is full.
         """
         content, n = self.content, len(self.content.labels)
         with translate_os_errors(self.path), contextlib.ExitStack() as stack:
@@ -238,12 +242,12 @@ class StoreWriter:
                     at, expected = self._partial, f"{n} rows"
                     raise StoreError(what, where=at, expected=expected, got=got, next_step=hint)
                 sealed = stack.enter_context(self._sealing.open("rb+"))
-                lock(sealed)  # a writer that finds it under the unfinished name has to wait
+                lock(sealed)  # another writer that finds it under the unfinished name has to wait
                 os.fsync(sealed.fileno())
                 written = FeatureStore(self._sealing)
-                if not shards:  # they were verified when they were sealed
+                if not shards:  # which were verified when they were sealed
                     written.verify()
-                # The rows are replaced first: no kill then leaves both them and the sealed store.
+                # Replaces the rows first, so that no kill leaves both rows and sealed store.
                 self._sealing.replace(self._partial)
                 _sync_folder(self.path.parent)
             self._partial.replace(self.path)
@@ -252,9 +256,9 @@ class StoreWriter:
         return FeatureStore(self.path)
 
     def close(self) -> None:
-        """Wait until what was appended is on the disk; an unsealed store stays unfinished."""
+        """Flush what was appended to the disk; an unsealed store stays unfinished."""
         if not self._stream.closed:
-            # Where the disk is full this cannot work; the error that led here was already raised.
+            # On a full disk this fails; that error was already raised.
             with contextlib.suppress(StoreError):
                 self.sync()
             self._stream.close()
@@ -267,10 +271,10 @@ class StoreWriter:
 
 
 def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
-    """Yield the facts and rows of the blocks of an unfinished store, and where each ends.
+    """Yield facts, rows and end offset of each block of an unfinished store.
 
-    The first block that is damaged, incomplete or out of order ends it; nothing of a block is used
-    before its checksum is right and all its bytes are in the file.
+    Stops before the first block that is damaged, incomplete or out of order; no part of a block is
+    used before its checksums are verified.
     """
     n_rows = 0
     with partial.open("rb") as file:
@@ -294,8 +298,41 @@ def read_blocks(partial: Path) -> Iterator[tuple[dict[str, Any], bytes, int]]:
             yield facts, rows, file.tell()
 
 
+def describe_shards(
+    content: layout.StoreContent, shards: Mapping[Path, str], at: str = ""
+) -> layout.Shards:
+    """Return what a store records about its shards.
+
+    ``shards`` maps the file of each shard, in row order, to the fingerprint of its images.
+    StoreError if a shard is missing or damaged, or does not contain the expected rows.
+    """
+    found = layout.Shards([], {}, [], at)
+    first, row_dtype = 0, content.row_dtype
+    for file, images in shards.items():
+        shard = FeatureStore(file, at=at)
+        last, where = first + len(shard), {}
+        fits = shard.manifest["dataset"]["fingerprint"] == images
+        fits &= shard.ids == list(content.ids[first:last])
+        fits &= np.array_equal(shard.labels, content.labels[first:last])
+        fits &= shard.manifest["backbone"] == content.manifest["backbone"]
+        for name in row_dtype.names or ():
+            (extent,) = shard.extents(name)
+            fits &= np.dtype((extent.dtype, extent.shape[1:])) == row_dtype[name]
+            where[name] = extent.offset, extent.sha256
+        if not fits:
+            what = "A shard does not contain the expected rows."
+            location = f"{at}/{file.name}" if at else str(file)
+            hint = f"delete {location!r}, and extract again: only it is made again"
+            raise StoreError(what, where=location, next_step=hint)
+        found.described.append({"file": file.name, "rows": len(shard), "arrays": where})
+        found.skipped.update({first + row: reason for row, reason in shard.skipped.items()})
+        found.runs.append(shard.run)
+        first = last
+    return found
+
+
 def unfinished_manifest(partial: Path) -> dict[str, Any] | None:
-    """Return the manifest that an unfinished store will have, if that can be read."""
+    """Return the manifest that an unfinished store will have, if it can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
         manifest: dict[str, Any] = next(read_blocks(partial))[0]["manifest"]
         conform("manifest", manifest, SCHEMA["manifest"])
@@ -304,9 +341,9 @@ def unfinished_manifest(partial: Path) -> dict[str, Any] | None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a writer that was killed left beside a sealed store, unless one is at work."""
+    """Remove what a killed writer left beside a sealed store, unless another one is at work."""
     partial, sealing = layout.partial_path(path), path.with_name(path.name + _SEALING)
-    with contextlib.suppress(OSError):  # of a folder that may only be read nothing is removed
+    with contextlib.suppress(OSError):  # in a read-only folder nothing is removed
         if partial.exists():
             with partial.open("rb") as file:
                 lock(file)
@@ -316,7 +353,7 @@ def remove_leftovers(path: Path) -> None:
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn an operating-system error into one that says what to do."""
+    """Turn an operating-system error into a StoreError that says what to do."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 raises either
@@ -334,7 +371,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Flush the names in a folder to the disk."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -89,8 +89,12 @@ def test_the_embedding_is_that_of_the_library(spec: str, tiny: Callable[[str], P
     assert np.linalg.norm(got - wanted) <= 1e-3 * np.linalg.norm(wanted)
     again = opened(spec, tiny, runtime="torch").describe()
     assert again == backbone.describe()
-    assert ("logits" in backbone._aliases) == (backbone.num_classes > 0)
     assert backbone.num_classes == (3 if spec == "hf:labelled" else 1000 * (spec[:2] != "hf"))
+    if backbone.num_classes:
+        assert backbone.dim("logits") == (backbone.num_classes,)
+    else:
+        with pytest.raises(UnknownNameError, match="no layer named 'logits'"):
+            backbone.dim("logits")
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from featpipe.backbones import load_backbone
+from featpipe.backbones.base import layer_shapes
 from featpipe.errors import FeatpipeError, UsageError, WeightsError
 from tests.backbones.tiny import EXACT, HF, save_tiny
 from tests.images import random_images
@@ -29,7 +30,7 @@ def test_a_network_without_pooled_output_names_its_layers(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="no class token") as caught:
         backbone.embed(random_images(1, 32))
     assert "--layer :last_hidden_state, or another of" in str(caught.value)
-    assert list(backbone._shapes)[-4] in caught.value.details["next"]
+    assert list(layer_shapes(backbone.network, 32))[-4] in caught.value.details["next"]
     assert backbone.dim(":last_hidden_state") == (8,)
 
 

@@ -116,7 +116,7 @@ def test_a_transform_that_does_not_describe_itself_needs_a_fingerprint(embed: An
     ],
 )
 def test_what_a_network_cannot_take_is_refused(embed: Any, transform: Any, says: str) -> None:
-    with pytest.raises(UsageError, match="does not make") as caught:
+    with pytest.raises(UsageError, match="does not return a valid input") as caught:
         embed(transform=transform)
     assert says in str(caught.value)
 
@@ -139,7 +139,7 @@ def test_half_a_module_is_refused(embed: Any, how: dict[str, Any]) -> None:
         (lambda images: images.sum(), "Odd has no pooled output"),
         (lambda images: images.sum(dim=(1, 2, 3)), "a single number per image"),
         (lambda images: "no tensor", "Odd has no pooled output"),
-        (lambda images: images[:, None], "is to be pooled"),
+        (lambda images: images[:, None], "not clear how to pool"),
     ],
 )
 def test_what_is_no_vector_tokens_or_map_is_refused(embed: Any, made: Any, says: str) -> None:

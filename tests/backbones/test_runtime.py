@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from featpipe.backbones import MODELS, RUNTIMES, runtime
+from featpipe.backbones import MODELS, RUNTIMES, effective_runtime, runtime
 from featpipe.backbones.base import FrozenNetwork
 from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.backbones.runtime import (
+    CannotRunError,
+    CompiledRuntime,
     Execution,
     TorchRuntime,
     activations,
@@ -180,22 +183,22 @@ def test_out_of_memory_halves_the_batch_and_says_so(monkeypatch: pytest.MonkeyPa
     frozen = FrozenNetwork("small", network("glyphnet"), Preprocessing(32, 32), device, how)
     images = random_images(11, 32)
     expected = frozen.embed(images, ("avgpool",))["avgpool"]
-    full, sizes = TorchRuntime._run, []
+    forward, sizes = TorchRuntime.forward, []
 
-    def run(self: TorchRuntime, batch: torch.Tensor, captures: object) -> object:
+    def short_of_memory(self: TorchRuntime, net: nn.Module, batch: torch.Tensor, *more: Any) -> Any:
         sizes.append(len(batch))
         if len(batch) > 3:
             raise torch.OutOfMemoryError
-        return full(self, batch, captures)
+        return forward(self, net, batch, *more)
 
-    monkeypatch.setattr(TorchRuntime, "_run", run)
+    monkeypatch.setattr(TorchRuntime, "forward", short_of_memory)
     np.testing.assert_allclose(frozen.embed(images, ("avgpool",))["avgpool"], expected, rtol=1e-4)
     assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
     assert [event.message for event in events if "out of memory" in event.message] == [
         "cpu is out of memory with 11 images at once: continuing with 5",
         "cpu is out of memory with 5 images at once: continuing with 2",
     ]
-    monkeypatch.setattr(TorchRuntime, "_run", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(TorchRuntime, "forward", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
         frozen.embed(images, ("avgpool",))
 
@@ -227,3 +230,85 @@ def test_bfloat16_is_near_and_is_described() -> None:
         {},
         {"runtime": "torch", "precision": "bfloat16"},
     )
+
+
+# --- torch.compile: the numbers of plain PyTorch for batches of any size
+
+
+def odd(network: nn.Module, runtime: str, events: list[Event]) -> FrozenNetwork:
+    how = Execution(runtime, progress=Progress(events.append))
+    return FrozenNetwork("odd", network.eval(), Preprocessing(16, 16), torch.device("cpu"), how)
+
+
+@pytest.fixture
+def compiled_for(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of batches that something was compiled for; nothing is."""
+    sizes: list[int] = []
+
+    def compiled(graph: Any, dynamic: bool) -> Any:
+        assert not dynamic
+        (given,) = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        sizes.append(given.meta["val"].shape[0])
+        return graph
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    return sizes
+
+
+def test_smaller_batches_use_what_was_compiled_for_larger_ones(compiled_for: list[int]) -> None:
+    torch.manual_seed(0)
+    network, events = Deciding(), []
+    images = random_images(12, 16)
+    expected = odd(network, "torch", []).embed(images, ("bn", "conv"))
+    runs = odd(network, "compiled", events)
+    for size in (8, 3, 8, 1, 12):
+        got = runs.embed(images[:size], ("bn", "conv"))
+        for layer in ("bn", "conv"):
+            np.testing.assert_allclose(got[layer], expected[layer][:size], rtol=1e-4, atol=1e-6)
+    assert compiled_for == [8, 12]
+    assert [event.message for event in events if "compiling" in event.message] == [
+        "compiling the network for 8 images at once",
+        "compiling the network for 12 images at once",
+    ]
+
+
+def test_after_a_lack_of_memory_smaller_batches_are_compiled_for(
+    compiled_for: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = CompiledRuntime.forward
+
+    def short_of_memory(
+        self: CompiledRuntime, net: nn.Module, batch: torch.Tensor, *more: Any
+    ) -> Any:
+        made = forward(self, net, batch, *more)
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError
+        return made
+
+    monkeypatch.setattr(CompiledRuntime, "forward", short_of_memory)
+    runs = odd(Deciding(), "compiled", [])
+    assert runs.embed(random_images(8, 16), ("bn",))["bn"].shape == (8, 4)
+    assert compiled_for == [8, 4]
+
+
+def test_a_network_that_decides_by_values_is_refused() -> None:
+    """A trace would keep the branch that one batch took."""
+    plain = Deciding()
+    plain.forward = lambda x: plain.bn(plain.conv(x if x.sum() > 0 else -x))
+    with pytest.raises(CannotRunError, match="PyTorch cannot compile this network"):
+        odd(plain, "compiled", []).embed(random_images(2, 16), ("bn",))
+
+
+def test_a_compiler_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(graph: Any, dynamic: bool) -> Any:
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(CannotRunError, match="PyTorch cannot compile this network") as caught:
+        odd(Deciding(), "compiled", []).embed(random_images(2, 16), ("bn",))
+    assert caught.value.details["got"] == "RuntimeError: no C++ compiler"
+    assert caught.value.details["next"] == "--runtime torch"
+
+
+def test_stores_of_compiled_networks_are_their_own() -> None:
+    assert effective_runtime("compiled") == "compiled"

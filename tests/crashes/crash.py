@@ -37,6 +37,7 @@ import featpipe.steps.runner
 from featpipe.cli.main import main as featpipe_main
 from featpipe.extraction import engine  # noqa: F401
 from featpipe.store import FeatureStore
+from featpipe.store.layout import LOOKS
 
 IMAGES = "--model glyphnet --dataset digits --limit 20 --device cpu"
 RECIPE = """
@@ -121,7 +122,9 @@ def content_of(path: Path) -> Any:
     if path.suffix == ".h5":
         store = FeatureStore(path)
         store.verify()
-        arrays = {name: [one.sha256 for one in extents] for name, extents in store._arrays.items()}
+        names = ["labels", *(f"features/{name}" for name in store.shapes)]
+        names += LOOKS if store.has_looks else ()
+        arrays = {name: [one.sha256 for one in store.extents(name)] for name in names}
         return [store.manifest, store.ids, store.classes, sorted(store.skipped), arrays]
     if path.suffix == ".sqlite":
         return None  # it remembers what can be computed again

@@ -15,11 +15,12 @@ from featpipe.cli import main
 from featpipe.datasets.dataset import DatasetOptions, open_source
 from featpipe.errors import FitError, StoreError, UsageError
 from featpipe.extraction import Extract
-from featpipe.extraction.embed import Embed
+from featpipe.extraction.step import Embed
 from featpipe.probes.svm import Svm
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace
+from tests.images import pictures
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,13 @@ def test_several_splits_make_several_files(context, tmp_path):
     assert [path.name for path in made.paths] == ["v-train.npz", "v-test.npz"]
     with np.load(made.paths[0]) as arrays:
         assert len(arrays["labels"]) == len(arrays["features"]) == 5
+
+
+def test_a_slash_in_the_name_of_a_split_is_not_part_of_the_path(context, tmp_path):
+    split = np.array(["train", "ext/ra"] * 3)
+    np.savez(tmp_path / "toy.npz", images=pictures(6), labels=[0, 0, 1, 1, 0, 1], split=split)
+    made = embedded(f"npz:{tmp_path / 'toy.npz'}", context, tmp_path / "v.npz")
+    assert sorted(path.name for path in made.paths) == ["v-ext-ra.npz", "v-train.npz"]
 
 
 @pytest.mark.parametrize(

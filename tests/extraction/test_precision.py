@@ -1,4 +1,4 @@
-"""Lower precision: int8 is fitted to training images, and what it costs is measured."""
+"""Lower precision: int8 is calibrated on training images, and its cost is measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featpipe.backbones.preprocessing import Preprocessing
 from featpipe.datasets.dataset import SourceRequest
 from featpipe.datasets.source import ArraySource, Identity, ImageSource
 from featpipe.errors import DataError, ImageError
-from featpipe.extraction.precision import calibration, cost_of_precision
+from featpipe.extraction.engine import calibration, cost_of_precision
 from featpipe.steps import Context
 from featpipe.store import FeatureStore
 from featpipe.workspace import Workspace

@@ -137,7 +137,7 @@ def test_an_interrupted_run_continues_with_what_is_missing(
     assert len(kept) == 2
     step = Extract(dataset="digits", model="glyphnet", shard_rows=400)
     status = step.status(Context(Workspace(tmp_path / "shards")))
-    assert "2 of 4 shards are there" in status.why
+    assert "2 of 4 shards exist" in status.why
     notes: list[str] = []
     store, _ = extracted(progress=Progress(lambda event: notes.append(event.message), 0))
     assert any(note.startswith("resuming: 2 of 6 shards (800 images)") for note in notes)
@@ -196,7 +196,7 @@ def test_a_shard_of_other_rows_is_not_taken(extracted: Extracted) -> None:
     taken = store.shards[0]
     taken.write_bytes(other.shards[0].read_bytes())
     store.shards[1].unlink()
-    with pytest.raises(StoreError, match="does not hold the rows that are due") as raised:
+    with pytest.raises(StoreError, match="does not contain the expected rows") as raised:
         extracted()
     assert taken.name in raised.value.details["next"]
     taken.unlink()
@@ -217,7 +217,7 @@ def test_a_shard_of_other_images_is_not_taken(tmp_path: Path) -> None:
     one, other = stores
     other.shards[1].write_bytes(one.shards[1].read_bytes())
     other.shards[0].unlink()
-    with pytest.raises(StoreError, match="does not hold the rows that are due"):
+    with pytest.raises(StoreError, match="does not contain the expected rows"):
         featpipe.extract(f"folder:{tmp_path / 'other' / 'photos'}", workspace=workspace, **given)
 
 

@@ -1,4 +1,4 @@
-"""Shards are taken for the rows of a store only where they hold the very rows that are due."""
+"""A store is sealed over shards only if they contain exactly the expected rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 
 from featpipe.errors import StoreError
 from featpipe.store import StoreContent, StoreWriter
-from featpipe.store.shards import describe_shards, shard_path
+from featpipe.store.layout import shard_path
+from featpipe.store.writer import describe_shards
 from tests import stores
 
 EDGES = (0, 4, 5, 10)
@@ -103,14 +104,14 @@ OTHERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
 def test_other_rows_are_not_taken(write: Write, changes: dict[str, Any]) -> None:
     shards = write(**changes)
-    with pytest.raises(StoreError, match="does not hold the rows that are due") as caught:
+    with pytest.raises(StoreError, match="does not contain the expected rows") as caught:
         describe_shards(WHOLE, shards)
     assert caught.value.details["where"] == str(list(shards)[1])
     assert caught.value.details["where"] in caught.value.details["next"]
 
 
 def test_shards_in_another_order_are_not_taken(write: Write) -> None:
-    with pytest.raises(StoreError, match="does not hold the rows that are due"):
+    with pytest.raises(StoreError, match="does not contain the expected rows"):
         describe_shards(WHOLE, dict(reversed(write().items())))
 
 
@@ -139,6 +140,6 @@ def test_shards_at_a_url_are_described_there(
     assert there == replace(here, at="memory://shelf")
     first, second, _ = (f"/shelf/{path.name}" for path in shards)
     memory.pipe_file(second, memory.cat_file(first))
-    with pytest.raises(StoreError, match="does not hold the rows that are due") as caught:
+    with pytest.raises(StoreError, match="does not contain the expected rows") as caught:
         describe_shards(WHOLE, shards, "memory://shelf")
     assert "delete 'memory://shelf/0000000004-0000000005.h5'" in caught.value.details["next"]
