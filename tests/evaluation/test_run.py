@@ -19,10 +19,10 @@ from featpipe.evaluation.models import load_model
 from featpipe.evaluation.result import Result
 from featpipe.evaluation.run import set_up
 from featpipe.evaluation.verify import verify_result
-from featpipe.probes.estimators import BatchedLinear
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
+from featpipe.probes.solvers import BatchedLinear
 from featpipe.probes.svm import Svm
 from featpipe.probes.zeroshot import Zeroshot
 from featpipe.reporting.step import Report, changed_files

@@ -64,7 +64,7 @@ def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 
         splits=[{"chosen": dict(one), "converged": more.get("converged", True)} for one in chosen],
         summary={"accuracy": accuracy, "metrics": {"macro_f1": 0.5}, "spread": {}},
         cost={},
-        stores=[{"manifest": {"backbone": {"model": "toynet"}}}],
+        stores=[{"layer": "pool", "manifest": {"backbone": {"model": "toynet"}, "dtype": "float32"}}],
         environment={},
         created="2024-01-01T00:00:00+00:00",
     )  # fmt: skip
