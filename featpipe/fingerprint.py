@@ -20,7 +20,7 @@ from typing import Any
 
 from featpipe.files import open_regular
 
-_CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock look like one
+CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock look like one
 _DIGEST = "digest"  # key of sealed JSON
 SEAL = b"featpipe sha256 "  # the comment of a sealed archive, before the digest in hex
 _COMMENT_BYTES = 2 + len(SEAL) + 64  # with its length, which ends an archive without a comment
@@ -165,7 +165,7 @@ class FileHashes:
                 digest = known.get(stamp)
                 if digest is None:
                     digest = digest_of(Path(path), algorithm)
-                    if began - stamp[-1] > _CLOCK_TICK_NS:
+                    if began - stamp[-1] > CLOCK_TICK_NS:
                         fresh.append((*stamp, algorithm, digest))
                     on_hashed()
                 digests.append(digest)

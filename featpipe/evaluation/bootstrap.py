@@ -20,7 +20,7 @@ from featpipe.statistics.intervals import CONFIDENCE, Interval
 
 RESAMPLES = 1_999
 
-_AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
+AT_ONCE = 1 << 22  # numbers drawn at once: 32 MB
 _TAILS = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
 
 Floats = NDArray[np.float64]
@@ -126,7 +126,7 @@ def _resampled(
     tables: Mapping[str, sparse.csr_array], n: int, resamples: int, seed: int
 ) -> dict[str, Floats]:
     """Return the sums of each table, of shape (lines, n), in every resample of its n columns."""
-    rng, size = np.random.default_rng(seed), max(1, _AT_ONCE // n)
+    rng, size = np.random.default_rng(seed), max(1, AT_ONCE // n)
     parts: list[dict[str, Floats]] = []
     for start in range(0, resamples, size):
         some = min(size, resamples - start)

@@ -48,7 +48,7 @@ def run(
 @pytest.fixture
 def extract(run: Callable[[str], Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return an extract command that works, and remembers even hashes of files just written."""
-    monkeypatch.setattr("featpipe.fingerprint._CLOCK_TICK_NS", -(10**9))
+    monkeypatch.setattr("featpipe.fingerprint.CLOCK_TICK_NS", -(10**9))
     images.weights_file(tmp_path / "w.safetensors")
     images.photo_folder(tmp_path / "photos")
     return (

@@ -162,5 +162,5 @@ def test_the_seed_decides_and_the_batches_do_not(monkeypatch):
     values = values_of(pooled, model)
     first = metric_intervals(pooled, row, model, values, seed=3)
     assert metric_intervals(pooled, row, model, values, seed=4) != first
-    monkeypatch.setattr(bootstrap, "_AT_ONCE", 1000)
+    monkeypatch.setattr(bootstrap, "AT_ONCE", 1000)
     assert metric_intervals(pooled, row, model, values, seed=3) == first
