@@ -37,6 +37,9 @@ def trained_on(sets):
     return {**about, "rows": 100, "overlap": 0.0, "own_pool": False}
 
 
+MANIFEST = {"backbone": {"model": "toynet"}, "dtype": "float32"}
+
+
 def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 0.1},), **more):
     """Write a result whose predictions are right where ``right`` says."""
     right = np.asarray(right, dtype=bool)
@@ -64,7 +67,7 @@ def result_of(folder, name, right, *, dataset="toy", rows="test", chosen=({"c": 
         splits=[{"chosen": dict(one), "converged": more.get("converged", True)} for one in chosen],
         summary={"accuracy": accuracy, "metrics": {"macro_f1": 0.5}, "spread": {}},
         cost={},
-        stores=[{"layer": "pool", "manifest": {"backbone": {"model": "toynet"}, "dtype": "float32"}}],
+        stores=[{"layer": "pool", "manifest": MANIFEST}],
         environment={},
         created="2024-01-01T00:00:00+00:00",
     )  # fmt: skip
