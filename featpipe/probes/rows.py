@@ -199,9 +199,18 @@ class Rows:
     def preconditioner(self, weight: Array) -> Callable[[Array], Array]:
         """Return a function that applies (I + Σ weightᵢ xᵢ xᵢᵀ)⁻¹ to weights of features."""
         d = self.shape[1]
-        A = self._gram(weight)
-        A[np.diag_indices(d)] += 1
-        inverse = linalg.inv(A, assume_a="pos", lower=True, overwrite_a=True, check_finite=False)
+        A, on = self._gram(weight), np.diag_indices(d)
+        diagonal, ridge = A[on], 1.0
+        factorise, invert = linalg.get_lapack_funcs(("potrf", "potri"), (A,))
+        while True:
+            A[on] = diagonal + ridge
+            U, failed = factorise(A.T)
+            if not failed or np.isinf(ridge):
+                break
+            # Features repeat, and rounding hides the ridge; a larger one costs only iterations.
+            ridge = max(10 * ridge, np.finfo(A.dtype).eps * float(diagonal.max()))
+        inverse, _ = invert(U, overwrite_c=True)
+        inverse += np.triu(inverse, 1).T
 
         def apply(G: Array) -> Array:
             flat = G.reshape(d, -1)

@@ -132,6 +132,15 @@ def test_the_preconditioner_inverts_the_gram_matrix_of_weighted_rows(X):
     np.testing.assert_allclose(applied[..., 0], exact @ G[..., 0], atol=1e-10)
 
 
+def test_the_preconditioner_is_positive_where_features_repeat_and_weights_are_large(X):
+    X = np.repeat(X, 2, axis=1).astype(np.float32)
+    weight = np.full(len(X), 1e8, np.float32)  # the identity is below the rounding of the rest
+    G = np.random.default_rng(3).normal(size=(X.shape[1], 3)).astype(np.float32)
+    applied = Rows(X).preconditioner(weight)(G)
+    assert np.isfinite(applied).all()
+    assert ((G * applied).sum(axis=0) > 0).all()
+
+
 def test_threads_change_no_bit_of_a_product(X, member):
     rng, fold = np.random.default_rng(4), np.array([0, 1, 2])
     big = np.tile(X, (4, 8)).astype(np.float32)
