@@ -198,6 +198,8 @@ def calibrate(split: Split, probe: Probe, chosen: dict[str, Any], jobs: int) -> 
                 return {"reason": f"a part of the training rows is not enough: {error}"}
             if scores is None:
                 return {"reason": "the classifier gives no scores"}
+            if not np.isfinite(scores).all():
+                return {"reason": "the classifier gives scores that are not finite"}
             logits.append(as_logits(scores[:, known], graded=graded))
             truth.append(np.searchsorted(known, y[held_out]))
     temperature, loss = fit_temperature(np.concatenate(logits), np.concatenate(truth))

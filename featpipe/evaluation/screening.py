@@ -166,7 +166,8 @@ class Screening:
 
 def components(n: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the connected component, a number, of each of n nodes, of which a are joined to b."""
-    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(n, n))
+    ends = a.astype(np.int32), b.astype(np.int32)  # the only type that older SciPy takes
+    graph = coo_array((np.ones(len(a), bool), ends), shape=(n, n))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 

@@ -32,6 +32,7 @@ from featpipe.evaluation.models import load_model
 from featpipe.evaluation.protocol import RowSet, Split, make_splits
 from featpipe.probes.any_classifier import AnyClassifier
 from featpipe.probes.base import Probe
+from featpipe.probes.estimators import NearestMean
 from featpipe.probes.logistic import Logistic
 from featpipe.probes.nearest_mean import Centroid
 from featpipe.probes.neighbours import Knn
@@ -533,6 +534,17 @@ def test_where_a_part_of_the_rows_is_not_enough_the_reason_is_kept(tmp_path):
     train, test = pair(tmp_path, n=12)
     result = evaluated(Knn(k=(12,)), tmp_path, train, test)
     assert "is not enough" in result.extra["calibration"]["reason"]
+
+
+def test_scores_that_are_not_finite_are_not_calibrated(tmp_path, monkeypatch):
+    def undefined(model, X):
+        return np.full((len(X), 3), np.nan)
+
+    train, test = pair(tmp_path)
+    _, (split,) = make_splits("split", train, test, 0)
+    monkeypatch.setattr(NearestMean, "decision_function", undefined)
+    facts = calibrate(split, Centroid(), {}, 1)
+    assert facts == {"reason": "the classifier gives scores that are not finite"}
 
 
 def test_where_no_row_can_be_held_out_the_reason_is_kept(tmp_path):
