@@ -55,7 +55,7 @@ class Console:
             return
         if event.event == "note":
             self._say(event.message)
-        elif sys.stderr.isatty():
+        elif self._bars or sys.stderr.isatty():  # which the bars of older rich hide
             self._bars = self._bars or Bars()
             self._bars.show(event)
 
