@@ -6,19 +6,23 @@ it has changed since; they do not stop anyone from changing both.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featpipe.files import open_regular
+from featpipe.lazy import Lazy
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+hashlib, sqlite3 = Lazy("hashlib"), Lazy("sqlite3")  # a tenth of the time of `--help`
 
 CLOCK_TICK_NS = 20_000_000  # two changes within one tick of the system's clock look like one
 _DIGEST = "digest"  # key of sealed JSON
@@ -114,7 +118,7 @@ def _comment(path: Path, n_bytes: int) -> bytes:
 
 
 @contextmanager
-def database(path: Path, table: str) -> Iterator[sqlite3.Connection]:
+def database(path: Path, table: str) -> Iterator[Connection]:
     """Yield an SQLite file that has a table; it is made where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=60)) as connection, connection:

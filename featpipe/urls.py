@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,7 +125,7 @@ class Place:
 
     def put(self, file: Path) -> None:
         """Copy a file into the folder, where it gets its name once it is complete."""
-        temporary = f"{self.path}/.{file.name}.{secrets.token_hex(8)}.tmp"
+        temporary = f"{self.path}/.{file.name}.{os.urandom(8).hex()}.tmp"
         with translate_errors(self.where(file.name)):
             if protocol_of(self.url) not in PACKAGES:  # buckets have no folders
                 self.fs.makedirs(self.path, exist_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -87,7 +86,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def _claim(path: Path) -> tuple[Path, IO[bytes]]:
     """Make a temporary file and lock it: unlike this one, leftovers of a kill have no lock."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
         claim = temporary.open("xb")  # permissions follow the umask: results are to be shared
         if fcntl is None:  # Windows renames no open file
             claim.close()

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featpipe.errors import FeatpipeError
 from featpipe.lazy import Lazy, check_installed
 from featpipe.progress import Event
 from featpipe.steps.base import Outcome
-from featpipe.steps.plan import Plan, file_part
+
+if TYPE_CHECKING:
+    from featpipe.steps.plan import Plan
 
 tracking, entities = Lazy("mlflow.tracking"), Lazy("mlflow.entities")
-summary = Lazy("tensorboard.summary")
+summary, plans = Lazy("tensorboard.summary"), Lazy("featpipe.steps.plan")
 
 Keep = Callable[[Outcome], None]
 
@@ -101,7 +103,7 @@ def _open_tensorboard(experiment: str, folder: Path) -> Keep:
         """Write the metrics and the curves of a result, once per result."""
         if not outcome.succeeded:
             return
-        name, key = file_part(outcome.task), outcome.facts["key"][:8]
+        name, key = plans.file_part(outcome.task), outcome.facts["key"][:8]
         events = folder / "tensorboard" / experiment / name / key
         if events.exists():  # event files are only ever appended to: points would occur twice
             return
